@@ -1,0 +1,175 @@
+"""Analyse the projectors of a finished run: what ``kdcli analyze-projector`` shows and writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.analysis import decompose, linear_cka, rank_evolution, summarize
+from kdcli.data import ImageSource, prepare
+from kdcli.errors import UserError
+from kdcli.job import Job, reopen_job
+from kdcli.methods.projection import Projection
+from kdcli.models.base import Model
+from kdcli.report import plot_decomposition, plot_evolution, plot_spectrum
+from kdcli.run_folder import RunFolder
+from kdcli.trainer import resolve_device
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, Any], list[Path]]:
+    """Analyse every projector of ``run`` that is a matrix, on held-out data.
+
+    Args:
+        run: a finished run.
+        split: ``validation`` or ``test``.
+        device: to run both models on; ``auto`` is the first GPU, else the CPU.
+
+    Returns:
+        The content of ``analysis.json`` and the files written to ``RUN/analysis``.
+
+    Raises:
+        UserError: when the run has no such projector or no such split.
+    """
+    if split not in ("validation", "test"):
+        raise UserError(f"There is no split {split!r} to analyse on.", "Use validation or test.")
+    projections = _matrix_projections(run)
+    job = reopen_job(run)
+    source = job.data.validation if split == "validation" else job.data.test
+    if source is None:
+        raise UserError(f"{job.data.facts.name} has no test split.", "Use --split validation.")
+    assert job.teacher is not None
+    methods = {name: method for name, method in job.distiller.each_method() if name in projections}
+    student_taps = tuple(sorted({tap for method in methods.values() for tap in method.student_taps}))
+    teacher_taps = tuple(sorted({tap for method in methods.values() for tap in method.teacher_taps}))
+    place = resolve_device(device)
+    student = _features(job, job.student, source, student_taps, place)
+    teacher = _features(job, job.teacher, source, teacher_taps, place)
+
+    folder = run.path / "analysis"
+    folder.mkdir(exist_ok=True)
+    spectra = run.read_tensors("spectra.safetensors")
+    results, files = {}, []
+    for name, method in methods.items():
+        assert isinstance(method, Projection)
+        result = _analyze(method, student[method.student_taps[0]], teacher[method.teacher_taps[0]])
+        history, steps = spectra[name], spectra["steps"]
+        result["evolution"] = {"steps": steps.tolist(), **rank_evolution(history)}
+        results[name] = result
+        title = f"{type(method.projector).__name__} of {run.path.resolve().name}"
+        files += [
+            plot_spectrum(
+                folder / f"spectrum-{name}.png",
+                result["singular_values"],
+                rank=result["spectrum"]["rank"],
+                title=title,
+                reference=history[0],
+            ),
+            plot_evolution(
+                folder / f"evolution-{name}.png",
+                steps,
+                history,
+                ranks=rank_evolution(history),
+                title=title,
+                epoch_steps=_steps_per_epoch(run),
+            ),
+            plot_decomposition(folder / f"decomposition-{name}.png", result["parts"], title=title),
+        ]
+        result["decomposition"] = result.pop("parts").to_json()
+    analysis = {"split": split, "num_samples": len(next(iter(student.values()))), "projectors": results}
+    run.write_text("analysis/analysis.json", json.dumps(analysis, indent=2) + "\n")
+    return analysis, [run.path / "analysis" / "analysis.json", *files]
+
+
+def tables(analysis: dict[str, Any]) -> Iterator[Table]:
+    """Yield the tables for the terminal."""
+    for name, result in analysis["projectors"].items():
+        spectrum, parts, evolution = result["spectrum"], result["decomposition"], result["evolution"]
+        rows, columns = spectrum["shape"]
+        yield (
+            f"{name}: {result['kind']} {rows} x {columns}, {result['direction'].replace('_', ' ')}",
+            ["", "at the start", "best student"],
+            [
+                ["numerical rank", f"{evolution['numerical'][0]:.0f}", str(spectrum["rank"])],
+                ["stable rank", f"{evolution['stable'][0]:.1f}", f"{spectrum['stable_rank']:.1f}"],
+                ["effective rank", f"{evolution['effective'][0]:.1f}", f"{spectrum['effective_rank']:.1f}"],
+                ["largest singular value", "", f"{spectrum['largest']:.4g}"],
+                ["smallest singular value", "", f"{spectrum['smallest']:.4g}"],
+                ["distance from orthogonal", "", f"{spectrum['orthogonality_error']:.2e}"],
+            ],
+        )
+        yield (
+            f"Projection loss on {analysis['num_samples']} {analysis['split']} images",
+            ["part", "per image", "share"],
+            [
+                ["knowledge transfer", f"{parts['transfer_per_sample']:.4g}", f"{parts['transfer_share']:.1%}"],
+                ["spectral", f"{parts['spectral_per_sample']:.4g}", f"{parts['spectral_share']:.1%}"],
+                ["total", f"{parts['total_per_sample']:.4g}", "100.0%"],
+            ],
+        )
+        yield (
+            "Similarity (linear CKA)",
+            ["between", "CKA"],
+            [[pair.replace("_", " "), f"{value:.4f}"] for pair, value in result["linear_cka"].items()],
+        )
+
+
+def _analyze(method: Projection, student: Tensor, teacher: Tensor) -> dict[str, Any]:
+    """Analyse one projector on features (N, d_s) and (N, d_t) of the same images."""
+    projector: Any = method.projector
+    matrix = projector.matrix().detach().cpu()
+    student_side, teacher_side = method.project(student, teacher)
+    normalized = method.normalize_teacher(teacher)
+    if projector.direction == "teacher_to_student":
+        source, target = normalized, student_side
+        projected_pair = {"student_and_projected_teacher": linear_cka(student_side, teacher_side)}
+    else:
+        source, target = student, normalized
+        projected_pair = {"projected_student_and_teacher": linear_cka(student_side, teacher_side)}
+    parts = decompose(source, target, matrix)
+    return {
+        "kind": type(projector).__name__.removesuffix("Projector").lower(),
+        "direction": projector.direction,
+        "spectrum": summarize(matrix).to_json(),
+        "singular_values": parts.singular_values[: min(matrix.shape)],
+        "parts": parts,
+        "linear_cka": {"student_and_teacher": linear_cka(student, teacher), **projected_pair},
+    }
+
+
+@torch.inference_mode()
+def _features(
+    job: Job, model: Model, source: ImageSource, taps: tuple[str, ...], device: torch.device
+) -> dict[str, Tensor]:
+    """Return the features of every readable image of ``source``: (N, d) float32 on the CPU, by tap."""
+    model.to(device).eval()
+    parts: dict[str, list[Tensor]] = {tap: [] for tap in taps}
+    for batch in job.eval_loader(source, model):
+        if len(batch):
+            images = prepare(batch.images.to(device), model.facts.preprocessing)
+            output = model(images, taps=taps, logits=False)
+            for tap in taps:
+                parts[tap].append(output.features[tap].float().cpu())
+    return {tap: torch.cat(values).clone() for tap, values in parts.items()}
+
+
+def _matrix_projections(run: RunFolder) -> list[str]:
+    """Return the names of the run's methods whose projector is a matrix, read from its files alone."""
+    names = [name for name in run.read_tensors("spectra.safetensors") if name != "steps"]
+    if not names:
+        raise UserError(
+            f"The run {run.path} has no projector with a matrix: it has none at all, or an MLP.",
+            "Analyse a run with a linear, orthogonal or inverted projector.",
+        )
+    return names
+
+
+def _steps_per_epoch(run: RunFolder) -> float:
+    last = run.read_metrics("validation")[-1]
+    return float(last["step"]) / float(last["epoch"])

@@ -1,0 +1,85 @@
+"""The model card of a run's student."""
+
+from __future__ import annotations
+
+import json
+
+from kdcli.config import ProjectionOptions, RunConfig
+from kdcli.run_folder import RunFolder
+
+
+def model_card(run: RunFolder) -> str:
+    """Return the card in Markdown: how the student came about, what it reaches, how to load it."""
+    config, plan = run.read_config(), run.read_plan()
+    native = json.loads((run.student / "config.json").read_text(encoding="utf-8"))
+    library = "timm" if "architecture" in native else "transformers"
+    decisions = {entry["name"]: entry for entry in plan["decisions"]}
+    name = config.student.name.rpartition("/")[2]
+    rows = [
+        ("Student", decisions["student"]["value"]),
+        ("Teacher", decisions["teacher"]["value"] if "teacher" in decisions else "none"),
+        ("Relation", f"{plan['relation']}: {decisions['relation']['reason']}"),
+        ("Projector", _projector(config)),
+        ("Data", decisions["data"]["value"]),
+        ("Trainable parameters", decisions["trainable parameters"]["value"]),
+        ("Seed", str(config.seed)),
+        *_metric_rows(run, "validation", "Validation"),
+        *_metric_rows(run, "test", "Test"),
+    ]
+    table = "\n".join(f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows)
+    versions = ", ".join(f"{package} {version}" for package, version in plan["versions"].items())
+    return f"""---
+library_name: {library}
+pipeline_tag: {config.task}
+tags: [knowledge-distillation, kdcli]
+---
+
+# {name}, distilled with kdcli
+
+| | |
+| --- | --- |
+{table}
+
+## Load it
+
+```python
+{_LOADING[library]}
+```
+
+## Made by
+
+```sh
+{plan["command"]}
+```
+
+{versions}
+"""
+
+
+_LOADING = {
+    "timm": 'import timm\n\nmodel = timm.create_model("local-dir:PATH", pretrained=True).eval()\n'
+    'labels = model.pretrained_cfg["label_names"]',
+    "transformers": "from transformers import AutoModelForImageClassification\n\n"
+    'model = AutoModelForImageClassification.from_pretrained("PATH")\nlabels = model.config.id2label',
+}
+
+
+def _projector(config: RunConfig) -> str:
+    found = [options for options in config.methods or () if isinstance(options, ProjectionOptions)]
+    return (
+        "; ".join(
+            f"{options.projector}, teacher features normalised by {options.normalize}, distance {options.distance}"
+            for options in found
+        )
+        or "none"
+    )
+
+
+def _metric_rows(run: RunFolder, event: str, title: str) -> list[tuple[str, str]]:
+    lines = run.read_metrics(event)
+    if not lines:
+        return []
+    # The kept student is the one of the last test or, without a test split, of the best validation.
+    tests = run.read_metrics("test")
+    kept = [line for line in lines if not tests or line["epoch"] == tests[-1]["epoch"]][-1]
+    return [(f"{title} {key}", f"{value:.4f}") for key, value in kept.items() if key not in ("event", "epoch", "step")]

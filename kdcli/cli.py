@@ -1,0 +1,384 @@
+"""The commands: parse, call, render. Everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdcli import __version__
+from kdcli.errors import UserError
+
+if TYPE_CHECKING:
+    from kdcli.config import RunConfig
+    from kdcli.trainer import Result
+
+app = typer.Typer(
+    name="kdcli",
+    help="Distil compact models from arbitrary pretrained teachers.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="List, show and copy the recipes that come with kdcli.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+
+
+def main() -> None:
+    """Run the command line; a user's error is one message, a hint and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        from kdcli.console import show_error
+
+        show_error(error)
+        raise SystemExit(2) from None
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"kdcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Distil compact models from arbitrary pretrained teachers."""
+
+
+_MODEL = "Models and data"
+_PLAN = "Distillation"
+_TRAIN = "Training"
+
+
+@app.command()
+def distill(
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe by name or file; the other options override it.", show_default=False)
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the config. May be repeated.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="timm or Hugging Face name, local folder, random:NAME for an untrained one, or none.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Local checkpoint (.safetensors, .pth) for the teacher.", rich_help_panel=_MODEL
+        ),
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Name of the student's architecture.", rich_help_panel=_MODEL)
+    ] = None,
+    student_pretrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--student-pretrained/--no-student-pretrained",
+            help="Start the student from its published weights.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="demo:digits, torchvision:NAME, hf:org/name, or a folder (class folders, parquet, arrow).",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    data_root: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", rich_help_panel=_MODEL)
+    ] = None,
+    strict_data: Annotated[
+        bool, typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_MODEL)
+    ] = False,
+    task: Annotated[str | None, typer.Option(help="image-classification.", rich_help_panel=_PLAN)] = None,
+    relation: Annotated[
+        str | None,
+        typer.Option(help="Override the task relation: same, cross, random, none.", rich_help_panel=_PLAN),
+    ] = None,
+    projector: Annotated[
+        str | None,
+        typer.Option(
+            help="Override the projector: linear, mlp, orthogonal, inverted, or none for no features.",
+            rich_help_panel=_PLAN,
+        ),
+    ] = None,
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            help="Override the teacher's normalisation: none, layer_norm, standardize, whiten.", rich_help_panel=_PLAN
+        ),
+    ] = None,
+    baseline: Annotated[
+        bool | None,
+        typer.Option(
+            "--baseline/--no-baseline",
+            help="Also train the student alone for the same steps and compare.",
+            rich_help_panel=_PLAN,
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="The run folder; a new name under runs/ by default.", rich_help_panel=_TRAIN),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.", rich_help_panel=_TRAIN)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images of a batch.", rich_help_panel=_TRAIN)] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=_TRAIN)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAIN)] = None,
+    mixed_precision: Annotated[str | None, typer.Option(help="auto, no, fp16 or bf16.", rich_help_panel=_TRAIN)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_TRAIN)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Distil a teacher into a student.
+
+    Loads both by name, works out how the teacher's task relates to yours, picks the projector that this calls for
+    (and says why), trains, keeps the best student by validation, and tests it once.
+
+    Examples:
+
+        kdcli distill --recipe quickstart
+
+        kdcli distill --teacher resnet50 --student mobilenetv3_small_050 --data photos/
+
+        kdcli distill --teacher hf:facebook/dinov2-small --student resnet18 --data torchvision:CIFAR100 --dry-run
+
+        kdcli distill --teacher none --student resnet18 --data demo:digits --set optim.weight_decay=0.1
+    """
+    from kdcli.config import parse_config
+    from kdcli.recipes import apply_overrides, find_recipe, load_yaml, set_key
+
+    values: dict[str, Any] = {}
+    source = "the options"
+    if recipe is not None:
+        file = find_recipe(recipe)
+        values, source = load_yaml(file), str(file)
+    values = apply_overrides(values, set_ or [])
+    if teacher is not None:
+        values = {**values, "teacher": {"name": teacher}}  # another teacher: the recipe's weights are not its own
+    options = {
+        "teacher.weights": teacher_weights,
+        "student.name": student,
+        "student.pretrained": student_pretrained,
+        "data.name": data,
+        "data.root": data_root,
+        "data.strict": strict_data or None,
+        "task": task,
+        "relation": relation,
+        "projector": projector,
+        "normalize": normalize,
+        "baseline": baseline,
+        "output": output,
+        "train.epochs": epochs,
+        "train.batch_size": batch_size,
+        "optim.lr": lr,
+        "seed": seed,
+        "train.mixed_precision": mixed_precision,
+        "train.device": device,
+    }
+    for key, value in options.items():
+        if value is not None:
+            values = set_key(values, key.split("."), value)
+    missing = [name for name in ("teacher", "student", "data") if not values.get(name)]
+    if missing and recipe is None:
+        raise UserError(
+            f"Say what to distil: {', '.join('--' + name for name in missing)} is missing.",
+            "For example: kdcli distill --teacher resnet50 --student mobilenetv3_small_050 --data photos/"
+            " (or: kdcli distill --recipe quickstart)",
+        )
+    config = parse_config(values, source=source)
+    _distill(config, dry_run=dry_run)
+
+
+def _distill(config: RunConfig, *, dry_run: bool) -> None:
+    from kdcli.console import console, show_lines, show_plan, show_table
+    from kdcli.job import prepare_job
+    from kdcli.run_folder import RunFolder, check_new_folder, free_folder
+    from kdcli.trainer import make_accelerator
+
+    path = config.output or free_folder(Path("runs") / _run_name(config))
+    if not dry_run:
+        check_new_folder(path)
+    accelerator = make_accelerator(config.train)
+    with console.status("Loading data and models"):
+        job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
+    show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}")
+    if dry_run:
+        return
+    run = RunFolder.create(path)
+    results = {"distilled" if job.teacher else "student": _train(job, run, accelerator, command=_command())}
+    if config.baseline:
+        alone = config.alone()
+        accelerator = make_accelerator(alone.train)
+        job = prepare_job(alone, mixed_precision=accelerator.mixed_precision)
+        results["student alone"] = _train(job, RunFolder.create(path / "baseline"), accelerator, command=_command())
+    _show_results(results, show_table)
+    show_lines([f"Student: {run.student}", f"Export it: kdcli export {shlex.quote(str(path))}"])
+
+
+def _train(job: Any, run: Any, accelerator: Any, *, command: str) -> Result:
+    from kdcli.card import model_card
+    from kdcli.console import ProgressReporter
+    from kdcli.trainer import train
+
+    run.write_config(job.config)
+    run.write_plan(job.plan, command=command)
+    with ProgressReporter("distil" if job.teacher else "alone") as reporter:
+        result = train(job, run, accelerator, reporter)
+    run.write_text("README.md", model_card(run))
+    return result
+
+
+def _show_results(results: dict[str, Result], show_table: Any) -> None:
+    first = next(iter(results.values()))
+    metrics = [name for name in first.validation if name not in ("epoch", "step")]
+    columns = ["", *(f"validation {name}" for name in metrics), *(f"test {name}" for name in first.test)]
+    columns += ["best epoch", "steps", "seconds"]
+    rows = [
+        [
+            name,
+            *(f"{result.validation[metric]:.4f}" for metric in metrics),
+            *(f"{value:.4f}" for value in result.test.values()),
+            f"{result.validation['epoch']:.0f}",
+            str(result.steps),
+            f"{result.seconds:.0f}",
+        ]
+        for name, result in results.items()
+    ]
+    show_table("Result", columns, rows)
+
+
+def _run_name(config: RunConfig) -> str:
+    names = (config.student.name, config.teacher.name, config.data.name)
+    student, teacher, data = ("".join(c if c.isalnum() or c in "._" else "-" for c in n).strip("-.") for n in names)
+    return f"{student}-from-{teacher}-on-{data}"[:120]
+
+
+def _command() -> str:
+    return shlex.join(["kdcli", *sys.argv[1:]])
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder of kdcli distill.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; RUN/export by default.", show_default=False)
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", help="safetensors or onnx.")] = "safetensors",
+) -> None:
+    """Write the best student for use without kdcli, and check it.
+
+    `safetensors` is the model's own library's format: timm loads the folder as local-dir:PATH, transformers with
+    from_pretrained. `onnx` has a dynamic batch size and is checked with onnxruntime.
+
+    Examples:
+
+        kdcli export runs/quickstart
+
+        kdcli export runs/quickstart --format onnx --output deploy/
+    """
+    from kdcli.console import show_lines
+    from kdcli.errors import did_you_mean
+    from kdcli.run_folder import RunFolder
+
+    formats = ("safetensors", "onnx")
+    if format_ not in formats:
+        raise UserError(
+            f"There is no format {format_!r}. {did_you_mean(format_, formats)}".rstrip(), "Use safetensors or onnx."
+        )
+    opened = RunFolder.open(run)
+    target = output or run / "export"
+    from kdcli.export import export_onnx, export_safetensors
+
+    difference = (export_safetensors if format_ == "safetensors" else export_onnx)(opened, target)
+    show_lines([f"Exported to {target}; loaded back, its logits differ by at most {difference:.1e} of the largest."])
+
+
+@app.command()
+def analyze_projector(
+    run: Annotated[Path, typer.Argument(help="A run folder of kdcli distill.", show_default=False)],
+    split: Annotated[str, typer.Option(help="Held-out data to analyse on: validation or test.")] = "validation",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Show what the projector kept, what it threw away, and how that evolved.
+
+    Prints singular values and ranks, the knowledge-transfer/spectral decomposition on held-out data and linear CKA;
+    writes RUN/analysis/analysis.json and plots.
+
+    Examples:
+
+        kdcli analyze-projector runs/quickstart
+
+        kdcli analyze-projector runs/quickstart --split test
+    """
+    from kdcli.console import console, show_lines, show_table
+    from kdcli.run_folder import RunFolder
+
+    opened = RunFolder.open(run)
+    from kdcli.analyze import analyze_run, tables
+
+    with console.status("Analysing"):
+        analysis, files = analyze_run(opened, split=split, device=device)
+    for title, columns, rows in tables(analysis):
+        show_table(title, columns, rows)
+    show_lines(f"Wrote {file}" for file in files)
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """List every recipe with what it is for.
+
+    Example:
+
+        kdcli recipes list
+    """
+    from kdcli.console import show_table
+    from kdcli.recipes import list_recipes
+
+    show_table("Recipes", ["name", "what for"], [[recipe.name, recipe.description] for recipe in list_recipes()])
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.", show_default=False)]) -> None:
+    """Print a recipe.
+
+    Example:
+
+        kdcli recipes show quickstart
+    """
+    from kdcli.console import show_text
+    from kdcli.recipes import find_recipe
+
+    show_text(find_recipe(name).read_text(encoding="utf-8"))
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="Name of a recipe.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(help="A folder or a new file.")] = Path(),
+) -> None:
+    """Copy a recipe, to make it your own.
+
+    Example:
+
+        kdcli recipes copy quickstart mine.yaml
+    """
+    from kdcli.console import show_lines
+    from kdcli.recipes import copy_recipe
+
+    show_lines([f"Wrote {copy_recipe(name, destination)}"])

@@ -1,0 +1,294 @@
+"""Every option of a run, as frozen pydantic models. No torch here.
+
+A config comes from a recipe (YAML), from ``--set key=value`` and from command-line options, in that order of
+precedence from low to high; :func:`parse_config` reports every problem at once.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from kdcli.errors import UserError, did_you_mean
+
+Relation = Literal["same", "cross", "random", "none"]
+ProjectorName = Literal["linear", "mlp", "orthogonal", "inverted"]
+NormalizeName = Literal["none", "layer_norm", "standardize", "whiten"]
+DistanceName = Literal["mse", "smooth_l1", "log_sum"]
+OrthogonalMap = Literal["retraction", "matrix_exp", "cayley", "householder"]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values can't be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TeacherConfig(Section):
+    """The model that is imitated. ``name`` is ``none`` for no teacher."""
+
+    name: str
+    weights: str | None = None
+    """Local checkpoint, ``.safetensors`` or ``.pth``; ``package:NAME/PATH`` is a file inside an installed package."""
+    image_size: Count | None = None
+    """Side of its input in pixels; by default the model's own."""
+
+
+class StudentConfig(Section):
+    """The model that is trained."""
+
+    name: str
+    pretrained: bool = False
+    image_size: Count | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Rate of stochastic depth, for architectures that have it; by default the architecture's own."""
+
+
+class DataConfig(Section):
+    """Where the images come from and how they are split."""
+
+    name: str
+    root: Path | None = None
+    """Where ``torchvision:`` data sets lie or are downloaded to."""
+    unlabelled: Path | None = None
+    """A folder of further training images without labels."""
+    labels_per_class: Count | None = None
+    """Keep so many labels a class, drawn by seed; the other training images stay, unlabelled."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Cut from the training split, by seed and class, where there is no validation split."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Cut from the whole where the data have no splits at all."""
+    image_column: str | None = None
+    label_column: str | None = None
+    subset: str | None = None
+    """Configuration name of a ``hf:`` data set."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Loader processes; by default from the number of CPU cores."""
+    strict: bool = False
+    """Stop at an unreadable image instead of skipping it."""
+
+
+class AugmentConfig(Section):
+    """Training augmentation; one augmented sample serves both models."""
+
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.35, 1.0)
+    """Area kept by the random resized crop; ``[1, 1]`` crops nothing."""
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    policy: Literal["none", "trivial", "rand"] = "none"
+    """``trivial`` is TrivialAugmentWide, ``rand`` is RandAugment."""
+    color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    erase: Fraction = 0.0
+    """Probability of random erasing."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of mixup's Beta distribution; 0 is off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of cutmix's Beta distribution; 0 is off. With both, each batch gets one of them at random."""
+
+
+class SupervisedOptions(Section):
+    """The task's own loss on the labels."""
+
+    method: Literal["supervised"] = "supervised"
+    weight: Positive = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class ProjectionOptions(Section):
+    """Feature distillation through a projector."""
+
+    method: Literal["projection"] = "projection"
+    weight: Positive = 1.0
+    projector: ProjectorName
+    normalize: NormalizeName = "standardize"
+    """Applied to the teacher's features."""
+    normalize_student: NormalizeName = "none"
+    """Applied to the student's side."""
+    distance: DistanceName = "mse"
+    log_sum_alpha: Positive = 4.0
+    orthogonal_map: OrthogonalMap = "retraction"
+    lr_scale: Positive = 1.0
+    """Learning rate of the projector relative to the student's."""
+    student_tap: str = "pooled"
+    teacher_tap: str = "pooled"
+
+
+class LogitKDOptions(Section):
+    """Hinton's distillation of logits; both models must have the same labels."""
+
+    method: Literal["logit_kd"] = "logit_kd"
+    weight: Positive = 1.0
+    temperature: Positive = 1.0
+
+
+class SpectralOptions(Section):
+    """Spectral regularisation of the student's features; needs no teacher."""
+
+    method: Literal["spectral_regularization"] = "spectral_regularization"
+    weight: Positive = 0.1
+    rank: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Fraction of min(batch, width) that is not suppressed."""
+    student_tap: str = "pooled"
+
+
+MethodOptions = Annotated[
+    SupervisedOptions | ProjectionOptions | LogitKDOptions | SpectralOptions, Field(discriminator="method")
+]
+
+
+class OptimConfig(Section):
+    """Optimiser and schedule, by timm's factories."""
+
+    optimizer: str = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    momentum: Fraction = 0.9
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    """``step`` divides the rate by 10 after each third of all steps."""
+    warmup: Fraction = 0.05
+    """Share of all steps."""
+    min_lr_ratio: Fraction = 0.01
+    clip_grad: Positive | None = 1.0
+    """Largest norm of the whole gradient."""
+
+
+def _yaml_no(value: Any) -> Any:
+    return "no" if value is False else value  # YAML reads a bare `no` as false
+
+
+class TrainConfig(Section):
+    """How long and on what."""
+
+    epochs: Count = 100
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images of one forward pass, over all processes."""
+    accumulation: Count = 1
+    """Batches of one optimiser step."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the exponential moving average of the student's weights; the average is then the result."""
+    mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = "auto"
+    device: str = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    validate_every: Count = 1
+    """Epochs between validations; the last epoch is always validated."""
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class RunConfig(Section):
+    """One run of ``kdcli distill``."""
+
+    task: Literal["image-classification"] = "image-classification"
+    teacher: Annotated[TeacherConfig, BeforeValidator(_named)]
+    student: Annotated[StudentConfig, BeforeValidator(_named)]
+    data: Annotated[DataConfig, BeforeValidator(_named)]
+    output: Path | None = None
+    """The run folder; by default a name of its own under ``runs/``."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    relation: Literal["auto", "same", "cross", "random", "none"] = "auto"
+    projector: Literal["auto", "none", "linear", "mlp", "orthogonal", "inverted"] = "auto"
+    """``none`` distils without features."""
+    normalize: Literal["auto", "none", "layer_norm", "standardize", "whiten"] = "auto"
+    methods: tuple[MethodOptions, ...] | None = None
+    """The losses; by default the plan chooses them from the relation."""
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    baseline: bool = False
+    """Also train the same student alone, for the same budget, and report both."""
+    description: str = ""
+    """What a recipe is for, in one line."""
+
+    def alone(self) -> RunConfig:
+        """Return the config of the same student trained on its labels alone, for as many steps."""
+        supervised = [m for m in self.methods or () if isinstance(m, SupervisedOptions)] or [SupervisedOptions()]
+        return self.model_copy(
+            update={
+                "teacher": TeacherConfig(name="none"),
+                "methods": tuple(supervised),
+                "relation": "auto",
+                "projector": "auto",
+                "normalize": "auto",
+                "baseline": False,
+            }
+        )
+
+
+def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
+    """Validate ``values`` into a :class:`RunConfig`.
+
+    Raises:
+        UserError: listing every problem with its dotted key, the value, what is allowed and the nearest valid name.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [_describe(problem) for problem in error.errors()]
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        raise UserError(
+            f"{count} in {source}:\n" + "\n".join(f"  - {line}" for line in lines),
+            "'kdcli recipes show quickstart' prints a complete example.",
+        ) from None
+
+
+def _describe(problem: Any) -> str:
+    # The discriminator of a union appears in the location as the method's name: it is not a key.
+    path = [part for part in problem["loc"] if part not in _METHOD_SECTIONS]
+    key = ".".join(str(part) for part in path)
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        valid = _keys_at(problem["loc"][:-1])
+        hint = did_you_mean(str(path[-1]), valid) or f"Valid here: {', '.join(sorted(valid))}."
+        return f"{key}: unknown key. {hint}"
+    if kind == "missing":
+        return f"{key}: missing, and there is no default."
+    if kind == "literal_error":
+        allowed = problem["ctx"]["expected"]
+        names = [name.strip(" '") for name in allowed.replace(" or ", ", ").split(",")]
+        return f"{key}: {value!r} is not one of {allowed}. {did_you_mean(str(value), names)}".rstrip()
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        name = value.get("method") if isinstance(value, dict) else value
+        return (
+            f"{key}.method: {name!r} is not one of {', '.join(_METHOD_SECTIONS)}. "
+            f"{did_you_mean(str(name), _METHOD_SECTIONS)}"
+        ).rstrip()
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {value!r}."
+
+
+_METHOD_SECTIONS: dict[str, type[Section]] = {
+    section.model_fields["method"].default: section
+    for section in (SupervisedOptions, ProjectionOptions, LogitKDOptions, SpectralOptions)
+}
+
+
+def _keys_at(location: tuple[str | int, ...]) -> list[str]:
+    """Return the valid keys of the section that ``location`` points to."""
+    section: type[Section] = RunConfig
+    for part in location:
+        if part in _METHOD_SECTIONS:
+            section = _METHOD_SECTIONS[str(part)]
+        elif isinstance(part, str) and part in section.model_fields and part != "methods":
+            found = _section_of(section.model_fields[part].annotation)
+            section = found or section
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        for inner in typing.get_args(annotation):
+            if found := _section_of(inner):
+                return found
+    return None

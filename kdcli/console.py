@@ -1,0 +1,108 @@
+"""Everything that is printed. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kdcli.errors import UserError
+from kdcli.plan import Plan
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def show_error(error: UserError) -> None:
+    """Print a user's error: the message and the hint."""
+    errors.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)
+    if error.hint:
+        errors.print(f"[bold]Hint:[/] {escape(error.hint)}", soft_wrap=True)
+
+
+def show_plan(plan: Plan, *, title: str) -> None:
+    """Print every decision of a plan with its reason."""
+    table = Table(box=None, pad_edge=False, show_header=False, expand=True)
+    table.add_column(style="bold cyan", ratio=2)
+    table.add_column(ratio=5)
+    table.add_column(style="dim", ratio=5)
+    for decision in plan.decisions:
+        table.add_row(escape(decision.name), escape(decision.value), escape(decision.reason))
+    console.print(Panel(table, title=escape(title), title_align="left", border_style="cyan"))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table: the first column is text, the others are numbers."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print plain lines."""
+    for line in lines:
+        console.print(escape(line), soft_wrap=True)
+
+
+def show_text(text: str) -> None:
+    """Print text exactly as it is, for a pipe to take."""
+    console.print(text, markup=False, soft_wrap=True, end="")
+
+
+class ProgressReporter:
+    """Shows a training run: a bar on a terminal, a line an epoch elsewhere."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.losses: dict[str, float] = {}
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(escape(label), total=None, status="")
+
+    def __enter__(self) -> ProgressReporter:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def started(self, total_steps: int) -> None:
+        """Training begins."""
+        self.bar.update(self.task, total=total_steps)
+
+    def stepped(self, step: int) -> None:
+        """One batch is done."""
+        self.bar.update(self.task, completed=step)
+
+    def logged(self, values: dict[str, float]) -> None:
+        """Mean losses since the last call."""
+        self.losses = values
+        shown = {k: v for k, v in values.items() if k not in ("epoch", "step", "lr", "images_per_second")}
+        status = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        self.bar.update(self.task, status=f"{status}  {values['images_per_second']:.0f} images/s")
+
+    def validated(self, values: dict[str, float], *, best: bool) -> None:
+        """Print one line for the epoch."""
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name not in ("epoch", "step"))
+        mark = "  [green]best so far[/]" if best else ""
+        loss = f"train loss {self.losses['loss']:.4f}  " if self.losses else ""
+        self.bar.console.print(f"{escape(self.label)} epoch {values['epoch']:.0f}  {loss}validation {metrics}{mark}")
+
+    def skipped(self, name: str) -> None:
+        """Name a file that could not be read."""
+        self.bar.console.print(f"[yellow]Skipped an unreadable image:[/] {escape(name)}", soft_wrap=True)

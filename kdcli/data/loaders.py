@@ -1,0 +1,297 @@
+"""Loaders whose batches depend on the seed, the epoch and the source, and on nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from kdcli.config import AugmentConfig
+from kdcli.data.augment import Augmentation
+from kdcli.data.batch import Batch
+from kdcli.data.images import UnreadableImage
+from kdcli.data.preprocess import fit
+from kdcli.data.seeding import stable_seed
+from kdcli.data.sources import ImageSource, is_in_memory
+from kdcli.errors import UserError
+from kdcli.facts import UNLABELLED, Preprocessing
+
+Key = TypeVar("Key")
+
+SMALL = 256
+"""Sources of fewer images than this are loaded without processes of their own."""
+SMALL_IN_MEMORY = 10_000
+"""Likewise for sources that open no files."""
+
+
+class TrainLoader:
+    """Augmented training batches.
+
+    The order of samples is a pure function of (seed, epoch) and each augmented sample one of (seed, epoch, index),
+    whatever the number of loader processes and of training processes. The last, incomplete batch of an epoch is
+    dropped, unless it is the only one. An unreadable image is replaced by the next readable one of the source.
+
+    Args:
+        source: the training split.
+        augment: per-sample augmentation.
+        canvas: (height, width) of the images.
+        batch_size: over all training processes.
+        seed: the run's.
+        num_classes: labels are below it.
+        workers: loader processes; None chooses by :func:`choose_workers`.
+        strict: stop at an unreadable image.
+        rank: of this training process.
+        world_size: number of training processes; each gets the slice ``[rank::world_size]`` of every batch.
+
+    Raises:
+        ValueError: ``batch_size`` is not a multiple of ``world_size``, or a label is out of range.
+        UserError: fewer images than training processes.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        augment: AugmentConfig,
+        canvas: tuple[int, int],
+        batch_size: int,
+        seed: int,
+        num_classes: int,
+        workers: int | None,
+        strict: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size % world_size:
+            raise ValueError(f"batch_size {batch_size} is not a multiple of world_size {world_size}")
+        if not all(UNLABELLED <= label < num_classes for label in set(source.labels)):
+            raise ValueError(f"labels are outside of [{UNLABELLED}, {num_classes})")
+        if len(source) < world_size:
+            raise UserError(
+                f"There are {len(source)} training images for {world_size} processes.", "Use fewer processes."
+            )
+        self._order = _Order(len(source), min(batch_size, len(source)), seed, rank, world_size)
+        dataset = _TrainDataset(source, Augmentation(augment, canvas=canvas, seed=seed), canvas, strict)
+        self._loader = _data_loader(dataset, self._order, source, workers)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches of a whole epoch."""
+        return self._order.num_batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, from number ``start``; one epoch at a time.
+
+        Raises:
+            UserError: ``strict`` and an unreadable image, or no readable image at all.
+        """
+        self._order.epoch, self._order.start = epoch, start
+        for result in self._loader:
+            yield _unwrap(result)
+
+
+class EvalLoader:
+    """Every sample once, in order, fitted to a model's input size; unreadable images are left out.
+
+    Args:
+        source: the split to evaluate on.
+        preprocessing: the model's; its normalisation is :func:`~kdcli.data.preprocess.prepare`'s part.
+        batch_size: images of a batch.
+        workers: loader processes; None chooses by :func:`choose_workers`.
+        strict: stop at an unreadable image.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        workers: int | None,
+        strict: bool,
+    ) -> None:
+        self._batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
+        self._loader = _data_loader(_EvalDataset(source, preprocessing, strict), self._batches, source, workers)
+
+    def __len__(self) -> int:
+        """Return the number of batches; of which those without a readable image are not yielded."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches.
+
+        Raises:
+            UserError: ``strict`` and an unreadable image, or no readable image at all.
+        """
+        held: Batch | None = None  # one batch back, so that it can take the names of unreadable batches after it
+        for batch in map(_unwrap, self._loader):
+            if held is None:
+                held = batch
+            elif not len(batch):
+                held.skipped += batch.skipped
+            elif not len(held):
+                batch.skipped[:0] = held.skipped
+                held = batch
+            else:
+                yield held
+                held = batch
+        if held is None:
+            return
+        if not len(held):
+            raise _none_readable(held.skipped)
+        yield held
+
+
+def choose_workers(source: ImageSource) -> int:
+    """Return how many loader processes to use: one less than the CPU cores, at most 4.
+
+    None on one or two cores, where they would compete with training, and for a source that is small or small and in
+    memory, where they cost more than they save.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    small = len(source) < (SMALL_IN_MEMORY if is_in_memory(source) else SMALL)
+    return 0 if small or cores <= 2 else min(4, cores - 1)
+
+
+def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch, int64 ``(num_samples,)``: a pure function of its arguments."""
+    generator = torch.Generator().manual_seed(stable_seed("order", seed, epoch))
+    return torch.randperm(num_samples, generator=generator)
+
+
+class _Order:
+    """Sampler of whole batches: lists of (epoch, index), so that persistent workers learn of the epoch."""
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        self._num_samples = num_samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self.num_batches = num_samples // batch_size
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = self.epoch, epoch_order(self._num_samples, seed=self._seed, epoch=self.epoch)
+        for number in range(self.start, self.num_batches):
+            batch = order[number * self._batch_size : (number + 1) * self._batch_size]
+            yield [(epoch, index) for index in batch[self._rank :: self._world_size].tolist()]
+
+    def __len__(self) -> int:
+        return self.num_batches - self.start
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A :class:`UserError` on its way from a worker process, where torch would wrap it into another exception."""
+
+    message: str
+    hint: str
+
+
+class _BatchDataset(Dataset[Batch | _Failure], Generic[Key]):
+    """Maps the key of a whole batch to the batch."""
+
+    def __init__(self, source: ImageSource, canvas: tuple[int, int], strict: bool) -> None:
+        self._source = source
+        self._canvas = canvas
+        self._strict = strict
+
+    def __getitem__(self, keys: Sequence[Key]) -> Batch | _Failure:
+        images = torch.empty((len(keys), 3, *self._canvas), dtype=torch.uint8)
+        indices: list[int] = []
+        skipped: dict[str, None] = {}  # an ordered set
+        try:
+            for key in keys:
+                index = self._read(key, images[len(indices)], skipped)
+                if index is not None:
+                    indices.append(index)
+        except UserError as error:
+            return _Failure(error.message, error.hint)
+        return Batch(
+            images=images[: len(indices)],
+            targets=torch.tensor([self._source.labels[index] for index in indices], dtype=torch.int64),
+            indices=torch.tensor(indices, dtype=torch.int64),
+            skipped=list(skipped),
+        )
+
+    def _read(self, key: Key, out: Tensor, skipped: dict[str, None]) -> int | None:
+        """Write one image to ``out``, uint8 ``(3, H, W)``; return its index, or None if there is none."""
+        raise NotImplementedError
+
+    def _skip(self, error: UnreadableImage, skipped: dict[str, None]) -> None:
+        if self._strict:
+            raise UserError(
+                f"Unreadable image {error.name}: {error.reason}",
+                "Mend or remove it; data.strict=false skips unreadable images.",
+            ) from error
+        skipped[error.name] = None
+
+
+class _TrainDataset(_BatchDataset[tuple[int, int]]):
+    def __init__(self, source: ImageSource, augmentation: Augmentation, canvas: tuple[int, int], strict: bool) -> None:
+        super().__init__(source, canvas, strict)
+        self._augmentation = augmentation
+
+    def _read(self, key: tuple[int, int], out: Tensor, skipped: dict[str, None]) -> int:
+        epoch, first = key
+        for step in range(len(self._source)):
+            index = (first + step) % len(self._source)
+            try:
+                image = self._source.load(index)
+            except UnreadableImage as error:
+                self._skip(error, skipped)
+                continue
+            out.copy_(self._augmentation(image, epoch=epoch, index=index))
+            return index
+        raise _none_readable(list(skipped))
+
+
+class _EvalDataset(_BatchDataset[int]):
+    def __init__(self, source: ImageSource, preprocessing: Preprocessing, strict: bool) -> None:
+        super().__init__(source, preprocessing.image_size, strict)
+        self._preprocessing = preprocessing
+
+    def _read(self, key: int, out: Tensor, skipped: dict[str, None]) -> int | None:
+        try:
+            image = self._source.load(key)
+        except UnreadableImage as error:
+            self._skip(error, skipped)
+            return None
+        out.copy_(pil_to_tensor(fit(image, self._preprocessing)))
+        return key
+
+
+def _data_loader(
+    dataset: _BatchDataset, batches: _Order | list[range], source: ImageSource, workers: int | None
+) -> DataLoader[Batch | _Failure]:
+    num_workers = choose_workers(source) if workers is None else workers
+    return DataLoader(
+        dataset,
+        batch_size=None,  # one key of the sampler is one batch
+        sampler=batches,
+        num_workers=num_workers,  # each with one torch thread, which is torch's own rule
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else each epoch would draw a number from the global generator
+    )
+
+
+def _unwrap(result: Batch | _Failure) -> Batch:
+    if isinstance(result, _Failure):
+        raise UserError(result.message, result.hint)
+    return result
+
+
+def _none_readable(names: Sequence[str]) -> UserError:
+    return UserError(
+        f"None of the images can be read, {names[0]} for one.",
+        "Check that the files are complete images; data.strict=true stops at the first with its reason.",
+    )

@@ -1,0 +1,66 @@
+"""From an image to what a model wants: :func:`fit` for evaluation, :func:`prepare` for every batch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from kdcli.facts import Preprocessing
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize so that the image just covers ``image_size / crop_pct``, then centre-crop to ``image_size``.
+
+    For square sizes this is the usual ``Resize(floor(size / crop_pct))`` of the short side and ``CenterCrop(size)``,
+    pixel for pixel.
+
+    Raises:
+        ValueError: the interpolation has no PIL equivalent.
+    """
+    if preprocessing.interpolation not in _RESAMPLING:
+        raise ValueError(f"interpolation is {preprocessing.interpolation!r}, not one of {', '.join(_RESAMPLING)}")
+    height, width = preprocessing.image_size
+    cover_height = math.floor(height / preprocessing.crop_pct)
+    cover_width = math.floor(width / preprocessing.crop_pct)
+    if cover_height * image.width >= cover_width * image.height:
+        size = (int(cover_height * image.width / image.height), cover_height)
+    else:
+        size = (cover_width, int(cover_width * image.height / image.width))
+    if size != image.size:
+        image = image.resize(size, _RESAMPLING[preprocessing.interpolation])
+    return functional.center_crop(image, [height, width])
+
+
+def prepare(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Turn a batch of canvases into a model's input, on the device that they are on.
+
+    A canvas of another size than the model's is resized, antialiased and with the model's interpolation; values stay in
+    [0, 255], as they do when PIL resizes. Then ``(x / 255 - mean) / std``.
+
+    Args:
+        images: ``(B, 3, H, W)``, uint8 or floating, in [0, 255]; left as they are.
+        preprocessing: the model's; ``crop_pct`` plays no part.
+
+    Returns:
+        float32 ``(B, 3, h, w)``.
+    """
+    images = images.to(torch.float32)
+    if tuple(images.shape[-2:]) != preprocessing.image_size:
+        mode = InterpolationMode(preprocessing.interpolation)
+        images = functional.resize(images, list(preprocessing.image_size), interpolation=mode, antialias=True)
+        if mode is InterpolationMode.BICUBIC:  # it overshoots at edges
+            images = images.clamp(0, 255)
+    mean = images.new_tensor(preprocessing.mean).view(3, 1, 1) * 255
+    std = images.new_tensor(preprocessing.std).view(3, 1, 1) * 255
+    return (images - mean).div_(std)

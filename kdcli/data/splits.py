@@ -1,0 +1,186 @@
+"""Train, validation and test: taken as they are, or cut so that they never overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from kdcli.config import DataConfig
+from kdcli.data.folders import list_images
+from kdcli.data.sources import (
+    Concatenation,
+    FileSource,
+    ImageSource,
+    OfficialSplits,
+    Subset,
+    file_identity,
+    file_paths,
+)
+from kdcli.errors import UserError
+from kdcli.facts import UNLABELLED, DataFacts
+
+TEST_SEED = 0
+"""Cuts the test split, whatever the run's seed: every run is tested on the same images."""
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set, split.
+
+    Attributes:
+        facts: what the plan needs to know about it.
+        train: unlabelled images included.
+        validation: for choosing; labelled.
+        test: for reporting; labelled; None where the data have a validation split and no test split.
+    """
+
+    facts: DataFacts
+    train: ImageSource
+    validation: ImageSource
+    test: ImageSource | None
+
+
+def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> ImageData:
+    """Cut what is missing, withhold and append as ``config`` says, and check that nothing is in two splits.
+
+    Raises:
+        UserError: fewer than two classes, too few images to cut, an image file in two splits, fewer labels than
+            ``labels_per_class``, or nothing at ``unlabelled``.
+    """
+    names, train, validation, test = official.class_names, official.train, official.validation, official.test
+    notes = list(official.notes)
+    if len(names) < 2:
+        raise UserError(
+            f"{config.name} has {len(names)} class{'' if len(names) == 1 else 'es'}"
+            f"{f' ({names[0]})' if names else ''}; classification needs at least 2.",
+            "Give every class a folder, or a value in the label column, of its own.",
+        )
+    if validation is None and test is None:
+        train, test = _cut(train, config.test_fraction, names, seed=TEST_SEED, purpose="test")
+        notes.append(f"Test: {len(test)} images cut from the whole by a fixed seed, stratified by class.")
+    elif test is None:
+        notes.append("Test: none, as the data have a validation split but no test split.")
+    if validation is None:
+        train, validation = _cut(train, config.validation_fraction, names, seed=seed, purpose="validation")
+        notes.append(
+            f"Validation: {len(validation)} images cut from the training split by seed {seed}, stratified by class."
+        )
+    _check_disjoint(train, validation, test)
+    if absent := [name for name, count in zip(names, _count(train, len(names)), strict=True) if count == 0]:
+        notes.append(f"No training image has the label {', '.join(absent)}.")
+    if config.labels_per_class is not None:
+        train = _withhold_labels(train, config.labels_per_class, names, seed=seed)
+        notes.append(f"Labels: {config.labels_per_class} a class kept by seed {seed}, the rest withheld.")
+    if config.unlabelled is not None:
+        train, note = _append_unlabelled(train, config.unlabelled, others=(validation, test))
+        notes.append(note)
+    facts = DataFacts(
+        name=config.name,
+        task="image-classification",
+        class_names=names,
+        num_train=len(train),
+        num_labelled=sum(label != UNLABELLED for label in train.labels),
+        num_validation=len(validation),
+        num_test=0 if test is None else len(test),
+        notes=tuple(notes),
+    )
+    return ImageData(facts=facts, train=train, validation=validation, test=test)
+
+
+def _count(source: ImageSource, num_classes: int) -> NDArray[np.int64]:
+    labels = np.asarray(source.labels, dtype=np.int64)
+    return np.bincount(labels[labels != UNLABELLED], minlength=num_classes)
+
+
+def _cut(
+    source: ImageSource, fraction: float, class_names: Sequence[str], *, seed: int, purpose: str
+) -> tuple[Subset, Subset]:
+    """Return (the rest, a stratified ``fraction`` of the labelled images); unlabelled images stay in the rest."""
+    labels = np.asarray(source.labels, dtype=np.int64)
+    labelled = np.flatnonzero(labels != UNLABELLED)
+    counts = _count(source, len(class_names))
+    num_classes = int(np.count_nonzero(counts))
+    # At least one image a class on either side, as far as the counts allow.
+    size = max(round(fraction * len(labelled)), num_classes)
+    hint = f"Add images, or give the data a {purpose} split of their own."
+    if single := [name for name, count in zip(class_names, counts, strict=True) if count == 1]:
+        raise UserError(
+            f"Too few images to cut a {purpose} split: {_listing(single)} {'has' if len(single) == 1 else 'have'} "
+            "only 1 image, and each class needs at least 2.",
+            hint,
+        )
+    if len(labelled) - size < num_classes:
+        raise UserError(
+            f"Too few images to cut a {purpose} split: {len(labelled)} labelled images of {num_classes} classes, of "
+            f"which {size} are to be cut and {len(labelled) - size} would stay.",
+            hint,
+        )
+    rest, part = train_test_split(labelled, test_size=size, stratify=labels[labelled], random_state=seed)
+    if lost := [class_names[label] for label in np.setdiff1d(labels[labelled], labels[rest])]:
+        raise UserError(f"Too few images to cut a {purpose} split: none of {_listing(lost)} would stay.", hint)
+    rest = np.concatenate([rest, np.flatnonzero(labels == UNLABELLED)])
+    return Subset(source, np.sort(rest)), Subset(source, np.sort(part))
+
+
+def _withhold_labels(source: ImageSource, num_kept: int, class_names: Sequence[str], *, seed: int) -> Subset:
+    labels = np.asarray(source.labels, dtype=np.int64)
+    counts = _count(source, len(class_names))
+    if short := [f"{name} ({n})" for name, n in zip(class_names, counts, strict=True) if n < num_kept]:
+        raise UserError(
+            f"data.labels_per_class is {num_kept}, but after the validation cut there are fewer labels in "
+            f"{_listing(short)}.",
+            f"Ask for at most {counts.min()}.",
+        )
+    generator = np.random.default_rng([seed, num_kept])
+    kept = np.full_like(labels, UNLABELLED)
+    for label in range(len(class_names)):
+        chosen = generator.choice(np.flatnonzero(labels == label), size=num_kept, replace=False)
+        kept[chosen] = label
+    return Subset(source, range(len(source)), kept.tolist())
+
+
+def _append_unlabelled(
+    train: ImageSource, folder: Path, *, others: Sequence[ImageSource | None]
+) -> tuple[ImageSource, str]:
+    """Return ``train`` with the images below ``folder`` that no split holds yet, and a note."""
+    folder = folder.expanduser()
+    hint = "data.unlabelled names a folder with images, in any depth."
+    if not folder.is_dir():
+        raise UserError(f"data.unlabelled: there is no folder {folder}.", hint)
+    paths = list_images(folder)
+    if not paths:
+        raise UserError(f"data.unlabelled: there is no image in {folder}.", hint)
+    known = {file_identity(path) for source in (train, *others) if source is not None for path in file_paths(source)}
+    new = [path for path in paths if file_identity(path) not in known]
+    if not new:
+        raise UserError(f"data.unlabelled: every image in {folder} is already in the data.", hint)
+    note = f"Unlabelled: {len(new)} images of {folder} added to the training split."
+    if len(new) < len(paths):
+        note += f" {len(paths) - len(new)} others there are left out, as they are already in the data."
+    return Concatenation(train, FileSource(new)), note
+
+
+def _check_disjoint(train: ImageSource, validation: ImageSource, test: ImageSource | None) -> None:
+    files: dict[str, dict[tuple[int, int] | str, str]] = {}
+    for name, source in {"train": train, "validation": validation, "test": test}.items():
+        if source is not None:
+            files[name] = {file_identity(path): path for path in file_paths(source)}
+    for (first, left), (second, right) in combinations(files.items(), 2):
+        if shared := left.keys() & right.keys():
+            example = min(right[key] for key in shared)
+            raise UserError(
+                f"{len(shared)} image file{'s are' if len(shared) > 1 else ' is'} in both the {first} and the {second} "
+                f"split, such as {example}.",
+                "Splits must not share images, not through links either: remove them from one of the two.",
+            )
+
+
+def _listing(items: Sequence[str], *, limit: int = 5) -> str:
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

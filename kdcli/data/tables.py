@@ -1,0 +1,266 @@
+"""Images in tables: data sets of the Hugging Face hub, parquet and arrow files, through the ``datasets`` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from kdcli.config import DataConfig
+from kdcli.data.images import UnreadableImage, decode_image
+from kdcli.data.sources import ImageSource, OfficialSplits, Subset
+from kdcli.errors import UserError, did_you_mean
+from kdcli.facts import UNLABELLED
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+_IMAGE_NAMES = ("image", "img", "images", "pixel_values")
+_LABEL_NAMES = ("label", "labels", "target", "class", "fine_label")
+_SUFFIXES = (".parquet", ".arrow")
+_SAVED = ("dataset_dict.json", "dataset_info.json")
+
+
+def holds_tables(path: Path) -> bool:
+    """Whether ``path`` is a parquet or arrow file, or a folder of them or with such folders right below."""
+    if path.is_file():
+        return path.suffix.lower() in _SUFFIXES
+    if any((path / name).is_file() for name in _SAVED):
+        return True
+    return any(True for suffix in _SUFFIXES for depth in ("*", "*/*") for _ in path.glob(depth + suffix))
+
+
+def open_hub(name: str, config: DataConfig) -> OfficialSplits:
+    """Open ``hf:NAME``; code that a data set brings along is never run.
+
+    Raises:
+        UserError: the hub is out of reach, there is no such data set or configuration, or its columns don't fit.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        loaded = load_dataset(name, name=config.subset)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if isinstance(error, DatasetNotFoundError):
+            hint = "Check the name; a gated or private data set needs 'hf auth login' first."
+        elif isinstance(error, ConnectionError):
+            hint = "Without access to the hub, download its parquet files elsewhere and name their folder."
+        else:
+            hint = "data.subset chooses the configuration where a data set has several."
+        raise UserError(f"hf:{name} couldn't be loaded: {error}", hint) from error
+    return _official_splits(loaded, config)
+
+
+def open_local_tables(path: Path, config: DataConfig) -> OfficialSplits:
+    """Open a parquet or arrow file, a folder of them, or what ``Dataset.save_to_disk`` wrote.
+
+    Raises:
+        UserError: a file can't be read, or the columns don't fit.
+    """
+    from datasets import load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
+
+    try:
+        if path.is_file():
+            loaded = load_dataset(path.suffix.lower()[1:], data_files=str(path))
+        elif any((path / name).is_file() for name in _SAVED):
+            loaded = load_from_disk(str(path))
+        else:
+            kind = "parquet" if any(path.rglob("*.parquet")) else "arrow"
+            loaded = load_dataset(kind, data_dir=str(path))
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise UserError(
+            f"{path} couldn't be read: {error}",
+            "Expected parquet or arrow files with a column of images and one of labels.",
+        ) from error
+    return _official_splits(loaded, config)
+
+
+class TableSource:
+    """Encoded images in a column of a table.
+
+    Args:
+        table: with an undecoded image column: cells are ``{"bytes": ..., "path": ...}``.
+        column: name of that column.
+        labels: one class index a row.
+        split: what :meth:`describe` calls it.
+    """
+
+    def __init__(self, table: Dataset, column: str, labels: Iterable[int], *, split: str) -> None:
+        self.labels: Sequence[int] = tuple(labels)
+        self._table = table
+        self._column = column
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> Image.Image:
+        """Decode one row's image, from its bytes or else from the file that it names."""
+        cell = self._table[index][self._column] or {}
+        encoded = cell.get("bytes") or cell.get("path")
+        if not encoded:
+            raise UnreadableImage(self.describe(index), "the cell is empty")
+        return decode_image(encoded, name=self.describe(index))
+
+    def describe(self, index: int) -> str:
+        """Return ``split[index]``."""
+        return f"{self._split}[{index}]"
+
+
+def _official_splits(loaded: Any, config: DataConfig) -> OfficialSplits:
+    tables: Mapping[str, Dataset] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
+    chosen, notes = _choose_splits(tables, config.name)
+    features = chosen["train"].features
+    image_column = _image_column(features, config.image_column)
+    label_column = _label_column(features, config.label_column, image_column)
+    notes.append(f"Columns: images from {image_column}, labels from {label_column}.")
+    class_names, values = _classes(chosen["train"], label_column)
+    sources: dict[str, ImageSource] = {}
+    for split, table in chosen.items():
+        labels = _label_indices(table, label_column, class_names, values, split=split)
+        source: ImageSource = TableSource(_undecoded(table, image_column), image_column, labels, split=split)
+        if split != "train" and UNLABELLED in labels:
+            labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
+            notes.append(f"{len(labels) - len(labelled)} images of the {split} split have no label and are left out.")
+            if not labelled:
+                continue
+            source = Subset(source, labelled)
+        sources[split] = source
+    return OfficialSplits(
+        class_names, sources["train"], sources.get("validation"), sources.get("test"), notes=tuple(notes)
+    )
+
+
+def _choose_splits(tables: Mapping[str, Dataset], name: str) -> tuple[dict[str, Dataset], list[str]]:
+    """Return our split -> table, and notes. A single split, whatever its name, is the whole."""
+    if len(tables) == 1:
+        return {"train": next(iter(tables.values()))}, []
+    found = {
+        split: match
+        for split, names in _SPLIT_NAMES.items()
+        if (match := next((candidate for candidate in names if candidate in tables), None))
+    }
+    if "train" not in found:
+        raise UserError(
+            f"{name} has no training split; its splits are {', '.join(tables)}.", "Name data with a split 'train'."
+        )
+    unused = [split for split in tables if split not in found.values()]
+    notes = [f"Unused splits: {', '.join(unused)}."] if unused else []
+    return {split: tables[match] for split, match in found.items()}, notes
+
+
+def _image_column(features: Features, asked: str | None) -> str:
+    from datasets import Image as ImageFeature
+
+    if asked is not None:
+        return _existing(asked, features, "data.image_column")
+    candidates = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+    if not candidates:  # files not written by ``datasets`` hold bytes, alone or as {"bytes", "path"}
+        candidates = [name for name, feature in features.items() if _is_bytes(feature)]
+    return _only(candidates, _IMAGE_NAMES, features, kind="image")
+
+
+def _label_column(features: Features, asked: str | None, image_column: str) -> str:
+    from datasets import ClassLabel
+
+    if asked is not None:
+        return _existing(asked, features, "data.label_column")
+    candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if not candidates:
+        candidates = [
+            name
+            for name, feature in features.items()
+            if name in _LABEL_NAMES and name != image_column and _is_discrete(feature)
+        ]
+    return _only(candidates, _LABEL_NAMES, features, kind="label")
+
+
+def _is_bytes(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return "bytes" in feature and _is_bytes(feature["bytes"])
+    return getattr(feature, "dtype", None) in {"binary", "large_binary"}
+
+
+def _is_discrete(feature: Any) -> bool:
+    dtype = str(getattr(feature, "dtype", ""))
+    return dtype.startswith(("int", "uint", "bool", "string", "large_string"))
+
+
+def _existing(column: str, features: Features, option: str) -> str:
+    if column not in features:
+        raise UserError(
+            f"{option} is {column!r}, but the columns are {', '.join(features)}.",
+            did_you_mean(column, features) or "Choose one of these.",
+        )
+    return column
+
+
+def _only(candidates: list[str], preferred: Sequence[str], features: Features, *, kind: str) -> str:
+    """Return the only candidate, or of several the one with the most usual name."""
+    if len(candidates) == 1:
+        return candidates[0]
+    if named := [name for name in preferred if name in candidates]:
+        return named[0]
+    columns = ", ".join(f"{name} ({getattr(feature, 'dtype', 'struct')})" for name, feature in features.items())
+    found = f"more than one {kind} column: {', '.join(candidates)}" if candidates else f"no {kind} column"
+    raise UserError(f"Found {found}. The columns are {columns}.", f"Name it by data.{kind}_column.")
+
+
+def _classes(train: Dataset, column: str) -> tuple[tuple[str, ...], list[Any]]:
+    """Return class names in label order, and the value that stands for each of them in the column."""
+    from datasets import ClassLabel
+
+    feature = train.features[column]
+    if isinstance(feature, ClassLabel):
+        return tuple(feature.names), list(range(feature.num_classes))
+    if not _is_discrete(feature):
+        raise UserError(
+            f"The label column {column} holds {getattr(feature, 'dtype', 'nested values')}, not classes.",
+            "Labels are class labels, integers or strings; data.label_column names another column.",
+        )
+    values = sorted({value for value in train[column][:] if not _is_no_label(value)})
+    return tuple(str(value) for value in values), values
+
+
+def _label_indices(
+    table: Dataset, column: str, class_names: Sequence[str], values: Sequence[Any], *, split: str
+) -> list[int]:
+    if column not in table.column_names:
+        return [UNLABELLED] * len(table)
+    index_of = {value: index for index, value in enumerate(values)}
+    labels = []
+    for row, value in enumerate(table[column][:]):
+        if not _is_no_label(value) and value not in index_of:
+            raise UserError(
+                f"{split}[{row}] has the label {value!r}, which is not among those of the training split: "
+                f"{', '.join(class_names)}.",
+                "Every split needs the same classes.",
+            )
+        labels.append(UNLABELLED if _is_no_label(value) else index_of[value])
+    return labels
+
+
+def _is_no_label(value: Any) -> bool:
+    """Null, or a negative number as the hub's test splits have it."""
+    return value is None or (isinstance(value, int) and value < 0)
+
+
+def _undecoded(table: Dataset, column: str) -> Dataset:
+    from datasets import Image as ImageFeature
+
+    try:
+        return table.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"Column {column} holds {table.features[column]}, not images.",
+            "Images are encoded bytes or paths of files; data.image_column names another column.",
+        ) from error

@@ -1,0 +1,89 @@
+"""The one trainable module of a run: student, projectors, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kdcli.data import Batch, prepare
+from kdcli.methods.base import Method
+from kdcli.models.base import Model, ModelOutput
+from kdcli.projectors import OrthogonalProjector
+
+
+class Distiller(nn.Module):
+    """Student and methods; only it goes through ``accelerator.prepare`` and it is only called through the wrapper.
+
+    Args:
+        student: the model that is trained.
+        methods: the objectives by unique name.
+    """
+
+    def __init__(self, student: Model, methods: dict[str, Method]) -> None:
+        super().__init__()
+        self.student = student
+        self.methods = nn.ModuleDict(methods)
+
+    def each_method(self) -> Iterable[tuple[str, Method]]:
+        """Yield the methods with their names."""
+        yield from self.methods.items()  # type: ignore[misc]  # a ModuleDict forgets the class of its values
+
+    @property
+    def teacher_taps(self) -> tuple[str, ...]:
+        """The teacher's features that any method reads."""
+        return tuple(sorted({tap for _, method in self.each_method() for tap in method.teacher_taps}))
+
+    @property
+    def teacher_logits(self) -> bool:
+        """Whether any method reads the teacher's logits."""
+        return any(method.teacher_logits for _, method in self.each_method())
+
+    def forward(self, batch: Batch, teacher_outputs: ModelOutput | None) -> dict[str, Tensor]:
+        """Return every method's unweighted loss by its name, and their weighted sum as ``loss``.
+
+        Args:
+            batch: images uint8 or float in [0, 255] (B, 3, H, W), with targets.
+            teacher_outputs: what the methods read of the teacher, without gradient; None without a teacher.
+        """
+        taps = sorted({tap for _, method in self.each_method() for tap in method.student_taps})
+        logits = any(method.student_logits for _, method in self.each_method())
+        images = prepare(batch.images, self.student.facts.preprocessing)
+        student_output = self.student(images, taps=tuple(taps), logits=logits)
+        terms = {name: method(student_output, teacher_outputs, batch.targets) for name, method in self.each_method()}
+        terms["loss"] = sum(method.weight * terms[name] for name, method in self.each_method())
+        return terms
+
+    def parameter_groups(self, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Return the optimiser's parameter groups.
+
+        Biases, norms and other vectors get no weight decay, and neither does a projector that asks for none; a
+        projector's learning rate is ``lr`` times its method's ``lr_scale``.
+        """
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for parameter in self.student.parameters():
+            decay = 0.0 if parameter.ndim <= 1 else weight_decay
+            groups.setdefault((1.0, decay), []).append(parameter)
+        for _, method in self.each_method():
+            projector = getattr(method, "projector", None)
+            decays = projector is None or projector.weight_decay
+            for parameter in method.parameters():
+                decay = weight_decay if decays and parameter.ndim > 1 else 0.0
+                groups.setdefault((getattr(method, "lr_scale", 1.0), decay), []).append(parameter)
+        return [
+            {"params": parameters, "lr": lr * scale, "weight_decay": decay}
+            for (scale, decay), parameters in groups.items()
+        ]
+
+    def projector_matrices(self) -> dict[str, Tensor]:
+        """Return ``matrix()`` of every projector that is a matrix, by its method's name, detached."""
+        matrices = {name: getattr(getattr(method, "projector", None), "matrix", None) for name, method in self.each_method()}
+        return {name: matrix().detach() for name, matrix in matrices.items() if matrix is not None}
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Register every orthogonal projector's retraction as a post-step hook of ``optimizer``."""
+        for module in self.modules():
+            if isinstance(module, OrthogonalProjector):
+                module.attach(optimizer)

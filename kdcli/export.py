@@ -1,0 +1,164 @@
+"""Hand the student over: native safetensors or ONNX, each checked before it is called done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcli.card import model_card
+from kdcli.errors import UserError
+from kdcli.models import load_saved
+from kdcli.models.base import Model
+from kdcli.run_folder import RunFolder, replace_files
+
+_TOLERANCE = 1e-4
+"""Largest allowed difference of logits, relative to their largest magnitude."""
+
+
+def export_safetensors(run: RunFolder, output: Path) -> float:
+    """Write the student to ``output`` in its library's own format, with a model card.
+
+    The folder is written aside, loaded back through the library alone and compared before it is put in place.
+
+    Returns:
+        The largest difference of logits found, relative to their largest magnitude.
+
+    Raises:
+        UserError: when the folder holds other files, or the reloaded model differs.
+    """
+    student = load_saved(run.student)
+    differences = []
+
+    def save(folder: Path) -> None:
+        student.save(folder)
+        differences.append(_check_native(student, folder))
+        (folder / "README.md").write_text(model_card(run), encoding="utf-8")
+
+    _write(output, save)
+    return differences[0]
+
+
+def export_onnx(run: RunFolder, output: Path) -> float:
+    """Write the student to ``output/model.onnx`` with a dynamic batch size; onnxruntime must give the same logits.
+
+    Returns:
+        The largest difference of logits found, relative to their largest magnitude.
+
+    Raises:
+        UserError: when the ``onnx`` extra is missing, the model can't be exported, or the result differs.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"ONNX export needs the package {error.name}.", "pip install 'kdcli[onnx]'") from None
+    student = load_saved(run.student)
+    differences = []
+
+    def save(folder: Path) -> None:
+        file = folder / "model.onnx"
+        images = _images(student, 2)
+        try:
+            torch.onnx.export(
+                _logits_module(student),
+                (images,),
+                str(file),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise UserError(
+                f"{student.facts.name} can't be exported to ONNX: {str(error).splitlines()[0]}",
+                "Export it as safetensors instead.",
+            ) from error
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        for batch in (1, 3):
+            images = _images(student, batch)
+            (logits,) = session.run(["logits"], {"images": images.numpy()})
+            differences.append(_compare(torch.from_numpy(np.asarray(logits)), _logits(student, images), "onnxruntime"))
+
+    _write(output, save)
+    return max(differences)
+
+
+_OWN_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "model.onnx"}
+
+
+def _write(output: Path, save: Any) -> None:
+    if output.exists() and (not output.is_dir() or {file.name for file in output.iterdir()} - _OWN_FILES):
+        raise UserError(f"{output} holds files that are not an export's.", "Give a new or empty folder as --output.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        replace_files(output, save)
+    except OSError as error:
+        raise UserError(f"Can't write to {output}: {error.strerror}.", "Give another --output.") from error
+
+
+def _check_native(student: Model, folder: Path) -> float:
+    """Compare the model that the library loads from ``folder`` with ``student``."""
+    module: Any  # a model of either library; their types tell nothing of these attributes
+    images = _images(student, 2)
+    if student.facts.library == "timm":
+        import timm
+
+        module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        names = module.pretrained_cfg.get("label_names")
+    else:
+        from transformers import AutoModelForImageClassification
+
+        module = AutoModelForImageClassification.from_pretrained(folder).eval()
+        names = [module.config.id2label[index] for index in range(module.config.num_labels)]
+    with torch.inference_mode():
+        output = module(images)
+    if tuple(names or ()) != student.facts.label_names:
+        raise UserError("The exported model lost its label names.", "Please report this with the run's config.yaml.")
+    logits = output if isinstance(output, Tensor) else output.logits
+    return _compare(logits, _logits(student, images), student.facts.library)
+
+
+def _compare(actual: Tensor, expected: Tensor, library: str) -> float:
+    scale = float(expected.abs().max().clamp(min=1e-6))
+    difference = float((actual.double() - expected.double()).abs().max()) / scale
+    if not difference <= _TOLERANCE:
+        raise UserError(
+            f"The model that {library} loads gives other logits: they differ by {difference:.2e} of their largest.",
+            "Nothing was exported. Please report this with the run's config.yaml.",
+        )
+    return difference
+
+
+def _images(student: Model, batch: int) -> Tensor:
+    height, width = student.facts.preprocessing.image_size
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
+
+
+@torch.inference_mode()
+def _logits(student: Model, images: Tensor) -> Tensor:
+    logits = student(images).logits
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+class _LogitsModule(torch.nn.Module):
+    """The library's model with nothing but logits as its output."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.module(images)
+        return output if isinstance(output, Tensor) else output.logits
+
+
+def _logits_module(student: Model) -> torch.nn.Module:
+    return _LogitsModule(student.module).eval()

@@ -1,0 +1,87 @@
+"""What is known about a model and about a data set, without the tensors: the plan's input. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+UNLABELLED = -1
+"""The label of a training image that has none."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a vision model wants its images.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        mean: per RGB channel, of pixels scaled to [0, 1].
+        std: per RGB channel, likewise.
+        interpolation: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``.
+        crop_pct: for evaluation the short side is resized to ``image_size / crop_pct``, then centre-cropped.
+    """
+
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as the plan sees it.
+
+    Attributes:
+        name: resolved name, with its library: ``timm:resnet50.a1_in1k``, ``hf:org/name``, ``random:timm:resnet18``.
+        library: whose native format the model saves in.
+        task: what its own head is for: ``image-classification``, or ``image-embedding`` for a model without a head.
+        pretrained: False when the weights are as initialised.
+        weights: where the weights came from, in one phrase.
+        num_classes: width of its own classifier; 0 without one.
+        label_names: names of those classes in order, where the model carries them.
+        feature_dims: width of every tap that the model offers (``pooled``, ``embedding``).
+        preprocessing: how it wants its images.
+        num_parameters: all parameters.
+        macs: multiply-accumulates of one image's forward pass.
+        activation_bytes: float32 bytes that autograd keeps for one image in training.
+    """
+
+    name: str
+    library: Literal["timm", "transformers"]
+    task: str
+    pretrained: bool
+    weights: str
+    num_classes: int
+    label_names: tuple[str, ...] | None
+    feature_dims: Mapping[str, int]
+    preprocessing: Preprocessing
+    num_parameters: int
+    macs: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """A data set as the plan sees it.
+
+    Attributes:
+        name: the name it was asked for by, such as ``demo:digits``.
+        task: what its labels are for.
+        class_names: in label order.
+        num_train: training images, unlabelled ones included.
+        num_labelled: training images with a label.
+        num_validation: validation images.
+        num_test: test images; 0 where there is no test split.
+        notes: one sentence each on how the splits came about.
+    """
+
+    name: str
+    task: str
+    class_names: tuple[str, ...]
+    num_train: int
+    num_labelled: int
+    num_validation: int
+    num_test: int
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,172 @@
+"""Config -> everything a run needs: data, models, plan, distiller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from kdcli.config import MethodOptions, RunConfig
+from kdcli.data import EvalLoader, ImageData, ImageSource, Mix, TrainLoader, open_data
+from kdcli.distiller import Distiller
+from kdcli.facts import UNLABELLED
+from kdcli.methods import build_method
+from kdcli.methods.base import Context, Method
+from kdcli.models import build_student, load_saved, load_teacher
+from kdcli.models.base import Model
+from kdcli.plan import Decision, Plan, describe_costs, make_plan
+from kdcli.run_folder import RunFolder
+from kdcli.tasks.image_classification import ImageClassification
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, ready to be trained or analysed.
+
+    Attributes:
+        config: resolved: the plan's methods are written out.
+        plan: the decisions.
+        task: supervised loss and metrics.
+        data: the splits.
+        teacher: frozen, or None.
+        distiller: holds the student and every other trainable thing.
+    """
+
+    config: RunConfig
+    plan: Plan
+    task: ImageClassification
+    data: ImageData
+    teacher: Model | None
+    distiller: Distiller
+
+    @property
+    def student(self) -> Model:
+        """The model that is trained."""
+        return self.distiller.student
+
+    def train_loader(self) -> TrainLoader:
+        """Return the batches of the training split."""
+        sizes = [model.facts.preprocessing.image_size for model in (self.teacher, self.student) if model is not None]
+        return TrainLoader(
+            self._train_source(),
+            augment=self.config.augment,
+            canvas=(max(height for height, _ in sizes), max(width for _, width in sizes)),
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            num_classes=len(self.task.class_names),
+            workers=self.config.data.workers,
+            strict=self.config.data.strict,
+        )
+
+    def eval_loader(self, source: ImageSource, model: Model) -> EvalLoader:
+        """Return the batches of ``source`` in order, as ``model`` wants its images."""
+        return EvalLoader(
+            source,
+            preprocessing=model.facts.preprocessing,
+            batch_size=self.config.train.batch_size,
+            workers=self.config.data.workers,
+            strict=self.config.data.strict,
+        )
+
+    def mix(self) -> Mix:
+        """Return mixup and cutmix as configured."""
+        return Mix(self.config.augment, len(self.task.class_names), self.config.seed)
+
+    def _train_source(self) -> ImageSource:
+        if _reads_unlabelled(self.config.methods or ()):
+            return self.data.train
+        return LabelledOnly(self.data.train)
+
+
+class LabelledOnly:
+    """The labelled images of a source, repeated to the length of the source.
+
+    For objectives that read nothing but labels: an epoch keeps its number of steps, and each repetition of an image
+    is augmented on its own.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+        self.indices = [index for index, label in enumerate(source.labels) if label != UNLABELLED]
+        self.labels: Sequence[int] = [source.labels[self._original(index)] for index in range(len(source))]
+
+    def _original(self, index: int) -> int:
+        return self.indices[index % len(self.indices)]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int) -> Image.Image:
+        """Return image ``index``, RGB."""
+        return self.source.load(self._original(index))
+
+    def describe(self, index: int) -> str:
+        """Return the name of image ``index``."""
+        return self.source.describe(self._original(index))
+
+
+def _reads_unlabelled(methods: Sequence[MethodOptions]) -> bool:
+    return any(options.method != "supervised" for options in methods)
+
+
+def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | None = None) -> Job:
+    """Load data and models, make the plan and build the distiller.
+
+    Args:
+        config: of the run.
+        mixed_precision: ``no``, ``fp16`` or ``bf16``, for the memory estimate.
+        student: used as it is; by default the config's is built.
+
+    Raises:
+        UserError: for anything in the config that can't be had or doesn't fit.
+    """
+    data = open_data(config.data, seed=config.seed)
+    teacher = None if config.teacher.name == "none" else load_teacher(config.teacher, seed=config.seed)
+    if student is None:
+        student = build_student(config.student, label_names=data.facts.class_names, seed=config.seed)
+    plan = make_plan(config, teacher=None if teacher is None else teacher.facts, student=student.facts, data=data.facts)
+    task = ImageClassification(data.facts.class_names)
+    context = Context(task, student.facts, None if teacher is None else teacher.facts, plan.label_map)
+    distiller = Distiller(student, _build_methods(plan.methods, context, seed=config.seed))
+    if data.facts.num_labelled < data.facts.num_train and not _reads_unlabelled(plan.methods):
+        plan = plan.with_decisions(
+            [
+                Decision(
+                    "training images",
+                    f"{data.facts.num_labelled} labelled, repeated to {data.facts.num_train} an epoch",
+                    "Nothing but labels is read, so unlabelled images are left out and the steps stay the same.",
+                )
+            ]
+        )
+    plan = plan.with_decisions(
+        describe_costs(
+            config,
+            teacher=context.teacher,
+            student=student.facts,
+            trainable_parameters=sum(p.numel() for p in distiller.parameters() if p.requires_grad),
+            mixed_precision=mixed_precision,
+        )
+    )
+    return Job(plan.resolve(config), plan, task, data, teacher, distiller)
+
+
+def reopen_job(run: RunFolder) -> Job:
+    """Rebuild the job of a finished run with its best student and projectors."""
+    job = prepare_job(run.read_config(), mixed_precision="no", student=load_saved(run.student))
+    job.distiller.methods.load_state_dict(run.read_tensors("projector.safetensors"))
+    job.distiller.eval()
+    return job
+
+
+def _build_methods(methods: Sequence[MethodOptions], context: Context, *, seed: int) -> dict[str, Method]:
+    """Build the methods, named by kind and numbered from the second of a kind; initialised by the seed alone."""
+    built: dict[str, Method] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for options in methods:
+            same_kind = sum(name.partition("-")[0] == options.method for name in built)
+            name = f"{options.method}-{same_kind + 1}" if same_kind else options.method
+            built[name] = build_method(options, context)
+    return built

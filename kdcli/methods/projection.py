@@ -1,0 +1,70 @@
+"""Feature distillation through a projector (Learning to Project, BMVC 2024; VkD, CVPR 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from kdcli import losses
+from kdcli.config import ProjectionOptions
+from kdcli.methods.base import Context, Method
+from kdcli.models.base import ModelOutput
+from kdcli.normalize import normalizer
+from kdcli.projectors import build_projector
+
+
+class Projection(Method):
+    """``D(M(Z_s P), N(Z_t))``, or ``D(M(Z_s), N(Z_t) P)`` for a projector that acts on the teacher.
+
+    ``D`` is the distance, ``N`` the normalisation of the teacher's features, ``M`` that of the student's side.
+    """
+
+    def __init__(self, options: ProjectionOptions, context: Context) -> None:
+        super().__init__(options.weight)
+        assert context.teacher is not None, "the plan lets a projection pass only with a teacher"
+        self.student_taps = (options.student_tap,)
+        self.teacher_taps = (options.teacher_tap,)
+        self.projector = build_projector(
+            options.projector,
+            context.student.feature_dims[options.student_tap],
+            context.teacher.feature_dims[options.teacher_tap],
+            orthogonal_map=options.orthogonal_map,
+        )
+        self.lr_scale = options.lr_scale
+        self.normalize_teacher = normalizer(options.normalize)
+        self.normalize_student = normalizer(options.normalize_student)
+        self.distance = _distance(options)
+
+    def project(self, student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both sides of the distance, student's first.
+
+        Args:
+            student_features: (B, d_s).
+            teacher_features: (B, d_t).
+
+        Returns:
+            Two tensors (B, d_t), or (B, d_s) for a projector that acts on the teacher.
+        """
+        student, teacher = student_features, self.normalize_teacher(teacher_features)
+        if self.projector.direction == "student_to_teacher":
+            student = self.projector(student)
+        else:
+            teacher = self.projector(teacher)
+        return self.normalize_student(student), teacher
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor) -> Tensor:
+        """Return the distance; labels are not read."""
+        assert teacher is not None
+        pair = self.project(student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]])
+        return self.distance(*pair)
+
+
+def _distance(options: ProjectionOptions) -> Callable[[Tensor, Tensor], Tensor]:
+    if options.distance == "log_sum":
+        return partial(losses.log_sum, alpha=options.log_sum_alpha)
+    return {"mse": losses.mse, "smooth_l1": losses.smooth_l1}[options.distance]
+
+
+build = Projection

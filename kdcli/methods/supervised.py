@@ -1,0 +1,28 @@
+"""The task's own loss on the labels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdcli.config import SupervisedOptions
+from kdcli.methods.base import Context, Method
+from kdcli.models.base import ModelOutput
+
+
+class Supervised(Method):
+    """``task.supervised_loss(student logits, targets)``."""
+
+    student_logits = True
+
+    def __init__(self, options: SupervisedOptions, context: Context) -> None:
+        super().__init__(options.weight)
+        self.label_smoothing = options.label_smoothing
+        self.task = context.task
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor) -> Tensor:
+        """Return the task's loss; the teacher is not read."""
+        assert student.logits is not None
+        return self.task.supervised_loss(student.logits, targets, label_smoothing=self.label_smoothing)
+
+
+build = Supervised

@@ -1,0 +1,371 @@
+"""Config, models and data -> plan: every decision of a run and its reason. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from kdcli.config import (
+    LogitKDOptions,
+    MethodOptions,
+    NormalizeName,
+    ProjectionOptions,
+    ProjectorName,
+    Relation,
+    RunConfig,
+    SpectralOptions,
+    SupervisedOptions,
+)
+from kdcli.errors import UserError, did_you_mean
+from kdcli.facts import DataFacts, ModelFacts, Preprocessing
+from kdcli.relation import RelationEvidence, find_relation
+
+_DEFAULT_PROJECTION: dict[Relation, ProjectionOptions] = {
+    "same": ProjectionOptions(projector="orthogonal", normalize="layer_norm", distance="smooth_l1"),
+    "cross": ProjectionOptions(projector="inverted", normalize="standardize", distance="mse"),
+    "random": ProjectionOptions(projector="inverted", normalize="standardize", distance="mse"),
+}
+_PROJECTOR_REASON: dict[Relation, str] = {
+    "same": "Teacher and student solve the same task: an orthogonal map preserves every inner product of the student's"
+    " features, so nothing they learn is lost to the projector (VkD).",
+    "cross": "The teacher knows another task: the map acts on the teacher, so training can drop what the student's task"
+    " does not need (Learning to Project).",
+    "random": "The teacher is untrained: the map acts on the teacher and training can drop its useless directions"
+    " (Learning to Project).",
+}
+_NORMALIZE_REASON: dict[Relation, str] = {
+    "same": "LayerNorm on pooled teacher features is the discriminative setting of VkD.",
+    "cross": "Every teacher channel gets mean 0 and variance 1 over the batch, so none dominates by scale.",
+    "random": "Every teacher channel gets mean 0 and variance 1 over the batch, so none dominates by scale.",
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One thing that was decided: what, its value, and one sentence why."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is settled before training starts.
+
+    Attributes:
+        relation: the teacher's task against the student's.
+        label_map: the teacher's class of each of the student's classes, or None.
+        methods: the losses with their weights and options.
+        decisions: in the order in which they are shown.
+    """
+
+    relation: Relation
+    label_map: tuple[int, ...] | None
+    methods: tuple[MethodOptions, ...]
+    decisions: tuple[Decision, ...]
+
+    def with_decisions(self, decisions: Sequence[Decision]) -> Plan:
+        """Return the plan with more decisions at its end."""
+        return replace(self, decisions=(*self.decisions, *decisions))
+
+    def resolve(self, config: RunConfig) -> RunConfig:
+        """Return ``config`` with the plan's methods written out: it gives the same plan again."""
+        return config.model_copy(update={"methods": self.methods, "projector": "auto", "normalize": "auto"})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``plan.json``."""
+        return {
+            "relation": self.relation,
+            "label_map": self.label_map,
+            "methods": [options.model_dump(mode="json") for options in self.methods],
+            "decisions": [asdict(decision) for decision in self.decisions],
+        }
+
+
+def make_plan(config: RunConfig, *, teacher: ModelFacts | None, student: ModelFacts, data: DataFacts) -> Plan:
+    """Decide relation, losses, projector and normalisation.
+
+    Raises:
+        UserError: for an override that can't work; it says why.
+    """
+    evidence = find_relation(teacher, data)
+    relation, relation_reason = _settle_relation(config, evidence, teacher, data)
+    label_map = evidence.label_map
+    if relation == "same" and config.relation == "same" and label_map is None and _same_width(teacher, data):
+        label_map = tuple(range(len(data.class_names)))
+    decisions = [Decision("relation", relation, relation_reason)]
+    if config.methods is None:
+        methods, method_decisions = _choose_methods(config, relation, label_map, teacher, student, data)
+    else:
+        methods = config.methods
+        _check_methods(config, teacher, label_map, evidence)
+        method_decisions = [_describe_method(options, "Asked for by the config.") for options in methods]
+    decisions += method_decisions
+    for options in methods:
+        decisions += _describe_taps(options, teacher, student)
+    decisions += _describe_models(config, teacher, student, data)
+    return Plan(relation, label_map, methods, tuple(decisions))
+
+
+def _settle_relation(
+    config: RunConfig, evidence: RelationEvidence, teacher: ModelFacts | None, data: DataFacts
+) -> tuple[Relation, str]:
+    asked = config.relation
+    if asked == "auto" or asked == evidence.relation:
+        return evidence.relation, evidence.reason
+    if (asked == "none") != (teacher is None):
+        raise UserError(
+            f"--relation {asked} does not fit --teacher {config.teacher.name}.",
+            "The relation is 'none' exactly when the teacher is 'none'.",
+        )
+    if asked == "same" and not _same_width(teacher, data):
+        raise UserError(
+            f"--relation same needs one label space for both. {evidence.reason}",
+            "Drop --relation; to force the projector alone, use --projector orthogonal.",
+        )
+    return asked, f"Asked for; found on its own: {evidence.relation}. {evidence.reason}"
+
+
+def _same_width(teacher: ModelFacts | None, data: DataFacts) -> bool:
+    return teacher is not None and teacher.num_classes == len(data.class_names)
+
+
+def _choose_methods(
+    config: RunConfig,
+    relation: Relation,
+    label_map: tuple[int, ...] | None,
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+    data: DataFacts,
+) -> tuple[tuple[MethodOptions, ...], list[Decision]]:
+    supervised = SupervisedOptions()
+    methods: list[MethodOptions] = [supervised]
+    decisions = [_describe_method(supervised, f"{data.num_labelled} of {data.num_train} training images have labels.")]
+    if teacher is None:
+        for option, value in (("projector", config.projector), ("normalize", config.normalize)):
+            if value not in ("auto", "none"):
+                raise UserError(
+                    f"--{option} {value} needs a teacher, and --teacher is none.", f"Drop --{option} or name a teacher."
+                )
+        spectral = SpectralOptions()
+        methods.append(spectral)
+        decisions.append(
+            _describe_method(spectral, "Without a teacher the student's least significant directions are suppressed.")
+        )
+        return tuple(methods), decisions
+
+    if config.projector == "none":
+        if config.normalize not in ("auto", "none"):
+            raise UserError(
+                f"--normalize {config.normalize} acts on projected features, and --projector is none.",
+                "Drop one of them.",
+            )
+        decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))
+    else:
+        projection, reasons = _choose_projection(config, relation, teacher, student)
+        methods.append(projection)
+        decisions += reasons
+    if relation == "same" and label_map is not None:
+        logit_kd = LogitKDOptions()
+        methods.append(logit_kd)
+        decisions.append(_describe_method(logit_kd, "Both models have logits over the same labels."))
+    else:
+        why = (
+            "there are no common labels"
+            if relation in ("same", "cross")
+            else "an untrained teacher's logits say nothing"
+        )
+        decisions.append(Decision("logit KD", "off", f"The relation is {relation}: {why}."))
+        if config.projector == "none":
+            raise UserError(
+                f"With --projector none nothing is left to distil: the relation is {relation}, so logits can't be used.",
+                "Drop --projector none, or use --teacher none.",
+            )
+    return tuple(methods), decisions
+
+
+def _choose_projection(
+    config: RunConfig, relation: Relation, teacher: ModelFacts, student: ModelFacts
+) -> tuple[ProjectionOptions, list[Decision]]:
+    chosen = _DEFAULT_PROJECTION[relation]
+    reason, normalize_reason = _PROJECTOR_REASON[relation], _NORMALIZE_REASON[relation]
+    if config.projector != "auto":
+        projector: ProjectorName = config.projector  # type: ignore[assignment]  # "none" is handled by the caller
+        chosen = chosen.model_copy(update={"projector": projector})
+        reason = f"Asked for; the relation {relation} would take {_DEFAULT_PROJECTION[relation].projector}."
+    if config.normalize != "auto":
+        normalize: NormalizeName = config.normalize
+        normalize_reason = f"Asked for; the relation {relation} would take {chosen.normalize}."
+        chosen = chosen.model_copy(update={"normalize": normalize})
+    student_dim, teacher_dim = student.feature_dims[chosen.student_tap], teacher.feature_dims[chosen.teacher_tap]
+    if chosen.projector == "orthogonal" and student_dim > teacher_dim:
+        reason += (
+            f" The student is wider ({student_dim} > {teacher_dim}), so only the columns are orthonormal and"
+            " the part of its features outside them is not preserved."
+        )
+    return chosen, [
+        _describe_method(chosen, reason),
+        Decision("normalisation", chosen.normalize, normalize_reason),
+    ]
+
+
+def _check_methods(
+    config: RunConfig, teacher: ModelFacts | None, label_map: tuple[int, ...] | None, evidence: RelationEvidence
+) -> None:
+    for option, value in (("projector", config.projector), ("normalize", config.normalize)):
+        if value != "auto":
+            raise UserError(
+                f"--{option} {value} has no effect: this config writes out its own methods.",
+                f"Change it there, for example --set methods.1.{option}={value}, or drop the methods key.",
+            )
+    if not config.methods:
+        raise UserError("methods is an empty list: there is nothing to train on.", "Drop the key, or name a method.")
+    needs_teacher = [m.method for m in config.methods if m.method in ("projection", "logit_kd")]
+    if teacher is None and needs_teacher:
+        raise UserError(
+            f"methods: {needs_teacher[0]} needs a teacher, and teacher is none.", "Name one with --teacher."
+        )
+    if teacher is not None and not needs_teacher:
+        raise UserError(
+            f"The teacher {teacher.name} would not be used by any of the methods.",
+            "Use --teacher none, or add a method such as projection.",
+        )
+    if "logit_kd" in needs_teacher and label_map is None:
+        raise UserError(
+            f"methods: logit_kd needs teacher and student to have the same labels. {evidence.reason}",
+            "Remove logit_kd; a projection works across label spaces.",
+        )
+
+
+def _describe_method(options: MethodOptions, reason: str) -> Decision:
+    settings = ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in _shown_settings(options).items()
+    )
+    return Decision(f"loss: {options.method.replace('_', ' ')}", settings, reason)
+
+
+def _shown_settings(options: MethodOptions) -> dict[str, Any]:
+    shown = options.model_dump(exclude={"method", "student_tap", "teacher_tap"})
+    if isinstance(options, ProjectionOptions):
+        direction = "teacher to student" if options.projector == "inverted" else "student to teacher"
+        shown = {"projector": options.projector, "direction": direction, **shown}
+        if options.projector != "orthogonal":
+            del shown["orthogonal_map"]
+        if options.distance != "log_sum":
+            del shown["log_sum_alpha"]
+        if options.normalize_student == "none":
+            del shown["normalize_student"]
+    return shown
+
+
+def _describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: ModelFacts) -> list[Decision]:
+    sides = []
+    for side, facts in (("student", student), ("teacher", teacher)):
+        tap = getattr(options, f"{side}_tap", None)
+        if tap is None or facts is None:
+            continue
+        if tap not in facts.feature_dims:
+            valid = ", ".join(facts.feature_dims)
+            raise UserError(
+                f"{options.method}: {facts.name} has no features {tap!r}. {did_you_mean(tap, facts.feature_dims)}".rstrip(),
+                f"It offers: {valid}.",
+            )
+        sides.append(f"{side} {tap} ({facts.feature_dims[tap]})")
+    if not sides:
+        return []
+    value = " -> ".join(reversed(sides) if getattr(options, "projector", "") == "inverted" else sides)
+    return [
+        Decision(f"features: {options.method.replace('_', ' ')}", value, "Width in brackets; pooled over positions.")
+    ]
+
+
+def _describe_models(
+    config: RunConfig, teacher: ModelFacts | None, student: ModelFacts, data: DataFacts
+) -> list[Decision]:
+    decisions = []
+    if teacher is not None:
+        decisions.append(Decision("teacher", _model_line(teacher), teacher.weights))
+        decisions.append(Decision("teacher input", _input_line(teacher.preprocessing), "Its own preprocessing."))
+    decisions.append(Decision("student", _model_line(student), student.weights))
+    decisions.append(
+        Decision(
+            "student input",
+            _input_line(student.preprocessing),
+            "Its own preprocessing, from the same augmented image as the teacher's." if teacher else "Its own.",
+        )
+    )
+    if teacher is not None:
+        decisions.append(
+            Decision(
+                "compression",
+                f"{teacher.num_parameters / student.num_parameters:.1f}x parameters, {teacher.macs / student.macs:.1f}x MACs",
+                "Teacher against student, each at its own input size.",
+            )
+        )
+    splits = f"{data.num_train} train, {data.num_validation} validation, {data.num_test} test"
+    decisions.append(Decision("data", f"{data.name}: {len(data.class_names)} classes, {splits}", " ".join(data.notes)))
+    train = config.train
+    decisions.append(
+        Decision(
+            "training",
+            f"{train.epochs} epochs, batch {train.batch_size}"
+            + (f" x {train.accumulation}" if train.accumulation > 1 else "")
+            + f", {config.optim.optimizer}, learning rate {config.optim.lr:g}",
+            "The best student by validation is kept; the test split is used once, at the end.",
+        )
+    )
+    return decisions
+
+
+def describe_costs(
+    config: RunConfig,
+    *,
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+    trainable_parameters: int,
+    mixed_precision: str,
+) -> list[Decision]:
+    """Return the decisions about trainable parameters and memory.
+
+    The memory estimate adds float32 weights of both models, gradients and two optimiser moments of everything
+    trainable, and the student's stored activations for one batch (measured for one image, halved under mixed
+    precision). The libraries' own workspace comes on top.
+    """
+    projectors = trainable_parameters - student.num_parameters
+    frozen = 0 if teacher is None else teacher.num_parameters
+    activations = student.activation_bytes * config.train.batch_size / (1 if mixed_precision == "no" else 2)
+    memory = 4 * frozen + 16 * trainable_parameters + activations
+    return [
+        Decision(
+            "trainable parameters",
+            f"{human_count(trainable_parameters)}: student {human_count(student.num_parameters)},"
+            f" projectors {human_count(projectors)}",
+            "Projectors are trained with the student and are not part of what is exported.",
+        ),
+        Decision(
+            "memory",
+            f"about {memory / 2**30:.2f} GiB",
+            f"Weights, gradients, two moments, and {activations / 2**30:.2f} GiB of activations for a batch.",
+        ),
+    ]
+
+
+def human_count(number: float) -> str:
+    """Return ``number`` as 1.23K, 4.56M or 7.89G."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if number >= limit:
+            return f"{number / limit:.2f}{unit}"
+    return f"{number:.0f}"
+
+
+def _model_line(facts: ModelFacts) -> str:
+    head = f"{facts.num_classes} classes" if facts.num_classes else "no head"
+    return f"{facts.name}: {human_count(facts.num_parameters)} parameters, {human_count(facts.macs)} MACs, {head}"
+
+
+def _input_line(pre: Preprocessing) -> str:
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (pre.mean, pre.std))
+    return f"{pre.image_size[0]}x{pre.image_size[1]} {pre.interpolation}, mean ({mean}), std ({std})"

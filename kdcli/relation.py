@@ -1,0 +1,59 @@
+"""How the teacher's task stands to the student's. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdcli.config import Relation
+from kdcli.facts import DataFacts, ModelFacts
+
+
+@dataclass(frozen=True)
+class RelationEvidence:
+    """The relation, the sentence that says why, and how the label spaces fit.
+
+    Attributes:
+        relation: ``same``, ``cross``, ``random`` or ``none``.
+        reason: one sentence.
+        label_map: for each of the student's classes the teacher's class of the same label; None when the
+            label spaces differ or the teacher has no labels.
+    """
+
+    relation: Relation
+    reason: str
+    label_map: tuple[int, ...] | None
+
+
+def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEvidence:
+    """Compare the teacher's task and label space with those of the data."""
+    if teacher is None:
+        return RelationEvidence("none", "There is no teacher.", None)
+    if not teacher.pretrained:
+        return RelationEvidence("random", "The teacher's weights are untrained.", None)
+    if teacher.task != data.task:
+        return RelationEvidence("cross", f"The teacher is for {teacher.task}, the data are for {data.task}.", None)
+    label_map, reason = map_labels(teacher, data)
+    return RelationEvidence("same" if label_map else "cross", reason, label_map)
+
+
+def map_labels(teacher: ModelFacts, data: DataFacts) -> tuple[tuple[int, ...] | None, str]:
+    """Return the teacher's class of each of the data's classes (None when the label spaces differ) and why."""
+    ours = [_normal(name) for name in data.class_names]
+    if teacher.num_classes != len(ours):
+        return None, f"The teacher knows {teacher.num_classes} classes, the data have {len(ours)}."
+    if teacher.label_names is None:
+        reason = f"Both have {len(ours)} classes; the teacher carries no label names, so their order is taken as equal."
+        return tuple(range(len(ours))), reason
+    theirs = [_normal(name) for name in teacher.label_names]
+    if theirs == ours:
+        return tuple(range(len(ours))), f"Both have the same {len(ours)} labels."
+    if len(set(theirs)) == len(theirs) and set(theirs) == set(ours):
+        reason = f"Both have the same {len(ours)} labels; the teacher's logits are put into the data's order."
+        return tuple(theirs.index(name) for name in ours), reason
+    foreign = [name for name, normal in zip(data.class_names, ours, strict=True) if normal not in set(theirs)]
+    example = f"the teacher has no label {foreign[0]!r}" if foreign else "their names are not unique"
+    return None, f"Both have {len(ours)} classes, but {example}."
+
+
+def _normal(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())

@@ -1,0 +1,422 @@
+"""Pictures of what ``analysis`` computes: PNG files for a run's README.
+
+Figures are made through matplotlib's object API on the Agg canvas: no display, no pyplot, no global state changed.
+matplotlib is imported on first use. Every file is written to a temporary name beside it and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdcli.analysis import DEFAULT_RELATIVE_THRESHOLD, Decomposition
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+MAX_CURVES = 64
+
+# Okabe & Ito's palette: told apart with every common colour blindness.
+_BLUE, _ORANGE, _VERMILLION = "#0072B2", "#E69F00", "#D55E00"
+_INK, _GREY, _FAINT = "#222222", "#6B6B6B", "#C4C4C4"
+_RANK_STYLES = {
+    "numerical": {"color": _BLUE, "linestyle": "-", "linewidth": 4.0},
+    "effective": {"color": _ORANGE, "linestyle": "-", "linewidth": 2.2},
+    "stable": {"color": _INK, "linestyle": "--", "linewidth": 1.1},
+}
+"""Ever thinner in the order of drawing: the three coincide for an orthogonal projector."""
+_MANY = 80
+"""Above this number of directions single markers and bars would merge; lines and filled steps are drawn instead."""
+_NOTHING = 1e-8
+"""Terms and energies below this fraction of the largest are drawn as nothing."""
+_FEW_STEPS = 12
+"""Up to this number of recorded steps each is marked."""
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GREY)
+    axes.tick_params(colors=_GREY, labelcolor=_INK, labelsize=9)
+    axes.tick_params(which="minor", length=2)
+    axes.grid(True, which="major", color="#E6E6E6", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _integer_ticks(axis: Any, *, num_ticks: int = 9) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(num_ticks, integer=True))
+
+
+def _title(axes: Axes, title: str, subtitle: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=42)
+    axes.annotate(
+        subtitle,
+        (0, 1),
+        xytext=(0, 27),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=9.5,
+        color=_GREY,
+        annotation_clip=False,
+    )
+
+
+def _legend(axes: Axes) -> None:
+    """Put the legend in a row between the subtitle and the axes: inside, some spectrum would run through it."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=4,
+        fontsize=9,
+        frameon=False,
+        columnspacing=1.6,
+        borderpad=0.0,
+        borderaxespad=0.5,
+        handlelength=1.8,
+    )
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _array(values: Any, ndim: int, name: str) -> np.ndarray:
+    """Return a tensor, array or nested list as a float64 array with ``ndim`` dimensions, none empty."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != ndim or array.size == 0:
+        raise ValueError(f"{name} must be a non-empty array of {ndim} dimension(s), got shape {array.shape}")
+    return array
+
+
+def _log_limits(values: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Return y limits that show the finite positive ``values`` and the threshold, at most two decades below it.
+
+    What is smaller, zero included, runs off the lower edge: its exact size says nothing any more.
+    """
+    positive = values[np.isfinite(values) & (values > 0)]
+    if positive.size == 0:
+        return 1e-3, 1.0
+    top = float(positive.max())
+    if threshold <= 0:
+        return float(positive.min()) * 0.5, top * 1.6
+    return max(min(float(positive.min()), threshold) * 0.5, threshold * 1e-2), top * 1.6
+
+
+# --- the spectrum of one projector -----------------------------------------------------------------------------------
+
+
+def plot_spectrum(
+    path: str | Path,
+    values: Any,
+    *,
+    rank: int,
+    title: str,
+    reference: Any | None = None,
+    relative_threshold: float = DEFAULT_RELATIVE_THRESHOLD,
+) -> Path:
+    """Draw the singular values of a projector on a logarithmic axis, with the threshold of the numerical rank.
+
+    Args:
+        path: the PNG to write, 1200 x 675 pixels; its folder is created.
+        values: singular values ``(k,)``, descending; tensor, array or list.
+        rank: numerical rank, marked: the first ``rank`` values are kept.
+        title: heading of the picture.
+        reference: singular values at the start of the training, drawn lightly; None to leave them out.
+        relative_threshold: the one ``rank`` was computed with.
+
+    Returns:
+        The path.
+    """
+    spectrum = _array(values, 1, "values")
+    initial = None if reference is None else _array(reference, 1, "reference")
+    threshold = relative_threshold * float(spectrum.max())
+    shown = spectrum if initial is None else np.concatenate([spectrum, initial])
+    low, high = _log_limits(shown, threshold)
+
+    figure = _figure(8.0, 4.5)
+    axes = figure.add_subplot()
+    _style(axes)
+    index = np.arange(1, spectrum.size + 1)
+    marker = {"marker": "o", "markersize": 4.0 if spectrum.size <= _MANY else 0.0, "linewidth": 1.6}
+    if initial is not None:
+        axes.plot(
+            np.arange(1, initial.size + 1), np.maximum(initial, low / 10), color=_FAINT, linewidth=3, label="initial"
+        )
+    drawn = np.maximum(spectrum, low / 10)
+    if rank > 0:
+        axes.axvspan(0.5, rank + 0.5, color=_BLUE, alpha=0.08, linewidth=0)
+        axes.plot(index[:rank], drawn[:rank], color=_BLUE, label=f"kept ({rank})", **marker)
+    if rank < spectrum.size:
+        axes.plot(index[rank:], drawn[rank:], color=_VERMILLION, label=f"dropped ({spectrum.size - rank})", **marker)
+        axes.axvline(rank + 0.5, color=_BLUE, linewidth=1.0, linestyle=":")
+    if threshold > 0:
+        label = f"threshold: {relative_threshold:g} of the largest"
+        axes.axhline(threshold, color=_GREY, linewidth=1.1, linestyle="--", label=label)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_xlim(0.5, max(spectrum.size, initial.size if initial is not None else 0) + 0.5)
+    _integer_ticks(axes.xaxis)
+    axes.set_xlabel("index of the singular value")
+    axes.set_ylabel("singular value")
+    _title(axes, title, f"numerical rank {rank} of {spectrum.size}, largest singular value {spectrum.max():.3g}")
+    _legend(axes)
+    return _save(figure, path)
+
+
+# --- the spectrum over the training ----------------------------------------------------------------------------------
+
+
+def plot_evolution(
+    path: str | Path,
+    steps: Any,
+    values: Any,
+    *,
+    ranks: Mapping[str, Sequence[float]],
+    title: str,
+    epoch_steps: float | None = None,
+    relative_threshold: float = DEFAULT_RELATIVE_THRESHOLD,
+) -> Path:
+    """Draw the singular values over the training, one curve each, with the region of the numerical rank shaded.
+
+    As in Figure 3 of "Learning to Project for Cross-Task Knowledge Distillation" (BMVC 2024, arXiv 2403.14494), on a
+    logarithmic axis, with the ranks below it. Of more than 64 singular values, 64 evenly spaced ones are drawn, the first
+    and the last among them.
+
+    Args:
+        path: the PNG to write, 1200 x 975 pixels; its folder is created.
+        steps: ``(T,)`` optimiser steps, ascending; one or two are enough.
+        values: ``(T, r)`` singular values, descending along ``r``.
+        ranks: name to ``(T,)``, as ``analysis.rank_evolution`` returns them.
+        title: heading of the picture.
+        epoch_steps: optimiser steps in one epoch, to count epochs on the x axis; None counts steps.
+        relative_threshold: of the numerical rank; the shaded region lies above this fraction of each step's largest.
+
+    Returns:
+        The path.
+    """
+    spectra = _array(values, 2, "values")
+    x = _array(steps, 1, "steps") / (epoch_steps or 1.0)
+    if x.size != spectra.shape[0]:
+        raise ValueError(f"values must hold one spectrum for each of the {x.size} steps, got {spectra.shape[0]}")
+    ranks = {name: _array(rank, 1, f"ranks[{name!r}]") for name, rank in ranks.items()}
+    for name, rank in ranks.items():
+        if len(rank) != x.size:
+            raise ValueError(f"ranks[{name!r}] must have one value for each of the {x.size} steps, got {len(rank)}")
+
+    figure = _figure(8.0, 6.5)
+    grid = figure.add_gridspec(2, 2, height_ratios=(3.0, 1.25), width_ratios=(1.0, 0.022))
+    upper = figure.add_subplot(grid[0, 0])
+    lower = figure.add_subplot(grid[1, 0], sharex=upper)
+    _draw_curves(upper, figure.add_subplot(grid[0, 1]), x, spectra, relative_threshold)
+    _draw_ranks(lower, x, ranks, num_values=spectra.shape[1])
+    upper.tick_params(labelbottom=False)
+    lower.set_xlabel("training step" if epoch_steps is None else "epoch")
+    _limit_x(lower, x)
+    _title(upper, title, _evolution_subtitle(spectra, ranks))
+    return _save(figure, path)
+
+
+def _evolution_subtitle(spectra: np.ndarray, ranks: Mapping[str, Any]) -> str:
+    num_values = spectra.shape[1]
+    parts = [f"{num_values} singular values" if num_values > 1 else "1 singular value"]
+    if num_values > MAX_CURVES:
+        parts[0] += f" ({MAX_CURVES} drawn)"
+    if "numerical" in ranks:
+        first, last = int(ranks["numerical"][0]), int(ranks["numerical"][-1])
+        parts.append(f"numerical rank {first} → {last}" if first != last else f"numerical rank {last}")
+    low, high = float(spectra.min()), float(spectra.max())
+    if num_values > 1 and high - low <= 1e-3 * high:
+        parts.append(f"all curves coincide at {high:.4g}")
+    return ", ".join(parts)
+
+
+def _limit_x(axes: Axes, x: np.ndarray) -> None:
+    if x.size == 1:
+        axes.set_xlim(x[0] - 1, x[0] + 1)
+        axes.set_xticks([x[0]], [f"{x[0]:g}"])
+        return
+    margin = 0.015 * (x[-1] - x[0])
+    axes.set_xlim(x[0] - margin, x[-1] + margin)
+    if x.size == 2:
+        axes.set_xticks(x, [f"{v:g}" for v in x])
+
+
+def _draw_curves(
+    axes: Axes, colorbar_axes: Axes, x: np.ndarray, spectra: np.ndarray, relative_threshold: float
+) -> None:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    _style(axes)
+    largest = spectra.max(axis=1)
+    thresholds = relative_threshold * largest
+    low, high = _log_limits(spectra, float(thresholds.max()))
+    # Viridis without its pale end, which a thin line on white can't carry.
+    colormap = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.9, 256)))
+    num_values = spectra.shape[1]
+    colors = Normalize(1, max(num_values, 2))
+    chosen = np.unique(np.linspace(0, num_values - 1, min(num_values, MAX_CURVES)).round().astype(int))
+
+    band_x, bottom, top = x, thresholds, largest
+    if x.size == 1:  # a band needs a width
+        band_x, bottom, top = np.array([x[0] - 1, x[0] + 1]), np.repeat(bottom, 2), np.repeat(top, 2)
+    axes.fill_between(
+        band_x,
+        np.maximum(bottom, low / 10),
+        np.maximum(top, low / 10),
+        color=_BLUE,
+        alpha=0.10,
+        linewidth=0,
+        label="region of the numerical rank",
+    )
+    label = f"threshold: {relative_threshold:g} of the largest"
+    axes.plot(
+        band_x, np.maximum(bottom, low / 10), color=_VERMILLION, linewidth=1.6, linestyle="--", label=label, zorder=4
+    )
+    width = float(np.interp(chosen.size, [8, MAX_CURVES], [1.8, 0.9]))
+    marker = {"marker": "o", "markersize": 4} if x.size <= _FEW_STEPS else {}
+    for index in chosen[::-1]:  # the largest values on top
+        curve = np.maximum(spectra[:, index], low / 10)
+        axes.plot(x, curve, color=colormap(colors(index + 1)), linewidth=width, **marker)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_ylabel("singular value")
+    _legend(axes)
+
+    bar = axes.figure.colorbar(ScalarMappable(colors, colormap), cax=colorbar_axes)
+    bar.set_label("index (1 = largest)", fontsize=9, color=_INK)
+    bar.set_ticks(np.unique(np.linspace(1, num_values, min(num_values, 5)).round().astype(int)).tolist())
+    bar.ax.invert_yaxis()
+    bar.ax.tick_params(labelsize=8.5, colors=_GREY, labelcolor=_INK)
+    bar.outline.set_visible(False)
+
+
+def _draw_ranks(axes: Axes, x: np.ndarray, ranks: Mapping[str, Any], num_values: int) -> None:
+    _style(axes)
+    axes.axhline(num_values, color=_FAINT, linewidth=1.0)
+    marker = {"marker": "o", "markersize": 4} if x.size <= _FEW_STEPS else {}
+    for name, rank in ranks.items():
+        label = f"{name} ({rank[-1]:.3g} at the end)" if x.size > 1 else f"{name} ({rank[-1]:.3g})"
+        axes.plot(x, rank, label=label, **_RANK_STYLES.get(name, {}), **marker)
+    axes.set_ylim(0, 1.12 * num_values)
+    _integer_ticks(axes.yaxis, num_ticks=4)
+    axes.set_ylabel("rank")
+    if ranks:
+        _legend(axes)
+
+
+# --- the decomposition of the loss -----------------------------------------------------------------------------------
+
+
+def plot_decomposition(path: str | Path, decomposition: Decomposition, *, title: str) -> Path:
+    """Draw the projection loss: the shares of its two parts, and its terms by direction.
+
+    The line is the target's own energy along each direction: a term that touches it explains nothing of it. The terms'
+    axis is logarithmic where they span more than two decades, as those of an inverted projector do.
+
+    Args:
+        path: the PNG to write, 1200 x 675 pixels; its folder is created.
+        decomposition: what ``analysis.decompose`` returned.
+        title: heading of the picture.
+
+    Returns:
+        The path.
+    """
+    figure = _figure(8.0, 4.5)
+    upper, lower = figure.subplots(2, 1, height_ratios=(1.0, 11.0))
+    _draw_shares(upper, decomposition)
+    _draw_terms(lower, decomposition)
+    rank, num_directions = decomposition.rank, len(decomposition.terms)
+    subtitle = f"loss {decomposition.total_per_sample:.3g} per sample, numerical rank {rank} of {num_directions}"
+    _title(upper, title, subtitle)
+    handles, labels = lower.get_legend_handles_labels()
+    upper.legend(
+        handles,
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=3,
+        fontsize=9,
+        frameon=False,
+        columnspacing=1.6,
+        borderpad=0.0,
+        borderaxespad=0.5,
+    )
+    return _save(figure, path)
+
+
+def _draw_shares(axes: Axes, decomposition: Decomposition) -> None:
+    left = 0.0
+    for share, color in ((decomposition.transfer_share, _BLUE), (decomposition.spectral_share, _VERMILLION)):
+        axes.barh(0, share, left=left, height=1.0, color=color)
+        left += share
+    axes.set_xlim(0, 1)
+    axes.set_ylim(-0.5, 0.5)
+    axes.set_axis_off()
+
+
+def _draw_terms(axes: Axes, decomposition: Decomposition) -> None:
+    _style(axes)
+    axes.grid(False, axis="x")
+    terms = np.asarray(decomposition.terms) / decomposition.num_samples
+    energy = np.asarray(decomposition.target_energy) / decomposition.num_samples
+    rank, num_directions = decomposition.rank, terms.size
+    both = np.concatenate([terms, energy])
+    top = float(both.max())
+    positive = both[both > _NOTHING * top]
+    logarithmic = positive.size > 0 and top > 100 * float(positive.min())
+    bottom = 0.5 * float(positive.min()) if logarithmic else 0.0
+
+    edges = np.arange(num_directions + 1) + 0.5
+    edge = {"edgecolor": "white", "linewidth": 0.6} if num_directions <= _MANY else {"linewidth": 0}
+    parts = (
+        ("knowledge transfer", _BLUE, slice(0, rank), decomposition.transfer_share),
+        ("spectral part", _VERMILLION, slice(rank, num_directions), decomposition.spectral_share),
+    )
+    for name, color, part, share in parts:
+        # An empty part is drawn too, so that the legend always names both.
+        height = np.maximum(terms[part] - bottom, 0.0)
+        label = f"{name}: {100 * share:.3g} %"
+        axes.bar(edges[:-1][part] + 0.5, height, bottom=bottom, width=1.0, color=color, label=label, **edge)
+    width = 1.2 if num_directions <= _MANY else 0.6
+    label = "energy of the target"
+    axes.stairs(np.maximum(energy, bottom), edges, baseline=None, color=_INK, linewidth=width, label=label)
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom, 1.6 * top)
+    else:
+        axes.set_ylim(0, 1.08 * top or 1.0)
+    axes.set_xlim(0.5, num_directions + 0.5)
+    _integer_ticks(axes.xaxis)
+    axes.set_xlabel("right singular direction of the projector, by descending singular value")
+    axes.set_ylabel("squared distance per sample")

@@ -1,0 +1,201 @@
+"""The run folder: the contract between commands. Every file is written to a temporary name and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kdcli import __version__
+from kdcli.config import RunConfig, parse_config
+from kdcli.errors import UserError
+from kdcli.plan import Plan
+from kdcli.recipes import load_yaml
+
+_PACKAGES = ("torch", "timm", "transformers", "accelerate")
+
+
+class RunFolder:
+    """A folder with everything a training run produced.
+
+    ``config.yaml`` (resolved), ``plan.json``, ``metrics.jsonl``, ``student/`` (native format), ``projector.safetensors``,
+    ``spectra.safetensors`` and ``README.md`` (model card).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Make a new run folder.
+
+        Raises:
+            UserError: when the folder holds something already, or can't be made.
+        """
+        check_new_folder(path)
+        with _clear_os_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open an existing run.
+
+        Raises:
+            UserError: when there is no run, or it has not produced a student yet.
+        """
+        if not (path / "config.yaml").is_file():
+            raise UserError(
+                f"{path} is not a run folder: it has no config.yaml.", "Give a folder that 'kdcli distill' made."
+            )
+        if not (path / "student" / "config.json").is_file():
+            raise UserError(f"The run {path} has no student yet.", "Wait for its first validation.")
+        return cls(path)
+
+    @property
+    def student(self) -> Path:
+        """The folder of the best student, in its library's own format."""
+        return self.path / "student"
+
+    def read_config(self) -> RunConfig:
+        """Return the resolved config."""
+        file = self.path / "config.yaml"
+        return parse_config(load_yaml(file), source=str(file))
+
+    def read_plan(self) -> dict[str, Any]:
+        """Return the content of ``plan.json``."""
+        return self._read_json("plan.json")
+
+    def read_metrics(self, event: str) -> list[dict[str, Any]]:
+        """Return the lines of ``metrics.jsonl`` of one kind: ``train``, ``validation`` or ``test``."""
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return []
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of a safetensors file of the run, or nothing when it has none.
+
+        Raises:
+            UserError: when the file is damaged.
+        """
+        file = self.path / name
+        if not file.is_file():
+            return {}
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged: {error}.", "The run has to be repeated.") from None
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write ``config.yaml``, without the output folder, so that it can be run again as it is."""
+        values = config.model_dump(mode="json", exclude_none=True, exclude={"output"})
+        self.write_text("config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def write_plan(self, plan: Plan, *, command: str) -> None:
+        """Write ``plan.json``, with the command line and the versions of what computes."""
+        versions = {
+            "kdcli": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+        }
+        values = {**plan.to_json(), "command": command, "versions": versions}
+        self.write_text("plan.json", json.dumps(values, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write one file whole or not at all."""
+        write_atomically(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write a safetensors file whole or not at all."""
+        contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        write_atomically(self.path / name, lambda file: save_file(contiguous, file))
+
+    def add_metrics(self, event: str, values: dict[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with _clear_os_errors(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def write_student(self, save: Callable[[Path], None]) -> None:
+        """Replace ``student/`` file by file with what ``save(folder)`` writes."""
+        with _clear_os_errors(self.path):
+            replace_files(self.student, save)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"Can't read {self.path / name}: {error}.", "Give a folder that 'kdcli distill' made."
+            ) from None
+        return values
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise a UserError unless ``path`` is free: it does not exist, or is an empty folder."""
+    if (path / "config.yaml").is_file():
+        raise UserError(f"{path} holds another run already.", "Give another --output, or remove that folder.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already and is not an empty folder.", "Give another --output.")
+
+
+def free_folder(path: Path) -> Path:
+    """Return ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
+    number, free = 2, path
+    while free.exists():
+        free = path.with_name(f"{path.name}-{number}")
+        number += 1
+    return free
+
+
+def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` on a temporary file beside ``target``, then rename it to ``target``."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with _clear_os_errors(target.parent):
+        try:
+            write(temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def replace_files(folder: Path, save: Callable[[Path], None]) -> None:
+    """Let ``save`` write into a temporary folder beside ``folder``, then move its files over one by one."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save(temporary)
+        folder.mkdir(exist_ok=True)
+        for file in temporary.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _clear_os_errors(path: Path) -> Iterator[None]:
+    """Turn the file system's refusals into one message for the user."""
+    try:
+        yield
+    except (PermissionError, FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        raise UserError(
+            f"Can't write to {path}: {error.strerror}.", "Give an --output that can be written to."
+        ) from error
+    except OSError as error:
+        if error.errno not in (28, 30, 122):  # no space, read-only file system, quota
+            raise
+        raise UserError(
+            f"Can't write to {path}: {error.strerror}.", "Free some space, or give another --output."
+        ) from error

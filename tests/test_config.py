@@ -1,0 +1,86 @@
+import subprocess
+import sys
+
+import pytest
+
+from kdcli.config import LogitKDOptions, SupervisedOptions, parse_config
+from kdcli.errors import UserError
+
+MINIMAL = {"teacher": "resnet50", "student": "resnet18", "data": "photos"}
+
+
+def test_minimal_config_takes_names_as_strings():
+    config = parse_config(MINIMAL, source="test")
+    assert (config.teacher.name, config.student.name, config.data.name) == ("resnet50", "resnet18", "photos")
+    assert config.methods is None
+
+
+def test_every_problem_is_reported_at_once_with_key_value_and_nearest_name():
+    values = {
+        "techer": "a",
+        "student": {"nam": "x"},
+        "data": "d",
+        "train": {"epoch": 3, "batch_size": "many", "mixed_precision": "bf61"},
+        "methods": [{"method": "logit_kdd"}, {"method": "logit_kd", "temprature": 2}],
+    }
+    with pytest.raises(UserError) as error:
+        parse_config(values, source="r.yaml")
+    text = error.value.message
+    assert text.startswith("9 problems in r.yaml")
+    for expected in (
+        "teacher: missing",
+        "techer: unknown key. Did you mean teacher?",
+        "student.name: missing",
+        "student.nam: unknown key. Did you mean name?",
+        "train.epoch: unknown key. Did you mean epochs?",
+        "train.batch_size: ",
+        "'many'",
+        "train.mixed_precision: 'bf61' is not one of",
+        "Did you mean bf16",
+        "methods.0.method: 'logit_kdd' is not one of",
+        "Did you mean logit_kd?",
+        "methods.1.temprature: unknown key. Did you mean temperature?",
+    ):
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("ema", 1.0),
+        ("mixed_precision", "fp8"),
+        ("accumulation", 0),
+    ],
+)
+def test_out_of_range_training_options_are_refused(key, value):
+    with pytest.raises(UserError, match=f"train.{key}"):
+        parse_config({**MINIMAL, "train": {key: value}}, source="test")
+
+
+def test_bare_yaml_no_is_a_precision():
+    assert parse_config({**MINIMAL, "train": {"mixed_precision": False}}, source="t").train.mixed_precision == "no"
+
+
+def test_config_is_frozen():
+    config = parse_config(MINIMAL, source="test")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+
+
+def test_alone_keeps_everything_but_the_teacher_and_its_losses():
+    methods = [{"method": "supervised", "label_smoothing": 0.0}, {"method": "logit_kd"}]
+    config = parse_config({**MINIMAL, "methods": methods, "relation": "same", "baseline": True, "seed": 5}, source="t")
+    assert isinstance(config.methods[1], LogitKDOptions)
+    alone = config.alone()
+    assert alone.teacher.name == "none"
+    assert alone.methods == (SupervisedOptions(label_smoothing=0.0),)
+    assert (alone.relation, alone.baseline) == ("auto", False)
+    assert (alone.seed, alone.train, alone.optim, alone.augment) == (5, config.train, config.optim, config.augment)
+
+
+@pytest.mark.parametrize("module", ["config", "recipes", "plan", "relation", "facts", "console", "cli", "models.spec"])
+def test_torch_free_modules_import_no_torch(module):
+    code = f"import sys, kdcli.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

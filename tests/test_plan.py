@@ -1,0 +1,172 @@
+"""The plan follows the design's table; every override that can't work is refused with the reason."""
+
+import dataclasses
+
+import pytest
+
+from kdcli.config import parse_config
+from kdcli.errors import UserError
+from kdcli.facts import DataFacts, ModelFacts, Preprocessing
+from kdcli.plan import describe_costs, human_count, make_plan
+from kdcli.relation import find_relation
+
+PREPROCESSING = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+LABELS = ("cat", "dog", "tree frog")
+DATA = DataFacts("photos", "image-classification", LABELS, 90, 90, 10, 20)
+STUDENT = ModelFacts(
+    name="timm:resnet18", library="timm", task="image-classification", pretrained=False, weights="untrained",
+    num_classes=3, label_names=LABELS, feature_dims={"pooled": 64, "embedding": 96}, preprocessing=PREPROCESSING,
+    num_parameters=1000, macs=10_000, activation_bytes=2**20,
+)  # fmt: skip
+TEACHER = dataclasses.replace(
+    STUDENT, name="timm:resnet50.a1_in1k", pretrained=True, weights="hub", feature_dims={"pooled": 128, "embedding": 128}
+)
+
+
+def config(**values):
+    return parse_config({"teacher": "resnet50", "student": "resnet18", "data": "photos", **values}, source="test")
+
+
+def plan(teacher=TEACHER, data=DATA, student=STUDENT, **values):
+    if teacher is None:
+        values = {"teacher": "none", **values}
+    return make_plan(config(**values), teacher=teacher, student=student, data=data)
+
+
+def method(plan, name):
+    return next((options for options in plan.methods if options.method == name), None)
+
+
+def test_same_labels_take_the_orthogonal_projector_and_logits():
+    made = plan()
+    assert made.relation == "same"
+    projection = method(made, "projection")
+    assert (projection.projector, projection.normalize, projection.distance) == ("orthogonal", "layer_norm", "smooth_l1")
+    assert method(made, "logit_kd") is not None
+    assert made.label_map == (0, 1, 2)
+
+
+def test_another_label_space_takes_the_inverted_projector_and_no_logits():
+    teacher = dataclasses.replace(TEACHER, num_classes=1000, label_names=None)
+    made = plan(teacher)
+    assert made.relation == "cross"
+    projection = method(made, "projection")
+    assert (projection.projector, projection.normalize, projection.distance) == ("inverted", "standardize", "mse")
+    assert method(made, "logit_kd") is None
+    assert any(d.name == "logit KD" and d.value == "off" for d in made.decisions)
+
+
+def test_another_task_is_cross():
+    assert plan(dataclasses.replace(TEACHER, task="image-embedding", num_classes=0)).relation == "cross"
+
+
+def test_an_untrained_teacher_is_random_whatever_its_labels():
+    made = plan(dataclasses.replace(TEACHER, pretrained=False))
+    assert made.relation == "random"
+    assert method(made, "projection").projector == "inverted"
+    assert method(made, "logit_kd") is None
+
+
+def test_no_teacher_takes_spectral_regularisation():
+    made = plan(None)
+    assert made.relation == "none"
+    assert [m.method for m in made.methods] == ["supervised", "spectral_regularization"]
+
+
+def test_labels_in_another_order_and_spelling_are_mapped():
+    evidence = find_relation(dataclasses.replace(TEACHER, label_names=("Tree_Frog", "cat", "DOG")), DATA)
+    assert evidence.relation == "same"
+    assert evidence.label_map == (1, 2, 0), "class 0 'cat' is the teacher's class 1, and so on"
+
+
+def test_as_many_but_other_labels_are_cross_and_named():
+    evidence = find_relation(dataclasses.replace(TEACHER, label_names=("cat", "dog", "car")), DATA)
+    assert (evidence.relation, evidence.label_map) == ("cross", None)
+    assert "tree frog" in evidence.reason
+
+
+def test_labels_that_are_not_unique_are_not_mapped():
+    data = dataclasses.replace(DATA, class_names=("a b", "a_b", "c"))
+    assert find_relation(dataclasses.replace(TEACHER, label_names=("c", "a b", "a-b")), data).label_map is None
+
+
+def test_unnamed_labels_of_the_same_number_are_taken_in_order_and_said_so():
+    evidence = find_relation(dataclasses.replace(TEACHER, label_names=None), DATA)
+    assert evidence.label_map == (0, 1, 2)
+    assert "no label names" in evidence.reason
+
+
+@pytest.mark.parametrize("teacher", [TEACHER, dataclasses.replace(TEACHER, num_classes=9), None])
+def test_every_decision_has_a_one_sentence_reason(teacher):
+    made = plan(teacher)
+    for decision in made.decisions:
+        assert decision.name
+        assert decision.value
+        if decision.name != "data":
+            assert decision.reason, decision
+
+
+def test_a_wider_student_is_said_to_lose_something():
+    made = plan(student=dataclasses.replace(STUDENT, feature_dims={"pooled": 256}))
+    assert "only the columns are orthonormal" in " ".join(d.reason for d in made.decisions)
+
+
+def test_projector_and_normalisation_can_be_overridden():
+    projection = method(plan(projector="linear", normalize="whiten"), "projection")
+    assert (projection.projector, projection.normalize) == ("linear", "whiten")
+    assert method(plan(projector="none"), "projection") is None
+
+
+def test_relation_same_can_be_asserted_over_other_names():
+    teacher = dataclasses.replace(TEACHER, label_names=("chat", "chien", "rainette"))
+    made = plan(teacher, relation="same")
+    assert made.label_map == (0, 1, 2)
+    assert method(made, "logit_kd") is not None
+
+
+WIDE_TEACHER = dataclasses.replace(TEACHER, num_classes=1000, label_names=None)
+PROJECTION = {"method": "projection", "projector": "inverted"}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "values", "problem"),
+    [
+        (WIDE_TEACHER, {"relation": "same"}, "1000 classes, the data have 3"),
+        (WIDE_TEACHER, {"projector": "none"}, "nothing is left to distil"),
+        (WIDE_TEACHER, {"methods": [{"method": "logit_kd"}]}, "same labels"),
+        (TEACHER, {"relation": "none"}, "does not fit"),
+        (None, {"relation": "cross"}, "does not fit"),
+        (None, {"projector": "linear"}, "needs a teacher"),
+        (None, {"normalize": "whiten"}, "needs a teacher"),
+        (None, {"methods": [PROJECTION]}, "needs a teacher"),
+        (TEACHER, {"methods": [{"method": "supervised"}]}, "would not be used"),
+        (TEACHER, {"methods": []}, "nothing to train on"),
+        (TEACHER, {"methods": [PROJECTION], "projector": "linear"}, "has no effect"),
+        (TEACHER, {"methods": [PROJECTION], "normalize": "whiten"}, "has no effect"),
+        (TEACHER, {"projector": "none", "normalize": "whiten"}, "--projector is none"),
+        (TEACHER, {"methods": [{**PROJECTION, "student_tap": "poled"}]}, "Did you mean pooled"),
+        (TEACHER, {"methods": [{**PROJECTION, "teacher_tap": "layer9"}]}, "no features 'layer9'"),
+    ],
+)
+def test_overrides_that_cannot_work_are_refused_with_the_reason(teacher, values, problem):
+    with pytest.raises(UserError, match=problem) as error:
+        plan(teacher, **values)
+    assert error.value.hint
+
+
+def test_the_resolved_config_gives_the_same_plan_again():
+    asked = config(projector="linear", normalize="whiten")
+    made = make_plan(asked, teacher=TEACHER, student=STUDENT, data=DATA)
+    again = make_plan(made.resolve(asked), teacher=TEACHER, student=STUDENT, data=DATA)
+    assert (again.relation, again.methods, again.label_map) == (made.relation, made.methods, made.label_map)
+
+
+def test_memory_estimate_by_hand():
+    """Teacher 1000 x 4 bytes, trainable 1500 x 16 bytes, activations 1 MiB x 128 images."""
+    memory = describe_costs(config(), teacher=TEACHER, student=STUDENT, trainable_parameters=1500, mixed_precision="no")[1]
+    assert memory.value == f"about {(4000 + 24000 + 128 * 2**20) / 2**30:.2f} GiB"
+
+
+@pytest.mark.parametrize(("number", "text"), [(999, "999"), (1500, "1.50K"), (2.5e6, "2.50M"), (4.1e9, "4.10G")])
+def test_human_count(number, text):
+    assert human_count(number) == text

@@ -1,0 +1,75 @@
+import pytest
+
+from kdcli.errors import UserError
+from kdcli.recipes import apply_overrides, copy_recipe, find_recipe, list_recipes, load_yaml
+
+
+def test_overrides_set_nested_keys_and_read_values_as_yaml():
+    values = apply_overrides({"teacher": "resnet50", "train": {"epochs": 3}}, ["train.epochs=5", "optim.lr=0.1", "seed=7"])
+    assert values == {"teacher": "resnet50", "train": {"epochs": 5}, "optim": {"lr": 0.1}, "seed": 7}
+
+
+def test_override_inside_a_section_given_as_a_name():
+    assert apply_overrides({"data": "photos"}, ["data.strict=true"]) == {"data": {"name": "photos", "strict": True}}
+
+
+def test_override_inside_a_list():
+    values = {"methods": [{"method": "supervised"}, {"method": "logit_kd", "weight": 1}]}
+    assert apply_overrides(values, ["methods.1.weight=2"])["methods"][1] == {"method": "logit_kd", "weight": 2}
+    assert values["methods"][1]["weight"] == 1, "the values given are not changed"
+
+
+@pytest.mark.parametrize(
+    "text", ["epochs", "=3", "train.epochs=[", "seed.deep=1", "methods.5.weight=1", "methods.x.weight=1"]
+)
+def test_bad_overrides_are_user_errors(text):
+    with pytest.raises(UserError):
+        apply_overrides({"seed": 1, "methods": [{"method": "supervised"}]}, [text])
+
+
+def test_a_recipe_is_found_by_full_name_last_part_and_file(tmp_path):
+    names = {recipe.name: recipe.path for recipe in list_recipes()}
+    assert find_recipe("quickstart") == names["quickstart"]
+    nested = next(name for name in names if "/" in name)
+    assert find_recipe(nested) == find_recipe(nested.rpartition("/")[2]) == names[nested]
+    mine = copy_recipe("quickstart", tmp_path / "mine.yaml")
+    assert find_recipe(str(mine)) == mine
+    assert mine.read_bytes() == names["quickstart"].read_bytes()
+
+
+def test_every_recipe_describes_itself():
+    assert all(recipe.description for recipe in list_recipes())
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(UserError, match="Did you mean quickstart"):
+        find_recipe("quikstart")
+    with pytest.raises(UserError, match=r"no recipe file missing\.yaml"):
+        find_recipe("missing.yaml")
+
+
+def test_copy_never_overwrites(tmp_path):
+    copy_recipe("quickstart", tmp_path)
+    with pytest.raises(UserError, match="exists already"):
+        copy_recipe("quickstart", tmp_path)
+    with pytest.raises(UserError, match="Can't write"):
+        copy_recipe("quickstart", tmp_path / "no" / "such.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: 1\na: 2\n", "given twice"),
+        ("[1, 2]", "not a mapping"),
+        ("1: 2", "not a mapping"),
+        ("a: [", "not valid YAML"),
+        ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("? [a]\n: 1", "not"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, text, problem):
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=problem):
+        load_yaml(file)

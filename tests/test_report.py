@@ -1,0 +1,156 @@
+"""The pictures exist, have the promised size, show something, and change nothing outside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kdcli import analysis, report
+
+BLUE, VERMILLION = (0, 114, 178), (213, 94, 0)
+
+
+def _pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Check that ``path`` is the only file of its folder, a PNG of ``size``, and not blank; return its RGB pixels."""
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    with Image.open(path) as image:
+        assert image.size == size
+        pixels = np.asarray(image.convert("RGB"))
+    painted = (pixels != 255).any(axis=2).mean()
+    assert 0.02 < painted < 0.9
+    assert pixels.std() > 10
+    return pixels
+
+
+def _count(pixels: np.ndarray, color: tuple[int, int, int]) -> int:
+    return int((np.abs(pixels.astype(int) - color).max(axis=2) <= 2).sum())
+
+
+def _falling(num_steps: int, num_values: int) -> torch.Tensor:
+    """Spectra of an inverted projector whose smaller values fall faster."""
+    time = torch.linspace(0, 1, num_steps)[:, None]
+    index = torch.linspace(0, 1, num_values)[None]
+    return torch.exp(-9 * time * index)
+
+
+def test_spectrum_shows_kept_and_dropped(tmp_path: Path) -> None:
+    values = _falling(2, 48)[-1]
+    rank = analysis.numerical_rank(values)
+    path = report.plot_spectrum(tmp_path / "s.png", values, rank=rank, title="t", reference=torch.ones(48))
+    pixels = _pixels(path, (1200, 675))
+    assert _count(pixels, BLUE) > 200
+    assert _count(pixels, VERMILLION) > 200
+
+
+def test_spectrum_of_full_rank_has_nothing_dropped(tmp_path: Path) -> None:
+    pixels = _pixels(report.plot_spectrum(tmp_path / "s.png", [1.0] * 500, rank=500, title="t"), (1200, 675))
+    assert _count(pixels, BLUE) > 200
+    assert _count(pixels, VERMILLION) == 0
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [1.0], [1.0, 0.0, 0.0]])
+def test_degenerate_spectra_are_drawn(values: list[float], tmp_path: Path) -> None:
+    rank = analysis.numerical_rank(values)
+    _pixels(report.plot_spectrum(tmp_path / "s.png", values, rank=rank, title="t"), (1200, 675))
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_steps"), [("orthogonal", 1), ("orthogonal", 30), ("falling", 2), ("falling", 30), ("zero", 1)]
+)
+def test_evolution_is_drawn(kind: str, num_steps: int, tmp_path: Path) -> None:
+    values = {
+        "orthogonal": torch.ones(num_steps, 90),
+        "falling": _falling(num_steps, 90),
+        "zero": torch.zeros(num_steps, 3),
+    }[kind]
+    path = report.plot_evolution(
+        tmp_path / "e.png",
+        [100 * t for t in range(num_steps)],
+        values,
+        ranks=analysis.rank_evolution(values),
+        title="t",
+        epoch_steps=50,
+    )
+    _pixels(path, (1200, 975))
+
+
+def test_evolution_draws_at_most_64_curves_with_the_first_and_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    values = torch.arange(200.0, 0.0, -1.0).expand(5, 200)
+    drawn = []
+    plot = Axes.plot
+
+    def spy(self: Axes, *args: object, **kwargs: object) -> object:
+        if kwargs.get("label") is None:
+            drawn.append(float(np.asarray(args[1])[0]))
+        return plot(self, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    report.plot_evolution(tmp_path / "e.png", range(5), values, ranks={}, title="t")
+    assert len(drawn) == 64
+    assert drawn[0] == 1.0
+    assert drawn[-1] == 200.0
+    assert drawn == sorted(drawn)
+
+
+def test_evolution_refuses_lengths_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="each of the 2 steps"):
+        report.plot_evolution(tmp_path / "e.png", [0, 1], torch.ones(3, 4), ranks={}, title="t")
+    with pytest.raises(ValueError, match=r"ranks\['stable'\]"):
+        report.plot_evolution(tmp_path / "e.png", [0, 1], torch.ones(2, 4), ranks={"stable": [1.0]}, title="t")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("a", "b"), [(6, 12), (300, 200)])
+def test_decomposition_shows_both_parts(a: int, b: int, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, a, generator=generator), torch.randn(50, b, generator=generator)
+    matrix = torch.zeros(a, b)
+    matrix[:5, :5] = torch.eye(5)
+    path = report.plot_decomposition(tmp_path / "d.png", analysis.decompose(x, y, matrix), title="t")
+    pixels = _pixels(path, (1200, 675))
+    assert _count(pixels, BLUE) > 500
+    assert _count(pixels, VERMILLION) > 500
+
+
+def test_decomposition_of_nothing_is_drawn(tmp_path: Path) -> None:
+    zeros = torch.zeros(3, 3)
+    _pixels(
+        report.plot_decomposition(tmp_path / "d.png", analysis.decompose(zeros, zeros, zeros), title="t"), (1200, 675)
+    )
+
+
+def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    path = tmp_path / "s.png"
+    path.write_bytes(b"old")
+
+    def fail(self: Figure, target: Path, **_: object) -> None:
+        target.write_bytes(b"half")
+        raise OSError("planted")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="planted"):
+        report.plot_spectrum(path, [1.0], rank=1, title="t")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["s.png"]
+
+
+def test_matplotlib_is_lazy_and_pyplot_never_used(tmp_path: Path) -> None:
+    code = (
+        "import sys; from kdcli import report; assert 'matplotlib' not in sys.modules; "
+        f"report.plot_spectrum({str(tmp_path / 's.png')!r}, [1.0, 0.5], rank=2, title='t'); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
