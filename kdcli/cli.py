@@ -202,16 +202,16 @@ def distill(
             " (or: kdcli distill --recipe quickstart)",
         )
     config = parse_config(values, source=source)
-    _distill(config, dry_run=dry_run)
+    _distill(config, name=Path(recipe).stem if recipe else _run_name(config), dry_run=dry_run)
 
 
-def _distill(config: RunConfig, *, dry_run: bool) -> None:
+def _distill(config: RunConfig, *, name: str, dry_run: bool) -> None:
     from kdcli.console import console, show_lines, show_plan, show_table
     from kdcli.job import prepare_job
     from kdcli.run_folder import RunFolder, check_new_folder, free_folder
     from kdcli.trainer import make_accelerator
 
-    path = config.output or free_folder(Path("runs") / _run_name(config))
+    path = config.output or free_folder(Path("runs") / name)
     if not dry_run:
         check_new_folder(path)
     accelerator = make_accelerator(config.train)

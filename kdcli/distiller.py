@@ -79,7 +79,9 @@ class Distiller(nn.Module):
 
     def projector_matrices(self) -> dict[str, Tensor]:
         """Return ``matrix()`` of every projector that is a matrix, by its method's name, detached."""
-        matrices = {name: getattr(getattr(method, "projector", None), "matrix", None) for name, method in self.each_method()}
+        matrices = {
+            name: getattr(getattr(method, "projector", None), "matrix", None) for name, method in self.each_method()
+        }
         return {name: matrix().detach() for name, matrix in matrices.items() if matrix is not None}
 
     def attach(self, optimizer: Optimizer) -> None:

@@ -60,10 +60,12 @@ def log_sum(student: Tensor, teacher: Tensor, *, alpha: float = 4.0, eps: float 
     student, teacher = _pair(student, teacher)
     _require_positive("alpha", alpha)
     _require_positive("eps", eps)
-    # Below 1e-12 the difference counts as zero: |d|^alpha has an infinite slope there for alpha < 1.
-    difference = (student - teacher).abs().clamp_min(1e-12)
+    difference = (student - teacher).abs()
     scale = difference.detach().amax().clamp_min(1)
-    return torch.log((difference / scale).pow(alpha).sum() + eps * scale.pow(-alpha)) + alpha * scale.log()
+    # pow has an infinite slope at zero for alpha < 1: leave those elements out.
+    differs = difference != 0
+    powers = (torch.where(differs, difference, 1) / scale).pow(alpha) * differs
+    return torch.log(powers.sum() + eps * scale.pow(-alpha)) + alpha * scale.log()
 
 
 # ---- Logits ---------------------------------------------------------------------------------------------------------

@@ -110,7 +110,8 @@ class OrthogonalProjector(_MatrixProjector):
     The other maps are those of ``torch.nn.utils.parametrizations.orthogonal``, for comparison: orthogonal by
     construction, at a much higher cost. They orthonormalise rows or columns by the same rule of shape. Their state dict
     holds the parametrisation's own tensors (``parametrizations.weight.*``) instead of ``weight``, as those are what a
-    resumed training needs; save ``matrix()`` for everything else.
+    resumed training needs; save ``matrix()`` for everything else. Weight decay isn't just useless there: torch's
+    ``"householder"`` truncates a diagonal of ±1 to integers, and the slightest decay makes ``P`` zero.
     """
 
     direction = "student_to_teacher"
@@ -138,7 +139,8 @@ class OrthogonalProjector(_MatrixProjector):
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not all(id(parameter) in trained for parameter in self.parameters()):
             raise ValueError("The projector's parameters are not among the optimiser's: add them, then attach.")
-        # Optimizer.__init__ makes `step` run hooks; wrappers that don't call it (timm's Lookahead) need this.
+        # It makes `step` run hooks. Optimizer.__init__ has done so; a wrapper that skips it (timm's Lookahead) would only
+        # do so in its first zero_grad, which may come after the first step.
         optimizer._patch_step_function()
         return optimizer.register_step_post_hook(lambda *_: self._retract())
 

@@ -25,8 +25,8 @@ MAX_CURVES = 64
 # Okabe & Ito's palette: told apart with every common colour blindness.
 _BLUE, _ORANGE, _VERMILLION = "#0072B2", "#E69F00", "#D55E00"
 _INK, _GREY, _FAINT = "#222222", "#6B6B6B", "#C4C4C4"
-_RANK_STYLES = {
-    "numerical": {"color": _BLUE, "linestyle": "-", "linewidth": 4.0},
+_RANK_STYLES: dict[str, dict[str, Any]] = {
+    "numerical": {"color": _BLUE, "linestyle": "-", "linewidth": 3.4},
     "effective": {"color": _ORANGE, "linestyle": "-", "linewidth": 2.2},
     "stable": {"color": _INK, "linestyle": "--", "linewidth": 1.1},
 }
@@ -80,9 +80,10 @@ def _title(axes: Axes, title: str, subtitle: str) -> None:
     )
 
 
-def _legend(axes: Axes) -> None:
-    """Put the legend in a row between the subtitle and the axes: inside, some spectrum would run through it."""
+def _legend(axes: Axes, *, source: Axes | None = None) -> None:
+    """Put the legend of ``source`` in a row between the subtitle and the axes: inside, some spectrum would cross it."""
     axes.legend(
+        *(source or axes).get_legend_handles_labels(),
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
         ncols=4,
@@ -166,7 +167,7 @@ def plot_spectrum(
     axes = figure.add_subplot()
     _style(axes)
     index = np.arange(1, spectrum.size + 1)
-    marker = {"marker": "o", "markersize": 4.0 if spectrum.size <= _MANY else 0.0, "linewidth": 1.6}
+    marker: dict[str, Any] = {"marker": "o", "markersize": 4.0 if spectrum.size <= _MANY else 0.0, "linewidth": 1.6}
     if initial is not None:
         axes.plot(
             np.arange(1, initial.size + 1), np.maximum(initial, low / 10), color=_FAINT, linewidth=3, label="initial"
@@ -227,8 +228,8 @@ def plot_evolution(
     x = _array(steps, 1, "steps") / (epoch_steps or 1.0)
     if x.size != spectra.shape[0]:
         raise ValueError(f"values must hold one spectrum for each of the {x.size} steps, got {spectra.shape[0]}")
-    ranks = {name: _array(rank, 1, f"ranks[{name!r}]") for name, rank in ranks.items()}
-    for name, rank in ranks.items():
+    rank_curves = {name: _array(rank, 1, f"ranks[{name!r}]") for name, rank in ranks.items()}
+    for name, rank in rank_curves.items():
         if len(rank) != x.size:
             raise ValueError(f"ranks[{name!r}] must have one value for each of the {x.size} steps, got {len(rank)}")
 
@@ -237,15 +238,17 @@ def plot_evolution(
     upper = figure.add_subplot(grid[0, 0])
     lower = figure.add_subplot(grid[1, 0], sharex=upper)
     _draw_curves(upper, figure.add_subplot(grid[0, 1]), x, spectra, relative_threshold)
-    _draw_ranks(lower, x, ranks, num_values=spectra.shape[1])
+    _draw_ranks(lower, x, rank_curves, num_values=spectra.shape[1])
     upper.tick_params(labelbottom=False)
     lower.set_xlabel("training step" if epoch_steps is None else "epoch")
+    if epoch_steps is None:
+        _integer_ticks(lower.xaxis)
     _limit_x(lower, x)
-    _title(upper, title, _evolution_subtitle(spectra, ranks))
+    _title(upper, title, _evolution_subtitle(spectra, rank_curves))
     return _save(figure, path)
 
 
-def _evolution_subtitle(spectra: np.ndarray, ranks: Mapping[str, Any]) -> str:
+def _evolution_subtitle(spectra: np.ndarray, ranks: Mapping[str, np.ndarray]) -> str:
     num_values = spectra.shape[1]
     parts = [f"{num_values} singular values" if num_values > 1 else "1 singular value"]
     if num_values > MAX_CURVES:
@@ -304,7 +307,7 @@ def _draw_curves(
         band_x, np.maximum(bottom, low / 10), color=_VERMILLION, linewidth=1.6, linestyle="--", label=label, zorder=4
     )
     width = float(np.interp(chosen.size, [8, MAX_CURVES], [1.8, 0.9]))
-    marker = {"marker": "o", "markersize": 4} if x.size <= _FEW_STEPS else {}
+    marker: dict[str, Any] = {"marker": "o", "markersize": 4} if x.size <= _FEW_STEPS else {}
     for index in chosen[::-1]:  # the largest values on top
         curve = np.maximum(spectra[:, index], low / 10)
         axes.plot(x, curve, color=colormap(colors(index + 1)), linewidth=width, **marker)
@@ -321,10 +324,10 @@ def _draw_curves(
     bar.outline.set_visible(False)
 
 
-def _draw_ranks(axes: Axes, x: np.ndarray, ranks: Mapping[str, Any], num_values: int) -> None:
+def _draw_ranks(axes: Axes, x: np.ndarray, ranks: Mapping[str, np.ndarray], num_values: int) -> None:
     _style(axes)
     axes.axhline(num_values, color=_FAINT, linewidth=1.0)
-    marker = {"marker": "o", "markersize": 4} if x.size <= _FEW_STEPS else {}
+    marker: dict[str, Any] = {"marker": "o", "markersize": 4} if x.size <= _FEW_STEPS else {}
     for name, rank in ranks.items():
         label = f"{name} ({rank[-1]:.3g} at the end)" if x.size > 1 else f"{name} ({rank[-1]:.3g})"
         axes.plot(x, rank, label=label, **_RANK_STYLES.get(name, {}), **marker)
@@ -359,19 +362,7 @@ def plot_decomposition(path: str | Path, decomposition: Decomposition, *, title:
     rank, num_directions = decomposition.rank, len(decomposition.terms)
     subtitle = f"loss {decomposition.total_per_sample:.3g} per sample, numerical rank {rank} of {num_directions}"
     _title(upper, title, subtitle)
-    handles, labels = lower.get_legend_handles_labels()
-    upper.legend(
-        handles,
-        labels,
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
-        ncols=3,
-        fontsize=9,
-        frameon=False,
-        columnspacing=1.6,
-        borderpad=0.0,
-        borderaxespad=0.5,
-    )
+    _legend(upper, source=lower)
     return _save(figure, path)
 
 
@@ -398,16 +389,21 @@ def _draw_terms(axes: Axes, decomposition: Decomposition) -> None:
     bottom = 0.5 * float(positive.min()) if logarithmic else 0.0
 
     edges = np.arange(num_directions + 1) + 0.5
-    edge = {"edgecolor": "white", "linewidth": 0.6} if num_directions <= _MANY else {"linewidth": 0}
+    directions = np.arange(1, num_directions + 1)
     parts = (
-        ("knowledge transfer", _BLUE, slice(0, rank), decomposition.transfer_share),
-        ("spectral part", _VERMILLION, slice(rank, num_directions), decomposition.spectral_share),
+        ("knowledge transfer", _BLUE, directions <= rank, decomposition.transfer_share),
+        ("spectral part", _VERMILLION, directions > rank, decomposition.spectral_share),
     )
     for name, color, part, share in parts:
         # An empty part is drawn too, so that the legend always names both.
-        height = np.maximum(terms[part] - bottom, 0.0)
+        height = np.where(part, np.maximum(terms - bottom, 0.0), 0.0)
         label = f"{name}: {100 * share:.3g} %"
-        axes.bar(edges[:-1][part] + 0.5, height, bottom=bottom, width=1.0, color=color, label=label, **edge)
+        if num_directions <= _MANY:
+            axes.bar(
+                directions, height, bottom=bottom, width=1.0, color=color, edgecolor="white", linewidth=0.6, label=label
+            )
+        else:  # one polygon: thousands of bars would take seconds
+            axes.stairs(bottom + height, edges, baseline=bottom, fill=True, color=color, linewidth=0, label=label)
     width = 1.2 if num_directions <= _MANY else 0.6
     label = "energy of the target"
     axes.stairs(np.maximum(energy, bottom), edges, baseline=None, color=_INK, linewidth=width, label=label)

@@ -11,8 +11,6 @@ from torch import Tensor
 
 # Newton-Schulz is worth its iterations below this distance of the Gram matrix from the identity, eigh beyond it.
 _NEAR = 0.9
-# A Gram matrix nearer to the identity than this loses no accuracy that a second pass would have to restore.
-_NO_POLISH = 0.5
 # Singular values relative to the largest, below which a direction counts as missing.
 _MISSING = 1e-6
 
@@ -54,8 +52,8 @@ def retract_adaptive_(matrix: Tensor) -> Tensor:
     """Retract ``matrix`` in place at the least cost its Gram matrix ``G`` allows. Reads values back: meant for the CPU.
 
     With ``E = I − G`` and ``b`` a bound of ``‖E‖₂``: Newton-Schulz on ``E`` for ``b < 0.9``, as many iterations as ``b`` asks
-    for, and one more pass over ``P`` for ``b ≥ 0.5``; an eigendecomposition in float64 otherwise. Directions that are
-    missing (relative singular value below 1e-6) are completed deterministically to an orthonormal set.
+    for; an eigendecomposition in float64 otherwise. Directions that are missing (relative singular value below 1e-6) are
+    completed deterministically to an orthonormal set.
     """
     with _exact_products(matrix.device.type):
         wide = _as_wide(matrix)
@@ -65,8 +63,6 @@ def retract_adaptive_(matrix: Tensor) -> Tensor:
         bound = float(square.norm().sqrt())
         if bound < _NEAR:
             wide = torch.addmm(wide, _correction(residual, square, _num_iterations(bound)), wide)
-            if bound >= _NO_POLISH:
-                wide = _polish(wide)
         elif torch.isfinite(wide).all():
             wide = _exact_polar_factor(wide)
     return matrix.copy_(wide if len(wide) == len(matrix) else wide.T)

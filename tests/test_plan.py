@@ -19,7 +19,11 @@ STUDENT = ModelFacts(
     num_parameters=1000, macs=10_000, activation_bytes=2**20,
 )  # fmt: skip
 TEACHER = dataclasses.replace(
-    STUDENT, name="timm:resnet50.a1_in1k", pretrained=True, weights="hub", feature_dims={"pooled": 128, "embedding": 128}
+    STUDENT,
+    name="timm:resnet50.a1_in1k",
+    pretrained=True,
+    weights="hub",
+    feature_dims={"pooled": 128, "embedding": 128},
 )
 
 
@@ -41,7 +45,11 @@ def test_same_labels_take_the_orthogonal_projector_and_logits():
     made = plan()
     assert made.relation == "same"
     projection = method(made, "projection")
-    assert (projection.projector, projection.normalize, projection.distance) == ("orthogonal", "layer_norm", "smooth_l1")
+    assert (projection.projector, projection.normalize, projection.distance) == (
+        "orthogonal",
+        "layer_norm",
+        "smooth_l1",
+    )
     assert method(made, "logit_kd") is not None
     assert made.label_map == (0, 1, 2)
 
@@ -163,7 +171,9 @@ def test_the_resolved_config_gives_the_same_plan_again():
 
 def test_memory_estimate_by_hand():
     """Teacher 1000 x 4 bytes, trainable 1500 x 16 bytes, activations 1 MiB x 128 images."""
-    memory = describe_costs(config(), teacher=TEACHER, student=STUDENT, trainable_parameters=1500, mixed_precision="no")[1]
+    memory = describe_costs(
+        config(), teacher=TEACHER, student=STUDENT, trainable_parameters=1500, mixed_precision="no"
+    )[1]
     assert memory.value == f"about {(4000 + 24000 + 128 * 2**20) / 2**30:.2f} GiB"
 
 

@@ -5,7 +5,9 @@ from kdcli.recipes import apply_overrides, copy_recipe, find_recipe, list_recipe
 
 
 def test_overrides_set_nested_keys_and_read_values_as_yaml():
-    values = apply_overrides({"teacher": "resnet50", "train": {"epochs": 3}}, ["train.epochs=5", "optim.lr=0.1", "seed=7"])
+    values = apply_overrides(
+        {"teacher": "resnet50", "train": {"epochs": 3}}, ["train.epochs=5", "optim.lr=0.1", "seed=7"]
+    )
     assert values == {"teacher": "resnet50", "train": {"epochs": 5}, "optim": {"lr": 0.1}, "seed": 7}
 
 

@@ -34,7 +34,7 @@ def open_data(config: DataConfig, *, seed: int) -> ImageData:
 
 def _open(config: DataConfig) -> OfficialSplits:
     scheme, colon, rest = config.name.partition(":")
-    if colon and scheme == "hf":
+    if scheme == "hf" and rest:
         return open_hub(rest, config)
     path = Path(config.name).expanduser()
     is_tables = path.exists() and holds_tables(path)

@@ -16,6 +16,7 @@ class LogitKD(Method):
 
     student_logits = True
     teacher_logits = True
+    label_map: Tensor
 
     def __init__(self, options: LogitKDOptions, context: Context) -> None:
         super().__init__(options.weight)
@@ -28,7 +29,7 @@ class LogitKD(Method):
         assert student.logits is not None
         assert teacher is not None
         assert teacher.logits is not None
-        teacher_logits = teacher.logits[:, self.label_map]
+        teacher_logits = teacher.logits.index_select(1, self.label_map)
         return losses.logit_kd(student.logits, teacher_logits, temperature=self.temperature)
 
 

@@ -70,14 +70,18 @@ def drift(dims: tuple[int, int], *, steps: int, device: str, bf16: bool) -> floa
 def main(
     steps: Annotated[int, typer.Option(help="Steps over which the error of the retraction is watched.")] = 1000,
     rounds: Annotated[int, typer.Option(help="Timed steps of nn.Linear and the retraction.")] = 30,
-    sizes: Annotated[str, typer.Option(help="Comma-separated STUDENTxTEACHER dimensions.")] = "192x512,384x2048,192x3024",
+    sizes: Annotated[
+        str, typer.Option(help="Comma-separated STUDENTxTEACHER dimensions.")
+    ] = "192x512,384x2048,192x3024",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     maps: Annotated[str, typer.Option(help="Comma-separated maps to time.")] = ",".join(get_args(OrthogonalMap)),
 ) -> None:
     """Print the table."""
     torch.manual_seed(0)
     console = Console(width=120)
-    table = Table(title=f"one training step, batch {BATCH}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    table = Table(
+        title=f"one training step, batch {BATCH}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     for column in ("d_s → d_t", "map", "median ms", "min-max ms", "x nn.Linear", "error", "error bf16", "over steps"):
         table.add_column(column, justify="left" if column == "map" else "right")
     for size in sizes.split(","):

@@ -1,0 +1,25 @@
+"""Names to models with one interface. Importing this package imports no torch; its functions do, when first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kdcli.models.spec import ModelName, parse_name
+
+if TYPE_CHECKING:
+    from kdcli.models.base import Model, ModelOutput
+    from kdcli.models.loading import build_student, load_saved, load_teacher
+
+__all__ = ["Model", "ModelName", "ModelOutput", "build_student", "load_saved", "load_teacher", "parse_name"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"Model", "ModelOutput"}:
+        from kdcli.models import base
+
+        return getattr(base, name)
+    if name in {"build_student", "load_saved", "load_teacher"}:
+        from kdcli.models import loading
+
+        return getattr(loading, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

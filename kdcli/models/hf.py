@@ -1,0 +1,378 @@
+"""transformers' vision models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from kdcli.errors import UserError
+from kdcli.facts import Preprocessing
+from kdcli.models import processor
+from kdcli.models.base import Model, ModelOutput, Origin, Probe, mean_of_patches
+from kdcli.models.locate import Place
+from kdcli.models.spec import Library
+from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights
+
+_MAX_SPECIAL_TOKENS = 16
+"""More class and register tokens than any model has: what is beyond the patches and more than this is something else."""
+
+
+class HFModel(Model):
+    """A model of transformers: an image classifier, or a vision backbone alone.
+
+    transformers has no public split into features and head, so what ``module`` computes on its way is picked up by
+    hooks: the backbone's ``last_hidden_state`` and the classifier's input. A hook is an object that the modules and
+    this one share, idle outside ``forward``: ``deepcopy`` copies it with them, ``torch.compile`` traces through it, and
+    nothing of it is in the state dict. Features alone run the backbone alone.
+
+    ``pooled`` averages ``last_hidden_state`` as the model returns it (CLIP's comes before its last norm).
+
+    Attributes:
+        classifier_names: of the classifiers among the module's children; several with a distillation head.
+    """
+
+    library: ClassVar[Library] = "transformers"
+
+    def __init__(
+        self, module: Any, origin: Origin, preprocessing: Preprocessing, *, flip_channels: bool = False
+    ) -> None:
+        self._flip_channels = flip_channels
+        self._arguments = _position_arguments(module, origin.image_size)
+        super().__init__(module, origin, preprocessing, module.config.num_labels if is_classifier(module) else 0)
+
+    def _probe(self, image: Tensor, num_classes: int) -> Probe:
+        backbone, classifiers = _anatomy(self.module, image, num_classes, self._arguments)
+        self._backbone = backbone
+        self.classifier_names = classifiers
+        self._hidden, self._inputs = _Recorder(), [_Recorder() for _ in classifiers]
+        if classifiers:
+            self.module.get_submodule(backbone).register_forward_hook(self._hidden)
+        for name, recorder in zip(classifiers, self._inputs, strict=True):
+            self.module.get_submodule(name).register_forward_pre_hook(recorder)
+        was_training = self.module.training
+        self.module.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            hidden = self._backbone_output(image)
+            self._num_prefix = _num_prefix(self.module.config, hidden, image)
+            self._channels_last = _is_channels_last(self.module.config, hidden)
+        self.module.train(was_training)
+        taps = ("pooled", "embedding") if num_classes else ("pooled",)
+        measured = self._measure(image, taps=taps, logits=bool(num_classes))
+        dims = {tap: measured.result.features[tap].shape[1] for tap in taps}
+        return Probe(dims, measured)
+
+    def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool) -> ModelOutput:
+        output = ModelOutput({}, None)
+        if not logits and "embedding" not in taps:
+            output.features["pooled"] = self._pooled(self._backbone_output(images))
+            return output
+        for recorder in (self._hidden, *self._inputs):
+            recorder.armed = True
+        result = self.module(pixel_values=self._ordered(images), **self._arguments)
+        hidden, inputs = self._hidden.take(), [recorder.take() for recorder in self._inputs]
+        if "pooled" in taps:
+            output.features["pooled"] = self._pooled(hidden)
+        if "embedding" in taps:
+            embeddings = [value.flatten(1) for value in inputs]
+            output.features["embedding"] = sum(embeddings[1:], embeddings[0]) / len(embeddings)
+        if logits:
+            output.logits = result.logits
+        return output
+
+    def _backbone_output(self, images: Tensor) -> Tensor:
+        backbone = self.module.get_submodule(self._backbone)
+        return backbone(self._ordered(images), **self._arguments).last_hidden_state
+
+    def _ordered(self, images: Tensor) -> Tensor:
+        return images.flip(1) if self._flip_channels else images
+
+    def _pooled(self, hidden: Tensor) -> Tensor:
+        if hidden.ndim == 3:
+            return mean_of_patches(hidden, self._num_prefix)
+        return hidden.mean(dim=(1, 2) if self._channels_last else (2, 3))
+
+    def reset_classifier(self) -> None:
+        """Initialise the classifiers anew, as an untrained model of this kind has them, from torch's generator."""
+        fresh = AutoModelForImageClassification.from_config(self.module.config, dtype=torch.float32)
+        for name in self.classifier_names:
+            self.module.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
+
+    def save(self, folder: Path) -> None:
+        """Write what ``from_pretrained`` and ``pipeline("image-classification", FOLDER)`` read."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # Copies: channels-last memory is not for safetensors.
+        state = {name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items()}
+        self.module.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
+        processor.write(self.facts.preprocessing, folder)
+
+
+class _Recorder:
+    """A hook that keeps one tensor while it is armed: before a module its input, after it its last hidden state."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.value: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
+        if self.armed:
+            self.value = inputs[0] if output is None else output.last_hidden_state
+
+    def take(self) -> Tensor:
+        value, self.value, self.armed = self.value, None, False
+        if value is None:
+            raise RuntimeError("the module that was to be recorded did not run")
+        return value
+
+
+def read_config(place: Place) -> Any:
+    """Return the config in ``place.folder``.
+
+    Raises:
+        UserError: transformers doesn't know the model, or knows it only by code in the folder, which is never run.
+    """
+    try:
+        return AutoConfig.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{place.name} is no model that transformers can build: {_first_line(error)}",
+            "kdcli runs no code from model folders; choose a model that transformers itself has.",
+        ) from error
+
+
+def has_classifier(config: Any) -> bool:
+    """Whether the config describes an image classifier: by its architecture, else by label names of its own."""
+    if config.architectures:
+        return bool(_classifier_classes() & set(config.architectures))
+    return type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and label_names(config) is not None
+
+
+def is_classifier(module: nn.Module) -> bool:
+    """Whether ``module`` is one of transformers' image classifiers."""
+    return type(module).__name__ in _classifier_classes()
+
+
+def label_names(config: Any) -> tuple[str, ...] | None:
+    """Return the config's class names; None where they are transformers' LABEL_0, LABEL_1, ..."""
+    names = tuple(str(config.id2label.get(index)) for index in range(config.num_labels))
+    return None if all(name in {f"LABEL_{i}", "None"} for i, name in enumerate(names)) else names
+
+
+def build_teacher(place: Place, *, pretrained: bool) -> nn.Module:
+    """Build the classifier, or the vision backbone, that ``place.folder`` describes.
+
+    Raises:
+        UserError: the weights are missing, damaged or incomplete.
+    """
+    config = read_config(place)
+    auto, config = _auto_class(config)
+    return _load(auto, place, config, may_miss=("pooler",)) if pretrained else _fresh(auto, place, config)
+
+
+def build_teacher_with_weights(place: Place, checkpoint: Checkpoint) -> tuple[nn.Module, LoadReport]:
+    """Build what ``place.folder`` describes with a local checkpoint's weights, its classifier as wide as theirs."""
+
+    def build(num_classes: int | None) -> nn.Module:
+        auto, config = _auto_class(read_config(place))
+        if num_classes == 0:
+            auto = AutoModel
+        elif num_classes is not None:
+            config.num_labels = num_classes
+        return _fresh(auto, place, config)
+
+    return build_with_weights(build, checkpoint, classifier=_classifier_of)
+
+
+def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image_size: int | None) -> nn.Module:
+    """Build an image classifier over ``names``.
+
+    Pretrained weights keep their own input size: transformers resizes position embeddings only on the way, which the
+    saved student's other users would not know of.
+
+    Raises:
+        UserError: transformers has no classifier of this kind, or the weights or the size can't be had.
+    """
+    config = read_config(place)
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise UserError(
+            f"transformers has no image classifier of the kind {config.model_type!r} ({place.name}).",
+            "Choose another student, such as resnet18 or mobilenetv3_small_100.",
+        )
+    own_size = _image_size_of(config)
+    if image_size is not None and own_size is not None and not pretrained:
+        (config.vision_config if hasattr(config, "vision_config") else config).image_size = image_size
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    if not pretrained:
+        return _fresh(AutoModelForImageClassification, place, config)
+    module = _load(AutoModelForImageClassification, place, config, may_miss=None)
+    if image_size not in (None, own_size) and own_size is not None and _takes_interpolation(module):
+        raise UserError(
+            f"{place.name} was trained for images of {own_size} pixels, and its position embeddings are kept at that.",
+            f"Leave student.image_size out, take the same model from timm, or start untrained (not {image_size}).",
+        )
+    return module
+
+
+def load_saved_module(place: Place) -> nn.Module:
+    """Load what :meth:`HFModel.save` wrote."""
+    return _load(AutoModelForImageClassification, place, read_config(place), may_miss=())
+
+
+def _auto_class(config: Any) -> tuple[Any, Any]:
+    """Return the class to build with and the config it wants: of two towers, the vision tower's."""
+    if has_classifier(config):
+        return AutoModelForImageClassification, config
+    return AutoModel, getattr(config, "vision_config", config)
+
+
+def _fresh(auto: Any, place: Place, config: Any) -> nn.Module:
+    try:
+        return auto.from_config(config, dtype=torch.float32)
+    except (ValueError, ImportError, TypeError) as error:
+        raise UserError(f"{place.name} can't be built: {_first_line(error)}", "Choose another model.") from error
+
+
+def _load(auto: Any, place: Place, config: Any, *, may_miss: tuple[str, ...] | None) -> nn.Module:
+    """Load weights; refuse where parameters stay untrained, but for those whose names start so. None: its classifier."""
+    if hasattr(config, "mask_ratio"):
+        config.mask_ratio = 0.0  # a masked autoencoder's encoder, seeing everything
+    try:
+        module, info = auto.from_pretrained(
+            place.folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=may_miss is None,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(
+            f"The weights of {place.name} can't be loaded: {_first_line(error)}",
+            "Check the folder's files, give a checkpoint (--teacher-weights FILE), or take random:NAME untrained.",
+        ) from error
+    untrained = {str(name) for name in info["missing_keys"]}
+    untrained |= {str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]}
+    allowed = may_miss if may_miss is not None else _head_prefixes(module)
+    if wrong := sorted(name for name in untrained if not any(part in allowed for part in name.split(".")[:2])):
+        raise UserError(
+            f"The weights of {place.name} lack {len(wrong)} of the model's tensors: {', '.join(wrong[:3])}.",
+            "Choose complete weights, or take random:NAME for the architecture untrained.",
+        )
+    return module
+
+
+def _head_prefixes(module: nn.Module) -> tuple[str, ...]:
+    """Names of the module's children that hold parameters and are not its backbone, which comes first."""
+    children = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
+    return (*children[1:], "pooler")
+
+
+def _classifier_classes() -> set[str]:
+    names: set[str] = set()
+    for value in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values():
+        names.update((value,) if isinstance(value, str) else value)
+    return names
+
+
+def _classifier_of(module: Any) -> tuple[int, set[str]]:
+    if not is_classifier(module):
+        return 0, set()
+    prefixes = tuple(f"{name}." for name in _head_prefixes(module))
+    return module.config.num_labels, {n for n, _ in module.named_parameters() if n.startswith(prefixes)}
+
+
+def _image_size_of(config: Any) -> int | None:
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    return size if size is None or isinstance(size, int) else size[0]
+
+
+def _takes_interpolation(module: nn.Module) -> bool:
+    return "interpolate_pos_encoding" in signature(module.forward).parameters
+
+
+def _position_arguments(module: nn.Module, image_size: int | None) -> dict[str, bool]:
+    if image_size in (None, _image_size_of(module.config)) or not _takes_interpolation(module):
+        return {}
+    return {"interpolate_pos_encoding": True}
+
+
+def _anatomy(
+    module: nn.Module, image: Tensor, num_classes: int, arguments: dict[str, bool]
+) -> tuple[str, tuple[str, ...]]:
+    """Find the child that is the backbone and those that are classifiers, by what they return for ``image``.
+
+    Raises:
+        UserError: there is no such division.
+    """
+    if not num_classes:
+        return "", ()
+    backbones, classifiers = [], []
+
+    def look(name: str, child: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given = inputs[0] if inputs else kwargs.get("pixel_values")
+        if isinstance(getattr(output, "last_hidden_state", None), Tensor) and given is image:
+            backbones.append(name)
+        elif isinstance(output, Tensor) and output.shape == (1, num_classes) and any(True for _ in child.parameters()):
+            classifiers.append(name)
+
+    handles = [
+        child.register_forward_hook(partial(look, name), with_kwargs=True) for name, child in module.named_children()
+    ]
+    was_training = module.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module.eval()(pixel_values=image, **arguments)
+    finally:
+        module.train(was_training)
+        for handle in handles:
+            handle.remove()
+    if not backbones or not classifiers:
+        raise UserError(
+            f"{type(module).__name__} has no backbone and classifier that kdcli can tell apart.",
+            "Choose another model; timm may have the same one.",
+        )
+    return backbones[0], tuple(classifiers)
+
+
+def _num_prefix(config: Any, hidden: Tensor, image: Tensor) -> int:
+    """Return how many tokens of a sequence (1, N, d) come before the patches.
+
+    The patches are a grid of the image at the config's patch size, or at that times a power of two where stages merge
+    patches (Swin has no other tokens, PVT a class token in its last stage): the finest grid that the sequence holds.
+    """
+    if hidden.ndim != 3:
+        return 0
+    height, width = image.shape[2:]
+    length = hidden.shape[1]
+    patch = getattr(config, "patch_size", None) or getattr(config, "patch_stride", None) or 4
+    rows, columns = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
+    while rows <= height and columns <= width:
+        rest = length - (height // rows) * (width // columns)
+        if 0 <= rest <= _MAX_SPECIAL_TOKENS:
+            return rest
+        rows, columns = rows * 2, columns * 2
+    side = math.isqrt(length)
+    return length - side * side
+
+
+def _is_channels_last(config: Any, hidden: Tensor) -> bool:
+    width = getattr(config, "hidden_size", None)
+    return hidden.ndim == 4 and hidden.shape[-1] == width != hidden.shape[1]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

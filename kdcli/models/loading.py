@@ -1,0 +1,172 @@
+"""Teachers, students and saved students from their configs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.errors import UserError
+from kdcli.models import hf, processor, timm, weights
+from kdcli.models.base import Model, Origin, freeze, seeded
+from kdcli.models.locate import Place, library_of, locate
+from kdcli.models.spec import ModelName, parse_name
+
+
+def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
+    """Load the model that is imitated, with its own head and labels, in eval mode and without gradients.
+
+    Weights come from the model's publisher or from ``config.weights``; a teacher is untrained only as ``random:NAME``.
+    A checkpoint that fits a timm architecture's 1000 (or 11821, 21841, ...) classes is taken to be ImageNet's.
+
+    Args:
+        config: what to load; not ``none``.
+        seed: determines the weights of ``random:NAME``.
+
+    Raises:
+        UserError: no such model, its weights can't be had or don't fit, or it can't take ``image_size``.
+    """
+    name = _parse(config.name)
+    if name.random and config.weights:
+        raise UserError(
+            f"Teacher {config.name} is untrained by its name, but weights are given: {config.weights}.",
+            f"Name it {config.name.removeprefix('random:')}.",
+        )
+    path = weights.resolve_path(config.weights) if config.weights else None
+    place = locate(name, weights=not name.random and path is None)
+    checkpoint = weights.read_checkpoint(path, source=str(config.weights)) if path else None
+    with seeded(seed):
+        return freeze(_teacher(place, name, config.image_size, checkpoint))
+
+
+def _teacher(place: Place, name: ModelName, size: int | None, checkpoint: weights.Checkpoint | None) -> Model:
+    phrase = "untrained" if name.random else ""
+    if place.library == "timm":
+        if checkpoint:
+            module, arguments, report = timm.load_with_weights(place, checkpoint, image_size=size)
+            phrase = f"{checkpoint.source}: {report.summary()}"
+        else:
+            module, arguments = timm.load(place, pretrained=not name.random, image_size=size)
+        names = None if name.random else timm.label_names(module, is_registered=place.architecture is not None)
+        origin = _teacher_origin(place, name, module, names, size, phrase)
+        return timm.TimmModel(module, origin, arguments)
+    if checkpoint:
+        module, report = hf.build_teacher_with_weights(place, checkpoint)
+        phrase = f"{checkpoint.source}: {report.summary()}"
+    else:
+        module = hf.build_teacher(place, pretrained=not name.random)
+    names = hf.label_names(module.config) if hf.is_classifier(module) and not name.random else None
+    origin = _teacher_origin(place, name, module, names, size, phrase)
+    settings = processor.read_settings(_folder(place), module.config)
+    preprocessing = processor.preprocessing_of(settings, size)
+    return hf.HFModel(module, origin, preprocessing, flip_channels=processor.flips_channels(settings))
+
+
+def _teacher_origin(
+    place: Place,
+    name: ModelName,
+    module: nn.Module,
+    label_names: tuple[str, ...] | None,
+    image_size: int | None,
+    weights_phrase: str,
+) -> Origin:
+    """Return the origin; ``weights_phrase`` is empty where the weights are the publisher's."""
+    if name.random:
+        return Origin(f"random:{place.name}", False, weights_phrase, label_names, image_size)
+    if weights_phrase:
+        return Origin(place.name, True, weights_phrase, label_names, image_size)
+    resolved = _with_tag(place, module)
+    return Origin(resolved, True, f"pretrained, {place.folder or resolved}", label_names, image_size)
+
+
+def build_student(config: StudentConfig, *, label_names: Sequence[str], seed: int) -> Model:
+    """Build the model that is trained, with a classifier over ``label_names``, which its saved config will carry.
+
+    The whole of an untrained student, and the new classifier of a pretrained one, are functions of ``seed``. A
+    pretrained classifier stays only where it already has exactly these labels.
+
+    Raises:
+        UserError: no such model, its weights can't be had, it can't take ``image_size``, or no student of the name
+            ``none``.
+    """
+    name = _parse(config.name)
+    if name.random and config.pretrained:
+        raise UserError(
+            f"Student {config.name} is untrained by its name, but student.pretrained is set.",
+            "Take 'random:' away, or set student.pretrained to false.",
+        )
+    place = locate(name, weights=config.pretrained)
+    with seeded(seed):
+        model = (_timm_student if place.library == "timm" else _hf_student)(place, config, tuple(label_names))
+    return model.train()
+
+
+def _student_origin(place: Place, config: StudentConfig, module: nn.Module, names: tuple[str, ...]) -> Origin:
+    if config.pretrained:
+        resolved = _with_tag(place, module)
+        return Origin(resolved, True, f"pretrained, {place.folder or resolved}", names, config.image_size)
+    return Origin(place.name, False, "untrained", names, config.image_size)
+
+
+def _timm_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> Model:
+    size = config.image_size
+    module, arguments = timm.load(place, pretrained=config.pretrained, num_classes=len(names), image_size=size)
+    origin = _student_origin(place, config, module, names)
+    if config.pretrained and timm.own_num_classes(place) == len(names):
+        own_names = timm.label_names(module, is_registered=place.architecture is not None)
+        if own_names != names:
+            module.reset_classifier(len(names))  # type: ignore[operator]
+    timm.set_labels(module, names)
+    return timm.TimmModel(module, origin, arguments)
+
+
+def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> Model:
+    own_names = hf.label_names(hf.read_config(place))
+    module = hf.build_student(place, names, pretrained=config.pretrained, image_size=config.image_size)
+    settings = processor.read_settings(_folder(place), module.config)
+    preprocessing = processor.preprocessing_of(settings, config.image_size)
+    origin = _student_origin(place, config, module, names)
+    # Never BGR: the exported student is fed by a plain image processor.
+    model = hf.HFModel(module, origin, preprocessing)
+    if config.pretrained and own_names != names:
+        model.reset_classifier()
+    return model
+
+
+def load_saved(folder: Path) -> Model:
+    """Load a folder that :meth:`Model.save` wrote, in eval mode.
+
+    Raises:
+        UserError: the folder is not one of those, or is damaged.
+    """
+    library = library_of(folder)
+    place = Place(library, f"{'timm' if library == 'timm' else 'hf'}:{folder}", folder=folder)
+    if library == "timm":
+        module, arguments = timm.load(place, pretrained=True)
+        names = timm.label_names(module, is_registered=False)
+        return timm.TimmModel(module, Origin(place.name, True, f"saved in {folder}", names), arguments).eval()
+    module = hf.load_saved_module(place)
+    origin = Origin(place.name, True, f"saved in {folder}", hf.label_names(module.config))
+    settings = processor.read_settings(folder, module.config)
+    return hf.HFModel(module, origin, processor.preprocessing_of(settings, None)).eval()
+
+
+def _parse(text: str) -> ModelName:
+    name = parse_name(text)
+    if name is None:
+        raise UserError("'none' is no model to load.", "Name a model; only a teacher can be 'none'.")
+    return name
+
+
+def _with_tag(place: Place, module: nn.Module) -> str:
+    """Return the name with the tag that timm's default stands for: ``timm:resnet50`` -> ``timm:resnet50.a1_in1k``."""
+    cfg = getattr(module, "pretrained_cfg", None)
+    tag = cfg.get("tag") if isinstance(cfg, dict) else None
+    return f"{place.name}.{tag}" if place.architecture and tag and "." not in place.name else place.name
+
+
+def _folder(place: Place) -> Path:
+    assert place.folder is not None  # transformers' models are always folders
+    return place.folder

@@ -1,0 +1,114 @@
+"""What a model name means: a timm architecture, or a folder in a library's native format."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+
+from kdcli.errors import UserError, did_you_mean
+from kdcli.models import hub
+from kdcli.models.spec import Library, ModelName
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is.
+
+    Attributes:
+        library: whose model it is.
+        name: resolved, with the library: ``timm:resnet50.a1_in1k``, ``hf:org/name``.
+        architecture: a name in timm's registry, with or without a tag; None for a folder.
+        folder: with ``config.json``, and weights unless only the architecture was asked for; None for the registry.
+    """
+
+    library: Library
+    name: str
+    architecture: str | None = None
+    folder: Path | None = None
+
+
+def locate(name: ModelName, *, weights: bool) -> Place:
+    """Find ``name``: timm's registry first, then a local folder, then the hub.
+
+    Args:
+        name: a parsed name.
+        weights: also fetch the weights of a model on the hub.
+
+    Raises:
+        UserError: there is no such model, with the nearest names, or the hub can't be reached.
+    """
+    target = name.target
+    if name.library != "transformers" and _is_registered(target):
+        return Place("timm", f"timm:{target}", architecture=target)
+    folder = Path(target).expanduser()
+    if folder.is_dir():
+        return _folder(folder, target, name)
+    if target.startswith((".", "/", "~")):
+        raise UserError(f"Model {name.text!r}: there is no folder {target}.", "Give the folder that has config.json.")
+    if _HUB_ID.fullmatch(target) or name.library == "transformers":
+        return _folder(hub.snapshot(target, weights=weights), target, name)
+    raise _unknown(name)
+
+
+def _is_registered(target: str) -> bool:
+    architecture, _, tag = target.partition(".")
+    if not architecture.isidentifier() or not timm.is_model(architecture):
+        return False
+    if tag and target not in _tags(architecture):
+        tags = _tags(architecture)
+        raise UserError(
+            f"timm's {architecture} has no weights tagged {tag!r}. {did_you_mean(target, tags)}".rstrip(),
+            f"Valid: {', '.join(tags)}." if tags else f"Leave the tag out: {architecture}.",
+        )
+    return True
+
+
+def _tags(architecture: str) -> list[str]:
+    return [name for name in timm.list_models(f"{architecture}.*", include_tags=True) if "." in name]
+
+
+def _folder(folder: Path, target: str, name: ModelName) -> Place:
+    library = library_of(folder)
+    if name.library and name.library != library:
+        prefix = "timm" if library == "timm" else "hf"
+        raise UserError(f"Model {name.text!r} is a model of {library}.", f"Write {prefix}:{target}, or {target} alone.")
+    return Place(library, f"{'timm' if library == 'timm' else 'hf'}:{target}", folder=folder)
+
+
+def library_of(folder: Path) -> Library:
+    """Return whose native format ``folder`` is in.
+
+    Raises:
+        UserError: it has no ``config.json`` of timm or transformers.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no config.json.", "Give a folder that timm or transformers saved.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}", "Give a folder that timm or transformers saved.") from None
+    if "architecture" in config:  # transformers' timm wrapper has both: the model is timm's
+        return "timm"
+    if "model_type" in config:
+        return "transformers"
+    raise UserError(
+        f"{path} has neither 'architecture' (timm) nor 'model_type' (transformers).",
+        "Give a folder that timm or transformers saved.",
+    )
+
+
+def _unknown(name: ModelName) -> UserError:
+    # Tags only where the user wrote one: else every tag of the nearest architecture would crowd out the others.
+    valid = timm.list_models(include_tags=True) if "." in name.target else timm.list_models()
+    nearest = did_you_mean(name.target, valid)
+    return UserError(
+        f"There is no model {name.text!r}. {nearest}".rstrip(),
+        "A name is one of timm.list_models(), a hub id such as org/name, or a local folder.",
+    )

@@ -1,0 +1,107 @@
+"""transformers' image processors against :class:`kdcli.facts.Preprocessing`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import AutoImageProcessor, CLIPImageProcessor
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+from kdcli.facts import Preprocessing
+
+_RESAMPLE = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
+"""PIL's filters by number; Lanczos (1) has no differentiable counterpart and is close to bicubic."""
+_PIL_FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+
+
+def read_settings(folder: Path, config: Any) -> dict[str, Any]:
+    """Return the settings of the folder's image processor.
+
+    Without a ``preprocessor_config.json``: mean, standard deviation and filter of the processor class that transformers
+    gives to this kind of model, else ImageNet's, and ``config.image_size`` (224 without one), not cropped.
+    """
+    if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
+    size = _pair(getattr(config, "image_size", None) or 224)
+    default = _default_processor(config)
+    return {
+        "size": {"height": size[0], "width": size[1]},
+        "image_mean": getattr(default, "image_mean", None) or IMAGENET_DEFAULT_MEAN,
+        "image_std": getattr(default, "image_std", None) or IMAGENET_DEFAULT_STD,
+        "resample": getattr(default, "resample", None) or 3,
+    }
+
+
+def preprocessing_of(settings: dict[str, Any], image_size: int | None) -> Preprocessing:
+    """Translate an image processor's settings; ``image_size`` overrides its own.
+
+    A processor that squashes to a square has ``crop_pct`` 1 here: short side to size, then a centre crop.
+    """
+    size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
+    shortest = size.get("shortest_edge")
+    resized = (shortest, shortest) if shortest else (size.get("height", 224), size.get("width", 224))
+    crop_pct = 1.0
+    if settings.get("do_center_crop") and crop:
+        final = (crop.get("height") or crop["shortest_edge"], crop.get("width") or crop["shortest_edge"])
+        crop_pct = min(1.0, final[0] / resized[0])
+    else:
+        final = resized
+        if shortest and shortest < 384:  # ConvNeXt's: below 384 the size is that of the crop
+            crop_pct = settings.get("crop_pct") or 1.0
+    if image_size is not None:
+        final = (image_size, image_size)
+    mean, std = _normalisation(settings)
+    resample = int(settings.get("resample") or 3)
+    return Preprocessing(final, mean, std, _RESAMPLE.get(resample, "bicubic"), crop_pct)
+
+
+def flips_channels(settings: dict[str, Any]) -> bool:
+    """Whether the model was trained on BGR (MobileViT)."""
+    return bool(settings.get("do_flip_channel_order"))
+
+
+def write(preprocessing: Preprocessing, folder: Path) -> None:
+    """Write ``preprocessor_config.json``: short side to ``size / crop_pct``, centre crop, normalise, as kdcli does."""
+    height, width = preprocessing.image_size
+    CLIPImageProcessor(
+        size={"shortest_edge": round(min(height, width) / preprocessing.crop_pct)},
+        crop_size={"height": height, "width": width},
+        resample=_PIL_FILTERS[preprocessing.interpolation],
+        image_mean=list(preprocessing.mean),
+        image_std=list(preprocessing.std),
+    ).save_pretrained(folder)
+
+
+def _normalisation(settings: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return mean and std for pixels in [0, 1]."""
+    if settings.get("do_normalize") is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    red, green, blue = _triple(settings.get("image_mean"), IMAGENET_DEFAULT_MEAN)
+    std = _triple(settings.get("image_std"), IMAGENET_DEFAULT_STD)
+    if settings.get("include_top"):  # EfficientNet divides by the deviation a second time
+        std = (std[0] ** 2, std[1] ** 2, std[2] ** 2)
+    return (red, green, blue), std
+
+
+def _triple(value: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    if value is None:
+        return default
+    if isinstance(value, (int, float)):
+        return (float(value),) * 3
+    red, green, blue = (float(number) for number in value)
+    return red, green, blue
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _default_processor(config: Any) -> Any:
+    try:
+        found = IMAGE_PROCESSOR_MAPPING[type(config)]
+    except KeyError:
+        return None
+    candidates = found.values() if isinstance(found, dict) else found
+    return next((candidate for candidate in candidates if candidate is not None), None)

@@ -1,0 +1,373 @@
+"""timm's models."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from timm.models import get_pretrained_cfg, list_pretrained
+from timm.models._hub import download_cached_file, load_model_config_from_path, save_config_for_hf
+from torch import Tensor, nn
+
+from kdcli.errors import UserError, did_you_mean
+from kdcli.facts import Preprocessing
+from kdcli.models import hub
+from kdcli.models.base import Model, ModelOutput, Origin, Probe, mean_of_patches
+from kdcli.models.locate import Place
+from kdcli.models.spec import Library
+from kdcli.models.weights import Checkpoint, LoadReport, Tensors, build_with_weights, load_raw
+
+Layout = Literal["vector", "NCHW", "NHWC", "NLC", "NCL"]
+"""Of one tensor out of ``forward_features``: spatial axes or tokens to average over."""
+
+_INTERPOLATIONS = {"nearest", "bilinear", "bicubic"}
+
+
+@dataclass(frozen=True)
+class _Features:
+    """How ``pooled`` comes out of what ``forward_features`` returns."""
+
+    layouts: tuple[Layout, ...]
+    """One per tensor that counts; several (CrossViT's branches, EfficientViM's stages) are concatenated, as in
+    the head."""
+    num_prefix: int
+    """Class, distillation and register tokens at the head of a sequence."""
+    is_list: bool
+    class_tokens_only: bool
+    """PiT: ``forward_features`` returns nothing but class tokens, so the final map is asked for beside them."""
+
+
+class TimmModel(Model):
+    """A model of timm, with ``forward_features`` and ``forward_head`` of its own.
+
+    Where the classifiers applied to the embedding give the head's logits (nearly everywhere; checked by number when
+    the model is made) the head is computed once. Elsewhere (DeiT with its distillation token, CrossViT, VOLO, ...) the
+    embedding is a second call of ``forward_head`` that stops before the classifier: some pooling more. A model with a
+    distillation head returns the mean of both heads in training too, as timm's own models do in evaluation.
+    """
+
+    library: ClassVar[Library] = "timm"
+
+    def __init__(self, module: Any, origin: Origin, model_args: dict[str, Any]) -> None:
+        size = origin.image_size
+        if size is not None:
+            _set_input_size(module, size)
+        self._model_args = model_args
+        super().__init__(module, origin, _preprocessing(module), module.num_classes)
+
+    def _probe(self, image: Tensor, num_classes: int) -> Probe:
+        module: Any = self.module
+        was_training = module.training
+        module.eval()
+        with torch.no_grad():
+            features = module.forward_features(image)
+            self._layout = _describe(module, features)
+            dims = {"pooled": self._pooled(image, features)[1].shape[1]}
+            self._one_pass = False
+            if num_classes:
+                embedding = module.forward_head(features, pre_logits=True)
+                dims["embedding"] = embedding.shape[1]
+                self._one_pass = _is_linear_read_out(self._classifiers(), embedding, module.forward_head(features))
+        module.train(was_training)
+        taps = () if num_classes else ("pooled",)
+        return Probe(dims, self._measure(image, taps=taps, logits=bool(num_classes)))
+
+    def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool) -> ModelOutput:
+        module: Any = self.module
+        output = ModelOutput({}, None)
+        if "pooled" in taps:
+            features, output.features["pooled"] = self._pooled(images)
+        else:
+            features = module.forward_features(images)
+        if "embedding" in taps:
+            output.features["embedding"] = embedding = _average(module.forward_head(features, pre_logits=True))
+            if logits and self._one_pass:
+                output.logits = _average(tuple(classifier(embedding) for classifier in self._classifiers()))
+                return output
+        if logits:
+            output.logits = _average(module.forward_head(features))
+        return output
+
+    def _pooled(self, images: Tensor, features: Any = None) -> tuple[Any, Tensor]:
+        """Return what ``forward_features`` returns (or ``features``) and its mean over places."""
+        module: Any = self.module
+        if self._layout.class_tokens_only:
+            features, (grid,) = module.forward_intermediates(images, indices=1)
+            return features, grid.mean(dim=(2, 3))
+        if features is None:
+            features = module.forward_features(images)
+        parts = features[-len(self._layout.layouts) :] if self._layout.is_list else (features,)
+        means = [
+            _mean_over_places(part, layout, self._layout.num_prefix)
+            for part, layout in zip(parts, self._layout.layouts, strict=True)
+        ]
+        return features, means[0] if len(means) == 1 else torch.cat(means, dim=1)
+
+    def _classifiers(self) -> tuple[nn.Module, ...]:
+        found = self.module.get_classifier()  # type: ignore[operator]
+        return tuple(found) if isinstance(found, (tuple, list, nn.ModuleList)) else (found,)
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``config.json``: ``timm.create_model("local-dir:FOLDER", pretrained=True)``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # Copies: safetensors takes neither shared nor channels-last memory.
+        state = self.module.state_dict()
+        tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config: dict[str, Any] = {"num_classes": self.facts.num_classes}
+        if self.facts.label_names:
+            config["label_names"] = list(self.facts.label_names)
+        save_config_for_hf(self.module, str(folder / "config.json"), model_config=config, model_args=self._model_args)
+
+
+def load(
+    place: Place, *, pretrained: bool, num_classes: int | None = None, image_size: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Create a model of timm.
+
+    Args:
+        place: a registry name or a folder.
+        pretrained: with its weights; never silently without.
+        num_classes: of a new classifier; None keeps the model's own.
+        image_size: side in pixels of the input that the model is built for; None for its own.
+
+    Returns:
+        The model and the arguments beyond the class count that rebuild it.
+
+    Raises:
+        UserError: the weights or the size can't be had.
+    """
+    name = f"local-dir:{place.folder}" if place.folder else str(place.architecture)
+    cfg = _cfg(place)
+    arguments: dict[str, Any] = {}
+    native = cfg.get("input_size", (3, 224, 224))[-1]
+    if image_size is not None and cfg.get("fixed_input_size") and image_size != native:
+        arguments["img_size"] = (image_size, image_size)
+    overlay = _weights_overlay(place, cfg) if pretrained and not place.folder else None
+    try:
+        module: Any = timm.create_model(
+            name, pretrained=pretrained, num_classes=num_classes, pretrained_cfg_overlay=overlay, **arguments
+        )
+    except (RuntimeError, AssertionError, TypeError, ValueError, OSError, KeyError) as error:
+        if arguments:
+            raise UserError(
+                f"{place.name} can't be built for images of {image_size} pixels: {error}",
+                f"It takes {native} pixels: leave image_size out, or choose another model.",
+            ) from error
+        if place.folder:
+            raise UserError(f"{place.folder} can't be loaded by timm: {error}", "Check the folder's files.") from error
+        raise
+    for config in (module.pretrained_cfg, module.default_cfg):
+        config.pop("state_dict", None)
+    saved = dict(_saved_model_args(place))
+    return module, saved | arguments
+
+
+def load_with_weights(
+    place: Place, checkpoint: Checkpoint, *, image_size: int | None
+) -> tuple[nn.Module, dict[str, Any], LoadReport]:
+    """Create a model and load a local checkpoint into it; its classifier is as wide as the file's.
+
+    Returns:
+        The model, the arguments that rebuild it, and the report.
+    """
+    arguments: dict[str, Any] = {}
+
+    def build(num_classes: int | None) -> nn.Module:
+        module, built_with = load(place, pretrained=False, num_classes=num_classes, image_size=image_size)
+        arguments.update(built_with)
+        return module
+
+    def remap(state: Tensors, module: nn.Module) -> Tensors | None:
+        convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
+        return convert(state, module) if convert else None
+
+    module, report = build_with_weights(build, checkpoint, classifier=_classifier_of, remap=remap)
+    return module, arguments, report
+
+
+def own_num_classes(place: Place) -> int | None:
+    """Return how many classes the pretrained weights are for."""
+    return _cfg(place).get("num_classes")
+
+
+def set_labels(module: Any, names: Sequence[str]) -> None:
+    """Write the class names into the config, and take out what described other classes or other weights."""
+    stale = {"label_descriptions", "tag"}
+    cfg = {key: value for key, value in module.pretrained_cfg.items() if key not in stale}
+    cfg |= {"num_classes": len(names), "label_names": list(names)}
+    module.pretrained_cfg = module.default_cfg = cfg
+
+
+def label_names(module: Any, *, is_registered: bool) -> tuple[str, ...] | None:
+    """Return the class names that the config carries; for timm's own ImageNet classifiers, the WordNet synsets.
+
+    timm knows ImageNet's subsets by their number of classes only, so this holds for models of its registry alone.
+    """
+    return _configured_names(module) or (_imagenet_names(module) if is_registered else None)
+
+
+def _configured_names(module: Any) -> tuple[str, ...] | None:
+    names = module.pretrained_cfg.get("label_names")
+    if isinstance(names, dict):
+        by_index = {int(index): name for index, name in names.items()}
+        names = [by_index.get(index) for index in range(module.num_classes)]
+    if not names or len(names) != module.num_classes or None in names:
+        return None
+    return tuple(names)
+
+
+def _imagenet_names(module: Any) -> tuple[str, ...] | None:
+    subset = infer_imagenet_subset({"num_classes": module.num_classes})
+    if not subset:
+        return None
+    names = tuple(ImageNetInfo(subset).label_names())
+    return names if len(names) == module.num_classes else None
+
+
+def _cfg(place: Place) -> dict[str, Any]:
+    if place.folder:
+        cfg, architecture, _ = load_model_config_from_path(place.folder)
+        if not timm.is_model(architecture):
+            nearest = did_you_mean(architecture, timm.list_models())
+            raise UserError(
+                f"{place.folder}: timm {timm.__version__} has no architecture {architecture!r}. {nearest}".rstrip(),
+                "Upgrade timm, or check the folder's config.json.",
+            )
+        return cfg
+    found = get_pretrained_cfg(str(place.architecture))
+    return found.to_dict() if found else {}
+
+
+def _saved_model_args(place: Place) -> dict[str, Any]:
+    if not place.folder:
+        return {}
+    args = dict(load_model_config_from_path(place.folder)[2] or {})
+    for derived in ("num_classes", "global_pool", "in_chans"):  # timm records these from the model itself
+        args.pop(derived, None)
+    return args
+
+
+def _weights_overlay(place: Place, cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return what hands timm a registered model's weights.
+
+    They are fetched here, before the model is built: a model without weights, or without a network, is an error at
+    once, and timm's own fallback to random weights is never reached.
+    """
+    repo, filename = cfg.get("hf_hub_id"), cfg.get("hf_hub_filename")
+    if repo:
+        names = (filename,) if filename else ("model.safetensors", "pytorch_model.bin")
+        if filename and filename.endswith(".bin"):
+            names = (filename.replace("pytorch_model.bin", "model.safetensors"), filename)
+        path = hub.first_of(repo, names, what=f"Pretrained weights of {place.name} ({repo})")
+        if path.suffix in {".npz", ".npy"}:
+            return {"file": str(path), "custom_load": True}
+        return {"state_dict": dict(load_raw(path)), "custom_load": False}
+    if url := cfg.get("url"):
+        try:
+            path = Path(download_cached_file(url, check_hash=False))
+        except OSError as error:  # urllib's errors among them
+            raise UserError(f"The weights of {place.name} can't be downloaded: {error}", hub.OFFLINE_HINT) from error
+        return {"state_dict": dict(load_raw(path)), "custom_load": False}
+    with_weights = list_pretrained(f"{(place.architecture or '').partition('.')[0]}.*")
+    tagged = f"With weights: {', '.join(with_weights)}. " if with_weights else ""
+    raise UserError(
+        f"timm has no pretrained weights of {place.name}.",
+        f"{tagged}Give a checkpoint (--teacher-weights FILE), or take random:NAME for the architecture untrained.",
+    )
+
+
+def _set_input_size(module: Any, size: int) -> None:
+    cfg = {key: v for key, v in module.pretrained_cfg.items() if key not in {"test_input_size", "test_crop_pct"}}
+    module.pretrained_cfg = module.default_cfg = cfg | {"input_size": (3, size, size)}
+
+
+def _preprocessing(module: nn.Module) -> Preprocessing:
+    config = resolve_model_data_config(module)
+    interpolation = config["interpolation"]
+    return Preprocessing(
+        image_size=tuple(config["input_size"][1:]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",
+        crop_pct=config["crop_pct"],
+    )
+
+
+def _classifier_of(module: Any) -> tuple[int, set[str]]:
+    found = module.get_classifier()
+    classifiers = found if isinstance(found, (tuple, list, nn.ModuleList)) else (found,)
+    own = {id(parameter) for classifier in classifiers for parameter in classifier.parameters()}
+    return module.num_classes, {name for name, p in module.named_parameters() if id(p) in own}
+
+
+def _describe(module: Any, features: Any) -> _Features:
+    width = module.num_features
+    if isinstance(features, (list, tuple)):
+        if sum(part.shape[-1] for part in features) == width:
+            layouts: tuple[Layout, ...] = tuple("NLC" for _ in features)
+        elif sum(part.shape[1] for part in features) == width:
+            layouts = tuple("NCL" if part.ndim == 3 else "NCHW" for part in features)
+        else:  # CoaT: parallel scales of one width, of which the last is the coarsest
+            layouts = (_layout(features[-1], width, module),)
+        last = features[-1]
+        prefix = _num_prefix(module, last) if layouts[-1] == "NLC" else 0
+        return _Features(layouts, prefix, is_list=True, class_tokens_only=False)
+    layout = _layout(features, width, module)
+    prefix = _num_prefix(module, features) if layout == "NLC" else 0
+    return _Features((layout,), prefix, False, layout == "NLC" and prefix == features.shape[1])
+
+
+def _layout(features: Tensor, width: int, module: nn.Module) -> Layout:
+    if features.ndim == 2:
+        return "vector"
+    if features.ndim == 3:
+        return "NCL" if features.shape[1] == width != features.shape[2] else "NLC"
+    if getattr(module, "output_fmt", None) == "NHWC" and features.shape[-1] == width:
+        return "NHWC"
+    return "NHWC" if features.shape[-1] == width != features.shape[1] else "NCHW"
+
+
+def _num_prefix(module: Any, tokens: Tensor) -> int:
+    """Return how many tokens come before the patches: timm's attribute, else what is beyond a square of patches."""
+    length = tokens.shape[1]
+    class_token = getattr(module, "cls_token", None)
+    if isinstance(class_token, Tensor) and class_token.ndim == 3 and class_token.shape[1] == length:
+        return length
+    declared = getattr(module, "num_prefix_tokens", None)
+    if isinstance(declared, int):
+        return declared
+    return length - int(length**0.5) ** 2
+
+
+def _mean_over_places(features: Tensor, layout: Layout, num_prefix: int) -> Tensor:
+    if layout == "vector":
+        return features
+    if layout == "NLC":
+        return mean_of_patches(features, num_prefix)
+    if layout == "NCL":
+        return features.mean(dim=2)
+    return features.mean(dim=(2, 3) if layout == "NCHW" else (1, 2))
+
+
+def _is_linear_read_out(classifiers: tuple[nn.Module, ...], embedding: Any, logits: Any) -> bool:
+    """Whether the mean of the classifiers over ``embedding`` is ``logits``."""
+    try:
+        computed = _average(tuple(classifier(embedding) for classifier in classifiers))
+    except (RuntimeError, TypeError, IndexError, NotImplementedError, ValueError):
+        return False
+    return computed.shape == logits.shape and torch.allclose(computed, logits, atol=1e-5, rtol=1e-4)
+
+
+def _average(outputs: Any) -> Tensor:
+    """Average a distilled model's heads; a single tensor is returned as it is."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    return outputs[0] if len(outputs) == 1 else sum(outputs) / len(outputs)

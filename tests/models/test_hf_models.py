@@ -1,0 +1,364 @@
+"""transformers' architectures from tiny configs, each against what transformers itself computes."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.errors import UserError
+from kdcli.models import build_student, load_saved, load_teacher
+
+LABELS = ("ant", "bee", "cat")
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "image_size": 32, "patch_size": 4}
+STAGES = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_channels": 3}
+TWO_TOWERS = {
+    "text_config": {k: VIT[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+    | {"vocab_size": 50, "projection_dim": 16},
+    "vision_config": VIT | {"projection_dim": 16},
+}
+DINO = {key: value for key, value in VIT.items() if key != "intermediate_size"} | {"mlp_ratio": 2}
+
+MAP, SEQUENCE = "map", "sequence"
+# config class: its arguments, the child with the backbone, what the backbone returns, tokens before the patches
+ARCHITECTURES = {
+    "ViT": (VIT, "vit", 1),
+    "DeiT": (VIT, "deit", 2),
+    "Beit": (VIT, "beit", 1),
+    "Dinov2": (DINO, "dinov2", 1),
+    "Dinov2WithRegisters": (DINO | {"num_register_tokens": 4}, "dinov2_with_registers", 5),
+    "Swin": (SWIN, "swin", 0),
+    "Swinv2": (SWIN, "swinv2", 0),
+    "CLIP": (TWO_TOWERS, "vision_model", 1),
+    "Siglip": (TWO_TOWERS, "vision_model", 0),
+    "ConvNext": ({"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "image_size": 64}, "convnext", None),
+    "ConvNextV2": ({"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "image_size": 64}, "convnextv2", None),
+    "ResNet": (STAGES, "resnet", None),
+    "RegNet": (STAGES | {"groups_width": 8}, "regnet", None),
+    "MobileNetV2": ({"image_size": 64, "depth_multiplier": 0.25}, "mobilenet_v2", None),
+    "EfficientNet": ({"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.3}, "efficientnet", None),
+    "MobileViT": (
+        {"image_size": 64, "hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 8, 8, 16, 32]},
+        "mobilevit",
+        None,
+    ),
+    "Levit": ({"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2]}, "levit", 0),
+    "PoolFormer": ({"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}, "poolformer", None),
+    "PvtV2": ({"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "image_size": 64}, "pvt_v2", None),
+    "Cvt": ({"embed_dim": [8, 16, 32], "depth": [1, 1, 1], "num_heads": [1, 1, 2]}, "cvt", None),
+}
+
+
+def config_of(name, **extra):
+    if name in ("DeiT",):
+        extra.setdefault("architectures", ["DeiTForImageClassificationWithTeacher"])
+    settings = copy.deepcopy(ARCHITECTURES[name][0]) | extra
+    return getattr(transformers, f"{name}Config")(**settings)
+
+
+def shake(module):
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+
+
+@pytest.fixture(params=ARCHITECTURES, scope="module")
+def student(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    config_of(request.param).save_pretrained(folder)
+    size = None if request.param in ("CLIP", "Siglip") or "image_size" in ARCHITECTURES[request.param][0] else 64
+    model = build_student(StudentConfig(name=str(folder), image_size=size), label_names=LABELS, seed=3)
+    shake(model)
+    model.eval().test_name = request.param
+    return model
+
+
+def images_for(model, count=2):
+    height, width = model.facts.preprocessing.image_size
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(2))
+
+
+def pooled_by_hand(hidden, num_prefix):
+    if num_prefix is None:
+        return hidden.flatten(2).mean(-1)
+    return hidden[:, num_prefix:].mean(1)
+
+
+def test_outputs_are_those_of_the_native_model(student):
+    images = images_for(student)
+    _, backbone, num_prefix = ARCHITECTURES[student.test_name]
+    given = []
+    classifiers = [student.module.get_submodule(name) for name in student.classifier_names]
+    with torch.no_grad():
+        output = student(images, taps=("pooled", "embedding"))
+        hidden = student.module.get_submodule(backbone)(images).last_hidden_state
+        handles = [c.register_forward_pre_hook(lambda m, args: given.append(args[0])) for c in classifiers]
+        native = student.module(images).logits
+        for handle in handles:
+            handle.remove()
+        alone = student(images, taps=("pooled",), logits=False)
+    torch.testing.assert_close(output.logits, native, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.features["pooled"], pooled_by_hand(hidden, num_prefix), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(alone.features["pooled"], output.features["pooled"], atol=1e-5, rtol=1e-5)
+    embedding = torch.stack([value.flatten(1) for value in given]).mean(0)
+    torch.testing.assert_close(output.features["embedding"], embedding, atol=1e-5, rtol=1e-5)
+    assert {tap: f.shape[1] for tap, f in output.features.items()} == student.facts.feature_dims
+
+
+def test_save_and_load(student, tmp_path):
+    images = images_for(student)
+    student.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+    ours = load_saved(tmp_path)
+    native = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = student(images).logits
+        torch.testing.assert_close(native(images).logits, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(images).logits, expected, atol=1e-5, rtol=1e-5)
+    assert native.config.id2label == dict(enumerate(LABELS))
+    assert native.config.label2id == {name: i for i, name in enumerate(LABELS)}
+    assert ours.facts.label_names == LABELS
+    assert ours.facts.preprocessing == student.facts.preprocessing
+    size = student.facts.preprocessing.image_size
+    picture = Image.new("RGB", (90, 70), (200, 30, 40))
+    assert AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt").pixel_values.shape[2:] == size
+    best = pipeline("image-classification", model=str(tmp_path), device="cpu")(picture)
+    assert {entry["label"] for entry in best} == set(LABELS)
+
+
+def test_a_saved_student_as_teacher(student, tmp_path):
+    student.save(tmp_path)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    images = images_for(student)
+    torch.testing.assert_close(teacher(images).logits, student(images).logits, atol=1e-5, rtol=1e-5)
+    facts = teacher.facts
+    assert (facts.pretrained, facts.label_names, facts.task) == (True, LABELS, "image-classification")
+    assert not any(p.requires_grad for p in teacher.parameters())
+    untrained = load_teacher(TeacherConfig(name=f"random:hf:{tmp_path}"), seed=0).facts
+    assert (untrained.pretrained, untrained.label_names, untrained.num_classes) == (False, None, 3)
+
+
+def test_a_copy_trains_and_leaves_the_original_alone(student):
+    images = images_for(student)
+    twin = copy.deepcopy(student).train()
+    output = twin(images, taps=("pooled", "embedding"))
+    assert output.logits.shape == (2, 3)
+    (output.logits.square().sum() + sum(f.square().sum() for f in output.features.values())).backward()
+    assert any(p.grad is not None for p in twin.parameters())
+    assert all(p.grad is None for p in student.parameters())
+    assert twin._hidden is not student._hidden
+    assert twin._hidden.value is None
+
+
+@pytest.mark.parametrize(
+    ("name", "auto"),
+    [("ViT", "ViTModel"), ("Dinov2", "Dinov2Model"), ("ResNet", "ResNetModel"), ("Swin", "SwinModel")],
+)
+def test_a_backbone_without_a_head(tmp_path, name, auto):
+    module = getattr(transformers, auto)(config_of(name))
+    module.save_pretrained(tmp_path)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path), image_size=None if name != "ResNet" else 64), seed=0)
+    assert (teacher.facts.task, teacher.facts.num_classes) == ("image-embedding", 0)
+    assert tuple(teacher.facts.feature_dims) == ("pooled",)
+    images = images_for(teacher)
+    hidden = module.eval()(images).last_hidden_state
+    output = teacher(images, taps=("pooled",))
+    assert output.logits is None
+    torch.testing.assert_close(
+        output.features["pooled"], pooled_by_hand(hidden, ARCHITECTURES[name][2]), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["CLIP", "Siglip"])
+def test_of_two_towers_the_vision_tower(tmp_path, name):
+    module = getattr(transformers, f"{name}Model")(config_of(name)).eval()
+    module.save_pretrained(tmp_path)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    images = images_for(teacher)
+    hidden = module.vision_model(images).last_hidden_state
+    expected = pooled_by_hand(hidden, ARCHITECTURES[name][2])
+    torch.testing.assert_close(teacher(images, taps=("pooled",)).features["pooled"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_masked_autoencoder_sees_the_whole_image(tmp_path):
+    module = transformers.ViTMAEModel(transformers.ViTMAEConfig(**VIT)).eval()
+    module.save_pretrained(tmp_path)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    images = images_for(teacher)
+    first, second = (teacher(images, taps=("pooled",)).features["pooled"] for _ in range(2))
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)  # a mask would be another one each time
+
+
+def classifier_folder(folder, **extra):
+    config = config_of("ViT", id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1}, **extra)
+    module = transformers.ViTForImageClassification(config)
+    shake(module)
+    module.save_pretrained(folder)
+    return module
+
+
+def test_a_pretrained_student_gets_a_classifier_of_the_seed(tmp_path):
+    source = classifier_folder(tmp_path)
+    config = StudentConfig(name=str(tmp_path), pretrained=True)
+    kept = build_student(config, label_names=("cat", "dog"), seed=0).module
+    assert torch.equal(kept.classifier.weight, source.classifier.weight)
+    for names in (("ant", "bee"), LABELS):
+        torch.manual_seed(9)
+        first = build_student(config, label_names=names, seed=0)
+        torch.rand(3)
+        second, third = (build_student(config, label_names=names, seed=seed) for seed in (0, 1))
+        assert first.facts.pretrained
+        assert first.module.classifier.weight.shape[0] == len(names)
+        assert torch.equal(first.module.classifier.weight, second.module.classifier.weight)
+        assert not torch.equal(first.module.classifier.weight, third.module.classifier.weight)
+        layer = "layers.0.mlp.fc1.weight"
+        body = next(p for n, p in first.module.named_parameters() if "embeddings.patch_embeddings" in n)
+        assert torch.equal(body, next(p for n, p in source.named_parameters() if "embeddings.patch_embeddings" in n)), (
+            layer
+        )
+
+
+def test_untrained_students_are_functions_of_the_seed(tmp_path):
+    config_of("ViT").save_pretrained(tmp_path)
+    config = StudentConfig(name=str(tmp_path))
+    torch.manual_seed(0)
+    first = build_student(config, label_names=LABELS, seed=5)
+    following = torch.rand(1)
+    second = build_student(config, label_names=LABELS, seed=5)
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(1), following)
+
+
+def test_image_size(tmp_path):
+    classifier_folder(tmp_path)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path), image_size=48), seed=0)
+    assert teacher(torch.randn(1, 3, 48, 48)).logits.shape == (1, 2)  # interpolated on the way
+    student = build_student(StudentConfig(name=str(tmp_path), image_size=48), label_names=LABELS, seed=0)
+    assert student.module.config.image_size == 48
+    assert student(torch.randn(1, 3, 48, 48)).logits.shape == (1, 3)
+    with pytest.raises(UserError, match="32 pixels"):
+        build_student(StudentConfig(name=str(tmp_path), pretrained=True, image_size=48), label_names=LABELS, seed=0)
+
+
+def test_default_names_are_no_names(tmp_path):
+    transformers.ViTForImageClassification(config_of("ViT")).save_pretrained(tmp_path)
+    assert load_teacher(TeacherConfig(name=str(tmp_path)), seed=0).facts.label_names is None
+
+
+def test_half_precision_files_load_as_float32(tmp_path):
+    classifier_folder(tmp_path / "full")
+    module = AutoModelForImageClassification.from_pretrained(tmp_path / "full", dtype=torch.bfloat16)
+    module.save_pretrained(tmp_path / "half")
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path / "half")), seed=0)
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+
+
+def test_incomplete_weights_are_refused(tmp_path):
+    transformers.ViTModel(config_of("ViT")).save_pretrained(tmp_path)
+    config_of("ViT", architectures=["ViTForImageClassification"]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="lack 2 of the model's tensors"):
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="can't be loaded"):
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+
+
+def test_a_local_checkpoint_decides_the_number_of_classes(tmp_path):
+    config_of("ViT", architectures=["ViTForImageClassification"]).save_pretrained(tmp_path)
+    module = transformers.ViTForImageClassification(config_of("ViT", num_labels=5)).eval()
+    torch.save({"model": module.state_dict()}, tmp_path / "weights.pth")
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path), weights=str(tmp_path / "weights.pth")), seed=0)
+    images = images_for(teacher)
+    torch.testing.assert_close(teacher(images).logits, module(images).logits, atol=1e-6, rtol=1e-6)
+    assert teacher.facts.num_classes == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "crop_pct", "mean"),
+    [
+        ({"image_processor_type": "ViTImageProcessor", "size": {"height": 48, "width": 48}}, 48, 1.0, 0.5),
+        (
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "size": {"shortest_edge": 64},
+                "crop_size": {"height": 48, "width": 48},
+                "image_mean": [0.1, 0.1, 0.1],
+            },
+            48,
+            0.75,
+            0.1,
+        ),
+        ({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 56}}, 56, 0.875, 0.5),
+        (
+            {"image_processor_type": "ViTImageProcessor", "size": {"height": 48, "width": 48}, "do_normalize": False},
+            48,
+            1,
+            0,
+        ),
+    ],
+)
+def test_image_processors(tmp_path, settings, size, crop_pct, mean):
+    import json
+
+    from kdcli.models import processor
+
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    found = processor.preprocessing_of(processor.read_settings(tmp_path, None), None)
+    assert found.image_size == (size, size)
+    assert found.crop_pct == pytest.approx(crop_pct)
+    assert found.mean == pytest.approx((mean,) * 3)
+
+
+def test_without_an_image_processor_the_class_decides(tmp_path):
+    from kdcli.models import processor
+
+    vit = processor.preprocessing_of(processor.read_settings(tmp_path, config_of("ViT")), None)
+    assert (vit.image_size, vit.mean) == ((32, 32), (0.5, 0.5, 0.5))
+    resnet = processor.preprocessing_of(processor.read_settings(tmp_path, config_of("ResNet")), None)
+    assert resnet.image_size == (224, 224)
+
+
+def test_a_teacher_of_bgr_images_gets_them(tmp_path):
+    module = transformers.MobileViTForImageClassification(config_of("MobileViT")).eval()
+    module.save_pretrained(tmp_path)
+    transformers.MobileViTImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
+    ).save_pretrained(tmp_path)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    images = images_for(teacher)
+    torch.testing.assert_close(teacher(images).logits, module(images.flip(1)).logits, atol=1e-6, rtol=1e-6)
+
+
+def test_compiled_in_one_graph(tmp_path):
+    config_of("ViT").save_pretrained(tmp_path)
+    model = build_student(StudentConfig(name=str(tmp_path)), label_names=LABELS, seed=0).eval()
+    images = images_for(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for taps in ((), ("pooled", "embedding")):
+        expected, found = model(images, taps=taps), compiled(images, taps=taps)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_models_that_are_not_for_images_are_refused(tmp_path):
+    transformers.BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no image classifier of the kind 'bert'"):
+        build_student(StudentConfig(name=str(tmp_path)), label_names=LABELS, seed=0)

@@ -1,0 +1,132 @@
+"""Names: the grammar, the errors, and what is asked of the network."""
+
+import subprocess
+import sys
+
+import pytest
+
+from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.errors import UserError
+from kdcli.models import build_student, hub, load_teacher, parse_name
+from kdcli.models.spec import ModelName
+
+
+@pytest.fixture
+def unreachable(monkeypatch, tmp_path):
+    """A hub that does not answer, and an empty cache."""
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("resnet50", ModelName("resnet50", "resnet50", None, False)),
+        ("timm:resnet50.a1_in1k", ModelName("timm:resnet50.a1_in1k", "resnet50.a1_in1k", "timm", False)),
+        ("hf:org/name", ModelName("hf:org/name", "org/name", "transformers", False)),
+        ("random:hf:org/name", ModelName("random:hf:org/name", "org/name", "transformers", True)),
+        ("random:some/folder", ModelName("random:some/folder", "some/folder", None, True)),
+        ("none", None),
+    ],
+)
+def test_grammar(text, expected):
+    assert parse_name(text) == expected
+
+
+@pytest.mark.parametrize("text", ["tim:resnet50", "random:", "timm:", "random:none"])
+def test_names_of_nothing_are_refused(text):
+    with pytest.raises(UserError) as error:
+        parse_name(text)
+    assert repr(text) in error.value.message
+    assert "random:NAME" in error.value.hint
+
+
+def test_package_and_grammar_import_no_torch():
+    code = "import sys, kdcli.models; kdcli.models.parse_name('resnet50'); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("resnet5", "resnet50"),
+        ("timm:mobilenetv3_small", "mobilenetv3_small_100"),
+        ("resnet50.a1_in2k", "resnet50.a1_in1k"),
+        ("./no_such_folder", "no folder ./no_such_folder"),
+        ("random:resnet5", "resnet50"),
+    ],
+)
+def test_unknown_names_list_the_nearest(name, part):
+    with pytest.raises(UserError) as error:
+        load_teacher(TeacherConfig(name=name), seed=0)
+    assert part in error.value.message
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("name", ["resnet18", "org/name", "hf:org/name", "timm:org/name", "mobilevit_xxs.cvnets_in1k"])
+@pytest.mark.usefixtures("unreachable")
+def test_a_teacher_without_its_weights_is_never_random(name):
+    with pytest.raises(UserError, match="can't be reached") as error:
+        load_teacher(TeacherConfig(name=name), seed=0)
+    assert "--teacher-weights" in error.value.hint
+    assert "random:NAME" in error.value.hint
+    assert "HF_HOME" in error.value.hint
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_a_pretrained_student_is_never_random():
+    with pytest.raises(UserError, match="can't be reached"):
+        build_student(StudentConfig(name="resnet18", pretrained=True), label_names=["a", "b"], seed=0)
+
+
+def test_a_model_that_was_never_published_with_weights():
+    with pytest.raises(UserError, match="no pretrained weights") as error:
+        load_teacher(TeacherConfig(name="resnet50_mlp"), seed=0)
+    assert "random:NAME" in error.value.hint
+
+
+def test_contradictions_are_refused():
+    with pytest.raises(UserError, match="untrained by its name"):
+        load_teacher(TeacherConfig(name="random:resnet18", weights="x.pth"), seed=0)
+    with pytest.raises(UserError, match="untrained by its name"):
+        build_student(StudentConfig(name="random:resnet18", pretrained=True), label_names=["a", "b"], seed=0)
+    with pytest.raises(UserError, match="no model to load"):
+        build_student(StudentConfig(name="none"), label_names=["a", "b"], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        ("RepositoryNotFoundError", "no model"),
+        ("GatedRepoError", "gated"),
+        ("RevisionNotFoundError", "no revision"),
+        ("HfHubHTTPError", "Could not download"),
+    ],
+)
+def test_answers_of_the_hub_become_messages(monkeypatch, raised, message):
+    kind = getattr(hub, raised)
+
+    def refuse(*args, **kwargs):
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(hub, "hf_hub_download", refuse)
+    with pytest.raises(UserError, match=message):
+        hub.download("org/name@main", "config.json")
+
+
+def test_folders_are_recognised_by_their_config(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="neither 'architecture'"):
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
+    with pytest.raises(UserError, match="no model that transformers can build"):
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet_18", "pretrained_cfg": {}}')
+    with pytest.raises(UserError, match="resnet18"):
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    with pytest.raises(UserError, match="is a model of timm"):
+        load_teacher(TeacherConfig(name=f"hf:{tmp_path}"), seed=0)

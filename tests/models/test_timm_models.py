@@ -1,0 +1,293 @@
+"""timm's families, each against what timm itself computes."""
+
+import copy
+import json
+
+import pytest
+import timm
+import torch
+
+from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.errors import UserError
+from kdcli.models import build_student, load_saved, load_teacher
+from kdcli.models.base import Model
+
+LABELS = ("ant", "bee", "cat")
+
+
+def tokens(num_prefix):
+    """Mean over the sequence without its first tokens, one token at a time."""
+    return lambda module, x: (
+        sum(module.forward_features(x)[:, num_prefix:].unbind(1)) / (module.forward_features(x).shape[1] - num_prefix)
+    )
+
+
+def channels_first(module, x):
+    return module.forward_features(x).flatten(2).mean(-1)
+
+
+def channels_last(module, x):
+    return module.forward_features(x).flatten(1, 2).mean(1)
+
+
+def pit(module, x):
+    return module.forward_intermediates(x, intermediates_only=True)[-1].flatten(2).mean(-1)
+
+
+def crossvit(module, x):
+    return torch.cat([branch[:, 1:].mean(1) for branch in module.forward_features(x)], dim=1)
+
+
+def coat(module, x):
+    return module.forward_features(x)[-1][:, 1:].mean(1)
+
+
+def efficientvim(module, x):
+    return torch.cat([stage.mean(-1) for stage in module.forward_features(x)], dim=1)
+
+
+# name, image size of its own where that is small enough for a test (else the test's), pooled by hand
+FAMILIES = {
+    "resnet18": (64, channels_first),
+    "resnetv2_18": (64, channels_first),
+    "mobilenetv3_small_050": (64, channels_first),
+    "tf_efficientnet_lite0": (64, channels_first),
+    "convnext_atto": (64, channels_first),
+    "mobilevit_xxs": (64, channels_first),
+    "efficientvit_b0": (64, channels_first),
+    "regnetx_002": (64, channels_first),
+    "repvgg_a0": (64, channels_first),
+    "densenet121": (64, channels_first),
+    "poolformer_s12": (64, channels_first),
+    "dla46x_c": (64, channels_first),
+    "efficientvim_m1": (128, efficientvim),
+    "test_mambaout": (64, channels_last),
+    "swin_tiny_patch4_window7_224": (112, channels_last),
+    "vit_tiny_patch16_224": (64, tokens(1)),
+    "deit_tiny_distilled_patch16_224": (64, tokens(2)),
+    "vit_medium_patch16_reg4_gap_256": (64, tokens(4)),
+    "eva02_tiny_patch14_224": (56, tokens(1)),
+    "gmixer_12_224": (None, tokens(0)),
+    "levit_128s": (None, tokens(0)),
+    "hiera_tiny_224": (None, tokens(0)),
+    "pit_ti_distilled_224": (None, pit),
+    "crossvit_tiny_240": (None, crossvit),
+    "coat_lite_tiny": (None, tokens(1)),
+    "volo_d1_224": (None, tokens(1)),
+}
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def student(request):
+    size = FAMILIES[request.param][0]
+    model = build_student(StudentConfig(name=request.param, image_size=size), label_names=LABELS, seed=3)
+    # Away from the initialisation, where a classifier may be zero and a normalisation does nothing.
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    return model.eval()
+
+
+def images_for(model, count=2):
+    height, width = model.facts.preprocessing.image_size
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(2))
+
+
+def test_outputs_are_those_of_the_native_model(student):
+    images = images_for(student)
+    taps = ("pooled", "embedding")
+    with torch.no_grad():
+        output = student(images, taps=taps)
+        native = student.module(images)
+        features = student.module.forward_features(images)
+        embedding = student.module.forward_head(features, pre_logits=True)
+        pooled = FAMILIES[student.facts.name.removeprefix("timm:")][1](student.module, images)
+        alone = {tap: student(images, taps=(tap,), logits=False) for tap in taps}
+        logits = student(images).logits
+    torch.testing.assert_close(output.logits, native, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, native, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.features["embedding"], embedding, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.features["pooled"], pooled, atol=1e-4, rtol=1e-4)
+    for tap, single in alone.items():
+        assert single.logits is None
+        assert list(single.features) == [tap]
+        assert single.features[tap].shape == (2, student.facts.feature_dims[tap])
+        torch.testing.assert_close(single.features[tap], output.features[tap], atol=1e-4, rtol=1e-4)
+
+
+def test_save_and_load(student, tmp_path):
+    images = images_for(student)
+    student.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    ours = load_saved(tmp_path)
+    native = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        expected = student(images).logits
+        torch.testing.assert_close(native(images), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(images).logits, expected, atol=1e-5, rtol=1e-5)
+    assert tuple(native.pretrained_cfg["label_names"]) == LABELS
+    assert native.pretrained_cfg["num_classes"] == 3
+    config = timm.data.resolve_model_data_config(native)
+    wanted = student.facts.preprocessing
+    assert (config["input_size"][1:], config["mean"], config["std"]) == (wanted.image_size, wanted.mean, wanted.std)
+    assert ours.facts.label_names == LABELS
+    assert ours.facts.preprocessing == wanted
+    assert ours.facts.feature_dims == student.facts.feature_dims
+
+
+def test_a_copy_trains_and_leaves_the_original_alone(student):
+    images = images_for(student)
+    with torch.no_grad():
+        before = student(images).logits
+    twin = copy.deepcopy(student).train()
+    output = twin(images, taps=("pooled", "embedding"))
+    assert output.logits.shape == (2, 3)
+    (output.logits.square().sum() + sum(f.square().sum() for f in output.features.values())).backward()
+    without = [name for name, parameter in twin.named_parameters() if parameter.grad is None]
+    unused = ("aux_head",)  # VOLO's, for token labels
+    assert [name for name in without if not any(part in name for part in unused)] == []
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(1.0)
+        torch.testing.assert_close(student(images).logits, before, atol=0, rtol=0)
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_facts(student):
+    facts = student.facts
+    assert facts.library == "timm"
+    assert (facts.task, facts.pretrained, facts.weights) == ("image-classification", False, "untrained")
+    assert (facts.num_classes, facts.label_names) == (3, LABELS)
+    assert facts.num_parameters == sum(p.numel() for p in student.module.parameters())
+    assert facts.macs > 0
+    assert facts.activation_bytes > 0
+
+
+SMALL = StudentConfig(name="test_vit", image_size=64)
+
+
+def weights_of(model: Model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_initialisation_is_a_function_of_the_seed_alone():
+    torch.manual_seed(0)
+    first = build_student(SMALL, label_names=LABELS, seed=1)
+    following = torch.rand(1)
+    torch.manual_seed(123)
+    torch.rand(7)
+    second = build_student(SMALL, label_names=LABELS, seed=1)
+    other = build_student(SMALL, label_names=LABELS, seed=2)
+    torch.testing.assert_close(weights_of(first), weights_of(second), atol=0, rtol=0)
+    assert not torch.equal(weights_of(first), weights_of(other))
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(1), following)
+
+
+def test_an_untrained_teacher_keeps_its_head_but_has_no_labels():
+    first, second = (load_teacher(TeacherConfig(name="random:test_resnet"), seed=4) for _ in range(2))
+    facts = first.facts
+    assert (facts.name, facts.pretrained, facts.label_names) == ("random:timm:test_resnet", False, None)
+    assert facts.num_classes == 1000
+    assert not first.training
+    assert not any(p.requires_grad for p in first.parameters())
+    torch.testing.assert_close(weights_of(first), weights_of(second), atol=0, rtol=0)
+
+
+def test_a_saved_student_as_teacher_and_as_pretrained_student(tmp_path):
+    saved = build_student(SMALL, label_names=LABELS, seed=1)
+    saved.save(tmp_path)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    assert (teacher.facts.pretrained, teacher.facts.label_names) == (True, LABELS)
+    torch.testing.assert_close(weights_of(teacher), weights_of(saved), atol=0, rtol=0)
+    untrained = load_teacher(TeacherConfig(name=f"random:{tmp_path}"), seed=1)
+    assert (untrained.facts.pretrained, untrained.facts.label_names, untrained.facts.num_classes) == (False, None, 3)
+
+    pretrained = StudentConfig(name=str(tmp_path), pretrained=True)
+    body, head = saved.module.blocks[0].mlp.fc1.weight, saved.module.head.weight
+    same = build_student(pretrained, label_names=LABELS, seed=0).module
+    renamed = build_student(pretrained, label_names=("x", "y", "z"), seed=0)
+    wider = build_student(pretrained, label_names=("v", "w", "x", "y", "z"), seed=0)
+    assert torch.equal(same.head.weight, head)
+    for other in (renamed, wider):
+        assert torch.equal(other.module.blocks[0].mlp.fc1.weight, body)
+    assert not torch.equal(renamed.module.head.weight, head)
+    assert wider.facts.num_classes == 5
+    again = build_student(pretrained, label_names=("x", "y", "z"), seed=0)
+    assert torch.equal(again.module.head.weight, renamed.module.head.weight)
+
+
+def test_a_pretrained_folder_without_weights_is_refused(tmp_path):
+    build_student(SMALL, label_names=LABELS, seed=1).save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="can't be loaded"):
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+
+
+def test_position_embeddings_follow_the_image_size(tmp_path):
+    build_student(SMALL, label_names=LABELS, seed=1).save(tmp_path)
+    bigger = load_teacher(TeacherConfig(name=str(tmp_path), image_size=96), seed=0)
+    assert bigger.facts.preprocessing.image_size == (96, 96)
+    assert bigger(torch.randn(1, 3, 96, 96)).logits.shape == (1, 3)
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"]["img_size"] == [64, 64]
+
+
+@pytest.mark.parametrize(("name", "size"), [("levit_128s", 96), ("gmixer_12_224", 100), ("hiera_tiny_224", 50)])
+def test_sizes_that_a_model_cannot_take(name, size):
+    with pytest.raises(UserError, match=rf"{name}.*{size}") as error:
+        build_student(StudentConfig(name=name, image_size=size), label_names=LABELS, seed=0)
+    assert "224" in str(error.value)
+
+
+def test_unknown_taps_name_the_valid_ones():
+    model = build_student(SMALL, label_names=LABELS, seed=0)
+    with pytest.raises(ValueError, match="no tap 'blocks'; valid: pooled, embedding"):
+        model(images_for(model), taps=("blocks",))
+
+
+def test_nothing_asked_nothing_computed(monkeypatch):
+    model = build_student(SMALL, label_names=LABELS, seed=0)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(model.module.head, "forward", fail)
+    assert model(images_for(model), taps=("pooled", "embedding"), logits=False).logits is None
+    monkeypatch.setattr(model.module, "forward_features", fail)
+    assert model(images_for(model), logits=False).features == {}
+
+
+@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224", "test_resnet"])
+def test_compiled_in_one_graph(name):
+    model = build_student(StudentConfig(name=name, image_size=64), label_names=LABELS, seed=0).eval()
+    images = images_for(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for taps in ((), ("pooled", "embedding")):
+        expected, found = model(images, taps=taps), compiled(images, taps=taps)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-5)
+
+
+def test_channels_last_weights_are_saved(tmp_path):
+    model = build_student(StudentConfig(name="test_resnet"), label_names=LABELS, seed=0)
+    model.to(memory_format=torch.channels_last).save(tmp_path)
+    torch.testing.assert_close(weights_of(load_saved(tmp_path)), weights_of(model), atol=0, rtol=0)
+
+
+def test_synsets_name_imagenet_for_registered_models_only(tmp_path):
+    """timm knows ImageNet by its number of classes, which a user's own thousand classes must not match."""
+    from kdcli.models.timm import label_names
+
+    module = timm.create_model("test_resnet")
+    assert label_names(module, is_registered=True)[0] == "n01440764"
+    assert label_names(module, is_registered=False) is None
+    module = timm.create_model("test_resnet", num_classes=10)
+    assert label_names(module, is_registered=True) is None
+    module.pretrained_cfg["label_names"] = {str(i): f"name{i}" for i in range(10)}
+    assert label_names(module, is_registered=True)[9] == "name9"
+
+
+@pytest.fixture(autouse=True)
+def _eager_again():
+    yield
+    torch._dynamo.reset()
