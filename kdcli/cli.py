@@ -246,21 +246,16 @@ def _train(job: Any, run: Any, accelerator: Any, *, command: str) -> Result:
 
 def _show_results(results: dict[str, Result], show_table: Any) -> None:
     first = next(iter(results.values()))
-    metrics = [name for name in first.validation if name not in ("epoch", "step")]
-    columns = ["", *(f"validation {name}" for name in metrics), *(f"test {name}" for name in first.test)]
-    columns += ["best epoch", "steps", "seconds"]
     rows = [
-        [
-            name,
-            *(f"{result.validation[metric]:.4f}" for metric in metrics),
-            *(f"{value:.4f}" for value in result.test.values()),
-            f"{result.validation['epoch']:.0f}",
-            str(result.steps),
-            f"{result.seconds:.0f}",
-        ]
-        for name, result in results.items()
+        [f"{split} {metric}", *(f"{getattr(result, split)[metric]:.4f}" for result in results.values())]
+        for split in ("validation", "test")
+        for metric in getattr(first, split)
+        if metric not in ("epoch", "step")
     ]
-    show_table("Result", columns, rows)
+    rows.append(["best epoch", *(f"{result.validation['epoch']:.0f}" for result in results.values())])
+    rows.append(["steps", *(str(result.steps) for result in results.values())])
+    rows.append(["seconds", *(f"{result.seconds:.0f}" for result in results.values())])
+    show_table("Result", ["", *results], rows)
 
 
 def _run_name(config: RunConfig) -> str:

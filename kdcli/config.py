@@ -61,6 +61,8 @@ class DataConfig(Section):
     """A folder of further training images without labels."""
     labels_per_class: Count | None = None
     """Keep so many labels a class, drawn by seed; the other training images stay, unlabelled."""
+    labelled_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Where few of the training images have labels, these are repeated to this share of an epoch."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Cut from the training split, by seed and class, where there is no validation split."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2

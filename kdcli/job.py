@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
-from PIL import Image
 
 from kdcli.config import MethodOptions, RunConfig
 from kdcli.data import EvalLoader, ImageData, ImageSource, Mix, TrainLoader, open_data
+from kdcli.data.sources import Subset
 from kdcli.distiller import Distiller
 from kdcli.facts import UNLABELLED
 from kdcli.methods import build_method
@@ -75,36 +76,29 @@ class Job:
         return Mix(self.config.augment, len(self.task.class_names), self.config.seed)
 
     def _train_source(self) -> ImageSource:
-        if _reads_unlabelled(self.config.methods or ()):
-            return self.data.train
-        return LabelledOnly(self.data.train)
+        indices = train_indices(
+            self.data.train.labels,
+            labelled_share=self.config.data.labelled_share,
+            reads_unlabelled=_reads_unlabelled(self.config.methods or ()),
+        )
+        return self.data.train if indices is None else Subset(self.data.train, indices)
 
 
-class LabelledOnly:
-    """The labelled images of a source, repeated to the length of the source.
+def train_indices(labels: Sequence[int], *, labelled_share: float, reads_unlabelled: bool) -> list[int] | None:
+    """Return which training images make up an epoch, some repeatedly; None for each of them once.
 
-    For objectives that read nothing but labels: an epoch keeps its number of steps, and each repetition of an image
-    is augmented on its own.
+    With few labels the labelled images are repeated until they are ``labelled_share`` of the epoch, so that every batch
+    has some. An objective that reads nothing but labels gets the labelled images alone, repeated to the same length: it
+    takes as many steps. Each repetition is augmented on its own.
     """
-
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
-        self.indices = [index for index, label in enumerate(source.labels) if label != UNLABELLED]
-        self.labels: Sequence[int] = [source.labels[self._original(index)] for index in range(len(source))]
-
-    def _original(self, index: int) -> int:
-        return self.indices[index % len(self.indices)]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def load(self, index: int) -> Image.Image:
-        """Return image ``index``, RGB."""
-        return self.source.load(self._original(index))
-
-    def describe(self, index: int) -> str:
-        """Return the name of image ``index``."""
-        return self.source.describe(self._original(index))
+    labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
+    unlabelled = [index for index, label in enumerate(labels) if label == UNLABELLED]
+    if not unlabelled:
+        return None
+    repeated = max(len(labelled), round(labelled_share / (1 - labelled_share) * len(unlabelled)))
+    if not reads_unlabelled:
+        return list(islice(cycle(labelled), repeated + len(unlabelled)))
+    return list(islice(cycle(labelled), repeated)) + unlabelled
 
 
 def _reads_unlabelled(methods: Sequence[MethodOptions]) -> bool:
@@ -130,16 +124,8 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
     task = ImageClassification(data.facts.class_names)
     context = Context(task, student.facts, None if teacher is None else teacher.facts, plan.label_map)
     distiller = Distiller(student, _build_methods(plan.methods, context, seed=config.seed))
-    if data.facts.num_labelled < data.facts.num_train and not _reads_unlabelled(plan.methods):
-        plan = plan.with_decisions(
-            [
-                Decision(
-                    "training images",
-                    f"{data.facts.num_labelled} labelled, repeated to {data.facts.num_train} an epoch",
-                    "Nothing but labels is read, so unlabelled images are left out and the steps stay the same.",
-                )
-            ]
-        )
+    if (decision := _describe_epoch(config, plan, data)) is not None:
+        plan = plan.with_decisions([decision])
     plan = plan.with_decisions(
         describe_costs(
             config,
@@ -150,6 +136,23 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
         )
     )
     return Job(plan.resolve(config), plan, task, data, teacher, distiller)
+
+
+def _describe_epoch(config: RunConfig, plan: Plan, data: ImageData) -> Decision | None:
+    reads_unlabelled = _reads_unlabelled(plan.methods)
+    share = config.data.labelled_share
+    indices = train_indices(data.train.labels, labelled_share=share, reads_unlabelled=reads_unlabelled)
+    if indices is None:
+        return None
+    if not reads_unlabelled:
+        why = "Nothing but labels is read: unlabelled images are left out, and an epoch keeps its steps."
+        return Decision("epoch", f"{len(indices)} images: {data.facts.num_labelled} labelled ones, repeated", why)
+    num_unlabelled = data.facts.num_train - data.facts.num_labelled
+    value = f"{len(indices)} images: {num_unlabelled} without labels, {len(indices) - num_unlabelled} with"
+    why = (
+        f"Labelled images are repeated to {share:.0%} of an epoch (data.labelled_share), so that every batch has some."
+    )
+    return Decision("epoch", value, why)
 
 
 def reopen_job(run: RunFolder) -> Job:

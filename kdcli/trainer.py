@@ -262,7 +262,7 @@ def make_optimizer(distiller: Distiller, config: RunConfig) -> Optimizer:
     """
     optim = config.optim
     valid = [str(name) for name in list_optimizers()]
-    if optim.optimizer.lower() not in valid:
+    if optim.optimizer.lower().removeprefix("lookahead_") not in valid:
         raise UserError(
             f"There is no optimiser {optim.optimizer!r}. {did_you_mean(optim.optimizer, valid)}".rstrip(),
             "Any name of timm.optim.list_optimizers() works, such as adamw, sgd or lamb.",

@@ -1,0 +1,176 @@
+"""The distiller's losses are recomputed from its student's and teacher's outputs by hand."""
+
+import pytest
+import torch
+
+from kdcli import losses
+from kdcli.config import StudentConfig, TeacherConfig, parse_config
+from kdcli.data import Batch, prepare
+from kdcli.distiller import Distiller
+from kdcli.facts import UNLABELLED
+from kdcli.methods import build_method
+from kdcli.methods.base import Context
+from kdcli.models import build_student, load_teacher
+from kdcli.models.base import ModelOutput
+from kdcli.normalize import layer_norm, standardize
+from kdcli.tasks.image_classification import ImageClassification
+from kdcli.teacher import LiveTeacher
+from kdcli.trainer import make_optimizer, make_schedule
+
+LABELS = ("a", "b", "c", "d")
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_teacher(TeacherConfig(name="random:test_efficientnet", image_size=48), seed=1)
+
+
+@pytest.fixture
+def student():
+    return build_student(StudentConfig(name="test_resnet", image_size=32), label_names=LABELS, seed=0)
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 48, 48), dtype=torch.uint8, generator=generator)
+    return Batch(images, torch.tensor([0, 1, UNLABELLED, 3, 2, UNLABELLED]), torch.arange(6))
+
+
+def build(student, teacher, *methods, label_map=None):
+    options = parse_config({"teacher": "t", "student": "s", "data": "d", "methods": list(methods)}, source="t").methods
+    context = Context(ImageClassification(LABELS), student.facts, teacher.facts, label_map)
+    torch.manual_seed(0)
+    return Distiller(student, {o.method: build_method(o, context) for o in options})
+
+
+def run_teacher(distiller, teacher, batch):
+    return LiveTeacher(teacher, taps=distiller.teacher_taps, logits=distiller.teacher_logits)(batch)
+
+
+def test_losses_are_those_of_the_equations_and_the_total_is_their_weighted_sum(student, teacher, batch):
+    distiller = build(
+        student,
+        teacher,
+        {"method": "supervised", "weight": 2.0, "label_smoothing": 0.0},
+        {"method": "projection", "projector": "inverted", "weight": 3.0, "normalize_student": "standardize"},
+        {"method": "spectral_regularization", "weight": 0.5, "rank": 0.5},
+    ).eval()
+    outputs = run_teacher(distiller, teacher, batch)
+    assert outputs.logits is None, "no method reads the teacher's logits"
+    terms = distiller(batch, outputs)
+
+    native = student.module.eval()
+    features = native.forward_features(prepare(batch.images, student.facts.preprocessing))
+    pooled, logits = features.mean((2, 3)), native.forward_head(features)
+    labelled = batch.targets != UNLABELLED
+    supervised = torch.nn.functional.cross_entropy(logits[labelled], batch.targets[labelled])
+    with torch.no_grad():
+        teacher_map = teacher.module.forward_features(prepare(batch.images, teacher.facts.preprocessing))
+    projected = standardize(teacher_map.mean((2, 3))) @ distiller.methods["projection"].projector.matrix()
+    projection = (standardize(pooled) - projected).square().mean()
+    spectral = losses.spectral_regularization(pooled, rank=0.5)
+    torch.testing.assert_close(terms["supervised"], supervised)
+    torch.testing.assert_close(terms["projection"], projection)
+    torch.testing.assert_close(terms["spectral_regularization"], spectral)
+    torch.testing.assert_close(terms["loss"], 2 * supervised + 3 * projection + 0.5 * spectral)
+
+
+def test_student_to_teacher_projection_normalises_the_teacher_alone(student, teacher, batch):
+    options = {"method": "projection", "projector": "orthogonal", "normalize": "layer_norm", "distance": "smooth_l1"}
+    distiller = build(student, teacher, options).eval()
+    outputs = run_teacher(distiller, teacher, batch)
+    pooled = student.eval()(prepare(batch.images, student.facts.preprocessing), taps=("pooled",), logits=False)
+    matrix = distiller.methods["projection"].projector.matrix()
+    expected = torch.nn.functional.smooth_l1_loss(
+        pooled.features["pooled"] @ matrix, layer_norm(outputs.features["pooled"])
+    )
+    torch.testing.assert_close(distiller(batch, outputs)["projection"], expected)
+
+
+def test_logit_kd_puts_the_teachers_logits_into_the_students_order(student, teacher, batch):
+    distiller = build(student, teacher, {"method": "logit_kd", "temperature": 2.0}, label_map=(2, 0, 3, 1)).eval()
+    logits = torch.randn(6, 4)
+    terms = distiller(batch, ModelOutput({}, logits))
+    ours = student.eval()(prepare(batch.images, student.facts.preprocessing)).logits
+    expected = losses.logit_kd(ours, logits[:, [2, 0, 3, 1]], temperature=2.0)
+    torch.testing.assert_close(terms["logit_kd"], expected)
+
+
+def test_gradients_reach_student_and_projector_but_not_the_teacher(student, teacher, batch):
+    distiller = build(student, teacher, {"method": "supervised"}, {"method": "projection", "projector": "inverted"})
+    distiller(batch, run_teacher(distiller, teacher, batch))["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in distiller.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_the_teacher_is_frozen_in_eval_mode(teacher, batch):
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    output = LiveTeacher(teacher, taps=("pooled",), logits=True)(batch)
+    assert not teacher.training
+    assert not output.features["pooled"].is_inference()
+    assert not output.logits.requires_grad
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("projector", ["orthogonal", "inverted", "mlp", "linear"])
+def test_parameter_groups_hold_every_parameter_once_with_the_right_decay(student, teacher, projector):
+    options = {"method": "projection", "projector": projector, "lr_scale": 0.1}
+    distiller = build(student, teacher, {"method": "supervised"}, options)
+    groups = distiller.parameter_groups(lr=1.0, weight_decay=0.05)
+    seen = [id(p) for group in groups for p in group["params"]]
+    assert sorted(seen) == sorted(id(p) for p in distiller.parameters())
+    mine = {id(p) for p in distiller.methods.parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["lr"] == (0.1 if id(parameter) in mine else 1.0)
+            decays = parameter.ndim > 1 and not (id(parameter) in mine and projector == "orthogonal")
+            assert group["weight_decay"] == (0.05 if decays else 0.0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb", "lookahead_adamw"])
+def test_every_optimiser_keeps_the_projector_orthogonal(student, teacher, batch, optimizer):
+    options = {"method": "projection", "projector": "orthogonal"}
+    distiller = build(student, teacher, {"method": "supervised"}, options)
+    config = parse_config(
+        {"teacher": "t", "student": "s", "data": "d", "optim": {"optimizer": optimizer, "lr": 0.01}}, source="t"
+    )
+    made = make_optimizer(distiller, config)
+    outputs = run_teacher(distiller, teacher, batch)
+    projector = distiller.methods["projection"].projector
+    before = projector.matrix().detach().clone()
+    for _ in range(3):
+        distiller(batch, outputs)["loss"].backward()
+        made.step()
+        made.zero_grad()
+    after = projector.matrix().detach()
+    gram = after @ after.T if after.shape[0] <= after.shape[1] else after.T @ after
+    assert (gram - torch.eye(len(gram))).abs().max() <= 1e-5
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", {0: 0.01, 10: 0.98, 55: 0.42, 100: 0.01}),
+        ("linear", {0: 0.01, 10: 0.90, 55: 0.45, 100: 0.01}),
+        ("step", {0: 0.01, 10: 1.0, 33: 1.0, 34: 0.1, 68: 0.01}),
+        ("constant", {0: 0.01, 10: 1.0, 100: 1.0}),
+    ],
+)
+def test_schedules_warm_up_then_follow_their_curve(schedule, expected):
+    """Over 100 steps, 10 % of them warm-up, from a hundredth of the rate; a second group has a tenth of it."""
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:], "lr": 0.1}])
+    config = parse_config(
+        {"teacher": "t", "student": "s", "data": "d", "optim": {"lr": 1.0, "schedule": schedule, "warmup": 0.1}},
+        source="t",
+    )
+    made = make_schedule(optimizer, config, 100)
+    for update, rate in expected.items():
+        made.step_update(update)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=0.01), update
+        if update >= 10:
+            floor = 0.01 if schedule in ("cosine", "linear") else 0.0
+            assert optimizer.param_groups[1]["lr"] == pytest.approx(floor + (rate - floor) * 0.1, abs=0.01)

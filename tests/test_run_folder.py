@@ -1,0 +1,94 @@
+import os
+
+import pytest
+import torch
+
+from kdcli.errors import UserError
+from kdcli.run_folder import RunFolder, check_new_folder, free_folder, replace_files, write_atomically
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+
+    def fail(file):
+        file.write_text("half")
+        raise RuntimeError("torn")
+
+    with pytest.raises(RuntimeError):
+        write_atomically(target, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+    assert target.read_text() == "old"
+
+
+def test_replace_files_keeps_the_old_when_saving_fails(tmp_path):
+    folder = tmp_path / "student"
+    replace_files(folder, lambda f: (f / "a").write_text("1"))
+
+    def fail(f):
+        (f / "a").write_text("2")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        replace_files(folder, fail)
+    assert (folder / "a").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
+    replace_files(folder, lambda f: (f / "a").write_text("3"))
+    assert (folder / "a").read_text() == "3"
+
+
+def test_folders_in_use_are_refused(tmp_path):
+    check_new_folder(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match="not an empty folder"):
+            check_new_folder(taken)
+    run = tmp_path / "run"
+    run.mkdir()
+    check_new_folder(run)
+    (run / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="another run"):
+        RunFolder.create(run)
+    assert free_folder(run) == tmp_path / "run-2"
+    assert free_folder(tmp_path / "other") == tmp_path / "other"
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Can't write"):
+        RunFolder.create(tmp_path / "file" / "run")
+
+
+def test_no_space_is_a_user_error(tmp_path):
+    def full(file):
+        raise OSError(28, os.strerror(28))
+
+    with pytest.raises(UserError, match="No space left"):
+        write_atomically(tmp_path / "x", full)
+
+
+def test_open_refuses_what_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="no student"):
+        RunFolder.open(tmp_path)
+
+
+def test_tensors_round_trip_and_damage_is_named(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.read_tensors("spectra.safetensors") == {}
+    values = torch.arange(6.0).view(2, 3).T
+    run.write_tensors("spectra.safetensors", {"a": values})
+    assert torch.equal(run.read_tensors("spectra.safetensors")["a"], values)
+    (tmp_path / "spectra.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="damaged"):
+        run.read_tensors("spectra.safetensors")
+
+
+def test_metrics_are_read_back_by_event(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.read_metrics("train") == []
+    run.add_metrics("train", {"loss": 1.5})
+    run.add_metrics("validation", {"accuracy": 0.5})
+    assert run.read_metrics("validation") == [{"event": "validation", "accuracy": 0.5}]

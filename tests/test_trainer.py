@@ -1,0 +1,237 @@
+"""The loop's promises: the same stream whatever runs it, the best student kept, the test split touched once."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kdcli.trainer as trainer_module
+from kdcli.config import parse_config
+from kdcli.errors import UserError
+from kdcli.job import prepare_job, reopen_job, train_indices
+from kdcli.run_folder import RunFolder
+from kdcli.stiefel import orthogonality_error
+from kdcli.tasks.image_classification import ImageClassification
+from kdcli.trainer import make_accelerator, resolve_precision, train
+
+BASE = {
+    "teacher": {"name": "random:test_efficientnet", "image_size": 32},
+    "student": {"name": "test_resnet", "image_size": 32},
+    "data": {"name": "demo:digits", "workers": 0},
+    "train": {"epochs": 2, "batch_size": 256, "device": "cpu"},
+}
+
+
+class Silent:
+    def __init__(self):
+        self.names = []
+
+    def started(self, total_steps): ...
+    def stepped(self, step): ...
+    def logged(self, values): ...
+    def validated(self, values, *, best): ...
+    def skipped(self, name):
+        self.names.append(name)
+
+
+def merged(base, changes):
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in base.items()}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            values.setdefault(section, {})[name] = value
+        else:
+            values[section] = value
+    return values
+
+
+def run(folder, reporter=None, **changes):
+    config = parse_config(merged(BASE, changes), source="test")
+    accelerator = make_accelerator(config.train)
+    job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
+    opened = RunFolder.create(folder)
+    opened.write_config(job.config)
+    return train(job, opened, accelerator, reporter or Silent()), opened, job
+
+
+def weights(opened):
+    return load_file(opened.student / "model.safetensors")
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_a_run_is_a_function_of_its_config_whatever_the_number_of_workers(tmp_path):
+    _, first, _ = run(tmp_path / "a", augment__mixup=0.5, augment__cutmix=1.0)
+    torch.manual_seed(1234)  # what went on before must not matter
+    _, second, _ = run(tmp_path / "b", augment__mixup=0.5, augment__cutmix=1.0, data__workers=2)
+    assert_same(weights(first), weights(second))
+    for name in ("projector.safetensors", "spectra.safetensors"):
+        assert_same(first.read_tensors(name), second.read_tensors(name))
+    _, third, _ = run(tmp_path / "c", augment__mixup=0.5, augment__cutmix=1.0, seed=1)
+    assert not all(torch.equal(value, weights(third)[name]) for name, value in weights(first).items())
+
+
+def test_the_run_folder_records_everything(tmp_path):
+    result, opened, job = run(tmp_path / "run")
+    lines = [json.loads(line) for line in (opened.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["train", "validation", "train", "validation", "test"]
+    assert result.steps == 2 * (1293 // 256) == lines[-2]["step"]
+    for line in lines[:1]:
+        weighted = sum(method.weight * line[name] for name, method in job.distiller.each_method())
+        assert line["loss"] == pytest.approx(weighted, rel=1e-5)
+    spectra = opened.read_tensors("spectra.safetensors")
+    assert spectra["steps"].tolist() == [0, 5, 10]
+    assert torch.allclose(spectra["projection"][0], torch.ones(96)), "the inverted projector starts with equal values"
+    assert set(result.test) == {"accuracy", "top5", "loss"}
+    assert {p.name for p in opened.path.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "student", "projector.safetensors", "spectra.safetensors",
+    }  # fmt: skip
+
+
+def test_reopening_gives_the_best_student_and_its_projector(tmp_path):
+    _, opened, job = run(tmp_path / "run", train__epochs=1)
+    again = reopen_job(opened)
+    assert_same(again.student.module.state_dict(), job.student.module.state_dict())
+    assert_same(again.distiller.methods.state_dict(), job.distiller.methods.state_dict())
+
+
+def test_the_best_student_by_validation_is_kept_and_the_test_split_is_read_once(tmp_path, monkeypatch):
+    """Validation says 0.3, 0.9, 0.9 with a higher loss, 0.5: the second epoch's weights are the ones to keep."""
+    answers = iter([(0.3, 1.0), (0.9, 1.0), (0.9, 2.0), (0.5, 0.1), (0.7, 0.7)])
+    seen, snapshots = [], []
+
+    def evaluate(job, model, source, accelerator):
+        seen.append("test" if source is job.data.test else "validation")
+        snapshots.append({name: value.clone() for name, value in model.module.state_dict().items()})
+        accuracy, loss = next(answers)
+        return {"accuracy": accuracy, "loss": loss}
+
+    monkeypatch.setattr(trainer_module, "evaluate", evaluate)
+    result, opened, _ = run(tmp_path / "run", train__epochs=4, train__batch_size=1024)
+    assert seen == ["validation"] * 4 + ["test"]
+    assert result.validation["epoch"] == 2
+    assert result.test["accuracy"] == 0.7
+    assert_same(weights(opened), {name: value for name, value in snapshots[1].items()})
+    assert_same(snapshots[4], snapshots[1])
+
+
+def test_the_moving_average_is_what_is_kept(tmp_path, monkeypatch):
+    """After each update: average <- d average + (1 - d) student, d growing as timm's warm-up says."""
+    trail = []
+    original = trainer_module.ModelEmaV3.update
+
+    def update(self, model, step=None):
+        before = self.module.module.conv1[0].weight.detach().clone()
+        original(self, model, step=step)
+        decay = self.get_decay(step)
+        expected = decay * before + (1 - decay) * model.module.conv1[0].weight.detach()
+        torch.testing.assert_close(self.module.module.conv1[0].weight, expected)
+        trail.append(self.module.module.conv1[0].weight.detach().clone())
+
+    monkeypatch.setattr(trainer_module.ModelEmaV3, "update", update)
+    result, opened, job = run(tmp_path / "run", train__ema=0.9, train__epochs=1)
+    assert len(trail) == result.steps
+    assert torch.equal(weights(opened)["conv1.0.weight"], trail[-1])
+    assert not torch.equal(trail[-1], job.student.module.conv1[0].weight)
+
+
+def test_accumulation_steps_once_for_so_many_batches(tmp_path, monkeypatch):
+    updates = []
+    original = trainer_module.make_schedule
+
+    def make_schedule(optimizer, config, total):
+        schedule = original(optimizer, config, total)
+        step = schedule.step_update
+        schedule.step_update = lambda update: (updates.append(update), step(update))
+        return schedule
+
+    monkeypatch.setattr(trainer_module, "make_schedule", make_schedule)
+    result, _, _ = run(tmp_path / "run", train__accumulation=4, train__batch_size=128, train__epochs=1)
+    assert result.steps == 10
+    assert updates == [1, 2], "10 batches are two whole groups of 4; the rest would belong to the next epoch"
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    """Without batch statistics, two halves accumulated and the whole batch at once give the same weights."""
+    student = {"name": "test_vit", "image_size": 32}
+    common = {
+        "student": student, "teacher": "none", "methods": [{"method": "supervised"}], "train__epochs": 1,
+        "optim__optimizer": "sgd", "optim__clip_grad": None, "optim__warmup": 0, "augment__flip": 0,
+    }  # fmt: skip
+    _, whole, _ = run(tmp_path / "a", **common, train__batch_size=1280)
+    _, halves, _ = run(tmp_path / "b", **common, train__batch_size=640, train__accumulation=2)
+    start = {k: v for k, v in prepare_job(
+        parse_config(merged(BASE, common), source="t"), mixed_precision="no"
+    ).student.module.state_dict().items()}  # fmt: skip
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(value, weights(halves)[name], rtol=1e-3, atol=1e-6)
+    moved = max(float((value - start[name]).abs().max()) for name, value in weights(whole).items())
+    assert moved > 1e-4
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_projector_stays_orthogonal_and_float32_under_autocast(tmp_path, precision):
+    options = {"methods": [{"method": "supervised"}, {"method": "projection", "projector": "orthogonal"}]}
+    _, opened, _ = run(tmp_path / "run", **options, train__mixed_precision=precision, optim__lr=0.01)
+    matrix = opened.read_tensors("projector.safetensors")["projection.projector.weight"]
+    assert matrix.dtype == torch.float32
+    assert float(orthogonality_error(matrix)) <= 1e-5
+    assert all(value.dtype != torch.bfloat16 for value in weights(opened).values())
+
+
+def test_channels_last_trains_the_same_student_up_to_rounding(tmp_path):
+    first, _, _ = run(tmp_path / "a", train__epochs=1)
+    second, _, job = run(tmp_path / "b", train__epochs=1, train__channels_last=True)
+    assert job.student.module.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert second.validation["loss"] == pytest.approx(first.validation["loss"], rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        ImageClassification, "supervised_loss", lambda *_, **__: torch.tensor(math.nan, requires_grad=True)
+    )
+    with pytest.raises(UserError, match="'supervised' became nan"):
+        run(tmp_path / "run")
+
+
+def test_too_few_batches_for_one_update_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="accumulation"):
+        run(tmp_path / "run", train__epochs=1, train__accumulation=6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"optim__optimizer": "adamv"}, "Did you mean"),
+        ({"train__device": "cuda:77"}, "can't be used here"),
+        ({"train__device": "gpu"}, "can't be used here"),
+    ],
+)
+def test_what_this_machine_or_timm_lacks_is_a_user_error(tmp_path, changes, problem):
+    with pytest.raises(UserError, match=problem):
+        run(tmp_path / "run", **changes)
+
+
+def test_precision_is_full_on_a_cpu_unless_asked():
+    config = parse_config(BASE, source="t").train
+    assert resolve_precision(config) == "no"
+    assert resolve_precision(config.model_copy(update={"mixed_precision": "bf16"})) == "bf16"
+
+
+def test_labelled_images_are_repeated_to_their_share():
+    """2 labelled, 6 not: a share of a quarter is 2 of 8, a half is 6 of 12; labels alone keep the number of steps."""
+    labels = [5, -1, -1, -1, 7, -1, -1, -1]
+    quarter = train_indices(labels, labelled_share=0.25, reads_unlabelled=True)
+    assert sorted(quarter) == list(range(8))
+    half = train_indices(labels, labelled_share=0.5, reads_unlabelled=True)
+    assert sorted(half) == [0, 0, 0, 1, 2, 3, 4, 4, 4, 5, 6, 7]
+    alone = train_indices(labels, labelled_share=0.5, reads_unlabelled=False)
+    assert sorted(alone) == [0] * 6 + [4] * 6
+    assert train_indices([1, 2, 3], labelled_share=0.25, reads_unlabelled=True) is None
+    assert train_indices([1, 2, 3, -1], labelled_share=0.25, reads_unlabelled=True) == [0, 1, 2, 3]
