@@ -130,7 +130,7 @@ def _analyze(method: Projection, student: Tensor, teacher: Tensor) -> dict[str, 
         source, target = normalized, student_side
         projected_pair = {"student_and_projected_teacher": linear_cka(student_side, teacher_side)}
     else:
-        source, target = student, normalized
+        source, target = student, normalized  # the residual before the student side is normalised
         projected_pair = {"projected_student_and_teacher": linear_cka(student_side, teacher_side)}
     parts = decompose(source, target, matrix)
     return {

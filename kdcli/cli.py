@@ -214,6 +214,10 @@ def _distill(config: RunConfig, *, name: str, dry_run: bool) -> None:
     path = config.output or free_folder(Path("runs") / name)
     if not dry_run:
         check_new_folder(path)
+    if config.baseline and config.teacher.name == "none":
+        raise UserError(
+            "--baseline compares with the student alone, and --teacher none trains it alone.", "Drop --baseline."
+        )
     accelerator = make_accelerator(config.train)
     with console.status("Loading data and models"):
         job = prepare_job(config, mixed_precision=accelerator.mixed_precision)

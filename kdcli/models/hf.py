@@ -210,7 +210,7 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
             f"transformers has no image classifier of the kind {config.model_type!r} ({place.name}).",
             "Choose another student, such as resnet18 or mobilenetv3_small_100.",
         )
-    own_size = _image_size_of(config)
+    own_size = processor.own_image_size(config)
     if image_size is not None and own_size is not None and not pretrained:
         (config.vision_config if hasattr(config, "vision_config") else config).image_size = image_size
     config.id2label = dict(enumerate(names))
@@ -218,9 +218,9 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
     if not pretrained:
         return _fresh(AutoModelForImageClassification, place, config)
     module = _load(AutoModelForImageClassification, place, config, may_miss=None)
-    if image_size not in (None, own_size) and own_size is not None and _takes_interpolation(module):
+    if image_size and own_size and own_size != (image_size, image_size) and _takes_interpolation(module):
         raise UserError(
-            f"{place.name} was trained for images of {own_size} pixels, and its position embeddings are kept at that.",
+            f"{place.name} was trained for images of {own_size[0]} pixels, and its position embeddings are kept at that.",
             f"Leave student.image_size out, take the same model from timm, or start untrained (not {image_size}).",
         )
     return module
@@ -239,6 +239,7 @@ def _auto_class(config: Any) -> tuple[Any, Any]:
 
 
 def _fresh(auto: Any, place: Place, config: Any) -> nn.Module:
+    config.architectures = config.architectures or []  # transformers looks through it where a model has two heads
     try:
         return auto.from_config(config, dtype=torch.float32)
     except (ValueError, ImportError, TypeError) as error:
@@ -295,19 +296,14 @@ def _classifier_of(module: Any) -> tuple[int, set[str]]:
     return module.config.num_labels, {n for n, _ in module.named_parameters() if n.startswith(prefixes)}
 
 
-def _image_size_of(config: Any) -> int | None:
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)
-    return size if size is None or isinstance(size, int) else size[0]
-
-
 def _takes_interpolation(module: nn.Module) -> bool:
     return "interpolate_pos_encoding" in signature(module.forward).parameters
 
 
-def _position_arguments(module: nn.Module, image_size: int | None) -> dict[str, bool]:
-    if image_size in (None, _image_size_of(module.config)) or not _takes_interpolation(module):
-        return {}
-    return {"interpolate_pos_encoding": True}
+def _position_arguments(module: Any, image_size: int | None) -> dict[str, bool]:
+    own_size = processor.own_image_size(module.config)
+    resized = image_size is not None and own_size is not None and own_size != (image_size, image_size)
+    return {"interpolate_pos_encoding": True} if resized and _takes_interpolation(module) else {}
 
 
 def _anatomy(

@@ -112,7 +112,13 @@ def _student_origin(place: Place, config: StudentConfig, module: nn.Module, name
 
 def _timm_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> Model:
     size = config.image_size
-    module, arguments = timm.load(place, pretrained=config.pretrained, num_classes=len(names), image_size=size)
+    module, arguments = timm.load(
+        place,
+        pretrained=config.pretrained,
+        num_classes=len(names),
+        image_size=size,
+        drop_path=config.drop_path,
+    )
     origin = _student_origin(place, config, module, names)
     if config.pretrained and timm.own_num_classes(place) == len(names):
         own_names = timm.label_names(module, is_registered=place.architecture is not None)
@@ -123,6 +129,11 @@ def _timm_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -
 
 
 def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> Model:
+    if config.drop_path is not None:
+        raise UserError(
+            "student.drop_path is for timm's models; those of transformers have it in their config.",
+            f"Leave it out, or set it in the config.json of a local copy of {config.name}.",
+        )
     own_names = hf.label_names(hf.read_config(place))
     module = hf.build_student(place, names, pretrained=config.pretrained, image_size=config.image_size)
     settings = processor.read_settings(_folder(place), module.config)

@@ -24,7 +24,7 @@ def read_settings(folder: Path, config: Any) -> dict[str, Any]:
     """
     if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
-    size = _pair(getattr(config, "image_size", None) or 224)
+    size = own_image_size(config) or (224, 224)
     default = _default_processor(config)
     return {
         "size": {"height": size[0], "width": size[1]},
@@ -32,6 +32,12 @@ def read_settings(folder: Path, config: Any) -> dict[str, Any]:
         "image_std": getattr(default, "image_std", None) or IMAGENET_DEFAULT_STD,
         "resample": getattr(default, "resample", None) or 3,
     }
+
+
+def own_image_size(config: Any) -> tuple[int, int] | None:
+    """Return the (height, width) that a config, or its vision tower's, is made for; None where any size will do."""
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    return (size, size) if isinstance(size, int) else size and (size[0], size[1])
 
 
 def preprocessing_of(settings: dict[str, Any], image_size: int | None) -> Preprocessing:
@@ -92,10 +98,6 @@ def _triple(value: Any, default: tuple[float, float, float]) -> tuple[float, flo
         return (float(value),) * 3
     red, green, blue = (float(number) for number in value)
     return red, green, blue
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def _default_processor(config: Any) -> Any:

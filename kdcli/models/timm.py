@@ -128,7 +128,12 @@ class TimmModel(Model):
 
 
 def load(
-    place: Place, *, pretrained: bool, num_classes: int | None = None, image_size: int | None = None
+    place: Place,
+    *,
+    pretrained: bool,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    drop_path: float | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Create a model of timm.
 
@@ -137,12 +142,13 @@ def load(
         pretrained: with its weights; never silently without.
         num_classes: of a new classifier; None keeps the model's own.
         image_size: side in pixels of the input that the model is built for; None for its own.
+        drop_path: rate of stochastic depth in training; None for the architecture's own.
 
     Returns:
         The model and the arguments beyond the class count that rebuild it.
 
     Raises:
-        UserError: the weights or the size can't be had.
+        UserError: the weights or the size can't be had, or the architecture has no stochastic depth.
     """
     name = f"local-dir:{place.folder}" if place.folder else str(place.architecture)
     cfg = _cfg(place)
@@ -151,11 +157,19 @@ def load(
     if image_size is not None and cfg.get("fixed_input_size") and image_size != native:
         arguments["img_size"] = (image_size, image_size)
     overlay = _weights_overlay(place, cfg) if pretrained and not place.folder else None
+    stochastic = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
         module: Any = timm.create_model(
-            name, pretrained=pretrained, num_classes=num_classes, pretrained_cfg_overlay=overlay, **arguments
+            name,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            pretrained_cfg_overlay=overlay,
+            **arguments,
+            **stochastic,
         )
     except (RuntimeError, AssertionError, TypeError, ValueError, OSError, KeyError) as error:
+        if stochastic and "drop_path_rate" in str(error):
+            raise UserError(f"{place.name} has no stochastic depth: {error}", "Leave student.drop_path out.") from error
         if arguments:
             raise UserError(
                 f"{place.name} can't be built for images of {image_size} pixels: {error}",

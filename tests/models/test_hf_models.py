@@ -47,7 +47,11 @@ ARCHITECTURES = {
     "ResNet": (STAGES, "resnet", None),
     "RegNet": (STAGES | {"groups_width": 8}, "regnet", None),
     "MobileNetV2": ({"image_size": 64, "depth_multiplier": 0.25}, "mobilenet_v2", None),
-    "EfficientNet": ({"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.3}, "efficientnet", None),
+    "EfficientNet": (
+        {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320},
+        "efficientnet",
+        None,
+    ),
     "MobileViT": (
         {"image_size": 64, "hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 8, 8, 16, 32]},
         "mobilevit",
@@ -55,13 +59,17 @@ ARCHITECTURES = {
     ),
     "Levit": ({"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2]}, "levit", 0),
     "PoolFormer": ({"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}, "poolformer", None),
-    "PvtV2": ({"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "image_size": 64}, "pvt_v2", None),
-    "Cvt": ({"embed_dim": [8, 16, 32], "depth": [1, 1, 1], "num_heads": [1, 1, 2]}, "cvt", None),
+    "PvtV2": (
+        {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4, "image_size": 64},
+        "pvt_v2",
+        None,
+    ),
+    "Cvt": ({"embed_dim": [8, 16, 32], "depth": [1, 2, 3], "num_heads": [1, 1, 2]}, "cvt", None),
 }
 
 
 def config_of(name, **extra):
-    if name in ("DeiT",):
+    if name == "DeiT":
         extra.setdefault("architectures", ["DeiTForImageClassificationWithTeacher"])
     settings = copy.deepcopy(ARCHITECTURES[name][0]) | extra
     return getattr(transformers, f"{name}Config")(**settings)
@@ -77,7 +85,8 @@ def shake(module):
 def student(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     config_of(request.param).save_pretrained(folder)
-    size = None if request.param in ("CLIP", "Siglip") or "image_size" in ARCHITECTURES[request.param][0] else 64
+    arguments = ARCHITECTURES[request.param][0]
+    size = None if "image_size" in arguments.get("vision_config", arguments) else 64
     model = build_student(StudentConfig(name=str(folder), image_size=size), label_names=LABELS, seed=3)
     shake(model)
     model.eval().test_name = request.param

@@ -1,9 +1,11 @@
 """Names: the grammar, the errors, and what is asked of the network."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from kdcli.config import StudentConfig, TeacherConfig
 from kdcli.errors import UserError
@@ -15,6 +17,7 @@ from kdcli.models.spec import ModelName
 def unreachable(monkeypatch, tmp_path):
     """A hub that does not answer, and an empty cache."""
     monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
 
 
@@ -74,6 +77,30 @@ def test_a_teacher_without_its_weights_is_never_random(name):
     assert "HF_HOME" in error.value.hint
 
 
+def test_the_hub_is_asked_once_and_briefly(monkeypatch):
+    asked = []
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append((url, timeout))
+            raise OSError("no network")
+
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "get_session", Session)
+    hub.reachable.cache_clear()
+    assert not hub.reachable()
+    assert not hub.reachable()
+    hub.reachable.cache_clear()
+    assert asked == [(hub.constants.ENDPOINT, 5)]
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_offline_mode_is_named(monkeypatch):
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        load_teacher(TeacherConfig(name="resnet18"), seed=0)
+
+
 @pytest.mark.usefixtures("unreachable")
 def test_a_pretrained_student_is_never_random():
     with pytest.raises(UserError, match="can't be reached"):
@@ -114,6 +141,33 @@ def test_answers_of_the_hub_become_messages(monkeypatch, raised, message):
     monkeypatch.setattr(hub, "hf_hub_download", refuse)
     with pytest.raises(UserError, match=message):
         hub.download("org/name@main", "config.json")
+
+
+def hub_cache(root, repo, folder):
+    """Lay ``folder`` into a hub cache as a downloaded repository."""
+    snapshot = root / f"models--{repo.replace('/', '--')}" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
+
+
+@pytest.mark.parametrize("name", ["test_resnet.r160_in1k", "timm/test_resnet.r160_in1k"])
+def test_cached_files_serve_without_the_hub(monkeypatch, tmp_path, name):
+    made = build_student(StudentConfig(name="test_resnet"), label_names=[str(i) for i in range(1000)], seed=7)
+    made.save(tmp_path / "made")
+    hub_cache(tmp_path / "hub", "timm/test_resnet.r160_in1k", tmp_path / "made")
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    download = hub.hf_hub_download
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: download(*a, **k, cache_dir=tmp_path / "hub"))
+    teacher = load_teacher(TeacherConfig(name=name), seed=0)
+    assert teacher.facts.pretrained
+    assert teacher.facts.name == f"timm:{name}"
+    assert teacher.facts.num_classes == 1000
+    for ours, theirs in zip(teacher.parameters(), made.parameters(), strict=True):
+        assert ours.equal(theirs)
+    assert not any(isinstance(value, dict) for value in teacher.module.pretrained_cfg.values())
+    images = torch.randn(1, 3, 160, 160)
+    torch.testing.assert_close(teacher(images).logits, made.eval()(images).logits)
 
 
 def test_folders_are_recognised_by_their_config(tmp_path):

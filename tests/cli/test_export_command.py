@@ -1,0 +1,235 @@
+"""``kdcli export``: what it writes is loaded by the libraries alone, in a process that can't import kdcli."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+CLASSES = ["apple", "leaf", "sky"]
+WITHOUT_KDCLI = """
+import sys
+sys.modules["kdcli"] = None
+try:
+    import kdcli
+except ImportError:
+    pass
+else:
+    raise SystemExit("kdcli can be imported")
+import json
+import torch
+from safetensors.torch import load_file
+torch.set_num_threads(1)
+folder, file = sys.argv[1:]
+reference = load_file(file)
+"""
+TIMM = """
+import timm
+model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+names = model.pretrained_cfg["label_names"]
+with torch.inference_mode():
+    logits = model(reference["images"])
+size = list(model.pretrained_cfg["input_size"])
+"""
+TRANSFORMERS = """
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+model = AutoModelForImageClassification.from_pretrained(folder).eval()
+names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+with torch.inference_mode():
+    logits = model(reference["images"]).logits
+height, width = (AutoImageProcessor.from_pretrained(folder).crop_size[key] for key in ("height", "width"))
+size = [3, height, width]
+"""
+COMPARE = """
+difference = float((logits - reference["logits"]).abs().max() / reference["logits"].abs().max())
+print(json.dumps({"names": list(names), "difference": difference, "size": size}))
+"""
+
+
+@pytest.fixture(params=["timm", "transformers"])
+def library(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def run(library, same_run, hf_run) -> Path:
+    return {"timm": same_run, "transformers": hf_run}[library]
+
+
+def reference_of(run: Path, batch: int = 2) -> dict[str, torch.Tensor]:
+    """Images and the logits that kdcli's own student gives for them."""
+    from kdcli.models import load_saved
+
+    student = load_saved(run / "student")
+    images = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        return {"images": images, "logits": student(images).logits.clone()}
+
+
+def test_the_library_alone_gives_the_same_logits_and_labels(run_cli, tmp_path, run, library):
+    outcome = run_cli("export", run, "--output", "out/student")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "out/student" in outcome.stdout
+    save_file(reference_of(run), tmp_path / "reference.safetensors")
+    code = WITHOUT_KDCLI + (TIMM if library == "timm" else TRANSFORMERS) + COMPARE
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(tmp_path / "out" / "student"), str(tmp_path / "reference.safetensors")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["names"] == CLASSES
+    assert found["difference"] <= 1e-5
+    assert found["size"] == [3, 32, 32]
+
+
+def test_exported_weights_are_the_runs(run_cli, tmp_path, run):
+    outcome = run_cli("export", run, "--output", "out")
+    assert outcome.exit_code == 0, outcome.stderr
+    exported, kept = load_file(tmp_path / "out" / "model.safetensors"), load_file(run / "student" / "model.safetensors")
+    assert exported.keys() == kept.keys()
+    assert all(torch.equal(exported[name], kept[name]) for name in kept)
+    assert not [name for name in exported if "projector" in name or "teacher" in name]
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "README.md"} <= names
+    assert names - {"preprocessor_config.json"} == {"config.json", "model.safetensors", "README.md"}
+
+
+def test_default_place_and_a_second_time(run_cli, tmp_path, same_run):
+    run = shutil.copytree(same_run, tmp_path / "run")
+    for _ in range(2):
+        outcome = run_cli("export", run)
+        assert outcome.exit_code == 0, outcome.stderr
+    assert (run / "export" / "model.safetensors").is_file()
+    assert [file.name for file in run.iterdir() if file.name.startswith(".")] == []
+
+
+def test_onnx_for_any_batch_size(run_cli, tmp_path, run):
+    outcome = run_cli("export", run, "--format", "onnx", "--output", "deploy")
+    assert outcome.exit_code == 0, outcome.stderr
+    import onnxruntime
+
+    assert "model.onnx" in {file.name for file in (tmp_path / "deploy").iterdir()}
+    session = onnxruntime.InferenceSession(tmp_path / "deploy" / "model.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        reference = reference_of(run, batch)
+        (logits,) = session.run(["logits"], {"images": reference["images"].numpy()})
+        assert logits.shape == (batch, 3)
+        expected = reference["logits"].numpy()
+        assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_onnx_and_safetensors_in_one_folder(run_cli, tmp_path, same_run):
+    for format_ in ("safetensors", "onnx"):
+        outcome = run_cli("export", same_run, "--format", format_, "--output", "both")
+        assert outcome.exit_code == 0, outcome.stderr
+    assert {"model.onnx", "model.safetensors"} <= {file.name for file in (tmp_path / "both").iterdir()}
+
+
+def test_model_card(run_cli, tmp_path, same_run):
+    outcome = run_cli("export", same_run, "--output", "out")
+    assert outcome.exit_code == 0, outcome.stderr
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card == (same_run / "README.md").read_text()
+    plan = json.loads((same_run / "plan.json").read_text())
+    decisions = {entry["name"]: entry for entry in plan["decisions"]}
+    test = [json.loads(line) for line in (same_run / "metrics.jsonl").read_text().splitlines()][-1]
+    cells = [line.split(" | ", 1) for line in card.splitlines() if line.startswith("| ") and " | " in line.strip("| ")]
+    rows = {key.strip("| "): value.removesuffix(" |") for key, value in cells}
+    assert rows["Student"] == decisions["student"]["value"]
+    assert "test_convnext" in rows["Student"]
+    assert "parameters" in rows["Student"]
+    assert rows["Teacher"] == decisions["teacher"]["value"]
+    assert rows["Relation"].startswith("same: Both have the same 3 labels.")
+    assert rows["Projector"].startswith("orthogonal")
+    assert "3 classes" in rows["Data"]
+    assert rows["Trainable parameters"] == decisions["trainable parameters"]["value"]
+    assert rows["Test accuracy"] == f"{test['accuracy']:.4f}"
+    assert "Validation accuracy" in rows
+    assert plan["command"] in card
+    assert 'timm.create_model("local-dir:' in card
+    head = card.split("---")[1]
+    assert "library_name: timm" in head
+    assert "pipeline_tag: image-classification" in head
+
+
+def test_model_card_of_a_transformers_student(hf_run):
+    card = (hf_run / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "AutoModelForImageClassification" in card
+    assert "timm.create_model" not in card
+
+
+def test_model_card_without_a_teacher(alone_run):
+    card = (alone_run / "README.md").read_text()
+    assert "| Teacher | none |" in card
+    assert "| Projector | none |" in card
+
+
+@pytest.mark.parametrize("damage", ["weights", "labels", "crash"])
+def test_a_save_that_goes_wrong_is_found_and_leaves_nothing(run_cli, tmp_path, same_run, monkeypatch, damage):
+    from kdcli.models.timm import TimmModel
+
+    save = TimmModel.save
+
+    def sabotaged(self, folder):
+        save(self, folder)
+        if damage == "crash":
+            raise OSError(28, "No space left on device")
+        if damage == "weights":
+            state = load_file(folder / "model.safetensors")
+            state["head.fc.bias"] = state["head.fc.bias"] + 0.1
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        else:
+            config = (folder / "config.json").read_text()
+            (folder / "config.json").write_text(config.replace("apple", "pear"))
+
+    monkeypatch.setattr(TimmModel, "save", sabotaged)
+    exit_code, stdout, stderr = run_cli("export", same_run, "--output", "out")
+    assert exit_code == 2, stdout + stderr
+    assert stderr.startswith("Error: ")
+    assert "Traceback" not in stderr
+    assert "Exported" not in stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_export_survives_one_that_goes_wrong(run_cli, tmp_path, same_run, monkeypatch):
+    assert run_cli("export", same_run, "--output", "out").exit_code == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    from kdcli import export
+
+    monkeypatch.setattr(export, "_TOLERANCE", -1.0)
+    assert run_cli("export", same_run, "--output", "out").exit_code == 2
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_onnx_that_differs_is_found_and_leaves_nothing(run_cli, tmp_path, same_run, monkeypatch):
+    from kdcli import export
+
+    class Doubled(export._LogitsModule):
+        def forward(self, images):
+            return 2 * super().forward(images)
+
+    monkeypatch.setattr(export, "_LogitsModule", Doubled)
+    exit_code, _, stderr = run_cli("export", same_run, "--format", "onnx", "--output", "out")
+    assert exit_code == 2, stderr
+    assert "onnxruntime" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_without_the_extra(run_cli, tmp_path, same_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    exit_code, _, stderr = run_cli("export", same_run, "--format", "onnx", "--output", "out")
+    assert exit_code == 2, stderr
+    assert "kdcli[onnx]" in stderr
+    assert list(tmp_path.iterdir()) == []

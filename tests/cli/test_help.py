@@ -1,0 +1,132 @@
+"""Help is quick because it imports nothing heavy, and every command shows how it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdcli
+
+HEAVY = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "sklearn", "matplotlib", "numpy", "PIL")
+COMMANDS = [
+    ("distill",),
+    ("export",),
+    ("analyze-projector",),
+    ("recipes", "list"),
+    ("recipes", "show"),
+    ("recipes", "copy"),
+]
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["distill", "--help"], ["export", "-h"], ["--version"], ["recipes", "list"], ["recipes", "show", "quickstart"]],
+)
+def test_imports_nothing_heavy(arguments, tmp_path):
+    code = f"""
+import sys
+sys.argv = ["kdcli", *{arguments!r}]
+from kdcli.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code in (None, 0), stop.code
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+assert not heavy, heavy
+"""
+    result = python("-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_a_wrong_key_is_told_without_importing_anything_heavy(tmp_path):
+    code = f"""
+import sys
+sys.argv = ["kdcli", "distill", "--recipe", "quickstart", "--set", "train.epoch=1"]
+from kdcli.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 2, stop.code
+assert not [name for name in {HEAVY!r} if name in sys.modules]
+"""
+    result = python("-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "train.epoch: unknown key" in result.stderr
+
+
+def test_help_lists_the_commands(run_cli):
+    exit_code, stdout, _ = run_cli("--help")
+    assert exit_code == 0
+    for command in ("distill", "export", "analyze-projector", "recipes"):
+        assert command in stdout
+
+
+def test_no_arguments_show_the_help(run_cli):
+    _, stdout, stderr = run_cli()
+    assert "distill" in stdout + stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_an_example(run_cli, command):
+    exit_code, stdout, stderr = run_cli(*command, "--help")
+    assert exit_code == 0, stderr
+    assert "Example" in stdout
+    shown = " ".join(stdout.replace("│", " ").split())
+    assert f"kdcli {' '.join(command)} " in shown.partition("Example")[2], "an example of this very command"
+
+
+def test_no_command_is_forgotten_here():
+    from kdcli.cli import app, recipes_app
+
+    def names(typer_app):
+        return {
+            command.name or command.callback.__name__.replace("_", "-") for command in typer_app.registered_commands
+        }
+
+    found = {(name,) for name in names(app)} | {("recipes", name.removeprefix("recipes-")) for name in names(recipes_app)}
+    assert found == set(COMMANDS)
+
+
+def test_python_m_kdcli(tmp_path):
+    result = python("-m", "kdcli", "--version", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == f"kdcli {kdcli.__version__}"
+
+
+def test_python_m_kdcli_passes_the_exit_code_on(tmp_path):
+    result = python("-m", "kdcli", "recipes", "show", "quikstart", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "quickstart" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_show_prints_the_recipe_as_it_is(run_cli):
+    from kdcli.recipes import find_recipe
+
+    assert run_cli("recipes", "show", "quickstart").stdout == find_recipe("quickstart").read_text()
+
+
+def test_list_shows_every_recipe_with_what_it_is_for(run_cli):
+    from kdcli.recipes import list_recipes
+
+    stdout = run_cli("recipes", "list").stdout
+    for recipe in list_recipes():
+        (row,) = (line for line in stdout.splitlines() if f" {recipe.name} " in line)
+        assert recipe.description in row
+
+
+def test_copy_writes_the_recipe_as_it_is(run_cli, tmp_path):
+    from kdcli.recipes import find_recipe
+
+    outcome = run_cli("recipes", "copy", "quickstart", "mine.yaml")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "mine.yaml" in outcome.stdout
+    assert (tmp_path / "mine.yaml").read_bytes() == find_recipe("quickstart").read_bytes()

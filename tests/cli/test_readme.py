@@ -1,0 +1,146 @@
+"""Every command of README.md, in order and in one folder, with small stand-ins for what can't be had offline."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+OTHERS = {"pip install -e '.[demo]'", "pip install -e '.[dev]'", "pytest"}
+"""Lines that are no commands of kdcli: an installation is what these tests run in."""
+
+SUBSTITUTES = {
+    ("--teacher", "resnet50"): "teacher-folder",
+    ("--teacher", "random:resnet50"): "random:test_resnet",
+    ("--teacher", "none"): "none",
+    ("--teacher-weights", "teacher.safetensors"): "teacher.safetensors",
+    ("--student", "mobilenetv3_small_050"): "test_efficientnet",
+    ("--student", "resnet18"): "test_resnet",
+    ("--data", "photos/"): "photos/",
+    ("--data", "demo:digits"): "demo:digits",
+    ("--recipe", "quickstart"): "quickstart",
+    ("--recipe", "mine.yaml"): "mine.yaml",
+    ("--epochs", "30"): "1",
+    ("--seed", "1"): "1",
+    ("--set", "train.epochs=5"): "train.epochs=1",
+    ("--set", "data.labels_per_class=20"): "data.labels_per_class=2",
+    ("--format", "onnx"): "onnx",
+    ("--output", "deploy"): "deploy",
+    ("--split", "test"): "test",
+}
+"""An option and its value -> the value it is run with. What is not here fails the test."""
+FLAGS = {"--dry-run", "--baseline"}
+SHORT = {
+    "--data": "--batch-size 16 --set train.epochs=1 --set student.image_size=32 --set data.workers=0 --device cpu",
+    # Most of the digits are kept for validation, which takes no time.
+    "--recipe": "--set train.epochs=1 --set data.validation_fraction=0.85 --set data.labels_per_class=2 --device cpu",
+}
+"""Added to a command that has the option, so that it takes seconds."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def commands() -> list[str]:
+    """Return the commands of the README's shell blocks, one a line or joined by ``&&``."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return [part for part in parts if part and not part.startswith("#")]
+
+
+def substituted(command: str) -> list[str]:
+    """Return the arguments that ``command`` is run with.
+
+    Raises:
+        KeyError: for an option, or its value, without a rule.
+    """
+    program, *words = shlex.split(command)
+    assert program == "kdcli"
+    arguments: list[str] = []
+    iterator: Iterator[str] = iter(words)
+    for word in iterator:
+        arguments.append(word)
+        if word.startswith("--") and word not in FLAGS:
+            arguments.append(SUBSTITUTES[word, next(iterator)])
+    if "--teacher-weights" in words:  # a checkpoint goes with an architecture, not with a folder
+        arguments[arguments.index("--teacher") + 1] = "test_resnet"
+    added = [text for option, text in SHORT.items() if option in words]
+    return arguments + shlex.split(" ".join(added))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, photos, trained_teacher):
+    """A folder with what a reader of the README would have: photographs and a checkpoint."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(photos, folder / "photos")
+    shutil.copytree(trained_teacher, folder / "teacher-folder")
+    shutil.copy(trained_teacher / "model.safetensors", folder / "teacher.safetensors")
+    return folder
+
+
+def test_the_readme_has_commands():
+    assert len([command for command in commands() if command.startswith("kdcli ")]) >= 10
+
+
+def test_every_command_is_known():
+    for command in commands():
+        if command in OTHERS or re.fullmatch(r"python tests/\S+\.py", command):
+            continue
+        assert command.startswith("kdcli "), command
+        try:
+            substituted(command)
+        except KeyError as missing:
+            pytest.fail(f"no rule for {missing.args[0]} of: {command}")
+
+
+def test_every_rule_is_used():
+    """A rule that no command needs would hide that the README lost one."""
+    words = [shlex.split(command) for command in commands()]
+    used = {pair for line in words for pair in zip(line, line[1:], strict=False)}
+    assert SUBSTITUTES.keys() - used <= {("--split", "test")}
+
+
+def test_every_command_and_the_python_block_in_order(folder, run_cli_in, monkeypatch):
+    monkeypatch.chdir(folder)
+    text = "\n".join(f"{kind}\0{block}" for kind, block in re.findall(r"^```(sh|python)\n(.*?)^```", README, re.M | re.S))
+    ran = 0
+    for part in re.split(r"^(?=sh\0|python\0)", text, flags=re.M):
+        kind, _, block = part.partition("\0")
+        if kind == "python":
+            names: dict = {}
+            exec(compile(block, "README.md", "exec"), names)
+            assert len(names["labels"]) == names["model"].num_classes
+            assert not names["model"].training
+            continue
+        for command in (c.strip() for line in block.splitlines() for c in line.split("&&")):
+            if command.startswith("kdcli "):
+                outcome = run_cli_in(*substituted(command), cwd=folder)
+                assert outcome.exit_code == 0, f"{command}\n{outcome.stdout}\n{outcome.stderr}"
+                ran += 1
+    assert ran >= 10
+    runs = {run.name for run in (folder / "runs").iterdir()}
+    assert {"quickstart", "mine"} <= runs
+    assert (folder / "deploy" / "model.onnx").is_file()
+    assert (folder / "runs" / "quickstart" / "baseline" / "metrics.jsonl").is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python tests/")])
+def test_scripts_run(command, tmp_path):
+    """With small numbers: ``--help`` names the options that make them so."""
+    script = ROOT / shlex.split(command)[1]
+    small = {"projector_speed.py": ["--steps", "3", "--rounds", "2", "--sizes", "8x16", "--maps", "retraction,cayley"]}
+    result = subprocess.run(
+        [sys.executable, str(script), *small[script.name]], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stderr
+    assert "retraction" in result.stdout
