@@ -120,6 +120,7 @@ def tables(analysis: dict[str, Any]) -> Iterator[Table]:
         )
 
 
+@torch.no_grad()
 def _analyze(method: Projection, student: Tensor, teacher: Tensor) -> dict[str, Any]:
     """Analyse one projector on features (N, d_s) and (N, d_t) of the same images."""
     projector: Any = method.projector
@@ -143,7 +144,7 @@ def _analyze(method: Projection, student: Tensor, teacher: Tensor) -> dict[str, 
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _features(
     job: Job, model: Model, source: ImageSource, taps: tuple[str, ...], device: torch.device
 ) -> dict[str, Tensor]:

@@ -168,10 +168,11 @@ def distill(
     if recipe is not None:
         file = find_recipe(recipe)
         values, source = load_yaml(file), str(file)
-    values = apply_overrides(values, set_ or [])
     if teacher is not None:
         values = {**values, "teacher": {"name": teacher}}  # another teacher: the recipe's weights are not its own
+    values = apply_overrides(values, set_ or [])
     options = {
+        "teacher.name": teacher,
         "teacher.weights": teacher_weights,
         "student.name": student,
         "student.pretrained": student_pretrained,
@@ -242,8 +243,12 @@ def _train(job: Any, run: Any, accelerator: Any, *, command: str) -> Result:
 
     run.write_config(job.config)
     run.write_plan(job.plan, command=command)
-    with ProgressReporter("distil" if job.teacher else "alone") as reporter:
-        result = train(job, run, accelerator, reporter)
+    try:
+        with ProgressReporter("distil" if job.teacher else "alone") as reporter:
+            result = train(job, run, accelerator, reporter)
+    except UserError:
+        run.discard_without_student()
+        raise
     run.write_text("README.md", model_card(run))
     return result
 
@@ -258,6 +263,8 @@ def _show_results(results: dict[str, Result], show_table: Any) -> None:
     ]
     rows.append(["best epoch", *(f"{result.validation['epoch']:.0f}" for result in results.values())])
     rows.append(["steps", *(str(result.steps) for result in results.values())])
+    if any(result.skipped for result in results.values()):
+        rows.append(["unreadable images skipped", *(str(result.skipped) for result in results.values())])
     rows.append(["seconds", *(f"{result.seconds:.0f}" for result in results.values())])
     show_table("Result", ["", *results], rows)
 
@@ -274,7 +281,7 @@ def _command() -> str:
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder of kdcli distill.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of kdcli distill.", show_default=False)],
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to write; RUN/export by default.", show_default=False)
     ] = None,
@@ -310,7 +317,7 @@ def export(
 
 @app.command()
 def analyze_projector(
-    run: Annotated[Path, typer.Argument(help="A run folder of kdcli distill.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of kdcli distill.", show_default=False)],
     split: Annotated[str, typer.Option(help="Held-out data to analyse on: validation or test.")] = "validation",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:

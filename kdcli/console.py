@@ -101,7 +101,8 @@ class ProgressReporter:
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name not in ("epoch", "step"))
         mark = "  [green]best so far[/]" if best else ""
         loss = f"train loss {self.losses['loss']:.4f}  " if self.losses else ""
-        self.bar.console.print(f"{escape(self.label)} epoch {values['epoch']:.0f}  {loss}validation {metrics}{mark}")
+        line = f"{escape(self.label)} epoch {values['epoch']:.0f}  {loss}validation {metrics}{mark}"
+        self.bar.console.print(line, soft_wrap=True)
 
     def skipped(self, name: str) -> None:
         """Name a file that could not be read."""

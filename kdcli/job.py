@@ -12,6 +12,7 @@ from kdcli.config import MethodOptions, RunConfig
 from kdcli.data import EvalLoader, ImageData, ImageSource, Mix, TrainLoader, open_data
 from kdcli.data.sources import Subset
 from kdcli.distiller import Distiller
+from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
@@ -116,6 +117,8 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
     Raises:
         UserError: for anything in the config that can't be had or doesn't fit.
     """
+    if config.teacher.name == "none" and (config.teacher.weights or config.teacher.image_size):
+        raise UserError("The teacher is none, but teacher.weights or teacher.image_size is set.", "Name the teacher.")
     data = open_data(config.data, seed=config.seed)
     teacher = None if config.teacher.name == "none" else load_teacher(config.teacher, seed=config.seed)
     if student is None:
@@ -158,7 +161,13 @@ def _describe_epoch(config: RunConfig, plan: Plan, data: ImageData) -> Decision 
 def reopen_job(run: RunFolder) -> Job:
     """Rebuild the job of a finished run with its best student and projectors."""
     job = prepare_job(run.read_config(), mixed_precision="no", student=load_saved(run.student))
-    job.distiller.methods.load_state_dict(run.read_tensors("projector.safetensors"))
+    try:
+        job.distiller.methods.load_state_dict(run.read_tensors("projector.safetensors"))
+    except RuntimeError as error:
+        raise UserError(
+            f"{run.path / 'projector.safetensors'} does not go with the run's config.yaml: {str(error).splitlines()[-1].strip()}",
+            "The run has to be repeated.",
+        ) from None
     job.distiller.eval()
     return job
 

@@ -327,7 +327,7 @@ def _describe_models(
     decisions.append(
         Decision(
             "training",
-            f"{train.epochs} epochs, batch {train.batch_size}"
+            f"{train.epochs} epoch{'' if train.epochs == 1 else 's'}, batch {train.batch_size}"
             + (f" x {train.accumulation}" if train.accumulation > 1 else "")
             + f", {config.optim.optimizer}, learning rate {config.optim.lr:g}",
             "The best student by validation is kept; the test split is used once, at the end.",

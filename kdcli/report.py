@@ -6,7 +6,6 @@ matplotlib is imported on first use. Every file is written to a temporary name b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcli.analysis import DEFAULT_RELATIVE_THRESHOLD, Decomposition
+from kdcli.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,12 +99,7 @@ def _legend(axes: Axes, *, source: Axes | None = None) -> None:
 def _save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
 
 

@@ -64,6 +64,11 @@ class RunFolder:
             raise UserError(f"The run {path} has no student yet.", "Wait for its first validation.")
         return cls(path)
 
+    def discard_without_student(self) -> None:
+        """Remove the folder, unless it holds a student already."""
+        if not (self.student / "config.json").is_file():
+            shutil.rmtree(self.path, ignore_errors=True)
+
     @property
     def student(self) -> Path:
         """The folder of the best student, in its library's own format."""

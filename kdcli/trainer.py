@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 
 from kdcli.analysis import singular_values
 from kdcli.config import RunConfig, TrainConfig
-from kdcli.data import ImageSource, prepare
+from kdcli.data import Batch, ImageSource, prepare
 from kdcli.distiller import Distiller
 from kdcli.errors import UserError, did_you_mean
 from kdcli.job import Job
@@ -117,11 +118,14 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(_check_device(train.device))
     precision = resolve_precision(train)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=precision,
             cpu=train.device == "cpu",
             gradient_accumulation_steps=train.accumulation,
         )
+        if precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would compute in float32
+            raise ValueError("the CPU does not train in fp16.")
+        return accelerator
     except ValueError as error:
         raise UserError(
             f"--mixed-precision {precision} does not work here: {error}", "Use --mixed-precision no."
@@ -140,7 +144,7 @@ def resolve_device(name: str) -> torch.device:
 def _check_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -175,14 +179,21 @@ def train(job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter
     ema = ModelEmaV3(distiller.student, decay=config.train.ema, use_warmup=True) if config.train.ema else None
     wrapped, wrapped_optimizer = accelerator.prepare(distiller, optimizer)
 
+    skipped: set[str] = set()
+
+    def skip(names: Iterable[str]) -> None:
+        for name in names:
+            if name not in skipped:
+                skipped.add(name)
+                reporter.skipped(name)
+
     def validate(epoch: int, step: int) -> dict[str, float]:
         student = distiller.student if ema is None else ema.module
-        return {"epoch": epoch, "step": step} | evaluate(job, student, job.data.validation, accelerator)
+        return {"epoch": epoch, "step": step} | evaluate(job, student, job.data.validation, accelerator, skip)
 
     best: dict[str, float] = {}
     spectra = _SpectraRecord(run, every=math.ceil(config.train.epochs / _SPECTRA))
     spectra.add(distiller, step=0)
-    skipped: set[str] = set()
     step = update = 0
     start = time.perf_counter()
     reporter.started(total_steps)
@@ -190,9 +201,7 @@ def train(job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter
         distiller.train()
         meter = _Meter()
         for batch in loader.epoch(epoch):
-            for name in set(batch.skipped) - skipped:
-                reporter.skipped(name)
-                skipped.add(name)
+            skip(batch.skipped)
             batch = mix(batch.to(device), epoch, step)
             with accelerator.accumulate(wrapped):
                 with accelerator.autocast():
@@ -233,13 +242,22 @@ def train(job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter
 
     test: dict[str, float] = {}
     if job.data.test is not None:
-        test = evaluate(job, load_saved(run.student).to(device), job.data.test, accelerator)
+        test = evaluate(job, load_saved(run.student).to(device), job.data.test, accelerator, skip)
         run.add_metrics("test", {"epoch": best["epoch"], "step": best["step"], **test})
     return Result(best, test, step, seconds, len(skipped))
 
 
-def evaluate(job: Job, model: Model, source: ImageSource, accelerator: Accelerator) -> dict[str, float]:
-    """Return the task's metrics of ``model`` on ``source``; the model is left in the mode it was in."""
+def evaluate(
+    job: Job,
+    model: Model,
+    source: ImageSource,
+    accelerator: Accelerator,
+    skip: Callable[[Iterable[str]], None] = lambda names: None,
+) -> dict[str, float]:
+    """Return the task's metrics of ``model`` on ``source``; the model is left in the mode it was in.
+
+    ``skip`` is told the files that can't be read.
+    """
     was_training = model.training
     model.eval()
 
@@ -249,7 +267,12 @@ def evaluate(job: Job, model: Model, source: ImageSource, accelerator: Accelerat
         assert logits is not None
         return logits
 
-    metrics = job.task.evaluate(predict, job.eval_loader(source, model), accelerator.device)
+    def batches() -> Iterator[Batch]:
+        for batch in job.eval_loader(source, model):
+            skip(batch.skipped)
+            yield batch
+
+    metrics = job.task.evaluate(predict, batches(), accelerator.device)
     model.train(was_training)
     return metrics
 

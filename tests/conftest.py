@@ -24,10 +24,10 @@ os.environ |= {
 for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TERMINAL_WIDTH"):
     os.environ.pop(name, None)
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -32,13 +32,13 @@ def test_hard_and_soft_targets_against_loops(smoothing):
     soft = [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1.0]]
     expected = by_loops(logits, soft, smoothing)
     assert float(TASK.supervised_loss(logits, hard, label_smoothing=smoothing)) == pytest.approx(expected, rel=1e-5)
-    assert float(
-        TASK.supervised_loss(logits, torch.tensor(soft), label_smoothing=smoothing)
-    ) == pytest.approx(expected, rel=1e-5)
+    assert float(TASK.supervised_loss(logits, torch.tensor(soft), label_smoothing=smoothing)) == pytest.approx(
+        expected, rel=1e-5
+    )
     mixed = [[0.7, 0, 0.3, 0], [0, 0.4, 0.2, 0.4], [0, 0, 0, 1], [0, 1, 0, 0], [0.5, 0, 0, 0.5]]
-    assert float(
-        TASK.supervised_loss(logits, torch.tensor(mixed), label_smoothing=smoothing)
-    ) == pytest.approx(by_loops(logits, mixed, smoothing), rel=1e-5)
+    assert float(TASK.supervised_loss(logits, torch.tensor(mixed), label_smoothing=smoothing)) == pytest.approx(
+        by_loops(logits, mixed, smoothing), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("targets", [torch.full((4,), UNLABELLED), torch.tensor([[0.0, 0, 0, 1]] * 4)])

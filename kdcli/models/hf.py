@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from kdcli.errors import UserError
 from kdcli.facts import Preprocessing
@@ -25,6 +26,8 @@ from kdcli.models.base import Model, ModelOutput, Origin, Probe, mean_of_patches
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
 from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights
+
+disable_progress_bar()  # it would stand between kdcli's own lines
 
 _MAX_SPECIAL_TOKENS = 16
 """More class and register tokens than any model has: what is beyond the patches and more than this is something else."""
@@ -178,7 +181,12 @@ def build_teacher(place: Place, *, pretrained: bool) -> nn.Module:
     """
     config = read_config(place)
     auto, config = _auto_class(config)
-    return _load(auto, place, config, may_miss=("pooler",)) if pretrained else _fresh(auto, place, config)
+    module = _load(auto, place, config, may_miss=("pooler",)) if pretrained else _fresh(auto, place, config)
+    if module.main_input_name != "pixel_values":
+        raise UserError(
+            f"{place.name} is no model of images: it reads {module.main_input_name}.", "Choose a vision model."
+        )
+    return module
 
 
 def build_teacher_with_weights(place: Place, checkpoint: Checkpoint) -> tuple[nn.Module, LoadReport]:

@@ -24,8 +24,8 @@ _PROBE_SECONDS = 5
 _NETWORK_ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], OSError)
 
 OFFLINE_HINT = (
-    "Connect to the network, point HF_HOME at a cache that has the files, give the weights as a local file "
-    "(--teacher-weights FILE), or take random:NAME for the architecture untrained."
+    "Connect to the network, or point HF_HOME at a cache that has the files. A teacher's weights can also be a local "
+    "file (--teacher-weights FILE) or none (random:NAME); a student can start untrained (--no-student-pretrained)."
 )
 
 

@@ -49,7 +49,7 @@ def _teacher(place: Place, name: ModelName, size: int | None, checkpoint: weight
             phrase = f"{checkpoint.source}: {report.summary()}"
         else:
             module, arguments = timm.load(place, pretrained=not name.random, image_size=size)
-        names = None if name.random else timm.label_names(module, is_registered=place.architecture is not None)
+        names = None if name.random else timm.label_names(module, is_registered=_is_published_by_timm(place))
         origin = _teacher_origin(place, name, module, names, size, phrase)
         return timm.TimmModel(module, origin, arguments)
     if checkpoint:
@@ -121,7 +121,7 @@ def _timm_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -
     )
     origin = _student_origin(place, config, module, names)
     if config.pretrained and timm.own_num_classes(place) == len(names):
-        own_names = timm.label_names(module, is_registered=place.architecture is not None)
+        own_names = timm.label_names(module, is_registered=_is_published_by_timm(place))
         if own_names != names:
             module.reset_classifier(len(names))  # type: ignore[operator]
     timm.set_labels(module, names)
@@ -169,6 +169,10 @@ def _parse(text: str) -> ModelName:
     if name is None:
         raise UserError("'none' is no model to load.", "Name a model; only a teacher can be 'none'.")
     return name
+
+
+def _is_published_by_timm(place: Place) -> bool:
+    return place.architecture is not None or place.name.startswith("timm:timm/")
 
 
 def _with_tag(place: Place, module: nn.Module) -> str:

@@ -9,6 +9,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import AutoImageProcessor, CLIPImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
+from kdcli.errors import UserError
 from kdcli.facts import Preprocessing
 
 _RESAMPLE = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
@@ -21,9 +22,17 @@ def read_settings(folder: Path, config: Any) -> dict[str, Any]:
 
     Without a ``preprocessor_config.json``: mean, standard deviation and filter of the processor class that transformers
     gives to this kind of model, else ImageNet's, and ``config.image_size`` (224 without one), not cropped.
+
+    Raises:
+        UserError: there is one that transformers can't read.
     """
     if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
+        try:
+            return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
+        except (ValueError, OSError, KeyError, ImportError) as error:
+            raise UserError(
+                f"The image processor in {folder} can't be read: {error}", "Check its preprocessor_config.json."
+            ) from error
     size = own_image_size(config) or (224, 224)
     default = _default_processor(config)
     return {

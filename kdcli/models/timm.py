@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.models import get_pretrained_cfg, list_pretrained
@@ -47,8 +48,8 @@ class _Features:
 class TimmModel(Model):
     """A model of timm, with ``forward_features`` and ``forward_head`` of its own.
 
-    Where the classifiers applied to the embedding give the head's logits (nearly everywhere; checked by number when
-    the model is made) the head is computed once. Elsewhere (DeiT with its distillation token, CrossViT, VOLO, ...) the
+    Where the classifiers are applied to the embedding itself (nearly everywhere; checked when the model is made) the
+    head is computed once. Elsewhere (DeiT with its distillation token, CrossViT, VOLO, ...) the
     embedding is a second call of ``forward_head`` that stops before the classifier: some pooling more. A model with a
     distillation head returns the mean of both heads in training too, as timm's own models do in evaluation.
     """
@@ -74,7 +75,7 @@ class TimmModel(Model):
             if num_classes:
                 embedding = module.forward_head(features, pre_logits=True)
                 dims["embedding"] = embedding.shape[1]
-                self._one_pass = _is_linear_read_out(self._classifiers(), embedding, module.forward_head(features))
+                self._one_pass = _reads_embedding(module, self._classifiers(), features, embedding)
         module.train(was_training)
         taps = () if num_classes else ("pooled",)
         return Probe(dims, self._measure(image, taps=taps, logits=bool(num_classes)))
@@ -157,7 +158,7 @@ def load(
     if image_size is not None and cfg.get("fixed_input_size") and image_size != native:
         arguments["img_size"] = (image_size, image_size)
     overlay = _weights_overlay(place, cfg) if pretrained and not place.folder else None
-    stochastic = {} if drop_path is None else {"drop_path_rate": drop_path}
+    stochastic: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
         module: Any = timm.create_model(
             name,
@@ -167,7 +168,7 @@ def load(
             **arguments,
             **stochastic,
         )
-    except (RuntimeError, AssertionError, TypeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError, OSError, KeyError, SafetensorError) as error:
         if stochastic and "drop_path_rate" in str(error):
             raise UserError(f"{place.name} has no stochastic depth: {error}", "Leave student.drop_path out.") from error
         if arguments:
@@ -371,13 +372,30 @@ def _mean_over_places(features: Tensor, layout: Layout, num_prefix: int) -> Tens
     return features.mean(dim=(2, 3) if layout == "NCHW" else (1, 2))
 
 
-def _is_linear_read_out(classifiers: tuple[nn.Module, ...], embedding: Any, logits: Any) -> bool:
-    """Whether the mean of the classifiers over ``embedding`` is ``logits``."""
+def _reads_embedding(module: Any, classifiers: tuple[nn.Module, ...], features: Any, embedding: Tensor) -> bool:
+    """Whether the head is the mean of the classifiers over ``embedding``, and nothing in between.
+
+    The classifiers' input is compared bit by bit: a batch normalisation in between (SHViT) is all but an identity when
+    it is new.
+    """
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def look(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        inputs.append(given[0])
+        outputs.append(output)
+
+    handles = [classifier.register_forward_hook(look) for classifier in classifiers]
     try:
-        computed = _average(tuple(classifier(embedding) for classifier in classifiers))
-    except (RuntimeError, TypeError, IndexError, NotImplementedError, ValueError):
-        return False
-    return computed.shape == logits.shape and torch.allclose(computed, logits, atol=1e-5, rtol=1e-4)
+        logits = module.forward_head(features)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return (
+        len(inputs) == len(classifiers)
+        and all(torch.equal(given, embedding) for given in inputs)
+        and torch.allclose(_average(tuple(outputs)), logits)
+    )
 
 
 def _average(outputs: Any) -> Tensor:

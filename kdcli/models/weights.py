@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -123,7 +122,8 @@ def load_raw(path: Path) -> Mapping[str, Any]:
         # timm's training script stores its arguments beside the weights; a Namespace holds nothing but values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    # On rubbish the restricted unpickler raises whatever it trips over: IndexError, TypeError, struct.error, ...
+    except Exception as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} can't be loaded safely: {first_line}", hint) from error
     if not isinstance(loaded, Mapping):

@@ -10,7 +10,18 @@ import pytest
 
 import kdcli
 
-HEAVY = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "sklearn", "matplotlib", "numpy", "PIL")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "sklearn",
+    "matplotlib",
+    "numpy",
+    "PIL",
+)
 COMMANDS = [
     ("distill",),
     ("export",),
@@ -27,7 +38,14 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["distill", "--help"], ["export", "-h"], ["--version"], ["recipes", "list"], ["recipes", "show", "quickstart"]],
+    [
+        ["--help"],
+        ["distill", "--help"],
+        ["export", "-h"],
+        ["--version"],
+        ["recipes", "list"],
+        ["recipes", "show", "quickstart"],
+    ],
 )
 def test_imports_nothing_heavy(arguments, tmp_path):
     code = f"""
@@ -91,7 +109,9 @@ def test_no_command_is_forgotten_here():
             command.name or command.callback.__name__.replace("_", "-") for command in typer_app.registered_commands
         }
 
-    found = {(name,) for name in names(app)} | {("recipes", name.removeprefix("recipes-")) for name in names(recipes_app)}
+    found = {(name,) for name in names(app)} | {
+        ("recipes", name.removeprefix("recipes-")) for name in names(recipes_app)
+    }
     assert found == set(COMMANDS)
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -106,13 +107,15 @@ def test_every_command_is_known():
 def test_every_rule_is_used():
     """A rule that no command needs would hide that the README lost one."""
     words = [shlex.split(command) for command in commands()]
-    used = {pair for line in words for pair in zip(line, line[1:], strict=False)}
+    used = {pair for line in words for pair in pairwise(line)}
     assert SUBSTITUTES.keys() - used <= {("--split", "test")}
 
 
 def test_every_command_and_the_python_block_in_order(folder, run_cli_in, monkeypatch):
     monkeypatch.chdir(folder)
-    text = "\n".join(f"{kind}\0{block}" for kind, block in re.findall(r"^```(sh|python)\n(.*?)^```", README, re.M | re.S))
+    text = "\n".join(
+        f"{kind}\0{block}" for kind, block in re.findall(r"^```(sh|python)\n(.*?)^```", README, re.M | re.S)
+    )
     ran = 0
     for part in re.split(r"^(?=sh\0|python\0)", text, flags=re.M):
         kind, _, block = part.partition("\0")

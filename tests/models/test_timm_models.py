@@ -61,6 +61,8 @@ FAMILIES = {
     "repvgg_a0": (64, channels_first),
     "densenet121": ({"block_config": [2, 2, 2, 2], "growth_rate": 8}, channels_first),
     "poolformer_s12": (64, channels_first),
+    "shvit_s1": (128, channels_first),
+    "efficientvit_m0": (None, channels_first),
     "dla46x_c": (64, channels_first),
     "efficientvim_m1": (128, efficientvim),
     "test_mambaout": (64, channels_last),

@@ -175,7 +175,9 @@ def test_recipe_trains_for_two_steps(name, shrunk, tmp_path):
     assert {key.partition(".")[0] for key in moved} == {"student", "methods"}
     assert len(moved) > 0.9 * len(trained), sorted(trained - moved)
 
-    assert yaml.safe_load((run.path / "config.yaml").read_text())["augment"] == job.config.augment.model_dump(mode="json")
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["augment"] == job.config.augment.model_dump(
+        mode="json"
+    )
     (matrix,) = load_file(run.path / "projector.safetensors").values()
     if projection.projector == "orthogonal" and matrix.shape[0] <= matrix.shape[1]:
         gram = matrix.double() @ matrix.double().T
