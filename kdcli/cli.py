@@ -143,6 +143,12 @@ def distill(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAIN)] = None,
     mixed_precision: Annotated[str | None, typer.Option(help="auto, no, fp16 or bf16.", rich_help_panel=_TRAIN)] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_TRAIN)] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also log to tensorboard, wandb, trackio or mlflow. May be repeated.", rich_help_panel=_TRAIN
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Distil a teacher into a student.
@@ -191,6 +197,7 @@ def distill(
         "seed": seed,
         "train.mixed_precision": mixed_precision,
         "train.device": device,
+        "train.track": track or None,
     }
     for key, value in options.items():
         if value is not None:
@@ -219,7 +226,7 @@ def _distill(config: RunConfig, *, name: str, dry_run: bool) -> None:
         raise UserError(
             "--baseline compares with the student alone, and --teacher none trains it alone.", "Drop --baseline."
         )
-    accelerator = make_accelerator(config.train)
+    accelerator = make_accelerator(config.train, tracking=path / "tracking")
     with console.status("Loading data and models"):
         job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
     show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}")
@@ -229,7 +236,7 @@ def _distill(config: RunConfig, *, name: str, dry_run: bool) -> None:
     results = {"distilled" if job.teacher else "student": _train(job, run, accelerator, command=_command())}
     if config.baseline:
         alone = config.alone()
-        accelerator = make_accelerator(alone.train)
+        accelerator = make_accelerator(alone.train, tracking=path / "baseline" / "tracking")
         job = prepare_job(alone, mixed_precision=accelerator.mixed_precision)
         results["student alone"] = _train(job, RunFolder.create(path / "baseline"), accelerator, command=_command())
     _show_results(results, show_table)

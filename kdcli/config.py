@@ -180,6 +180,8 @@ class TrainConfig(Section):
     device: str = "auto"
     channels_last: bool = False
     compile: bool = False
+    track: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    """Where losses, metrics and learning rate also go; TensorBoard writes to ``RUN/tracking``."""
     validate_every: Count = 1
     """Epochs between validations; the last epoch is always validated."""
 

@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import get_available_trackers
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -104,12 +106,21 @@ def resolve_precision(train: TrainConfig) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def make_accelerator(train: TrainConfig) -> Accelerator:
-    """Return the Accelerator for the configured device and precision.
+def make_accelerator(train: TrainConfig, *, tracking: Path | None = None) -> Accelerator:
+    """Return the Accelerator for the configured device, precision and trackers.
+
+    Args:
+        train: the configuration.
+        tracking: where trackers that write files put them.
 
     Raises:
-        UserError: when the device does not exist here, or can't compute in the precision asked for.
+        UserError: when the device does not exist here, can't compute in the precision asked for, or a tracker is not
+            installed.
     """
+    available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
+    for name in train.track:
+        if name not in available:
+            raise UserError(f"The tracker {name} is not installed.", f"pip install {name} (or 'kdcli[tracking]')")
     # Accelerate keeps its state in process-wide singletons; a second run in this process may differ from the first.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -122,6 +133,8 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
             mixed_precision=precision,
             cpu=train.device == "cpu",
             gradient_accumulation_steps=train.accumulation,
+            log_with=list(train.track) or None,
+            project_dir=tracking,
         )
         if precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would compute in float32
             raise ValueError("the CPU does not train in fp16.")
@@ -187,6 +200,10 @@ def train(job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter
                 skipped.add(name)
                 reporter.skipped(name)
 
+    def record(event: str, values: dict[str, float]) -> None:
+        run.add_metrics(event, values)
+        accelerator.log({f"{event}/{name}": value for name, value in values.items() if name != "step"}, step=step)
+
     def validate(epoch: int, step: int) -> dict[str, float]:
         student = distiller.student if ema is None else ema.module
         return {"epoch": epoch, "step": step} | evaluate(job, student, job.data.validation, accelerator, skip)
@@ -196,6 +213,7 @@ def train(job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter
     spectra.add(distiller, step=0)
     step = update = 0
     start = time.perf_counter()
+    accelerator.init_trackers("kdcli")
     reporter.started(total_steps)
     for epoch in range(config.train.epochs):
         distiller.train()
@@ -221,10 +239,10 @@ def train(job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter
             meter.add(terms, len(batch))
             reporter.stepped(step)
             if step % _LOG_EVERY == 0:
-                _log(run, reporter, meter, optimizer, epoch=epoch + 1, step=step)
+                reporter.logged(_log(record, meter, optimizer, epoch=epoch + 1, step=step))
                 meter = _Meter()
         if meter.steps:
-            _log(run, reporter, meter, optimizer, epoch=epoch + 1, step=step)
+            reporter.logged(_log(record, meter, optimizer, epoch=epoch + 1, step=step))
         last = epoch + 1 == config.train.epochs
         if last or (epoch + 1) % config.train.validate_every == 0:
             metrics = validate(epoch + 1, step)
@@ -234,7 +252,7 @@ def train(job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter
                 student = distiller.student if ema is None else ema.module
                 run.write_student(student.save)
                 run.write_tensors("projector.safetensors", distiller.methods.state_dict())
-            run.add_metrics("validation", metrics)
+            record("validation", metrics)
             reporter.validated(metrics, best=is_best)
         if last or (epoch + 1) % spectra.every == 0:
             spectra.add(distiller, step=step)
@@ -243,7 +261,8 @@ def train(job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter
     test: dict[str, float] = {}
     if job.data.test is not None:
         test = evaluate(job, load_saved(run.student).to(device), job.data.test, accelerator, skip)
-        run.add_metrics("test", {"epoch": best["epoch"], "step": best["step"], **test})
+        record("test", {"epoch": best["epoch"], "step": best["step"], **test})
+    accelerator.end_training()
     return Result(best, test, step, seconds, len(skipped))
 
 
@@ -360,7 +379,14 @@ def _place_teacher(job: Job, device: torch.device) -> LiveTeacher | None:
     return LiveTeacher(job.teacher, taps=job.distiller.teacher_taps, logits=job.distiller.teacher_logits)
 
 
-def _log(run: RunFolder, reporter: Reporter, meter: _Meter, optimizer: Optimizer, *, epoch: int, step: int) -> None:
+def _log(
+    record: Callable[[str, dict[str, float]], None], meter: _Meter, optimizer: Optimizer, *, epoch: int, step: int
+) -> dict[str, float]:
+    """Read the meter, record its means and return them.
+
+    Raises:
+        UserError: when one of them is not finite.
+    """
     values = {"epoch": epoch, "step": step, "lr": optimizer.param_groups[0]["lr"]} | meter.read()
     for name, value in values.items():
         if not math.isfinite(value):
@@ -368,8 +394,8 @@ def _log(run: RunFolder, reporter: Reporter, meter: _Meter, optimizer: Optimizer
                 f"The loss term {name!r} became {value} in the {meter.steps} steps up to step {step}.",
                 "Lower --lr, or use --mixed-precision no; the best student so far is kept in the run folder.",
             )
-    run.add_metrics("train", values)
-    reporter.logged(values)
+    record("train", values)
+    return values
 
 
 def _rank(job: Job, metrics: dict[str, float]) -> tuple[float, float]:

@@ -106,7 +106,7 @@ def test_the_best_student_by_validation_is_kept_and_the_test_split_is_read_once(
     answers = iter([(0.3, 1.0), (0.9, 1.0), (0.9, 2.0), (0.5, 0.1), (0.7, 0.7)])
     seen, snapshots = [], []
 
-    def evaluate(job, model, source, accelerator):
+    def evaluate(job, model, source, accelerator, skip):
         seen.append("test" if source is job.data.test else "validation")
         snapshots.append({name: value.clone() for name, value in model.module.state_dict().items()})
         accuracy, loss = next(answers)
@@ -117,7 +117,7 @@ def test_the_best_student_by_validation_is_kept_and_the_test_split_is_read_once(
     assert seen == ["validation"] * 4 + ["test"]
     assert result.validation["epoch"] == 2
     assert result.test["accuracy"] == 0.7
-    assert_same(weights(opened), {name: value for name, value in snapshots[1].items()})
+    assert_same(weights(opened), snapshots[1])
     assert_same(snapshots[4], snapshots[1])
 
 
@@ -166,9 +166,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     }  # fmt: skip
     _, whole, _ = run(tmp_path / "a", **common, train__batch_size=1280)
     _, halves, _ = run(tmp_path / "b", **common, train__batch_size=640, train__accumulation=2)
-    start = {k: v for k, v in prepare_job(
-        parse_config(merged(BASE, common), source="t"), mixed_precision="no"
-    ).student.module.state_dict().items()}  # fmt: skip
+    job = prepare_job(parse_config(merged(BASE, common), source="t"), mixed_precision="no")
+    start = job.student.module.state_dict()
     for name, value in weights(whole).items():
         torch.testing.assert_close(value, weights(halves)[name], rtol=1e-3, atol=1e-6)
     moved = max(float((value - start[name]).abs().max()) for name, value in weights(whole).items())
@@ -235,3 +234,25 @@ def test_labelled_images_are_repeated_to_their_share():
     assert sorted(alone) == [0] * 6 + [4] * 6
     assert train_indices([1, 2, 3], labelled_share=0.25, reads_unlabelled=True) is None
     assert train_indices([1, 2, 3, -1], labelled_share=0.25, reads_unlabelled=True) == [0, 1, 2, 3]
+
+
+def test_tensorboard_gets_losses_metrics_and_learning_rate(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = parse_config(merged(BASE, {"train__track": ["tensorboard"], "train__epochs": 1}), source="test")
+    accelerator = make_accelerator(config.train, tracking=tmp_path / "tracking")
+    opened = RunFolder.create(tmp_path / "run")
+    train(prepare_job(config, mixed_precision="no"), opened, accelerator, Silent())
+    events = EventAccumulator(str(tmp_path / "tracking" / "kdcli"))
+    events.Reload()
+    for event in ("train", "validation", "test"):
+        (line,) = opened.read_metrics(event)
+        for name in set(line) - {"event", "step"}:
+            (scalar,) = events.Scalars(f"{event}/{name}")
+            assert (scalar.step, scalar.value) == (line["step"], pytest.approx(line[name], rel=1e-5)), name
+
+
+def test_a_tracker_that_is_not_installed_is_a_user_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "get_available_trackers", list)
+    with pytest.raises(UserError, match="tensorboard is not installed"):
+        run(tmp_path / "run", train__track=["tensorboard"])
