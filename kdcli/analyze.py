@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor
 from kdcli.analysis import decompose, linear_cka, rank_evolution, summarize
 from kdcli.data import ImageSource, prepare
 from kdcli.errors import UserError
+from kdcli.facts import Preprocessing
 from kdcli.job import Job, reopen_job
 from kdcli.methods.projection import Projection
 from kdcli.models.base import Model
+from kdcli.normalize import identity
 from kdcli.report import plot_decomposition, plot_evolution, plot_spectrum
 from kdcli.run_folder import RunFolder
 from kdcli.trainer import resolve_device
@@ -49,8 +52,9 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
     student_taps = tuple(sorted({tap for method in methods.values() for tap in method.student_taps}))
     teacher_taps = tuple(sorted({tap for method in methods.values() for tap in method.teacher_taps}))
     place = resolve_device(device)
-    student = _features(job, job.student, source, student_taps, place)
-    teacher = _features(job, job.teacher, source, teacher_taps, place)
+    canvas = _canvas(job.student.facts.preprocessing, job.teacher.facts.preprocessing)
+    student = _features(job, job.student, source, student_taps, place, canvas)
+    teacher = _features(job, job.teacher, source, teacher_taps, place, canvas)
 
     folder = run.path / "analysis"
     folder.mkdir(exist_ok=True)
@@ -105,7 +109,7 @@ def tables(analysis: dict[str, Any]) -> Iterator[Table]:
             ],
         )
         yield (
-            f"Projection loss on {analysis['num_samples']} {analysis['split']} images",
+            f"Squared residual on {analysis['num_samples']} {analysis['split']} images{result['residual_of']}",
             ["part", "per image", "share"],
             [
                 ["knowledge transfer", f"{parts['transfer_per_sample']:.4g}", f"{parts['transfer_share']:.1%}"],
@@ -133,6 +137,7 @@ def _analyze(method: Projection, student: Tensor, teacher: Tensor) -> dict[str, 
     else:
         source, target = student, normalized  # the residual before the student side is normalised
         projected_pair = {"projected_student_and_teacher": linear_cka(student_side, teacher_side)}
+    before = projector.direction == "student_to_teacher" and method.normalize_student is not identity
     parts = decompose(source, target, matrix)
     return {
         "kind": type(projector).__name__.removesuffix("Projector").lower(),
@@ -140,18 +145,25 @@ def _analyze(method: Projection, student: Tensor, teacher: Tensor) -> dict[str, 
         "spectrum": summarize(matrix).to_json(),
         "singular_values": parts.singular_values[: min(matrix.shape)],
         "parts": parts,
+        "residual_of": ", before the student's side is normalised" if before else "",
         "linear_cka": {"student_and_teacher": linear_cka(student, teacher), **projected_pair},
     }
 
 
+def _canvas(student: Preprocessing, teacher: Preprocessing) -> Preprocessing:
+    """Return the student's preprocessing at the larger of both sizes: as in training, both see one crop."""
+    height, width = (max(sizes) for sizes in zip(student.image_size, teacher.image_size, strict=True))
+    return replace(student, image_size=(height, width))
+
+
 @torch.no_grad()
 def _features(
-    job: Job, model: Model, source: ImageSource, taps: tuple[str, ...], device: torch.device
+    job: Job, model: Model, source: ImageSource, taps: tuple[str, ...], device: torch.device, canvas: Preprocessing
 ) -> dict[str, Tensor]:
     """Return the features of every readable image of ``source``: (N, d) float32 on the CPU, by tap."""
     model.to(device).eval()
     parts: dict[str, list[Tensor]] = {tap: [] for tap in taps}
-    for batch in job.eval_loader(source, model):
+    for batch in job.eval_loader(source, canvas):
         if len(batch):
             images = prepare(batch.images.to(device), model.facts.preprocessing)
             output = model(images, taps=taps, logits=False)

@@ -81,5 +81,6 @@ def _metric_rows(run: RunFolder, event: str, title: str) -> list[tuple[str, str]
         return []
     # The kept student is the one of the last test or, without a test split, of the best validation.
     tests = run.read_metrics("test")
-    kept = [line for line in lines if not tests or line["epoch"] == tests[-1]["epoch"]][-1]
-    return [(f"{title} {key}", f"{value:.4f}") for key, value in kept.items() if key not in ("event", "epoch", "step")]
+    kept = [line for line in lines if (line["epoch"] == tests[-1]["epoch"] if tests else line["best"])][-1]
+    hidden = ("event", "epoch", "step", "best")
+    return [(f"{title} {key}", f"{value:.4f}") for key, value in kept.items() if key not in hidden]

@@ -224,7 +224,7 @@ def _distill(config: RunConfig, *, name: str, dry_run: bool) -> None:
         check_new_folder(path)
     if config.baseline and config.teacher.name == "none":
         raise UserError(
-            "--baseline compares with the student alone, and --teacher none trains it alone.", "Drop --baseline."
+            "A baseline is the student alone, and --teacher none trains it alone already.", "Add --no-baseline."
         )
     accelerator = make_accelerator(config.train, tracking=path / "tracking")
     with console.status("Loading data and models"):

@@ -27,7 +27,7 @@ def show_error(error: UserError) -> None:
 def show_plan(plan: Plan, *, title: str) -> None:
     """Print every decision of a plan with its reason."""
     table = Table(box=None, pad_edge=False, show_header=False, expand=True)
-    table.add_column(style="bold cyan", ratio=2)
+    table.add_column(style="bold cyan", width=15, overflow="fold")
     table.add_column(ratio=5)
     table.add_column(style="dim", ratio=5)
     for decision in plan.decisions:

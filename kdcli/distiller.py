@@ -59,12 +59,13 @@ class Distiller(nn.Module):
     def parameter_groups(self, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Return the optimiser's parameter groups.
 
-        Biases, norms and other vectors get no weight decay, and neither does a projector that asks for none; a
-        projector's learning rate is ``lr`` times its method's ``lr_scale``.
+        Biases, norms and other vectors get no weight decay, and neither do parameters that a timm model exempts
+        (position embeddings) or a projector that asks for none; ``lr_scale`` is the method's, 1 for the student.
         """
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for parameter in self.student.parameters():
-            decay = 0.0 if parameter.ndim <= 1 else weight_decay
+        undecayed = set(getattr(self.student.module, "no_weight_decay", set)())
+        for name, parameter in self.student.module.named_parameters():
+            decay = 0.0 if parameter.ndim <= 1 or name in undecayed else weight_decay
             groups.setdefault((1.0, decay), []).append(parameter)
         for _, method in self.each_method():
             projector = getattr(method, "projector", None)
@@ -73,7 +74,8 @@ class Distiller(nn.Module):
                 decay = weight_decay if decays and parameter.ndim > 1 else 0.0
                 groups.setdefault((getattr(method, "lr_scale", 1.0), decay), []).append(parameter)
         return [
-            {"params": parameters, "lr": lr * scale, "weight_decay": decay}
+            # timm's schedules set every group's rate to the schedule's value times the group's lr_scale
+            {"params": parameters, "lr": lr, "lr_scale": scale, "weight_decay": decay}
             for (scale, decay), parameters in groups.items()
         ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ def export_safetensors(run: RunFolder, output: Path) -> float:
 def export_onnx(run: RunFolder, output: Path) -> float:
     """Write the student to ``output/model.onnx`` with a dynamic batch size; onnxruntime must give the same logits.
 
+    ``preprocessing.json`` beside it holds the image size, mean and std of its input and the labels of its output.
+
     Returns:
         The largest difference of logits found, relative to their largest magnitude.
 
@@ -85,12 +89,22 @@ def export_onnx(run: RunFolder, output: Path) -> float:
             images = _images(student, batch)
             (logits,) = session.run(["logits"], {"images": images.numpy()})
             differences.append(_compare(torch.from_numpy(np.asarray(logits)), _logits(student, images), "onnxruntime"))
+        wanted = {**asdict(student.facts.preprocessing), "labels": student.facts.label_names}
+        (folder / "preprocessing.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(run), encoding="utf-8")
 
     _write(output, save)
     return max(differences)
 
 
-_OWN_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "model.onnx"}
+_OWN_FILES = {
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "README.md",
+    "model.onnx",
+    "preprocessing.json",
+}
 
 
 def _write(output: Path, save: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 
 import torch
 
@@ -13,7 +12,7 @@ from kdcli.data import EvalLoader, ImageData, ImageSource, Mix, TrainLoader, ope
 from kdcli.data.sources import Subset
 from kdcli.distiller import Distiller
 from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
+from kdcli.facts import UNLABELLED, Preprocessing
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
 from kdcli.models import build_student, load_saved, load_teacher
@@ -62,11 +61,11 @@ class Job:
             strict=self.config.data.strict,
         )
 
-    def eval_loader(self, source: ImageSource, model: Model) -> EvalLoader:
-        """Return the batches of ``source`` in order, as ``model`` wants its images."""
+    def eval_loader(self, source: ImageSource, preprocessing: Preprocessing) -> EvalLoader:
+        """Return the batches of ``source`` in order, cropped and sized as ``preprocessing`` says."""
         return EvalLoader(
             source,
-            preprocessing=model.facts.preprocessing,
+            preprocessing=preprocessing,
             batch_size=self.config.train.batch_size,
             workers=self.config.data.workers,
             strict=self.config.data.strict,
@@ -98,8 +97,13 @@ def train_indices(labels: Sequence[int], *, labelled_share: float, reads_unlabel
         return None
     repeated = max(len(labelled), round(labelled_share / (1 - labelled_share) * len(unlabelled)))
     if not reads_unlabelled:
-        return list(islice(cycle(labelled), repeated + len(unlabelled)))
-    return list(islice(cycle(labelled), repeated)) + unlabelled
+        return _spread(labelled, repeated + len(unlabelled))
+    return _spread(labelled, repeated) + unlabelled
+
+
+def _spread(indices: list[int], count: int) -> list[int]:
+    """Repeat ``indices`` to ``count``; what is left over goes evenly over the list, and so over its classes."""
+    return [indices[number * len(indices) // count] for number in range(count)]
 
 
 def _reads_unlabelled(methods: Sequence[MethodOptions]) -> bool:

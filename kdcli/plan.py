@@ -107,8 +107,9 @@ def make_plan(config: RunConfig, *, teacher: ModelFacts | None, student: ModelFa
     evidence = find_relation(teacher, data)
     relation, relation_reason = _settle_relation(config, evidence, teacher, data)
     label_map = evidence.label_map
-    if relation == "same" and config.relation == "same" and label_map is None and _same_width(teacher, data):
+    if relation == "same" and evidence.relation == "cross" and _same_width(teacher, data):
         label_map = tuple(range(len(data.class_names)))
+        relation_reason += " The teacher's classes are taken to be yours, in this order, because you say so."
     decisions = [Decision("relation", relation, relation_reason)]
     if config.methods is None:
         methods, method_decisions = _choose_methods(config, relation, label_map, teacher, student, data)
@@ -184,7 +185,8 @@ def _choose_methods(
     if relation == "same" and label_map is not None:
         logit_kd = LogitKDOptions()
         methods.append(logit_kd)
-        decisions.append(_describe_method(logit_kd, "Both models have logits over the same labels."))
+        asserted = " (you say so)" if config.relation == "same" else ""
+        decisions.append(_describe_method(logit_kd, f"Both models have logits over the same labels{asserted}."))
     else:
         why = (
             "there are no common labels"
@@ -207,18 +209,15 @@ def _choose_projection(
     chosen, reason, normalize_reason = default, _PROJECTOR_REASON[relation], _NORMALIZE_REASON[relation]
     if config.projector not in ("auto", default.projector):
         projector: ProjectorName = config.projector  # type: ignore[assignment]  # "none" is handled by the caller
-        chosen = chosen.model_copy(update={"projector": projector})
+        # Weight, rate and normalisation belong to the projector that they were found for.
+        family: Relation = "cross" if projector == "inverted" else "same"
+        chosen = _DEFAULT_PROJECTION[family].model_copy(update={"projector": projector})
+        normalize_reason = _NORMALIZE_REASON[family]
         reason = f"Asked for; the relation {relation} would take {default.projector}."
-    if config.normalize not in ("auto", default.normalize):
+    if config.normalize not in ("auto", chosen.normalize):
         normalize: NormalizeName = config.normalize  # type: ignore[assignment]  # nor is "auto" left
-        normalize_reason = f"Asked for; the relation {relation} would take {default.normalize}."
+        normalize_reason = f"Asked for; otherwise it would be {chosen.normalize}."
         chosen = chosen.model_copy(update={"normalize": normalize})
-    student_dim, teacher_dim = student.feature_dims[chosen.student_tap], teacher.feature_dims[chosen.teacher_tap]
-    if chosen.projector == "orthogonal" and student_dim > teacher_dim:
-        reason += (
-            f" The student is wider ({student_dim} > {teacher_dim}), so only the columns are orthonormal and"
-            " the part of its features outside them is not preserved."
-        )
     sides = f"teacher {chosen.normalize}, student {chosen.normalize_student}"
     return chosen, [_describe_method(chosen, reason), Decision("normalisation", sides, normalize_reason)]
 
@@ -243,6 +242,12 @@ def _check_methods(
         raise UserError(
             f"The teacher {teacher.name} would not be used by any of the methods.",
             "Use --teacher none, or add a method such as projection.",
+        )
+    learns_classes = any(m.method in ("supervised", "logit_kd") for m in config.methods)
+    if not learns_classes:
+        raise UserError(
+            "methods: nothing trains the student's classifier, and features alone have a trivial optimum at zero.",
+            "Add supervised or logit_kd.",
         )
     if "logit_kd" in needs_teacher and label_map is None:
         raise UserError(
@@ -288,12 +293,20 @@ def _describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: 
         sides.append(f"{side} {tap} ({facts.feature_dims[tap]})")
     if not sides:
         return []
+    reason = "Width in brackets; pooled is the mean over positions, embedding the classifier's input."
+    if isinstance(options, ProjectionOptions) and options.projector == "orthogonal" and teacher is not None:
+        student_dim, teacher_dim = student.feature_dims[options.student_tap], teacher.feature_dims[options.teacher_tap]
+        if student_dim > teacher_dim:
+            reason = (
+                f"The student is wider ({student_dim} > {teacher_dim}), so only the projector's columns are orthonormal"
+                " and the part of the student's features outside them is not preserved."
+            )
     value = " -> ".join(reversed(sides) if getattr(options, "projector", "") == "inverted" else sides)
     return [
         Decision(
             f"features: {options.method.replace('_', ' ')}",
             value,
-            "Width in brackets; pooled is the mean over positions, embedding the classifier's input.",
+            reason,
         )
     ]
 

@@ -120,7 +120,8 @@ def make_accelerator(train: TrainConfig, *, tracking: Path | None = None) -> Acc
     available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
     for name in train.track:
         if name not in available:
-            raise UserError(f"The tracker {name} is not installed.", f"pip install {name} (or 'kdcli[tracking]')")
+            package = "'kdcli[tracking]'" if name == "tensorboard" else name
+            raise UserError(f"The tracker {name} is not installed.", f"pip install {package}")
     # Accelerate keeps its state in process-wide singletons; a second run in this process may differ from the first.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -136,6 +137,11 @@ def make_accelerator(train: TrainConfig, *, tracking: Path | None = None) -> Acc
             log_with=list(train.track) or None,
             project_dir=tracking,
         )
+        if accelerator.num_processes > 1:
+            raise UserError(
+                f"This version trains in one process, and {accelerator.num_processes} were started.",
+                "Start it with kdcli alone, not through accelerate launch or torchrun.",
+            )
         if precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would compute in float32
             raise ValueError("the CPU does not train in fp16.")
         return accelerator
@@ -252,7 +258,7 @@ def train(job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter
                 student = distiller.student if ema is None else ema.module
                 run.write_student(student.save)
                 run.write_tensors("projector.safetensors", distiller.methods.state_dict())
-            record("validation", metrics)
+            record("validation", metrics | {"best": float(is_best)})
             reporter.validated(metrics, best=is_best)
         if last or (epoch + 1) % spectra.every == 0:
             spectra.add(distiller, step=step)
@@ -287,7 +293,7 @@ def evaluate(
         return logits
 
     def batches() -> Iterator[Batch]:
-        for batch in job.eval_loader(source, model):
+        for batch in job.eval_loader(source, model.facts.preprocessing):
             skip(batch.skipped)
             yield batch
 

@@ -125,6 +125,14 @@ def test_projector_and_normalisation_can_be_overridden():
     assert method(plan(projector="none"), "projection") is None
 
 
+def test_another_projector_brings_its_own_settings():
+    crossed = dataclasses.replace(TEACHER, num_classes=1000, label_names=None)
+    linear = method(plan(crossed, projector="linear"), "projection")
+    assert (linear.normalize, linear.normalize_student, linear.lr_scale, linear.weight) == ("layer_norm", "none", 1, 1)
+    inverted = method(plan(projector="inverted"), "projection")
+    assert (inverted.normalize, inverted.normalize_student, inverted.lr_scale) == ("standardize", "standardize", 0.01)
+
+
 def test_relation_same_can_be_asserted_over_other_names():
     teacher = dataclasses.replace(TEACHER, label_names=("chat", "chien", "rainette"))
     made = plan(teacher, relation="same")
@@ -134,6 +142,7 @@ def test_relation_same_can_be_asserted_over_other_names():
 
 WIDE_TEACHER = dataclasses.replace(TEACHER, num_classes=1000, label_names=None)
 PROJECTION = {"method": "projection", "projector": "inverted"}
+SUPERVISED = {"method": "supervised"}
 
 
 @pytest.mark.parametrize(
@@ -149,11 +158,12 @@ PROJECTION = {"method": "projection", "projector": "inverted"}
         (None, {"methods": [PROJECTION]}, "needs a teacher"),
         (TEACHER, {"methods": [{"method": "supervised"}]}, "would not be used"),
         (TEACHER, {"methods": []}, "nothing to train on"),
+        (TEACHER, {"methods": [PROJECTION]}, "nothing trains the student's classifier"),
         (TEACHER, {"methods": [PROJECTION], "projector": "linear"}, "has no effect"),
         (TEACHER, {"methods": [PROJECTION], "normalize": "whiten"}, "has no effect"),
         (TEACHER, {"projector": "none", "normalize": "whiten"}, "--projector is none"),
-        (TEACHER, {"methods": [{**PROJECTION, "student_tap": "poled"}]}, "Did you mean pooled"),
-        (TEACHER, {"methods": [{**PROJECTION, "teacher_tap": "layer9"}]}, "no features 'layer9'"),
+        (TEACHER, {"methods": [SUPERVISED, {**PROJECTION, "student_tap": "poled"}]}, "Did you mean pooled"),
+        (TEACHER, {"methods": [SUPERVISED, {**PROJECTION, "teacher_tap": "layer9"}]}, "no features 'layer9'"),
     ],
 )
 def test_overrides_that_cannot_work_are_refused_with_the_reason(teacher, values, problem):

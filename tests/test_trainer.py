@@ -230,6 +230,8 @@ def test_labelled_images_are_repeated_to_their_share():
     assert sorted(quarter) == list(range(8))
     half = train_indices(labels, labelled_share=0.5, reads_unlabelled=True)
     assert sorted(half) == [0, 0, 0, 1, 2, 3, 4, 4, 4, 5, 6, 7]
+    three = train_indices([0, 0, 1, 1, 2, 2, -1, -1, -1], labelled_share=0.75, reads_unlabelled=True)
+    assert sorted(three[:9]) == [0, 0, 1, 2, 2, 3, 4, 4, 5], "what is left over is spread over the classes"
     alone = train_indices(labels, labelled_share=0.5, reads_unlabelled=False)
     assert sorted(alone) == [0] * 6 + [4] * 6
     assert train_indices([1, 2, 3], labelled_share=0.25, reads_unlabelled=True) is None

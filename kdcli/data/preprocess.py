@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from PIL import Image
@@ -61,6 +62,12 @@ def prepare(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         images = functional.resize(images, list(preprocessing.image_size), interpolation=mode, antialias=True)
         if mode is InterpolationMode.BICUBIC:  # it overshoots at edges
             images = images.clamp(0, 255)
-    mean = images.new_tensor(preprocessing.mean).view(3, 1, 1) * 255
-    std = images.new_tensor(preprocessing.std).view(3, 1, 1) * 255
+    mean, std = _per_channel(preprocessing.mean, images.device), _per_channel(preprocessing.std, images.device)
     return (images - mean).div_(std)
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Return ``values * 255`` as (3, 1, 1); filled on the device, as a copy to a GPU would wait for it."""
+    with torch.inference_mode(False):  # the teacher asks in inference mode, the student needs an ordinary tensor
+        return torch.cat([torch.full((1, 1, 1), value * 255, device=device) for value in values])
