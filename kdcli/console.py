@@ -27,7 +27,8 @@ def show_error(error: UserError) -> None:
 def show_plan(plan: Plan, *, title: str) -> None:
     """Print every decision of a plan with its reason."""
     table = Table(box=None, pad_edge=False, show_header=False, expand=True)
-    table.add_column(style="bold cyan", width=15, overflow="fold")
+    longest = max(len(decision.name) for decision in plan.decisions)
+    table.add_column(style="bold cyan", width=min(longest, max(console.width // 5, 13)), overflow="fold")
     table.add_column(ratio=5)
     table.add_column(style="dim", ratio=5)
     for decision in plan.decisions:

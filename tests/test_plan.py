@@ -116,7 +116,7 @@ def test_every_decision_has_a_one_sentence_reason(teacher):
 
 def test_a_wider_student_is_said_to_lose_something():
     made = plan(student=dataclasses.replace(STUDENT, feature_dims={"pooled": 256}))
-    assert "only the columns are orthonormal" in " ".join(d.reason for d in made.decisions)
+    assert "only the projector's columns are orthonormal" in " ".join(d.reason for d in made.decisions)
 
 
 def test_projector_and_normalisation_can_be_overridden():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -84,10 +85,12 @@ def test_decomposition_adds_up_to_the_projection_loss(case):
     from kdcli.run_folder import RunFolder
 
     job = reopen_job(RunFolder.open(folder))
+    ours, theirs = job.student.facts.preprocessing, job.teacher.facts.preprocessing
+    canvas = dataclasses.replace(ours, image_size=tuple(map(max, ours.image_size, theirs.image_size)))
     features = {}
     for name, model in (("student", job.student.eval()), ("teacher", job.teacher)):
         parts = []
-        for batch in job.eval_loader(job.data.validation, model):
+        for batch in job.eval_loader(job.data.validation, canvas):
             with torch.inference_mode():
                 output = model(prepare(batch.images, model.facts.preprocessing), taps=("pooled",), logits=False)
             parts.append(output.features["pooled"].double().numpy())
