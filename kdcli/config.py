@@ -214,6 +214,30 @@ class RunConfig(Section):
     description: str = ""
     """What a recipe is for, in one line."""
 
+    def with_absolute_paths(self) -> RunConfig:
+        """Return the config with its local files and folders written out, so that it means the same from anywhere.
+
+        A bare model name stays as it is, also where a folder of that name exists: it is looked up in timm first.
+        """
+
+        def absolute(value: Any, *, is_model: bool = False) -> Any:
+            if value is None or (is_model and "/" not in str(value)) or not Path(value).exists():
+                return value
+            return type(value)(Path(value).resolve())
+
+        teacher, student, data = self.teacher, self.student, self.data
+        return self.model_copy(
+            update={
+                "teacher": teacher.model_copy(
+                    update={"name": absolute(teacher.name, is_model=True), "weights": absolute(teacher.weights)}
+                ),
+                "student": student.model_copy(update={"name": absolute(student.name, is_model=True)}),
+                "data": data.model_copy(
+                    update={key: absolute(getattr(data, key)) for key in ("name", "root", "unlabelled")}
+                ),
+            }
+        )
+
     def alone(self) -> RunConfig:
         """Return the config of the same student trained on its labels alone, for as many steps."""
         supervised = [m for m in self.methods or () if isinstance(m, SupervisedOptions)] or [SupervisedOptions()]

@@ -106,8 +106,8 @@ class RunFolder:
             raise UserError(f"{file} is damaged: {error}.", "The run has to be repeated.") from None
 
     def write_config(self, config: RunConfig) -> None:
-        """Write ``config.yaml``, without the output folder, so that it can be run again as it is."""
-        values = config.model_dump(mode="json", exclude_none=True, exclude={"output"})
+        """Write ``config.yaml``, without the output folder and with whole paths, so that it can be run again as it is."""
+        values = config.with_absolute_paths().model_dump(mode="json", exclude_none=True, exclude={"output"})
         self.write_text("config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def write_plan(self, plan: Plan, *, command: str) -> None:

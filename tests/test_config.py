@@ -84,3 +84,18 @@ def test_alone_keeps_everything_but_the_teacher_and_its_losses():
 def test_torch_free_modules_import_no_torch(module):
     code = f"import sys, kdcli.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_paths_are_written_out_but_names_are_not(tmp_path, monkeypatch):
+    for name in ("photos", "resnet50", "models/mine"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(
+        {"teacher": "models/mine", "student": "resnet50", "data": {"name": "photos", "unlabelled": "photos"}},
+        source="t",
+    ).with_absolute_paths()
+    assert config.teacher.name == str(tmp_path / "models/mine")
+    assert config.student.name == "resnet50"
+    assert (config.data.name, config.data.unlabelled) == (str(tmp_path / "photos"), tmp_path / "photos")
+    demo = parse_config({"teacher": "none", "student": "resnet18", "data": "demo:digits"}, source="t")
+    assert demo.with_absolute_paths() == demo
