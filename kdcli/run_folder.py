@@ -107,7 +107,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Write ``config.yaml``, without the output folder and with whole paths, so that it can be run again as it is."""
-        values = config.with_absolute_paths().model_dump(mode="json", exclude_none=True, exclude={"output"})
+        values = config.with_absolute_paths().model_dump(mode="json", exclude={"output"})
         self.write_text("config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def write_plan(self, plan: Plan, *, command: str) -> None:

@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 
+from kdcli.config import parse_config
 from kdcli.errors import UserError
 from kdcli.run_folder import RunFolder, check_new_folder, free_folder, replace_files, write_atomically
 
@@ -92,3 +93,12 @@ def test_metrics_are_read_back_by_event(tmp_path):
     run.add_metrics("train", {"loss": 1.5})
     run.add_metrics("validation", {"accuracy": 0.5})
     assert run.read_metrics("validation") == [{"event": "validation", "accuracy": 0.5}]
+
+
+def test_an_option_that_is_switched_off_stays_off_in_the_config(tmp_path):
+    config = parse_config(
+        {"teacher": "none", "student": "resnet18", "data": "demo:digits", "optim": {"clip_grad": None}}, source="t"
+    )
+    run = RunFolder(tmp_path)
+    run.write_config(config)
+    assert run.read_config() == config
