@@ -107,7 +107,9 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Write ``config.yaml``, without the output folder and with whole paths, so that it can be run again as it is."""
-        values = config.with_absolute_paths().model_dump(mode="json", exclude={"output"})
+        whole = config.with_absolute_paths()
+        values = whole.model_dump(mode="json", exclude_none=True, exclude={"output"})
+        _keep_nulls(values, whole.model_dump(mode="json", exclude_defaults=True, exclude={"output"}))
         self.write_text("config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def write_plan(self, plan: Plan, *, command: str) -> None:
@@ -147,6 +149,15 @@ class RunFolder:
                 f"Can't read {self.path / name}: {error}.", "Give a folder that 'kdcli distill' made."
             ) from None
         return values
+
+
+def _keep_nulls(values: dict[str, Any], changed: dict[str, Any]) -> None:
+    """Put the nulls of ``changed`` into ``values``: options that were switched off although their default is on."""
+    for key, value in changed.items():
+        if value is None:
+            values[key] = None
+        elif isinstance(value, dict):
+            _keep_nulls(values[key], value)
 
 
 def check_new_folder(path: Path) -> None:
