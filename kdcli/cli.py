@@ -124,6 +124,14 @@ def distill(
             help="Override the teacher's normalisation: none, layer_norm, standardize, whiten.", rich_help_panel=_PLAN
         ),
     ] = None,
+    feature_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STUDENT:TEACHER",
+            help="Features to bring together: pooled, embedding or any layer's name. May be repeated.",
+            rich_help_panel=_PLAN,
+        ),
+    ] = None,
     baseline: Annotated[
         bool | None,
         typer.Option(
@@ -164,6 +172,8 @@ def distill(
 
         kdcli distill --teacher hf:facebook/dinov2-small --student resnet18 --data torchvision:CIFAR100 --dry-run
 
+        kdcli distill --teacher resnet50 --student resnet18 --data photos/ --feature-layers pooled:layer3
+
         kdcli distill --teacher none --student resnet18 --data demo:digits --set optim.weight_decay=0.1
     """
     from kdcli.config import parse_config
@@ -189,6 +199,7 @@ def distill(
         "relation": relation,
         "projector": projector,
         "normalize": normalize,
+        "feature_layers": feature_layers or None,
         "baseline": baseline,
         "output": output,
         "train.epochs": epochs,

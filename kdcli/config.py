@@ -146,6 +146,24 @@ MethodOptions = Annotated[
 ]
 
 
+def _pair(value: Any) -> Any:
+    if isinstance(value, str) and value.count(":") == 1:
+        student, teacher = value.split(":")
+        return {"student": student or "pooled", "teacher": teacher or "pooled"}
+    return value
+
+
+class FeaturePair(Section):
+    """Two features that are brought together, also written ``STUDENT:TEACHER``.
+
+    Each is ``pooled`` (the last features, averaged over positions), ``embedding`` (the classifier's input) or the name
+    of any layer, such as ``blocks.4``, averaged likewise.
+    """
+
+    student: str = "pooled"
+    teacher: str = "pooled"
+
+
 class OptimConfig(Section):
     """Optimiser and schedule, by timm's factories."""
 
@@ -204,6 +222,8 @@ class RunConfig(Section):
     projector: Literal["auto", "none", "linear", "mlp", "orthogonal", "inverted"] = "auto"
     """``none`` distils without features."""
     normalize: Literal["auto", "none", "layer_norm", "standardize", "whiten"] = "auto"
+    feature_layers: tuple[Annotated[FeaturePair, BeforeValidator(_pair)], ...] | None = None
+    """Which features are distilled; by default the last ones. Each pair has a projector of its own."""
     methods: tuple[MethodOptions, ...] | None = None
     """The losses; by default the plan chooses them from the relation."""
     augment: AugmentConfig = AugmentConfig()
@@ -248,6 +268,7 @@ class RunConfig(Section):
                 "relation": "auto",
                 "projector": "auto",
                 "normalize": "auto",
+                "feature_layers": None,
                 "baseline": False,
             }
         )

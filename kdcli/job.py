@@ -127,6 +127,7 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
     teacher = None if config.teacher.name == "none" else load_teacher(config.teacher, seed=config.seed)
     if student is None:
         student = build_student(config.student, label_names=data.facts.class_names, seed=config.seed)
+    _open_taps(config, teacher, student)
     plan = make_plan(config, teacher=None if teacher is None else teacher.facts, student=student.facts, data=data.facts)
     task = ImageClassification(data.facts.class_names)
     context = Context(task, student.facts, None if teacher is None else teacher.facts, plan.label_map)
@@ -143,6 +144,14 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
         )
     )
     return Job(plan.resolve(config), plan, task, data, teacher, distiller)
+
+
+def _open_taps(config: RunConfig, teacher: Model | None, student: Model) -> None:
+    """Open every layer that the config names as features."""
+    for side, model in (("teacher", teacher), ("student", student)):
+        if model is not None:
+            taps = {getattr(options, f"{side}_tap", "pooled") for options in config.methods or ()}
+            model.open_taps(sorted(taps | {getattr(pair, side) for pair in config.feature_layers or ()}))
 
 
 def _describe_epoch(config: RunConfig, plan: Plan, data: ImageData) -> Decision | None:

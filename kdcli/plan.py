@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kdcli.config import (
+    FeaturePair,
     LogitKDOptions,
     MethodOptions,
     NormalizeName,
@@ -86,7 +87,8 @@ class Plan:
 
     def resolve(self, config: RunConfig) -> RunConfig:
         """Return ``config`` with the plan's methods written out: it gives the same plan again."""
-        return config.model_copy(update={"methods": self.methods, "projector": "auto", "normalize": "auto"})
+        chosen = {"methods": self.methods, "projector": "auto", "normalize": "auto", "feature_layers": None}
+        return config.model_copy(update=chosen)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``plan.json``."""
@@ -120,6 +122,7 @@ def make_plan(config: RunConfig, *, teacher: ModelFacts | None, student: ModelFa
     decisions += method_decisions
     for options in methods:
         decisions += _describe_taps(options, teacher, student)
+    decisions += _describe_extent(methods)
     decisions += _describe_models(config, teacher, student, data)
     return Plan(relation, label_map, methods, tuple(decisions))
 
@@ -164,6 +167,8 @@ def _choose_methods(
                 raise UserError(
                     f"--{option} {value} needs a teacher, and --teacher is none.", f"Drop --{option} or name a teacher."
                 )
+        if config.feature_layers:
+            raise UserError("--feature-layers needs a teacher, and --teacher is none.", "Drop it or name a teacher.")
         spectral = SpectralOptions()
         methods.append(spectral)
         decisions.append(
@@ -177,10 +182,22 @@ def _choose_methods(
                 f"--normalize {config.normalize} acts on projected features, and --projector is none.",
                 "Drop one of them.",
             )
+        if config.feature_layers:
+            raise UserError("--feature-layers names features to project, and --projector is none.", "Drop one of them.")
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))
     else:
-        projection, reasons = _choose_projection(config, relation, teacher, student)
-        methods.append(projection)
+        projection, reasons = _choose_projection(config, relation)
+        pairs = config.feature_layers or (FeaturePair(),)
+        methods += [
+            projection.model_copy(
+                update={
+                    "weight": projection.weight / len(pairs),
+                    "student_tap": pair.student,
+                    "teacher_tap": pair.teacher,
+                }
+            )
+            for pair in pairs
+        ]
         decisions += reasons
     if relation == "same" and label_map is not None:
         logit_kd = LogitKDOptions()
@@ -202,9 +219,7 @@ def _choose_methods(
     return tuple(methods), decisions
 
 
-def _choose_projection(
-    config: RunConfig, relation: Relation, teacher: ModelFacts, student: ModelFacts
-) -> tuple[ProjectionOptions, list[Decision]]:
+def _choose_projection(config: RunConfig, relation: Relation) -> tuple[ProjectionOptions, list[Decision]]:
     default = _DEFAULT_PROJECTION[relation]
     chosen, reason, normalize_reason = default, _PROJECTOR_REASON[relation], _NORMALIZE_REASON[relation]
     if config.projector not in ("auto", default.projector):
@@ -231,6 +246,11 @@ def _check_methods(
                 f"--{option} {value} has no effect: this config writes out its own methods.",
                 f"Change it there, for example --set methods.1.{option}={value}, or drop the methods key.",
             )
+    if config.feature_layers:
+        raise UserError(
+            "--feature-layers has no effect: this config writes out its own methods.",
+            "Set student_tap and teacher_tap of its projection, or drop the methods key.",
+        )
     if not config.methods:
         raise UserError("methods is an empty list: there is nothing to train on.", "Drop the key, or name a method.")
     needs_teacher = [m.method for m in config.methods if m.method in ("projection", "logit_kd")]
@@ -293,7 +313,7 @@ def _describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: 
         sides.append(f"{side} {tap} ({facts.feature_dims[tap]})")
     if not sides:
         return []
-    reason = "Width in brackets; pooled is the mean over positions, embedding the classifier's input."
+    reason = "Width in brackets; averaged over positions, but for embedding, the classifier's input."
     if isinstance(options, ProjectionOptions) and options.projector == "orthogonal" and teacher is not None:
         student_dim, teacher_dim = student.feature_dims[options.student_tap], teacher.feature_dims[options.teacher_tap]
         if student_dim > teacher_dim:
@@ -308,6 +328,16 @@ def _describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: 
             value,
             reason,
         )
+    ]
+
+
+def _describe_extent(methods: Sequence[MethodOptions]) -> list[Decision]:
+    """Say that the teacher stops at its last tapped layer, where it does."""
+    taps = {tap for options in methods if (tap := getattr(options, "teacher_tap", None)) is not None}
+    if not taps or taps & {"pooled", "embedding"} or any(options.method == "logit_kd" for options in methods):
+        return []
+    return [
+        Decision("teacher runs", f"up to {', '.join(sorted(taps))}", "Nothing after its last tapped layer is read.")
     ]
 
 

@@ -190,3 +190,36 @@ def test_memory_estimate_by_hand():
 @pytest.mark.parametrize(("number", "text"), [(999, "999"), (1500, "1.50K"), (2.5e6, "2.50M"), (4.1e9, "4.10G")])
 def test_human_count(number, text):
     assert human_count(number) == text
+
+
+def test_feature_layers_are_distilled_pair_by_pair_with_the_weight_shared():
+    teacher = dataclasses.replace(
+        TEACHER, num_classes=1000, label_names=None, feature_dims={"pooled": 128, "blocks.4": 48}
+    )
+    made = plan(teacher, feature_layers=["pooled:blocks.4", {"student": "embedding", "teacher": "blocks.4"}])
+    pairs = [options for options in made.methods if options.method == "projection"]
+    assert [(options.student_tap, options.teacher_tap) for options in pairs] == [
+        ("pooled", "blocks.4"),
+        ("embedding", "blocks.4"),
+    ]
+    (one,) = [options for options in plan(teacher).methods if options.method == "projection"]
+    assert [options.weight for options in pairs] == [one.weight / 2] * 2
+    assert [d.value for d in made.decisions if d.name == "teacher runs"] == ["up to blocks.4"]
+    assert not [d for d in plan(teacher).decisions if d.name == "teacher runs"]  # pooled is the last
+    resolved = made.resolve(config(feature_layers=["pooled:blocks.4"]))
+    assert resolved.feature_layers is None
+    assert make_plan(resolved, teacher=teacher, student=STUDENT, data=DATA).methods == made.methods
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"teacher": None},
+        {"projector": "none"},
+        {"methods": [{"method": "supervised"}, {"method": "projection", "projector": "linear"}]},
+    ],
+)
+def test_feature_layers_without_a_projection_of_the_plan_are_refused(values):
+    teacher = values.pop("teacher", TEACHER)
+    with pytest.raises(UserError, match="feature-layers"):
+        plan(teacher, feature_layers=["pooled:pooled"], **values)

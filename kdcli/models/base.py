@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdcli.errors import UserError
+from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import ModelFacts, Preprocessing
 from kdcli.models.measure import Measured, measure
 from kdcli.models.spec import Library
+
+Layout = Literal["vector", "NCHW", "NHWC", "NLC", "NCL"]
+"""Of a tensor of features: which of its axes are positions, to be averaged over."""
 
 
 @dataclass
@@ -56,9 +59,9 @@ class Probe:
 class Model(nn.Module, ABC):
     """A library's own model behind one ``forward``.
 
-    Two taps exist: ``pooled``, the mean over the final feature map's spatial positions or patch tokens (class,
-    distillation and register tokens left out), always; and ``embedding``, the classifier's input, where there is a
-    classifier.
+    Two taps always go by the same name: ``pooled``, the mean over the final feature map's spatial positions or patch
+    tokens (class, distillation and register tokens left out); and ``embedding``, the classifier's input, where there is
+    a classifier. Any layer of ``module`` becomes a further tap, pooled likewise, by :meth:`open_taps`.
 
     Attributes:
         module: the library's own model.
@@ -72,10 +75,10 @@ class Model(nn.Module, ABC):
     def __init__(self, module: nn.Module, origin: Origin, preprocessing: Preprocessing, num_classes: int) -> None:
         super().__init__()
         self.module = module
-        height, width = preprocessing.image_size
-        image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-        with _size_errors(origin, height):
-            probe = self._probe(image, num_classes)
+        self._layers: dict[str, _LayerTap] = {}
+        """The opened layers, in the order in which they run."""
+        with _size_errors(origin, preprocessing.image_size[0]):
+            probe = self._probe(_probe_image(preprocessing), num_classes)
         self.facts = ModelFacts(
             name=origin.name,
             library=self.library,
@@ -107,9 +110,75 @@ class Model(nn.Module, ABC):
                 valid = ", ".join(self.facts.feature_dims)
                 raise ValueError(f"{self.facts.name} has no tap {tap!r}; valid: {valid}")
         logits = logits and self.facts.num_classes > 0
-        if not taps and not logits:
-            return ModelOutput({}, None)
-        return self._run(images, taps, logits)
+        layers = [layer for name, layer in self._layers.items() if name in taps]
+        if not layers:
+            return self._run(images, taps, logits) if taps or logits else ModelOutput({}, None)
+        own = tuple(tap for tap in taps if tap not in self._layers)
+        for layer in layers:
+            layer.armed = True
+        layers[-1].is_end = not own and not logits
+        output = ModelOutput({}, None)
+        try:
+            output = self._run(images, *self._everything(own, logits))
+        except _Reached:
+            pass
+        finally:
+            for layer in layers:
+                layer.armed = layer.is_end = False
+        output.features |= {name: layer.take() for name, layer in self._layers.items() if name in taps}
+        return output
+
+    def open_taps(self, names: Iterable[str]) -> None:
+        """Make layers available as taps, with their widths in ``facts.feature_dims``.
+
+        Args:
+            names: of submodules of ``module``, such as ``blocks.4`` or ``vit.encoder.layer.5``. Names that are taps
+                already, ``pooled`` and ``embedding`` among them, are left as they are.
+
+        Raises:
+            UserError: there is no such layer, it does not run exactly once for an image, or what it returns has no
+                features for each position.
+        """
+        modules = {name: module for name, module in self.module.named_modules() if name}
+        new = [name for name in dict.fromkeys(names) if name not in self.facts.feature_dims]
+        for name in new:
+            if name not in modules:
+                top = ", ".join(["pooled", "embedding", *(n for n, _ in self.module.named_children())])
+                raise UserError(
+                    f"{self.facts.name} has no layer {name!r}. {did_you_mean(name, modules)}".rstrip(),
+                    f"Any submodule can be named; the outermost are: {top}.",
+                )
+        if not new:
+            return
+        outputs: dict[str, list[Any]] = {name: [] for name in (*self._layers, *new)}
+        order: list[str] = []
+
+        def look(name: str) -> Any:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                outputs[name].append(output)
+                order.append(name)
+
+            return modules[name].register_forward_hook(hook)
+
+        handles = [look(name) for name in outputs]
+        was_training = self.module.training
+        self.module.eval()
+        image = _probe_image(self.facts.preprocessing)
+        device = next(self.module.parameters()).device
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                self._run(image.to(device), *self._everything((), False))
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.module.train(was_training)
+        dims = dict(self.facts.feature_dims)
+        for name in new:
+            layer, dims[name] = _describe_layer(self.facts.name, name, outputs[name], image, self._num_prefix_tokens)
+            modules[name].register_forward_hook(layer)
+            self._layers[name] = layer
+        self._layers = {name: self._layers[name] for name in order}
+        self.facts = replace(self.facts, feature_dims=dims)
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -119,9 +188,20 @@ class Model(nn.Module, ABC):
     def _probe(self, image: Tensor, num_classes: int) -> Probe:
         """Learn from one pass of ``image`` how features and logits come out of ``self.module``; measure that pass."""
 
+    @property
+    @abstractmethod
+    def _num_prefix_tokens(self) -> int:
+        """Class, distillation and register tokens at the head of a sequence of tokens; 0 for a model without any."""
+
     @abstractmethod
     def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool) -> ModelOutput:
         """Compute ``taps`` (all valid) and logits (asked for only where there are any)."""
+
+    def _everything(self, taps: tuple[str, ...], logits: bool) -> tuple[tuple[str, ...], bool]:
+        """Return what to ask ``_run`` for so that every layer runs, where nothing else is asked for."""
+        if taps or logits:
+            return taps, logits
+        return ((), True) if self.facts.num_classes else (("pooled",), False)
 
     def _measure(self, image: Tensor, *, taps: tuple[str, ...], logits: bool) -> Measured[ModelOutput]:
         return measure(self.module, lambda: self._run(image, taps, logits))
@@ -153,6 +233,81 @@ def freeze(model: Model) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def mean_of_patches(tokens: Tensor, num_prefix: int) -> Tensor:
-    """(B, N, d) -> (B, d), the first ``num_prefix`` tokens left out."""
-    return tokens[:, num_prefix:].mean(dim=1)
+def mean_over_places(features: Tensor, layout: Layout, num_prefix: int) -> Tensor:
+    """Return the mean over positions, (B, d); of a sequence without its first ``num_prefix`` tokens."""
+    if layout == "vector":
+        return features
+    if layout == "NLC":
+        return features[:, num_prefix:].mean(dim=1)
+    if layout == "NCL":
+        return features.mean(dim=2)
+    return features.mean(dim=(2, 3) if layout == "NCHW" else (1, 2))
+
+
+class _Reached(Exception):
+    """The last layer that was asked for has run."""
+
+
+class _LayerTap:
+    """A forward hook that keeps a layer's pooled output while it is armed, and can end the pass there.
+
+    The layer and the model share it, so ``deepcopy`` copies it with them; nothing of it is in the state dict.
+    """
+
+    def __init__(self, layout: Layout, num_prefix: int) -> None:
+        self.layout = layout
+        self.num_prefix = num_prefix
+        self.armed = False
+        self.is_end = False
+        self.value: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.armed:
+            self.value = mean_over_places(_tensor_of(output), self.layout, self.num_prefix)
+            if self.is_end:
+                raise _Reached
+
+    def take(self) -> Tensor:
+        value, self.value = self.value, None
+        if value is None:
+            raise RuntimeError("the layer that was to be tapped did not run")
+        return value
+
+
+def _describe_layer(model: str, name: str, outputs: list[Any], image: Tensor, num_prefix: int) -> tuple[_LayerTap, int]:
+    """Return the hook for a layer and its width, from what it returned for ``image`` (1, 3, H, W)."""
+    if len(outputs) != 1:
+        times = "never" if not outputs else f"{len(outputs)} times"
+        raise UserError(
+            f"{model}: the layer {name!r} runs {times} for an image; only one that runs once can be tapped.",
+            "Name a layer around it or inside of it.",
+        )
+    output = _tensor_of(outputs[0])
+    height, width = image.shape[2:]
+    if isinstance(output, Tensor) and len(output) == 1:
+        if output.ndim == 2:
+            return _LayerTap("vector", 0), output.shape[1]
+        if output.ndim == 3:
+            length = output.shape[1] - num_prefix
+            grids = {(height // patch) * (width // patch) for patch in range(1, min(height, width) + 1)}
+            return _LayerTap("NLC", num_prefix if length in grids else 0), output.shape[2]
+        if output.ndim == 4:
+            _, a, b, c = output.shape
+            if abs(b * width - c * height) <= max(height, width):  # positions have the image's proportions
+                return _LayerTap("NCHW", 0), a
+            if abs(a * width - b * height) <= max(height, width):
+                return _LayerTap("NHWC", 0), c
+    shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise UserError(f"{model}: the layer {name!r} returns {shape}, not features of the image.", "Name another layer.")
+
+
+def _tensor_of(output: Any) -> Any:
+    """Return a layer's tensor out of what it returns: a tensor, a sequence that begins with one, a named output."""
+    while not isinstance(output, Tensor) and isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return getattr(output, "last_hidden_state", output)
+
+
+def _probe_image(preprocessing: Preprocessing) -> Tensor:
+    height, width = preprocessing.image_size
+    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from kdcli.errors import UserError
 from kdcli.facts import Preprocessing
 from kdcli.models import processor
-from kdcli.models.base import Model, ModelOutput, Origin, Probe, mean_of_patches
+from kdcli.models.base import Model, ModelOutput, Origin, Probe, mean_over_places
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
 from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights
@@ -77,14 +77,23 @@ class HFModel(Model):
         dims = {tap: measured.result.features[tap].shape[1] for tap in taps}
         return Probe(dims, measured)
 
+    @property
+    def _num_prefix_tokens(self) -> int:
+        return self._num_prefix
+
     def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool) -> ModelOutput:
         output = ModelOutput({}, None)
-        if not logits and "embedding" not in taps:
+        if "embedding" not in taps and not logits:
             output.features["pooled"] = self._pooled(self._backbone_output(images))
             return output
-        for recorder in (self._hidden, *self._inputs):
+        recorders = (self._hidden, *self._inputs)
+        for recorder in recorders:
             recorder.armed = True
-        result = self.module(pixel_values=self._ordered(images), **self._arguments)
+        try:
+            result = self.module(pixel_values=self._ordered(images), **self._arguments)
+        finally:
+            for recorder in recorders:
+                recorder.armed = False
         hidden, inputs = self._hidden.take(), [recorder.take() for recorder in self._inputs]
         if "pooled" in taps:
             output.features["pooled"] = self._pooled(hidden)
@@ -104,8 +113,8 @@ class HFModel(Model):
 
     def _pooled(self, hidden: Tensor) -> Tensor:
         if hidden.ndim == 3:
-            return mean_of_patches(hidden, self._num_prefix)
-        return hidden.mean(dim=(1, 2) if self._channels_last else (2, 3))
+            return mean_over_places(hidden, "NLC", self._num_prefix)
+        return mean_over_places(hidden, "NHWC" if self._channels_last else "NCHW", 0)
 
     def reset_classifier(self) -> None:
         """Initialise the classifiers anew, as an untrained model of this kind has them, from torch's generator."""
@@ -134,7 +143,7 @@ class _Recorder:
             self.value = inputs[0] if output is None else output.last_hidden_state
 
     def take(self) -> Tensor:
-        value, self.value, self.armed = self.value, None, False
+        value, self.value = self.value, None
         if value is None:
             raise RuntimeError("the module that was to be recorded did not run")
         return value

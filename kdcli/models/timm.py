@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -20,13 +20,10 @@ from torch import Tensor, nn
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import Preprocessing
 from kdcli.models import hub
-from kdcli.models.base import Model, ModelOutput, Origin, Probe, mean_of_patches
+from kdcli.models.base import Layout, Model, ModelOutput, Origin, Probe, mean_over_places
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
 from kdcli.models.weights import Checkpoint, LoadReport, Tensors, build_with_weights, load_raw
-
-Layout = Literal["vector", "NCHW", "NHWC", "NLC", "NCL"]
-"""Of one tensor out of ``forward_features``: spatial axes or tokens to average over."""
 
 _INTERPOLATIONS = {"nearest", "bilinear", "bicubic"}
 
@@ -80,6 +77,10 @@ class TimmModel(Model):
         taps = () if num_classes else ("pooled",)
         return Probe(dims, self._measure(image, taps=taps, logits=bool(num_classes)))
 
+    @property
+    def _num_prefix_tokens(self) -> int:
+        return self._layout.num_prefix
+
     def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool) -> ModelOutput:
         module: Any = self.module
         output = ModelOutput({}, None)
@@ -106,7 +107,7 @@ class TimmModel(Model):
             features = module.forward_features(images)
         parts = features[-len(self._layout.layouts) :] if self._layout.is_list else (features,)
         means = [
-            _mean_over_places(part, layout, self._layout.num_prefix)
+            mean_over_places(part, layout, self._layout.num_prefix)
             for part, layout in zip(parts, self._layout.layouts, strict=True)
         ]
         return features, means[0] if len(means) == 1 else torch.cat(means, dim=1)
@@ -360,16 +361,6 @@ def _num_prefix(module: Any, tokens: Tensor) -> int:
     if isinstance(declared, int):
         return declared
     return length - int(length**0.5) ** 2
-
-
-def _mean_over_places(features: Tensor, layout: Layout, num_prefix: int) -> Tensor:
-    if layout == "vector":
-        return features
-    if layout == "NLC":
-        return mean_of_patches(features, num_prefix)
-    if layout == "NCL":
-        return features.mean(dim=2)
-    return features.mean(dim=(2, 3) if layout == "NCHW" else (1, 2))
 
 
 def _reads_embedding(module: Any, classifiers: tuple[nn.Module, ...], features: Any, embedding: Tensor) -> bool:

@@ -397,3 +397,29 @@ def test_few_labels(run_cli, tmp_path, photos, tiny, trained_teacher):
     )
     assert outcome.exit_code == 0, outcome.stderr
     assert "6 of 52 training images have labels" in panel_row(outcome.stdout, "loss: supervised")
+
+
+def test_feature_layers_name_the_layers_that_are_distilled(run_cli, tmp_path, photos, tiny):
+    outcome = run_cli(
+        *("distill", "--teacher", "random:test_resnet", "--student", "test_convnext", "--data", photos, *tiny),
+        *("--output", "run", "--feature-layers", "pooled:layer2", "--feature-layers", "stages.1:layer3"),
+    )
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "up to layer2, layer3" in outcome.stdout
+    spectra = load_file(tmp_path / "run" / "spectra.safetensors")
+    assert set(spectra) == {"steps", "projection", "projection-2"}
+    methods = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["methods"]
+    assert [(m["student_tap"], m["teacher_tap"]) for m in methods[1:]] == [("pooled", "layer2"), ("stages.1", "layer3")]
+    analysed = run_cli("analyze-projector", "run")
+    assert analysed.exit_code == 0, analysed.stderr
+    assert "projection-2" in analysed.stdout
+
+
+def test_an_unknown_feature_layer_is_one_message(run_cli, photos, tiny):
+    outcome = run_cli(
+        *("distill", "--teacher", "random:test_resnet", "--student", "test_convnext", "--data", photos, *tiny),
+        *("--feature-layers", "pooled:layer9"),
+    )
+    assert outcome.exit_code == 2
+    assert "has no layer 'layer9'" in outcome.stderr
+    assert "Did you mean" in outcome.stderr
