@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdcli.analysis import decompose, linear_cka, rank_evolution, summarize
 from kdcli.data import ImageSource, prepare
+from kdcli.devices import resolve_device
 from kdcli.errors import UserError
 from kdcli.facts import Preprocessing
 from kdcli.job import Job, reopen_job
@@ -21,7 +22,6 @@ from kdcli.models.base import Model
 from kdcli.normalize import identity
 from kdcli.report import plot_decomposition, plot_evolution, plot_spectrum
 from kdcli.run_folder import RunFolder
-from kdcli.trainer import resolve_device
 
 Table = tuple[str, list[str], list[list[str]]]
 

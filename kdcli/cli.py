@@ -14,7 +14,6 @@ from kdcli.errors import UserError
 
 if TYPE_CHECKING:
     from kdcli.config import RunConfig
-    from kdcli.trainer import Result
 
 app = typer.Typer(
     name="kdcli",
@@ -31,8 +30,15 @@ app.add_typer(recipes_app, name="recipes")
 
 def main() -> None:
     """Run the command line; a user's error is one message, a hint and exit code 2."""
+    from kdcli.launch import end_with_the_launcher, is_launched, reporting_to_launcher
+
     try:
-        app()
+        if is_launched():
+            end_with_the_launcher()
+            with reporting_to_launcher():
+                app()
+        else:
+            app()
     except UserError as error:
         from kdcli.console import show_error
 
@@ -157,6 +163,31 @@ def distill(
             help="Also log to tensorboard, wandb, trackio or mlflow. May be repeated.", rich_help_panel=_TRAIN
         ),
     ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(help="Training processes on this machine; one for each GPU by default.", rich_help_panel=_TRAIN),
+    ] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|TIME",
+            help="Steps (200) or time (30s, 10m, 2h) between checkpoints. [default: 10m]",
+            rich_help_panel=_TRAIN,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run that was stopped, killed or has run out of epochs (then with more --epochs).",
+            show_default=False,
+            rich_help_panel=_TRAIN,
+        ),
+    ] = None,
+    log_format: Annotated[
+        str, typer.Option(help="auto (a live view on a terminal), plain or json.", rich_help_panel=_TRAIN)
+    ] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Distil a teacher into a student.
@@ -175,12 +206,25 @@ def distill(
         kdcli distill --teacher resnet50 --student resnet18 --data photos/ --feature-layers pooled:layer3
 
         kdcli distill --teacher none --student resnet18 --data demo:digits --set optim.weight_decay=0.1
+
+        kdcli distill --resume runs/quickstart --epochs 32
     """
     from kdcli.config import parse_config
     from kdcli.recipes import apply_overrides, find_recipe, load_yaml, set_key
 
+    if log_format not in ("auto", "plain", "json"):
+        raise UserError(f"There is no log format {log_format!r}.", "Use auto, plain or json.")
     values: dict[str, Any] = {}
     source = "the options"
+    if resume is not None:
+        if recipe is not None or output is not None:
+            raise UserError(
+                "--resume goes on with a run as it is, in its own folder.", "Drop --recipe and --output, or --resume."
+            )
+        from kdcli.run_folder import RunFolder
+
+        file = RunFolder.started(resume).path / "config.yaml"
+        values, source = load_yaml(file), str(file)
     if recipe is not None:
         file = find_recipe(recipe)
         values, source = load_yaml(file), str(file)
@@ -208,83 +252,31 @@ def distill(
         "seed": seed,
         "train.mixed_precision": mixed_precision,
         "train.device": device,
+        "train.num_processes": num_processes,
+        "train.checkpoint_every": checkpoint_every,
         "train.track": track or None,
     }
     for key, value in options.items():
         if value is not None:
             values = set_key(values, key.split("."), value)
     missing = [name for name in ("teacher", "student", "data") if not values.get(name)]
-    if missing and recipe is None:
+    if missing and recipe is None and resume is None:
         raise UserError(
             f"Say what to distil: {', '.join('--' + name for name in missing)} is missing.",
             "For example: kdcli distill --teacher resnet50 --student mobilenetv3_small_050 --data photos/"
             " (or: kdcli distill --recipe quickstart)",
         )
     config = parse_config(values, source=source)
-    _distill(config, name=Path(recipe).stem if recipe else _run_name(config), dry_run=dry_run)
+    from kdcli.distill import Output, distill_run, resume_run
 
-
-def _distill(config: RunConfig, *, name: str, dry_run: bool) -> None:
-    from kdcli.console import console, show_lines, show_plan, show_table
-    from kdcli.job import prepare_job
-    from kdcli.run_folder import RunFolder, check_new_folder, free_folder
-    from kdcli.trainer import make_accelerator
-
-    path = config.output or free_folder(Path("runs") / name)
-    if not dry_run:
-        check_new_folder(path)
-    if config.baseline and config.teacher.name == "none":
-        raise UserError(
-            "A baseline is the student alone, and --teacher none trains it alone already.", "Add --no-baseline."
-        )
-    accelerator = make_accelerator(config.train, tracking=path / "tracking")
-    with console.status("Loading data and models"):
-        job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
-    show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}")
-    if dry_run:
-        return
-    run = RunFolder.create(path)
-    results = {"distilled" if job.teacher else "student": _train(job, run, accelerator, command=_command())}
-    if config.baseline:
-        alone = config.alone()
-        accelerator = make_accelerator(alone.train, tracking=path / "baseline" / "tracking")
-        job = prepare_job(alone, mixed_precision=accelerator.mixed_precision)
-        results["student alone"] = _train(job, RunFolder.create(path / "baseline"), accelerator, command=_command())
-    _show_results(results, show_table)
-    show_lines([f"Student: {run.student}", f"Export it: kdcli export {shlex.quote(str(path))}"])
-
-
-def _train(job: Any, run: Any, accelerator: Any, *, command: str) -> Result:
-    from kdcli.card import model_card
-    from kdcli.console import ProgressReporter
-    from kdcli.trainer import train
-
-    run.write_config(job.config)
-    run.write_plan(job.plan, command=command)
-    try:
-        with ProgressReporter("distil" if job.teacher else "alone") as reporter:
-            result = train(job, run, accelerator, reporter)
-    except UserError:
-        run.discard_without_student()
-        raise
-    run.write_text("README.md", model_card(run))
-    return result
-
-
-def _show_results(results: dict[str, Result], show_table: Any) -> None:
-    first = next(iter(results.values()))
-    rows = [
-        [f"{split} {metric}", *(f"{getattr(result, split)[metric]:.4f}" for result in results.values())]
-        for split in ("validation", "test")
-        for metric in getattr(first, split)
-        if metric not in ("epoch", "step")
-    ]
-    rows.append(["best epoch", *(f"{result.validation['epoch']:.0f}" for result in results.values())])
-    rows.append(["steps", *(str(result.steps) for result in results.values())])
-    if any(result.skipped for result in results.values()):
-        rows.append(["unreadable images skipped", *(str(result.skipped) for result in results.values())])
-    rows.append(["seconds", *(f"{result.seconds:.0f}" for result in results.values())])
-    show_table("Result", ["", *results], rows)
+    shown = Output("json" if log_format == "json" else "plain" if log_format == "plain" else "auto", quiet)
+    if resume is not None:
+        code = resume_run(config, resume, command=_command(), output=shown, dry_run=dry_run)
+    else:
+        name = Path(recipe).stem if recipe else _run_name(config)
+        code = distill_run(config, name=name, command=_command(), output=shown, dry_run=dry_run)
+    if code:
+        raise typer.Exit(code)
 
 
 def _run_name(config: RunConfig) -> str:

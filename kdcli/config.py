@@ -180,6 +180,10 @@ class OptimConfig(Section):
     """Largest norm of the whole gradient."""
 
 
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _yaml_no(value: Any) -> Any:
     return "no" if value is False else value  # YAML reads a bare `no` as false
 
@@ -196,6 +200,14 @@ class TrainConfig(Section):
     """Decay of the exponential moving average of the student's weights; the average is then the result."""
     mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = "auto"
     device: str = "auto"
+    num_processes: Count | None = None
+    """Training processes on this machine; by default one for each GPU, or one on the CPU."""
+    sync_batchnorm: bool = True
+    """Batch normalisation over the batches of all processes, on GPUs; a CPU has none of it."""
+    checkpoint_every: Annotated[str, BeforeValidator(_text), Field(pattern=r"^[1-9]\d*[smh]?$")] = "10m"
+    """Steps (``200``) or time (``30s``, ``10m``, ``2h``) between checkpoints; one is also written at the end."""
+    keep_checkpoints: Count = 2
+    """How many checkpoints to keep; the older ones are removed."""
     channels_last: bool = False
     compile: bool = False
     track: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()

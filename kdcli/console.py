@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from kdcli.errors import UserError
@@ -55,56 +54,3 @@ def show_lines(lines: Iterable[str]) -> None:
 def show_text(text: str) -> None:
     """Print text exactly as it is, for a pipe to take."""
     console.print(text, markup=False, soft_wrap=True, end="")
-
-
-class ProgressReporter:
-    """Shows a training run: a bar on a terminal, a line an epoch elsewhere."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.losses: dict[str, float] = {}
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bar.add_task(escape(label), total=None, status="")
-
-    def __enter__(self) -> ProgressReporter:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def started(self, total_steps: int) -> None:
-        """Training begins."""
-        self.bar.update(self.task, total=total_steps)
-
-    def stepped(self, step: int) -> None:
-        """One batch is done."""
-        self.bar.update(self.task, completed=step)
-
-    def logged(self, values: dict[str, float]) -> None:
-        """Mean losses since the last call."""
-        self.losses = values
-        shown = {k: v for k, v in values.items() if k not in ("epoch", "step", "lr", "images_per_second")}
-        status = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
-        self.bar.update(self.task, status=f"{status}  {values['images_per_second']:.0f} images/s")
-
-    def validated(self, values: dict[str, float], *, best: bool) -> None:
-        """Print one line for the epoch."""
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name not in ("epoch", "step"))
-        mark = "  [green]best so far[/]" if best else ""
-        loss = f"train loss {self.losses['loss']:.4f}  " if self.losses else ""
-        line = f"{escape(self.label)} epoch {values['epoch']:.0f}  {loss}validation {metrics}{mark}"
-        self.bar.console.print(line, soft_wrap=True)
-
-    def skipped(self, name: str) -> None:
-        """Name a file that could not be read."""
-        self.bar.console.print(f"[yellow]Skipped an unreadable image:[/] {escape(name)}", soft_wrap=True)

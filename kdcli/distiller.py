@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kdcli.data import Batch, prepare
+from kdcli.gather import gather_batch
 from kdcli.methods.base import Method
 from kdcli.models.base import Model, ModelOutput
 from kdcli.projectors import OrthogonalProjector
@@ -44,6 +46,11 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch, teacher_outputs: ModelOutput | None) -> dict[str, Tensor]:
         """Return every method's unweighted loss by its name, and their weighted sum as ``loss``.
 
+        Beside them, without gradient, two statistics of every feature of the student that a method reads:
+        ``feature_norm/TAP``, the mean Euclidean norm, and ``feature_std/TAP``, the root of the variance over the batch,
+        summed over the channels. Several training processes each give their share of the batch, and each gets the
+        losses of the whole: whatever looks at more than one sample sees all of them.
+
         Args:
             batch: images uint8 or float in [0, 255] (B, 3, H, W), with targets.
             teacher_outputs: what the methods read of the teacher, without gradient; None without a teacher.
@@ -51,9 +58,17 @@ class Distiller(nn.Module):
         taps = sorted({tap for _, method in self.each_method() for tap in method.student_taps})
         logits = any(method.student_logits for _, method in self.each_method())
         images = prepare(batch.images, self.student.facts.preprocessing)
-        student_output = self.student(images, taps=tuple(taps), logits=logits)
-        terms = {name: method(student_output, teacher_outputs, batch.targets) for name, method in self.each_method()}
+        student_output = _whole_batch(self.student(images, taps=tuple(taps), logits=logits))
+        if teacher_outputs is not None:
+            teacher_outputs = _whole_batch(teacher_outputs)
+        targets = gather_batch(batch.targets)
+        terms = {name: method(student_output, teacher_outputs, targets) for name, method in self.each_method()}
         terms["loss"] = sum(method.weight * terms[name] for name, method in self.each_method())
+        with torch.no_grad():
+            for tap, features in student_output.features.items():
+                features = features.float()
+                terms[f"feature_norm/{tap}"] = features.norm(dim=1).mean()
+                terms[f"feature_std/{tap}"] = features.var(dim=0, correction=0).sum().sqrt()
         return terms
 
     def parameter_groups(self, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -91,3 +106,10 @@ class Distiller(nn.Module):
         for module in self.modules():
             if isinstance(module, OrthogonalProjector):
                 module.attach(optimizer)
+
+
+def _whole_batch(output: ModelOutput) -> ModelOutput:
+    return ModelOutput(
+        {tap: gather_batch(value) for tap, value in output.features.items()},
+        None if output.logits is None else gather_batch(output.logits),
+    )

@@ -47,8 +47,8 @@ class Job:
         """The model that is trained."""
         return self.distiller.student
 
-    def train_loader(self) -> TrainLoader:
-        """Return the batches of the training split."""
+    def train_loader(self, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
+        """Return the batches of the training split, for one of several processes its share of each."""
         sizes = [model.facts.preprocessing.image_size for model in (self.teacher, self.student) if model is not None]
         return TrainLoader(
             self._train_source(),
@@ -59,16 +59,25 @@ class Job:
             num_classes=len(self.task.class_names),
             workers=self.config.data.workers,
             strict=self.config.data.strict,
+            rank=rank,
+            world_size=world_size,
         )
 
-    def eval_loader(self, source: ImageSource, preprocessing: Preprocessing) -> EvalLoader:
-        """Return the batches of ``source`` in order, cropped and sized as ``preprocessing`` says."""
+    def eval_loader(
+        self, source: ImageSource, preprocessing: Preprocessing, *, rank: int = 0, world_size: int = 1
+    ) -> EvalLoader:
+        """Return the batches of ``source`` in order, cropped and sized as ``preprocessing`` says.
+
+        One of several processes gets every ``world_size``-th of them.
+        """
         return EvalLoader(
             source,
             preprocessing=preprocessing,
             batch_size=self.config.train.batch_size,
             workers=self.config.data.workers,
             strict=self.config.data.strict,
+            rank=rank,
+            world_size=world_size,
         )
 
     def mix(self) -> Mix:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,7 +37,7 @@ class RunFolder:
     """A folder with everything a training run produced.
 
     ``config.yaml`` (resolved), ``plan.json``, ``metrics.jsonl``, ``student/`` (native format), ``projector.safetensors``,
-    ``spectra.safetensors`` and ``README.md`` (model card).
+    ``spectra.safetensors``, ``checkpoints/``, and, once it is finished, ``result.json`` and ``README.md`` (model card).
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +51,7 @@ class RunFolder:
             UserError: when the folder holds something already, or can't be made.
         """
         check_new_folder(path)
-        with _clear_os_errors(path):
+        with clear_os_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         return cls(path)
 
@@ -61,13 +67,56 @@ class RunFolder:
                 f"{path} is not a run folder: it has no config.yaml.", "Give a folder that 'kdcli distill' made."
             )
         if not (path / "student" / "config.json").is_file():
-            raise UserError(f"The run {path} has no student yet.", "Wait for its first validation.")
+            raise UserError(
+                f"The run {path} has no student yet.",
+                f"Wait for its first validation; if it was stopped: kdcli distill --resume {path}",
+            )
         return cls(path)
 
-    def discard_without_student(self) -> None:
-        """Remove the folder, unless it holds a student already."""
-        if not (self.student / "config.json").is_file():
+    @classmethod
+    def started(cls, path: Path) -> RunFolder:
+        """Open a run that was started, whatever it came to.
+
+        Raises:
+            UserError: when there is no run.
+        """
+        if not (path / "config.yaml").is_file():
+            raise UserError(
+                f"{path} is not a run folder: it has no config.yaml.", "Give a folder that 'kdcli distill' made."
+            )
+        return cls(path)
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder, unless there is a student or a checkpoint in it."""
+        if not (self.student / "config.json").is_file() and not any((self.path / "checkpoints").glob("step-*")):
             shutil.rmtree(self.path, ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process from writing to the run meanwhile.
+
+        The system frees the lock when the process ends, however it ends: a lock file that is left behind locks nothing.
+
+        Raises:
+            UserError: another process has the run; it says which.
+        """
+        lock = FileLock(self.path / ".lock")
+        owner = self.path / ".lock-owner"
+        with clear_os_errors(self.path):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+                raise UserError(
+                    f"The run {self.path} is in use by {who}.", "Wait for it, or stop it; it can be resumed."
+                ) from None
+        try:
+            now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+            self.write_text(".lock-owner", f"process {os.getpid()} on {socket.gethostname()} since {now}")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
 
     @property
     def student(self) -> Path:
@@ -122,6 +171,18 @@ class RunFolder:
         values = {**plan.to_json(), "command": command, "versions": versions}
         self.write_text("plan.json", json.dumps(values, indent=2) + "\n")
 
+    def replace_decision(self, plan: Plan, name: str) -> None:
+        """Put ``plan``'s decision of this name in the place of the one in ``plan.json``."""
+        values = self.read_plan()
+        (decision,) = [asdict(decision) for decision in plan.decisions if decision.name == name]
+        values["decisions"] = [decision if old["name"] == name else old for old in values["decisions"]]
+        self.write_text("plan.json", json.dumps(values, indent=2) + "\n")
+
+    def unfinish(self) -> None:
+        """Take back that the run is finished, for it goes on."""
+        for name in ("result.json", "README.md"):
+            (self.path / name).unlink(missing_ok=True)
+
     def write_text(self, name: str, text: str) -> None:
         """Write one file whole or not at all."""
         write_atomically(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
@@ -133,13 +194,53 @@ class RunFolder:
 
     def add_metrics(self, event: str, values: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
-        with _clear_os_errors(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with clear_os_errors(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def metrics_size(self) -> int:
+        """Return the length of ``metrics.jsonl`` in bytes, once all of it is on the disk."""
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return 0
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+        return file.stat().st_size
+
+    def cut_metrics(self, size: int) -> None:
+        """Drop what ``metrics.jsonl`` holds beyond ``size`` bytes: lines that will be written again."""
+        file = self.path / "metrics.jsonl"
+        content = file.read_bytes() if file.is_file() else b""
+        if len(content) < size:
+            raise UserError(
+                f"{file} is shorter than when the checkpoint was written: {len(content)} bytes, not {size}.",
+                "Put the file back as it was, or repeat the run.",
+            )
+        write_atomically(file, lambda temporary: temporary.write_bytes(content[:size]))
 
     def write_student(self, save: Callable[[Path], None]) -> None:
         """Replace ``student/`` file by file with what ``save(folder)`` writes."""
-        with _clear_os_errors(self.path):
+        with clear_os_errors(self.path):
             replace_files(self.student, save)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write ``result.json``: the run is finished."""
+        self.write_text("result.json", json.dumps(result, indent=2) + "\n")
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return the content of ``result.json``; None while the run is not finished."""
+        return self._read_json("result.json") if (self.path / "result.json").is_file() else None
+
+    def restore_best(self, saved: Path | None) -> None:
+        """Put back the best student and projectors as they were at a checkpoint: ``saved``, or none at all."""
+        projectors = self.path / "projector.safetensors"
+        with clear_os_errors(self.path):
+            if saved is None:
+                shutil.rmtree(self.student, ignore_errors=True)
+                projectors.unlink(missing_ok=True)
+                return
+            replace_files(self.student, lambda folder: link_files(saved / "student", folder))
+            if (saved / projectors.name).is_file():
+                write_atomically(projectors, lambda file: link_file(saved / projectors.name, file))
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -180,7 +281,7 @@ def free_folder(path: Path) -> Path:
 def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary file beside ``target``, then rename it to ``target``."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with _clear_os_errors(target.parent):
+    with clear_os_errors(target.parent):
         try:
             write(temporary)
             temporary.replace(target)
@@ -188,7 +289,7 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def replace_files(folder: Path, save: Callable[[Path], None]) -> None:
+def replace_files(folder: Path, save: Callable[[Path], object]) -> None:
     """Let ``save`` write into a temporary folder beside ``folder``, then move its files over one by one."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -200,8 +301,26 @@ def replace_files(folder: Path, save: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def link_files(source: Path, target: Path) -> None:
+    """Put the files of one folder into another, by :func:`link_file`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        link_file(path, target / path.name)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Let ``target`` be the same file as ``source``, or a copy of it where the file system has no hard links.
+
+    A run never changes a file in place, it replaces it: so the one stays as it is when the other goes on.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 @contextmanager
-def _clear_os_errors(path: Path) -> Iterator[None]:
+def clear_os_errors(path: Path) -> Iterator[None]:
     """Turn the file system's refusals into one message for the user."""
     try:
         yield
@@ -209,9 +328,20 @@ def _clear_os_errors(path: Path) -> Iterator[None]:
         raise UserError(
             f"Can't write to {path}: {error.strerror}.", "Give an --output that can be written to."
         ) from error
-    except OSError as error:
-        if error.errno not in (28, 30, 122):  # no space, read-only file system, quota
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else _os_error_in(error)
+        if number not in _NO_ROOM:
             raise
         raise UserError(
-            f"Can't write to {path}: {error.strerror}.", "Free some space, or give another --output."
+            f"Can't write to {path}: {os.strerror(number)}.",
+            "Free some space and go on with --resume, or give another --output.",
         ) from error
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+
+
+def _os_error_in(error: SafetensorError) -> int | None:
+    """Return the number of the system's error in what safetensors reports, which is only text."""
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found.group(1)) if found else None

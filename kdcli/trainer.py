@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from accelerate.tracking import get_available_trackers
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
+from accelerate.utils import broadcast, gather_object, set_seed
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.optim import Optimizer
 
-from kdcli.analysis import singular_values
-from kdcli.config import RunConfig, TrainConfig
+from kdcli.analysis import rank_evolution, singular_values
+from kdcli.checkpoint import Checkpoint, Checkpoints, restore_module
+from kdcli.config import RunConfig
+from kdcli.control import Control, Every, Stopped, Verdict
 from kdcli.data import Batch, ImageSource, prepare
+from kdcli.data.fingerprint import describe_changes, fingerprint
+from kdcli.data.seeding import stable_seed
 from kdcli.distiller import Distiller
-from kdcli.errors import UserError, did_you_mean
+from kdcli.errors import UserError
 from kdcli.job import Job
 from kdcli.models import load_saved
 from kdcli.models.base import Model
+from kdcli.optim import make_optimizer, make_schedule
+from kdcli.progress import Reporter
 from kdcli.run_folder import RunFolder
 from kdcli.teacher import LiveTeacher
 
@@ -35,25 +41,8 @@ _LOG_EVERY = 50
 """Steps between two readings of the losses from the device."""
 _SPECTRA = 200
 """Largest number of times that singular values are recorded in a run."""
-
-
-class Reporter(Protocol):
-    """What the trainer tells while it runs."""
-
-    def started(self, total_steps: int) -> None:
-        """Training begins."""
-
-    def stepped(self, step: int) -> None:
-        """One batch is done; called at every step, must not read the device."""
-
-    def logged(self, values: dict[str, float]) -> None:
-        """Mean losses since the last call, learning rate and images per second."""
-
-    def validated(self, values: dict[str, float], *, best: bool) -> None:
-        """Metrics on the validation split."""
-
-    def skipped(self, name: str) -> None:
-        """A file could not be read and was left out."""
+_COLLAPSED = 1e-3
+"""A feature's spread over the batch, relative to its size, below which it is all but constant."""
 
 
 @dataclass
@@ -64,7 +53,7 @@ class Result:
         validation: metrics of the best student on the validation split, with its ``epoch``.
         test: its metrics on the test split; empty when there is none.
         steps: batches.
-        seconds: of training, validations included.
+        seconds: of training, validations included, over all of a resumed run's parts.
         skipped: distinct files that could not be read.
     """
 
@@ -74,202 +63,329 @@ class Result:
     seconds: float
     skipped: int
 
-
-@dataclass
-class _Meter:
-    """Sums losses on the device; reads them only when asked."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    images: int = 0
-    since: float = field(default_factory=time.perf_counter)
-
-    def add(self, terms: dict[str, Tensor], images: int) -> None:
-        for name, value in terms.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
-        self.images += images
-
-    def read(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self.since
-        means = {name: float(value) / self.steps for name, value in self.sums.items()}
-        return means | {"images_per_second": self.images / max(seconds, 1e-9)}
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``result.json``."""
+        return asdict(self)
 
 
-def resolve_precision(train: TrainConfig) -> str:
-    """Return ``no``, ``fp16`` or ``bf16``: ``auto`` is bf16 where the GPU has it, fp16 on other GPUs, else ``no``."""
-    if train.mixed_precision != "auto":
-        return train.mixed_precision
-    if train.device == "cpu" or not torch.cuda.is_available():
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+class Trainer:
+    """Trains a job's distiller; leaves the best student by validation, the projectors and all records in its run.
 
-
-def make_accelerator(train: TrainConfig, *, tracking: Path | None = None) -> Accelerator:
-    """Return the Accelerator for the configured device, precision and trackers.
+    Everything random is a pure function of the seed and of where training stands, and everything else is in a
+    checkpoint: training that is stopped and taken up again ends as if it had not been. Of several processes only the
+    main one writes and reports.
 
     Args:
-        train: the configuration.
-        tracking: where trackers that write files put them.
-
-    Raises:
-        UserError: when the device does not exist here, can't compute in the precision asked for, or a tracker is not
-            installed.
+        job: what to train.
+        run: where to leave it.
+        accelerator: device, precision, processes.
+        reporter: told of all that happens.
     """
-    available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
-    for name in train.track:
-        if name not in available:
-            package = "'kdcli[tracking]'" if name == "tensorboard" else name
-            raise UserError(f"The tracker {name} is not installed.", f"pip install {package}")
-    # Accelerate keeps its state in process-wide singletons; a second run in this process may differ from the first.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
-    if train.device != "auto":
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(_check_device(train.device))
-    precision = resolve_precision(train)
-    try:
-        accelerator = Accelerator(
-            mixed_precision=precision,
-            cpu=train.device == "cpu",
-            gradient_accumulation_steps=train.accumulation,
-            log_with=list(train.track) or None,
-            project_dir=tracking,
-        )
-        if accelerator.num_processes > 1:
+
+    def __init__(self, job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter) -> None:
+        config = job.config
+        device = accelerator.device
+        self.job, self.run, self.accelerator, self.reporter = job, run, accelerator, reporter
+        self.is_main = accelerator.is_main_process
+        self.distiller = job.distiller
+        self.teacher = _place_teacher(job, device)
+        student = self.distiller.student
+        if config.train.channels_last:
+            student.to(memory_format=torch.channels_last)
+        if accelerator.num_processes > 1 and config.train.sync_batchnorm and device.type == "cuda":
+            student.module = convert_sync_batchnorm(student.module)
+        if config.train.compile:
+            student.compile()
+        self.distiller.to(device)
+        self.loader = job.train_loader(rank=accelerator.process_index, world_size=accelerator.num_processes)
+        self.mix = job.mix()
+        self.steps_per_epoch = self.loader.batches_per_epoch
+        accumulation = config.train.accumulation
+        # Batches that would not fill a last group are not trained on.
+        self.total_steps = config.train.epochs * self.steps_per_epoch // accumulation * accumulation
+        self.updates = self.total_steps // accumulation
+        if self.updates == 0:
             raise UserError(
-                f"This version trains in one process, and {accelerator.num_processes} were started.",
-                "Start it with kdcli alone, not through accelerate launch or torchrun.",
+                f"{config.train.epochs * self.steps_per_epoch} batches in all are fewer than train.accumulation"
+                f" {accumulation}.",
+                "Train for more epochs, or accumulate less.",
             )
-        if precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would compute in float32
-            raise ValueError("the CPU does not train in fp16.")
-        return accelerator
-    except ValueError as error:
-        raise UserError(
-            f"--mixed-precision {precision} does not work here: {error}", "Use --mixed-precision no."
-        ) from None
+        self.optimizer = make_optimizer(self.distiller, config)
+        self.schedule = make_schedule(self.optimizer, config, self.updates)
+        self.ema = ModelEmaV3(student, decay=config.train.ema, use_warmup=True) if config.train.ema else None
+        self.wrapped, self.wrapped_optimizer = accelerator.prepare(self.distiller, self.optimizer)
+        self.checkpoints = Checkpoints(run.path / "checkpoints", keep=config.train.keep_checkpoints)
+        self.control = Control(Every.parse(config.train.checkpoint_every), num_processes=accelerator.num_processes)
+        self.watch = _Watch()
+        self.spectra = _SpectraRecord(run if self.is_main else None, every=math.ceil(config.train.epochs / _SPECTRA))
+        self.meter = _Meter()
+        self.step = 0
+        """Batches that are trained on and accounted for."""
+        self.closed = 0
+        """The step up to which ends of epochs are dealt with: validated, recorded."""
+        self.data_fingerprint = fingerprint(job.data) if self.is_main else {}
+        self.best: dict[str, float] = {}
+        self.first_norms: dict[str, float] = {}
+        self.seconds = 0.0
+        self.skipped: dict[str, None] = {}  # an ordered set
 
+    def fit(self) -> Result:
+        """Train to the end, test the best student once, and return what came of it.
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` is the first GPU, else the CPU.
+        Raises:
+            Stopped: a signal asked for it; a checkpoint was saved.
+            UserError: training can't go on; it says why, and the last good checkpoint is kept.
+        """
+        self.accelerator.init_trackers("kdcli")
+        self.reporter.started(total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch, step=self.step)
+        with self.control.listening(), _hardware_errors(self):
+            self._train()
+            test = self._test()
+        self.accelerator.end_training()
+        result = Result(self.best, test, self.step, self.seconds, len(self.skipped))
+        if self.is_main:
+            self.run.write_result(result.to_json())
+        return result
 
-    Raises:
-        UserError: when it does not exist here.
-    """
-    return Accelerator().device if name == "auto" else _check_device(name)
+    def _train(self) -> None:
+        started = time.perf_counter() - self.seconds
+        if self.step == 0:
+            self.spectra.add(self.distiller, step=0)
+        elif self.closed != self.step and self._ends_epoch():
+            self._close_epoch(started)  # it was stopped during the validation
+        while self.step < self.total_steps:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            for batch in self._timed(self.loader.epoch(epoch, first)):
+                self._train_step(batch, epoch)
+                if self._ends_epoch() or self.step % _LOG_EVERY == 0:
+                    self._log()
+                self.seconds = time.perf_counter() - started
+                if self._ends_epoch():
+                    self._close_epoch(started)
+                self._obey()
+                if self.step == self.total_steps:
+                    break
+        if self.checkpoints.steps()[-1:] != [self.step]:
+            self.save()
 
+    def _train_step(self, batch: Batch, epoch: int) -> None:
+        accelerator, config = self.accelerator, self.job.config
+        self._note_skipped(batch.skipped)
+        # Dropout and the like: drawn anew for every step, so that nothing of the past has to be restored.
+        set_seed(stable_seed("step", config.seed, self.step, accelerator.process_index) % 2**32)
+        batch = self.mix(batch.to(accelerator.device), epoch, self.step)
+        accelerator.step = self.step  # Accelerate counts for its accumulation; here too a resumed run goes on
+        with accelerator.accumulate(self.wrapped):
+            with accelerator.autocast():
+                teacher_outputs = None if self.teacher is None else self.teacher(batch)
+            terms = self.wrapped(batch, teacher_outputs)
+            accelerator.backward(terms["loss"])
+            if accelerator.sync_gradients and config.optim.clip_grad is not None:
+                accelerator.clip_grad_norm_(self.wrapped.parameters(), config.optim.clip_grad)
+            self.wrapped_optimizer.step()
+            self.wrapped_optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                update = (self.step + 1) // config.train.accumulation
+                self.schedule.step_update(update)
+                if self.ema is not None:
+                    self.ema.update(self.distiller.student, step=update)
+        self.step += 1
+        self.meter.add(terms, len(batch) * accelerator.num_processes)
+        self.watch.add(terms, self.step)
+        self.reporter.stepped(self.step)
 
-def _check_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" has no numbers
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"The device {name!r} can't be used here: {reason}", "Use --device cpu, cuda or cuda:N."
-        ) from None
-    return device
+    def _ends_epoch(self) -> bool:
+        return self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
 
-
-def train(job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter) -> Result:
-    """Train ``job``'s distiller; leave the best student by validation, the projectors and all records in ``run``."""
-    config = job.config
-    device = accelerator.device
-    torch.manual_seed(config.seed)
-
-    distiller = job.distiller
-    teacher = _place_teacher(job, device)
-    if config.train.channels_last:
-        distiller.student.to(memory_format=torch.channels_last)
-    if config.train.compile:
-        distiller.student.compile()
-    distiller.to(device)
-    loader, mix = job.train_loader(), job.mix()
-    total_steps = config.train.epochs * loader.batches_per_epoch
-    updates = total_steps // config.train.accumulation
-    if updates == 0:
-        raise UserError(
-            f"{total_steps} batches in all are fewer than train.accumulation {config.train.accumulation}.",
-            "Train for more epochs, or accumulate less.",
-        )
-    optimizer = make_optimizer(distiller, config)
-    schedule = make_schedule(optimizer, config, updates)
-    ema = ModelEmaV3(distiller.student, decay=config.train.ema, use_warmup=True) if config.train.ema else None
-    wrapped, wrapped_optimizer = accelerator.prepare(distiller, optimizer)
-
-    skipped: set[str] = set()
-
-    def skip(names: Iterable[str]) -> None:
-        for name in names:
-            if name not in skipped:
-                skipped.add(name)
-                reporter.skipped(name)
-
-    def record(event: str, values: dict[str, float]) -> None:
-        run.add_metrics(event, values)
-        accelerator.log({f"{event}/{name}": value for name, value in values.items() if name != "step"}, step=step)
-
-    def validate(epoch: int, step: int) -> dict[str, float]:
-        student = distiller.student if ema is None else ema.module
-        return {"epoch": epoch, "step": step} | evaluate(job, student, job.data.validation, accelerator, skip)
-
-    best: dict[str, float] = {}
-    spectra = _SpectraRecord(run, every=math.ceil(config.train.epochs / _SPECTRA))
-    spectra.add(distiller, step=0)
-    step = update = 0
-    start = time.perf_counter()
-    accelerator.init_trackers("kdcli")
-    reporter.started(total_steps)
-    for epoch in range(config.train.epochs):
-        distiller.train()
-        meter = _Meter()
-        for batch in loader.epoch(epoch):
-            skip(batch.skipped)
-            batch = mix(batch.to(device), epoch, step)
-            with accelerator.accumulate(wrapped):
-                with accelerator.autocast():
-                    teacher_outputs = None if teacher is None else teacher(batch)
-                terms = wrapped(batch, teacher_outputs)
-                accelerator.backward(terms["loss"])
-                if accelerator.sync_gradients and config.optim.clip_grad is not None:
-                    accelerator.clip_grad_norm_(wrapped.parameters(), config.optim.clip_grad)
-                wrapped_optimizer.step()
-                wrapped_optimizer.zero_grad()
-                if accelerator.sync_gradients:
-                    update += 1
-                    schedule.step_update(min(update, updates))
-                    if ema is not None:
-                        ema.update(distiller.student, step=update)
-            step += 1
-            meter.add(terms, len(batch))
-            reporter.stepped(step)
-            if step % _LOG_EVERY == 0:
-                reporter.logged(_log(record, meter, optimizer, epoch=epoch + 1, step=step))
-                meter = _Meter()
-        if meter.steps:
-            reporter.logged(_log(record, meter, optimizer, epoch=epoch + 1, step=step))
-        last = epoch + 1 == config.train.epochs
-        if last or (epoch + 1) % config.train.validate_every == 0:
-            metrics = validate(epoch + 1, step)
-            is_best = not best or _rank(job, metrics) >= _rank(job, best)
+    def _close_epoch(self, started: float) -> None:
+        epoch = math.ceil(self.step / self.steps_per_epoch)
+        is_last = self.step == self.total_steps
+        if is_last or epoch % self.job.config.train.validate_every == 0:
+            student = self.distiller.student if self.ema is None else self.ema.module
+            metrics = {"epoch": epoch, "step": self.step} | self._evaluate(student, self.job.data.validation)
+            is_best = not self.best or _rank(self.job, metrics) >= _rank(self.job, self.best)
             if is_best:
-                best = metrics
-                student = distiller.student if ema is None else ema.module
-                run.write_student(student.save)
-                run.write_tensors("projector.safetensors", distiller.methods.state_dict())
-            record("validation", metrics | {"best": float(is_best)})
-            reporter.validated(metrics, best=is_best)
-        if last or (epoch + 1) % spectra.every == 0:
-            spectra.add(distiller, step=step)
-    seconds = time.perf_counter() - start
+                self.best = metrics
+                if self.is_main:
+                    self.run.write_student(student.save)
+                    self.run.write_tensors("projector.safetensors", self.distiller.methods.state_dict())
+            self._record("validation", metrics | {"best": float(is_best)})
+            self.reporter.validated(metrics, best=is_best)
+        if is_last or epoch % self.spectra.every == 0:
+            ranks = self.spectra.add(self.distiller, step=self.step)
+            self.accelerator.log(ranks, step=self.step)
+        self.closed = self.step
+        self.seconds = time.perf_counter() - started
 
-    test: dict[str, float] = {}
-    if job.data.test is not None:
-        test = evaluate(job, load_saved(run.student).to(device), job.data.test, accelerator, skip)
-        record("test", {"epoch": best["epoch"], "step": best["step"], **test})
-    accelerator.end_training()
-    return Result(best, test, step, seconds, len(skipped))
+    def _evaluate(self, model: Model, source: ImageSource) -> dict[str, float]:
+        def after_batch(names: Iterable[str]) -> None:
+            self._note_skipped(names)
+            # A signal ends the validation too, in a run of one process; when the run goes on, it begins with it.
+            if self.control.stop_asked and self.accelerator.num_processes == 1 and self._may_save():
+                self._stop(self.control.after(self.step))
+
+        return evaluate(self.job, model, source, self.accelerator, after_batch)
+
+    def _obey(self) -> None:
+        verdict = self.control.after(self.step)
+        # Within a group of accumulated batches the gradient so far is nowhere but in memory.
+        if verdict == Verdict.GO_ON or not self._may_save():
+            return
+        if verdict >= Verdict.STOP_INT:
+            self._stop(verdict)
+        self.save()
+
+    def _may_save(self) -> bool:
+        return self.step % self.job.config.train.accumulation == 0
+
+    def _stop(self, verdict: Verdict) -> None:
+        self.save()
+        self.accelerator.end_training()
+        raise Stopped(130 if verdict == Verdict.STOP_INT else 143, self.step, self.total_steps)
+
+    def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, and count the time spent waiting for them."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            self.meter.waited += time.perf_counter() - before
+            yield batch
+
+    def _log(self) -> None:
+        if not self.meter.steps:
+            return
+        self.watch.check()
+        values = {
+            "epoch": math.ceil(self.step / self.steps_per_epoch),
+            "step": self.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        } | self.meter.read()
+        self.meter = _Meter()
+        self._record("train", values)
+        self.reporter.logged(values)
+        self._warn_of_collapse(values)
+
+    def _warn_of_collapse(self, values: dict[str, float]) -> None:
+        for name, norm in values.items():
+            kind, _, tap = name.partition("/")
+            if kind != "feature_norm":
+                continue
+            first = self.first_norms.setdefault(tap, norm)
+            if norm <= _COLLAPSED * first:
+                what = f"have shrunk to {norm:.2g}, from {first:.2g}"
+            elif values[f"feature_std/{tap}"] <= _COLLAPSED * norm:
+                what = f"are all but the same for every sample (spread {values[f'feature_std/{tap}']:.2g}, norm {norm:.2g})"
+            else:
+                continue
+            self.reporter.warned(
+                f"The student's features {tap!r} {what} at step {self.step}. Lower --lr or the weight of the feature loss,"
+                " or standardise the student's side (normalize_student: standardize)."
+            )
+
+    def _record(self, event: str, values: dict[str, float]) -> None:
+        if self.is_main:
+            self.run.add_metrics(event, values)
+        logged = {f"{event}/{name}": value for name, value in values.items() if name != "step"}
+        self.accelerator.log(logged, step=self.step)
+
+    def _note_skipped(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.skipped:
+                self.skipped[name] = None
+                self.reporter.skipped(name)
+
+    def _test(self) -> dict[str, float]:
+        source = self.job.data.test
+        if source is None:
+            return {}
+        student = copy.deepcopy(self.distiller.student)
+        if self.is_main:
+            student.load_state_dict(load_saved(self.run.student).state_dict())
+        if self.accelerator.num_processes > 1:  # the run folder need not be within every process's reach
+            student.load_state_dict(broadcast(dict(student.state_dict())))
+        test = evaluate(self.job, student, source, self.accelerator, self._note_skipped)
+        self._record("test", {"epoch": self.best["epoch"], "step": self.best["step"], **test})
+        return test
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the rest of the run depends on.
+
+        Raises:
+            UserError: a weight is not finite, or the file system refuses; earlier checkpoints are kept.
+        """
+        self.watch.check()
+        self._gather_skipped()
+        if self.is_main:
+            _check_finite(self.distiller, self.step)
+            scaler = self.accelerator.scaler
+            state = {
+                "config": _comparable(self.job.config),
+                "data": self.data_fingerprint,
+                "step": self.step,
+                "closed": self.closed,
+                "best": self.best,
+                "seconds": self.seconds,
+                "skipped": list(self.skipped),
+                "metrics_size": self.run.metrics_size(),
+                "first_norms": self.first_norms,
+                "meter": {"sums": dict(self.meter.sums), "steps": self.meter.steps, "images": self.meter.images},
+                "spectra": {"steps": self.spectra.steps, "values": self.spectra.values},
+                "student": dict(self.distiller.student.state_dict()),
+                "methods": dict(self.distiller.methods.state_dict()),
+                "ema": None if self.ema is None else dict(self.ema.module.state_dict()),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            self.checkpoints.save(
+                self.step,
+                state,
+                best=self.run.student if self.best else None,
+                projectors=self.run.path / "projector.safetensors",
+            )
+            self.reporter.saved(self.step)
+        self.control.saved()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where ``checkpoint`` was written: this object, and the run folder's files.
+
+        Raises:
+            UserError: the checkpoint is of another run or does not fit; it says what differs.
+        """
+        state, path = checkpoint.state, checkpoint.path
+        _refuse_differences(state["config"], self.job.config, path)
+        if state["step"] > self.total_steps:
+            raise UserError(
+                f"The run has already been trained for {state['step']} steps, and {self.job.config.train.epochs} epochs"
+                f" are {self.total_steps}.",
+                "Give more --epochs.",
+            )
+        restore_module(self.distiller.student, state["student"], what="student", path=path)
+        restore_module(self.distiller.methods, state["methods"], what="projectors", path=path)
+        if self.ema is not None:
+            restore_module(self.ema.module, state["ema"], what="averaged student", path=path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        _match_memory_formats(self.optimizer)
+        self.step, self.closed = state["step"], state["closed"]
+        self.schedule.step_update(self.step // self.job.config.train.accumulation)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.best, self.seconds, self.first_norms = state["best"], state["seconds"], state["first_norms"]
+        self.skipped = dict.fromkeys(state["skipped"])
+        self.spectra.restore(**state["spectra"])
+        self.meter = _Meter.restored(state["meter"], self.accelerator.device)
+        if self.is_main:
+            for difference in describe_changes(state["data"], self.data_fingerprint):
+                self.reporter.warned(f"The data have changed since the run was stopped: {difference}.")
+            self.checkpoints.remove_after(self.step)
+            self.run.cut_metrics(state["metrics_size"])
+            self.run.restore_best(checkpoint.best)
+
+    def _gather_skipped(self) -> None:
+        if self.accelerator.num_processes > 1:
+            self.skipped = dict.fromkeys(gather_object(list(self.skipped)))
 
 
 def evaluate(
@@ -281,7 +397,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the task's metrics of ``model`` on ``source``; the model is left in the mode it was in.
 
-    ``skip`` is told the files that can't be read.
+    Several processes share the samples, each taken once, and all get the same metrics. ``skip`` is told after every
+    batch which files could not be read.
     """
     was_training = model.training
     model.eval()
@@ -292,88 +409,230 @@ def evaluate(
         assert logits is not None
         return logits
 
+    def add_up(values: Tensor) -> Tensor:
+        return accelerator.reduce(values.to(accelerator.device)) if accelerator.num_processes > 1 else values
+
     def batches() -> Iterator[Batch]:
-        for batch in job.eval_loader(source, model.facts.preprocessing):
+        loader = job.eval_loader(
+            source,
+            model.facts.preprocessing,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        for batch in loader:
             skip(batch.skipped)
             yield batch
 
-    metrics = job.task.evaluate(predict, batches(), accelerator.device)
-    model.train(was_training)
-    return metrics
-
-
-def make_optimizer(distiller: Distiller, config: RunConfig) -> Optimizer:
-    """Return timm's optimiser with every orthogonal projector's retraction attached.
-
-    Raises:
-        UserError: for a name that timm doesn't have, or one that needs more than gradients.
-    """
-    optim = config.optim
-    valid = [str(name) for name in list_optimizers()]
-    if optim.optimizer.lower().removeprefix("lookahead_") not in valid:
-        raise UserError(
-            f"There is no optimiser {optim.optimizer!r}. {did_you_mean(optim.optimizer, valid)}".rstrip(),
-            "Any name of timm.optim.list_optimizers() works, such as adamw, sgd or lamb.",
-        )
-    groups = distiller.parameter_groups(lr=optim.lr, weight_decay=optim.weight_decay)
     try:
-        optimizer = create_optimizer_v2(
-            groups, opt=optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum
-        )
-    except (ImportError, AssertionError, TypeError, ValueError, RuntimeError) as error:
+        return job.task.evaluate(predict, batches(), accelerator.device, add_up=add_up)
+    finally:
+        model.train(was_training)
+
+
+@dataclass
+class _Meter:
+    """Sums losses on the device; reads them only when asked. Every process has the losses of the whole batch."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    images: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any], device: torch.device) -> _Meter:
+        sums = {name: value.to(device) for name, value in saved["sums"].items()}
+        return cls(sums, saved["steps"], saved["images"])
+
+    def add(self, terms: dict[str, Tensor], images: int) -> None:
+        for name, value in terms.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+        self.images += images
+
+    def read(self) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        means = {name: float(value) / self.steps for name, value in self.sums.items()}
+        return means | {"images_per_second": self.images / seconds, "data_wait": min(self.waited / seconds, 1.0)}
+
+
+class _Watch:
+    """Notices a loss term that is not finite, without making an accelerator wait."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[int, list[str], Tensor, Any]] = deque()
+
+    def add(self, terms: dict[str, Tensor], step: int) -> None:
+        """Look at the terms of ``step``; those of an accelerator a little later, once they have been computed."""
+        wrong = torch.stack([~value.detach().isfinite().all() for value in terms.values()])
+        event = None
+        if wrong.is_cuda:
+            wrong = wrong.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending.append((step, list(terms), wrong, event))
+        while self._pending and (self._pending[0][3] is None or self._pending[0][3].query()):
+            self._look()
+
+    def check(self) -> None:
+        """Look at everything so far, and wait for it."""
+        while self._pending:
+            if self._pending[0][3] is not None:
+                self._pending[0][3].synchronize()
+            self._look()
+
+    def _look(self) -> None:
+        step, names, wrong, _ = self._pending.popleft()
+        if not bool(wrong.any()):
+            return
+        bad = [name for name, is_wrong in zip(names, wrong.tolist(), strict=True) if is_wrong]
         raise UserError(
-            f"The optimiser {optim.optimizer!r} can't be used: {error}", "Use adamw, sgd or lamb."
-        ) from None
-    if getattr(optimizer, "is_second_order", False):
-        raise UserError(f"The optimiser {optim.optimizer!r} needs second derivatives.", "Use adamw, sgd or lamb.")
-    distiller.attach(optimizer)
-    return optimizer
-
-
-def make_schedule(optimizer: Optimizer, config: RunConfig, updates: int) -> Any:
-    """Return timm's schedule over ``updates`` optimiser steps, warm-up included."""
-    optim = config.optim
-    choices: dict[str, tuple[str, dict[str, Any]]] = {
-        "cosine": ("cosine", {}),
-        "linear": ("poly", {"decay_rate": 1.0}),
-        "step": ("step", {"decay_rate": 0.1, "decay_epochs": math.ceil(updates / 3)}),
-        "constant": ("step", {"decay_rate": 1.0}),
-    }
-    name, extra = choices[optim.schedule]
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=name,
-        num_epochs=updates,
-        updates_per_epoch=1,
-        step_on_epochs=False,
-        warmup_epochs=round(optim.warmup * updates),
-        warmup_lr=optim.lr * optim.min_lr_ratio,
-        min_lr=optim.lr * optim.min_lr_ratio,
-        **extra,
-    )
-    schedule.step_update(0)
-    return schedule
+            f"The loss term {bad[0]!r} became NaN or infinite at step {step}.",
+            "Lower --lr, clip gradients harder (optim.clip_grad), or use --mixed-precision no. Checkpoints and the best"
+            " student from before are kept.",
+        )
 
 
 class _SpectraRecord:
-    """Singular values of every projector over training, kept in ``spectra.safetensors``."""
+    """Singular values of every projector over training, kept in ``spectra.safetensors``.
 
-    def __init__(self, run: RunFolder, *, every: int) -> None:
+    Args:
+        run: where; None in a process that does not write.
+        every: epochs between two records.
+    """
+
+    def __init__(self, run: RunFolder | None, *, every: int) -> None:
         self.run = run
         self.every = every
         self.steps: list[int] = []
         self.values: dict[str, list[Tensor]] = {}
 
-    def add(self, distiller: Distiller, *, step: int) -> None:
-        """Record now; does nothing without a projector that is a matrix."""
+    def add(self, distiller: Distiller, *, step: int) -> dict[str, float]:
+        """Record now and return the ranks by name; does nothing without a projector that is a matrix."""
         matrices = distiller.projector_matrices()
-        if not matrices:
-            return
+        if not matrices or self.run is None:
+            return {}
         self.steps.append(step)
+        ranks: dict[str, float] = {}
         for name, matrix in matrices.items():
-            self.values.setdefault(name, []).append(singular_values(matrix).float())
+            spectrum = singular_values(matrix).float()
+            self.values.setdefault(name, []).append(spectrum)
+            ranks |= {f"{name}/{kind}_rank": values[0] for kind, values in rank_evolution([spectrum]).items()}
+        self._write()
+        return ranks
+
+    def restore(self, steps: list[int], values: dict[str, list[Tensor]]) -> None:
+        """Go back to what was recorded up to a checkpoint."""
+        self.steps, self.values = steps, values
+        if self.values and self.run is not None:
+            self._write()
+
+    def _write(self) -> None:
+        assert self.run is not None
         stacked = {name: torch.stack(values) for name, values in self.values.items()}
         self.run.write_tensors("spectra.safetensors", {"steps": torch.tensor(self.steps), **stacked})
+
+
+_MAY_CHANGE = {
+    "baseline",
+    "description",
+    "data.name",
+    "data.root",
+    "data.unlabelled",
+    "data.workers",
+    "teacher.weights",
+    "train.checkpoint_every",
+    "train.compile",
+    "train.device",
+    "train.epochs",
+    "train.keep_checkpoints",
+    "train.num_processes",
+    "train.track",
+    "train.validate_every",
+}
+"""What may be another when a run goes on. Where data and weights lie is up to the machine; changed data are warned of."""
+
+
+def _comparable(config: RunConfig) -> dict[str, Any]:
+    """Return every setting by its dotted name."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if items is None:
+            flat[prefix] = value
+        else:
+            for key, item in items:
+                walk(f"{prefix}.{key}" if prefix else str(key), item)
+
+    walk("", config.with_absolute_paths().model_dump(mode="json", exclude={"output"}))
+    return flat
+
+
+def check_same_run(stored: RunConfig, config: RunConfig, path: Path) -> None:
+    """Check that a run that was configured by ``stored`` (in the file ``path``) may go on with ``config``.
+
+    Raises:
+        UserError: something differs that may not; it says what.
+    """
+    _refuse_differences(_comparable(stored), config, path)
+
+
+def _refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
+    now = _comparable(config)
+    keys = sorted(
+        key for key in saved.keys() | now.keys() if not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE)
+    )
+    differences = [f"{key} {saved.get(key)!r} -> {now.get(key)!r}" for key in keys if saved.get(key) != now.get(key)]
+    if differences:
+        raise UserError(
+            f"{path} was written with other settings: {'; '.join(differences)}.",
+            "A run goes on with its own settings, but for epochs and what the machine needs; start a new run for others.",
+        )
+
+
+def _check_finite(distiller: Distiller, step: int) -> None:
+    wrong = [name for name, value in distiller.state_dict().items() if not bool(value.isfinite().all())]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} weights became NaN or infinite up to step {step}, {wrong[0]} for one.",
+            "Lower --lr, clip gradients harder (optim.clip_grad), or use --mixed-precision no. Checkpoints and the best"
+            " student from before are kept.",
+        )
+
+
+def _match_memory_formats(optimizer: Optimizer) -> None:
+    """Lay out restored moments as their parameters are, as the optimiser itself does."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+@contextlib.contextmanager
+def _hardware_errors(trainer: Trainer) -> Iterator[None]:
+    """Turn a machine's limits into one message with what to do."""
+    train = trainer.job.config.train
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).strip()
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+            where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "the machine"
+            half = max(train.batch_size // 2, 2)
+            raise UserError(
+                f"The memory of {where} ran out at step {trainer.step + 1} with a batch of {train.batch_size}.",
+                f"--batch-size {half} --set train.accumulation={train.accumulation * train.batch_size // half} takes"
+                " less memory for steps of as many images.",
+            ) from error
+        if text.startswith("DataLoader worker"):
+            raise UserError(
+                f"The system ended a process that loads data: {text.splitlines()[0]}",
+                "Mostly memory ran out: use fewer (--set data.workers=1, or 0), or give a container more shared memory"
+                f" (--shm-size). Go on with: kdcli distill --resume {trainer.run.path}",
+            ) from error
+        raise
 
 
 def _place_teacher(job: Job, device: torch.device) -> LiveTeacher | None:
@@ -383,25 +642,6 @@ def _place_teacher(job: Job, device: torch.device) -> LiveTeacher | None:
     if job.config.train.channels_last:
         job.teacher.to(memory_format=torch.channels_last)
     return LiveTeacher(job.teacher, taps=job.distiller.teacher_taps, logits=job.distiller.teacher_logits)
-
-
-def _log(
-    record: Callable[[str, dict[str, float]], None], meter: _Meter, optimizer: Optimizer, *, epoch: int, step: int
-) -> dict[str, float]:
-    """Read the meter, record its means and return them.
-
-    Raises:
-        UserError: when one of them is not finite.
-    """
-    values = {"epoch": epoch, "step": step, "lr": optimizer.param_groups[0]["lr"]} | meter.read()
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"The loss term {name!r} became {value} in the {meter.steps} steps up to step {step}.",
-                "Lower --lr, or use --mixed-precision no; the best student so far is kept in the run folder.",
-            )
-    record("train", values)
-    return values
 
 
 def _rank(job: Job, metrics: dict[str, float]) -> tuple[float, float]:

@@ -13,9 +13,9 @@ from kdcli.methods.base import Context
 from kdcli.models import build_student, load_teacher
 from kdcli.models.base import ModelOutput
 from kdcli.normalize import layer_norm, standardize
+from kdcli.optim import make_optimizer, make_schedule
 from kdcli.tasks.image_classification import ImageClassification
 from kdcli.teacher import LiveTeacher
-from kdcli.trainer import make_optimizer, make_schedule
 
 LABELS = ("a", "b", "c", "d")
 

@@ -2,19 +2,26 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import kdcli.data.sources as data_sources
+import kdcli.devices as devices_module
 import kdcli.trainer as trainer_module
+from kdcli.checkpoint import Checkpoints
 from kdcli.config import parse_config
+from kdcli.devices import make_accelerator, resolve_precision
 from kdcli.errors import UserError
 from kdcli.job import prepare_job, reopen_job, train_indices
+from kdcli.progress import SilentReporter
 from kdcli.run_folder import RunFolder
 from kdcli.stiefel import orthogonality_error
 from kdcli.tasks.image_classification import ImageClassification
-from kdcli.trainer import make_accelerator, resolve_precision, train
+from kdcli.trainer import Trainer
 
 BASE = {
     "teacher": {"name": "random:test_efficientnet", "image_size": 32},
@@ -24,16 +31,16 @@ BASE = {
 }
 
 
-class Silent:
+class Silent(SilentReporter):
     def __init__(self):
         self.names = []
+        self.warnings = []
 
-    def started(self, total_steps): ...
-    def stepped(self, step): ...
-    def logged(self, values): ...
-    def validated(self, values, *, best): ...
     def skipped(self, name):
         self.names.append(name)
+
+    def warned(self, message):
+        self.warnings.append(message)
 
 
 def merged(base, changes):
@@ -53,7 +60,7 @@ def run(folder, reporter=None, **changes):
     job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
     opened = RunFolder.create(folder)
     opened.write_config(job.config)
-    return train(job, opened, accelerator, reporter or Silent()), opened, job
+    return Trainer(job, opened, accelerator, reporter or Silent()).fit(), opened, job
 
 
 def weights(opened):
@@ -90,7 +97,8 @@ def test_the_run_folder_records_everything(tmp_path):
     assert torch.allclose(spectra["projection"][0], torch.ones(96)), "the inverted projector starts with equal values"
     assert set(result.test) == {"accuracy", "top5", "loss"}
     assert {p.name for p in opened.path.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "student", "projector.safetensors", "spectra.safetensors",
+        "config.yaml", "metrics.jsonl", "student", "projector.safetensors", "spectra.safetensors", "checkpoints",
+        "result.json",
     }  # fmt: skip
 
 
@@ -153,8 +161,8 @@ def test_accumulation_steps_once_for_so_many_batches(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer_module, "make_schedule", make_schedule)
     result, _, _ = run(tmp_path / "run", train__accumulation=4, train__batch_size=128, train__epochs=1)
-    assert result.steps == 10
-    assert updates == [1, 2], "10 batches are two whole groups of 4; the rest would belong to the next epoch"
+    assert result.steps == 8, "10 batches are two whole groups of 4; the rest would fill no group"
+    assert updates == [1, 2]
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
@@ -195,8 +203,96 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, monkeypa
     monkeypatch.setattr(
         ImageClassification, "supervised_loss", lambda *_, **__: torch.tensor(math.nan, requires_grad=True)
     )
-    with pytest.raises(UserError, match="'supervised' became nan"):
+    with pytest.raises(UserError, match="'supervised' became NaN or infinite at step 1"):
         run(tmp_path / "run")
+
+
+def test_a_later_nan_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
+    """The fourth batch's loss is NaN: the checkpoint of step 2 is the last, and its weights are finite."""
+    calls, original = [], ImageClassification.supervised_loss
+
+    def supervised_loss(self, logits, targets, *, label_smoothing):
+        calls.append(1)
+        loss = original(self, logits, targets, label_smoothing=label_smoothing)
+        return loss * math.nan if len(calls) == 4 else loss
+
+    monkeypatch.setattr(ImageClassification, "supervised_loss", supervised_loss)
+    with pytest.raises(UserError, match="'supervised' became NaN or infinite at step 4"):
+        run(tmp_path / "run", train__checkpoint_every="2")
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
+    checkpoint = Checkpoints(tmp_path / "run" / "checkpoints").load(warn=pytest.fail)
+    assert all(value.isfinite().all() for value in checkpoint.state["student"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    """A gradient can be infinite where the loss is not; then the weights are wrong before any loss is."""
+    original = trainer_module.Trainer._train_step
+
+    def train_step(self, batch, epoch):
+        original(self, batch, epoch)
+        if self.step == 3:
+            with torch.no_grad():
+                next(self.distiller.student.parameters()).fill_(math.nan)
+
+    monkeypatch.setattr(trainer_module.Trainer, "_train_step", train_step)
+    with pytest.raises(UserError, match="weights became NaN or infinite up to step 3"):
+        run(tmp_path / "run", train__checkpoint_every="1", train__keep_checkpoints=9)
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1, 2]
+
+
+def test_collapsing_features_are_warned_of(tmp_path, monkeypatch):
+    """The student's features shrink to nothing (first run), or to one constant (second run)."""
+    original = trainer_module.Trainer._train_step
+    for kind, text in (("zero", "have shrunk to"), ("constant", "are all but the same for every sample")):
+
+        def train_step(self, batch, epoch, kind=kind):
+            original(self, batch, epoch)
+            if epoch == 0:
+                return
+            for name in self.meter.sums:
+                if name.startswith("feature_norm/") and kind == "zero":
+                    self.meter.sums[name] *= 1e-4
+                if name.startswith("feature_std/"):
+                    self.meter.sums[name] *= 1e-5
+
+        monkeypatch.setattr(trainer_module.Trainer, "_train_step", train_step)
+        reporter = Silent()
+        run(tmp_path / kind, reporter)
+        assert len(reporter.warnings) == 1
+        assert text in reporter.warnings[0]
+        assert "'pooled'" in reporter.warnings[0]
+
+
+def test_out_of_memory_says_which_batch_takes_less(tmp_path, monkeypatch):
+    def no_memory(self, batch, epoch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(trainer_module.Trainer, "_train_step", no_memory)
+    with pytest.raises(UserError, match="memory of the GPU ran out at step 1 with a batch of 256") as caught:
+        run(tmp_path / "run")
+    assert "--batch-size 128 --set train.accumulation=2" in caught.value.hint
+
+    def no_host_memory(self, batch, epoch):
+        torch.empty(2**60)  # the real thing: more than any machine has
+
+    monkeypatch.setattr(trainer_module.Trainer, "_train_step", no_host_memory)
+    with pytest.raises(UserError, match="memory of the machine ran out"):
+        run(tmp_path / "again")
+
+
+def test_a_killed_loader_process_is_said_so(tmp_path, monkeypatch):
+    """One of two real loader processes kills itself while it loads."""
+    original = data_sources.ArraySource.load
+
+    def load(self, index):
+        if torch.utils.data.get_worker_info() is not None and index % 7 == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, index)
+
+    monkeypatch.setattr(data_sources.ArraySource, "load", load)
+    with pytest.raises(UserError, match="system ended a process that loads data") as caught:
+        run(tmp_path / "run", data__workers=2)
+    assert "data.workers=1" in caught.value.hint
 
 
 def test_too_few_batches_for_one_update_is_a_user_error(tmp_path):
@@ -244,7 +340,7 @@ def test_tensorboard_gets_losses_metrics_and_learning_rate(tmp_path):
     config = parse_config(merged(BASE, {"train__track": ["tensorboard"], "train__epochs": 1}), source="test")
     accelerator = make_accelerator(config.train, tracking=tmp_path / "tracking")
     opened = RunFolder.create(tmp_path / "run")
-    train(prepare_job(config, mixed_precision="no"), opened, accelerator, Silent())
+    Trainer(prepare_job(config, mixed_precision="no"), opened, accelerator, Silent()).fit()
     events = EventAccumulator(str(tmp_path / "tracking" / "kdcli"))
     events.Reload()
     for event in ("train", "validation", "test"):
@@ -255,6 +351,6 @@ def test_tensorboard_gets_losses_metrics_and_learning_rate(tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_a_user_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "get_available_trackers", list)
+    monkeypatch.setattr(devices_module, "get_available_trackers", list)
     with pytest.raises(UserError, match="tensorboard is not installed"):
         run(tmp_path / "run", train__track=["tensorboard"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,11 +49,11 @@ class TrainLoader:
         workers: loader processes; None chooses by :func:`choose_workers`.
         strict: stop at an unreadable image.
         rank: of this training process.
-        world_size: number of training processes; each gets the slice ``[rank::world_size]`` of every batch.
+        world_size: number of training processes; each gets its consecutive share of every batch, all of one size.
 
     Raises:
-        ValueError: ``batch_size`` is not a multiple of ``world_size``, or a label is out of range.
-        UserError: fewer images than training processes.
+        ValueError: a label is out of range.
+        UserError: ``batch_size`` is not a multiple of ``world_size``, or there are fewer images than processes.
     """
 
     def __init__(
@@ -70,14 +71,18 @@ class TrainLoader:
         world_size: int = 1,
     ) -> None:
         if batch_size % world_size:
-            raise ValueError(f"batch_size {batch_size} is not a multiple of world_size {world_size}")
+            raise UserError(
+                f"A batch of {batch_size} can't be shared evenly by {world_size} processes.",
+                f"Use --batch-size {math.ceil(batch_size / world_size) * world_size}, or another --num-processes.",
+            )
         if not all(UNLABELLED <= label < num_classes for label in set(source.labels)):
             raise ValueError(f"labels are outside of [{UNLABELLED}, {num_classes})")
         if len(source) < world_size:
             raise UserError(
                 f"There are {len(source)} training images for {world_size} processes.", "Use fewer processes."
             )
-        self._order = _Order(len(source), min(batch_size, len(source)), seed, rank, world_size)
+        size = min(batch_size, len(source) // world_size * world_size)
+        self._order = _Order(len(source), size, seed, rank, world_size)
         dataset = _TrainDataset(source, Augmentation(augment, canvas=canvas, seed=seed), canvas, strict)
         self._loader = _data_loader(dataset, self._order, source, workers)
 
@@ -106,6 +111,8 @@ class EvalLoader:
         batch_size: images of a batch.
         workers: loader processes; None chooses by :func:`choose_workers`.
         strict: stop at an unreadable image.
+        rank: of this process.
+        world_size: number of processes; each gets its own batches of the list, which may differ by one in number.
     """
 
     def __init__(
@@ -116,8 +123,12 @@ class EvalLoader:
         batch_size: int,
         workers: int | None,
         strict: bool,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self._batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
+        batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
+        self._batches = batches[rank::world_size]
+        self._is_shared = world_size > 1
         self._loader = _data_loader(_EvalDataset(source, preprocessing, strict), self._batches, source, workers)
 
     def __len__(self) -> int:
@@ -125,7 +136,7 @@ class EvalLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches.
+        """Yield the batches; for one of several processes one without any image where none of its own can be read.
 
         Raises:
             UserError: ``strict`` and an unreadable image, or no readable image at all.
@@ -144,7 +155,7 @@ class EvalLoader:
                 held = batch
         if held is None:
             return
-        if not len(held):
+        if not len(held) and not self._is_shared:
             raise _none_readable(held.skipped)
         yield held
 
@@ -181,9 +192,10 @@ class _Order:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = self.epoch, epoch_order(self._num_samples, seed=self._seed, epoch=self.epoch)
+        share = self._batch_size // self._world_size
         for number in range(self.start, self.num_batches):
-            batch = order[number * self._batch_size : (number + 1) * self._batch_size]
-            yield [(epoch, index) for index in batch[self._rank :: self._world_size].tolist()]
+            first = number * self._batch_size + self._rank * share
+            yield [(epoch, index) for index in order[first : first + share].tolist()]
 
     def __len__(self) -> int:
         return self.num_batches - self.start

@@ -54,7 +54,12 @@ class ImageClassification:
 
     @torch.inference_mode()
     def evaluate(
-        self, predict: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device
+        self,
+        predict: Callable[[Tensor], Tensor],
+        batches: Iterable[Batch],
+        device: torch.device,
+        *,
+        add_up: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> dict[str, float]:
         """Return ``accuracy``, ``top5`` (with more than five classes) and ``loss`` over labelled batches.
 
@@ -62,6 +67,7 @@ class ImageClassification:
             predict: uint8 images (B, 3, H, W) to logits (B, C).
             batches: each sample once.
             device: where to compute.
+            add_up: sums a float64 tensor over all processes; torchmetrics does so by itself for its own.
 
         Raises:
             UserError: when there is nothing to evaluate on.
@@ -70,16 +76,18 @@ class ImageClassification:
         meters = {"accuracy": MulticlassAccuracy(num_classes, average="micro").to(device)}
         if num_classes > 5:
             meters["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5).to(device)
-        loss, count = torch.zeros((), dtype=torch.float64, device="cpu"), 0
+        totals = torch.zeros(2, dtype=torch.float64)  # of the loss, of the samples
         for batch in batches:
             if not len(batch):
                 continue
             batch = batch.to(device)
             logits = predict(batch.images).float()
-            loss += F.cross_entropy(logits, batch.targets, reduction="sum").cpu()
-            count += len(batch)
+            totals += torch.stack(
+                [F.cross_entropy(logits, batch.targets, reduction="sum").cpu(), torch.tensor(len(batch))]
+            )
             for meter in meters.values():
                 meter.update(logits, batch.targets)
+        loss, count = add_up(totals).tolist()
         if count == 0:
             raise UserError("None of the evaluation images can be read.", "Check the files of that split.")
-        return {name: float(meter.compute()) for name, meter in meters.items()} | {"loss": float(loss) / count}
+        return {name: float(meter.compute()) for name, meter in meters.items()} | {"loss": loss / count}

@@ -119,15 +119,15 @@ def test_no_mixing_returns_the_batch_itself() -> None:
 
 
 def test_mixup_by_hand() -> None:
-    """Each image is lam * itself + (1 - lam) * its predecessor; targets likewise, -1 counting as class 3 of 3 + 1."""
-    batch = batch_of([0, 2, -1, 1])
+    """Each image is lam * itself + (1 - lam) * its partner; targets likewise, -1 counting as class 3 of 3 + 1."""
+    batch = batch_of([0, 2, -1, 1, 0])
     mixed = Mix(AugmentConfig(mixup=1.0), 3, seed=5)(batch, 1, 2)
-    one_hot = torch.eye(4)[torch.tensor([0, 2, 3, 1])]
+    one_hot = torch.eye(4)[torch.tensor([0, 2, 3, 1, 0])]
     lam = float(mixed.targets[0, 0])
     assert 0 < lam < 1
     images = batch.images.float()
-    torch.testing.assert_close(mixed.targets, lam * one_hot + (1 - lam) * one_hot[[3, 0, 1, 2]])
-    torch.testing.assert_close(mixed.images, lam * images + (1 - lam) * images[[3, 0, 1, 2]])
+    torch.testing.assert_close(mixed.targets, lam * one_hot + (1 - lam) * one_hot[[1, 0, 3, 2, 4]])
+    torch.testing.assert_close(mixed.images, lam * images + (1 - lam) * images[[1, 0, 3, 2, 4]])
     assert mixed.images.dtype == mixed.targets.dtype == torch.float32
     assert mixed.skipped == ["x"]
     assert batch.images.dtype == torch.uint8
@@ -141,6 +141,19 @@ def test_cutmix_targets_are_the_shares_of_pixels() -> None:
         kept = (mixed.images == batch.images.float()).all(dim=1).float().mean(dim=(1, 2))
         torch.testing.assert_close(mixed.targets[[0, 1, 2, 3], [0, 2, 3, 1]], kept, rtol=0, atol=1e-6)
         torch.testing.assert_close(mixed.targets.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.5}, {"cutmix": 1.0}])
+def test_slices_are_mixed_as_the_whole(options) -> None:
+    batch = batch_of([0, 2, -1, 1, 1, 0, 2, -1])
+    mix = Mix(AugmentConfig(**options), 3, seed=0)
+    for step in range(5):
+        whole = mix(batch, 0, step)
+        for part in (slice(0, 4), slice(4, 8)):
+            own = Batch(images=batch.images[part], targets=batch.targets[part], indices=batch.indices[part])
+            mixed = mix(own, 0, step)
+            assert torch.equal(mixed.images, whole.images[part])
+            assert torch.equal(mixed.targets, whole.targets[part])
 
 
 @pytest.mark.usefixtures("_no_other_generators")

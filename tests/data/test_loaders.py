@@ -120,13 +120,29 @@ def test_slices_of_processes_recombine_to_the_global_batch(source: FileSource, w
     for number, batch in enumerate(whole):
         for rank in range(world_size):
             part = parts[rank][number]
-            assert torch.equal(part.images, batch.images[rank::world_size])
-            assert torch.equal(part.indices, batch.indices[rank::world_size])
-            assert torch.equal(part.targets, batch.targets[rank::world_size])
+            share = slice(rank * len(part), (rank + 1) * len(part))
+            assert torch.equal(part.images, batch.images[share])
+            assert torch.equal(part.indices, batch.indices[share])
+            assert torch.equal(part.targets, batch.targets[share])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 9])
+def test_processes_evaluate_every_sample_once(source: FileSource, world_size: int) -> None:
+    """23 images in batches of 4: six of them, the last one short; with nine processes three have none."""
+    preprocessing = Preprocessing((16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    seen = []
+    for rank in range(world_size):
+        loader = EvalLoader(
+            source, preprocessing=preprocessing, batch_size=4, workers=0, strict=False, rank=rank, world_size=world_size
+        )
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        seen += [index for batch in batches for index in batch.indices.tolist()]
+    assert sorted(seen) == list(range(23))
 
 
 def test_wrong_arguments(source: FileSource) -> None:
-    with pytest.raises(ValueError, match="multiple"):
+    with pytest.raises(UserError, match="6 can't be shared evenly by 4 processes"):
         train_loader(source, world_size=4)
     with pytest.raises(ValueError, match="labels"):
         train_loader(source, num_classes=1)

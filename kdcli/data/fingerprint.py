@@ -1,0 +1,49 @@
+"""Whether data are still what they were."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+from kdcli.data.sources import ImageSource
+from kdcli.data.splits import ImageData
+
+_SIZES = 10_000
+"""At most so many files of a split are asked for their size, spread evenly."""
+
+
+def fingerprint(data: ImageData) -> dict[str, Any]:
+    """Return a digest of every split: of its classes, labels and names of images, and of the sizes of their files.
+
+    The images themselves are not read.
+    """
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {
+        name: {"images": len(source), "digest": _digest(source, data.facts.class_names)}
+        for name, source in splits.items()
+        if source is not None
+    }
+
+
+def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return what differs between two fingerprints, a phrase for each split."""
+    changes = []
+    for name in before.keys() | now.keys():
+        was, is_ = (values.get(name, {"images": 0, "digest": ""}) for values in (before, now))
+        if was["images"] != is_["images"]:
+            changes.append(f"{name} has {is_['images']} images, not {was['images']}")
+        elif was["digest"] != is_["digest"]:
+            changes.append(f"{name} has other files, labels or classes")
+    return sorted(changes)
+
+
+def _digest(source: ImageSource, class_names: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(repr(class_names).encode())
+    count = len(source)
+    for index in range(count):
+        digest.update(f"{source.describe(index).rpartition(os.sep)[2]}\0{source.labels[index]}\n".encode())
+    for index in sorted({number * count // _SIZES for number in range(_SIZES)} if count > _SIZES else range(count)):
+        name = source.describe(index)
+        digest.update(str(os.path.getsize(name) if os.path.isfile(name) else -1).encode())  # noqa: PTH202, PTH113
+    return digest.hexdigest()

@@ -1,0 +1,247 @@
+"""``kdcli distill`` from a config to a finished run: prepare, show the plan, train, report; or go on with a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from kdcli.card import model_card
+from kdcli.checkpoint import Checkpoints
+from kdcli.config import RunConfig
+from kdcli.console import console, show_lines, show_plan, show_table
+from kdcli.control import Stopped
+from kdcli.devices import make_accelerator
+from kdcli.errors import UserError
+from kdcli.job import Job, prepare_job
+from kdcli.launch import launch, processes_to_start, rank
+from kdcli.progress import LogFormat, SilentReporter, make_reporter
+from kdcli.run_folder import RunFolder, check_new_folder, free_folder
+from kdcli.trainer import Result, Trainer, check_same_run
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is printed.
+
+    Attributes:
+        log_format: of the training's progress; with ``json``, standard output has JSON lines alone.
+        quiet: nothing but warnings and errors.
+    """
+
+    log_format: LogFormat = "auto"
+    quiet: bool = False
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Print plan, tables and lines only where they are wanted, and in the main process alone."""
+        before = console.quiet
+        console.quiet = before or self.quiet or self.log_format == "json" or rank() != 0
+        try:
+            yield
+        finally:
+            console.quiet = before
+
+
+def distill_run(config: RunConfig, *, name: str, command: str, output: Output, dry_run: bool) -> int:
+    """Make a new run.
+
+    Args:
+        config: of the run.
+        name: of its folder under ``runs/``, where the config names none.
+        command: the command line, for the records.
+        output: what to print.
+        dry_run: stop after the plan.
+
+    Returns:
+        The exit code: 0, or 130 and 143 where a signal stopped it.
+
+    Raises:
+        UserError: for anything that can't be had, doesn't fit or goes wrong.
+    """
+    path = config.output or free_folder(Path("runs") / name)
+    is_main = rank() == 0
+    if not dry_run and is_main:
+        check_new_folder(path)
+    if config.baseline and config.teacher.name == "none":
+        raise UserError(
+            "A baseline is the student alone, and --teacher none trains it alone already.", "Add --no-baseline."
+        )
+    num_processes = processes_to_start(config.train)
+    if num_processes > 1 and not dry_run:
+        return launch(num_processes, sys.argv[1:])
+    with output.applied():
+        accelerator = make_accelerator(config.train, tracking=path / "tracking")
+        with console.status("Loading data and models"):
+            job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
+        show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}")
+        if dry_run:
+            return 0
+        run = RunFolder.create(path) if is_main else RunFolder(path)
+        with _stoppable(run, output) as stop, run.locked() if is_main else contextlib.nullcontext():
+            results = {_label(job): _train(job, run, accelerator, command=command, output=output)}
+            if config.baseline:
+                results["student alone"] = _train_alone(config, run, command=command, output=output)
+            _show_results(results, run, output)
+    return stop.code
+
+
+def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, dry_run: bool) -> int:
+    """Go on with a run, from its last checkpoint to the end of ``config``'s epochs.
+
+    Args:
+        config: the run's own, but for what may change.
+        path: the run folder.
+        command: the command line, for the records of a baseline that was not begun.
+        output: what to print.
+        dry_run: stop after saying where the run stands.
+
+    Returns:
+        The exit code, as of :func:`distill_run`.
+
+    Raises:
+        UserError: there is no such run, it is in use, its checkpoints can't be used, or ``config`` differs too much.
+    """
+    run = RunFolder.started(path)
+    stored = run.read_config()
+    check_same_run(stored, config, path / "config.yaml")
+    num_processes = processes_to_start(config.train)
+    if num_processes > 1 and not dry_run:
+        return launch(num_processes, sys.argv[1:])
+    is_main = rank() == 0
+    with (
+        output.applied(),
+        _stoppable(run, output) as stop,
+        run.locked() if is_main and not dry_run else contextlib.nullcontext(),
+    ):
+        steps = Checkpoints(path / "checkpoints").steps()
+        where = f"step {steps[-1]}" if steps else "the beginning"
+        show_lines([f"{path}: {'finished' if _is_done(run, config) else f'going on from {where}'}"])
+        if dry_run:
+            return 0
+        results = {}
+        if _is_done(run, config):
+            results["distilled" if config.teacher.name != "none" else "student"] = _result_of(run)
+        else:
+            accelerator = make_accelerator(config.train, tracking=path / "tracking")
+            with console.status("Loading data and models"):
+                job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
+            results[_label(job)] = _train(job, run, accelerator, command=None, output=output)
+        if config.baseline:
+            results["student alone"] = _train_alone(config, run, command=command, output=output)
+        _show_results(results, run, output)
+    return stop.code
+
+
+@dataclass
+class _Stop:
+    code: int = 0
+
+
+@contextlib.contextmanager
+def _stoppable(run: RunFolder, output: Output) -> Iterator[_Stop]:
+    """Say how to go on where a signal stopped the training; the code is then its exit code."""
+    stop = _Stop()
+    try:
+        yield stop
+    except Stopped as stopped:
+        stop.code = stopped.exit_code
+        again = f"kdcli distill --resume {shlex.quote(str(run.path))}"
+        if output.log_format == "json" and rank() == 0:
+            print(json.dumps({"event": "stopped", "step": stopped.step, "resume": again}), flush=True)
+        show_lines([f"Stopped at step {stopped.step} of {stopped.total_steps}; all is saved. Go on with: {again}"])
+
+
+def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str | None, output: Output) -> Result:
+    """Train to the end, from the run's last checkpoint where there is one.
+
+    Args:
+        job: what to train.
+        run: its folder, which this process has locked if it is the main one.
+        accelerator: made for the job's config.
+        command: for the records of a new run; None to go on with one.
+        output: what to print.
+    """
+    is_main = accelerator.is_main_process
+    label = "distil" if job.teacher else "alone"
+    reporter = make_reporter(label, log_format=output.log_format, quiet=output.quiet) if is_main else SilentReporter()
+    try:
+        with reporter as shown:
+            trainer = Trainer(job, run, accelerator, shown)
+            if command is None:
+                checkpoint = trainer.checkpoints.load(warn=shown.warned)
+                if checkpoint is not None:
+                    trainer.restore(checkpoint)
+                elif is_main:
+                    run.cut_metrics(0)
+                    run.restore_best(None)
+            if is_main:
+                if command is not None:
+                    run.write_plan(job.plan, command=command)
+                else:
+                    run.replace_decision(job.plan, "training")
+                    run.unfinish()
+                run.write_config(job.config)
+            result = trainer.fit()
+    except UserError:
+        if is_main:
+            run.discard_if_empty()
+        raise
+    if is_main:
+        run.write_text("README.md", model_card(run))
+    return result
+
+
+def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Output) -> Result:
+    """Train the student alone in ``RUN/baseline``, or go on with that, or take what it came to."""
+    path = run.path / "baseline"
+    alone = run.read_config().model_copy(update={"train": config.train}).alone() if rank() == 0 else config.alone()
+    baseline = RunFolder(path)
+    is_begun = (path / "config.yaml").is_file()
+    if is_begun and _is_done(baseline, alone):
+        return _result_of(baseline)
+    accelerator = make_accelerator(alone.train, tracking=path / "tracking")
+    job = prepare_job(alone, mixed_precision=accelerator.mixed_precision)
+    if not is_begun and accelerator.is_main_process:
+        baseline = RunFolder.create(path)
+    return _train(job, baseline, accelerator, command=None if is_begun else command, output=output)
+
+
+def _is_done(run: RunFolder, config: RunConfig) -> bool:
+    return run.read_result() is not None and run.read_config().train.epochs == config.train.epochs
+
+
+def _result_of(run: RunFolder) -> Result:
+    found = run.read_result()
+    assert found is not None
+    return Result(**found)
+
+
+def _label(job: Job) -> str:
+    return "distilled" if job.teacher else "student"
+
+
+def _show_results(results: dict[str, Result], run: RunFolder, output: Output) -> None:
+    if output.log_format == "json" and rank() == 0 and not output.quiet:
+        by_name = {name: result.to_json() for name, result in results.items()}
+        print(json.dumps({"event": "result", "run": str(run.path), **by_name}), flush=True)
+    first = next(iter(results.values()))
+    rows = [
+        [f"{split} {metric}", *(f"{getattr(result, split)[metric]:.4f}" for result in results.values())]
+        for split in ("validation", "test")
+        for metric in getattr(first, split)
+        if metric not in ("epoch", "step")
+    ]
+    rows.append(["best epoch", *(f"{result.validation['epoch']:.0f}" for result in results.values())])
+    rows.append(["steps", *(str(result.steps) for result in results.values())])
+    if any(result.skipped for result in results.values()):
+        rows.append(["unreadable images skipped", *(str(result.skipped) for result in results.values())])
+    rows.append(["seconds", *(f"{result.seconds:.0f}" for result in results.values())])
+    show_table("Result", ["", *results], rows)
+    show_lines([f"Student: {run.student}", f"Export it: kdcli export {shlex.quote(str(run.path))}"])

@@ -1,0 +1,267 @@
+"""Runs that are killed, stopped and taken up again end as if nothing had happened."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kill_and_resume.py"
+_spec = importlib.util.spec_from_file_location("kill_and_resume", SCRIPT)
+assert _spec is not None
+assert _spec.loader is not None
+kill_and_resume = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(kill_and_resume)
+
+SHORT = (
+    *("--teacher", "random:test_efficientnet", "--student", "test_resnet", "--data", "demo:digits"),
+    *("--batch-size", "64", "--device", "cpu", "--set", "train.ema=0.99", "--set", "augment.mixup=0.2"),
+    *("--set", "student.image_size=32", "--set", "teacher.image_size=32", "--set", "data.workers=0"),
+)
+EPOCHS = ("--epochs", "2", "--checkpoint-every", "3")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, run_cli_in):
+    """The run that nobody disturbed; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    outcome = run_cli_in("distill", *SHORT, *EPOCHS, "--output", "run", cwd=folder)
+    assert outcome.exit_code == 0, outcome.stderr
+    return folder / "run"
+
+
+class Interrupt(Exception):
+    """Stands for a process that dies: nothing after it runs but what Python itself unwinds."""
+
+
+def interrupted(run_cli, monkeypatch, at, *arguments):
+    """Run until step ``at`` is computed, then fall dead before anything of it is written."""
+    import kdcli.trainer
+
+    original = kdcli.trainer.Trainer._train_step
+
+    def train_step(self, batch, epoch):
+        original(self, batch, epoch)
+        if self.step == at:
+            raise Interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kdcli.trainer.Trainer, "_train_step", train_step)
+        with pytest.raises(Interrupt):
+            run_cli(*arguments)
+
+
+@pytest.mark.parametrize("steps", [(2,), (7, 20, 21), (39,)])
+def test_a_run_cut_short_goes_on_bit_for_bit(run_cli, tmp_path, monkeypatch, whole, steps):
+    """Before the first checkpoint; mid-epoch, before and after a validation; at the last step."""
+    command = ["distill", *SHORT, *EPOCHS, "--output", "run"]
+    for step in steps:
+        interrupted(run_cli, monkeypatch, step, *command)
+        command = ["distill", "--resume", "run"]
+    outcome = run_cli(*command)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert kill_and_resume.differences(whole, tmp_path / "run") == []
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def test_a_killed_process_goes_on_bit_for_bit(tmp_path, whole):
+    """Real processes, killed by the system at random moments; tests/benchmarks/kill_and_resume.py does more of it."""
+    draw = random.Random(1)
+    kill_and_resume.killed_run([*SHORT, *EPOCHS], tmp_path / "run", draw, 20.0, most=2)
+    assert kill_and_resume.differences(whole, tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(run_cli, tmp_path, whole, number, code):
+    process = kill_and_resume.start(*SHORT, *EPOCHS, "--checkpoint-every", "1h", "--output", tmp_path / "run")
+    wait_for(tmp_path / "run" / "metrics.jsonl")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    (line,) = [line for line in output.splitlines() if "Go on with: kdcli distill --resume" in line]
+    assert str(tmp_path / "run") in line
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert run_cli("distill", "--resume", tmp_path / "run").exit_code == 0
+    assert kill_and_resume.differences(whole, tmp_path / "run") == []
+    assert checkpoint.name != "step-00000040"
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(1200):
+        if path.exists() and path.stat().st_size:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never came")
+
+
+def test_more_epochs_extend_a_finished_run(run_cli, tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    outcome = run_cli("distill", "--resume", "run", "--epochs", "3")
+    assert outcome.exit_code == 0, outcome.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["event"] == "validation"] == [1, 2, 3]
+    assert [line["event"] for line in lines].count("test") == 1
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]["epochs"] == 3
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 60
+    decisions = {d["name"]: d for d in json.loads((tmp_path / "run" / "plan.json").read_text())["decisions"]}
+    assert decisions["training"]["value"].startswith("3 epochs")
+    assert "Learning to Project" in decisions["loss: projection"]["reason"], "the reasons of the plan are kept"
+
+
+def test_a_finished_run_is_only_reported(run_cli, tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
+    outcome = run_cli("distill", "--resume", "run")
+    assert outcome.exit_code == 0
+    assert "finished" in outcome.stdout
+    assert "test accuracy" in outcome.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
+
+
+def test_the_baseline_of_a_run_goes_on_too(run_cli, tmp_path, monkeypatch):
+    """The run is finished and its baseline cut short; then both are there as if nothing had been."""
+    arguments = ("distill", *SHORT, "--epochs", "1", "--checkpoint-every", "3", "--baseline")
+    assert run_cli(*arguments, "--output", "whole").exit_code == 0
+    import kdcli.trainer
+
+    original = kdcli.trainer.Trainer._train_step
+
+    def train_step(self, batch, epoch):
+        original(self, batch, epoch)
+        if self.teacher is None and self.step == 11:
+            raise Interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kdcli.trainer.Trainer, "_train_step", train_step)
+        with pytest.raises(Interrupt):
+            run_cli(*arguments, "--output", "run")
+    assert (tmp_path / "run" / "result.json").exists()
+    outcome = run_cli("distill", "--resume", "run")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "student alone" in outcome.stdout
+    first, second = (load_file(tmp_path / name / "baseline/student/model.safetensors") for name in ("whole", "run"))
+    assert all(first[key].equal(second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--lr", "0.5"), "optim.lr 0.001 -> 0.5"),
+        (("--student", "test_vit"), "student.name 'test_resnet' -> 'test_vit'"),
+        (("--set", "methods.1.weight=7"), "methods.1.weight"),
+        (("--seed", "3"), "seed 0 -> 3"),
+    ],
+)
+def test_other_settings_are_refused_by_name(run_cli, tmp_path, whole, options, what):
+    shutil.copytree(whole, tmp_path / "run")
+    outcome = run_cli("distill", "--resume", "run", *options)
+    assert outcome.exit_code == 2
+    assert what in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(run_cli, tmp_path, whole):
+    other = run_cli("distill", *SHORT, "--epochs", "1", "--lr", "0.5", "--output", "other")
+    assert other.exit_code == 0
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
+    outcome = run_cli("distill", "--resume", "run")
+    assert outcome.exit_code == 2
+    assert "optim.lr 0.5 -> 0.001" in outcome.stderr
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(run_cli, tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    file = tmp_path / "run" / "checkpoints" / "step-00000040" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    outcome = run_cli("distill", "--resume", "run")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "step-00000040 is damaged" in outcome.stdout + outcome.stderr
+    assert kill_and_resume.differences(whole, tmp_path / "run") == []
+
+
+def test_a_run_in_use_is_not_touched(run_cli, tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time; from pathlib import Path; from kdcli.run_folder import RunFolder\n"
+         "with RunFolder(Path(sys.argv[1])).locked():\n print('held', flush=True); time.sleep(600)", tmp_path / "run"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    outcome = run_cli("distill", "--resume", "run", "--epochs", "3")
+    assert outcome.exit_code == 2
+    assert f"in use by process {holder.pid} on" in outcome.stderr
+    holder.kill()  # the lock file stays behind and locks nothing
+    holder.wait()
+    assert (tmp_path / "run" / ".lock").exists()
+    assert run_cli("distill", "--resume", "run").exit_code == 0
+
+
+def test_changed_data_are_warned_of(run_cli, tmp_path, monkeypatch, make_photos):
+    photos = make_photos({"train/apple": 30, "train/sky": 30, "test/apple": 5, "test/sky": 5})
+    arguments = (
+        *("distill", "--teacher", "none", "--student", "test_resnet", "--data", photos, "--device", "cpu"),
+        *("--epochs", "2", "--batch-size", "16", "--set", "student.image_size=32", "--checkpoint-every", "1"),
+    )
+    interrupted(run_cli, monkeypatch, 4, *arguments, "--output", "run")
+    (photos / "test" / "sky" / "00.jpg").unlink()
+    outcome = run_cli("distill", "--resume", "run")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "data have changed" in outcome.stdout + outcome.stderr
+    assert "test has 9 images, not 10" in outcome.stdout + outcome.stderr
+
+
+@pytest.mark.parametrize("what", [(), ("--recipe", "quickstart"), ("--output", "new")])
+def test_resume_has_nothing_to_resume_or_is_told_two_things(run_cli, tmp_path, what):
+    outcome = run_cli("distill", "--resume", "nothing", *what)
+    assert outcome.exit_code == 2
+    assert "Error:" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_message_and_keeps_what_there_is(tmp_path, whole):
+    """The system allows files of 300 KB: the first checkpoint is larger, the run folder's other files are not."""
+    process = subprocess.run(
+        [sys.executable, "-m", "kdcli", "distill", *SHORT, *EPOCHS, "--output", str(tmp_path / "run")],
+        capture_output=True, text=True, check=False, env=os.environ | {"NO_COLOR": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+    )  # fmt: skip
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.count("Error:") == 1
+    assert "File too large" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_earlier_ones(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    process = subprocess.run(
+        [sys.executable, "-m", "kdcli", "distill", "--resume", str(tmp_path / "run"), "--epochs", "3"],
+        capture_output=True, text=True, check=False, env=os.environ | {"NO_COLOR": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+    )  # fmt: skip
+    assert process.returncode == 2, process.stderr
+    assert "Traceback" not in process.stderr
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000039", "step-00000040"]
+    again = subprocess.run(
+        [sys.executable, "-m", "kdcli", "distill", "--resume", str(tmp_path / "run"), "--epochs", "3"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
