@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -353,6 +355,82 @@ def analyze_projector(
     for title, columns, rows in tables(analysis):
         show_table(title, columns, rows)
     show_lines(f"Wrote {file}" for file in files)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders of kdcli distill.", show_default=False)
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="One of the runs: also show the difference to its group, paired by seed, with a 95 % interval.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write compare.csv, compare.md and curves.png there.", show_default=False),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Put runs side by side: the settings that differ, and metrics.
+
+    Runs of one recipe with different seeds are a group, shown as mean ± standard deviation and named after its first
+    run. Runs that are not finished yet are marked. The student alone of a run with --baseline is the run RUN/baseline.
+
+    Examples:
+
+        kdcli compare runs/quickstart runs/quickstart/baseline
+
+        kdcli compare runs/kd-0 runs/kd-1 runs/alone-0 runs/alone-1 --baseline runs/alone-0
+
+        kdcli compare runs/* --output comparison/
+
+        kdcli compare runs/* --json
+    """
+    from kdcli.compare import compare_runs, notes, read_runs, table, to_json, write_comparison
+    from kdcli.console import show_lines
+
+    comparison = compare_runs(read_runs(runs), baseline=baseline)
+    files = [] if output is None else write_comparison(comparison, output)
+    if json_:
+        typer.echo(json.dumps(to_json(comparison), indent=2))
+        return
+    show_lines(f"Warning: {warning}" for warning in comparison.warnings)
+    _show_wide_table("Comparison", *table(comparison))
+    show_lines(notes(comparison))
+    show_lines([f"Wrote {file}" for file in files] or ["Add --output DIR for compare.csv, compare.md and curves.png."])
+
+
+def _show_wide_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table; one wider than the terminal is folded and printed in parts, each with the first column."""
+    import re
+
+    from rich.markup import escape
+
+    from kdcli.console import console, show_table
+
+    def width(numbers: Iterable[int]) -> int:
+        cells = ([part for line in lines for part in line[number].split("\n")] for number in numbers)
+        return 1 + sum(3 + max(map(len, parts)) for parts in cells)
+
+    def fold(text: str) -> str:  # at separators where there are some: no number is cut
+        return "\n".join(re.findall(r".{1,28}$|.{1,27}[ ._/-]|.{1,28}", text))
+
+    lines = [columns, *rows]
+    if width(range(len(columns))) > console.width:
+        lines = [[fold(cell) for cell in line] for line in lines]
+    start = 1
+    while start < len(columns):
+        stop = start + 1
+        while stop < len(columns) and width([0, *range(start, stop + 1)]) <= console.width:
+            stop += 1
+        headings, *body = ([line[0], *line[start:stop]] for line in lines)
+        show_table(title if start == 1 else "", [escape(heading) for heading in headings], body)
+        start = stop
 
 
 @recipes_app.command("list")

@@ -133,11 +133,27 @@ class RunFolder:
         return self._read_json("plan.json")
 
     def read_metrics(self, event: str) -> list[dict[str, Any]]:
-        """Return the lines of ``metrics.jsonl`` of one kind: ``train``, ``validation`` or ``test``."""
+        """Return the lines of ``metrics.jsonl`` of one kind: ``train``, ``validation`` or ``test``.
+
+        A last line that breaks off, as a killed run leaves it, is left out.
+
+        Raises:
+            UserError: when any other line is not JSON.
+        """
         file = self.path / "metrics.jsonl"
         if not file.is_file():
             return []
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        *ended, last = file.read_bytes().split(b"\n")
+        lines = []
+        for number, line in enumerate([*ended, last], start=1):
+            try:
+                lines.append(json.loads(line))
+            except ValueError as error:
+                if number > len(ended):
+                    break
+                raise UserError(
+                    f"Line {number} of {file} is not JSON: {error}.", "Repair or remove that line, or repeat the run."
+                ) from None
         return [line for line in lines if line["event"] == event]
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ LAYERS = [
     {"distiller", "teacher"},
     {"job", "card", "optim"},
     {"trainer", "export"},
-    {"analyze", "distill"},
+    {"analyze", "distill", "compare", "evaluate"},
     {"cli"},
     {"__main__"},
 ]

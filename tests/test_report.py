@@ -154,3 +154,92 @@ def test_matplotlib_is_lazy_and_pyplot_never_used(tmp_path: Path) -> None:
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- learning curves --------------------------------------------------------------------------------------------------
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_learning_curves_draw_mean_range_and_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    lines, bands = [], []
+    plot, fill = Axes.plot, Axes.fill_between
+
+    def spy_plot(self: Axes, x: object, y: object, **kwargs: object) -> object:
+        lines.append((kwargs["color"], list(x), [round(value, 9) for value in y]))
+        return plot(self, x, y, **kwargs)
+
+    def spy_fill(self: Axes, x: object, low: object, high: object, **kwargs: object) -> object:
+        bands.append((list(x), list(low), list(high)))
+        return fill(self, x, low, high, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", spy_plot)
+    monkeypatch.setattr(Axes, "fill_between", spy_fill)
+    seeds = [{10: 0.1, 20: 0.4, 30: 0.5}, {10: 0.3, 20: 0.8}, {}]  # one stopped early, one has just begun
+    panels = {
+        "validation accuracy": {"a": seeds, "b": [{10: 0.6, 20: 0.7}]},
+        "training loss": {"a": [{}] * 3, "b": [{}]},
+    }
+    path = report.plot_learning_curves(tmp_path / "c.png", panels, title="t")
+    assert (lines[0][1:], lines[1][1:]) == (([10, 20, 30], [0.1, 0.4, 0.5]), ([10, 20], [0.3, 0.8]))
+    assert lines[2][1:] == ([10, 20], [0.2, 0.6])
+    assert lines[3][1:] == ([10, 20], [0.6, 0.7])
+    assert len({line[0] for line in lines[:3]}) == 1 != len({line[0] for line in lines})
+    assert bands == [([10, 20], [0.1, 0.4], [0.3, 0.8])]
+    pixels = _pixels(path, _size(path))
+    assert _count(pixels, BLUE) > 200
+    assert _count(pixels, VERMILLION) > 200
+
+
+def test_learning_curves_of_twelve_groups_look_different_and_have_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    entries = []
+    legend = Figure.legend
+
+    def spy(self: Figure, lines: list, names: list, **kwargs: object) -> object:
+        entries.extend((line.get_color(), line.get_linestyle(), name) for line, name in zip(lines, names, strict=True))
+        return legend(self, lines, names, **kwargs)
+
+    monkeypatch.setattr(Figure, "legend", spy)
+    names = [f"a-long-name-of-a-run-that-says-everything-about-it-{number}" for number in range(12)]
+    groups = {name: [{step: 0.01 * number * step for step in range(1, 40)}] for number, name in enumerate(names)}
+    many = report.plot_learning_curves(tmp_path / "many" / "c.png", {"accuracy": groups}, title="t")
+    assert len({entry[:2] for entry in entries}) == 12
+    assert all(name.endswith(entry[2].removeprefix("…")) for name, entry in zip(names, entries, strict=True))
+    few = report.plot_learning_curves(tmp_path / "few" / "c.png", {"accuracy": {"a": [{1: 0.5}]}}, title="t")
+    assert _size(few)[0] == _size(many)[0] == 1350
+    assert _size(many)[1] > _size(few)[1] + 100
+
+
+@pytest.mark.parametrize(("values", "scale"), [((0.1, 2.0), "log"), ((1.0, 2.0), "linear"), ((-0.1, 2.0), "linear")])
+def test_a_loss_that_spans_decades_is_logarithmic(
+    values: tuple[float, float], scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    scales = []
+    save = Figure.savefig
+
+    def spy(self: Figure, *args: object, **kwargs: object) -> None:
+        scales.extend(axes.get_yscale() for axes in self.axes)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    groups = {"a": [dict(enumerate(values))]}
+    report.plot_learning_curves(
+        tmp_path / "c.png", {"accuracy": groups, "loss": groups}, title="t", logarithmic=["loss"]
+    )
+    assert scales == ["linear", scale]
+
+
+def test_learning_curves_of_nothing_are_drawn(tmp_path: Path) -> None:
+    path = report.plot_learning_curves(tmp_path / "c.png", {"training loss": {"a": [{}]}}, title="t")
+    assert _size(path)[0] == 1350

@@ -26,6 +26,7 @@ COMMANDS = [
     ("distill",),
     ("export",),
     ("analyze-projector",),
+    ("compare",),
     ("recipes", "list"),
     ("recipes", "show"),
     ("recipes", "copy"),

@@ -36,6 +36,7 @@ SUBSTITUTES = {
     ("--set", "data.labels_per_class=20"): "data.labels_per_class=2",
     ("--format", "onnx"): "onnx",
     ("--output", "deploy"): "deploy",
+    ("--output", "comparison"): "comparison",
     ("--split", "test"): "test",
 }
 """An option and its value -> the value it is run with. What is not here fails the test."""
@@ -134,6 +135,7 @@ def test_every_command_and_the_python_block_in_order(folder, run_cli_in, monkeyp
     runs = {run.name for run in (folder / "runs").iterdir()}
     assert {"quickstart", "mine"} <= runs
     assert (folder / "deploy" / "model.onnx").is_file()
+    assert {file.name for file in (folder / "comparison").iterdir()} == {"compare.csv", "compare.md", "curves.png"}
     assert (folder / "runs" / "quickstart" / "baseline" / "metrics.jsonl").is_file()
 
 
