@@ -140,6 +140,10 @@ def distill(
             rich_help_panel=_PLAN,
         ),
     ] = None,
+    feature_weight: Annotated[
+        float | None,
+        typer.Option(help="Weight of the feature loss, in place of the plan's.", rich_help_panel=_PLAN),
+    ] = None,
     baseline: Annotated[
         bool | None,
         typer.Option(
@@ -246,6 +250,7 @@ def distill(
         "projector": projector,
         "normalize": normalize,
         "feature_layers": feature_layers or None,
+        "feature_weight": feature_weight,
         "baseline": baseline,
         "output": output,
         "train.epochs": epochs,
@@ -431,6 +436,85 @@ def _show_wide_table(title: str, columns: list[str], rows: list[list[str]]) -> N
         headings, *body = ([line[0], *line[start:stop]] for line in lines)
         show_table(title if start == 1 else "", [escape(heading) for heading in headings], body)
         start = stop
+
+
+@app.command()
+def evaluate(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run folder of kdcli distill, or the name of a model.", show_default=False
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="Data by name, as for distill; the run's own by default.", show_default=False)
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="test, validation or train; by default test where there is one, else validation.", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN|MODEL", help="Measure this one too. May be repeated.", show_default=False),
+    ] = None,
+    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the run's teacher out.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch, also for images per second.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where to write; RUN/evaluation by default, for a model nothing is written.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Measure a student beside its teacher and other models: accuracy, calibration, agreement and costs.
+
+    Prints top-1 and top-5, expected calibration error (15 bins, l1), cross-entropy, agreement with the teacher's top-1,
+    parameters, MACs, size, latency, images per second and the accuracy of the worst classes; computes in float32.
+    Writes evaluation.json and a confusion matrix for each model.
+
+    Examples:
+
+        kdcli evaluate runs/quickstart
+
+        kdcli evaluate runs/quickstart --against runs/quickstart/baseline --json
+
+        kdcli evaluate runs/quickstart/export --data demo:digits --split validation
+    """
+    from kdcli.console import errors, show_lines, show_table
+    from kdcli.evaluate import evaluate_models, legend, output_folder, remarks, tables, to_json, write_evaluation
+
+    folder = output_folder(name, output)
+    with errors.status("Evaluating"):
+        evaluation = evaluate_models(
+            name,
+            against=against or [],
+            with_teacher=not no_teacher,
+            data=data,
+            data_root=data_root,
+            split=split,
+            device=device,
+            batch_size=batch_size,
+        )
+    if as_json:
+        typer.echo(to_json(evaluation), nl=False)
+    else:
+        show_lines(legend(evaluation))
+        for title, columns, rows in tables(evaluation):
+            show_table(title, columns, rows)
+        show_lines(remarks(evaluation))
+    if folder is not None:  # last, so that a full disk costs no measurements
+        files = write_evaluation(evaluation, folder)
+        if not as_json:
+            show_lines(f"Wrote {file}" for file in files)
 
 
 @recipes_app.command("list")

@@ -236,6 +236,8 @@ class RunConfig(Section):
     normalize: Literal["auto", "none", "layer_norm", "standardize", "whiten"] = "auto"
     feature_layers: tuple[Annotated[FeaturePair, BeforeValidator(_pair)], ...] | None = None
     """Which features are distilled; by default the last ones. Each pair has a projector of its own."""
+    feature_weight: Positive | None = None
+    """Weight of the feature loss, shared by its pairs; by default the plan's. Few labels call for more of it."""
     methods: tuple[MethodOptions, ...] | None = None
     """The losses; by default the plan chooses them from the relation."""
     augment: AugmentConfig = AugmentConfig()
@@ -281,6 +283,7 @@ class RunConfig(Section):
                 "projector": "auto",
                 "normalize": "auto",
                 "feature_layers": None,
+                "feature_weight": None,
                 "baseline": False,
             }
         )

@@ -87,7 +87,8 @@ class Plan:
 
     def resolve(self, config: RunConfig) -> RunConfig:
         """Return ``config`` with the plan's methods written out: it gives the same plan again."""
-        chosen = {"methods": self.methods, "projector": "auto", "normalize": "auto", "feature_layers": None}
+        chosen: dict[str, Any] = {"methods": self.methods, "projector": "auto", "normalize": "auto"}
+        chosen |= {"feature_layers": None, "feature_weight": None}
         return config.model_copy(update=chosen)
 
     def to_json(self) -> dict[str, Any]:
@@ -167,8 +168,8 @@ def _choose_methods(
                 raise UserError(
                     f"--{option} {value} needs a teacher, and --teacher is none.", f"Drop --{option} or name a teacher."
                 )
-        if config.feature_layers:
-            raise UserError("--feature-layers needs a teacher, and --teacher is none.", "Drop it or name a teacher.")
+        for option, given in _feature_options(config):
+            raise UserError(f"{option} {given} needs a teacher, and --teacher is none.", "Drop it or name a teacher.")
         spectral = SpectralOptions()
         methods.append(spectral)
         decisions.append(
@@ -182,8 +183,8 @@ def _choose_methods(
                 f"--normalize {config.normalize} acts on projected features, and --projector is none.",
                 "Drop one of them.",
             )
-        if config.feature_layers:
-            raise UserError("--feature-layers names features to project, and --projector is none.", "Drop one of them.")
+        for option, given in _feature_options(config):
+            raise UserError(f"{option} {given} is about features, and --projector is none.", "Drop one of them.")
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))
     else:
         projection, reasons = _choose_projection(config, relation)
@@ -219,6 +220,13 @@ def _choose_methods(
     return tuple(methods), decisions
 
 
+def _feature_options(config: RunConfig) -> list[tuple[str, str]]:
+    """Return the options about features that were given, with their values."""
+    pairs = " ".join(f"{pair.student}:{pair.teacher}" for pair in config.feature_layers or ())
+    given = [("--feature-layers", pairs)] if pairs else []
+    return given + ([("--feature-weight", f"{config.feature_weight:g}")] if config.feature_weight is not None else [])
+
+
 def _choose_projection(config: RunConfig, relation: Relation) -> tuple[ProjectionOptions, list[Decision]]:
     default = _DEFAULT_PROJECTION[relation]
     chosen, reason, normalize_reason = default, _PROJECTOR_REASON[relation], _NORMALIZE_REASON[relation]
@@ -233,6 +241,9 @@ def _choose_projection(config: RunConfig, relation: Relation) -> tuple[Projectio
         normalize: NormalizeName = config.normalize  # type: ignore[assignment]  # nor is "auto" left
         normalize_reason = f"Asked for; otherwise it would be {chosen.normalize}."
         chosen = chosen.model_copy(update={"normalize": normalize})
+    if config.feature_weight is not None:
+        reason += f" The weight was asked for; otherwise it would be {chosen.weight:g}."
+        chosen = chosen.model_copy(update={"weight": config.feature_weight})
     sides = f"teacher {chosen.normalize}, student {chosen.normalize_student}"
     return chosen, [_describe_method(chosen, reason), Decision("normalisation", sides, normalize_reason)]
 
@@ -246,10 +257,10 @@ def _check_methods(
                 f"--{option} {value} has no effect: this config writes out its own methods.",
                 f"Change it there, for example --set methods.1.{option}={value}, or drop the methods key.",
             )
-    if config.feature_layers:
+    for option, given in _feature_options(config):
         raise UserError(
-            "--feature-layers has no effect: this config writes out its own methods.",
-            "Set student_tap and teacher_tap of its projection, or drop the methods key.",
+            f"{option} {given} has no effect: this config writes out its own methods.",
+            "Set weight, student_tap and teacher_tap of its projection there, or drop the methods key.",
         )
     if not config.methods:
         raise UserError("methods is an empty list: there is nothing to train on.", "Drop the key, or name a method.")

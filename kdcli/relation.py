@@ -36,22 +36,25 @@ def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEviden
     return RelationEvidence("same" if label_map else "cross", reason, label_map)
 
 
-def map_labels(teacher: ModelFacts, data: DataFacts) -> tuple[tuple[int, ...] | None, str]:
-    """Return the teacher's class of each of the data's classes (None when the label spaces differ) and why."""
+def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> tuple[tuple[int, ...] | None, str]:
+    """Return the model's class of each of the data's classes (None when the label spaces differ) and why.
+
+    ``role`` is what the sentence calls the model.
+    """
     ours = [_normal(name) for name in data.class_names]
-    if teacher.num_classes != len(ours):
-        return None, f"The teacher knows {teacher.num_classes} classes, the data have {len(ours)}."
-    if teacher.label_names is None:
-        reason = f"Both have {len(ours)} classes; the teacher carries no label names, so their order is taken as equal."
+    if model.num_classes != len(ours):
+        return None, f"The {role} knows {model.num_classes} classes, the data have {len(ours)}."
+    if model.label_names is None:
+        reason = f"Both have {len(ours)} classes; the {role} carries no label names, so their order is taken as equal."
         return tuple(range(len(ours))), reason
-    theirs = [_normal(name) for name in teacher.label_names]
+    theirs = [_normal(name) for name in model.label_names]
     if theirs == ours:
         return tuple(range(len(ours))), f"Both have the same {len(ours)} labels."
     if len(set(theirs)) == len(theirs) and set(theirs) == set(ours):
-        reason = f"Both have the same {len(ours)} labels; the teacher's logits are put into the data's order."
+        reason = f"Both have the same {len(ours)} labels; the {role}'s logits are put into the data's order."
         return tuple(theirs.index(name) for name in ours), reason
     foreign = [name for name, normal in zip(data.class_names, ours, strict=True) if normal not in set(theirs)]
-    example = f"the teacher has no label {foreign[0]!r}" if foreign else "their names are not unique"
+    example = f"the {role} has no label {foreign[0]!r}" if foreign else "their names are not unique"
     return None, f"Both have {len(ours)} classes, but {example}."
 
 

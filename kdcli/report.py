@@ -37,6 +37,10 @@ _NOTHING = 1e-8
 """Terms and energies below this fraction of the largest are drawn as nothing."""
 _FEW_STEPS = 12
 """Up to this number of recorded steps each is marked."""
+_MAX_COUNTED_CLASSES, _MAX_NAMED_CLASSES = 15, 100
+"""Up to these numbers of classes a confusion matrix has counts in its cells, and names along its axes."""
+_NAME_LENGTH = 24
+"""Longer class names are cut."""
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
@@ -66,12 +70,13 @@ def _integer_ticks(axis: Any, *, num_ticks: int = 9) -> None:
     axis.set_major_locator(MaxNLocator(num_ticks, integer=True))
 
 
-def _title(axes: Axes, title: str, subtitle: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=42)
+def _title(axes: Axes, title: str, subtitle: str, *, gap: float = 27) -> None:
+    """Put both above the axes, with ``gap`` points below them, by default for a legend."""
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=gap + 15)
     axes.annotate(
         subtitle,
         (0, 1),
-        xytext=(0, 27),
+        xytext=(0, gap),
         xycoords="axes fraction",
         textcoords="offset points",
         fontsize=9.5,
@@ -505,3 +510,62 @@ def _draw_group(axes: Axes, curves: Sequence[Mapping[int, float]], number: int, 
         axes.fill_between(common, low, high, color=color, alpha=0.12 * opacity, linewidth=0)
     marker = marker if len(common) <= _FEW_STEPS else ""
     axes.plot(common, values.mean(axis=0), linewidth=2.0, markersize=4, marker=marker, **style)
+
+
+# --- the confusion of one model --------------------------------------------------------------------------------------
+
+
+def plot_confusion(path: str | Path, counts: Any, *, class_names: Sequence[str], title: str, subtitle: str) -> Path:
+    """Draw a confusion matrix: each row is a true class, its colours are the shares of its predictions.
+
+    Up to 15 classes the counts stand in the cells; up to 100 the classes are named, above that numbered. A class without
+    images is a grey row.
+
+    Args:
+        path: the PNG to write, a square that grows with the number of classes; its folder is created.
+        counts: ``(C, C)`` images, rows are true classes, columns predicted ones.
+        class_names: ``(C,)``, in the order of the rows.
+        title: heading of the picture.
+        subtitle: the line below it.
+
+    Returns:
+        The path.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import PowerNorm
+
+    matrix = _array(counts, 2, "counts")
+    num_classes = len(matrix)
+    if matrix.shape != (num_classes, num_classes) or len(class_names) != num_classes:
+        raise ValueError(
+            f"counts must be square with a name for each row, got {matrix.shape}, {len(class_names)} names"
+        )
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, totals, out=np.full_like(matrix, np.nan), where=totals > 0)
+
+    side = float(np.clip(3.5 + 0.13 * num_classes, 6.0, 16.5))
+    figure = _figure(side, side)
+    axes = figure.add_subplot()
+    # The square root makes a share of 1 % visible.
+    colormap = colormaps["Blues"].with_extremes(bad="#D9D9D9")
+    image = axes.imshow(shares, cmap=colormap, norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    axes.spines[:].set_color(_FAINT)
+    axes.tick_params(colors=_GREY, labelcolor=_INK, length=2)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if num_classes <= _MAX_NAMED_CLASSES:
+        names = [name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…" for name in class_names]
+        font_size = float(np.interp(num_classes, [15, _MAX_NAMED_CLASSES], [9, 6]))
+        axes.set_xticks(range(num_classes), names, rotation=90, fontsize=font_size, parse_math=False)
+        axes.set_yticks(range(num_classes), names, fontsize=font_size, parse_math=False)
+    if num_classes <= _MAX_COUNTED_CLASSES:
+        for row, column in np.ndindex(matrix.shape):
+            color = "white" if shares[row, column] > 0.4 else _INK if matrix[row, column] else _GREY
+            axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", fontsize=9, color=color)
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
+    bar.set_label("share of the true class", fontsize=9, color=_INK)
+    bar.ax.tick_params(labelsize=8.5, colors=_GREY, labelcolor=_INK)
+    bar.outline.set_visible(False)
+    _title(axes, title, subtitle if totals.all() else f"{subtitle}; grey: no images", gap=8)
+    return _save(figure, path)

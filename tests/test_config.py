@@ -80,7 +80,9 @@ def test_alone_keeps_everything_but_the_teacher_and_its_losses():
     assert (alone.seed, alone.train, alone.optim, alone.augment) == (5, config.train, config.optim, config.augment)
 
 
-@pytest.mark.parametrize("module", ["config", "recipes", "plan", "relation", "facts", "console", "cli", "models.spec"])
+@pytest.mark.parametrize(
+    "module", ["config", "recipes", "plan", "relation", "facts", "console", "progress", "cli", "models.spec"]
+)
 def test_torch_free_modules_import_no_torch(module):
     code = f"import sys, kdcli.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

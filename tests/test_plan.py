@@ -211,15 +211,29 @@ def test_feature_layers_are_distilled_pair_by_pair_with_the_weight_shared():
     assert make_plan(resolved, teacher=teacher, student=STUDENT, data=DATA).methods == made.methods
 
 
+def test_a_feature_weight_replaces_the_plans_and_says_so():
+    made = plan(feature_weight=20)
+    assert method(made, "projection").weight == 20
+    (decision,) = [d for d in made.decisions if d.name == "loss: projection"]
+    assert "The weight was asked for; otherwise it would be 1." in decision.reason
+    assert make_plan(made.resolve(config(feature_weight=20)), teacher=TEACHER, student=STUDENT, data=DATA)
+
+
 @pytest.mark.parametrize(
-    "values",
+    ("option", "given"),
     [
-        {"teacher": None},
-        {"projector": "none"},
-        {"methods": [{"method": "supervised"}, {"method": "projection", "projector": "linear"}]},
+        ("--feature-layers pooled:pooled", {"feature_layers": ["pooled:pooled"]}),
+        ("--feature-weight 3", {"feature_weight": 3}),
     ],
 )
-def test_feature_layers_without_a_projection_of_the_plan_are_refused(values):
-    teacher = values.pop("teacher", TEACHER)
-    with pytest.raises(UserError, match="feature-layers"):
-        plan(teacher, feature_layers=["pooled:pooled"], **values)
+@pytest.mark.parametrize(
+    ("teacher", "values"),
+    [
+        (None, {}),
+        (TEACHER, {"projector": "none"}),
+        (TEACHER, {"methods": [{"method": "supervised"}, {"method": "projection", "projector": "linear"}]}),
+    ],
+)
+def test_options_about_features_without_a_projection_of_the_plan_are_refused(option, given, teacher, values):
+    with pytest.raises(UserError, match=option):
+        plan(teacher, **given, **values)

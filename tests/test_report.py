@@ -130,6 +130,41 @@ def test_decomposition_of_nothing_is_drawn(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("num_classes", "side"), [(2, 900), (10, 900), (16, 900), (100, 2475), (130, 2475)])
+def test_confusion_is_drawn_by_row(num_classes: int, side: int, tmp_path: Path) -> None:
+    """All right but class 1, which has no images: a dark diagonal, and a grey row."""
+    counts = 7 * np.eye(num_classes, dtype=int)
+    counts[1] = 0
+    names = ["a name that is far too long for an axis", "$x", *(f"class {n}" for n in range(2, num_classes))]
+    path = report.plot_confusion(tmp_path / "c.png", counts, class_names=names, title="t", subtitle="s")
+    pixels = _pixels(path, (side, side))
+    full, empty, grey = (_count(pixels, color) for color in ((8, 48, 107), (247, 251, 255), (217, 217, 217)))
+    # Counts are written over a part of few cells only.
+    assert full == pytest.approx(grey * (num_classes - 1) / num_classes, rel=0.35)
+    assert empty > 0.4 * (num_classes - 2) * full
+
+
+def test_confusion_writes_counts_in_up_to_15_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    written = []
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **_: written.append((x, y, text)))
+    for num_classes in (15, 16):
+        counts = np.zeros((num_classes, num_classes), dtype=int)
+        counts[0, 1], counts[2, 2] = 3, 12
+        report.plot_confusion(tmp_path / "c.png", counts, class_names=["x"] * num_classes, title="t", subtitle="s")
+    assert len(written) == 15 * 15
+    # Rows are true classes, and run along y.
+    assert {entry for entry in written if entry[2] != "0"} == {(1, 0, "3"), (2, 2, "12")}
+
+
+def test_confusion_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    for counts, names in ((np.ones((2, 3)), ["a", "b"]), (np.ones((2, 2)), ["a"])):
+        with pytest.raises(ValueError, match="square"):
+            report.plot_confusion(tmp_path / "c.png", counts, class_names=names, title="t", subtitle="s")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 

@@ -25,6 +25,7 @@ HEAVY = (
 COMMANDS = [
     ("distill",),
     ("export",),
+    ("evaluate",),
     ("analyze-projector",),
     ("compare",),
     ("recipes", "list"),
@@ -84,7 +85,7 @@ assert not [name for name in {HEAVY!r} if name in sys.modules]
 def test_help_lists_the_commands(run_cli):
     exit_code, stdout, _ = run_cli("--help")
     assert exit_code == 0
-    for command in ("distill", "export", "analyze-projector", "recipes"):
+    for command in ("distill", "export", "evaluate", "analyze-projector", "recipes"):
         assert command in stdout
 
 

@@ -37,16 +37,18 @@ SUBSTITUTES = {
     ("--format", "onnx"): "onnx",
     ("--output", "deploy"): "deploy",
     ("--output", "comparison"): "comparison",
+    ("--against", "runs/quickstart/baseline"): "runs/quickstart/baseline",
+    ("--split", "validation"): "validation",
     ("--split", "test"): "test",
 }
 """An option and its value -> the value it is run with. What is not here fails the test."""
-FLAGS = {"--dry-run", "--baseline"}
+FLAGS = {"--dry-run", "--baseline", "--json"}
 SHORT = {
     "--data": "--batch-size 16 --set train.epochs=1 --set student.image_size=32 --set data.workers=0 --device cpu",
     # Most of the digits are kept for validation, which takes no time.
     "--recipe": "--set train.epochs=1 --set data.validation_fraction=0.85 --set data.labels_per_class=2 --device cpu",
 }
-"""Added to a command that has the option, so that it takes seconds."""
+"""Added to a distillation that has the option, so that it takes seconds."""
 
 
 def blocks(language: str) -> list[str]:
@@ -76,7 +78,7 @@ def substituted(command: str) -> list[str]:
             arguments.append(SUBSTITUTES[word, next(iterator)])
     if "--teacher-weights" in words:  # a checkpoint goes with an architecture, not with a folder
         arguments[arguments.index("--teacher") + 1] = "test_resnet"
-    added = [text for option, text in SHORT.items() if option in words]
+    added = [text for option, text in SHORT.items() if option in words and words[0] == "distill"]
     return arguments + shlex.split(" ".join(added))
 
 

@@ -1,0 +1,589 @@
+"""Measure finished models side by side on one split: what ``kdcli evaluate`` shows and writes.
+
+The trainer's ``evaluate`` gives the few numbers that choose and test a student; this module compares models that are
+finished, with their costs.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+)
+
+from kdcli.config import DataConfig, RunConfig, TeacherConfig
+from kdcli.data import EvalLoader, ImageData, ImageSource, open_data, prepare
+from kdcli.data.sources import Subset
+from kdcli.devices import resolve_device
+from kdcli.errors import UserError, did_you_mean
+from kdcli.facts import UNLABELLED, DataFacts
+from kdcli.models import load_saved, load_teacher, parse_name
+from kdcli.models.base import Model
+from kdcli.models.locate import locate
+from kdcli.plan import human_count
+from kdcli.relation import map_labels
+from kdcli.report import plot_confusion
+from kdcli.run_folder import RunFolder, replace_files
+
+Table = tuple[str, list[str], list[list[str]]]
+
+SPLITS = ("test", "validation", "train")
+CALIBRATION_BINS = 15
+_SHOWN_CLASSES = 20
+"""Rows of the table of classes."""
+_TITLE_LENGTH = 28
+"""Longer names are cut at their start in pictures."""
+_WARM_UP = 3
+_REPEATS = 50
+_FEWEST_REPEATS = 5
+_TIMING_SECONDS = 2.0
+"""After the fewest repeats a measurement stops when it has taken this long."""
+_OWN_FILES = ("evaluation.json", "confusion-*.png")
+_DASH = "-"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model that is measured.
+
+    Attributes:
+        role: ``student`` (of a run), ``model``, ``teacher``, or ``against-1``, ``against-2``, ...
+        name: as the user knows it.
+        model: on the CPU, in eval mode.
+        weights: the folder that its weights lie in; None for a model that has none.
+        label_map: for each of the data's classes the model's class of the same label; None where the label spaces
+            differ, and nothing but costs can be measured.
+        labels: the sentence that says how the label spaces fit.
+    """
+
+    role: str
+    name: str
+    model: Model
+    weights: Path | None
+    label_map: tuple[int, ...] | None
+    labels: str
+
+
+class ClassificationMeters:
+    """Metrics over a whole split, from its batches.
+
+    Args:
+        num_classes: of the data.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5) if num_classes > 5 else None
+        self._calibration = MulticlassCalibrationError(num_classes, n_bins=CALIBRATION_BINS, norm="l1")
+        self._loss = 0.0
+        self._predictions: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: float logits (B, C) and int64 class indices (B,), both on the CPU."""
+        if self._top5 is not None:
+            self._top5.update(logits, targets)
+        # torchmetrics would give a confidence of exactly 1 a bin of its own.
+        below_one = 1 - torch.finfo(torch.float32).eps
+        self._calibration.update(logits.float().softmax(dim=1).clamp(max=below_one), targets)
+        self._loss += float(F.cross_entropy(logits.double(), targets, reduction="sum"))
+        self._predictions.append(logits.argmax(dim=1))
+        self._targets.append(targets)
+
+    def compute(self) -> dict[str, Any]:
+        """Return the metrics as numbers and lists.
+
+        Returns:
+            ``top1``; ``top5``, None with five classes or fewer; ``expected_calibration_error``, 15 bins of equal width,
+            l1; ``cross_entropy``, the mean in nats; ``per_class_accuracy`` (C,), None for a class without samples;
+            ``confusion`` (C, C), counts, rows are true classes.
+        """
+        predictions, targets = torch.cat(self._predictions), torch.cat(self._targets)
+        top1 = MulticlassAccuracy(self.num_classes, average="micro")(predictions, targets)
+        per_class = MulticlassAccuracy(self.num_classes, average="none")(predictions, targets)
+        confusion = MulticlassConfusionMatrix(self.num_classes)(predictions, targets)
+        counts = confusion.sum(dim=1)
+        return {
+            "top1": float(top1),
+            "top5": None if self._top5 is None else float(self._top5.compute()),
+            "expected_calibration_error": float(self._calibration.compute()),
+            "cross_entropy": self._loss / len(targets),
+            "per_class_accuracy": [
+                float(accuracy) if count else None for accuracy, count in zip(per_class, counts, strict=True)
+            ],
+            "confusion": confusion.tolist(),
+        }
+
+
+def output_folder(name: str, output: Path | None) -> Path | None:
+    """Return where the files go: ``output``, else ``RUN/evaluation``; None for a bare model without ``output``.
+
+    Raises:
+        UserError: when that folder holds something else than an earlier evaluation.
+    """
+    if output is None:
+        if not _is_run(name):
+            return None
+        output = Path(name) / "evaluation"
+    is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not is_free and not (output.is_dir() and all(_is_own(file) for file in output.iterdir())):
+        raise UserError(
+            f"{output} holds files that are not an evaluation's.", "Give a new or empty folder as --output."
+        )
+    return output
+
+
+def evaluate_models(
+    name: str,
+    *,
+    against: Sequence[str],
+    with_teacher: bool,
+    data: str | None,
+    data_root: Path | None,
+    split: str | None,
+    device: str,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Measure a run's student or a model, its teacher, and others beside it.
+
+    Args:
+        name: a run folder, or the name of a model.
+        against: more of them; for a run its student. All are compared with the teacher of ``name``.
+        with_teacher: also measure the teacher of the run ``name``.
+        data: a data set's name; by default the run's own. Fractions and seed of the splits are the run's either way.
+        data_root: where torchvision's data lie.
+        split: ``test``, ``validation`` or ``train``; by default the test split where there is one, else validation.
+        device: ``auto`` is the first GPU, else the CPU.
+        batch_size: images of a batch, also for the throughput.
+
+    Returns:
+        The content of ``evaluation.json``.
+
+    Raises:
+        UserError: for a name, split or device that isn't there, a model whose labels don't fit the data's, or images
+            that can't be read.
+    """
+    if split is not None and split not in SPLITS:
+        raise UserError(f"There is no split {split!r}. {did_you_mean(split, SPLITS)}".rstrip(), _one_of(SPLITS))
+    for other in against:
+        if [name, *against].count(other) > 1:
+            raise UserError(f"{other} is named twice.", "Name every model once.")
+    place = resolve_device(device)
+    run = _open_run(name)
+    config, seed = _data_config(run, data, data_root)
+    images = open_data(config, seed=seed)
+    split, source, notes = _choose_split(images, split)
+    candidates = [_candidate("model" if run is None else "student", name, run, images.facts)]
+    if run is not None and with_teacher and (teacher := _teacher(run, candidates[0])) is not None:
+        candidates.append(teacher)
+    candidates += [
+        _candidate(f"against-{number}", other, _open_run(other), images.facts)
+        for number, other in enumerate(against, start=1)
+    ]
+
+    measured: dict[str, dict[str, Any]] = {}
+    predictions: dict[str, Tensor] = {}
+    skipped: dict[str, None] = {}
+    for candidate in candidates:
+        candidate.model.to(place)
+        scores: dict[str, Any] = dict.fromkeys(_SCORES)
+        if candidate.label_map is not None:
+            loader = EvalLoader(
+                source,
+                preprocessing=candidate.model.facts.preprocessing,
+                batch_size=batch_size,
+                workers=config.workers,
+                strict=config.strict,
+            )
+            scores, predictions[candidate.role] = _score(candidate, loader, place, len(source), skipped)
+        measured[candidate.role] = {
+            "name": candidate.name,
+            "labels": candidate.labels,
+            **scores,
+            "agreement_with_teacher": None,
+            **measure_costs(candidate.model, candidate.weights, device=place, batch_size=batch_size),
+        }
+        candidate.model.cpu()
+    if "teacher" in predictions:
+        for role, own in predictions.items():
+            if role != "teacher":
+                measured[role]["agreement_with_teacher"] = agreement(own, predictions["teacher"])
+
+    counts = torch.tensor(measured[candidates[0].role]["confusion"]).sum(dim=1).tolist()
+    return {
+        "data": config.name,
+        "split": split,
+        "num_images": sum(counts),
+        "num_unreadable": len(skipped),
+        "unreadable": list(skipped),
+        "class_names": list(images.facts.class_names),
+        "class_counts": counts,
+        "notes": notes + [note for candidate in candidates for note in _label_notes(candidate)],
+        "device": str(place),
+        "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "models": measured,
+    }
+
+
+def agreement(predictions: Tensor, others: Tensor) -> float:
+    """Return the share of samples with equal predictions, int64 (N,) each; -1 is a sample without one."""
+    both = (predictions >= 0) & (others >= 0)
+    return float((predictions == others)[both].double().mean())
+
+
+def to_json(evaluation: dict[str, Any]) -> str:
+    """Return the text of ``evaluation.json``: every list of numbers, such as a row of a confusion matrix, on one line."""
+    text = json.dumps(evaluation, indent=2, allow_nan=False)
+    # A raw line break is never part of a string.
+    return re.sub(r"\[\n[\d\s.,e+\-nul]+\]", lambda match: " ".join(match[0].split()), text) + "\n"
+
+
+def write_evaluation(evaluation: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``evaluation.json`` and a picture of every confusion matrix; what an earlier evaluation left is replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: when the folder can't be written to.
+    """
+    names = ["evaluation.json"]
+    num_images, split, data = evaluation["num_images"], evaluation["split"], evaluation["data"]
+
+    def save(temporary: Path) -> None:
+        (temporary / "evaluation.json").write_text(to_json(evaluation), encoding="utf-8")
+        for role, model in evaluation["models"].items():
+            if model["confusion"] is not None:
+                names.append(f"confusion-{role}.png")
+                plot_confusion(
+                    temporary / names[-1],
+                    model["confusion"],
+                    class_names=evaluation["class_names"],
+                    title=f"{role}: {_end_of(model['name'])}",
+                    subtitle=f"{model['top1']:.1%} of {num_images} {split} images of {_end_of(data)} right",
+                )
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        replace_files(folder, save)
+        for file in folder.iterdir():
+            if _is_own(file) and file.name not in names:
+                file.unlink()
+    except OSError as error:
+        raise UserError(f"Can't write to {folder}: {error.strerror}.", "Give another --output.") from error
+    return [folder / name for name in names]
+
+
+def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
+    """Yield the tables for the terminal: a column for each model."""
+    models = evaluation["models"]
+
+    def row(label: str, show: Callable[[dict[str, Any]], str | None]) -> list[str]:
+        return [label, *(show(model) or _DASH for model in models.values())]
+
+    def number(key: str) -> Callable[[dict[str, Any]], str | None]:
+        return lambda model: None if model[key] is None else f"{model[key]:.4f}"
+
+    rows = [row("top-1 accuracy", number("top1"))]
+    if len(evaluation["class_names"]) > 5:
+        rows.append(row("top-5 accuracy", number("top5")))
+    rows += [
+        row("expected calibration error", number("expected_calibration_error")),
+        row("cross-entropy", number("cross_entropy")),
+    ]
+    if "teacher" in models:
+        rows.append(row("agreement with the teacher", number("agreement_with_teacher")))
+    rows += [
+        row("parameters", lambda model: human_count(model["parameters"])),
+        row("MACs", lambda model: human_count(model["macs"])),
+        row("size in MB", lambda model: f"{model['size_mb']:.2f}"),
+        row("latency in ms", lambda model: f"{model['latency']['median_ms']:.2f}"),
+        row("latency, interquartile range", lambda model: f"{model['latency']['iqr_ms']:.2f}"),
+        row("images per second", lambda model: f"{model['throughput']['images_per_second']:.0f}"),
+    ]
+    yield "Result", ["", *models], rows
+
+    scored = {role: model for role, model in models.items() if model["per_class_accuracy"] is not None}
+    first = next(iter(scored.values()))["per_class_accuracy"]
+    # Worst first; classes without images last.
+    order = sorted(range(len(first)), key=lambda label: (first[label] is None, first[label]))
+    yield (
+        "Accuracy by class" if len(order) <= _SHOWN_CLASSES else f"{_SHOWN_CLASSES} worst of {len(order)} classes",
+        ["class", "images", *scored],
+        [
+            [
+                evaluation["class_names"][label],
+                str(evaluation["class_counts"][label]),
+                *(
+                    _DASH if (value := model["per_class_accuracy"][label]) is None else f"{value:.4f}"
+                    for model in scored.values()
+                ),
+            ]
+            for label in order[:_SHOWN_CLASSES]
+        ],
+    )
+
+
+def legend(evaluation: dict[str, Any]) -> Iterator[str]:
+    """Yield what the tables are about: the images, and what each column stands for."""
+    yield f"data: {evaluation['num_images']} {evaluation['split']} images of {evaluation['data']}"
+    for role, model in evaluation["models"].items():
+        yield f"{role}: {model['name']}"
+
+
+def remarks(evaluation: dict[str, Any]) -> Iterator[str]:
+    """Yield what the tables leave unsaid."""
+    threads = evaluation["threads"]
+    processor = f"{threads} CPU thread{'' if threads == 1 else 's'}"
+    place = processor if evaluation["device"] == "cpu" else f"{evaluation['device']}, {evaluation['device_name']}"
+    yield (
+        f"Measured on {place}. Latency: one image, median over repeats; images per second: in batches of"
+        f" {evaluation['batch_size']}. The input is on the device already."
+    )
+    yield from evaluation["notes"]
+    for name in evaluation["unreadable"]:
+        yield f"Skipped an unreadable image: {name}"
+
+
+def _end_of(name: str) -> str:
+    return name if len(name) <= _TITLE_LENGTH else f"…{name[1 - _TITLE_LENGTH :]}"
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"Use {', '.join(names[:-1])} or {names[-1]}."
+
+
+def _is_own(file: Path) -> bool:
+    return any(fnmatch(file.name, pattern) for pattern in _OWN_FILES)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def _is_run(name: str) -> bool:
+    return (Path(name) / "config.yaml").is_file()
+
+
+def _open_run(name: str) -> RunFolder | None:
+    """Return the run called ``name``; None for a model.
+
+    Raises:
+        UserError: when the run has no student yet, or ``name`` is a folder of neither, or is taken for a misspelt one.
+    """
+    path = Path(name)
+    if _is_run(name):
+        return RunFolder.open(path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(
+            f"{name} is neither a run folder (no config.yaml) nor a model (no config.json).",
+            "Give a folder that 'kdcli distill' made, or a model's name.",
+        )
+    is_hub_id = not name.startswith((".", "/", "~")) and name.count("/") == 1
+    if is_hub_id and not path.exists() and path.parent.is_dir():  # a misspelt folder looks like one
+        siblings = [str(sibling) for sibling in path.parent.iterdir() if sibling.is_dir()]
+        raise UserError(
+            f"There is no folder {name}. {did_you_mean(name, siblings)}".rstrip(),
+            f"A model of the Hugging Face hub is hf:{name} here, as there is a folder {path.parent}.",
+        )
+    return None
+
+
+def _data_config(run: RunFolder | None, data: str | None, root: Path | None) -> tuple[DataConfig, int]:
+    """Return which data to open, and the seed of their splits."""
+    if run is None:
+        if data is None:
+            raise UserError("A model is evaluated on data, and none are named.", "Name them with --data.")
+        return DataConfig(name=data, root=root), 0
+    config = run.read_config()
+    chosen = config.data
+    if data is not None and not _same_data(config, data):
+        # What belongs to the run's own files and to its training alone is left out.
+        own = ("image_column", "label_column", "subset", "unlabelled", "labels_per_class")
+        chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
+    if root is not None:
+        chosen = chosen.model_copy(update={"root": root})
+    return chosen, config.seed
+
+
+def _same_data(config: RunConfig, data: str) -> bool:
+    """Whether ``data`` names the run's own data, whose paths are absolute."""
+    named = config.model_copy(update={"data": config.data.model_copy(update={"name": data})})
+    return named.with_absolute_paths().data.name == config.data.name
+
+
+def _choose_split(images: ImageData, asked: str | None) -> tuple[str, ImageSource, list[str]]:
+    """Return the split's name, its labelled images, and what there is to say about them."""
+    if asked == "test" and images.test is None:
+        raise UserError(f"{images.facts.name} has no test split.", "Use --split validation.")
+    split = asked or ("validation" if images.test is None else "test")
+    notes = [] if asked or images.test is not None else [f"{images.facts.name} has no test split: validation it is."]
+    found = {"train": images.train, "validation": images.validation, "test": images.test}[split]
+    assert found is not None
+    labelled = [index for index, label in enumerate(found.labels) if label != UNLABELLED]
+    if len(labelled) < len(found):
+        notes.append(f"{len(found) - len(labelled)} images of the {split} split have no label and are left out.")
+    return split, Subset(found, labelled), notes
+
+
+def _candidate(role: str, name: str, run: RunFolder | None, data: DataFacts) -> Candidate:
+    """Load a run's student or a model, and match its labels to the data's.
+
+    Raises:
+        UserError: when it can't be loaded, or its labels don't fit.
+    """
+    if run is None:
+        model, weights = load_teacher(TeacherConfig(name=name), seed=0), _weights_folder(name)
+    else:
+        model, weights = load_saved(run.student), run.student
+    if model.facts.num_classes == 0:
+        raise UserError(f"{name} has no classifier: it can't be evaluated.", "Choose an image classifier.")
+    label_map, reason = map_labels(model.facts, data, role="model")
+    if label_map is None:
+        raise UserError(
+            f"{name} can't be evaluated on {data.name}: {reason}",
+            "Give data with the model's classes (--data), or a model for these classes.",
+        )
+    return Candidate(role, name, model, weights, label_map, reason)
+
+
+def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
+    """Load the run's teacher; it has an accuracy where the run's plan found its labels to be the student's."""
+    config, plan = run.read_config(), run.read_plan()
+    if config.teacher.name == "none":
+        return None
+    try:
+        model = load_teacher(config.teacher, seed=config.seed)
+    except UserError as error:
+        raise UserError(error.message, f"{error.hint} --no-teacher leaves the teacher out.") from None
+    assert student.label_map is not None
+    ours = plan["label_map"]  # the student's class -> the teacher's
+    label_map = None if ours is None else tuple(ours[label] for label in student.label_map)
+    (reason,) = (decision["reason"] for decision in plan["decisions"] if decision["name"] == "relation")
+    weights = None if config.teacher.weights else _weights_folder(config.teacher.name)
+    return Candidate("teacher", model.facts.name, model, weights, label_map, reason)
+
+
+def _weights_folder(name: str) -> Path | None:
+    parsed = parse_name(name)
+    assert parsed is not None  # "none" was no model to load
+    return None if parsed.random else locate(parsed, weights=True).folder
+
+
+def _label_notes(candidate: Candidate) -> list[str]:
+    """Return what is not a matter of course about the labels."""
+    if candidate.label_map is None:
+        return [f"The teacher has no accuracy here. {candidate.labels}"]
+    if candidate.model.facts.label_names is None or list(candidate.label_map) != sorted(candidate.label_map):
+        return [f"{candidate.name}: {candidate.labels}"]
+    return []
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+_SCORES = ("top1", "top5", "expected_calibration_error", "cross_entropy", "per_class_accuracy", "confusion")
+
+
+@torch.inference_mode()
+def _score(
+    candidate: Candidate, loader: EvalLoader, device: torch.device, num_samples: int, skipped: dict[str, None]
+) -> tuple[dict[str, Any], Tensor]:
+    """Return the metrics and the predicted class of every sample, (N,), -1 for an unreadable image.
+
+    Names of unreadable images go into ``skipped``.
+    """
+    assert candidate.label_map is not None
+    label_map = torch.tensor(candidate.label_map)
+    meters = ClassificationMeters(len(label_map))
+    predictions = torch.full((num_samples,), -1)
+    for batch in loader:
+        skipped.update(dict.fromkeys(batch.skipped))
+        images = prepare(batch.images.to(device, non_blocking=True), candidate.model.facts.preprocessing)
+        logits = candidate.model(images).logits
+        assert logits is not None
+        logits = logits.float().cpu()[:, label_map]
+        if not logits.isfinite().all():
+            raise UserError(
+                f"{candidate.name} gives logits that are not finite numbers.", "Its weights are damaged: train it anew."
+            )
+        meters.update(logits, batch.targets)
+        predictions[batch.indices] = logits.argmax(dim=1)
+    return meters.compute(), predictions
+
+
+def measure_costs(model: Model, folder: Path | None, *, device: torch.device, batch_size: int) -> dict[str, Any]:
+    """Return what a model costs: size, operations, and time on the device that it is on.
+
+    Args:
+        model: in eval mode.
+        folder: that its weights lie in; None for a model that has none.
+        device: where ``model`` is.
+        batch_size: images of a batch, for the throughput; the latency is that of one image.
+    """
+    facts = model.facts
+    size, size_of = weights_size(model, folder)
+    latency = _time_forward(model, 1, device)
+    batches = _time_forward(model, batch_size, device)
+    low, median, high = latency.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    return {
+        "parameters": facts.num_parameters,
+        "macs": facts.macs,
+        "size_mb": size / 1e6,
+        "size_of": size_of,
+        "input_size": list(facts.preprocessing.image_size),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "latency": {"median_ms": 1e3 * median, "iqr_ms": 1e3 * (high - low), "repeats": len(latency)},
+        "throughput": {"images_per_second": batch_size / float(batches.median()), "repeats": len(batches)},
+    }
+
+
+def weights_size(model: Model, folder: Path | None) -> tuple[int, str]:
+    """Return the bytes of the model's weights and what they are of: its safetensors files, or its state dict."""
+    files = []
+    if folder is not None:
+        whole = folder / "model.safetensors"
+        files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+    if files:
+        return sum(file.stat().st_size for file in files), ", ".join(file.name for file in files)
+    state = model.module.state_dict()
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values()), "state dict"
+
+
+@torch.inference_mode()
+def _time_forward(model: Model, batch_size: int, device: torch.device) -> Tensor:
+    """Return the seconds of repeated forward passes, float64 (repeats,), after warm-up, with the input on the device."""
+    images = torch.randn(batch_size, 3, *model.facts.preprocessing.image_size, device=device)
+
+    def seconds() -> float:
+        _synchronize(device)
+        start = time.perf_counter()
+        model(images)
+        _synchronize(device)
+        return time.perf_counter() - start
+
+    for _ in range(_WARM_UP):
+        seconds()
+    times: list[float] = []
+    while len(times) < _FEWEST_REPEATS or (len(times) < _REPEATS and sum(times) < _TIMING_SECONDS):
+        times.append(seconds())
+    return torch.tensor(times, dtype=torch.float64)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
