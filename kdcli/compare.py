@@ -20,8 +20,19 @@ from kdcli.errors import UserError, did_you_mean
 from kdcli.report import plot_learning_curves
 from kdcli.run_folder import RunFolder
 
-NOT_OF_THE_RECIPE = ("seed", "output", "description", "baseline", "data.workers", "train.device", "train.track")
-"""Keys that do not make another recipe: the seed, what a run is called, where it computes and what is logged."""
+NOT_OF_THE_RECIPE = (
+    "seed",
+    "output",
+    "description",
+    "baseline",
+    "data.workers",
+    "train.device",
+    "train.num_processes",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.track",
+)
+"""Keys that do not make another recipe: the seed, what a run is called, where it computes, what is logged and saved."""
 EVALUATED_ON = (
     "data.name",
     "data.subset",
@@ -47,8 +58,8 @@ class Run:
         name: the path below the folder that all compared runs have in common.
         seed: of the run.
         settings: the resolved config by dotted key, without ``NOT_OF_THE_RECIPE``.
-        metrics: ``validation NAME`` of the best epoch so far, ``test NAME``, ``best epoch`` and ``steps``, where
-            recorded.
+        metrics: ``validation NAME`` of the best epoch so far, ``test NAME``, ``best epoch``, ``steps`` and
+            ``seconds``, where recorded.
         curves: ``validation NAME`` and ``training loss``, each from step to value.
         finished: whether training and test are done.
     """
@@ -184,9 +195,10 @@ def _read_run(path: Path, name: str) -> Run:
         for key, value in _metrics(line):
             curves.setdefault(f"validation {key}", {})[line["step"]] = value
     curves["training loss"] = {line["step"]: line["loss"] for line in training}
-    # The card is the last file that is written; without a test split there are no test metrics to tell by.
-    finished = bool(test) or (path / "README.md").is_file()
-    return Run(path, name, config.seed, settings, metrics, curves, finished)
+    result = folder.read_result()
+    if result is not None:
+        metrics["seconds"] = result["seconds"]
+    return Run(path, name, config.seed, settings, metrics, curves, finished=result is not None)
 
 
 def _metrics(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

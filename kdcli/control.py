@@ -72,7 +72,7 @@ class Control:
     def __init__(self, every: Every, *, num_processes: int = 1) -> None:
         self._every = every
         self._group: Any = distributed.new_group(backend="gloo") if num_processes > 1 else None
-        self._saved = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), 0
         self._asked = Verdict.GO_ON
 
     @property
@@ -111,12 +111,12 @@ class Control:
             verdict = Verdict(int(agreed))
         return verdict
 
-    def saved(self) -> None:
-        """Count the time anew: a checkpoint was written."""
-        self._saved = time.monotonic()
+    def saved(self, step: int) -> None:
+        """Count anew: there is a checkpoint of ``step``."""
+        self._saved_at, self._saved_step = time.monotonic(), step
 
     def _is_due(self, step: int) -> bool:
         if self._every.steps is not None:
-            return step % self._every.steps == 0
+            return step - self._saved_step >= self._every.steps
         assert self._every.seconds is not None
-        return time.monotonic() - self._saved >= self._every.seconds
+        return time.monotonic() - self._saved_at >= self._every.seconds

@@ -346,7 +346,7 @@ class Trainer:
                 projectors=self.run.path / "projector.safetensors",
             )
             self.reporter.saved(self.step)
-        self.control.saved()
+        self.control.saved(self.step)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where ``checkpoint`` was written: this object, and the run folder's files.
@@ -369,6 +369,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         _match_memory_formats(self.optimizer)
         self.step, self.closed = state["step"], state["closed"]
+        self.control.saved(self.step)
         self.schedule.step_update(self.step // self.job.config.train.accumulation)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

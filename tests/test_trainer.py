@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 import kdcli.data.sources as data_sources
@@ -354,3 +355,11 @@ def test_a_tracker_that_is_not_installed_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(devices_module, "get_available_trackers", list)
     with pytest.raises(UserError, match="tensorboard is not installed"):
         run(tmp_path / "run", train__track=["tensorboard"])
+
+
+def test_sharded_training_is_refused(monkeypatch):
+    monkeypatch.setattr(devices_module.Accelerator, "distributed_type", DistributedType.FSDP)
+    config = parse_config(BASE, source="test")
+    with pytest.raises(UserError, match="was started for FSDP") as caught:
+        make_accelerator(config.train)
+    assert "without FSDP" in caught.value.hint

@@ -1,0 +1,224 @@
+"""Several training processes: the same result as one, one message where one of them fails, and no orphan."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+# A student without batch statistics: on a CPU there is no batch normalisation over all processes.
+OPTIONS = (
+    *("--teacher", "random:test_efficientnet", "--student", "test_vit", "--data", "demo:digits", "--device", "cpu"),
+    *("--batch-size", "64", "--epochs", "2", "--set", "data.workers=0", "--set", "data.labels_per_class=20"),
+    *("--set", "student.image_size=32", "--set", "teacher.image_size=32"),
+    *("--set", "augment.mixup=0.2", "--set", "augment.cutmix=1.0"),
+)
+METHODS = {
+    "inverted": (),
+    "orthogonal-whitened": (
+        "--set",
+        "methods=[{method: supervised}, {method: projection, projector: orthogonal, normalize: whiten,"
+        " normalize_student: standardize, lr_scale: 0.1}, {method: spectral_regularization}]",
+    ),
+}
+
+
+def start(*arguments: str | Path, launcher: tuple[str, ...] = ("-m", "kdcli")) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *launcher, *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"NO_COLOR": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "300"},
+    )  # fmt: skip
+
+
+def finish(*arguments: str | Path) -> str:
+    process = start("distill", *arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def assert_close(first: Path, second: Path) -> None:
+    """Compare student, projectors and their spectra: AdamW's first steps turn rounding into differences of 1e-5."""
+    for name in ("student/model.safetensors", "projector.safetensors", "spectra.safetensors"):
+        one, two = load_file(first / name), load_file(second / name)
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(
+                value, two[key], rtol=1e-3, atol=1e-4, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
+            )
+
+
+def events(run: Path) -> list[tuple[str, int]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["event"], line["step"]) for line in lines]
+
+
+def metrics(run: Path, event: str) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, run_cli_in):
+    """The run of one process; not to be changed."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert run_cli_in("distill", *OPTIONS, "--output", "run", cwd=folder).exit_code == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("methods", METHODS)
+def test_two_processes_train_as_one(run_cli, tmp_path, alone, methods):
+    """40 steps on few labels with mixing, losses over batch statistics: as in one process, up to rounding."""
+    one = alone
+    if METHODS[methods]:
+        assert run_cli("distill", *OPTIONS, *METHODS[methods], "--output", "one").exit_code == 0
+        one = tmp_path / "one"
+    output = finish(*OPTIONS, *METHODS[methods], "--num-processes", "2", "--output", tmp_path / "two")
+    assert output.count("Plan:") == output.count("Result") == 1, "only the main process prints"
+    assert_close(one, tmp_path / "two")
+    assert events(one) == events(tmp_path / "two")
+    assert metrics(one, "validation")[-1]["step"] >= 40
+    for event in ("train", "validation", "test"):
+        for first, second in zip(metrics(one, event), metrics(tmp_path / "two", event), strict=True):
+            for key in first.keys() - {"event", "images_per_second", "data_wait"}:
+                assert first[key] == pytest.approx(second[key], rel=2e-3, abs=1e-4), (event, key)
+    assert (tmp_path / "two" / "result.json").exists()
+
+
+def test_a_run_goes_on_in_two_processes_and_then_in_one(tmp_path, alone):
+    run = tmp_path / "run"
+    for processes, steps in (("1", 1), ("2", 20)):
+        command = ("--resume", run) if run.exists() else (*OPTIONS, "--output", run)
+        process = start("distill", *command, "--num-processes", processes, "--checkpoint-every", "1")
+        wait_for_step(run, steps, process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 143, output
+        assert "Traceback" not in output
+        assert output.count("Go on with: kdcli distill --resume") == 1, output
+    finish("--resume", run, "--num-processes", "1")
+    assert_close(alone, run)
+    assert events(alone) == events(run)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    for _ in range(2400):
+        found = [int(path.name[5:]) for path in run.glob("checkpoints/step-*")]
+        if found and max(found) >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} never came")
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes whose parent is ``pid``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            stat = (entry / "stat").read_text() if entry.name.isdigit() else ""
+        except OSError:  # it has ended meanwhile
+            continue
+        if stat and int(stat.rpartition(")")[2].split()[1]) == pid:
+            found.append(int(entry.name))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    for _ in range(600):
+        if not any(map(is_alive, pids)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"left behind: {[pid for pid in pids if is_alive(pid)]}")
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A launcher whose two workers are training; with their process ids, by rank."""
+    run = tmp_path / "run"
+    arguments = ("--epochs", "100", "--num-processes", "2", "--checkpoint-every", "1")
+    process = start("distill", *OPTIONS, *arguments, "--output", run)
+    wait_for_step(run, 2, process)
+    workers = {}
+    for pid in children(process.pid):
+        variables = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
+        for variable in variables:
+            if variable.startswith(b"RANK="):
+                workers[int(variable[5:])] = pid
+    assert set(workers) == {0, 1}
+    yield process, workers, run
+    process.kill()
+
+
+def test_a_worker_that_dies_ends_all_with_one_message(training):
+    process, workers, run = training
+    os.kill(workers[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.count("Error:") == 1
+    assert "Training process 1 was ended by SIGKILL" in output
+    assert "Traceback" not in output
+    wait_until_gone(list(workers.values()))
+    assert any((run / "checkpoints").iterdir())
+
+
+def test_a_launcher_that_dies_leaves_no_orphans(training):
+    process, workers, _ = training
+    process.kill()
+    wait_until_gone(list(workers.values()))
+
+
+def test_a_users_error_in_the_workers_is_one_message(tmp_path):
+    process = start(
+        "distill", *OPTIONS, "--set", "optim.optimizer=adamm", "--num-processes", "2", "--output", tmp_path / "r"
+    )
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.count("Error:") == 1
+    assert "no optimiser 'adamm'" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_batch_that_can_not_be_shared_is_said_before_training(tmp_path):
+    process = start("distill", *OPTIONS, "--batch-size", "63", "--num-processes", "2", "--output", tmp_path / "r")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert "A batch of 63 can't be shared evenly by 2 processes" in output
+    assert not (tmp_path / "r").exists()
+
+
+def test_two_machines_of_accelerates_launcher(tmp_path, alone):
+    """Two launchers on loopback, a process each, as on two machines."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2")
+    where = ("--main_process_ip", "127.0.0.1", "--main_process_port", str(port))
+    nodes = [
+        start("-m", "kdcli", "distill", *OPTIONS, "--output", tmp_path / "run",
+              launcher=(*launcher, *where, "--machine_rank", str(number)))
+        for number in range(2)
+    ]  # fmt: skip
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert "Plan:" in outputs[0]
+    assert "Plan:" not in outputs[1]
+    assert_close(alone, tmp_path / "run")

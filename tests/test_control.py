@@ -1,0 +1,62 @@
+"""When to save and when to stop."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from kdcli.control import Control, Every, Verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "every"),
+    [("200", Every(200, None)), ("30s", Every(None, 30)), ("10m", Every(None, 600)), ("2h", Every(None, 7200))],
+)
+def test_steps_and_times(text, every):
+    assert Every.parse(text) == every
+
+
+def test_saving_is_due_so_many_steps_after_the_last_time():
+    control = Control(Every.parse("3"))
+    assert [control.after(step) for step in (1, 2, 3, 4)] == [Verdict.GO_ON] * 2 + [Verdict.SAVE] * 2
+    control.saved(4)  # it could not be saved at 3, within a group of accumulated batches
+    assert [control.after(step) for step in (5, 6, 7)] == [Verdict.GO_ON] * 2 + [Verdict.SAVE]
+
+
+def test_a_clock_that_is_set_does_not_matter(monkeypatch):
+    """Time is measured by the clock that only goes forward; the one of the wall jumps a year ahead, then back."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    control = Control(Every.parse("10m"))
+    for jump in (365 * 86400, -365 * 86400):
+        monkeypatch.setattr(time, "time", lambda jump=jump: 1.8e9 + jump)
+        assert control.after(1) == Verdict.GO_ON
+    now[0] += 600
+    assert control.after(2) == Verdict.SAVE
+    control.saved(2)
+    assert control.after(3) == Verdict.GO_ON
+
+
+def test_the_first_signal_is_a_wish_and_the_second_is_carried_out():
+    control = Control(Every.parse("10m"))
+    before = signal.getsignal(signal.SIGINT)
+    with control.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert control.stop_asked
+        assert control.after(1) == Verdict.STOP_INT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert Control(Every.parse("10m")).after(1) == Verdict.GO_ON
+
+
+def test_a_stop_outweighs_a_checkpoint_and_a_sigterm_a_ctrl_c():
+    control = Control(Every.parse("1"))
+    with control.listening():
+        assert control.after(1) == Verdict.SAVE
+        os.kill(os.getpid(), signal.SIGINT)
+        assert control.after(1) == Verdict.STOP_INT
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert control.after(1) == Verdict.STOP_TERM
