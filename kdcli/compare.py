@@ -44,7 +44,7 @@ EVALUATED_ON = (
 """Keys that settle which images a run is validated and tested on."""
 CONFIDENCE = 0.95
 _NOT_METRICS = ("event", "epoch", "step", "best")
-_ORDER = ("validation", "test", "best", "steps")
+_ORDER = ("validation", "test", "best", "steps", "seconds")
 """First words of the metrics' names, in the order of the table."""
 _DASH = "-"
 
