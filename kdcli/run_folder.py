@@ -300,6 +300,7 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
     with clear_os_errors(target.parent):
         try:
             write(temporary)
+            _make_readable(temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -312,9 +313,17 @@ def replace_files(folder: Path, save: Callable[[Path], object]) -> None:
         save(temporary)
         folder.mkdir(exist_ok=True)
         for file in temporary.iterdir():
+            _make_readable(file)
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_readable(file: Path) -> None:
+    """Give a file the permissions that new files have here: safetensors gives them to the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def link_files(source: Path, target: Path) -> None:

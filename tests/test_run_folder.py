@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kdcli.config import parse_config
 from kdcli.errors import UserError
@@ -102,3 +103,16 @@ def test_an_option_that_is_switched_off_stays_off_in_the_config(tmp_path):
     run = RunFolder(tmp_path)
     run.write_config(config)
     assert run.read_config() == config
+
+
+def test_files_have_the_permissions_of_new_files(tmp_path):
+    """safetensors itself writes files that nobody else may read."""
+    before = os.umask(0o022)
+    try:
+        run = RunFolder.create(tmp_path / "run")
+        run.write_tensors("projector.safetensors", {"w": torch.ones(2)})
+        run.write_student(lambda folder: save_file({"w": torch.ones(2)}, folder / "model.safetensors"))
+    finally:
+        os.umask(before)
+    for name in ("projector.safetensors", "student/model.safetensors"):
+        assert (run.path / name).stat().st_mode & 0o777 == 0o644
