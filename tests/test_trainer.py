@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import kdcli.data.sources as data_sources
 import kdcli.devices as devices_module
 import kdcli.trainer as trainer_module
+from kdcli.analysis import numerical_rank, stable_rank
 from kdcli.checkpoint import Checkpoints
 from kdcli.config import parse_config
 from kdcli.devices import make_accelerator, resolve_precision
@@ -349,6 +350,10 @@ def test_tensorboard_gets_losses_metrics_and_learning_rate(tmp_path):
         for name in set(line) - {"event", "step"}:
             (scalar,) = events.Scalars(f"{event}/{name}")
             assert (scalar.step, scalar.value) == (line["step"], pytest.approx(line[name], rel=1e-5)), name
+    spectrum = opened.read_tensors("spectra.safetensors")["projection"][-1]
+    for kind, rank in (("numerical", numerical_rank(spectrum)), ("stable", stable_rank(spectrum))):
+        (scalar,) = events.Scalars(f"projection/{kind}_rank")
+        assert (scalar.step, scalar.value) == (5, pytest.approx(rank, rel=1e-5))
 
 
 def test_a_tracker_that_is_not_installed_is_a_user_error(tmp_path, monkeypatch):
