@@ -1,6 +1,5 @@
 """When to save and when to stop."""
 
-import os
 import signal
 import time
 
@@ -42,12 +41,11 @@ def test_the_first_signal_is_a_wish_and_the_second_is_carried_out():
     control = Control(Every.parse("10m"))
     before = signal.getsignal(signal.SIGINT)
     with control.listening():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert control.stop_asked
         assert control.after(1) == Verdict.STOP_INT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
     assert Control(Every.parse("10m")).after(1) == Verdict.GO_ON
 
@@ -56,7 +54,7 @@ def test_a_stop_outweighs_a_checkpoint_and_a_sigterm_a_ctrl_c():
     control = Control(Every.parse("1"))
     with control.listening():
         assert control.after(1) == Verdict.SAVE
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert control.after(1) == Verdict.STOP_INT
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert control.after(1) == Verdict.STOP_TERM
