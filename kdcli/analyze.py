@@ -49,6 +49,11 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
         raise UserError(f"{job.data.facts.name} has no test split.", "Use --split validation.")
     assert job.teacher is not None
     methods = {name: method for name, method in job.distiller.each_method() if name in projections}
+    if unknown := set(projections) - methods.keys():
+        raise UserError(
+            f"{run.path / 'spectra.safetensors'} does not go with the run's config.yaml: {', '.join(sorted(unknown))}.",
+            "Repeat the run.",
+        )
     student_taps = tuple(sorted({tap for method in methods.values() for tap in method.student_taps}))
     teacher_taps = tuple(sorted({tap for method in methods.values() for tap in method.teacher_taps}))
     place = resolve_device(device)
@@ -57,13 +62,19 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
     teacher = _features(job, job.teacher, source, teacher_taps, place, canvas)
 
     folder = run.path / "analysis"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Can't write to {folder}: {error.strerror}.", "Move what stands in its way.") from error
     spectra = run.read_tensors("spectra.safetensors")
     results, files = {}, []
     for name, method in methods.items():
         assert isinstance(method, Projection)
-        result = _analyze(method, student[method.student_taps[0]], teacher[method.teacher_taps[0]])
-        history, steps = spectra[name], spectra["steps"]
+        try:
+            result = _analyze(method, student[method.student_taps[0]], teacher[method.teacher_taps[0]])
+        except ValueError as error:
+            raise UserError(f"{name} can't be analysed: {error}.", "Repeat the run, with a lower --lr.") from error
+        history, steps = _history(run, spectra, name)
         result["evolution"] = {"steps": steps.tolist(), **rank_evolution(history)}
         results[name] = result
         title = f"{type(method.projector).__name__} of {run.path.resolve().name}"
@@ -183,6 +194,22 @@ def _matrix_projections(run: RunFolder) -> list[str]:
     return names
 
 
+def _history(run: RunFolder, spectra: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """Return the singular values (T, r) of a projector over the training, and the T steps they were recorded at."""
+    history, steps = spectra[name], spectra.get("steps")
+    if steps is None or history.ndim != 2 or steps.shape != history.shape[:1] or not history.numel():
+        raise UserError(
+            f"{run.path / 'spectra.safetensors'} is damaged: it holds no history of {name}.", "Repeat the run."
+        )
+    if not bool(torch.isfinite(history).all() and (history >= 0).all()):
+        raise UserError(
+            f"{run.path / 'spectra.safetensors'} is damaged: the history of {name} is not finite.", "Repeat the run."
+        )
+    return history, steps
+
+
 def _steps_per_epoch(run: RunFolder) -> float:
-    last = run.read_metrics("validation")[-1]
-    return float(last["step"]) / float(last["epoch"])
+    lines = run.read_metrics("validation")
+    if not lines or not lines[-1].get("epoch") or "step" not in lines[-1]:
+        raise UserError(f"{run.path / 'metrics.jsonl'} has no validation.", "Repeat the run.")
+    return float(lines[-1]["step"]) / float(lines[-1]["epoch"])

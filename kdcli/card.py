@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 from kdcli.config import ProjectionOptions, RunConfig
+from kdcli.errors import UserError
 from kdcli.run_folder import RunFolder
+from kdcli.text import printable
 
 
 def model_card(run: RunFolder) -> str:
@@ -14,6 +17,10 @@ def model_card(run: RunFolder) -> str:
     native = json.loads((run.student / "config.json").read_text(encoding="utf-8"))
     library = "timm" if "architecture" in native else "transformers"
     decisions = {entry["name"]: entry for entry in plan["decisions"]}
+    if missing := {"relation", "student", "data", "trainable parameters"} - decisions.keys():
+        raise UserError(
+            f"{run.path / 'plan.json'} has no decision about {', '.join(sorted(missing))}.", "Repeat the run."
+        )
     name = config.student.name.rpartition("/")[2]
     rows = [
         ("Student", decisions["student"]["value"]),
@@ -26,15 +33,17 @@ def model_card(run: RunFolder) -> str:
         *_metric_rows(run, "validation", "Validation"),
         *_metric_rows(run, "test", "Test"),
     ]
-    table = "\n".join(f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows)
+    table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
     versions = ", ".join(f"{package} {version}" for package, version in plan["versions"].items())
+    command = printable(plan["command"])
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", command))])
     return f"""---
 library_name: {library}
 pipeline_tag: {config.task}
 tags: [knowledge-distillation, kdcli]
 ---
 
-# {name}, distilled with kdcli
+# {_inline(name)}, distilled with kdcli
 
 | | |
 | --- | --- |
@@ -48,12 +57,17 @@ tags: [knowledge-distillation, kdcli]
 
 ## Made by
 
-```sh
-{plan["command"]}
-```
+{fence}sh
+{command}
+{fence}
 
 {versions}
 """
+
+
+def _inline(text: str) -> str:
+    """Return ``text`` as one line of Markdown that stays in its cell and is no HTML."""
+    return re.sub(r"([\\|<])", r"\\\1", printable(" ".join(text.split())))
 
 
 _LOADING = {
@@ -77,10 +91,9 @@ def _projector(config: RunConfig) -> str:
 
 def _metric_rows(run: RunFolder, event: str, title: str) -> list[tuple[str, str]]:
     lines = run.read_metrics(event)
-    if not lines:
-        return []
     # The kept student is the one of the last test or, without a test split, of the best validation.
     tests = run.read_metrics("test")
-    kept = [line for line in lines if (line["epoch"] == tests[-1]["epoch"] if tests else line["best"])][-1]
+    epoch = tests[-1].get("epoch") if tests else None
+    kept = [line for line in lines if (line.get("epoch") == epoch if tests else line.get("best"))][-1:]
     hidden = ("event", "epoch", "step", "best")
-    return [(f"{title} {key}", f"{value:.4f}") for key, value in kept.items() if key not in hidden]
+    return [(f"{title} {key}", f"{value:.4f}") for line in kept for key, value in line.items() if key not in hidden]

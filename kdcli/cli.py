@@ -280,20 +280,27 @@ def distill(
     if resume is not None:
         code = resume_run(config, resume, command=_command(), output=shown, dry_run=dry_run)
     else:
-        name = Path(recipe).stem if recipe else _run_name(config)
+        name = _file_name(Path(recipe).stem) if recipe else _run_name(config)
         code = distill_run(config, name=name, command=_command(), output=shown, dry_run=dry_run)
     if code:
         raise typer.Exit(code)
 
 
 def _run_name(config: RunConfig) -> str:
-    names = (config.student.name, config.teacher.name, config.data.name)
-    student, teacher, data = ("".join(c if c.isalnum() or c in "._" else "-" for c in n).strip("-.") for n in names)
-    return f"{student}-from-{teacher}-on-{data}"[:120]
+    student, teacher, data = map(_file_name, (config.student.name, config.teacher.name, config.data.name))
+    return _file_name(f"{student}-from-{teacher}-on-{data}")
+
+
+def _file_name(text: str) -> str:
+    """Return ``text`` as the name of a folder: letters, digits and ``._-``, at most 120 bytes, never ``.`` or ``..``."""
+    name = "".join(c if c.isalnum() or c in "._" else "-" for c in text).strip("-.")
+    return name.encode()[:120].decode(errors="ignore") or "run"
 
 
 def _command() -> str:
-    return shlex.join(["kdcli", *sys.argv[1:]])
+    from kdcli.text import redact
+
+    return shlex.join(["kdcli", *map(redact, sys.argv[1:])])
 
 
 @app.command()
@@ -318,14 +325,17 @@ def export(
     from kdcli.console import show_lines
     from kdcli.errors import did_you_mean
     from kdcli.run_folder import RunFolder
+    from kdcli.text import check_argument, short_repr
 
     formats = ("safetensors", "onnx")
     if format_ not in formats:
         raise UserError(
-            f"There is no format {format_!r}. {did_you_mean(format_, formats)}".rstrip(), "Use safetensors or onnx."
+            f"There is no format {short_repr(format_)}. {did_you_mean(format_, formats)}".rstrip(),
+            "Use safetensors or onnx.",
         )
     opened = RunFolder.open(run)
     target = output or run / "export"
+    check_argument("--output", target)
     from kdcli.export import export_onnx, export_safetensors
 
     difference = (export_safetensors if format_ == "safetensors" else export_onnx)(opened, target)
@@ -540,9 +550,9 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.", s
         kdcli recipes show quickstart
     """
     from kdcli.console import show_text
-    from kdcli.recipes import find_recipe
+    from kdcli.recipes import find_recipe, read_recipe
 
-    show_text(find_recipe(name).read_text(encoding="utf-8"))
+    show_text(read_recipe(find_recipe(name)))
 
 
 @recipes_app.command("copy")

@@ -11,9 +11,11 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kdcli.errors import UserError, did_you_mean
+from kdcli.facts import MAX_IMAGE_SIZE
+from kdcli.text import check_name, short_repr
 
 Relation = Literal["same", "cross", "random", "none"]
 ProjectorName = Literal["linear", "mlp", "orthogonal", "inverted"]
@@ -22,31 +24,42 @@ DistanceName = Literal["mse", "smooth_l1", "log_sum"]
 OrthogonalMap = Literal["retraction", "matrix_exp", "cayley", "householder"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+ImageSize = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
+Name = Annotated[str, AfterValidator(check_name)]
+
+
+def _check_path(path: Path) -> Path:
+    check_name(str(path))
+    return path
+
+
+Location = Annotated[Path, AfterValidator(_check_path)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values can't be changed."""
+    """Base of every section: unknown keys are errors, numbers are finite, values can't be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TeacherConfig(Section):
     """The model that is imitated. ``name`` is ``none`` for no teacher."""
 
-    name: str
-    weights: str | None = None
+    name: Name
+    weights: Name | None = None
     """Local checkpoint, ``.safetensors`` or ``.pth``; ``package:NAME/PATH`` is a file inside an installed package."""
-    image_size: Count | None = None
-    """Side of its input in pixels; by default the model's own."""
+    image_size: ImageSize | None = None
+    """Side of its input in pixels, at most 4096; by default the model's own."""
 
 
 class StudentConfig(Section):
     """The model that is trained."""
 
-    name: str
+    name: Name
     pretrained: bool = False
-    image_size: Count | None = None
+    image_size: ImageSize | None = None
+    """Side of its input in pixels, at most 4096; by default the model's own."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Rate of stochastic depth, for architectures that have it; by default the architecture's own."""
 
@@ -54,10 +67,10 @@ class StudentConfig(Section):
 class DataConfig(Section):
     """Where the images come from and how they are split."""
 
-    name: str
-    root: Path | None = None
+    name: Name
+    root: Location | None = None
     """Where ``torchvision:`` data sets lie or are downloaded to."""
-    unlabelled: Path | None = None
+    unlabelled: Location | None = None
     """A folder of further training images without labels."""
     labels_per_class: Count | None = None
     """Keep so many labels a class, drawn by seed; the other training images stay, unlabelled."""
@@ -67,11 +80,11 @@ class DataConfig(Section):
     """Cut from the training split, by seed and class, where there is no validation split."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Cut from the whole where the data have no splits at all."""
-    image_column: str | None = None
-    label_column: str | None = None
-    subset: str | None = None
+    image_column: Name | None = None
+    label_column: Name | None = None
+    subset: Name | None = None
     """Configuration name of a ``hf:`` data set."""
-    workers: Annotated[int, Field(ge=0)] | None = None
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """Loader processes; by default from the number of CPU cores."""
     strict: bool = False
     """Stop at an unreadable image instead of skipping it."""
@@ -119,8 +132,8 @@ class ProjectionOptions(Section):
     orthogonal_map: OrthogonalMap = "retraction"
     lr_scale: Positive = 1.0
     """Learning rate of the projector relative to the student's."""
-    student_tap: str = "pooled"
-    teacher_tap: str = "pooled"
+    student_tap: Name = "pooled"
+    teacher_tap: Name = "pooled"
 
 
 class LogitKDOptions(Section):
@@ -138,7 +151,7 @@ class SpectralOptions(Section):
     weight: Positive = 0.1
     rank: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Fraction of min(batch, width) that is not suppressed."""
-    student_tap: str = "pooled"
+    student_tap: Name = "pooled"
 
 
 MethodOptions = Annotated[
@@ -167,7 +180,7 @@ class FeaturePair(Section):
 class OptimConfig(Section):
     """Optimiser and schedule, by timm's factories."""
 
-    optimizer: str = "adamw"
+    optimizer: Name = "adamw"
     lr: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     momentum: Fraction = 0.9
@@ -192,14 +205,14 @@ class TrainConfig(Section):
     """How long and on what."""
 
     epochs: Count = 100
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    batch_size: Annotated[int, Field(ge=2, lt=2**31)] = 128
     """Images of one forward pass, over all processes."""
     accumulation: Count = 1
     """Batches of one optimiser step."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the student's weights; the average is then the result."""
     mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = "auto"
-    device: str = "auto"
+    device: Name = "auto"
     num_processes: Count | None = None
     """Training processes on this machine; by default one for each GPU, or one on the CPU."""
     sync_batchnorm: bool = True
@@ -227,7 +240,7 @@ class RunConfig(Section):
     teacher: Annotated[TeacherConfig, BeforeValidator(_named)]
     student: Annotated[StudentConfig, BeforeValidator(_named)]
     data: Annotated[DataConfig, BeforeValidator(_named)]
-    output: Path | None = None
+    output: Location | None = None
     """The run folder; by default a name of its own under ``runs/``."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     relation: Literal["auto", "same", "cross", "random", "none"] = "auto"
@@ -320,14 +333,14 @@ def _describe(problem: Any) -> str:
     if kind == "literal_error":
         allowed = problem["ctx"]["expected"]
         names = [name.strip(" '") for name in allowed.replace(" or ", ", ").split(",")]
-        return f"{key}: {value!r} is not one of {allowed}. {did_you_mean(str(value), names)}".rstrip()
+        nearest = did_you_mean(value, names) if isinstance(value, str) else ""
+        return f"{key}: {short_repr(value)} is not one of {allowed}. {nearest}".rstrip()
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
         name = value.get("method") if isinstance(value, dict) else value
-        return (
-            f"{key}.method: {name!r} is not one of {', '.join(_METHOD_SECTIONS)}. "
-            f"{did_you_mean(str(name), _METHOD_SECTIONS)}"
-        ).rstrip()
-    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {value!r}."
+        nearest = did_you_mean(name, _METHOD_SECTIONS) if isinstance(name, str) else ""
+        return f"{key}.method: {short_repr(name)} is not one of {', '.join(_METHOD_SECTIONS)}. {nearest}".rstrip()
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}, got {short_repr(value)}."
 
 
 _METHOD_SECTIONS: dict[str, type[Section]] = {

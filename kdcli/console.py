@@ -5,22 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.panel import Panel
 from rich.table import Table
 
 from kdcli.errors import UserError
 from kdcli.plan import Plan
+from kdcli.text import printable, redact
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, emoji=False)
+errors = Console(stderr=True, highlight=False, emoji=False)
+
+
+def escape(text: str) -> str:
+    """Return ``text`` as rich's markup for it, without secrets and without what would drive the terminal."""
+    return escape_markup(printable(redact(text)))
 
 
 def show_error(error: UserError) -> None:
     """Print a user's error: the message and the hint."""
-    errors.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)
+    errors.print(f"[bold red]Error:[/] {escape(_indented(error.message))}", soft_wrap=True)
     if error.hint:
-        errors.print(f"[bold]Hint:[/] {escape(error.hint)}", soft_wrap=True)
+        errors.print(f"[bold]Hint:[/] {escape(_indented(error.hint))}", soft_wrap=True)
+
+
+def _indented(text: str) -> str:
+    """Return ``text`` with every line but the first indented: what a library said can't pass for a message of its own."""
+    first, *rest = text.splitlines() or [""]
+    return "\n".join([first, *(line if line.startswith(" ") else f"  {line}" for line in rest)])
 
 
 def show_plan(plan: Plan, *, title: str) -> None:

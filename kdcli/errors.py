@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+
+_LONGEST_NAME = 200
+"""No valid name is as long; comparing longer ones with all of them would take long."""
 
 
 class UserError(Exception):
@@ -25,5 +29,16 @@ class UserError(Exception):
 
 def did_you_mean(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
     """Return ``"Did you mean a, b?"`` for the names in ``valid`` nearest to ``name``, or ``""``."""
-    matches = get_close_matches(name, list(valid), n=limit, cutoff=0.5)
+    matches = get_close_matches(name, list(valid), n=limit, cutoff=0.5) if len(name) <= _LONGEST_NAME else []
     return f"Did you mean {', '.join(matches)}?" if matches else ""
+
+
+@contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Turn the file system's refusal to read ``what`` into one message for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Can't read {what}: {error.strerror or error}.", "Check that it exists and that you may read it."
+        ) from error

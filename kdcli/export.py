@@ -15,7 +15,7 @@ from kdcli.card import model_card
 from kdcli.errors import UserError
 from kdcli.models import load_saved
 from kdcli.models.base import Model
-from kdcli.run_folder import RunFolder, replace_files
+from kdcli.run_folder import RunFolder, replace_files, write_redacted
 
 _TOLERANCE = 1e-4
 """Largest allowed difference of logits, relative to their largest magnitude."""
@@ -38,7 +38,7 @@ def export_safetensors(run: RunFolder, output: Path) -> float:
     def save(folder: Path) -> None:
         student.save(folder)
         differences.append(_check_native(student, folder))
-        (folder / "README.md").write_text(model_card(run), encoding="utf-8")
+        write_redacted(folder / "README.md", model_card(run))
 
     _write(output, save)
     return differences[0]
@@ -91,7 +91,7 @@ def export_onnx(run: RunFolder, output: Path) -> float:
             differences.append(_compare(torch.from_numpy(np.asarray(logits)), _logits(student, images), "onnxruntime"))
         wanted = {**asdict(student.facts.preprocessing), "labels": student.facts.label_names}
         (folder / "preprocessing.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(run), encoding="utf-8")
+        write_redacted(folder / "README.md", model_card(run))
 
     _write(output, save)
     return max(differences)
@@ -108,9 +108,11 @@ _OWN_FILES = {
 
 
 def _write(output: Path, save: Any) -> None:
-    if output.exists() and (not output.is_dir() or {file.name for file in output.iterdir()} - _OWN_FILES):
-        raise UserError(f"{output} holds files that are not an export's.", "Give a new or empty folder as --output.")
     try:
+        if output.exists() and (not output.is_dir() or {file.name for file in output.iterdir()} - _OWN_FILES):
+            raise UserError(
+                f"{output} holds files that are not an export's.", "Give a new or empty folder as --output."
+            )
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_files(output, save)
     except OSError as error:
@@ -129,7 +131,7 @@ def _check_native(student: Model, folder: Path) -> float:
     else:
         from transformers import AutoModelForImageClassification
 
-        module = AutoModelForImageClassification.from_pretrained(folder).eval()
+        module = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False).eval()
         names = [module.config.id2label[index] for index in range(module.config.num_labels)]
     with torch.inference_mode():
         output = module(images)

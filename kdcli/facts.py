@@ -9,6 +9,9 @@ from typing import Literal
 UNLABELLED = -1
 """The label of a training image that has none."""
 
+MAX_IMAGE_SIZE = 4096
+"""Largest side of a model's input in pixels; beyond it an option or a model's config is taken to be a mistake."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:

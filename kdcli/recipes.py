@@ -10,9 +10,16 @@ from typing import Any
 
 import yaml
 
-from kdcli.errors import UserError, did_you_mean
+from kdcli.errors import UserError, did_you_mean, reading
+from kdcli.text import check_argument, short_repr
 
 _NAMED_SECTIONS = ("teacher", "student", "data")
+_MAX_BYTES = 2**20
+"""Of a recipe; the shipped ones have a thousand."""
+_MAX_VALUES = 10_000
+"""Likewise; a few lines of aliases of aliases make billions."""
+_MAX_DEPTH = 16
+"""Of a dotted key; the deepest of the config has three parts."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,12 @@ def find_recipe(name: str) -> Path:
     Raises:
         UserError: when there is no such recipe; names the nearest.
     """
+    check_argument("A recipe", name)
     file = Path(name)
-    if file.suffix in {".yaml", ".yml"} or file.is_file():
-        if file.is_file():
+    with reading(name):
+        is_file = file.is_file()
+    if file.suffix in {".yaml", ".yml"} or is_file:
+        if is_file:
             return file
         raise UserError(
             f"There is no recipe file {name}.", "'kdcli recipes list' lists the recipes that come with kdcli."
@@ -68,22 +78,74 @@ def find_recipe(name: str) -> Path:
         return by_last_part[0]
     short_names = {full.rpartition("/")[2] for full in shipped}
     raise UserError(
-        f"There is no recipe {name!r}. {did_you_mean(name, {*shipped, *short_names})}".rstrip(),
+        f"There is no recipe {short_repr(name)}. {did_you_mean(name, {*shipped, *short_names})}".rstrip(),
         "'kdcli recipes list' lists all; a file needs its .yaml ending.",
     )
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """``SafeLoader`` that refuses a key given twice: YAML would silently keep the last."""
+    """``SafeLoader`` that refuses a key given twice, of which YAML would silently keep the last, and merge keys.
+
+    A few merge keys (``<<``) that merge one another make a mapping of billions of entries.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is not a single word", problem_mark=key_node.start_mark)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem="merge keys are not supported", problem_mark=key_node.start_mark)
+            if key_node.value in seen:
+                problem = f"key {short_repr(key_node.value)} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML document, made of plain values alone.
+
+    Raises:
+        ValueError: it isn't YAML, asks for anything but plain values, gives a key twice, or has aliases that unfold to
+            more values than any recipe has.
+    """
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    # Besides its own errors, PyYAML raises whatever a value trips over that its tag does not fit: KeyError for
+    # "!!bool x", IndexError for "!!int ''", AttributeError for "!!timestamp x", RecursionError for a deep nesting, ...
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    if _unfolded_size(value, {}) > _MAX_VALUES:
+        raise ValueError(f"written out, its aliases make more than {_MAX_VALUES} values")
+    return value
+
+
+def _unfolded_size(value: Any, known: dict[int, int]) -> int:
+    """Return how many values ``value`` consists of, a shared one counted each time; a list in itself has too many."""
+    if not isinstance(value, (dict, list, tuple)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MAX_VALUES + 1
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_unfolded_size(part, known) for part in parts)
+    return known[id(value)]
+
+
+def read_recipe(file: Path) -> str:
+    """Return the text of a recipe.
+
+    Raises:
+        UserError: when it can't be read, is no text or far too long.
+    """
+    with reading(f"the recipe {file}"):
+        content = file.read_bytes() if file.stat().st_size <= _MAX_BYTES else None
+    if content is None:
+        raise UserError(f"{file} has more than {_MAX_BYTES} bytes: it is no recipe.", "A recipe is a short text file.")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"Can't read the recipe {file}: {error}.", "A recipe is a UTF-8 text file.") from None
 
 
 def load_yaml(file: Path) -> dict[str, Any]:
@@ -93,10 +155,8 @@ def load_yaml(file: Path) -> dict[str, Any]:
         UserError: when it can't be read, isn't YAML or isn't a mapping.
     """
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Can't read the recipe {file}: {error}.", "A recipe is a UTF-8 text file.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = parse_yaml(read_recipe(file))
+    except ValueError as error:
         raise UserError(
             f"{file} is not valid YAML: {error}", "'kdcli recipes show quickstart' prints an example."
         ) from None
@@ -116,14 +176,19 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
     for text in overrides:
         key, equals, raw = text.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"--set {text!r} is not of the form key=value.", "For example: --set optim.lr=0.002")
-        try:
-            value = yaml.load(raw, Loader=_StrictLoader)
-        except (yaml.YAMLError, ValueError, RecursionError):
             raise UserError(
-                f"--set {key}: the value {raw!r} is not valid YAML.", "Quote it: --set 'key=\"text\"'"
+                f"--set {short_repr(text)} is not of the form key=value.", "For example: --set optim.lr=0.002"
+            )
+        try:
+            value = parse_yaml(raw)
+        except ValueError:
+            raise UserError(
+                f"--set {key}: the value {short_repr(raw)} is not valid YAML.", "Quote it: --set 'key=\"text\"'"
             ) from None
-        values = set_key(values, key.strip().split("."), value)
+        path = key.strip().split(".")
+        if len(path) > _MAX_DEPTH:
+            raise UserError(f"--set {short_repr(key)}: no key has {len(path)} parts.", "For example: optim.lr")
+        values = set_key(values, path, value)
     return values
 
 
@@ -131,15 +196,18 @@ def set_key(values: Any, path: list[str], value: Any) -> Any:
     """Return a copy of nested ``values`` with the entry at ``path`` replaced; list entries go by number."""
     head, *rest = path
     if isinstance(values, list):
-        if not head.isdigit() or int(head) >= len(values):
+        if head not in map(str, range(len(values))):
             raise UserError(
-                f"{head!r} is not an entry of a list of {len(values)}.", "Entries count from 0: methods.0.weight"
+                f"{short_repr(head)} is not an entry of a list of {len(values)}.",
+                "Entries count from 0: methods.0.weight",
             )
         copy = list(values)
         copy[int(head)] = set_key(copy[int(head)], rest, value) if rest else value
         return copy
     if not isinstance(values, dict):
-        raise UserError(f"{head!r} can't be set inside the value {values!r}.", "Set the whole entry instead.")
+        raise UserError(
+            f"{short_repr(head)} can't be set inside the value {short_repr(values)}.", "Set the whole entry instead."
+        )
     if not rest:
         return {**values, head: value}
     inner = values.get(head)
@@ -157,13 +225,16 @@ def copy_recipe(name: str, destination: Path) -> Path:
         UserError: when the file exists already or can't be written.
     """
     source = find_recipe(name)
-    target = destination / source.name if destination.is_dir() else destination
-    if target.exists():
+    check_argument("The file to write", destination)
+    with reading(destination):
+        target = destination / source.name if destination.is_dir() else destination
+        exists = target.exists()
+    if exists:
         raise UserError(f"{target} exists already.", "Give another file name.")
     try:
         shutil.copyfile(source, target)
     except OSError as error:
         raise UserError(
-            f"Can't write {target}: {error.strerror}.", "Give a folder that exists and is writable."
+            f"Can't write {target}: {error.strerror or error}.", "Give a folder that exists and is writable."
         ) from None
     return target

@@ -72,7 +72,8 @@ def _integer_ticks(axis: Any, *, num_ticks: int = 9) -> None:
 
 def _title(axes: Axes, title: str, subtitle: str, *, gap: float = 27) -> None:
     """Put both above the axes, with ``gap`` points below them, by default for a legend."""
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=gap + 15)
+    # A run's name is no formula: between dollar signs matplotlib would look for one.
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=gap + 15, parse_math=False)
     axes.annotate(
         subtitle,
         (0, 1),

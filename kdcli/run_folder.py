@@ -20,17 +20,42 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcli import __version__
 from kdcli.config import RunConfig, parse_config
-from kdcli.errors import UserError
+from kdcli.errors import UserError, reading
 from kdcli.plan import Plan
 from kdcli.recipes import load_yaml
+from kdcli.text import check_argument, redact
 
 _PACKAGES = ("torch", "timm", "transformers", "accelerate")
+
+
+class _SavedDecision(BaseModel):
+    name: str
+    value: str
+    reason: str
+
+
+class _SavedPlan(BaseModel, extra="allow"):
+    """What every ``plan.json`` has."""
+
+    relation: str
+    decisions: list[_SavedDecision]
+    command: str
+    versions: dict[str, str]
+
+
+class _SavedResult(BaseModel):
+    validation: dict[str, float]
+    test: dict[str, float]
+    steps: int
+    seconds: float
+    skipped: int
 
 
 class RunFolder:
@@ -42,6 +67,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._made: list[Path] = []
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -51,9 +77,11 @@ class RunFolder:
             UserError: when the folder holds something already, or can't be made.
         """
         check_new_folder(path)
+        run = cls(path)
         with clear_os_errors(path):
+            run._made = [folder for folder in path.parents if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
-        return cls(path)
+        return run
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -62,16 +90,14 @@ class RunFolder:
         Raises:
             UserError: when there is no run, or it has not produced a student yet.
         """
-        if not (path / "config.yaml").is_file():
-            raise UserError(
-                f"{path} is not a run folder: it has no config.yaml.", "Give a folder that 'kdcli distill' made."
-            )
-        if not (path / "student" / "config.json").is_file():
-            raise UserError(
-                f"The run {path} has no student yet.",
-                f"Wait for its first validation; if it was stopped: kdcli distill --resume {path}",
-            )
-        return cls(path)
+        run = cls.started(path)
+        with reading(path):
+            if not (path / "student" / "config.json").is_file():
+                raise UserError(
+                    f"The run {path} has no student yet.",
+                    f"Wait for its first validation; if it was stopped: kdcli distill --resume {path}",
+                )
+        return run
 
     @classmethod
     def started(cls, path: Path) -> RunFolder:
@@ -80,16 +106,21 @@ class RunFolder:
         Raises:
             UserError: when there is no run.
         """
-        if not (path / "config.yaml").is_file():
-            raise UserError(
-                f"{path} is not a run folder: it has no config.yaml.", "Give a folder that 'kdcli distill' made."
-            )
+        check_argument("A run folder", path)
+        with reading(path):
+            if not (path / "config.yaml").is_file():
+                raise UserError(
+                    f"{path} is not a run folder: it has no config.yaml.", "Give a folder that 'kdcli distill' made."
+                )
         return cls(path)
 
     def discard_if_empty(self) -> None:
-        """Remove the folder, unless there is a student or a checkpoint in it."""
+        """Remove the folder and those above it that were made for it, unless there is a student or a checkpoint in it."""
         if not (self.student / "config.json").is_file() and not any((self.path / "checkpoints").glob("step-*")):
             shutil.rmtree(self.path, ignore_errors=True)
+            for folder in self._made:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -129,8 +160,16 @@ class RunFolder:
         return parse_config(load_yaml(file), source=str(file))
 
     def read_plan(self) -> dict[str, Any]:
-        """Return the content of ``plan.json``."""
-        return self._read_json("plan.json")
+        """Return the content of ``plan.json``.
+
+        Raises:
+            UserError: when it can't be read or lacks what a plan has.
+        """
+        file = self.path / "plan.json"
+        try:
+            return _SavedPlan.model_validate_json(file.read_bytes()).model_dump()
+        except (OSError, ValueError) as error:
+            raise UserError(f"Can't read {file}: {error}.", "Give a folder that 'kdcli distill' made.") from None
 
     def read_metrics(self, event: str) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl`` of one kind: ``train``, ``validation`` or ``test``.
@@ -145,16 +184,20 @@ class RunFolder:
             return []
         *ended, last = file.read_bytes().split(b"\n")
         lines = []
-        for number, line in enumerate([*ended, last], start=1):
+        for number, text in enumerate([*ended, last], start=1):
             try:
-                lines.append(json.loads(line))
-            except ValueError as error:
+                line = json.loads(text)
+                if not all(isinstance(value, (int, float)) for key, value in line.items() if key != "event"):
+                    raise ValueError("it has values that are no numbers")
+                if line["event"] == event:
+                    lines.append(line)
+            except (ValueError, AttributeError, KeyError) as error:
                 if number > len(ended):
-                    break
+                    break  # of a run that was killed, or of one that is writing
                 raise UserError(
-                    f"Line {number} of {file} is not JSON: {error}.", "Repair or remove that line, or repeat the run."
+                    f"Line {number} of {file} is damaged: {error}.", "Repair or remove that line, or repeat the run."
                 ) from None
-        return [line for line in lines if line["event"] == event]
+        return lines
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of a safetensors file of the run, or nothing when it has none.
@@ -167,7 +210,8 @@ class RunFolder:
             return {}
         try:
             return load_file(file)
-        except SafetensorError as error:
+        # Headers of impossible tensors make torch raise what it trips over: RuntimeError, OverflowError, KeyError, ...
+        except Exception as error:
             raise UserError(f"{file} is damaged: {error}.", "The run has to be repeated.") from None
 
     def write_config(self, config: RunConfig) -> None:
@@ -200,8 +244,8 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write one file whole or not at all."""
-        write_atomically(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
+        """Write one file whole or not at all, without tokens of hubs and trackers."""
+        write_atomically(self.path / name, lambda file: write_redacted(file, text))
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write a safetensors file whole or not at all."""
@@ -244,7 +288,13 @@ class RunFolder:
 
     def read_result(self) -> dict[str, Any] | None:
         """Return the content of ``result.json``; None while the run is not finished."""
-        return self._read_json("result.json") if (self.path / "result.json").is_file() else None
+        file = self.path / "result.json"
+        if not file.is_file():
+            return None
+        try:
+            return _SavedResult.model_validate_json(file.read_bytes()).model_dump()
+        except (OSError, ValueError) as error:
+            raise UserError(f"Can't read {file}: {error}.", "Give a folder that 'kdcli distill' made.") from None
 
     def restore_best(self, saved: Path | None) -> None:
         """Put back the best student and projectors as they were at a checkpoint: ``saved``, or none at all."""
@@ -258,14 +308,10 @@ class RunFolder:
             if (saved / projectors.name).is_file():
                 write_atomically(projectors, lambda file: link_file(saved / projectors.name, file))
 
-    def _read_json(self, name: str) -> dict[str, Any]:
-        try:
-            values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"Can't read {self.path / name}: {error}.", "Give a folder that 'kdcli distill' made."
-            ) from None
-        return values
+
+def write_redacted(file: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, without tokens of hubs and trackers; half characters of file names become escapes."""
+    file.write_text(redact(text), encoding="utf-8", errors="backslashreplace")
 
 
 def _keep_nulls(values: dict[str, Any], changed: dict[str, Any]) -> None:
@@ -279,18 +325,20 @@ def _keep_nulls(values: dict[str, Any], changed: dict[str, Any]) -> None:
 
 def check_new_folder(path: Path) -> None:
     """Raise a UserError unless ``path`` is free: it does not exist, or is an empty folder."""
-    if (path / "config.yaml").is_file():
-        raise UserError(f"{path} holds another run already.", "Give another --output, or remove that folder.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists already and is not an empty folder.", "Give another --output.")
+    with reading(path):
+        if (path / "config.yaml").is_file():
+            raise UserError(f"{path} holds another run already.", "Give another --output, or remove that folder.")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists already and is not an empty folder.", "Give another --output.")
 
 
 def free_folder(path: Path) -> Path:
     """Return ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
     number, free = 2, path
-    while free.exists():
-        free = path.with_name(f"{path.name}-{number}")
-        number += 1
+    with reading(path):
+        while free.exists():
+            free = path.with_name(f"{path.name}-{number}")
+            number += 1
     return free
 
 

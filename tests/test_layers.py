@@ -7,6 +7,7 @@ import kdcli
 
 LAYERS = [
     {"errors", "__init__", "facts"},
+    {"text"},
     {"config"},
     {"relation", "recipes"},
     {"plan"},

@@ -61,6 +61,18 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
         RunFolder.create(tmp_path / "file" / "run")
 
 
+def test_a_discarded_run_takes_the_folders_made_for_it_along(tmp_path):
+    (tmp_path / "mine").mkdir()
+    RunFolder.create(tmp_path / "mine" / "runs" / "first").discard_without_student()
+    assert list((tmp_path / "mine").iterdir()) == []
+    kept, discarded = (RunFolder.create(tmp_path / "runs" / name) for name in ("kept", "discarded"))
+    (kept.path / "student").mkdir()
+    (kept.path / "student" / "config.json").write_text("{}")
+    for run in (discarded, kept):
+        run.discard_without_student()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["kept"]
+
+
 def test_no_space_is_a_user_error(tmp_path):
     def full(file):
         raise OSError(28, os.strerror(28))

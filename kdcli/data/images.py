@@ -6,10 +6,22 @@ import io
 from os import PathLike, fspath
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from numpy.typing import NDArray
+from PIL import EpsImagePlugin, ExifTags, Image, ImageOps
 
 Encoded = str | PathLike[str] | bytes | Image.Image
 """What :func:`decode_image` takes: a path, the bytes of a file, or an image that PIL has opened."""
+
+
+_BLOCK = 2**20
+"""Pixels of a deep image that are scaled at a time."""
+
+Image.init()
+FORMATS: list[str] = [
+    name for name in ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF") if name in Image.OPEN
+]
+"""What a file may be, whatever its name says: pixels, and no document that another program would have to interpret."""
+EpsImagePlugin.gs_binary = False  # for images that torchvision opens: PIL would hand EPS to Ghostscript
 
 
 class UnreadableImage(Exception):
@@ -43,14 +55,15 @@ def decode_image(encoded: Encoded, *, name: str | None = None) -> Image.Image:
         name: what the error calls it; by default the path.
 
     Raises:
-        UnreadableImage: missing, truncated, corrupt, no image at all, or above PIL's limit for decompression bombs.
+        UnreadableImage: missing, truncated, corrupt, no image at all, or of more pixels than PIL's limit for
+            decompression bombs (twice ``MAX_IMAGE_PIXELS``, 179 million), which is looked up before anything is decoded.
     """
     if name is None:
         name = fspath(encoded) if isinstance(encoded, str | PathLike) else "image"
     try:
         if isinstance(encoded, Image.Image):
             return _to_rgb(encoded)
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
             return _to_rgb(image)
     # On damaged files PIL's decoders raise whatever they trip over: OSError, SyntaxError, struct.error, zlib.error,
     # DecompressionBombError, ...
@@ -78,13 +91,23 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_grayscale(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image).astype(np.float64)
-    pixels = np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(pixels.min()), float(pixels.max())
+    values = np.asarray(image)
+    # Some rows at a time: as a whole, a large image would take many times its own memory.
+    count = max(1, _BLOCK // values.shape[1])
+    blocks = [slice(start, start + count) for start in range(0, len(values), count)]
+
+    def read(block: slice) -> NDArray[np.float64]:
+        return np.nan_to_num(values[block].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+    low, high = min(float(read(block).min()) for block in blocks), max(float(read(block).max()) for block in blocks)
+    shift, scale = 0.0, 1.0
     if image.mode == "F" and low >= 0 and high <= 1:
-        pixels = pixels * 255
+        scale = 255
     elif image.mode != "F" and low >= 0 and high <= 65535:
-        pixels = pixels / 257
+        scale = 1 / 257
     elif low < 0 or high > 255:
-        pixels = (pixels - low) * (255 / (high - low)) if high > low else np.zeros_like(pixels)
-    return Image.fromarray(np.rint(pixels).astype(np.uint8)).convert("RGB")
+        shift, scale = low, 255 / (high - low) if high > low else 0.0
+    pixels = np.empty(values.shape, np.uint8)
+    for block in blocks:
+        pixels[block] = np.rint((read(block) - shift) * scale)
+    return Image.fromarray(pixels).convert("RGB")

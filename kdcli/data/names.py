@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from kdcli.config import DataConfig
 from kdcli.data.demo import DEMOS, open_demo
 from kdcli.data.folders import open_folder
@@ -11,7 +9,8 @@ from kdcli.data.sources import OfficialSplits
 from kdcli.data.splits import ImageData, complete
 from kdcli.data.tables import holds_tables, open_hub, open_local_tables
 from kdcli.data.torchvision_sets import SETS, open_torchvision
-from kdcli.errors import UserError, did_you_mean
+from kdcli.errors import UserError, did_you_mean, reading
+from kdcli.text import expand_user
 
 _FORMS = (
     "Data are named as demo:digits, torchvision:CIFAR100, hf:org/name, a folder of class folders, or parquet and arrow "
@@ -29,14 +28,15 @@ def open_data(config: DataConfig, *, seed: int) -> ImageData:
     Raises:
         UserError: an unknown name, missing or unsuitable files, a failed download, or a split that can't be made.
     """
-    return complete(_open(config), config, seed=seed)
+    with reading(config.name):
+        return complete(_open(config), config, seed=seed)
 
 
 def _open(config: DataConfig) -> OfficialSplits:
     scheme, colon, rest = config.name.partition(":")
     if scheme == "hf" and rest:
         return open_hub(rest, config)
-    path = Path(config.name).expanduser()
+    path = expand_user(config.name)
     is_tables = path.exists() and holds_tables(path)
     options = ("image_column", "label_column", "subset")
     if not is_tables and (given := [f"data.{key}" for key in options if getattr(config, key) is not None]):

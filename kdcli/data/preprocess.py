@@ -20,6 +20,10 @@ _RESAMPLING = {
 }
 
 
+_MAX_ASPECT = 16
+"""A longer image is cropped to this ratio of its sides before it is resized: as a whole it could fill the memory."""
+
+
 def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize so that the image just covers ``image_size / crop_pct``, then centre-crop to ``image_size``.
 
@@ -31,6 +35,7 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """
     if preprocessing.interpolation not in _RESAMPLING:
         raise ValueError(f"interpolation is {preprocessing.interpolation!r}, not one of {', '.join(_RESAMPLING)}")
+    image = _shortened(image)
     height, width = preprocessing.image_size
     cover_height = math.floor(height / preprocessing.crop_pct)
     cover_width = math.floor(width / preprocessing.crop_pct)
@@ -41,6 +46,16 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     if size != image.size:
         image = image.resize(size, _RESAMPLING[preprocessing.interpolation])
     return functional.center_crop(image, [height, width])
+
+
+def _shortened(image: Image.Image) -> Image.Image:
+    """Return the middle of an image whose sides are further apart than ``_MAX_ASPECT``, others as they are."""
+    short, long = sorted(image.size)
+    if long <= _MAX_ASPECT * short:
+        return image
+    width, height = (min(side, _MAX_ASPECT * short) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def prepare(images: Tensor, preprocessing: Preprocessing) -> Tensor:

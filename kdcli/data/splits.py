@@ -24,6 +24,7 @@ from kdcli.data.sources import (
 )
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED, DataFacts
+from kdcli.text import expand_user
 
 TEST_SEED = 0
 """Cuts the test split, whatever the run's seed: every run is tested on the same images."""
@@ -149,7 +150,7 @@ def _append_unlabelled(
     train: ImageSource, folder: Path, *, others: Sequence[ImageSource | None]
 ) -> tuple[ImageSource, str]:
     """Return ``train`` with the images below ``folder`` that no split holds yet, and a note."""
-    folder = folder.expanduser()
+    folder = expand_user(folder)
     hint = "data.unlabelled names a folder with images, in any depth."
     if not folder.is_dir():
         raise UserError(f"data.unlabelled: there is no folder {folder}.", hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,11 +45,12 @@ def open_hub(name: str, config: DataConfig) -> OfficialSplits:
         UserError: the hub is out of reach, there is no such data set or configuration, or its columns don't fit.
     """
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from datasets.exceptions import DatasetNotFoundError
 
+    _silence()
     try:
         loaded = load_dataset(name, name=config.subset)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except Exception as error:  # of the name, the network, or any of the libraries that read the files
         if isinstance(error, DatasetNotFoundError):
             hint = "Check the name; a gated or private data set needs 'hf auth login' first."
         elif isinstance(error, ConnectionError):
@@ -66,8 +68,8 @@ def open_local_tables(path: Path, config: DataConfig) -> OfficialSplits:
         UserError: a file can't be read, or the columns don't fit.
     """
     from datasets import load_dataset, load_from_disk
-    from datasets.exceptions import DatasetsError
 
+    _silence()
     try:
         if path.is_file():
             loaded = load_dataset(path.suffix.lower()[1:], data_files=str(path))
@@ -76,12 +78,20 @@ def open_local_tables(path: Path, config: DataConfig) -> OfficialSplits:
         else:
             kind = "parquet" if any(path.rglob("*.parquet")) else "arrow"
             loaded = load_dataset(kind, data_dir=str(path))
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except Exception as error:  # on damaged files datasets and pyarrow raise whatever they trip over
         raise UserError(
             f"{path} couldn't be read: {error}",
             "Expected parquet or arrow files with a column of images and one of labels.",
         ) from error
     return _official_splits(loaded, config)
+
+
+def _silence() -> None:
+    """Keep off the terminal what datasets would write there beside the errors that it raises."""
+    import datasets
+
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
 
 
 class TableSource:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import http.client
 import inspect
 import os
+import pickle
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 from PIL import Image
 from torchvision import datasets
@@ -17,6 +20,7 @@ from torchvision import datasets
 from kdcli.data.images import UnreadableImage, decode_image
 from kdcli.data.sources import FileSource, ImageSource, OfficialSplits
 from kdcli.errors import UserError, did_you_mean
+from kdcli.text import expand_user
 
 _FLAG = {"train": {"train": True}, "test": {"train": False}}
 _NAMED = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -58,6 +62,29 @@ _NOTES = {
     "Imagenette": "Test: Imagenette's 'val', on which results are reported.",
 }
 _NO_DOWNLOAD = {"ImageNet"}
+_ARRAY_PARTS = {"_reconstruct", "ndarray", "dtype"}
+"""What numpy's arrays are pickled as, in its modules ``numpy`` and ``numpy.core.multiarray``."""
+
+if sys.version_info >= (3, 11, 4):
+    # Archives are unpacked below their folder, or not at all; later versions of torchvision see to it themselves.
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads numbers, texts, containers and numpy's arrays; anything else could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _ARRAY_PARTS and module in {"numpy", "numpy.core.multiarray", "numpy._core.multiarray"}:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+
+
+def _load_arrays(file: IO[bytes], *, encoding: str) -> Any:
+    return _ArrayUnpickler(file, encoding=encoding).load()
+
+
+# CIFAR's files are pickles. Torchvision checks their MD5 sums, and then has this read them.
+datasets.cifar.pickle = SimpleNamespace(load=_load_arrays)
 _FAILURES = (
     OSError,
     RuntimeError,
@@ -66,6 +93,7 @@ _FAILURES = (
     http.client.HTTPException,
     tarfile.TarError,
     zipfile.BadZipFile,
+    pickle.UnpicklingError,
 )
 
 
@@ -91,7 +119,7 @@ def open_torchvision(name: str, *, root: Path | None) -> OfficialSplits:
     name = by_lower[name.lower()]
     if root is None:
         root = Path(os.environ.get("KDCLI_DATA") or "~/.cache/kdcli/data")
-    root = root.expanduser()
+    root = expand_user(root)
     sets = {split: _construct(name, root, arguments) for split, arguments in SETS[name].items()}
     sources = {split: _source(dataset, split) for split, dataset in sets.items()}
     return OfficialSplits(
@@ -125,7 +153,7 @@ class TorchvisionSource:
         """Return one image."""
         try:
             image = self._dataset[index][0]
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # what PIL's decoders trip over, as in decode_image
             raise UnreadableImage(self.describe(index), f"{type(error).__name__}: {error}") from error
         return decode_image(image, name=self.describe(index))
 

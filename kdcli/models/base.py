@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import ModelFacts, Preprocessing
+from kdcli.facts import MAX_IMAGE_SIZE, ModelFacts, Preprocessing
 from kdcli.models.measure import Measured, measure
 from kdcli.models.spec import Library
+from kdcli.text import short_repr
+
+_MIN_CROP_PCT = 0.1
+"""Images are resized to ``image_size / crop_pct`` before they are cropped: a tiny one would fill the memory."""
 
 Layout = Literal["vector", "NCHW", "NHWC", "NLC", "NCL"]
 """Of a tensor of features: which of its axes are positions, to be averaged over."""
@@ -74,10 +79,11 @@ class Model(nn.Module, ABC):
 
     def __init__(self, module: nn.Module, origin: Origin, preprocessing: Preprocessing, num_classes: int) -> None:
         super().__init__()
+        _check_preprocessing(origin.name, preprocessing)
         self.module = module
         self._layers: dict[str, _LayerTap] = {}
         """The opened layers, in the order in which they run."""
-        with _size_errors(origin, preprocessing.image_size[0]):
+        with _input_errors(origin, preprocessing.image_size[0]):
             probe = self._probe(_probe_image(preprocessing), num_classes)
         self.facts = ModelFacts(
             name=origin.name,
@@ -215,17 +221,43 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def check_image_size(name: str, sides: Iterable[object]) -> None:
+    """Refuse the input size of a model's config before a tensor of it is made.
+
+    Raises:
+        UserError: a side is no whole number of 1 to ``MAX_IMAGE_SIZE`` pixels.
+    """
+    for side in sides:
+        if not isinstance(side, int) or not 1 <= side <= MAX_IMAGE_SIZE:
+            raise UserError(
+                f"{name} is made for images of {short_repr(side)} pixels; kdcli takes 1 to {MAX_IMAGE_SIZE}.",
+                "Check the model's config, or choose another model.",
+            )
+
+
+def _check_preprocessing(name: str, preprocessing: Preprocessing) -> None:
+    check_image_size(name, preprocessing.image_size)
+    mean, std, crop_pct = preprocessing.mean, preprocessing.std, preprocessing.crop_pct
+    are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*mean, *std, crop_pct))
+    if not (are_numbers and len(mean) == len(std) == 3 and min(std) > 0 and _MIN_CROP_PCT <= crop_pct <= 1):
+        raise UserError(
+            f"{name} wants impossible images: mean {short_repr(mean)}, std {short_repr(std)}, crop_pct "
+            f"{short_repr(crop_pct)}.",
+            "Check the model's config, or choose another model.",
+        )
+
+
 @contextmanager
-def _size_errors(origin: Origin, size: int) -> Iterator[None]:
-    """Turn what a model throws at an image of the wrong size into the user's error, if the size is the user's."""
+def _input_errors(origin: Origin, size: int) -> Iterator[None]:
+    """Turn what a model throws at an image that it can't take into the user's error."""
     try:
         yield
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         if origin.image_size is None:
-            raise
-        raise UserError(
-            f"{origin.name} can't take images of {size} pixels: {error}", "Leave image_size out for the model's own."
-        ) from error
+            message, hint = f"{origin.name} can't take RGB images of {size} pixels", "Choose another model."
+        else:
+            message, hint = f"{origin.name} can't take images of {size} pixels", "Leave image_size out for its own."
+        raise UserError(f"{message}: {error}", hint) from error
 
 
 def freeze(model: Model) -> Model:

@@ -10,24 +10,25 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from kdcli.errors import UserError
 from kdcli.facts import Preprocessing
 from kdcli.models import processor
-from kdcli.models.base import Model, ModelOutput, Origin, Probe, mean_over_places
+from kdcli.models.base import Model, ModelOutput, Origin, Probe, check_image_size, mean_over_places
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
-from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights
+from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights, check_uncompressed, reason_of
 
-disable_progress_bar()  # it would stand between kdcli's own lines
+# They would stand between kdcli's own lines; what is wrong with a model is the one message of its error.
+disable_progress_bar()
+set_verbosity_error()
 
 _MAX_SPECIAL_TOKENS = 16
 """More class and register tokens than any model has: what is beyond the patches and more than this is something else."""
@@ -118,7 +119,8 @@ class HFModel(Model):
 
     def reset_classifier(self) -> None:
         """Initialise the classifiers anew, as an untrained model of this kind has them, from torch's generator."""
-        fresh = AutoModelForImageClassification.from_config(self.module.config, dtype=torch.float32)
+        auto = AutoModelForImageClassification
+        fresh = auto.from_config(self.module.config, dtype=torch.float32, trust_remote_code=False)
         for name in self.classifier_names:
             self.module.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
 
@@ -153,15 +155,26 @@ def read_config(place: Place) -> Any:
     """Return the config in ``place.folder``.
 
     Raises:
-        UserError: transformers doesn't know the model, or knows it only by code in the folder, which is never run.
+        UserError: transformers doesn't know the model, or knows it only by code in the folder, which is never run; or
+            the model is quantised or made for absurdly large images.
     """
     try:
-        return AutoConfig.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+        config = AutoConfig.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=False)
+        own_size = processor.own_image_size(config)
+        config.architectures = [str(name) for name in config.architectures or ()]
+    except Exception as error:  # on values of the wrong type transformers raises whatever it trips over
         raise UserError(
-            f"{place.name} is no model that transformers can build: {_first_line(error)}",
+            f"{place.name} is no model that transformers can build: {reason_of(error)}",
             "kdcli runs no code from model folders; choose a model that transformers itself has.",
         ) from error
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"The weights of {place.name} are quantised.", "Choose the same model's float weights.")
+    check_image_size(place.name, own_size or ())
+    # What would have transformers fetch code when the model is built, here or from the saved student: compiled attention
+    # kernels, and the model's own modules.
+    config._attn_implementation = None
+    vars(config).pop("auto_map", None)
+    return config
 
 
 def has_classifier(config: Any) -> bool:
@@ -256,17 +269,19 @@ def _auto_class(config: Any) -> tuple[Any, Any]:
 
 
 def _fresh(auto: Any, place: Place, config: Any) -> nn.Module:
-    config.architectures = config.architectures or []  # transformers looks through it where a model has two heads
     try:
-        return auto.from_config(config, dtype=torch.float32)
-    except (ValueError, ImportError, TypeError) as error:
-        raise UserError(f"{place.name} can't be built: {_first_line(error)}", "Choose another model.") from error
+        return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:  # on values that don't fit together transformers raises whatever it trips over
+        raise UserError(f"{place.name} can't be built: {reason_of(error)}", "Choose another model.") from error
 
 
 def _load(auto: Any, place: Place, config: Any, *, may_miss: tuple[str, ...] | None) -> nn.Module:
     """Load weights; refuse where parameters stay untrained, but for those whose names start so. None: its classifier."""
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # a masked autoencoder's encoder, seeing everything
+    assert place.folder is not None  # transformers' models are always folders
+    for file in place.folder.glob("*.bin"):
+        check_uncompressed(file)
     try:
         module, info = auto.from_pretrained(
             place.folder,
@@ -277,9 +292,9 @@ def _load(auto: Any, place: Place, config: Any, *, may_miss: tuple[str, ...] | N
             ignore_mismatched_sizes=may_miss is None,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
+    except Exception as error:  # on damaged files transformers raises whatever it trips over
         raise UserError(
-            f"The weights of {place.name} can't be loaded: {_first_line(error)}",
+            f"The weights of {place.name} can't be loaded: {reason_of(error)}",
             "Check the folder's files, give a checkpoint (--teacher-weights FILE), or take random:NAME untrained.",
         ) from error
     untrained = {str(name) for name in info["missing_keys"]}
@@ -385,7 +400,3 @@ def _num_prefix(config: Any, hidden: Tensor, image: Tensor) -> int:
 def _is_channels_last(config: Any, hidden: Tensor) -> bool:
     width = getattr(config, "hidden_size", None)
     return hidden.ndim == 4 and hidden.shape[-1] == width != hidden.shape[1]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def download(repo: str, filename: str) -> Path | None:
         UserError: no such repository or revision, no access, or the download broke off.
     """
     name, _, revision = repo.partition("@")
+    if ".." in revision.split("/"):  # it is part of a path in the cache
+        raise UserError(f"{name} has no revision {revision!r}.", "Leave '@revision' out for its main branch.")
     try:
         return Path(hf_hub_download(name, filename, revision=revision or None, local_files_only=not reachable()))
     except EntryNotFoundError:  # also "not in the cache"
@@ -106,9 +109,25 @@ def snapshot(repo: str, *, weights: bool) -> Path:
             what=f"Pretrained weights of {repo}",
         )
         if found.suffix == ".json":
-            for shard in sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())):
+            for shard in _shards(found):
                 first_of(repo, (shard,), what=f"A shard of {repo}'s weights")
     return folder
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the names of the files that an index of weights lists.
+
+    Raises:
+        UserError: it is damaged, or a name leads out of the repository's folder.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        wrong = [name for name in names if not re.fullmatch(r"\w[\w.-]*", name)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index} is damaged: {type(error).__name__}: {error}.", "Choose another model.") from error
+    if wrong:
+        raise UserError(f"{index} lists {wrong[0]!r}, which is no file beside it.", "Choose another model.")
+    return names
 
 
 def _unavailable(repo: str, what: str, filenames: tuple[str, ...]) -> UserError:

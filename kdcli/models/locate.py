@@ -9,9 +9,10 @@ from pathlib import Path
 
 import timm
 
-from kdcli.errors import UserError, did_you_mean
+from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.models import hub
 from kdcli.models.spec import Library, ModelName
+from kdcli.text import expand_user
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -46,8 +47,10 @@ def locate(name: ModelName, *, weights: bool) -> Place:
     target = name.target
     if name.library != "transformers" and _is_registered(target):
         return Place("timm", f"timm:{target}", architecture=target)
-    folder = Path(target).expanduser()
-    if folder.is_dir():
+    folder = expand_user(target)
+    with reading(target):
+        is_folder = folder.is_dir()
+    if is_folder:
         return _folder(folder, target, name)
     if target.startswith((".", "/", "~")):
         raise UserError(f"Model {name.text!r}: there is no folder {target}.", "Give the folder that has config.json.")
@@ -88,12 +91,15 @@ def library_of(folder: Path) -> Library:
         UserError: it has no ``config.json`` of timm or transformers.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json.", "Give a folder that timm or transformers saved.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}", "Give a folder that timm or transformers saved.") from None
+    with reading(path):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{folder} has no config.json.", "Give a folder that timm or transformers saved.") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not JSON: {error}", "Give a folder that timm or transformers saved.") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no mapping.", "Give a folder that timm or transformers saved.")
     if "architecture" in config:  # transformers' timm wrapper has both: the model is timm's
         return "timm"
     if "model_type" in config:

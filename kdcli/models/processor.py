@@ -29,7 +29,7 @@ def read_settings(folder: Path, config: Any) -> dict[str, Any]:
     if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         try:
             return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
-        except (ValueError, OSError, KeyError, ImportError) as error:
+        except Exception as error:  # on values of the wrong type transformers raises whatever it trips over
             raise UserError(
                 f"The image processor in {folder} can't be read: {error}", "Check its preprocessor_config.json."
             ) from error
@@ -53,7 +53,19 @@ def preprocessing_of(settings: dict[str, Any], image_size: int | None) -> Prepro
     """Translate an image processor's settings; ``image_size`` overrides its own.
 
     A processor that squashes to a square has ``crop_pct`` 1 here: short side to size, then a centre crop.
+
+    Raises:
+        UserError: the settings are none.
     """
+    try:
+        return _translate(settings, image_size)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(
+            f"The model's image processor has impossible settings: {error}", "Check its preprocessor_config.json."
+        ) from error
+
+
+def _translate(settings: dict[str, Any], image_size: int | None) -> Preprocessing:
     size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
     shortest = size.get("shortest_edge")
     resized = (shortest, shortest) if shortest else (size.get("height", 224), size.get("width", 224))

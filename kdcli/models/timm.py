@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.models import get_pretrained_cfg, list_pretrained
@@ -20,10 +19,19 @@ from torch import Tensor, nn
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import Preprocessing
 from kdcli.models import hub
-from kdcli.models.base import Layout, Model, ModelOutput, Origin, Probe, mean_over_places
+from kdcli.models.base import Layout, Model, ModelOutput, Origin, Probe, check_image_size, mean_over_places
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
-from kdcli.models.weights import Checkpoint, LoadReport, Tensors, build_with_weights, load_raw
+from kdcli.models.weights import (
+    Checkpoint,
+    LoadReport,
+    Tensors,
+    build_with_weights,
+    check_uncompressed,
+    load_raw,
+    reason_of,
+)
+from kdcli.text import short_repr
 
 _INTERPOLATIONS = {"nearest", "bilinear", "bicubic"}
 
@@ -156,6 +164,9 @@ def load(
     cfg = _cfg(place)
     arguments: dict[str, Any] = {}
     native = cfg.get("input_size", (3, 224, 224))[-1]
+    for file in place.folder.iterdir() if place.folder else ():
+        if file.suffix in {".bin", ".pth", ".tar"}:
+            check_uncompressed(file)
     if image_size is not None and cfg.get("fixed_input_size") and image_size != native:
         arguments["img_size"] = (image_size, image_size)
     overlay = _weights_overlay(place, cfg) if pretrained and not place.folder else None
@@ -169,21 +180,23 @@ def load(
             **arguments,
             **stochastic,
         )
-    except (RuntimeError, AssertionError, TypeError, ValueError, OSError, KeyError, SafetensorError) as error:
+    # A folder's config and weights can be anything: on values that don't fit timm and torch raise what they trip over.
+    except Exception as error:
         if stochastic and "drop_path_rate" in str(error):
             raise UserError(f"{place.name} has no stochastic depth: {error}", "Leave student.drop_path out.") from error
-        if arguments:
+        if arguments and isinstance(error, (RuntimeError, AssertionError, TypeError, ValueError)):
             raise UserError(
                 f"{place.name} can't be built for images of {image_size} pixels: {error}",
                 f"It takes {native} pixels: leave image_size out, or choose another model.",
             ) from error
         if place.folder:
-            raise UserError(f"{place.folder} can't be loaded by timm: {error}", "Check the folder's files.") from error
+            raise UserError(
+                f"{place.folder} can't be loaded by timm: {reason_of(error)}", "Check the folder's files."
+            ) from error
         raise
     for config in (module.pretrained_cfg, module.default_cfg):
         config.pop("state_dict", None)
-    saved = dict(_saved_model_args(place))
-    return module, saved | arguments
+    return module, _saved_model_args(place) | arguments
 
 
 def load_with_weights(
@@ -233,11 +246,11 @@ def label_names(module: Any, *, is_registered: bool) -> tuple[str, ...] | None:
 def _configured_names(module: Any) -> tuple[str, ...] | None:
     names = module.pretrained_cfg.get("label_names")
     if isinstance(names, dict):
-        by_index = {int(index): name for index, name in names.items()}
-        names = [by_index.get(index) for index in range(module.num_classes)]
-    if not names or len(names) != module.num_classes or None in names:
+        by_index = {str(index): name for index, name in names.items()}
+        names = [by_index.get(str(index)) for index in range(module.num_classes)]
+    if not isinstance(names, (list, tuple)) or not names or len(names) != module.num_classes or None in names:
         return None
-    return tuple(names)
+    return tuple(str(name) for name in names)
 
 
 def _imagenet_names(module: Any) -> tuple[str, ...] | None:
@@ -250,14 +263,7 @@ def _imagenet_names(module: Any) -> tuple[str, ...] | None:
 
 def _cfg(place: Place) -> dict[str, Any]:
     if place.folder:
-        cfg, architecture, _ = load_model_config_from_path(place.folder)
-        if not timm.is_model(architecture):
-            nearest = did_you_mean(architecture, timm.list_models())
-            raise UserError(
-                f"{place.folder}: timm {timm.__version__} has no architecture {architecture!r}. {nearest}".rstrip(),
-                "Upgrade timm, or check the folder's config.json.",
-            )
-        return cfg
+        return _folder_config(place.folder)[0]
     found = get_pretrained_cfg(str(place.architecture))
     return found.to_dict() if found else {}
 
@@ -265,10 +271,36 @@ def _cfg(place: Place) -> dict[str, Any]:
 def _saved_model_args(place: Place) -> dict[str, Any]:
     if not place.folder:
         return {}
-    args = dict(load_model_config_from_path(place.folder)[2] or {})
+    args = _folder_config(place.folder)[1]
     for derived in ("num_classes", "global_pool", "in_chans"):  # timm records these from the model itself
         args.pop(derived, None)
     return args
+
+
+def _folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the pretrained config and the model's arguments out of a folder's ``config.json``.
+
+    Raises:
+        UserError: it is damaged, or timm has no such architecture.
+    """
+    hint = "Check the folder's config.json."
+    try:
+        cfg, architecture, args = load_model_config_from_path(folder)
+        _, height, width = cfg.get("input_size", (3, 224, 224))
+        args = dict(args or {})
+    except Exception as error:  # on values of the wrong type timm raises whatever it trips over
+        raise UserError(f"{folder / 'config.json'} is damaged: {type(error).__name__}: {error}.", hint) from error
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        nearest = did_you_mean(str(architecture), timm.list_models())
+        raise UserError(
+            f"{folder}: timm {timm.__version__} has no architecture {short_repr(architecture)}. {nearest}".rstrip(),
+            f"Upgrade timm, or: {hint}",
+        )
+    if "features_only" in args:
+        raise UserError(f"{folder} holds a feature extractor, not a whole model.", hint)
+    size = args.get("img_size") or ()
+    check_image_size(str(folder), [height, width, *(size if isinstance(size, (list, tuple)) else [size])])
+    return cfg, args
 
 
 def _weights_overlay(place: Place, cfg: dict[str, Any]) -> dict[str, Any]:

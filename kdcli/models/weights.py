@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcli.errors import UserError
+from kdcli.errors import UserError, reading
+from kdcli.text import expand_user, short_repr
 
 Tensors = dict[str, Tensor]
 Remap = Callable[[Tensors, nn.Module], Tensors | None]
@@ -91,12 +94,14 @@ def resolve_path(text: str) -> Path:
         UserError: no such file or package.
     """
     if not text.startswith("package:"):
-        path = Path(text).expanduser()
-        if not path.is_file():
+        path = expand_user(text)
+        with reading(text):
+            is_file = path.is_file()
+        if not is_file:
             raise UserError(f"There is no checkpoint file {text}.", "Give a .safetensors, .pth, .pt or .bin file.")
         return path
     package, _, inside = text.removeprefix("package:").partition("/")
-    if not package.isidentifier() or not inside or ".." in Path(inside).parts:
+    if not package.isidentifier() or not inside or ".." in Path(inside).parts or Path(inside).is_absolute():
         raise UserError(f"{text!r} is not package:NAME/PATH.", "NAME is an importable package, PATH a file inside it.")
     spec = find_spec(package)
     if spec is None:
@@ -112,9 +117,10 @@ def load_raw(path: Path) -> Mapping[str, Any]:
     """Load a checkpoint as it is, onto the CPU, without unpickling objects.
 
     Raises:
-        UserError: the file is damaged, no checkpoint, or needs unpickling.
+        UserError: the file is damaged, no checkpoint, compressed, or needs unpickling.
     """
     hint = "Give a .safetensors file, or one that torch.load(weights_only=True) reads."
+    check_uncompressed(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -123,28 +129,77 @@ def load_raw(path: Path) -> Mapping[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     # On rubbish the restricted unpickler raises whatever it trips over: IndexError, TypeError, struct.error, ...
     except Exception as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} can't be loaded safely: {first_line}", hint) from error
+        raise UserError(f"{path} can't be loaded safely: {reason_of(error)}", hint) from error
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not named tensors.", hint)
     return loaded
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one line why a library couldn't load something; torch's advice to unpickle is left out."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, pickle.UnpicklingError):
+            return "it is no checkpoint, or needs unpickling of objects, which could run code."
+        cause = cause.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_uncompressed(path: Path) -> None:
+    """Refuse a checkpoint that unpacks to more than its own size: torch stores tensors as they are.
+
+    Raises:
+        UserError: it is a zip archive whose entries are compressed or overlap.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # torch says what is wrong with it
+    if unpacked > path.stat().st_size:
+        raise UserError(
+            f"{path} has {path.stat().st_size} bytes and would unpack to {unpacked}: torch does not write such files.",
+            "Save the weights again, as a .safetensors file.",
+        )
 
 
 def read_checkpoint(path: Path, *, source: str) -> Checkpoint:
     """Return a file's tensors, out of the wrappers and prefixes that training scripts add.
 
     Raises:
-        UserError: as :func:`load_raw`, or there are no tensors.
+        UserError: as :func:`load_raw`, or there are no tensors, or one that is more than the file's numbers.
     """
     loaded: Any = load_raw(path)
-    while key := next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None):
-        loaded = loaded[key]
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    for _ in _WRAPPERS:  # no deeper: a dictionary may hold itself
+        if key := next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None):
+            loaded = loaded[key]
+    tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor) and isinstance(name, str)}
     if not tensors:
-        raise UserError(f"{path} holds no tensors; its keys: {_few(tuple(map(str, loaded)))}.", "Give a state dict.")
+        raise UserError(
+            f"{path} holds no tensors; its keys: {_few(tuple(map(short_repr, loaded)))}.", "Give a state dict."
+        )
+    if odd := [name for name, value in tensors.items() if not _is_plain(value)]:
+        raise UserError(
+            f"{path}: {len(odd)} of its tensors are sparse, quantised, of more elements than the file holds, or have "
+            f"none ({_few(tuple(odd))}).",
+            "Save them as plain tensors.",
+        )
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return Checkpoint(source, tensors, is_ordered=path.suffix != ".safetensors")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether each element is a number of the file: a stride of 0 makes terabytes of one number."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def build_with_weights(
@@ -169,7 +224,7 @@ def build_with_weights(
     num_classes, head = classifier(module)
     tensors, ordered = checkpoint.tensors, checkpoint.is_ordered
     fit = _fit(module, tensors, num_classes, ordered)
-    wanted = _num_classes_of(fit, tensors, num_classes, head)
+    wanted = _num_classes_of(fit, module, tensors, num_classes, head)
     if wanted != num_classes:
         module, num_classes = build(wanted), wanted
         fit = _fit(module, tensors, num_classes, ordered)
@@ -215,11 +270,13 @@ def _same_but_for_classes(ours: Tensor, theirs: Tensor, num_classes: int) -> boo
     return ours.shape == theirs.shape
 
 
-def _num_classes_of(fit: _Fit, tensors: Tensors, num_classes: int, head: set[str]) -> int:
+def _num_classes_of(fit: _Fit, module: nn.Module, tensors: Tensors, num_classes: int, head: set[str]) -> int:
     """Return the width of the file's classifier: 0 when it has none, ``num_classes`` when that can't be told."""
     if fit.pairs and fit.missing and set(fit.missing) <= head:
         return 0
-    widths = {tensors[fit.pairs[name]].shape[0] for name in fit.misfits if name in head}
+    state = module.state_dict()
+    pairs = [(state[name].shape, tensors[fit.pairs[name]].shape) for name in fit.misfits if name in head]
+    widths = {theirs[0] for ours, theirs in pairs if theirs and theirs[1:] == ours[1:]}
     return widths.pop() if len(widths) == 1 else num_classes
 
 

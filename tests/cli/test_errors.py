@@ -458,6 +458,11 @@ def test_output_under_a_file(distil, tmp_path):
     distil(output="file/run")
 
 
+def test_a_training_that_is_refused_leaves_no_folder_of_runs(refused, photos):
+    models = ("--teacher", "random:test_vit", "--student", "test_resnet")
+    assert "accumulation" in refused("distill", *SMALL, *models, "--data", photos, "--set", "train.accumulation=1000")
+
+
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
