@@ -313,5 +313,5 @@ def test_any_other_damaged_line_is_named(tmp_path, damage):
     run.add_metrics("train", {"loss": 1.5})
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(file.read_bytes() + damage)
-    with pytest.raises(UserError, match=r"Line 2 of .*metrics\.jsonl is not JSON"):
+    with pytest.raises(UserError, match=r"Line 2 of .*metrics\.jsonl is damaged"):
         run.read_metrics("train")

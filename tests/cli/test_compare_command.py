@@ -240,7 +240,7 @@ def test_a_run_given_twice(refused, alone_run):
 def test_a_damaged_line_is_named(refused, killed, alone_run):
     file = killed / "metrics.jsonl"
     file.write_text(file.read_text() + "\n")
-    assert f"Line 3 of {file} is not JSON" in refused(alone_run, killed, "--output", "out")
+    assert f"Line 3 of {file} is damaged" in refused(alone_run, killed, "--output", "out")
 
 
 def test_damaged_files_of_a_run(refused, killed, alone_run):
