@@ -1,0 +1,53 @@
+"""Distillation losses as pure functions: student first, teacher second, hyperparameters by keyword, a scalar out.
+
+Half-precision inputs are computed and reduced in float32, also under autocast; float64 stays float64. Gradients flow to
+whatever requires them: pass the teacher's tensors without gradient, and not as inference tensors. A shape that doesn't
+fit is a ``ValueError``: nothing is broadcast. Where a batch holds nothing to compare (one sample, one class, no valid
+triplet) the loss is 0 with zero gradient, and a vector of zeros has no direction: normalised it stays zero, with zero
+gradient. Numbers that aren't finite reach the loss.
+
+No loss carries its method's weight: the docstrings say which reduction the authors' weight belongs to where it differs.
+"""
+
+from kdcli.losses.feature import (
+    attention_transfer,
+    common_grid,
+    crd,
+    fitnet,
+    log_sum,
+    mse,
+    nst,
+    review_kd,
+    smooth_l1,
+    vid,
+)
+from kdcli.losses.logit import deit_hard, deit_soft, dist, dkd, logit_kd
+from kdcli.losses.refilled import local_classifier_kl, stochastic_triplet_kl
+from kdcli.losses.relational import correlation_congruence, pkt, rkd_angle, rkd_distance, similarity_preserving
+from kdcli.losses.spectral import spectral_regularization
+
+__all__ = [
+    "attention_transfer",
+    "common_grid",
+    "correlation_congruence",
+    "crd",
+    "deit_hard",
+    "deit_soft",
+    "dist",
+    "dkd",
+    "fitnet",
+    "local_classifier_kl",
+    "log_sum",
+    "logit_kd",
+    "mse",
+    "nst",
+    "pkt",
+    "review_kd",
+    "rkd_angle",
+    "rkd_distance",
+    "similarity_preserving",
+    "smooth_l1",
+    "spectral_regularization",
+    "stochastic_triplet_kl",
+    "vid",
+]

@@ -1,0 +1,146 @@
+"""Losses on logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcli.losses.common import require_labels, require_positive, same_shape, unit, without_autocast
+from kdcli.normalize import centre
+
+
+def logit_kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """Distillation of logits, ``T² · KL(softmax(t/T) ‖ softmax(s/T))``, mean over samples.
+
+    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531; ``T²`` keeps the
+    size of the gradient as the temperature changes.
+
+    Args:
+        student_logits: ``(..., num_classes)``.
+        teacher_logits: the same shape, over the same classes in the same order.
+        temperature: ``T``; positive.
+    """
+    student_logits, teacher_logits = same_shape(student_logits, teacher_logits)
+    require_positive("temperature", temperature)
+    student_log_probs = F.log_softmax(student_logits / temperature, dim=-1).flatten(end_dim=-2)
+    teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=-1).flatten(end_dim=-2)
+    return F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True) * temperature**2
+
+
+def dkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+) -> Tensor:
+    """Decoupled distillation, ``T² · (α · TCKD + β · NCKD)``, mean over samples.
+
+    Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, Eq. 7. With ``b = (p_y, 1 − p_y)``, the
+    probability of the sample's class against all others, and ``q`` the softmax over the other classes alone,
+    ``TCKD = KL(b_t ‖ b_s)`` and ``NCKD = KL(q_t ‖ q_s)``; ``α = 1`` and ``β = 1 − p_y`` of the teacher would be
+    :func:`logit_kd`. ``T²`` is the authors' code's. Two classes have ``NCKD = 0``.
+
+    Args:
+        student_logits: ``(..., num_classes)``, at least two classes.
+        teacher_logits: the same shape, over the same classes in the same order.
+        labels: the samples' classes, ``(...)``, int64.
+        temperature: ``T``; positive. The paper's is 4 on CIFAR-100, 1 on ImageNet.
+        alpha: weight of TCKD.
+        beta: weight of NCKD; between 0.5 and 8 in the paper.
+    """
+    student_logits, teacher_logits = same_shape(student_logits, teacher_logits)
+    require_labels(labels, student_logits.shape[:-1])
+    require_positive("temperature", temperature)
+    if student_logits.shape[-1] < 2:
+        raise ValueError("dkd compares a class with the others: it needs at least two classes.")
+    student_target, student_others = _decouple(student_logits / temperature, labels)
+    teacher_target, teacher_others = _decouple(teacher_logits / temperature, labels)
+    tckd = F.kl_div(student_target, teacher_target, reduction="batchmean", log_target=True)
+    nckd = F.kl_div(student_others, teacher_others, reduction="batchmean", log_target=True)
+    return temperature**2 * (alpha * tckd + beta * nckd)
+
+
+def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``log(p_y, 1 − p_y)`` ``(N, 2)`` and the other classes' log-softmax ``(N, num_classes − 1)``."""
+    logits, labels = logits.flatten(end_dim=-2), labels.flatten()
+    num_classes = logits.shape[-1]
+    # The columns other than the label's: those below it as they are, the others shifted by one.
+    columns = torch.arange(num_classes - 1, device=logits.device).expand(len(logits), -1)
+    target = logits.gather(1, labels[:, None])
+    others = logits.gather(1, columns + (columns >= labels[:, None]))
+    binary = torch.cat([target, others.logsumexp(dim=1, keepdim=True)], dim=1)
+    return binary.log_softmax(dim=1), others.log_softmax(dim=1)
+
+
+@without_autocast
+def dist(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:
+    """DIST, ``T² · (β · L_inter + γ · L_intra)`` with the Pearson correlation ``ρ`` of probabilities.
+
+    Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536. With the
+    probabilities ``Y = softmax(z/T)``, ``L_inter`` is the mean over samples of ``1 − ρ(Y_s[i, :], Y_t[i, :])`` and
+    ``L_intra`` the mean over classes of ``1 − ρ(Y_s[:, j], Y_t[:, j])``. ``T²`` is the authors' code's. That code also
+    adds 1e-8 to the denominator of ``ρ``, which mutes classes whose probabilities hardly vary; the paper doesn't,
+    nor do we. Where one side is constant ``ρ`` is 0, without gradient. One sample has no ``L_intra``.
+
+    Args:
+        student_logits: ``(..., num_classes)``; every leading dimension counts as batch, as pixels do in the paper.
+        teacher_logits: the same shape, over the same classes in the same order.
+        temperature: ``T``; positive.
+        beta: weight of the relation between classes.
+        gamma: weight of the relation within a class.
+    """
+    student_logits, teacher_logits = same_shape(student_logits, teacher_logits)
+    require_positive("temperature", temperature)
+    student_probs = (student_logits / temperature).softmax(dim=-1).flatten(end_dim=-2)
+    teacher_probs = (teacher_logits / temperature).softmax(dim=-1).flatten(end_dim=-2)
+    loss = beta * _correlation_distance(student_probs, teacher_probs)
+    if len(student_probs) > 1:
+        loss = loss + gamma * _correlation_distance(student_probs.T, teacher_probs.T)
+    return temperature**2 * loss
+
+
+def _correlation_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean over rows of one minus their Pearson correlation."""
+    return 1 - (unit(centre(student.T).T) * unit(centre(teacher.T).T)).sum(dim=1).mean()
+
+
+def deit_hard(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy of the distillation token with the class that the teacher predicts, mean over samples.
+
+    Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021, arXiv
+    2012.12877: the second term of Eq. 3, without its 1/2 (the first is the class token's cross-entropy with the true
+    label). The teacher's label isn't smoothed, as in the paper. No gradient reaches the teacher.
+
+    Args:
+        student_logits: of the distillation token, ``(..., num_classes)``.
+        teacher_logits: the same shape, over the same classes in the same order.
+    """
+    student_logits, teacher_logits = same_shape(student_logits, teacher_logits)
+    predicted = teacher_logits.argmax(dim=-1)
+    return F.cross_entropy(student_logits.flatten(end_dim=-2), predicted.flatten())
+
+
+def deit_soft(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """Soft distillation of the distillation token, ``τ² · KL(softmax(t/τ) ‖ softmax(s/τ))``, mean over samples.
+
+    Touvron et al., ICML 2021, arXiv 2012.12877: the second term of Eq. 2, without its ``λ`` (0.1 in the paper, with
+    ``τ = 3``). It is :func:`logit_kd` on other logits. The direction of the divergence is that of the authors' code,
+    which further divides by ``num_classes``.
+
+    Args:
+        student_logits: of the distillation token, ``(..., num_classes)``.
+        teacher_logits: the same shape, over the same classes in the same order.
+        temperature: ``τ``; positive.
+    """
+    return logit_kd(student_logits, teacher_logits, temperature=temperature)
