@@ -320,8 +320,8 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
 
 
 def _describe(problem: Any) -> str:
-    # The discriminator of a union appears in the location as the method's name: it is not a key.
-    path = [part for part in problem["loc"] if part not in _METHOD_SECTIONS]
+    # After the number of a method its name stands in the location, by which pydantic tells the union: it is no key.
+    path = [part for place, part in enumerate(problem["loc"]) if (place, problem["loc"][0]) != (2, "methods")]
     key = ".".join(str(part) for part in path)
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":

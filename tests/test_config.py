@@ -44,6 +44,14 @@ def test_every_problem_is_reported_at_once_with_key_value_and_nearest_name():
         assert expected in text, expected
 
 
+def test_unknown_keys_that_are_called_like_a_method():
+    methods = [{"method": "projection", "projector": "linear", "projection": 1}]
+    with pytest.raises(UserError) as error:
+        parse_config({**MINIMAL, "supervised": None, "methods": methods}, source="t")
+    assert "  - supervised: unknown key." in error.value.message
+    assert "  - methods.0.projection: unknown key. Did you mean projector" in error.value.message
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
