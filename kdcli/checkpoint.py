@@ -72,7 +72,7 @@ class Checkpoints:
 
         Args:
             step: names it.
-            state: nested dicts, lists and tuples of tensors, numbers, strings, None.
+            state: nested dicts, lists and tuples of tensors, numbers, strings, torch's dtypes, None.
             best: folder of the best student so far. Its files are linked where the file system can, for a run never
                 changes a file in place.
             projectors: file with the best student's projectors.
@@ -99,8 +99,8 @@ class Checkpoints:
                 (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
                 for path in (*files, temporary / "manifest.json"):
                     _flush(path)
-                if target.exists():  # of the same step, left by a run that was extended
-                    shutil.rmtree(target)
+                if target.exists():
+                    self._remove(step)
                 temporary.rename(target)
                 _flush(self.folder)
             finally:
@@ -156,7 +156,7 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Return ``value`` as JSON can hold it; its tensors go into ``tensors`` (contiguous copies on the CPU) by number.
 
     Raises:
-        TypeError: for anything but tensors, dicts, lists, tuples, numbers, strings and None.
+        TypeError: for anything but tensors, dicts, lists, tuples, numbers, strings, dtypes and None.
     """
     if isinstance(value, Tensor):
         name = str(len(tensors))
@@ -168,6 +168,8 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"tuple": [pack(item, tensors) for item in value]}
     if isinstance(value, list):
         return [pack(item, tensors) for item in value]
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -188,6 +190,8 @@ def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
         return {unpack(key, tensors): unpack(item, tensors) for key, item in content}
     if kind == "tuple":
         return tuple(unpack(item, tensors) for item in content)
+    if kind == "dtype" and isinstance(dtype := getattr(torch, content), torch.dtype):
+        return dtype
     return float(content)
 
 

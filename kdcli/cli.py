@@ -223,7 +223,7 @@ def distill(
     values: dict[str, Any] = {}
     source = "the options"
     if resume is not None:
-        if recipe is not None or output is not None:
+        if recipe is not None or output is not None or any(item.startswith("output=") for item in set_ or []):
             raise UserError(
                 "--resume goes on with a run as it is, in its own folder.", "Drop --recipe and --output, or --resume."
             )

@@ -67,12 +67,15 @@ class Control:
         every: how often to save.
         num_processes: that train together. What one of them was told, all do at the same step; they agree over a CPU
             process group of their own, so that no accelerator is waited for.
+
+    Attributes:
+        saved_step: of the last checkpoint, the same in all processes; 0 before the first.
     """
 
     def __init__(self, every: Every, *, num_processes: int = 1) -> None:
         self._every = every
         self._group: Any = distributed.new_group(backend="gloo") if num_processes > 1 else None
-        self._saved_at, self._saved_step = time.monotonic(), 0
+        self._saved_at, self.saved_step = time.monotonic(), 0
         self._asked = Verdict.GO_ON
 
     @property
@@ -113,10 +116,10 @@ class Control:
 
     def saved(self, step: int) -> None:
         """Count anew: there is a checkpoint of ``step``."""
-        self._saved_at, self._saved_step = time.monotonic(), step
+        self._saved_at, self.saved_step = time.monotonic(), step
 
     def _is_due(self, step: int) -> bool:
         if self._every.steps is not None:
-            return step - self._saved_step >= self._every.steps
+            return step - self.saved_step >= self._every.steps
         assert self._every.seconds is not None
         return time.monotonic() - self._saved_at >= self._every.seconds

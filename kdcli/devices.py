@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch import distributed
 
 from kdcli.config import TrainConfig
 from kdcli.errors import UserError
@@ -78,6 +79,12 @@ def make_accelerator(train: TrainConfig, *, tracking: Path | None = None) -> Acc
         raise UserError(
             f"--mixed-precision {precision} does not work here: {error}", "Use --mixed-precision no."
         ) from None
+
+
+def leave_processes() -> None:
+    """Take leave of the other training processes, after all that is done together."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def resolve_device(name: str) -> torch.device:

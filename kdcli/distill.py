@@ -17,12 +17,12 @@ from kdcli.checkpoint import Checkpoints
 from kdcli.config import RunConfig
 from kdcli.console import console, show_lines, show_plan, show_table
 from kdcli.control import Stopped
-from kdcli.devices import make_accelerator
+from kdcli.devices import leave_processes, make_accelerator
 from kdcli.errors import UserError
 from kdcli.job import Job, prepare_job
 from kdcli.launch import launch, processes_to_start, rank
-from kdcli.progress import LogFormat, SilentReporter, make_reporter
-from kdcli.run_folder import RunFolder, check_new_folder, free_folder
+from kdcli.progress import LogFormat, Reporter, SilentReporter, make_reporter
+from kdcli.run_folder import RunFolder, check_new_folder, clear_os_errors, free_folder
 from kdcli.trainer import Result, Trainer, check_same_run
 
 
@@ -69,10 +69,7 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
     is_main = rank() == 0
     if not dry_run and is_main:
         check_new_folder(path)
-    if config.baseline and config.teacher.name == "none":
-        raise UserError(
-            "A baseline is the student alone, and --teacher none trains it alone already.", "Add --no-baseline."
-        )
+    _check_baseline(config)
     num_processes = processes_to_start(config.train)
     if num_processes > 1 and not dry_run:
         return launch(num_processes, sys.argv[1:])
@@ -87,7 +84,7 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
         with _stoppable(run, output) as stop, run.locked() if is_main else contextlib.nullcontext():
             results = {_label(job): _train(job, run, accelerator, command=command, output=output)}
             if config.baseline:
-                results["student alone"] = _train_alone(config, run, command=command, output=output)
+                results["student alone"] = _train_alone(job.config, run, command=command, output=output)
             _show_results(results, run, output)
     return stop.code
 
@@ -111,6 +108,7 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
     run = RunFolder.started(path)
     stored = run.read_config()
     check_same_run(stored, config, path / "config.yaml")
+    _check_baseline(config)
     num_processes = processes_to_start(config.train)
     if num_processes > 1 and not dry_run:
         return launch(num_processes, sys.argv[1:])
@@ -128,6 +126,8 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
         results = {}
         if _is_done(run, config):
             results["distilled" if config.teacher.name != "none" else "student"] = _result_of(run)
+            if is_main and config != stored:  # with a baseline, say: the next resume has to know of it
+                run.write_config(config)
         else:
             accelerator = make_accelerator(config.train, tracking=path / "tracking")
             with console.status("Loading data and models"):
@@ -139,6 +139,13 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
     return stop.code
 
 
+def _check_baseline(config: RunConfig) -> None:
+    if config.baseline and config.teacher.name == "none":
+        raise UserError(
+            "A baseline is the student alone, and --teacher none trains it alone already.", "Add --no-baseline."
+        )
+
+
 @dataclass
 class _Stop:
     code: int = 0
@@ -146,16 +153,20 @@ class _Stop:
 
 @contextlib.contextmanager
 def _stoppable(run: RunFolder, output: Output) -> Iterator[_Stop]:
-    """Say how to go on where a signal stopped the training; the code is then its exit code."""
+    """Say how to go on where a signal stopped the training; the code is then its exit code.
+
+    However it ended, but for an error, the processes part.
+    """
     stop = _Stop()
     try:
         yield stop
     except Stopped as stopped:
         stop.code = stopped.exit_code
         again = f"kdcli distill --resume {shlex.quote(str(run.path))}"
-        if output.log_format == "json" and rank() == 0:
+        if output.log_format == "json" and rank() == 0 and not output.quiet:
             print(json.dumps({"event": "stopped", "step": stopped.step, "resume": again}), flush=True)
         show_lines([f"Stopped at step {stopped.step} of {stopped.total_steps}; all is saved. Go on with: {again}"])
+    leave_processes()
 
 
 def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str | None, output: Output) -> Result:
@@ -168,49 +179,66 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
         command: for the records of a new run; None to go on with one.
         output: what to print.
     """
-    is_main = accelerator.is_main_process
+    is_main, is_new = accelerator.is_main_process, command is not None
+    trainer: Trainer | None = None
     label = "distil" if job.teacher else "alone"
     reporter = make_reporter(label, log_format=output.log_format, quiet=output.quiet) if is_main else SilentReporter()
     try:
         with reporter as shown:
-            trainer = Trainer(job, run, accelerator, shown)
-            if command is None:
-                checkpoint = trainer.checkpoints.load(warn=shown.warned)
-                if checkpoint is not None:
-                    trainer.restore(checkpoint)
-                elif is_main:
-                    run.cut_metrics(0)
-                    run.restore_best(None)
-            if is_main:
-                if command is not None:
-                    run.write_plan(job.plan, command=command)
-                else:
-                    run.replace_decision(job.plan, "training")
-                    run.unfinish()
+            if is_main and command is not None:  # the config last: with it, it is a run that can be resumed
+                run.write_plan(job.plan, command=command)
                 run.write_config(job.config)
+            trainer = Trainer(job, run, accelerator, shown)
+            if not is_new:
+                _go_back(trainer, job, run, shown)
             result = trainer.fit()
     except UserError:
-        if is_main:
-            run.discard_if_empty()
+        if is_main and is_new and (trainer is None or trainer.step == 0):
+            run.discard()
         raise
     if is_main:
         run.write_text("README.md", model_card(run))
+        run.write_result(result.to_json())
     return result
 
 
+def _go_back(trainer: Trainer, job: Job, run: RunFolder, reporter: Reporter) -> None:
+    """Put trainer and run folder to where the last checkpoint was taken, or to the beginning."""
+    if trainer.is_main:
+        run.sweep()
+    checkpoint = trainer.checkpoints.load(warn=reporter.warned)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    elif trainer.is_main:
+        run.unfinish()
+        run.cut_metrics(0)
+        run.restore_best(None)
+    if trainer.is_main:
+        run.replace_decision(job.plan, "training")
+        run.write_config(job.config)
+
+
 def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Output) -> Result:
-    """Train the student alone in ``RUN/baseline``, or go on with that, or take what it came to."""
-    path = run.path / "baseline"
-    alone = run.read_config().model_copy(update={"train": config.train}).alone() if rank() == 0 else config.alone()
+    """Train the student alone in ``RUN/baseline``, or go on with that, or take what it came to.
+
+    Args:
+        config: the run's, with its methods written out.
+        run: its folder.
+        command: for the records of a new baseline.
+        output: what to print.
+    """
+    path, alone = run.path / "baseline", config.alone()
     baseline = RunFolder(path)
     is_begun = (path / "config.yaml").is_file()
     if is_begun and _is_done(baseline, alone):
         return _result_of(baseline)
     accelerator = make_accelerator(alone.train, tracking=path / "tracking")
     job = prepare_job(alone, mixed_precision=accelerator.mixed_precision)
-    if not is_begun and accelerator.is_main_process:
-        baseline = RunFolder.create(path)
-    return _train(job, baseline, accelerator, command=None if is_begun else command, output=output)
+    if accelerator.is_main_process:
+        with clear_os_errors(path):
+            path.mkdir(exist_ok=True)  # what a killed process left of it before it was a run is written over
+    with baseline.locked() if accelerator.is_main_process else contextlib.nullcontext():
+        return _train(job, baseline, accelerator, command=None if is_begun else command, output=output)
 
 
 def _is_done(run: RunFolder, config: RunConfig) -> bool:

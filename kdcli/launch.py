@@ -160,5 +160,5 @@ def _raise_first_error(folder: Path, codes: dict[int, int]) -> None:
                 f"Training process {number} was ended by {signal.Signals(-code).name}.",
                 "If nobody did so, memory ran out. Go on with: kdcli distill --resume RUN",
             )
-    if errors and set(codes.values()) == {2}:
+    if errors and set(codes.values()) <= {2, -signal.SIGTERM}:  # the latter were ended by the launcher
         raise UserError(errors[0]["message"], errors[0]["hint"])

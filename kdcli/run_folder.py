@@ -114,13 +114,12 @@ class RunFolder:
                 )
         return cls(path)
 
-    def discard_if_empty(self) -> None:
-        """Remove the folder and those above it that were made for it, unless there is a student or a checkpoint in it."""
-        if not (self.student / "config.json").is_file() and not any((self.path / "checkpoints").glob("step-*")):
-            shutil.rmtree(self.path, ignore_errors=True)
-            for folder in self._made:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
+    def discard(self) -> None:
+        """Remove the folder of a run that came to nothing, and those above it that were made for it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -237,6 +236,14 @@ class RunFolder:
         (decision,) = [asdict(decision) for decision in plan.decisions if decision.name == name]
         values["decisions"] = [decision if old["name"] == name else old for old in values["decisions"]]
         self.write_text("plan.json", json.dumps(values, indent=2) + "\n")
+
+    def sweep(self) -> None:
+        """Remove what a killed process was about to write."""
+        for entry in self.path.iterdir():
+            if re.fullmatch(r"\..+\.\d+\.tmp", entry.name):
+                entry.unlink()
+            elif entry.name.startswith(f".{self.student.name}."):
+                shutil.rmtree(entry, ignore_errors=True)
 
     def unfinish(self) -> None:
         """Take back that the run is finished, for it goes on."""

@@ -141,11 +141,8 @@ class Trainer:
         with self.control.listening(), _hardware_errors(self):
             self._train()
             test = self._test()
-        self.accelerator.end_training()
-        result = Result(self.best, test, self.step, self.seconds, len(self.skipped))
-        if self.is_main:
-            self.run.write_result(result.to_json())
-        return result
+        self._end_tracking()
+        return Result(self.best, test, self.step, self.seconds, len(self.skipped))
 
     def _train(self) -> None:
         started = time.perf_counter() - self.seconds
@@ -165,8 +162,7 @@ class Trainer:
                 self._obey()
                 if self.step == self.total_steps:
                     break
-        if self.checkpoints.steps()[-1:] != [self.step]:
-            self.save()
+        self.save()
 
     def _train_step(self, batch: Batch, epoch: int) -> None:
         accelerator, config = self.accelerator, self.job.config
@@ -220,28 +216,29 @@ class Trainer:
     def _evaluate(self, model: Model, source: ImageSource) -> dict[str, float]:
         def after_batch(names: Iterable[str]) -> None:
             self._note_skipped(names)
-            # A signal ends the validation too, in a run of one process; when the run goes on, it begins with it.
-            if self.control.stop_asked and self.accelerator.num_processes == 1 and self._may_save():
-                self._stop(self.control.after(self.step))
+            # A signal ends the evaluation too, in a run of one process; when the run goes on, it begins with it.
+            if self.control.stop_asked and self.accelerator.num_processes == 1:
+                self._obey()
 
         return evaluate(self.job, model, source, self.accelerator, after_batch)
 
     def _obey(self) -> None:
         verdict = self.control.after(self.step)
         # Within a group of accumulated batches the gradient so far is nowhere but in memory.
-        if verdict == Verdict.GO_ON or not self._may_save():
+        if verdict == Verdict.GO_ON or self.step % self.job.config.train.accumulation:
             return
         if verdict >= Verdict.STOP_INT:
             self._stop(verdict)
         self.save()
 
-    def _may_save(self) -> bool:
-        return self.step % self.job.config.train.accumulation == 0
-
     def _stop(self, verdict: Verdict) -> None:
         self.save()
-        self.accelerator.end_training()
+        self._end_tracking()
         raise Stopped(130 if verdict == Verdict.STOP_INT else 143, self.step, self.total_steps)
+
+    def _end_tracking(self) -> None:
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches, and count the time spent waiting for them."""
@@ -306,16 +303,20 @@ class Trainer:
             student.load_state_dict(load_saved(self.run.student).state_dict())
         if self.accelerator.num_processes > 1:  # the run folder need not be within every process's reach
             student.load_state_dict(broadcast(dict(student.state_dict())))
-        test = evaluate(self.job, student, source, self.accelerator, self._note_skipped)
+        test = self._evaluate(student, source)
+        self._gather_skipped()
+        self._obey()  # a signal that came meanwhile: there may be a baseline still to be trained
         self._record("test", {"epoch": self.best["epoch"], "step": self.best["step"], **test})
         return test
 
     def save(self) -> None:
-        """Write a checkpoint of everything that the rest of the run depends on.
+        """Write a checkpoint of everything that the rest of the run depends on, unless there is one of this step.
 
         Raises:
             UserError: a weight is not finite, or the file system refuses; earlier checkpoints are kept.
         """
+        if self.control.saved_step == self.step:
+            return
         self.watch.check()
         self._gather_skipped()
         if self.is_main:
@@ -356,6 +357,9 @@ class Trainer:
         """
         state, path = checkpoint.state, checkpoint.path
         _refuse_differences(state["config"], self.job.config, path)
+        if self.is_main:
+            for difference in describe_changes(state["data"], self.data_fingerprint):
+                self.reporter.warned(f"The data have changed since the run was stopped: {difference}.")
         if state["step"] > self.total_steps:
             raise UserError(
                 f"The run has already been trained for {state['step']} steps, and {self.job.config.train.epochs} epochs"
@@ -378,15 +382,14 @@ class Trainer:
         self.spectra.restore(**state["spectra"])
         self.meter = _Meter.restored(state["meter"], self.accelerator.device)
         if self.is_main:
-            for difference in describe_changes(state["data"], self.data_fingerprint):
-                self.reporter.warned(f"The data have changed since the run was stopped: {difference}.")
+            self.run.unfinish()
             self.checkpoints.remove_after(self.step)
             self.run.cut_metrics(state["metrics_size"])
             self.run.restore_best(checkpoint.best)
 
     def _gather_skipped(self) -> None:
         if self.accelerator.num_processes > 1:
-            self.skipped = dict.fromkeys(gather_object(list(self.skipped)))
+            self._note_skipped(gather_object(list(self.skipped)))
 
 
 def evaluate(
@@ -621,7 +624,8 @@ def _hardware_errors(trainer: Trainer) -> Iterator[None]:
         text = str(error).strip()
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
             where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "the machine"
-            half = max(train.batch_size // 2, 2)
+            processes = trainer.accelerator.num_processes
+            half = max(train.batch_size // 2 // processes * processes, processes, 2)
             raise UserError(
                 f"The memory of {where} ran out at step {trainer.step + 1} with a batch of {train.batch_size}.",
                 f"--batch-size {half} --set train.accumulation={train.accumulation * train.batch_size // half} takes"

@@ -15,6 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdcli.errors import UserError
+from kdcli.launch import _raise_first_error
+
 # A student without batch statistics: on a CPU there is no batch normalisation over all processes.
 OPTIONS = (
     *("--teacher", "random:test_efficientnet", "--student", "test_vit", "--data", "demo:digits", "--device", "cpu"),
@@ -93,6 +96,32 @@ def test_two_processes_train_as_one(run_cli, tmp_path, alone, methods):
             for key in first.keys() - {"event", "images_per_second", "data_wait"}:
                 assert first[key] == pytest.approx(second[key], rel=2e-3, abs=1e-4), (event, key)
     assert (tmp_path / "two" / "result.json").exists()
+
+
+def test_two_processes_train_the_baseline_too(tmp_path):
+    """With a checkpoint of the very last step as well, which only one of them writes."""
+    options = ("--epochs", "1", "--baseline", "--checkpoint-every", "1")
+    output = finish(*OPTIONS, *options, "--num-processes", "2", "--output", tmp_path / "two")
+    assert "student alone" in output
+    steps = [json.loads((tmp_path / name / "result.json").read_text())["steps"] for name in ("two", "two/baseline")]
+    assert steps[0] == steps[1] > 0
+
+
+def test_what_any_process_can_not_read_is_named_and_counted(tmp_path, make_photos):
+    """In each split the first and the last file are broken: with batches of two, other processes meet them."""
+    splits = {f"{split}/{name}": 8 for split in ("train", "val", "test") for name in ("apple", "sky")}
+    photos = make_photos(splits)
+    broken = [photos / split / name for split in ("train", "val", "test") for name in ("apple/00.jpg", "sky/07.png")]
+    for file in broken:
+        file.write_bytes(b"no image")
+    output = finish(
+        *("--teacher", "none", "--student", "test_vit", "--data", photos, "--device", "cpu", "--num-processes", "2"),
+        *("--set", "student.image_size=32", "--set", "data.workers=0", "--epochs", "1", "--batch-size", "2"),
+        *("--output", tmp_path / "run"),
+    )
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["skipped"] == len(broken)
+    for file in broken:
+        assert output.count(f"Skipped an unreadable image: {file}") == 1
 
 
 def test_a_run_goes_on_in_two_processes_and_then_in_one(tmp_path, alone):
@@ -183,6 +212,14 @@ def test_a_launcher_that_dies_leaves_no_orphans(training):
     process, workers, _ = training
     process.kill()
     wait_until_gone(list(workers.values()))
+
+
+def test_a_lost_connection_is_the_word_where_there_is_no_better(tmp_path):
+    """The other process was ended by the launcher and left no word."""
+    (tmp_path / "1.json").write_text(json.dumps({"message": "lost", "hint": "h", "is_cause": False}))
+    with pytest.raises(UserError, match="lost"):
+        _raise_first_error(tmp_path, {0: -signal.SIGTERM, 1: 2})
+    _raise_first_error(tmp_path, {0: 1, 1: 2})  # the first has printed its traceback
 
 
 def test_a_users_error_in_the_workers_is_one_message(tmp_path):

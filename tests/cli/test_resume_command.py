@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -157,6 +158,145 @@ def test_the_baseline_of_a_run_goes_on_too(run_cli, tmp_path, monkeypatch):
     assert all(first[key].equal(second[key]) for key in first)
 
 
+@pytest.fixture
+def at_step(monkeypatch):
+    """``at_step(number, act)``: once, ``act(trainer)`` when a trainer has done step ``number``."""
+    import kdcli.trainer
+
+    original = kdcli.trainer.Trainer._train_step
+
+    def arrange(number, act, alone=False):
+        def train_step(self, batch, epoch):
+            original(self, batch, epoch)
+            if self.step == number and (self.teacher is None) == alone:
+                monkeypatch.setattr(kdcli.trainer.Trainer, "_train_step", original)
+                act(self)
+
+        monkeypatch.setattr(kdcli.trainer.Trainer, "_train_step", train_step)
+
+    return arrange
+
+
+def die(trainer):
+    raise Interrupt
+
+
+def test_a_baseline_asked_for_later_is_not_forgotten(run_cli, tmp_path, whole, at_step):
+    """A kill left a baseline that was no run yet; the next one is while it trains; then --resume alone ends it."""
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "baseline").mkdir()
+    (tmp_path / "run" / "baseline" / "plan.json").write_text("{")
+    at_step(5, die, alone=True)
+    with pytest.raises(Interrupt):
+        run_cli("distill", "--resume", "run", "--baseline")
+    outcome = run_cli("distill", "--resume", "run")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "student alone" in outcome.stdout
+    assert json.loads((tmp_path / "run" / "baseline" / "result.json").read_text())["steps"] == 40
+
+
+def test_a_baseline_in_use_is_not_resumed_on_its_own(run_cli, tmp_path, whole, at_step):
+    shutil.copytree(whole, tmp_path / "run")
+    outcomes = []
+    at_step(4, lambda _: outcomes.append(run_cli("distill", "--resume", "run/baseline")), alone=True)
+    assert run_cli("distill", "--resume", "run", "--baseline").exit_code == 0
+    (outcome,) = outcomes
+    assert outcome.exit_code == 2
+    assert "baseline is in use by process" in outcome.stderr
+
+
+def test_a_baseline_of_no_teacher_is_refused_when_resumed_too(run_cli, tmp_path, alone_run):
+    shutil.copytree(alone_run, tmp_path / "run")
+    outcome = run_cli("distill", "--resume", "run", "--baseline")
+    assert outcome.exit_code == 2
+    assert "trains it alone already" in outcome.stderr
+    assert not (tmp_path / "run" / "baseline").exists()
+
+
+def test_an_error_on_resume_loses_nothing(run_cli, tmp_path, whole, at_step):
+    """There is neither a checkpoint nor a student yet, and the run goes on where memory is short."""
+
+    def no_memory(trainer):
+        raise torch.OutOfMemoryError
+
+    at_step(2, die)
+    with pytest.raises(Interrupt):
+        run_cli("distill", *SHORT, *EPOCHS, "--output", "run")
+    at_step(1, no_memory)
+    outcome = run_cli("distill", "--resume", "run")
+    assert outcome.exit_code == 2
+    assert "memory of the GPU ran out" in outcome.stderr
+    assert run_cli("distill", "--resume", "run").exit_code == 0
+    assert kill_and_resume.differences(whole, tmp_path / "run") == []
+
+
+def test_killed_while_it_starts_a_run_can_be_resumed(run_cli, tmp_path, monkeypatch, whole):
+    """Before the first step: data are looked through, models go to their device."""
+    import kdcli.trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kdcli.trainer, "fingerprint", die)
+        with pytest.raises(Interrupt):
+            run_cli("distill", *SHORT, *EPOCHS, "--output", "run")
+    assert run_cli("distill", "--resume", "run").exit_code == 0
+    assert kill_and_resume.differences(whole, tmp_path / "run") == []
+
+
+def test_a_run_is_finished_when_all_of_it_is_there(run_cli, tmp_path, monkeypatch, whole):
+    """Killed before the model card is written; and what killed processes left is swept away."""
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("kdcli.distill.model_card", die)
+        with pytest.raises(Interrupt):
+            run_cli("distill", "--resume", "run")
+    (tmp_path / "run" / "README.md").unlink(missing_ok=True)
+    (tmp_path / "run" / ".student.1a2b").mkdir()
+    (tmp_path / "run" / ".metrics.jsonl.77.tmp").write_text("x")
+    assert run_cli("distill", "--resume", "run").exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def test_killed_while_it_is_taken_back_a_run_is_not_finished(run_cli, tmp_path, monkeypatch, whole):
+    """It was to be made longer: its test is gone from the records, and is made again when the run is resumed."""
+    shutil.copytree(whole, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("kdcli.run_folder.RunFolder.restore_best", die_at_last)
+        with pytest.raises(Interrupt):
+            run_cli("distill", "--resume", "run", "--epochs", "3")
+    assert run_cli("distill", "--resume", "run").exit_code == 0
+    assert kill_and_resume.differences(whole, tmp_path / "run") == []
+
+
+def die_at_last(*_):
+    raise Interrupt
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_signal_during_the_test_stops_before_the_baseline(run_cli, tmp_path, monkeypatch, whole, quiet):
+    import kdcli.trainer
+
+    original = kdcli.trainer.Trainer._test
+
+    def test(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    options = ("--log-format", "json", *(("--quiet",) if quiet else ()))
+    with monkeypatch.context() as patch:
+        patch.setattr(kdcli.trainer.Trainer, "_test", test)
+        outcome = run_cli("distill", *SHORT, *EPOCHS, "--baseline", "--output", "run", *options)
+    assert outcome.exit_code == 143
+    events = [json.loads(line) for line in outcome.stdout.splitlines()]
+    assert [event["resume"] for event in events if event["event"] == "stopped"] == (
+        [] if quiet else ["kdcli distill --resume run"]
+    )
+    assert bool(events) == (not quiet)
+    assert not (tmp_path / "run" / "baseline").exists()
+    assert run_cli("distill", "--resume", "run", "--no-baseline").exit_code == 0
+    assert kill_and_resume.differences(whole, tmp_path / "run") == []
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
@@ -237,6 +377,13 @@ def test_resume_has_nothing_to_resume_or_is_told_two_things(run_cli, tmp_path, w
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_folder_of_a_run_is_not_set_anew(run_cli, tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    outcome = run_cli("distill", "--resume", "run", "--set", "output=elsewhere")
+    assert outcome.exit_code == 2
+    assert "in its own folder" in outcome.stderr
+
+
 def test_a_full_disk_is_one_message_and_keeps_what_there_is(tmp_path, whole):
     """The system allows files of 300 KB: the first checkpoint is larger, the run folder's other files are not."""
     process = subprocess.run(
@@ -248,6 +395,10 @@ def test_a_full_disk_is_one_message_and_keeps_what_there_is(tmp_path, whole):
     assert process.stderr.count("Error:") == 1
     assert "File too large" in process.stderr
     assert "Traceback" not in process.stderr
+    again = kill_and_resume.start("--resume", tmp_path / "run")  # as its hint says
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert kill_and_resume.differences(whole, tmp_path / "run") == []
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_earlier_ones(tmp_path, whole):
