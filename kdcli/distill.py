@@ -78,6 +78,8 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
         with console.status("Loading data and models"):
             job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
         show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}")
+        if output.log_format == "json" and not output.quiet and is_main:
+            print(json.dumps({"event": "plan", **job.plan.to_json()}), flush=True)
         if dry_run:
             return 0
         run = RunFolder.create(path) if is_main else RunFolder(path)
@@ -180,7 +182,6 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
         output: what to print.
     """
     is_main, is_new = accelerator.is_main_process, command is not None
-    trainer: Trainer | None = None
     label = "distil" if job.teacher else "alone"
     reporter = make_reporter(label, log_format=output.log_format, quiet=output.quiet) if is_main else SilentReporter()
     try:
@@ -193,8 +194,8 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
                 _go_back(trainer, job, run, shown)
             result = trainer.fit()
     except UserError:
-        if is_main and is_new and (trainer is None or trainer.step == 0):
-            run.discard()
+        if is_main and is_new:
+            run.discard_if_empty()
         raise
     if is_main:
         run.write_text("README.md", model_card(run))

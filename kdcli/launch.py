@@ -124,7 +124,7 @@ def reporting_to_launcher() -> Iterator[None]:
         yield
     except UserError as error:
         if folder is None:
-            raise
+            raise UserError(f"Process {rank()}: {error.message}", error.hint) from None
         _leave(Path(folder), error, is_cause=True)
         raise SystemExit(2) from None
     except RuntimeError as error:

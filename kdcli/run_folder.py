@@ -114,8 +114,10 @@ class RunFolder:
                 )
         return cls(path)
 
-    def discard(self) -> None:
-        """Remove the folder of a run that came to nothing, and those above it that were made for it."""
+    def discard_if_empty(self) -> None:
+        """Remove the folder and those above it that were made for it, unless there is a student or a checkpoint in it."""
+        if (self.student / "config.json").is_file() or any((self.path / "checkpoints").glob("step-*")):
+            return
         shutil.rmtree(self.path, ignore_errors=True)
         for folder in self._made:
             if folder.is_dir() and not any(folder.iterdir()):
@@ -414,7 +416,7 @@ def clear_os_errors(path: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"Can't write to {path}: {os.strerror(number)}.",
-            "Free some space and go on with --resume, or give another --output.",
+            "Free some space, or give another --output; a run that has a checkpoint goes on with --resume.",
         ) from error
 
 

@@ -126,6 +126,8 @@ class Trainer:
         self.data_fingerprint = fingerprint(job.data) if self.is_main else {}
         self.best: dict[str, float] = {}
         self.first_norms: dict[str, float] = {}
+        self.collapsed: set[str] = set()
+        """Features that were warned of."""
         self.seconds = 0.0
         self.skipped: dict[str, None] = {}  # an ordered set
 
@@ -271,12 +273,15 @@ class Trainer:
             if kind != "feature_norm":
                 continue
             first = self.first_norms.setdefault(tap, norm)
+            if tap in self.collapsed:
+                continue
             if norm <= _COLLAPSED * first:
                 what = f"have shrunk to {norm:.2g}, from {first:.2g}"
             elif values[f"feature_std/{tap}"] <= _COLLAPSED * norm:
                 what = f"are all but the same for every sample (spread {values[f'feature_std/{tap}']:.2g}, norm {norm:.2g})"
             else:
                 continue
+            self.collapsed.add(tap)
             self.reporter.warned(
                 f"The student's features {tap!r} {what} at step {self.step}. Lower --lr or the weight of the feature loss,"
                 " or standardise the student's side (normalize_student: standardize)."
@@ -635,7 +640,7 @@ def _hardware_errors(trainer: Trainer) -> Iterator[None]:
             raise UserError(
                 f"The system ended a process that loads data: {text.splitlines()[0]}",
                 "Mostly memory ran out: use fewer (--set data.workers=1, or 0), or give a container more shared memory"
-                f" (--shm-size). Go on with: kdcli distill --resume {trainer.run.path}",
+                " (--shm-size). A run that has a checkpoint goes on with --resume.",
             ) from error
         raise
 

@@ -63,11 +63,15 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
 
 def test_a_discarded_run_takes_the_folders_made_for_it_along(tmp_path):
     (tmp_path / "mine").mkdir()
-    RunFolder.create(tmp_path / "mine" / "runs" / "first").discard()
+    RunFolder.create(tmp_path / "mine" / "runs" / "first").discard_if_empty()
     assert list((tmp_path / "mine").iterdir()) == []
-    RunFolder.create(tmp_path / "runs" / "kept")
-    RunFolder.create(tmp_path / "runs" / "discarded").discard()
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["kept"]
+    kept, saved, discarded = (RunFolder.create(tmp_path / "runs" / name) for name in ("kept", "saved", "discarded"))
+    (kept.path / "student").mkdir()
+    (kept.path / "student" / "config.json").write_text("{}")
+    (saved.path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    for run in (discarded, saved, kept):
+        run.discard_if_empty()
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["kept", "saved"]
 
 
 def test_no_space_is_a_user_error(tmp_path):
