@@ -32,8 +32,8 @@ from typer.core import TyperGroup, TyperOption
 
 from kdcli.cli import app
 from kdcli.config import RunConfig
-from kdcli.console import ProgressReporter
 from kdcli.recipes import list_recipes
+from kdcli.trainer import Trainer
 
 LONG = int(os.environ.get("KDCLI_FUZZ_CASES", 0))
 TINY = {
@@ -162,7 +162,7 @@ def playground(
         patch.setenv("HOME", str(home))
         patch.delenv("KDCLI_DATA", raising=False)
         patch.setattr(urllib.request, "urlopen", unreachable)
-        patch.setattr(ProgressReporter, "stepped", stop)
+        patch.setattr(Trainer, "_train_step", stop)
         yield place
     if LONG:
         print(f"\n{place.outcomes.total()} cases: {dict(place.outcomes)}")
@@ -377,6 +377,8 @@ def recipes() -> list[dict[str, Any]]:
             values[name] = {**(values.get(name) if isinstance(values.get(name), dict) else {}), **section}
         values["teacher"].pop("weights", None)
         values["student"].pop("pretrained", None)
+        if "feature_layers" in values:
+            values["feature_layers"] = ["pooled:layer3"]  # the small teacher has other layers
         found.append(values)
     return found
 
