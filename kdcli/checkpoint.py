@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcli.errors import UserError
-from kdcli.run_folder import clear_os_errors, link_file, link_files, write_redacted
+from kdcli.run_folder import clear_os_errors, link_file, link_files
 
 FORMAT = "kdcli-checkpoint-1"
 _FOLDER = re.compile(r"step-(\d{8,})")
@@ -89,7 +89,7 @@ class Checkpoints:
                 tensors: dict[str, Tensor] = {}
                 tree = pack(state, tensors)
                 save_file(tensors, temporary / "state.safetensors")
-                write_redacted(temporary / "state.json", json.dumps({"format": FORMAT, "state": tree}))
+                (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "state": tree}), encoding="utf-8")
                 if best is not None:
                     link_files(best, temporary / "best" / "student")
                 if projectors is not None and projectors.is_file():

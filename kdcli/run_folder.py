@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,7 +30,7 @@ from kdcli.config import RunConfig, parse_config
 from kdcli.errors import UserError, reading
 from kdcli.plan import Plan
 from kdcli.recipes import load_yaml
-from kdcli.text import check_argument, redact
+from kdcli.text import check_argument, redact, redact_all
 
 _PACKAGES = ("torch", "timm", "transformers", "accelerate")
 
@@ -166,11 +166,18 @@ class RunFolder:
         Raises:
             UserError: when it can't be read or lacks what a plan has.
         """
-        file = self.path / "plan.json"
+        return self._read_saved("plan.json", _SavedPlan)
+
+    def _read_saved(self, name: str, kind: type[BaseModel]) -> dict[str, Any]:
+        file = self.path / name
         try:
-            return _SavedPlan.model_validate_json(file.read_bytes()).model_dump()
-        except (OSError, ValueError) as error:
+            return kind.model_validate_json(file.read_bytes()).model_dump()
+        except OSError as error:
             raise UserError(f"Can't read {file}: {error}.", "Give a folder that 'kdcli distill' made.") from None
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = "".join(f"{part}: " for part in problem["loc"])
+            raise UserError(f"{file} is damaged: {where}{problem['msg']}.", "The run has to be repeated.") from None
 
     def read_metrics(self, event: str) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl`` of one kind: ``train``, ``validation`` or ``test``.
@@ -220,7 +227,7 @@ class RunFolder:
         whole = config.with_absolute_paths()
         values = whole.model_dump(mode="json", exclude_none=True, exclude={"output"})
         _keep_nulls(values, whole.model_dump(mode="json", exclude_defaults=True, exclude={"output"}))
-        self.write_text("config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        self.write_text("config.yaml", yaml.safe_dump(redact_all(values), sort_keys=False, allow_unicode=True))
 
     def write_plan(self, plan: Plan, *, command: str) -> None:
         """Write ``plan.json``, with the command line and the versions of what computes."""
@@ -230,7 +237,7 @@ class RunFolder:
             **{name: version(name) for name in _PACKAGES},
         }
         values = {**plan.to_json(), "command": command, "versions": versions}
-        self.write_text("plan.json", json.dumps(values, indent=2) + "\n")
+        self.write_text("plan.json", json.dumps(redact_all(values), indent=2) + "\n")
 
     def replace_decision(self, plan: Plan, name: str) -> None:
         """Put ``plan``'s decision of this name in the place of the one in ``plan.json``."""
@@ -297,13 +304,9 @@ class RunFolder:
 
     def read_result(self) -> dict[str, Any] | None:
         """Return the content of ``result.json``; None while the run is not finished."""
-        file = self.path / "result.json"
-        if not file.is_file():
+        if not (self.path / "result.json").is_file():
             return None
-        try:
-            return _SavedResult.model_validate_json(file.read_bytes()).model_dump()
-        except (OSError, ValueError) as error:
-            raise UserError(f"Can't read {file}: {error}.", "Give a folder that 'kdcli distill' made.") from None
+        return self._read_saved("result.json", _SavedResult)
 
     def restore_best(self, saved: Path | None) -> None:
         """Put back the best student and projectors as they were at a checkpoint: ``saved``, or none at all."""

@@ -15,11 +15,11 @@ _SECRET_VARIABLE = re.compile(r"(HF|HUGGING_?FACE|WANDB|MLFLOW|TRACKIO)\w*(TOKEN
 _SHORTEST_SECRET = 8
 """Shorter values of such a variable are no secrets, and would be found in the middle of words."""
 _SECRETS = (
-    (re.compile(r"(?<=:/)(/?)[^/\s@]+(?=@)"), r"\1***"),  # https://user:token@host, which as a path has one slash
-    (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), "hf_***"),
-    (re.compile(r"\bwandb_v\d_\w{20,}"), "wandb_***"),
-    (re.compile(r"([?&][\w-]*(?:token|key|signature|password)=)[^&\s'\"]+", re.IGNORECASE), r"\1***"),
-    (re.compile(r"\b(bearer )[\w.~+/-]{8,}", re.IGNORECASE), r"\1***"),
+    (re.compile(r"(?<=:/)(/?)[^/\s@]+(?=@)"), r"\1REDACTED"),  # https://user:token@host, which as a path has one slash
+    (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), "hf_REDACTED"),
+    (re.compile(r"\bwandb_v\d_\w{20,}"), "wandb_REDACTED"),
+    (re.compile(r"([?&][\w-]*(?:token|key|signature|password)=)[^&\s'\"]+", re.IGNORECASE), r"\1REDACTED"),
+    (re.compile(r"\b(bearer )[\w.~+/-]{8,}", re.IGNORECASE), r"\1REDACTED"),
 )
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MAX_PART, _MAX_PATH = 255, 4096
@@ -27,17 +27,26 @@ _MAX_PART, _MAX_PATH = 255, 4096
 
 
 def redact(text: str) -> str:
-    """Return ``text`` with ``***`` for tokens of hubs and trackers.
+    """Return ``text`` with ``REDACTED`` for tokens of hubs and trackers.
 
     Found are the values of environment variables such as ``HF_TOKEN`` and ``WANDB_API_KEY``, tokens of the Hugging Face
     hub and of Weights & Biases by their form, and the credentials in a URL.
     """
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.fullmatch(name):
-            text = text.replace(value, "***")
+            text = text.replace(value, "REDACTED")
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redact_all(value: Any) -> Any:
+    """Return nested lists and mappings of values with every text redacted, before quoting can hide a part of a token."""
+    if isinstance(value, dict):
+        return {key: redact_all(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact_all(inner) for inner in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def printable(text: str) -> str:

@@ -36,6 +36,7 @@ from kdcli.optim import make_optimizer, make_schedule
 from kdcli.progress import Reporter
 from kdcli.run_folder import RunFolder
 from kdcli.teacher import LiveTeacher
+from kdcli.text import redact_all
 
 _LOG_EVERY = 50
 """Steps between two readings of the losses from the device."""
@@ -564,7 +565,7 @@ _MAY_CHANGE = {
 
 
 def _comparable(config: RunConfig) -> dict[str, Any]:
-    """Return every setting by its dotted name."""
+    """Return every setting by its dotted name, without tokens of hubs and trackers."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -575,7 +576,7 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
             for key, item in items:
                 walk(f"{prefix}.{key}" if prefix else str(key), item)
 
-    walk("", config.with_absolute_paths().model_dump(mode="json", exclude={"output"}))
+    walk("", redact_all(config.with_absolute_paths().model_dump(mode="json", exclude={"output"})))
     return flat
 
 

@@ -489,14 +489,14 @@ WANDB = "wandb_v1_" + "Abcd1234_" * 4
 @pytest.mark.parametrize(
     ("text", "redacted"),
     [
-        (f"--set x={HF}", "--set x=hf_***"),
-        (f"a {WANDB}.", "a wandb_***."),
-        ("hf:https://user:s3cret@huggingface.co/org/name", "hf:https://***@huggingface.co/org/name"),
-        ("https://s3cret@host/x", "https://***@host/x"),
-        ("https:/user:s3cret@host/x", "https:/***@host/x"),
-        ("GET https://h/x?a=1&X-Amz-Signature=0f0f&b=2", "GET https://h/x?a=1&X-Amz-Signature=***&b=2"),
-        ("https://h/?token=abc 'x'", "https://h/?token=*** 'x'"),
-        ("Authorization: Bearer abcdefghij", "Authorization: Bearer ***"),
+        (f"--set x={HF}", "--set x=hf_REDACTED"),
+        (f"a {WANDB}.", "a wandb_REDACTED."),
+        ("hf:https://user:s3cret@huggingface.co/org/name", "hf:https://REDACTED@huggingface.co/org/name"),
+        ("https://s3cret@host/x", "https://REDACTED@host/x"),
+        ("https:/user:s3cret@host/x", "https:/REDACTED@host/x"),
+        ("GET https://h/x?a=1&X-Amz-Signature=0f0f&b=2", "GET https://h/x?a=1&X-Amz-Signature=REDACTED&b=2"),
+        ("https://h/?token=abc 'x'", "https://h/?token=REDACTED 'x'"),
+        ("Authorization: Bearer abcdefghij", "Authorization: Bearer REDACTED"),
     ],
 )
 def test_tokens_are_known_by_their_form(text, redacted):
@@ -534,7 +534,7 @@ def test_what_is_no_token_stays(text):
 )
 def test_values_of_secret_variables(monkeypatch, variable, is_secret):
     monkeypatch.setenv(variable, "a.secret/of+mine")
-    assert redact("x a.secret/of+mine y") == ("x *** y" if is_secret else "x a.secret/of+mine y")
+    assert redact("x a.secret/of+mine y") == ("x REDACTED y" if is_secret else "x a.secret/of+mine y")
     monkeypatch.setenv(variable, "x")
     assert redact("xxx") == "xxx"
 
@@ -542,7 +542,7 @@ def test_values_of_secret_variables(monkeypatch, variable, is_secret):
 def test_every_text_of_a_run_is_without_tokens(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "not-of-any-known-form")
     RunFolder(tmp_path).write_text("x.txt", f"a not-of-any-known-form b {HF} \udcff")
-    assert (tmp_path / "x.txt").read_text() == "a *** b hf_*** \\udcff"
+    assert (tmp_path / "x.txt").read_text() == "a REDACTED b hf_REDACTED \\udcff"
 
 
 # --- text -------------------------------------------------------------------------------------------------------------

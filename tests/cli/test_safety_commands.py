@@ -543,7 +543,28 @@ def test_tokens_reach_neither_files_nor_the_terminal(run_cli, tmp_path, photos, 
         assert secret.encode() not in written
         assert secret not in printed
     assert b"description=" in (tmp_path / "run" / "plan.json").read_bytes(), "the command is recorded"
-    assert (tmp_path / "run" / "README.md").read_text().count("***") >= 5
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    command = json.loads((tmp_path / "run" / "plan.json").read_text())["command"]
+    assert config["description"] == "from https://REDACTED@host/x with hf_REDACTED and REDACTED REDACTED REDACTED"
+    assert command.count("REDACTED") == 6
+    assert (tmp_path / "run" / "README.md").read_text().count("REDACTED") >= 6
+
+
+def test_a_config_that_is_all_token_can_be_read_again(run_cli, tmp_path, photos, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret: {of} 'the' \"hub\"")
+    options = (
+        "--data",
+        photos,
+        *SMALL,
+        "--output",
+        "run",
+        "--set",
+        "description=" + json.dumps("secret: {of} 'the' \"hub\""),
+    )
+    assert run_cli("distill", *MODELS, *options).exit_code == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["description"] == "REDACTED"
+    assert run_cli("analyze-projector", "run").exit_code == 0
+    assert run_cli("export", "run").exit_code == 0
 
 
 @pytest.mark.parametrize(
