@@ -62,7 +62,13 @@ def processes_to_start(train: TrainConfig) -> int:
         )
     if gpus and wanted > gpus:
         raise UserError(f"--num-processes {wanted}, and there are {gpus} GPUs.", "Use fewer, or --device cpu.")
+    if not gpus and wanted > (most := max(_num_cores(), 2)):
+        raise UserError(f"--num-processes {wanted}, and there are {_num_cores()} CPU cores.", f"Use at most {most}.")
     return wanted
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def launch(num_processes: int, arguments: Sequence[str]) -> int:

@@ -242,6 +242,13 @@ def test_a_batch_that_can_not_be_shared_is_said_before_training(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_more_processes_than_cores_are_refused(run_cli, tmp_path):
+    outcome = run_cli("distill", *OPTIONS, "--num-processes", "5000", "--output", "run")
+    assert outcome.exit_code == 2
+    assert "--num-processes 5000, and there are" in outcome.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_machines_of_accelerates_launcher(tmp_path, alone):
     """Two launchers on loopback, a process each, as on two machines."""
     with socket.socket() as probe:
