@@ -163,7 +163,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     Raises:
         UserError: for a folder that is no run or is given twice, or a damaged file.
     """
-    whole = [path.resolve() for path in paths]
+    whole = [RunFolder.started(path).path.resolve() for path in paths]
     for path, count in Counter(whole).items():
         if count > 1:
             raise UserError(f"The run {path} is given {count} times.", "Give each run once.")
@@ -173,11 +173,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _read_run(path: Path, name: str) -> Run:
-    if not (path / "config.yaml").is_file():
-        raise UserError(
-            f"{path} is not a run folder: it has no config.yaml.", "Give folders that 'kdcli distill' made."
-        )
-    folder = RunFolder(path)
+    folder = RunFolder.started(path)
     config = folder.read_config()
     settings = flatten_settings(config) | {"relation": folder.read_plan()["relation"]}
     training, validation, test = (folder.read_metrics(event) for event in ("train", "validation", "test"))

@@ -270,3 +270,11 @@ def test_no_runs_at_all(run_cli):
     exit_code, _, stderr = run_cli("compare")
     assert exit_code == 2
     assert "RUN" in stderr
+
+
+@pytest.mark.parametrize("name", ["a" * 300, ""])
+def test_what_can_be_no_folder_is_one_message(run_cli, random_run, name):
+    outcome = run_cli("compare", random_run, name)
+    assert outcome.exit_code == 2
+    assert outcome.stderr.count("Error:") == 1
+    assert "Traceback" not in outcome.stderr
