@@ -499,6 +499,12 @@ def evaluate(
 
         kdcli evaluate runs/quickstart/export --data demo:digits --split validation
     """
+    from kdcli.text import check_argument
+
+    for what, values in (("A run or model", (name, *(against or ()))), ("--data", (data,)), ("--output", (output,))):
+        for value in values:
+            if value is not None:
+                check_argument(what, value)
     from kdcli.console import errors, show_lines, show_table
     from kdcli.evaluate import evaluate_models, legend, output_folder, remarks, tables, to_json, write_evaluation
 

@@ -499,3 +499,13 @@ def test_weights_that_are_damaged(refused, tmp_path, trained_teacher, photos):
     state["fc.bias"] = torch.full_like(state["fc.bias"], torch.nan)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     assert "not finite" in refused("damaged", "--data", photos)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("a" * 300,), ("\x1b[31m", "--data", "photos"), ("test_resnet", "--data", "a" * 300)]
+)
+def test_names_that_nothing_can_have_are_one_message(run_cli, arguments):
+    outcome = run_cli("evaluate", *arguments)
+    assert outcome.exit_code == 2
+    assert outcome.stderr.count("Error:") == 1
+    assert "Traceback" not in outcome.stderr
