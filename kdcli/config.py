@@ -72,6 +72,8 @@ class DataConfig(Section):
     """Where ``torchvision:`` data sets lie or are downloaded to."""
     unlabelled: Location | None = None
     """A folder of further training images without labels."""
+    train_images: Count | None = None
+    """Train on so many of the training images, drawn by seed and class; the others are left out."""
     labels_per_class: Count | None = None
     """Keep so many labels a class, drawn by seed; the other training images stay, unlabelled."""
     labelled_share: Annotated[float, Field(gt=0, lt=1)] = 0.25

@@ -414,7 +414,7 @@ def _data_config(run: RunFolder | None, data: str | None, root: Path | None) -> 
     chosen = config.data
     if data is not None and not _same_data(config, data):
         # What belongs to the run's own files and to its training alone is left out.
-        own = ("image_column", "label_column", "subset", "unlabelled", "labels_per_class")
+        own = ("image_column", "label_column", "subset", "unlabelled", "labels_per_class", "train_images")
         chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
     if root is not None:
         chosen = chosen.model_copy(update={"root": root})

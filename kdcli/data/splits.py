@@ -75,6 +75,9 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
     _check_disjoint(train, validation, test)
     if absent := [name for name, count in zip(names, _count(train, len(names)), strict=True) if count == 0]:
         notes.append(f"No training image has the label {', '.join(absent)}.")
+    if config.train_images is not None and config.train_images < len(train):
+        train = _draw(train, config.train_images, seed=seed)
+        notes.append(f"Training images: {len(train)} drawn by seed {seed}, stratified by class; the rest left out.")
     if config.labels_per_class is not None:
         train = _withhold_labels(train, config.labels_per_class, names, seed=seed)
         notes.append(f"Labels: {config.labels_per_class} a class kept by seed {seed}, the rest withheld.")
@@ -127,6 +130,24 @@ def _cut(
         raise UserError(f"Too few images to cut a {purpose} split: none of {_listing(lost)} would stay.", hint)
     rest = np.concatenate([rest, np.flatnonzero(labels == UNLABELLED)])
     return Subset(source, np.sort(rest)), Subset(source, np.sort(part))
+
+
+def _draw(source: ImageSource, size: int, *, seed: int) -> Subset:
+    """Return ``size`` images of ``source``, every class and the unlabelled ones in proportion, at least one of each."""
+    labels = np.asarray(source.labels, dtype=np.int64)
+    num_classes = len(np.unique(labels))
+    if size < num_classes:
+        raise UserError(
+            f"data.train_images is {size}, but there are {num_classes} classes.", f"Ask for at least {num_classes}."
+        )
+    order = np.random.default_rng([seed, size]).permutation(len(labels))
+    # The k-th of n images of a class stands at k/n of the way: the first of this order have each class, in proportion.
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        place[members] = np.arange(len(members)) / len(members)
+    chosen = np.lexsort((order.argsort(), place))[:size]
+    return Subset(source, np.sort(chosen))
 
 
 def _withhold_labels(source: ImageSource, num_kept: int, class_names: Sequence[str], *, seed: int) -> Subset:

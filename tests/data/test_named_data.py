@@ -44,6 +44,26 @@ def test_labels_per_class_of_an_array() -> None:
     assert np.bincount([label for label in data.train.labels if label >= 0]).tolist() == [4] * 10
 
 
+def test_train_images_are_drawn_by_seed_in_proportion() -> None:
+    def indices(seed: int, **options: int) -> tuple[list[int], list[int]]:
+        data = open_data(DataConfig(name="demo:digits", **options), seed=seed)
+        assert data.facts.num_train == len(data.train)
+        return [hash(data.train.load(i).tobytes()) for i in range(len(data.train))], list(data.train.labels)
+
+    whole, labels = indices(0)
+    some, some_labels = indices(0, train_images=200)
+    assert len(some) == 200
+    assert set(some) < set(whole)
+    in_proportion = np.bincount(labels) / len(labels) * 200
+    assert np.abs(np.bincount(some_labels) - in_proportion).max() <= 1
+    assert indices(0, train_images=200) == (some, some_labels)
+    assert indices(1, train_images=200)[0] != some
+    assert indices(0, train_images=5000) == (whole, labels)
+    assert len(set(indices(0, train_images=10)[1])) == 10
+    with pytest.raises(UserError, match="train_images is 9, but there are 10 classes"):
+        indices(0, train_images=9)
+
+
 @pytest.mark.parametrize(
     ("name", "suggested"),
     [
