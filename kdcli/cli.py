@@ -216,7 +216,7 @@ def distill(
         kdcli distill --resume runs/quickstart --epochs 32
     """
     from kdcli.config import parse_config
-    from kdcli.recipes import apply_overrides, find_recipe, load_yaml, set_key
+    from kdcli.recipes import apply_overrides, find_recipe, load_recipe, load_yaml, set_key
 
     if log_format not in ("auto", "plain", "json"):
         raise UserError(f"There is no log format {log_format!r}.", "Use auto, plain or json.")
@@ -233,7 +233,7 @@ def distill(
         values, source = load_yaml(file), str(file)
     if recipe is not None:
         file = find_recipe(recipe)
-        values, source = load_yaml(file), str(file)
+        values, source = load_recipe(file), str(file)
     if teacher is not None:
         values = {**values, "teacher": {"name": teacher}}  # another teacher: the recipe's weights are not its own
     values = apply_overrides(values, set_ or [])
@@ -556,9 +556,9 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.", s
         kdcli recipes show quickstart
     """
     from kdcli.console import show_text
-    from kdcli.recipes import find_recipe, read_recipe
+    from kdcli.recipes import find_recipe, recipe_text
 
-    show_text(read_recipe(find_recipe(name)))
+    show_text(recipe_text(find_recipe(name)))
 
 
 @recipes_app.command("copy")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ _MAX_BYTES = 2**20
 _MAX_VALUES = 10_000
 """Likewise; a few lines of aliases of aliases make billions."""
 _MAX_DEPTH = 16
-"""Of a dotted key; the deepest of the config has three parts."""
+"""Of a dotted key, of which the deepest of the config has three parts; and of recipes that extend one another."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ def recipes_folder() -> Path:
 
 
 def list_recipes() -> list[Recipe]:
-    """Return every shipped recipe, by name."""
+    """Return every shipped recipe, by name; a file whose name begins with ``_`` is only there to be extended."""
     folder = recipes_folder()
-    files = sorted(folder.rglob("*.yaml"))
+    files = sorted(file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
     return [
         Recipe(
             name=file.relative_to(folder).with_suffix("").as_posix(),
             path=file,
-            description=str(load_yaml(file).get("description", "")),
+            description=str(load_recipe(file).get("description", "")),
         )
         for file in files
     ]
@@ -167,6 +166,58 @@ def load_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
+def load_recipe(file: Path) -> dict[str, Any]:
+    """Return the values of a recipe, on top of those of the recipe that it ``extends``.
+
+    ``extends`` is a file relative to the recipe's folder. Sections are merged key by key; any other value, lists among
+    them, replaces the extended one, and so does a teacher, a student or data with a name: what else was said of the
+    other model is not about this one.
+
+    Raises:
+        UserError: as :func:`load_yaml`; also for what can't be extended, or recipes that extend one another in a ring.
+    """
+    chain = [(file, load_yaml(file))]
+    while (base := chain[-1][1].pop("extends", None)) is not None:
+        source = chain[-1][0]
+        if not isinstance(base, str) or len(chain) > _MAX_DEPTH:
+            reason = "a file's name is wanted" if not isinstance(base, str) else "too many recipes extend one another"
+            raise UserError(f"{source}: extends {short_repr(base)}: {reason}.", "For example: extends: base.yaml")
+        check_argument("The recipe to extend", base)
+        path = source.parent / base
+        with reading(path):
+            is_file = path.is_file()
+        if not is_file:
+            raise UserError(
+                f"{source} extends {base}, and there is no such file.", "It is looked for beside the recipe."
+            )
+        chain.append((path, load_yaml(path)))
+    values: dict[str, Any] = {}
+    for _, own in reversed(chain):
+        values = {key: value for key, value in values.items() if key not in own} | {
+            key: _merge(values.get(key), value, is_named=key in _NAMED_SECTIONS) for key, value in own.items()
+        }
+    return values
+
+
+def _merge(base: Any, own: Any, *, is_named: bool) -> Any:
+    if is_named:
+        base = {"name": base} if isinstance(base, str) else base
+        if isinstance(own, dict) and "name" in own:
+            return own
+    if not isinstance(base, dict) or not isinstance(own, dict):
+        return own
+    return base | own
+
+
+def recipe_text(file: Path) -> str:
+    """Return a recipe as one file: its text, or, where it extends another, its values written out."""
+    text = read_recipe(file)
+    if "extends" not in load_yaml(file):
+        return text
+    comments = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    return comments + yaml.safe_dump(load_recipe(file), sort_keys=False, allow_unicode=True, width=120)
+
+
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return ``values`` with each ``dotted.key=value`` of ``overrides`` set; values are read as YAML.
 
@@ -219,7 +270,7 @@ def set_key(values: Any, path: list[str], value: Any) -> Any:
 
 
 def copy_recipe(name: str, destination: Path) -> Path:
-    """Copy a recipe to ``destination`` (a folder or a new file) and return the new file.
+    """Copy a recipe to ``destination`` (a folder or a new file), whole, and return the new file.
 
     Raises:
         UserError: when the file exists already or can't be written.
@@ -231,8 +282,9 @@ def copy_recipe(name: str, destination: Path) -> Path:
         exists = target.exists()
     if exists:
         raise UserError(f"{target} exists already.", "Give another file name.")
+    text = recipe_text(source)
     try:
-        shutil.copyfile(source, target)
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"Can't write {target}: {error.strerror or error}.", "Give a folder that exists and is writable."

@@ -1,7 +1,7 @@
 import pytest
 
 from kdcli.errors import UserError
-from kdcli.recipes import apply_overrides, copy_recipe, find_recipe, list_recipes, load_yaml
+from kdcli.recipes import apply_overrides, copy_recipe, find_recipe, list_recipes, load_recipe, load_yaml, recipe_text
 
 
 def test_overrides_set_nested_keys_and_read_values_as_yaml():
@@ -41,6 +41,55 @@ def test_a_recipe_is_found_by_full_name_last_part_and_file(tmp_path):
 
 def test_every_recipe_describes_itself():
     assert all(recipe.description for recipe in list_recipes())
+
+
+def test_a_recipe_extends_another(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "base.yaml").write_text(
+        "teacher: {name: a, weights: w.pth}\nstudent: s\ntrain: {epochs: 3, ema: 0.9}\nseed: 1\n"
+    )
+    (tmp_path / "middle.yaml").write_text("extends: base.yaml\nseed: 2\nmethods: [{method: supervised}]\n")
+    own = tmp_path / "deep" / "own.yaml"
+    own.write_text(
+        "# what it is for\nextends: ../middle.yaml\nteacher: b\nstudent: {pretrained: true}\ntrain: {epochs: 5}\n"
+    )
+    assert load_recipe(own) == {
+        "teacher": "b",
+        "student": {"name": "s", "pretrained": True},
+        "train": {"epochs": 5, "ema": 0.9},
+        "seed": 2,
+        "methods": [{"method": "supervised"}],
+    }
+    assert load_recipe(tmp_path / "middle.yaml")["teacher"] == {"name": "a", "weights": "w.pth"}
+    copy = copy_recipe(str(own), tmp_path / "copy.yaml")
+    assert load_yaml(copy) == load_recipe(own)
+    assert copy.read_text().startswith("# what it is for\n")
+    assert recipe_text(tmp_path / "base.yaml") == (tmp_path / "base.yaml").read_text()
+
+
+def test_a_teacher_with_a_name_leaves_the_extended_one_behind(tmp_path):
+    (tmp_path / "base.yaml").write_text("teacher: {name: a, weights: w.pth, image_size: 48}\n")
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: base.yaml\nteacher: {name: b}\n")
+    assert load_recipe(own) == {"teacher": {"name": "b"}}
+    own.write_text("extends: base.yaml\nteacher: {image_size: 64}\n")
+    assert load_recipe(own)["teacher"] == {"name": "a", "weights": "w.pth", "image_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("missing.yaml", "no such file"),
+        ("3", "a file's name is wanted"),
+        ("own.yaml", "too many"),
+        ("base", "no such file"),
+    ],
+)
+def test_what_can_not_be_extended(tmp_path, text, message):
+    own = tmp_path / "own.yaml"
+    own.write_text(f"extends: {text}\n")
+    with pytest.raises(UserError, match=message):
+        load_recipe(own)
 
 
 def test_unknown_recipe_names_the_nearest():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from kdcli.config import parse_config
 from kdcli.progress import SilentReporter
-from kdcli.recipes import list_recipes, load_yaml
+from kdcli.recipes import list_recipes, load_recipe
 
 RECIPES = {recipe.name: recipe for recipe in list_recipes()}
 OWN_LABELS = {"imagenet"}
@@ -83,7 +83,7 @@ def shrunk(make_teacher, photos):
     """Return a recipe's values with stand-ins for models and data; methods, augmentation and optimiser as they are."""
 
     def shrink(name: str) -> tuple[dict, dict]:
-        values = load_yaml(RECIPES[name].path)
+        values = load_recipe(RECIPES[name].path)
         original = parse_config(values, source=name)
         labels = tuple(folder.name for folder in sorted(photos.iterdir()))
         if original.data.name not in OWN_LABELS:
@@ -109,7 +109,7 @@ def test_the_folder_is_the_registry():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_valid_and_says_what_it_is_for(name):
-    config = parse_config(load_yaml(RECIPES[name].path), source=name)
+    config = parse_config(load_recipe(RECIPES[name].path), source=name)
     assert config.task == "image-classification"
     assert 20 <= len(config.description) <= 120
     assert config.output is None, "a recipe belongs to no place"
@@ -120,7 +120,7 @@ def test_models_of_a_recipe_exist(name):
     """Real names: misspelt ones would only be found by whoever downloads them."""
     import timm
 
-    config = parse_config(load_yaml(RECIPES[name].path), source=name)
+    config = parse_config(load_recipe(RECIPES[name].path), source=name)
     for model in (config.teacher.name, config.student.name):
         known = timm.list_models(include_tags=True) + timm.list_models()
         assert model in known
