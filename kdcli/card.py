@@ -52,7 +52,7 @@ tags: [knowledge-distillation, kdcli]
 ## Load it
 
 ```python
-{_LOADING[library]}
+{_LOADING[library] if not (run.student / "kdcli_networks.py").is_file() else _LOADING_WITH_NETWORKS}
 ```
 
 ## Made by
@@ -76,6 +76,12 @@ _LOADING = {
     "transformers": "from transformers import AutoModelForImageClassification\n\n"
     'model = AutoModelForImageClassification.from_pretrained("PATH")\nlabels = model.config.id2label',
 }
+
+
+_LOADING_WITH_NETWORKS = (
+    'import sys\n\nsys.path.append("PATH")\nimport kdcli_networks  # from this folder: timm has no such architecture\n'
+    + _LOADING["timm"]
+)
 
 
 def _projector(config: RunConfig) -> str:

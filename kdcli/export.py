@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcli.card import model_card
@@ -101,6 +105,8 @@ _OWN_FILES = {
     "config.json",
     "model.safetensors",
     "preprocessor_config.json",
+    "kdcli_networks.py",
+    "__pycache__",  # of importing it
     "README.md",
     "model.onnx",
     "preprocessing.json",
@@ -123,6 +129,9 @@ def _check_native(student: Model, folder: Path) -> float:
     """Compare the model that the library loads from ``folder`` with ``student``."""
     module: Any  # a model of either library; their types tell nothing of these attributes
     images = _images(student, 2)
+    if (folder / "kdcli_networks.py").is_file():
+        logits, names = _run_without_kdcli(folder, images)
+        return _compare_native(logits, names, student, images)
     if student.facts.library == "timm":
         import timm
 
@@ -135,10 +144,44 @@ def _check_native(student: Model, folder: Path) -> float:
         names = [module.config.id2label[index] for index in range(module.config.num_labels)]
     with torch.inference_mode():
         output = module(images)
+    return _compare_native(output if isinstance(output, Tensor) else output.logits, names, student, images)
+
+
+def _compare_native(logits: Tensor, names: list[str] | None, student: Model, images: Tensor) -> float:
     if tuple(names or ()) != student.facts.label_names:
         raise UserError("The exported model lost its label names.", "Please report this with the run's config.yaml.")
-    logits = output if isinstance(output, Tensor) else output.logits
     return _compare(logits, _logits(student, images), student.facts.library)
+
+
+_WITHOUT_KDCLI = """
+import json, sys
+sys.modules["kdcli"] = None  # importing it is now an error
+folder, file = sys.argv[1:]
+sys.path.append(folder)
+import kdcli_networks, timm, torch
+from safetensors.torch import load_file, save_file
+model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+with torch.inference_mode():
+    save_file({"logits": model(load_file(file)["images"])}, file)
+print(json.dumps(model.pretrained_cfg.get("label_names")))
+"""
+
+
+def _run_without_kdcli(folder: Path, images: Tensor) -> tuple[Tensor, list[str] | None]:
+    """Load ``folder`` with its own copy of the architecture, where kdcli can't be imported; return logits and labels."""
+    with tempfile.TemporaryDirectory() as place:
+        file = str(Path(place, "tensors.safetensors"))
+        save_file({"images": images}, file)
+        # -B leaves no __pycache__ in the export, -P keeps the working folder's modules out.
+        command = [sys.executable, "-B", "-P", "-c", _WITHOUT_KDCLI, str(folder.resolve()), file]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+            raise UserError(
+                f"The exported model can't be loaded without kdcli: {reason}",
+                "Nothing was exported. Please report this with the run's config.yaml.",
+            )
+        return load_file(file)["logits"], json.loads(result.stdout.splitlines()[-1])
 
 
 def _compare(actual: Tensor, expected: Tensor, library: str) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import timm
 
 from kdcli.errors import UserError, did_you_mean, reading
-from kdcli.models import hub
+from kdcli.models import hub, kdcli_networks
 from kdcli.models.spec import Library, ModelName
 from kdcli.text import expand_user
 
@@ -23,7 +23,7 @@ class Place:
 
     Attributes:
         library: whose model it is.
-        name: resolved, with the library: ``timm:resnet50.a1_in1k``, ``hf:org/name``.
+        name: resolved, with the library: ``timm:resnet50.a1_in1k``, ``hf:org/name``, ``cifar:resnet20``.
         architecture: a name in timm's registry, with or without a tag; None for a folder.
         folder: with ``config.json``, and weights unless only the architecture was asked for; None for the registry.
     """
@@ -35,7 +35,7 @@ class Place:
 
 
 def locate(name: ModelName, *, weights: bool) -> Place:
-    """Find ``name``: timm's registry first, then a local folder, then the hub.
+    """Find ``name``: timm's registry first, then a local folder, then the hub. A run folder stands for its student.
 
     Args:
         name: a parsed name.
@@ -45,18 +45,33 @@ def locate(name: ModelName, *, weights: bool) -> Place:
         UserError: there is no such model, with the nearest names, or the hub can't be reached.
     """
     target = name.target
+    if target.startswith("cifar:"):
+        return _cifar(name)
     if name.library != "transformers" and _is_registered(target):
         return Place("timm", f"timm:{target}", architecture=target)
     folder = expand_user(target)
     with reading(target):
         is_folder = folder.is_dir()
     if is_folder:
+        if not (folder / "config.json").exists() and (folder / "student" / "config.json").is_file():
+            folder, target = folder / "student", f"{target.rstrip('/')}/student"
         return _folder(folder, target, name)
     if target.startswith((".", "/", "~")):
         raise UserError(f"Model {name.text!r}: there is no folder {target}.", "Give the folder that has config.json.")
     if _HUB_ID.fullmatch(target) or name.library == "transformers":
         return _folder(hub.snapshot(target, weights=weights), target, name)
     raise _unknown(name)
+
+
+def _cifar(name: ModelName) -> Place:
+    architecture = name.target.replace(":", "_", 1)
+    valid = [network.replace("_", ":", 1) for network in kdcli_networks.NAMES if network.startswith("cifar_")]
+    if name.target not in valid:
+        raise UserError(
+            f"There is no model {name.text!r}. {did_you_mean(name.target, valid)}".rstrip(),
+            f"Valid: {', '.join(valid)}.",
+        )
+    return Place("timm", name.target, architecture=architecture)
 
 
 def _is_registered(target: str) -> bool:

@@ -10,7 +10,10 @@ from kdcli.errors import UserError, did_you_mean
 Library = Literal["timm", "transformers"]
 
 _LIBRARIES: dict[str, Library] = {"timm": "timm", "hf": "transformers"}
-_GRAMMAR = "Names are NAME, timm:NAME, hf:ORG/NAME or a local folder; random:NAME is the same architecture untrained."
+_GRAMMAR = (
+    "Names are NAME, timm:NAME, cifar:NAME, hf:ORG/NAME or a local folder; random:NAME is the same architecture "
+    "untrained."
+)
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,8 @@ class ModelName:
 
     Attributes:
         text: as the user wrote it.
-        target: without its prefixes: a timm name, a hub id or a folder.
-        library: where ``timm:`` or ``hf:`` says so.
+        target: without its prefixes: a timm name, a hub id or a folder; ``cifar:`` stays.
+        library: where ``timm:``, ``cifar:`` or ``hf:`` says so.
         random: the architecture untrained.
     """
 
@@ -44,8 +47,10 @@ def parse_name(text: str) -> ModelName | None:
     prefix, colon, after = rest.partition(":")
     if colon and prefix in _LIBRARIES:
         library, rest = _LIBRARIES[prefix], after
+    elif rest.startswith("cifar:"):
+        library = "timm"
     elif colon and prefix.isidentifier() and len(prefix) > 1:  # one letter is a Windows drive
-        nearest = did_you_mean(prefix, [*_LIBRARIES, "random"])
+        nearest = did_you_mean(prefix, [*_LIBRARIES, "cifar", "random"])
         raise UserError(f"Model name {text!r}: unknown prefix {prefix!r}. {nearest}".rstrip(), _GRAMMAR)
     if not rest.strip() or rest == "none":
         raise UserError(f"Model name {text!r} names no model.", _GRAMMAR)

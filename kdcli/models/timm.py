@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import Preprocessing
-from kdcli.models import hub
+from kdcli.models import hub, kdcli_networks
 from kdcli.models.base import Layout, Model, ModelOutput, Origin, Probe, check_image_size, mean_over_places
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
@@ -125,7 +126,10 @@ class TimmModel(Model):
         return tuple(found) if isinstance(found, (tuple, list, nn.ModuleList)) else (found,)
 
     def save(self, folder: Path) -> None:
-        """Write ``model.safetensors`` and ``config.json``: ``timm.create_model("local-dir:FOLDER", pretrained=True)``."""
+        """Write ``model.safetensors`` and ``config.json``: ``timm.create_model("local-dir:FOLDER", pretrained=True)``.
+
+        With an architecture of :mod:`kdcli.models.kdcli_networks` goes a copy of that file, to be imported first.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         # Copies: safetensors takes neither shared nor channels-last memory.
         state = self.module.state_dict()
@@ -135,6 +139,8 @@ class TimmModel(Model):
         if self.facts.label_names:
             config["label_names"] = list(self.facts.label_names)
         save_config_for_hf(self.module, str(folder / "config.json"), model_config=config, model_args=self._model_args)
+        if self.module.pretrained_cfg["architecture"] in kdcli_networks.NAMES:  # type: ignore[index,operator]
+            shutil.copyfile(kdcli_networks.__file__, folder / "kdcli_networks.py")
 
 
 def load(
@@ -324,6 +330,12 @@ def _weights_overlay(place: Place, cfg: dict[str, Any]) -> dict[str, Any]:
         except OSError as error:  # urllib's errors among them
             raise UserError(f"The weights of {place.name} can't be downloaded: {error}", hub.OFFLINE_HINT) from error
         return {"state_dict": dict(load_raw(path)), "custom_load": False}
+    if place.name.startswith("cifar:"):
+        raise UserError(
+            f"There are no published weights of {place.name}.",
+            f"Train it first (kdcli distill --teacher none --student {place.name} --data ... --output runs/NAME) and name "
+            "runs/NAME, give a checkpoint (--teacher-weights FILE), or take random:NAME for it untrained.",
+        )
     with_weights = list_pretrained(f"{(place.architecture or '').partition('.')[0]}.*")
     tagged = f"With weights: {', '.join(with_weights)}. " if with_weights else ""
     raise UserError(

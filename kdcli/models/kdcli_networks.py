@@ -1,0 +1,250 @@
+"""Networks that timm lacks, in timm's registry: CIFAR's residual networks and narrow MobileNets V1.
+
+This file needs torch and timm, and nothing else of kdcli: a copy goes with every saved model of these architectures, and
+importing that copy makes ``timm.create_model("local-dir:FOLDER", pretrained=True)`` work without kdcli.
+
+- ``cifar_resnetDEPTH``: K. He et al., *Deep Residual Learning for Image Recognition*, arXiv 1512.03385, section 4.2. As in
+  the distillation benchmark of Y. Tian et al., arXiv 1910.10699, a shortcut that changes the shape is a 1x1 convolution
+  with batch normalisation, and ``x4`` has twice the width in the stem and four times the width in the stages.
+- ``cifar_wrn_DEPTH_WIDTH``: S. Zagoruyko, N. Komodakis, *Wide Residual Networks*, arXiv 1605.07146, without dropout.
+- ``mobilenetv1_0*``: A. Howard et al., *MobileNets*, arXiv 1704.04861, at widths below timm's 1.0.
+
+CIFAR's networks name their parameters as the benchmark's code does, whose checkpoints therefore fit.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from timm.layers import create_classifier
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.efficientnet import _gen_mobilenet_v1
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_RESNETS = {  # widths of the stem and of the three stages
+    **{f"cifar_resnet{depth}": (depth, (16, 16, 32, 64)) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"cifar_resnet{depth}x4": (depth, (32, 64, 128, 256)) for depth in (8, 32)},
+}
+_WIDE_RESNETS = {f"cifar_wrn_{depth}_{width}": (depth, width) for depth in (16, 40) for width in (1, 2)}
+_MOBILENETS = {f"mobilenetv1_{round(100 * width):03d}": width for width in (0.25, 0.5, 0.75)}
+
+NAMES = (*_RESNETS, *_WIDE_RESNETS, *_MOBILENETS)
+"""What this file registers."""
+
+
+class _Network(nn.Module):
+    """The classifier of both families, with timm's interface."""
+
+    num_classes: int
+    num_features: int
+    drop_rate: float
+
+    def _make_head(self, num_classes: int, global_pool: str) -> None:
+        self.num_classes = num_classes
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
+        self.head_hidden_size = self.num_features
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def get_classifier(self) -> nn.Module:
+        """Return the classifier."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier; 0 classes for none."""
+        self._make_head(num_classes, global_pool or self.global_pool.pool_type)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last feature map, (B, ``num_features``, H / 4, W / 4), of images (B, ``in_chans``, H, W)."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits of a feature map, or with ``pre_logits`` its mean over positions."""
+        x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, (B, ``num_classes``)."""
+        return self.forward_head(self.forward_features(x))
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut; ReLU after the sum."""
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_chs, out_chs, stride)
+        self.bn1 = nn.BatchNorm2d(out_chs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv3x3(out_chs, out_chs)
+        self.bn2 = nn.BatchNorm2d(out_chs)
+        self.downsample = nn.Sequential()
+        if stride != 1 or in_chs != out_chs:
+            self.downsample = nn.Sequential(nn.Conv2d(in_chs, out_chs, 1, stride, bias=False), nn.BatchNorm2d(out_chs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return F.relu(self.downsample(x) + residual)
+
+
+class CifarResNet(_Network):
+    """A residual network of ``depth`` 6n + 2: a 3x3 stem and three stages of n blocks.
+
+    Args:
+        depth: layers with weights.
+        widths: of the stem and of the three stages.
+        num_classes: 0 for no classifier.
+        in_chans: channels of the images.
+        global_pool: timm's name of a pooling.
+        drop_rate: of dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        widths: tuple[int, int, int, int],
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_chans, self.num_features, self.drop_rate = in_chans, widths[3], drop_rate
+        count = (depth - 2) // 6
+        self.conv1 = _conv3x3(in_chans, widths[0])
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(_Block, count, widths[0], widths[1], 1)
+        self.layer2 = _stage(_Block, count, widths[1], widths[2], 2)
+        self.layer3 = _stage(_Block, count, widths[2], widths[3], 2)
+        self._make_head(num_classes, global_pool)
+        self._initialize()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the output of the last stage."""
+        return self.layer3(self.layer2(self.layer1(self.relu(self.bn1(self.conv1(x))))))
+
+
+class _PreActivationBlock(nn.Module):
+    """Two 3x3 convolutions, each after batch normalisation and ReLU, and a shortcut.
+
+    Where the width changes, the shortcut is a 1x1 convolution of the normalised input.
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_chs)
+        self.relu1 = nn.ReLU()
+        self.conv1 = _conv3x3(in_chs, out_chs, stride)
+        self.bn2 = nn.BatchNorm2d(out_chs)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv2 = _conv3x3(out_chs, out_chs)
+        self.shortcut = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False) if in_chs != out_chs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalized = self.relu1(self.bn1(x))
+        residual = self.conv2(self.relu2(self.bn2(self.conv1(normalized))))
+        return residual + (x if self.shortcut is None else self.shortcut(normalized))
+
+
+class CifarWideResNet(_Network):
+    """A wide residual network of ``depth`` 6n + 4: a 3x3 stem, three stages of n blocks, batch normalisation and ReLU.
+
+    Args:
+        depth: layers with weights.
+        width: factor on the stages' 16, 32 and 64 channels.
+        num_classes: 0 for no classifier.
+        in_chans: channels of the images.
+        global_pool: timm's name of a pooling.
+        drop_rate: of dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_chans, self.num_features, self.drop_rate = in_chans, 64 * width, drop_rate
+        count = (depth - 4) // 6
+        self.conv1 = _conv3x3(in_chans, 16)
+        self.block1 = _stage(_PreActivationBlock, count, 16, 16 * width, 1)
+        self.block2 = _stage(_PreActivationBlock, count, 16 * width, 32 * width, 2)
+        self.block3 = _stage(_PreActivationBlock, count, 32 * width, 64 * width, 2)
+        self.bn1 = nn.BatchNorm2d(64 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self._make_head(num_classes, global_pool)
+        self._initialize()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's output, normalised and rectified."""
+        return self.relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(x))))))
+
+
+def _conv3x3(in_chs: int, out_chs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_chs, out_chs, 3, stride, padding=1, bias=False)
+
+
+def _stage(block: Any, count: int, in_chs: int, out_chs: int, stride: int) -> nn.Sequential:
+    rest = (block(out_chs, out_chs, 1) for _ in range(count - 1))
+    return nn.Sequential(block(in_chs, out_chs, stride), *rest)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename what the benchmark's code calls ``block1.layer.0.convShortcut``."""
+    return {
+        re.sub(r"^(block\d)\.layer\.(\d+)\.", r"\1.\2.", name).replace("convShortcut", "shortcut"): value
+        for name, value in state_dict.items()
+    }
+
+
+_CIFAR = {
+    "num_classes": 100,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "mean": (0.5071, 0.4867, 0.4408),  # of CIFAR-100's training images
+    "std": (0.2675, 0.2565, 0.2761),
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
+_IMAGENET = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "pool_size": (7, 7),
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "first_conv": "conv_stem",
+    "classifier": "classifier",
+}
+default_cfgs = generate_default_cfgs({name: _IMAGENET if name in _MOBILENETS else _CIFAR for name in NAMES})
+
+
+def _register(name: str) -> None:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if name in _MOBILENETS:
+            return _gen_mobilenet_v1(name, _MOBILENETS[name], pretrained=pretrained, **kwargs)
+        if name in _RESNETS:
+            depth, widths = _RESNETS[name]
+            return build_model_with_cfg(CifarResNet, name, pretrained, depth=depth, widths=widths, **kwargs)
+        depth, width = _WIDE_RESNETS[name]
+        return build_model_with_cfg(CifarWideResNet, name, pretrained, depth=depth, width=width, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    globals()[name] = register_model(entrypoint)
+
+
+for _name in NAMES:
+    _register(_name)
