@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcli.analysis import decompose, linear_cka, rank_evolution, summarize
-from kdcli.data import ImageSource, prepare
+from kdcli.data import ImageSource
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError
 from kdcli.facts import Preprocessing
@@ -176,8 +176,7 @@ def _features(
     parts: dict[str, list[Tensor]] = {tap: [] for tap in taps}
     for batch in job.eval_loader(source, canvas):
         if len(batch):
-            images = prepare(batch.images.to(device), model.facts.preprocessing)
-            output = model(images, taps=taps, logits=False)
+            output = model(model.prepare(batch.to(device)), taps=taps, logits=False)
             for tap in taps:
                 parts[tap].append(output.features[tap].float().cpu())
     return {tap: torch.cat(values).clone() for tap, values in parts.items()}

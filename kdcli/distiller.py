@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kdcli.data import Batch, prepare
+from kdcli.data import Batch
 from kdcli.gather import gather_batch
 from kdcli.methods.base import Method
 from kdcli.models.base import Model, ModelOutput
@@ -57,8 +57,8 @@ class Distiller(nn.Module):
         """
         taps = sorted({tap for _, method in self.each_method() for tap in method.student_taps})
         logits = any(method.student_logits for _, method in self.each_method())
-        images = prepare(batch.images, self.student.facts.preprocessing)
-        student_output = _whole_batch(self.student(images, taps=tuple(taps), logits=logits))
+        inputs = self.student.prepare(batch)
+        student_output = _whole_batch(self.student(inputs, taps=tuple(taps), logits=logits))
         if teacher_outputs is not None:
             teacher_outputs = _whole_batch(teacher_outputs)
         targets = gather_batch(batch.targets)

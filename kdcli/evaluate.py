@@ -26,13 +26,13 @@ from torchmetrics.classification import (
 )
 
 from kdcli.config import DataConfig, RunConfig, TeacherConfig
-from kdcli.data import EvalLoader, ImageData, ImageSource, open_data, prepare
+from kdcli.data import EvalLoader, ImageData, ImageSource, open_data
 from kdcli.data.sources import Subset
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import UNLABELLED, DataFacts
 from kdcli.models import load_saved, load_teacher, parse_name
-from kdcli.models.base import Model
+from kdcli.models.base import Model, to_device
 from kdcli.models.locate import locate
 from kdcli.plan import human_count
 from kdcli.relation import map_labels
@@ -513,8 +513,7 @@ def _score(
     predictions = torch.full((num_samples,), -1)
     for batch in loader:
         skipped.update(dict.fromkeys(batch.skipped))
-        images = prepare(batch.images.to(device, non_blocking=True), candidate.model.facts.preprocessing)
-        logits = candidate.model(images).logits
+        logits = candidate.model(candidate.model.prepare(batch.to(device))).logits
         assert logits is not None
         logits = logits.float().cpu()[:, label_map]
         if not logits.isfinite().all():
@@ -567,12 +566,12 @@ def weights_size(model: Model, folder: Path | None) -> tuple[int, str]:
 @torch.inference_mode()
 def _time_forward(model: Model, batch_size: int, device: torch.device) -> Tensor:
     """Return the seconds of repeated forward passes, float64 (repeats,), after warm-up, with the input on the device."""
-    images = torch.randn(batch_size, 3, *model.facts.preprocessing.image_size, device=device)
+    inputs = to_device(model.example(batch_size), device)
 
     def seconds() -> float:
         _synchronize(device)
         start = time.perf_counter()
-        model(images)
+        model(inputs)
         _synchronize(device)
         return time.perf_counter() - start
 

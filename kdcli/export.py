@@ -18,7 +18,7 @@ from torch import Tensor
 from kdcli.card import model_card
 from kdcli.errors import UserError
 from kdcli.models import load_saved
-from kdcli.models.base import Model
+from kdcli.models.base import Inputs, Model
 from kdcli.run_folder import RunFolder, replace_files, write_redacted
 
 _TOLERANCE = 1e-4
@@ -70,7 +70,7 @@ def export_onnx(run: RunFolder, output: Path) -> float:
 
     def save(folder: Path) -> None:
         file = folder / "model.onnx"
-        images = _images(student, 2)
+        images = student.example(2, seed=2)
         try:
             torch.onnx.export(
                 _logits_module(student),
@@ -90,7 +90,8 @@ def export_onnx(run: RunFolder, output: Path) -> float:
             ) from error
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         for batch in (1, 3):
-            images = _images(student, batch)
+            images = student.example(batch, seed=batch)
+            assert isinstance(images, Tensor)
             (logits,) = session.run(["logits"], {"images": images.numpy()})
             differences.append(_compare(torch.from_numpy(np.asarray(logits)), _logits(student, images), "onnxruntime"))
         wanted = {**asdict(student.facts.preprocessing), "labels": student.facts.label_names}
@@ -128,7 +129,7 @@ def _write(output: Path, save: Any) -> None:
 def _check_native(student: Model, folder: Path) -> float:
     """Compare the model that the library loads from ``folder`` with ``student``."""
     module: Any  # a model of either library; their types tell nothing of these attributes
-    images = _images(student, 2)
+    images = student.example(2, seed=2)
     if (folder / "kdcli_networks.py").is_file():
         logits, names = _run_without_kdcli(folder, images)
         return _compare_native(logits, names, student, images)
@@ -195,14 +196,9 @@ def _compare(actual: Tensor, expected: Tensor, library: str) -> float:
     return difference
 
 
-def _images(student: Model, batch: int) -> Tensor:
-    height, width = student.facts.preprocessing.image_size
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
-
-
 @torch.inference_mode()
-def _logits(student: Model, images: Tensor) -> Tensor:
-    logits = student(images).logits
+def _logits(student: Model, inputs: Inputs) -> Tensor:
+    logits = student(inputs).logits
     assert isinstance(logits, Tensor)
     return logits
 

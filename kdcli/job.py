@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from kdcli.config import MethodOptions, RunConfig
-from kdcli.data import EvalLoader, ImageData, ImageSource, Mix, TrainLoader, open_data
+from kdcli.data import Batch, EvalLoader, ImageData, ImageSource, Mix, TrainLoader, open_data
 from kdcli.data.sources import Subset
 from kdcli.distiller import Distiller
 from kdcli.errors import UserError
@@ -19,7 +20,7 @@ from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.base import Model
 from kdcli.plan import Decision, Plan, describe_costs, make_plan
 from kdcli.run_folder import RunFolder
-from kdcli.tasks.image_classification import ImageClassification
+from kdcli.tasks import Task, build_task
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Job:
 
     config: RunConfig
     plan: Plan
-    task: ImageClassification
+    task: Task
     data: ImageData
     teacher: Model | None
     distiller: Distiller
@@ -79,6 +80,12 @@ class Job:
             rank=rank,
             world_size=world_size,
         )
+
+    def predict(self, model: Model, batch: Batch) -> Tensor:
+        """Return what the task's metrics are about: the logits (B, C) of ``model`` for ``batch``."""
+        logits = model(model.prepare(batch)).logits
+        assert logits is not None
+        return logits
 
     def mix(self) -> Mix:
         """Return mixup and cutmix as configured."""
@@ -138,7 +145,7 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
         student = build_student(config.student, label_names=data.facts.class_names, seed=config.seed)
     _open_taps(config, teacher, student)
     plan = make_plan(config, teacher=None if teacher is None else teacher.facts, student=student.facts, data=data.facts)
-    task = ImageClassification(data.facts.class_names)
+    task = build_task(data.facts)
     context = Context(task, student.facts, None if teacher is None else teacher.facts, plan.label_map)
     distiller = Distiller(student, _build_methods(plan.methods, context, seed=config.seed))
     if (decision := _describe_epoch(config, plan, data)) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kdcli.data import Batch, prepare
+from kdcli.data import Batch
 from kdcli.models.base import Model, ModelOutput
 
 
@@ -25,8 +25,7 @@ class LiveTeacher:
     def __call__(self, batch: Batch) -> ModelOutput:
         """Return the outputs for ``batch`` without gradient, as ordinary tensors that losses may save."""
         with torch.inference_mode():
-            images = prepare(batch.images, self.model.facts.preprocessing)
-            output = self.model(images, taps=self.taps, logits=self.logits)
+            output = self.model(self.model.prepare(batch), taps=self.taps, logits=self.logits)
         # Inference tensors can't be saved for a backward pass: a copy made outside can.
         features = {tap: value.clone() for tap, value in output.features.items()}
         return ModelOutput(features=features, logits=None if output.logits is None else output.logits.clone())

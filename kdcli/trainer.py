@@ -24,7 +24,7 @@ from kdcli.analysis import rank_evolution, singular_values
 from kdcli.checkpoint import Checkpoint, Checkpoints, restore_module
 from kdcli.config import RunConfig
 from kdcli.control import Control, Every, Stopped, Verdict
-from kdcli.data import Batch, ImageSource, prepare
+from kdcli.data import Batch, ImageSource
 from kdcli.data.fingerprint import describe_changes, fingerprint
 from kdcli.data.seeding import stable_seed
 from kdcli.distiller import Distiller
@@ -413,11 +413,9 @@ def evaluate(
     was_training = model.training
     model.eval()
 
-    def predict(images: Tensor) -> Tensor:
+    def predict(batch: Batch) -> Tensor:
         with accelerator.autocast():
-            logits = model(prepare(images, model.facts.preprocessing)).logits
-        assert logits is not None
-        return logits
+            return job.predict(model, batch)
 
     def add_up(values: Tensor) -> Tensor:
         return accelerator.reduce(values.to(accelerator.device)) if accelerator.num_processes > 1 else values

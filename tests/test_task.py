@@ -57,7 +57,7 @@ def test_metrics_by_counting():
         Batch(logits[:0, :, None, None], torch.tensor([], dtype=torch.long), torch.arange(0)),
         Batch(logits[3:, :, None, None], torch.tensor([2]), torch.arange(1)),
     ]
-    metrics = TASK.evaluate(lambda images: images[:, :, 0, 0], batches, torch.device("cpu"))
+    metrics = TASK.evaluate(lambda batch: batch.images[:, :, 0, 0], batches, torch.device("cpu"))
     assert metrics["accuracy"] == 0.75
     rows = [(logits[i].tolist(), t) for i, t in enumerate([0, 1, 2, 2])]
     expected = sum(math.log(sum(map(math.exp, row))) - row[t] for row, t in rows) / 4
@@ -67,4 +67,4 @@ def test_metrics_by_counting():
 
 def test_nothing_to_evaluate_on_is_a_user_error():
     with pytest.raises(UserError, match="can be read"):
-        TASK.evaluate(lambda images: images, [], torch.device("cpu"))
+        TASK.evaluate(lambda batch: batch.images, [], torch.device("cpu"))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdcli.facts import ModelFacts
 from kdcli.models.base import ModelOutput
-from kdcli.tasks.image_classification import ImageClassification
+from kdcli.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Context:
         label_map: the teacher's class of each of the student's classes, or None.
     """
 
-    task: ImageClassification
+    task: Task
     student: ModelFacts
     teacher: ModelFacts | None
     label_map: tuple[int, ...] | None

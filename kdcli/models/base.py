@@ -1,11 +1,11 @@
-"""One interface to every vision model: features at named taps, and logits."""
+"""One interface to every model: features at named taps, and logits."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from kdcli.data import Batch, prepare
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import MAX_IMAGE_SIZE, ModelFacts, Preprocessing
 from kdcli.models.measure import Measured, measure
@@ -21,6 +22,9 @@ from kdcli.text import short_repr
 
 _MIN_CROP_PCT = 0.1
 """Images are resized to ``image_size / crop_pct`` before they are cropped: a tiny one would fill the memory."""
+
+Inputs = Tensor | dict[str, Tensor]
+"""What a library's own model takes: images (B, 3, H, W), or a tokenizer's tensors by name."""
 
 Layout = Literal["vector", "NCHW", "NHWC", "NLC", "NCL"]
 """Of a tensor of features: which of its axes are positions, to be averaged over."""
@@ -68,8 +72,11 @@ class Model(nn.Module, ABC):
     tokens (class, distillation and register tokens left out); and ``embedding``, the classifier's input, where there is
     a classifier. Any layer of ``module`` becomes a further tap, pooled likewise, by :meth:`open_taps`.
 
+    What it takes is a subclass's part, images that of :class:`VisionModel`.
+
     Attributes:
         module: the library's own model.
+        preprocessing: how it wants its samples.
         facts: what is known about it.
     """
 
@@ -79,16 +86,16 @@ class Model(nn.Module, ABC):
 
     def __init__(self, module: nn.Module, origin: Origin, preprocessing: Preprocessing, num_classes: int) -> None:
         super().__init__()
-        _check_preprocessing(origin.name, preprocessing)
         self.module = module
-        self._layers: dict[str, _LayerTap] = {}
+        self.preprocessing = preprocessing
+        self._layers: dict[str, LayerTap] = {}
         """The opened layers, in the order in which they run."""
-        with _input_errors(origin, preprocessing.image_size[0]):
-            probe = self._probe(_probe_image(preprocessing), num_classes)
+        with self._input_errors(origin):
+            probe = self._probe(self.example(), num_classes)
         self.facts = ModelFacts(
             name=origin.name,
             library=self.library,
-            task="image-classification" if num_classes else "image-embedding",
+            task=self._task(num_classes),
             pretrained=origin.pretrained,
             weights=origin.weights,
             num_classes=num_classes,
@@ -100,11 +107,19 @@ class Model(nn.Module, ABC):
             activation_bytes=probe.measured.activation_bytes,
         )
 
-    def forward(self, images: Tensor, *, taps: tuple[str, ...] = (), logits: bool = True) -> ModelOutput:
+    @abstractmethod
+    def prepare(self, batch: Batch) -> Inputs:
+        """Return what :meth:`forward` takes, on the batch's device, by the model's own preprocessing."""
+
+    @abstractmethod
+    def example(self, batch_size: int = 1, *, seed: int = 0) -> Inputs:
+        """Return made-up inputs of the model's own size, by ``seed`` alone, to measure and compare with."""
+
+    def forward(self, inputs: Inputs, *, taps: tuple[str, ...] = (), logits: bool = True) -> ModelOutput:
         """Run the model, and no more of it than is asked for.
 
         Args:
-            images: (B, 3, H, W), float, normalised as ``facts.preprocessing`` says.
+            inputs: from :meth:`prepare`.
             taps: names out of ``facts.feature_dims``.
             logits: whether to compute the classifier.
 
@@ -118,14 +133,14 @@ class Model(nn.Module, ABC):
         logits = logits and self.facts.num_classes > 0
         layers = [layer for name, layer in self._layers.items() if name in taps]
         if not layers:
-            return self._run(images, taps, logits) if taps or logits else ModelOutput({}, None)
+            return self._run(inputs, taps, logits) if taps or logits else ModelOutput({}, None)
         own = tuple(tap for tap in taps if tap not in self._layers)
         for layer in layers:
             layer.armed = True
         layers[-1].is_end = not own and not logits
         output = ModelOutput({}, None)
         try:
-            output = self._run(images, *self._everything(own, logits))
+            output = self._run(inputs, *self._everything(own, logits))
         except _Reached:
             pass
         finally:
@@ -169,18 +184,18 @@ class Model(nn.Module, ABC):
         handles = [look(name) for name in outputs]
         was_training = self.module.training
         self.module.eval()
-        image = _probe_image(self.facts.preprocessing)
+        inputs = self.example()
         device = next(self.module.parameters()).device
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self._run(image.to(device), *self._everything((), False))
+                self._run(to_device(inputs, device), *self._everything((), False))
         finally:
             for handle in handles:
                 handle.remove()
             self.module.train(was_training)
         dims = dict(self.facts.feature_dims)
         for name in new:
-            layer, dims[name] = _describe_layer(self.facts.name, name, outputs[name], image, self._num_prefix_tokens)
+            layer, dims[name] = self._describe_layer(name, outputs[name], inputs)
             modules[name].register_forward_hook(layer)
             self._layers[name] = layer
         self._layers = {name: self._layers[name] for name in order}
@@ -191,16 +206,27 @@ class Model(nn.Module, ABC):
         """Write the model into ``folder`` in its library's own format: safetensors, config with the label names."""
 
     @abstractmethod
-    def _probe(self, image: Tensor, num_classes: int) -> Probe:
-        """Learn from one pass of ``image`` how features and logits come out of ``self.module``; measure that pass."""
-
-    @property
-    @abstractmethod
-    def _num_prefix_tokens(self) -> int:
-        """Class, distillation and register tokens at the head of a sequence of tokens; 0 for a model without any."""
+    def _task(self, num_classes: int) -> str:
+        """Return what a model of this kind with so many classes is for."""
 
     @abstractmethod
-    def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool) -> ModelOutput:
+    def _input_errors(self, origin: Origin) -> AbstractContextManager[None]:
+        """Turn what the model throws at an input that it can't take into the user's error."""
+
+    @abstractmethod
+    def _probe(self, inputs: Any, num_classes: int) -> Probe:
+        """Learn from one pass of ``inputs`` how features and logits come out of ``self.module``; measure that pass."""
+
+    @abstractmethod
+    def _describe_layer(self, name: str, outputs: list[Any], inputs: Any) -> tuple[LayerTap, int]:
+        """Return the hook for a layer and its width, from what it returned for ``inputs``.
+
+        Raises:
+            UserError: it did not run exactly once, or what it returns has no features for each position.
+        """
+
+    @abstractmethod
+    def _run(self, inputs: Any, taps: tuple[str, ...], logits: bool) -> ModelOutput:
         """Compute ``taps`` (all valid) and logits (asked for only where there are any)."""
 
     def _everything(self, taps: tuple[str, ...], logits: bool) -> tuple[tuple[str, ...], bool]:
@@ -209,8 +235,46 @@ class Model(nn.Module, ABC):
             return taps, logits
         return ((), True) if self.facts.num_classes else (("pooled",), False)
 
-    def _measure(self, image: Tensor, *, taps: tuple[str, ...], logits: bool) -> Measured[ModelOutput]:
-        return measure(self.module, lambda: self._run(image, taps, logits))
+    def _measure(self, inputs: Any, *, taps: tuple[str, ...], logits: bool) -> Measured[ModelOutput]:
+        return measure(self.module, lambda: self._run(inputs, taps, logits))
+
+
+class VisionModel(Model):
+    """A model of images."""
+
+    def __init__(self, module: nn.Module, origin: Origin, preprocessing: Preprocessing, num_classes: int) -> None:
+        _check_preprocessing(origin.name, preprocessing)
+        super().__init__(module, origin, preprocessing, num_classes)
+
+    def prepare(self, batch: Batch) -> Tensor:
+        """Return (B, 3, H, W), float32, normalised as ``facts.preprocessing`` says."""
+        return prepare(batch.images, self.preprocessing)
+
+    def example(self, batch_size: int = 1, *, seed: int = 0) -> Tensor:
+        """Return standard normal images (B, 3, H, W) of the model's own size."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch_size, 3, *self.preprocessing.image_size, generator=generator)
+
+    def _task(self, num_classes: int) -> str:
+        return "image-classification" if num_classes else "image-embedding"
+
+    def _input_errors(self, origin: Origin) -> AbstractContextManager[None]:
+        return _input_errors(origin, self.preprocessing.image_size[0])
+
+    @property
+    @abstractmethod
+    def _num_prefix_tokens(self) -> int:
+        """Class, distillation and register tokens at the head of a sequence of tokens; 0 for a model without any."""
+
+    def _describe_layer(self, name: str, outputs: list[Any], inputs: Tensor) -> tuple[LayerTap, int]:
+        return _describe_layer(self.facts.name, name, outputs, inputs, self._num_prefix_tokens)
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """Return a model's inputs on ``device``."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    return {name: value.to(device) for name, value in inputs.items()}
 
 
 @contextmanager
@@ -280,7 +344,7 @@ class _Reached(Exception):
     """The last layer that was asked for has run."""
 
 
-class _LayerTap:
+class LayerTap:
     """A forward hook that keeps a layer's pooled output while it is armed, and can end the pass there.
 
     The layer and the model share it, so ``deepcopy`` copies it with them; nothing of it is in the state dict.
@@ -294,19 +358,21 @@ class _LayerTap:
         self.value: Tensor | None = None
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Keep the output of ``module`` while armed."""
         if self.armed:
             self.value = mean_over_places(_tensor_of(output), self.layout, self.num_prefix)
             if self.is_end:
                 raise _Reached
 
     def take(self) -> Tensor:
+        """Return the features (B, d) that were kept, and forget them."""
         value, self.value = self.value, None
         if value is None:
             raise RuntimeError("the layer that was to be tapped did not run")
         return value
 
 
-def _describe_layer(model: str, name: str, outputs: list[Any], image: Tensor, num_prefix: int) -> tuple[_LayerTap, int]:
+def _describe_layer(model: str, name: str, outputs: list[Any], image: Tensor, num_prefix: int) -> tuple[LayerTap, int]:
     """Return the hook for a layer and its width, from what it returned for ``image`` (1, 3, H, W)."""
     if len(outputs) != 1:
         times = "never" if not outputs else f"{len(outputs)} times"
@@ -318,17 +384,17 @@ def _describe_layer(model: str, name: str, outputs: list[Any], image: Tensor, nu
     height, width = image.shape[2:]
     if isinstance(output, Tensor) and len(output) == 1:
         if output.ndim == 2:
-            return _LayerTap("vector", 0), output.shape[1]
+            return LayerTap("vector", 0), output.shape[1]
         if output.ndim == 3:
             length = output.shape[1] - num_prefix
             grids = {(height // patch) * (width // patch) for patch in range(1, min(height, width) + 1)}
-            return _LayerTap("NLC", num_prefix if length in grids else 0), output.shape[2]
+            return LayerTap("NLC", num_prefix if length in grids else 0), output.shape[2]
         if output.ndim == 4:
             _, a, b, c = output.shape
             if abs(b * width - c * height) <= max(height, width):  # positions have the image's proportions
-                return _LayerTap("NCHW", 0), a
+                return LayerTap("NCHW", 0), a
             if abs(a * width - b * height) <= max(height, width):
-                return _LayerTap("NHWC", 0), c
+                return LayerTap("NHWC", 0), c
     shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise UserError(f"{model}: the layer {name!r} returns {shape}, not features of the image.", "Name another layer.")
 
@@ -338,8 +404,3 @@ def _tensor_of(output: Any) -> Any:
     while not isinstance(output, Tensor) and isinstance(output, (tuple, list)) and output:
         output = output[0]
     return getattr(output, "last_hidden_state", output)
-
-
-def _probe_image(preprocessing: Preprocessing) -> Tensor:
-    height, width = preprocessing.image_size
-    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))

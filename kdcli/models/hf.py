@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from kdcli.errors import UserError
 from kdcli.facts import Preprocessing
 from kdcli.models import processor
-from kdcli.models.base import Model, ModelOutput, Origin, Probe, check_image_size, mean_over_places
+from kdcli.models.base import ModelOutput, Origin, Probe, VisionModel, check_image_size, mean_over_places
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
 from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights, check_uncompressed, reason_of
@@ -34,7 +34,7 @@ _MAX_SPECIAL_TOKENS = 16
 """More class and register tokens than any model has: what is beyond the patches and more than this is something else."""
 
 
-class HFModel(Model):
+class HFModel(VisionModel):
     """A model of transformers: an image classifier, or a vision backbone alone.
 
     transformers has no public split into features and head, so what ``module`` computes on its way is picked up by

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import Preprocessing
 from kdcli.models import hub, kdcli_networks
-from kdcli.models.base import Layout, Model, ModelOutput, Origin, Probe, check_image_size, mean_over_places
+from kdcli.models.base import Layout, ModelOutput, Origin, Probe, VisionModel, check_image_size, mean_over_places
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
 from kdcli.models.weights import (
@@ -51,7 +51,7 @@ class _Features:
     """PiT: ``forward_features`` returns nothing but class tokens, so the final map is asked for beside them."""
 
 
-class TimmModel(Model):
+class TimmModel(VisionModel):
     """A model of timm, with ``forward_features`` and ``forward_head`` of its own.
 
     Where the classifiers are applied to the embedding itself (nearly everywhere; checked when the model is made) the

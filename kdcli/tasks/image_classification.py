@@ -55,7 +55,7 @@ class ImageClassification:
     @torch.inference_mode()
     def evaluate(
         self,
-        predict: Callable[[Tensor], Tensor],
+        predict: Callable[[Batch], Tensor],
         batches: Iterable[Batch],
         device: torch.device,
         *,
@@ -64,7 +64,7 @@ class ImageClassification:
         """Return ``accuracy``, ``top5`` (with more than five classes) and ``loss`` over labelled batches.
 
         Args:
-            predict: uint8 images (B, 3, H, W) to logits (B, C).
+            predict: a batch to logits (B, C).
             batches: each sample once.
             device: where to compute.
             add_up: sums a float64 tensor over all processes; torchmetrics does so by itself for its own.
@@ -81,7 +81,7 @@ class ImageClassification:
             if not len(batch):
                 continue
             batch = batch.to(device)
-            logits = predict(batch.images).float()
+            logits = predict(batch).float()
             totals += torch.stack(
                 [F.cross_entropy(logits, batch.targets, reduction="sum").cpu(), torch.tensor(len(batch))]
             )

@@ -1,0 +1,56 @@
+"""What every task has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kdcli.data import Batch
+from kdcli.facts import DataFacts
+
+
+class Task(Protocol):
+    """What a student is trained to do.
+
+    Attributes:
+        name: as in the config.
+        monitor: the metric that the best student is chosen by; higher is better, ties go to the lower ``loss``.
+        class_names: of the student's head, in order; empty where it has none.
+    """
+
+    name: str
+    monitor: str
+    class_names: tuple[str, ...]
+
+    def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+        """Return the loss on the labels, a scalar averaged over what is labelled."""
+
+    def evaluate(
+        self,
+        predict: Callable[[Batch], Tensor],
+        batches: Iterable[Batch],
+        device: torch.device,
+        *,
+        add_up: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> dict[str, float]:
+        """Return the metrics, ``monitor`` and ``loss`` among them, of ``predict`` over ``batches``.
+
+        Args:
+            predict: a batch to the outputs that the task looks at.
+            batches: each sample once, over all processes.
+            device: where to compute.
+            add_up: sums a float64 tensor over all processes.
+
+        Raises:
+            UserError: when there is nothing to evaluate on.
+        """
+
+
+def build_task(data: DataFacts) -> Task:
+    """Return the task that ``data`` are for."""
+    from kdcli.tasks.image_classification import ImageClassification
+
+    return ImageClassification(data.class_names)
