@@ -27,6 +27,7 @@ def model_card(run: RunFolder) -> str:
         ("Teacher", decisions["teacher"]["value"] if "teacher" in decisions else "none"),
         ("Relation", f"{plan['relation']}: {decisions['relation']['reason']}"),
         ("Projector", _projector(config)),
+        *_stage_rows(run, config),
         ("Data", decisions["data"]["value"]),
         ("Trainable parameters", decisions["trainable parameters"]["value"]),
         ("Seed", str(config.seed)),
@@ -93,6 +94,14 @@ def _projector(config: RunConfig) -> str:
         )
         or "none"
     )
+
+
+def _stage_rows(run: RunFolder, config: RunConfig) -> list[tuple[str, str]]:
+    if config.embedding is None:
+        return []
+    kinds = ", ".join(options.method for options in config.embedding.methods)
+    rows = _metric_rows(RunFolder(run.path / "embedding"), "validation", "Embedding stage, validation")
+    return [("Embedding stage", f"{config.embedding.epochs} epochs of {kinds} before the others"), *rows]
 
 
 def _metric_rows(run: RunFolder, event: str, title: str) -> list[tuple[str, str]]:

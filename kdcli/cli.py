@@ -115,6 +115,12 @@ def distill(
         bool, typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_MODEL)
     ] = False,
     task: Annotated[str | None, typer.Option(help="image-classification.", rich_help_panel=_PLAN)] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="A published method in place of the plan's choice: refilled (two stages).", rich_help_panel=_PLAN
+        ),
+    ] = None,
     relation: Annotated[
         str | None,
         typer.Option(help="Override the task relation: same, cross, random, none.", rich_help_panel=_PLAN),
@@ -246,6 +252,7 @@ def distill(
         "data.root": data_root,
         "data.strict": strict_data or None,
         "task": task,
+        "method": method,
         "relation": relation,
         "projector": projector,
         "normalize": normalize,

@@ -44,7 +44,7 @@ EVALUATED_ON = (
 """Keys that settle which images a run is validated and tested on."""
 CONFIDENCE = 0.95
 _NOT_METRICS = ("event", "epoch", "step", "best")
-_ORDER = ("validation", "test", "best", "steps", "seconds")
+_ORDER = ("validation", "test", "embedding", "best", "steps", "seconds")
 """First words of the metrics' names, in the order of the table."""
 _DASH = "-"
 
@@ -58,8 +58,8 @@ class Run:
         name: the path below the folder that all compared runs have in common.
         seed: of the run.
         settings: the resolved config by dotted key, without ``NOT_OF_THE_RECIPE``.
-        metrics: ``validation NAME`` of the best epoch so far, ``test NAME``, ``best epoch``, ``steps`` and
-            ``seconds``, where recorded.
+        metrics: ``validation NAME`` of the best epoch so far, ``test NAME``, ``embedding NAME`` of an earlier stage,
+            ``best epoch``, ``steps`` and ``seconds``, where recorded.
         curves: ``validation NAME`` and ``training loss``, each from step to value.
         finished: whether training and test are done.
     """
@@ -194,6 +194,7 @@ def _read_run(path: Path, name: str) -> Run:
     result = folder.read_result()
     if result is not None:
         metrics["seconds"] = result["seconds"]
+        metrics |= {f"embedding {key}": value for key, value in _metrics(result["embedding"])}
     return Run(path, name, config.seed, settings, metrics, curves, finished=result is not None)
 
 
@@ -208,13 +209,14 @@ def flatten_settings(config: RunConfig) -> dict[str, Any]:
     ``methods.projection-2.weight``.
     """
     values = config.model_dump(mode="json")
-    methods: dict[str, Any] = {}
-    kinds: Counter[str] = Counter()
-    for options in values["methods"] or ():
-        kind = options.pop("method")
-        kinds[kind] += 1
-        methods[kind if kinds[kind] == 1 else f"{kind}-{kinds[kind]}"] = options
-    values["methods"] = methods
+    for stage in (values, values["embedding"] or {}):
+        methods: dict[str, Any] = {}
+        kinds: Counter[str] = Counter()
+        for options in stage.get("methods") or ():
+            kind = options.pop("method")
+            kinds[kind] += 1
+            methods[kind if kinds[kind] == 1 else f"{kind}-{kinds[kind]}"] = options
+        stage["methods"] = methods
     return {key: value for key, value in _flatten(values) if key not in NOT_OF_THE_RECIPE}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -111,15 +111,29 @@ class AugmentConfig(Section):
     """Alpha of cutmix's Beta distribution; 0 is off. With both, each batch gets one of them at random."""
 
 
-class SupervisedOptions(Section):
+class MethodSection(Section):
+    """Base of the options of a method, with what the plan has to know of its kind."""
+
+    needs_teacher: ClassVar[bool] = True
+    trains_classifier: ClassVar[bool] = False
+    reads_unlabelled: ClassVar[bool] = True
+    takes_mixed: ClassVar[bool] = True
+    """Whether the images of mixup and cutmix are fit for it."""
+
+
+class SupervisedOptions(MethodSection):
     """The task's own loss on the labels."""
+
+    needs_teacher = False
+    trains_classifier = True
+    reads_unlabelled = False
 
     method: Literal["supervised"] = "supervised"
     weight: Positive = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
-class ProjectionOptions(Section):
+class ProjectionOptions(MethodSection):
     """Feature distillation through a projector."""
 
     method: Literal["projection"] = "projection"
@@ -138,16 +152,20 @@ class ProjectionOptions(Section):
     teacher_tap: Name = "pooled"
 
 
-class LogitKDOptions(Section):
+class LogitKDOptions(MethodSection):
     """Hinton's distillation of logits; both models must have the same labels."""
+
+    trains_classifier = True
 
     method: Literal["logit_kd"] = "logit_kd"
     weight: Positive = 1.0
     temperature: Positive = 1.0
 
 
-class SpectralOptions(Section):
+class SpectralOptions(MethodSection):
     """Spectral regularisation of the student's features; needs no teacher."""
+
+    needs_teacher = False
 
     method: Literal["spectral_regularization"] = "spectral_regularization"
     weight: Positive = 0.1
@@ -156,8 +174,50 @@ class SpectralOptions(Section):
     student_tap: Name = "pooled"
 
 
+class StochasticTripletOptions(MethodSection):
+    """REFILLED's embedding stage: the teacher's comparisons of triplets that are hard for the student."""
+
+    reads_unlabelled = False
+    takes_mixed = False
+
+    method: Literal["stochastic_triplet_kl"] = "stochastic_triplet_kl"
+    weight: Positive = 500.0
+    """The authors' factor, of the mean over triplets."""
+    temperature: Positive = 4.0
+    mining: Literal["semi_hard", "nearest_farther", "tuples"] = "semi_hard"
+    """Which triplets: all semi-hard ones, for each pair one negative, or for each pair its semi-hard negatives at once."""
+    margin: Positive = 0.2
+    """Of semi-hard negatives, in distances on the unit sphere; ``nearest_farther`` has none."""
+    student_tap: Name | None = None
+    """By default ``embedding``, and ``pooled`` of a model without a classifier."""
+    teacher_tap: Name | None = None
+    """Likewise."""
+
+
+class LocalClassifierOptions(MethodSection):
+    """REFILLED's classifier stage: the classifier that the teacher's class centres make, for the classes in the batch."""
+
+    trains_classifier = True
+    reads_unlabelled = False
+    takes_mixed = False
+
+    method: Literal["local_classifier_kl"] = "local_classifier_kl"
+    weight: Positive = 100.0
+    temperature: Positive = 2.0
+    centers: Literal["local", "global"] = "local"
+    """Of the batch, as in the paper; or of all labelled training images, as in the authors' later code."""
+    teacher_tap: Name | None = None
+    """By default ``embedding``, and ``pooled`` of a model without a classifier."""
+
+
 MethodOptions = Annotated[
-    SupervisedOptions | ProjectionOptions | LogitKDOptions | SpectralOptions, Field(discriminator="method")
+    SupervisedOptions
+    | ProjectionOptions
+    | LogitKDOptions
+    | SpectralOptions
+    | StochasticTripletOptions
+    | LocalClassifierOptions,
+    Field(discriminator="method"),
 ]
 
 
@@ -193,6 +253,18 @@ class OptimConfig(Section):
     min_lr_ratio: Fraction = 0.01
     clip_grad: Positive | None = 1.0
     """Largest norm of the whole gradient."""
+
+
+class EmbeddingConfig(Section):
+    """A stage before the run's own, in ``RUN/embedding``, for the student's features: its best student is the start.
+
+    The best is chosen by the accuracy of nearest class means on the validation images.
+    """
+
+    epochs: Count
+    methods: tuple[MethodOptions, ...] = (StochasticTripletOptions(),)
+    optim: OptimConfig | None = None
+    """By default the run's own."""
 
 
 def _text(value: Any) -> Any:
@@ -253,8 +325,12 @@ class RunConfig(Section):
     """Which features are distilled; by default the last ones. Each pair has a projector of its own."""
     feature_weight: Positive | None = None
     """Weight of the feature loss, shared by its pairs; by default the plan's. Few labels call for more of it."""
+    method: Literal["refilled"] | None = None
+    """One published method in place of the plan's choice; ``refilled`` has two stages."""
     methods: tuple[MethodOptions, ...] | None = None
     """The losses; by default the plan chooses them from the relation."""
+    embedding: EmbeddingConfig | None = None
+    """A stage before this one that trains the student's features alone."""
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
@@ -287,13 +363,31 @@ class RunConfig(Section):
             }
         )
 
+    def embedding_stage(self) -> RunConfig:
+        """Return the config of the earlier stage as a run of its own."""
+        assert self.embedding is not None
+        stage = self.embedding
+        return self.model_copy(
+            update={
+                "methods": stage.methods,
+                "train": self.train.model_copy(update={"epochs": stage.epochs}),
+                "optim": stage.optim or self.optim,
+                "embedding": None,
+                "baseline": False,
+            }
+        )
+
     def alone(self) -> RunConfig:
-        """Return the config of the same student trained on its labels alone, for as many steps."""
+        """Return the config of the same student trained on its labels alone, for as many steps as all stages have."""
+        epochs = self.train.epochs + (self.embedding.epochs if self.embedding is not None else 0)
         supervised = [m for m in self.methods or () if isinstance(m, SupervisedOptions)] or [SupervisedOptions()]
         return self.model_copy(
             update={
                 "teacher": TeacherConfig(name="none"),
+                "method": None,
                 "methods": tuple(supervised),
+                "embedding": None,
+                "train": self.train.model_copy(update={"epochs": epochs}),
                 "relation": "auto",
                 "projector": "auto",
                 "normalize": "auto",
@@ -323,7 +417,8 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
 
 def _describe(problem: Any) -> str:
     # After the number of a method its name stands in the location, by which pydantic tells the union: it is no key.
-    path = [part for place, part in enumerate(problem["loc"]) if (place, problem["loc"][0]) != (2, "methods")]
+    location = problem["loc"]
+    path = [part for place, part in enumerate(location) if place < 2 or location[place - 2] != "methods"]
     key = ".".join(str(part) for part in path)
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
@@ -347,7 +442,14 @@ def _describe(problem: Any) -> str:
 
 _METHOD_SECTIONS: dict[str, type[Section]] = {
     section.model_fields["method"].default: section
-    for section in (SupervisedOptions, ProjectionOptions, LogitKDOptions, SpectralOptions)
+    for section in (
+        SupervisedOptions,
+        ProjectionOptions,
+        LogitKDOptions,
+        SpectralOptions,
+        StochasticTripletOptions,
+        LocalClassifierOptions,
+    )
 }
 
 

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -19,7 +19,7 @@ from kdcli.console import console, show_lines, show_plan, show_table
 from kdcli.control import Stopped
 from kdcli.devices import leave_processes, make_accelerator
 from kdcli.errors import UserError
-from kdcli.job import Job, prepare_job
+from kdcli.job import Job, embedding_job, prepare_job
 from kdcli.launch import launch, processes_to_start, rank
 from kdcli.progress import LogFormat, Reporter, SilentReporter, make_reporter
 from kdcli.run_folder import RunFolder, check_new_folder, clear_os_errors, free_folder
@@ -120,9 +120,7 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
         _stoppable(run, output) as stop,
         run.locked() if is_main and not dry_run else contextlib.nullcontext(),
     ):
-        steps = Checkpoints(path / "checkpoints").steps()
-        where = f"step {steps[-1]}" if steps else "the beginning"
-        show_lines([f"{path}: {'finished' if _is_done(run, config) else f'going on from {where}'}"])
+        show_lines([f"{path}: {'finished' if _is_done(run, config) else f'going on from {_where(run, config)}'}"])
         if dry_run:
             return 0
         results = {}
@@ -182,14 +180,20 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
         output: what to print.
     """
     is_main, is_new = accelerator.is_main_process, command is not None
-    label = "distil" if job.teacher else "alone"
+    label = ("distil" if job.trains_classifier else "embedding") if job.teacher else "alone"
     reporter = make_reporter(label, log_format=output.log_format, quiet=output.quiet) if is_main else SilentReporter()
+    before: Result | None = None
     try:
+        if is_main and command is not None:  # the config last: with it, it is a run that can be resumed
+            run.write_plan(job.plan, command=command)
+            run.write_config(job.config)
+        if job.config.embedding is not None:
+            before = _train_embedding(job, run, output=output)
+            accelerator = make_accelerator(job.config.train, tracking=run.path / "tracking")
         with reporter as shown:
-            if is_main and command is not None:  # the config last: with it, it is a run that can be resumed
-                run.write_plan(job.plan, command=command)
-                run.write_config(job.config)
             trainer = Trainer(job, run, accelerator, shown)
+            if before is not None:
+                trainer.start_from(_embedding_of(run).student)
             if not is_new:
                 _go_back(trainer, job, run, shown)
             result = trainer.fit()
@@ -197,6 +201,9 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
         if is_main and is_new:
             run.discard_if_empty()
         raise
+    if before is not None:
+        spent = {"steps": before.steps, "seconds": before.seconds}
+        result = replace(result, embedding={**before.validation, **spent})
     if is_main:
         run.write_text("README.md", model_card(run))
         run.write_result(result.to_json())
@@ -217,6 +224,33 @@ def _go_back(trainer: Trainer, job: Job, run: RunFolder, reporter: Reporter) -> 
     if trainer.is_main:
         run.replace_decision(job.plan, "training")
         run.write_config(job.config)
+
+
+def _train_embedding(job: Job, run: RunFolder, *, output: Output) -> Result:
+    """Train the stage before ``job`` in ``RUN/embedding``, or go on with it, or take what it came to.
+
+    Args:
+        job: of the run; data and teacher are shared.
+        run: its folder, with plan and config.
+        output: what to print.
+    """
+    config, stage = job.config.embedding_stage(), _embedding_of(run)
+    is_begun = (stage.path / "config.yaml").is_file()
+    if is_begun and _is_done(stage, config):
+        return _result_of(stage)
+    accelerator = make_accelerator(config.train, tracking=stage.path / "tracking")
+    stage_job = embedding_job(job, mixed_precision=accelerator.mixed_precision)
+    if not accelerator.is_main_process:
+        return _train(stage_job, stage, accelerator, command=None, output=output)
+    with clear_os_errors(stage.path):
+        stage.path.mkdir(exist_ok=True)  # what a killed process left of it before it was a run is written over
+    with stage.locked():
+        command = None if is_begun else run.read_plan()["command"]
+        return _train(stage_job, stage, accelerator, command=command, output=output)
+
+
+def _embedding_of(run: RunFolder) -> RunFolder:
+    return RunFolder(run.path / "embedding")
 
 
 def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Output) -> Result:
@@ -240,6 +274,18 @@ def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Out
             path.mkdir(exist_ok=True)  # what a killed process left of it before it was a run is written over
     with baseline.locked() if accelerator.is_main_process else contextlib.nullcontext():
         return _train(job, baseline, accelerator, command=None if is_begun else command, output=output)
+
+
+def _where(run: RunFolder, config: RunConfig) -> str:
+    """Return where an unfinished run stands."""
+    stage = _embedding_of(run)
+    if config.embedding is not None and stage.read_result() is None:
+        steps = Checkpoints(stage.path / "checkpoints").steps()
+        return f"step {steps[-1]} of the embedding stage" if steps else "the beginning"
+    steps = Checkpoints(run.path / "checkpoints").steps()
+    return (
+        f"step {steps[-1]}" if steps else "the beginning" if config.embedding is None else "the embedding stage's end"
+    )
 
 
 def _is_done(run: RunFolder, config: RunConfig) -> bool:
@@ -268,9 +314,18 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
         if metric not in ("epoch", "step")
     ]
     rows.append(["best epoch", *(f"{result.validation['epoch']:.0f}" for result in results.values())])
-    rows.append(["steps", *(str(result.steps) for result in results.values())])
+    rows.append(["steps", *(_with_embedding(result, "steps", result.steps) for result in results.values())])
     if any(result.skipped for result in results.values()):
         rows.append(["unreadable images skipped", *(str(result.skipped) for result in results.values())])
-    rows.append(["seconds", *(f"{result.seconds:.0f}" for result in results.values())])
+    rows.append(["seconds", *(_with_embedding(result, "seconds", result.seconds) for result in results.values())])
+    if first.embedding:
+        accuracies = (result.embedding.get("ncm_accuracy") for result in results.values())
+        told = ["-" if accuracy is None else f"{accuracy:.4f}" for accuracy in accuracies]
+        rows.insert(0, ["embedding ncm_accuracy", *told])
     show_table("Result", ["", *results], rows)
     show_lines([f"Student: {run.student}", f"Export it: kdcli export {shlex.quote(str(run.path))}"])
+
+
+def _with_embedding(result: Result, name: str, value: float) -> str:
+    """Return ``value``, and before it that of the earlier stage."""
+    return f"{result.embedding[name]:.0f} + {value:.0f}" if result.embedding else f"{value:.0f}"

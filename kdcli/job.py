@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,16 @@ class Job:
     def student(self) -> Model:
         """The model that is trained."""
         return self.distiller.student
+
+    @property
+    def trains_classifier(self) -> bool:
+        """Whether any method trains the student's classifier; otherwise nearest class means take its place."""
+        return any(options.trains_classifier for options in self.config.methods or ())
+
+    def labelled_images(self) -> ImageSource:
+        """Return the training images that have a label, each once."""
+        labels = self.data.train.labels
+        return Subset(self.data.train, (index for index, label in enumerate(labels) if label != UNLABELLED))
 
     def train_loader(self, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
         """Return the batches of the training split, for one of several processes its share of each."""
@@ -123,11 +133,13 @@ def _spread(indices: list[int], count: int) -> list[int]:
 
 
 def _reads_unlabelled(methods: Sequence[MethodOptions]) -> bool:
-    return any(options.method != "supervised" for options in methods)
+    return any(options.reads_unlabelled for options in methods)
 
 
 def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | None = None) -> Job:
     """Load data and models, make the plan and build the distiller.
+
+    An earlier stage of the run is a job of its own, :func:`embedding_job`.
 
     Args:
         config: of the run.
@@ -141,6 +153,22 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
         raise UserError("The teacher is none, but teacher.weights or teacher.image_size is set.", "Name the teacher.")
     data = open_data(config.data, seed=config.seed)
     teacher = None if config.teacher.name == "none" else load_teacher(config.teacher, seed=config.seed)
+    return _make_job(config, data, teacher, student, mixed_precision=mixed_precision)
+
+
+def embedding_job(job: Job, *, mixed_precision: str) -> Job:
+    """Return the job of the stage before ``job``: its data and teacher, and a student of its own.
+
+    The test split is left to the end of the whole run.
+    """
+    return _make_job(
+        job.config.embedding_stage(), replace(job.data, test=None), job.teacher, None, mixed_precision=mixed_precision
+    )
+
+
+def _make_job(
+    config: RunConfig, data: ImageData, teacher: Model | None, student: Model | None, *, mixed_precision: str
+) -> Job:
     if student is None:
         student = build_student(config.student, label_names=data.facts.class_names, seed=config.seed)
     _open_taps(config, teacher, student)
@@ -166,7 +194,8 @@ def _open_taps(config: RunConfig, teacher: Model | None, student: Model) -> None
     """Open every layer that the config names as features."""
     for side, model in (("teacher", teacher), ("student", student)):
         if model is not None:
-            taps = {getattr(options, f"{side}_tap", "pooled") for options in config.methods or ()}
+            methods = (*(config.methods or ()), *(config.embedding.methods if config.embedding else ()))
+            taps = {getattr(options, f"{side}_tap", None) or "pooled" for options in methods}
             model.open_taps(sorted(taps | {getattr(pair, side) for pair in config.feature_layers or ()}))
 
 

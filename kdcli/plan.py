@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kdcli.config import (
+    EmbeddingConfig,
     FeaturePair,
+    LocalClassifierOptions,
     LogitKDOptions,
     MethodOptions,
     NormalizeName,
@@ -16,11 +18,12 @@ from kdcli.config import (
     Relation,
     RunConfig,
     SpectralOptions,
+    StochasticTripletOptions,
     SupervisedOptions,
 )
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import DataFacts, ModelFacts, Preprocessing
-from kdcli.relation import RelationEvidence, find_relation
+from kdcli.relation import RelationEvidence, find_relation, num_shared_labels
 
 # A projector as fast as the student soon maps the teacher onto a few directions that are easy to match, and the student
 # learns little more. The hundredth of the student's learning rate comes from small trials, not from a full comparison.
@@ -65,6 +68,21 @@ class Decision:
     reason: str
 
 
+_REFILLED_REASONS = {
+    "stochastic_triplet_kl": "The teacher's comparisons of the triplets that are hard for the student shape its features;"
+    " no label's name is read, only which images are of one class.",
+    "supervised": "The labels of the data, beside the teacher's view of them.",
+    "local_classifier_kl": "The teacher's similarities to the centres of the classes in a batch take the place of logits"
+    " that it may not have.",
+}
+_NEAREST_MEANS = Decision(
+    "best student",
+    "by the accuracy of nearest class means (ncm_accuracy)",
+    "No method trains the classifier, which stays as it is at the start: each validation image goes to the class whose"
+    " mean embedding over the labelled training images, without augmentation, is nearest.",
+)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that is settled before training starts.
@@ -73,12 +91,14 @@ class Plan:
         relation: the teacher's task against the student's.
         label_map: the teacher's class of each of the student's classes, or None.
         methods: the losses with their weights and options.
+        embedding: the stage before, with its own; None without one.
         decisions: in the order in which they are shown.
     """
 
     relation: Relation
     label_map: tuple[int, ...] | None
     methods: tuple[MethodOptions, ...]
+    embedding: EmbeddingConfig | None
     decisions: tuple[Decision, ...]
 
     def with_decisions(self, decisions: Sequence[Decision]) -> Plan:
@@ -88,7 +108,7 @@ class Plan:
     def resolve(self, config: RunConfig) -> RunConfig:
         """Return ``config`` with the plan's methods written out: it gives the same plan again."""
         chosen: dict[str, Any] = {"methods": self.methods, "projector": "auto", "normalize": "auto"}
-        chosen |= {"feature_layers": None, "feature_weight": None}
+        chosen |= {"feature_layers": None, "feature_weight": None, "method": None, "embedding": self.embedding}
         return config.model_copy(update=chosen)
 
     def to_json(self) -> dict[str, Any]:
@@ -97,6 +117,7 @@ class Plan:
             "relation": self.relation,
             "label_map": self.label_map,
             "methods": [options.model_dump(mode="json") for options in self.methods],
+            "embedding": None if self.embedding is None else self.embedding.model_dump(mode="json"),
             "decisions": [asdict(decision) for decision in self.decisions],
         }
 
@@ -114,18 +135,31 @@ def make_plan(config: RunConfig, *, teacher: ModelFacts | None, student: ModelFa
         label_map = tuple(range(len(data.class_names)))
         relation_reason += " The teacher's classes are taken to be yours, in this order, because you say so."
     decisions = [Decision("relation", relation, relation_reason)]
+    reasons: dict[str, str] = {}
+    if config.method == "refilled":
+        config = _choose_refilled(config, teacher)
+        decisions.append(_describe_refilled(relation, teacher, data))
+        reasons = _REFILLED_REASONS
+    stage = config.embedding
     if config.methods is None:
         methods, method_decisions = _choose_methods(config, relation, label_map, teacher, student, data)
     else:
         methods = config.methods
         _check_methods(config, teacher, label_map, evidence)
-        method_decisions = [_describe_method(options, "Asked for by the config.") for options in methods]
+        method_decisions = [_describe_method(m, reasons.get(m.method, "Asked for by the config.")) for m in methods]
+    if stage is not None:
+        _check_stage(stage, config, teacher, label_map, evidence)
+        stage = stage.model_copy(update={"methods": _with_taps(stage.methods, teacher, student)})
+        decisions += _describe_stage(config, stage, reasons, teacher, student)
+    methods = _with_taps(methods, teacher, student)
     decisions += method_decisions
     for options in methods:
         decisions += _describe_taps(options, teacher, student)
+    if not any(options.trains_classifier for options in methods):
+        decisions.append(_NEAREST_MEANS)
     decisions += _describe_extent(methods)
     decisions += _describe_models(config, teacher, student, data)
-    return Plan(relation, label_map, methods, tuple(decisions))
+    return Plan(relation, label_map, methods, stage, tuple(decisions))
 
 
 def _settle_relation(
@@ -220,6 +254,72 @@ def _choose_methods(
     return tuple(methods), decisions
 
 
+def _choose_refilled(config: RunConfig, teacher: ModelFacts | None) -> RunConfig:
+    """Return ``config`` with REFILLED's two stages written out."""
+    if teacher is None:
+        raise UserError("--method refilled needs a teacher, and --teacher is none.", "Name one with --teacher.")
+    if config.methods is not None:
+        raise UserError(
+            "--method refilled has no effect: this config writes out its own methods.",
+            "Drop --method, or the methods key.",
+        )
+    given = [(f"--{name}", getattr(config, name)) for name in ("projector", "normalize")]
+    for option, value in [*(pair for pair in given if pair[1] != "auto"), *_feature_options(config)]:
+        raise UserError(f"{option} {value} has no effect: REFILLED has no projector.", f"Drop {option}, or --method.")
+    stage = config.embedding or EmbeddingConfig(epochs=config.train.epochs)
+    return config.model_copy(update={"methods": (SupervisedOptions(), LocalClassifierOptions()), "embedding": stage})
+
+
+def _describe_refilled(relation: Relation, teacher: ModelFacts | None, data: DataFacts) -> Decision:
+    reason = (
+        "Asked for: it compares images and classes with one another, so the teacher's classes may be yours or others"
+    )
+    if teacher is not None and teacher.label_names is not None:
+        shared = num_shared_labels(teacher, data)
+        reason += f"; {shared} of your {len(data.class_names)} are among its {teacher.num_classes}"
+    if relation == "random":
+        reason += ". This teacher is untrained: its relations are those of random features, so expect little of it"
+    return Decision("method", "REFILLED: features by triplets, then the classifier by class centres", f"{reason}.")
+
+
+def _describe_stage(
+    config: RunConfig,
+    stage: EmbeddingConfig,
+    reasons: Mapping[str, str],
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+) -> list[Decision]:
+    optim = stage.optim or config.optim
+    decisions = [
+        Decision(
+            "embedding stage",
+            f"{_epochs(stage.epochs)} before the others, {optim.optimizer}, learning rate {optim.lr:g}",
+            "Features come before the classifier: the student with the best nearest class means on the validation images"
+            " is what the next stage starts from.",
+        )
+    ]
+    for options in stage.methods:
+        described = _describe_method(options, reasons.get(options.method, "Asked for by the config."))
+        told = [described, *_describe_taps(options, teacher, student)]
+        decisions += [replace(decision, name=f"embedding {decision.name}") for decision in told]
+    return decisions
+
+
+def _with_taps(
+    methods: Sequence[MethodOptions], teacher: ModelFacts | None, student: ModelFacts
+) -> tuple[MethodOptions, ...]:
+    """Write out the taps that were left to the models: the classifier's input where there is a classifier."""
+    written: list[MethodOptions] = []
+    for options in methods:
+        taps = {
+            f"{side}_tap": "embedding" if "embedding" in facts.feature_dims else "pooled"
+            for side, facts in (("student", student), ("teacher", teacher))
+            if facts is not None and getattr(options, f"{side}_tap", "") is None
+        }
+        written.append(options.model_copy(update=taps))
+    return tuple(written)
+
+
 def _feature_options(config: RunConfig) -> list[tuple[str, str]]:
     """Return the options about features that were given, with their values."""
     pairs = " ".join(f"{pair.student}:{pair.teacher}" for pair in config.feature_layers or ())
@@ -262,29 +362,71 @@ def _check_methods(
             f"{option} {given} has no effect: this config writes out its own methods.",
             "Set weight, student_tap and teacher_tap of its projection there, or drop the methods key.",
         )
-    if not config.methods:
-        raise UserError("methods is an empty list: there is nothing to train on.", "Drop the key, or name a method.")
-    needs_teacher = [m.method for m in config.methods if m.method in ("projection", "logit_kd")]
-    if teacher is None and needs_teacher:
-        raise UserError(
-            f"methods: {needs_teacher[0]} needs a teacher, and teacher is none.", "Name one with --teacher."
-        )
-    if teacher is not None and not needs_teacher:
+    _check_losses("methods", config.methods or (), config, teacher, label_map, evidence)
+    stages = (*(config.methods or ()), *(config.embedding.methods if config.embedding is not None else ()))
+    if teacher is not None and not any(options.needs_teacher for options in stages):
         raise UserError(
             f"The teacher {teacher.name} would not be used by any of the methods.",
             "Use --teacher none, or add a method such as projection.",
         )
-    learns_classes = any(m.method in ("supervised", "logit_kd") for m in config.methods)
-    if not learns_classes:
+
+
+def _check_stage(
+    stage: EmbeddingConfig,
+    config: RunConfig,
+    teacher: ModelFacts | None,
+    label_map: tuple[int, ...] | None,
+    evidence: RelationEvidence,
+) -> None:
+    for options in stage.methods:
+        if options.trains_classifier:
+            raise UserError(
+                f"embedding.methods: {options.method} trains the classifier, and this stage is for features alone.",
+                "Put it under methods.",
+            )
+    _check_losses("embedding.methods", stage.methods, config, teacher, label_map, evidence)
+
+
+def _check_losses(
+    key: str,
+    methods: Sequence[MethodOptions],
+    config: RunConfig,
+    teacher: ModelFacts | None,
+    label_map: tuple[int, ...] | None,
+    evidence: RelationEvidence,
+) -> None:
+    if not methods:
+        raise UserError(f"{key} is an empty list: there is nothing to train on.", "Drop the key, or name a method.")
+    needs_teacher = [options.method for options in methods if options.needs_teacher]
+    if teacher is None and needs_teacher:
+        raise UserError(f"{key}: {needs_teacher[0]} needs a teacher, and teacher is none.", "Name one with --teacher.")
+    is_bound = any(options.trains_classifier or options.needs_teacher for options in methods)
+    trains_classifier = any(options.trains_classifier for options in methods)
+    if not is_bound or (not trains_classifier and any(map(_can_vanish, methods))):
         raise UserError(
-            "methods: nothing trains the student's classifier, and features alone have a trivial optimum at zero.",
-            "Add supervised or logit_kd.",
+            f"{key}: nothing trains the student's classifier, and these features alone have a trivial optimum at zero.",
+            "Add supervised or logit_kd, or standardise the student's side (normalize_student: standardize).",
         )
     if "logit_kd" in needs_teacher and label_map is None:
         raise UserError(
-            f"methods: logit_kd needs teacher and student to have the same labels. {evidence.reason}",
+            f"{key}: logit_kd needs teacher and student to have the same labels. {evidence.reason}",
             "Remove logit_kd; a projection works across label spaces.",
         )
+    for options in methods:
+        if not options.takes_mixed and (config.augment.mixup or config.augment.cutmix):
+            raise UserError(
+                f"{key}: {options.method} takes each image for one of its class, and mixup or cutmix is on.",
+                "Add --set augment.mixup=0 --set augment.cutmix=0.",
+            )
+
+
+def _can_vanish(options: MethodOptions) -> bool:
+    """Whether the loss is zero where both sides of it are."""
+    return (
+        isinstance(options, ProjectionOptions)
+        and options.projector == "inverted"
+        and options.normalize_student == "none"
+    )
 
 
 def _describe_method(options: MethodOptions, reason: str) -> Decision:
@@ -297,6 +439,8 @@ def _describe_method(options: MethodOptions, reason: str) -> Decision:
 
 def _shown_settings(options: MethodOptions) -> dict[str, Any]:
     shown = options.model_dump(exclude={"method", "student_tap", "teacher_tap"})
+    if isinstance(options, StochasticTripletOptions) and options.mining == "nearest_farther":
+        del shown["margin"]
     if isinstance(options, ProjectionOptions):
         direction = "teacher to student" if options.projector == "inverted" else "student to teacher"
         shown = {"projector": options.projector, "direction": direction, **shown}
@@ -378,13 +522,16 @@ def _describe_models(
     splits = f"{data.num_train} train, {data.num_validation} validation, {data.num_test} test"
     decisions.append(Decision("data", f"{data.name}: {len(data.class_names)} classes, {splits}", " ".join(data.notes)))
     train = config.train
+    budget = ""
+    if config.embedding is not None:
+        budget = f" A baseline trains for {_epochs(config.alone().train.epochs)}: as many steps as both stages."
     decisions.append(
         Decision(
             "training",
-            f"{train.epochs} epoch{'' if train.epochs == 1 else 's'}, batch {train.batch_size}"
+            f"{_epochs(train.epochs)}, batch {train.batch_size}"
             + (f" x {train.accumulation}" if train.accumulation > 1 else "")
             + f", {config.optim.optimizer}, learning rate {config.optim.lr:g}",
-            "The best student by validation is kept; the test split is used once, at the end.",
+            "The best student by validation is kept; the test split is used once, at the end." + budget,
         )
     )
     return decisions
@@ -429,6 +576,10 @@ def human_count(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.2f}{unit}"
     return f"{number:.0f}"
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'' if number == 1 else 's'}"
 
 
 def _model_line(facts: ModelFacts) -> str:

@@ -58,5 +58,11 @@ def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> 
     return None, f"Both have {len(ours)} classes, but {example}."
 
 
+def num_shared_labels(model: ModelFacts, data: DataFacts) -> int:
+    """Return how many of the data's labels are among the model's; 0 where it carries no names."""
+    theirs = {_normal(name) for name in model.label_names or ()}
+    return sum(_normal(name) in theirs for name in data.class_names)
+
+
 def _normal(name: str) -> str:
     return " ".join(name.replace("_", " ").replace("-", " ").lower().split())

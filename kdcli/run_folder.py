@@ -56,6 +56,7 @@ class _SavedResult(BaseModel):
     steps: int
     seconds: float
     skipped: int
+    embedding: dict[str, float] = {}
 
 
 class RunFolder:
@@ -63,6 +64,7 @@ class RunFolder:
 
     ``config.yaml`` (resolved), ``plan.json``, ``metrics.jsonl``, ``student/`` (native format), ``projector.safetensors``,
     ``spectra.safetensors``, ``checkpoints/``, and, once it is finished, ``result.json`` and ``README.md`` (model card).
+    A run in stages has the earlier one in ``embedding/``, a run folder too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,8 +118,9 @@ class RunFolder:
 
     def discard_if_empty(self) -> None:
         """Remove the folder and those above it that were made for it, unless there is a student or a checkpoint in it."""
-        if (self.student / "config.json").is_file() or any((self.path / "checkpoints").glob("step-*")):
-            return
+        for folder in (self.path, self.path / "embedding"):
+            if (folder / "student" / "config.json").is_file() or any((folder / "checkpoints").glob("step-*")):
+                return
         shutil.rmtree(self.path, ignore_errors=True)
         for folder in self._made:
             if folder.is_dir() and not any(folder.iterdir()):

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from kdcli.distiller import Distiller
 from kdcli.errors import UserError
 from kdcli.job import Job
 from kdcli.models import load_saved
-from kdcli.models.base import Model
+from kdcli.models.base import Model, ModelOutput
 from kdcli.optim import make_optimizer, make_schedule
 from kdcli.progress import Reporter
 from kdcli.run_folder import RunFolder
+from kdcli.tasks.class_means import nearest_class_mean_accuracy
 from kdcli.teacher import LiveTeacher
 from kdcli.text import redact_all
 
@@ -56,6 +58,8 @@ class Result:
         steps: batches.
         seconds: of training, validations included, over all of a resumed run's parts.
         skipped: distinct files that could not be read.
+        embedding: of the earlier stage, where there was one: its best student's validation metrics and ``epoch``, its
+            ``steps`` and ``seconds``.
     """
 
     validation: dict[str, float]
@@ -63,6 +67,7 @@ class Result:
     steps: int
     seconds: float
     skipped: int
+    embedding: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
@@ -105,6 +110,8 @@ class Trainer:
         # Batches that would not fill a last group are not trained on.
         self.total_steps = config.train.epochs * self.steps_per_epoch // accumulation * accumulation
         self.updates = self.total_steps // accumulation
+        # A stage goes on with the stream of samples where the one before left it.
+        self.epochs_before = 0 if config.embedding is None else config.embedding.epochs
         if self.updates == 0:
             raise UserError(
                 f"{config.train.epochs * self.steps_per_epoch} batches in all are fewer than train.accumulation"
@@ -132,6 +139,12 @@ class Trainer:
         self.seconds = 0.0
         self.skipped: dict[str, None] = {}  # an ordered set
 
+    def start_from(self, folder: Path) -> None:
+        """Take the weights of the student that is saved in ``folder``, before the first step."""
+        self._load_student(self.distiller.student, folder)
+        if self.ema is not None:
+            self.ema.set(self.distiller.student)
+
     def fit(self) -> Result:
         """Train to the end, test the best student once, and return what came of it.
 
@@ -150,11 +163,13 @@ class Trainer:
     def _train(self) -> None:
         started = time.perf_counter() - self.seconds
         if self.step == 0:
+            self._look_ahead()
             self.spectra.add(self.distiller, step=0)
         elif self.closed != self.step and self._ends_epoch():
             self._close_epoch(started)  # it was stopped during the validation
         while self.step < self.total_steps:
             epoch, first = divmod(self.step, self.steps_per_epoch)
+            epoch += self.epochs_before
             for batch in self._timed(self.loader.epoch(epoch, first)):
                 self._train_step(batch, epoch)
                 if self._ends_epoch() or self.step % _LOG_EVERY == 0:
@@ -171,8 +186,9 @@ class Trainer:
         accelerator, config = self.accelerator, self.job.config
         self._note_skipped(batch.skipped)
         # Dropout and the like: drawn anew for every step, so that nothing of the past has to be restored.
-        set_seed(stable_seed("step", config.seed, self.step, accelerator.process_index) % 2**32)
-        batch = self.mix(batch.to(accelerator.device), epoch, self.step)
+        step = self.epochs_before * self.steps_per_epoch + self.step
+        set_seed(stable_seed("step", config.seed, step, accelerator.process_index) % 2**32)
+        batch = self.mix(batch.to(accelerator.device), epoch, step)
         accelerator.step = self.step  # Accelerate counts for its accumulation; here too a resumed run goes on
         with accelerator.accumulate(self.wrapped):
             with accelerator.autocast():
@@ -192,6 +208,30 @@ class Trainer:
         self.meter.add(terms, len(batch) * accelerator.num_processes)
         self.watch.add(terms, self.step)
         self.reporter.stepped(self.step)
+
+    def _look_ahead(self) -> None:
+        """Show the teacher's outputs for the training images to the methods that ask for them."""
+        accelerator = self.accelerator
+
+        def outputs() -> Iterator[tuple[ModelOutput, Tensor]]:
+            assert self.teacher is not None, "the plan lets such methods pass only with a teacher"
+            for batch in self.job.eval_loader(
+                self.job.labelled_images(),
+                self.teacher.model.facts.preprocessing,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+            ):
+                self._after_batch(batch.skipped)
+                if not len(batch):
+                    continue
+                batch = batch.to(accelerator.device)
+                with accelerator.autocast():
+                    teacher_outputs = self.teacher(batch)
+                yield teacher_outputs, batch.targets
+
+        for _, method in self.distiller.each_method():
+            if method.looks_ahead:
+                method.look(outputs(), partial(_add_up, accelerator))
 
     def _ends_epoch(self) -> bool:
         return self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
@@ -217,13 +257,13 @@ class Trainer:
         self.seconds = time.perf_counter() - started
 
     def _evaluate(self, model: Model, source: ImageSource) -> dict[str, float]:
-        def after_batch(names: Iterable[str]) -> None:
-            self._note_skipped(names)
-            # A signal ends the evaluation too, in a run of one process; when the run goes on, it begins with it.
-            if self.control.stop_asked and self.accelerator.num_processes == 1:
-                self._obey()
+        return evaluate(self.job, model, source, self.accelerator, self._after_batch)
 
-        return evaluate(self.job, model, source, self.accelerator, after_batch)
+    def _after_batch(self, skipped: Iterable[str]) -> None:
+        self._note_skipped(skipped)
+        # A signal ends an evaluation too, in a run of one process; when the run goes on, it begins with it.
+        if self.control.stop_asked and self.accelerator.num_processes == 1:
+            self._obey()
 
     def _obey(self) -> None:
         verdict = self.control.after(self.step)
@@ -305,15 +345,18 @@ class Trainer:
         if source is None:
             return {}
         student = copy.deepcopy(self.distiller.student)
-        if self.is_main:
-            student.load_state_dict(load_saved(self.run.student).state_dict())
-        if self.accelerator.num_processes > 1:  # the run folder need not be within every process's reach
-            student.load_state_dict(broadcast(dict(student.state_dict())))
+        self._load_student(student, self.run.student)
         test = self._evaluate(student, source)
         self._gather_skipped()
         self._obey()  # a signal that came meanwhile: there may be a baseline still to be trained
         self._record("test", {"epoch": self.best["epoch"], "step": self.best["step"], **test})
         return test
+
+    def _load_student(self, student: Model, folder: Path) -> None:
+        if self.is_main:
+            student.load_state_dict(load_saved(folder).state_dict())
+        if self.accelerator.num_processes > 1:  # the run folder need not be within every process's reach
+            student.load_state_dict(broadcast(dict(student.state_dict())))
 
     def save(self) -> None:
         """Write a checkpoint of everything that the rest of the run depends on, unless there is one of this step.
@@ -407,8 +450,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the task's metrics of ``model`` on ``source``; the model is left in the mode it was in.
 
-    Several processes share the samples, each taken once, and all get the same metrics. ``skip`` is told after every
-    batch which files could not be read.
+    Where no method trains the classifier, it is ``ncm_accuracy`` alone, of the nearest class means of the labelled
+    training images without augmentation. Several processes share the samples, each taken once, and all get the same
+    metrics. ``skip`` is told after every batch which files could not be read.
     """
     was_training = model.training
     model.eval()
@@ -417,10 +461,16 @@ def evaluate(
         with accelerator.autocast():
             return job.predict(model, batch)
 
-    def add_up(values: Tensor) -> Tensor:
-        return accelerator.reduce(values.to(accelerator.device)) if accelerator.num_processes > 1 else values
+    def embeddings(source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches(source):
+            if not len(batch):
+                continue
+            with torch.inference_mode(), accelerator.autocast():
+                inputs = model.prepare(batch.to(accelerator.device))
+                features = model(inputs, taps=("embedding",), logits=False).features["embedding"]
+            yield features, batch.targets
 
-    def batches() -> Iterator[Batch]:
+    def batches(source: ImageSource) -> Iterator[Batch]:
         loader = job.eval_loader(
             source,
             model.facts.preprocessing,
@@ -431,10 +481,25 @@ def evaluate(
             skip(batch.skipped)
             yield batch
 
+    add_up = partial(_add_up, accelerator)
     try:
-        return job.task.evaluate(predict, batches(), accelerator.device, add_up=add_up)
+        if job.trains_classifier:
+            return job.task.evaluate(predict, batches(source), accelerator.device, add_up=add_up)
+        accuracy = nearest_class_mean_accuracy(
+            embeddings(job.labelled_images()),
+            embeddings(source),
+            len(job.task.class_names),
+            model.facts.feature_dims["embedding"],
+            add_up=add_up,
+        )
+        return {"ncm_accuracy": accuracy}
     finally:
         model.train(was_training)
+
+
+def _add_up(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Sum over all processes."""
+    return accelerator.reduce(values.to(accelerator.device)) if accelerator.num_processes > 1 else values
 
 
 @dataclass
@@ -653,5 +718,7 @@ def _place_teacher(job: Job, device: torch.device) -> LiveTeacher | None:
     return LiveTeacher(job.teacher, taps=job.distiller.teacher_taps, logits=job.distiller.teacher_logits)
 
 
-def _rank(job: Job, metrics: dict[str, float]) -> tuple[float, float]:
+def _rank(job: Job, metrics: dict[str, float]) -> tuple[float, ...]:
+    if not job.trains_classifier:
+        return (metrics["ncm_accuracy"],)
     return metrics[job.task.monitor], -metrics["loss"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -38,16 +39,28 @@ class Method(nn.Module, ABC):
         teacher_taps: names of the teacher's features that it reads.
         student_logits: whether it reads the student's logits.
         teacher_logits: whether it reads the teacher's logits.
+        looks_ahead: whether :meth:`look` is to be called before the first step.
     """
 
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     student_logits: bool = False
     teacher_logits: bool = False
+    looks_ahead: bool = False
 
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = weight
+
+    def look(self, outputs: Iterable[tuple[ModelOutput, Tensor]], add_up: Callable[[Tensor], Tensor]) -> None:
+        """Take from the teacher what the whole training set tells, into buffers that are saved with the method.
+
+        Args:
+            outputs: what the methods read of the teacher, with the targets, for every labelled training image without
+                augmentation; of several processes each gets its share.
+            add_up: sums a float64 tensor over all processes.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor) -> Tensor:

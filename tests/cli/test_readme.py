@@ -33,6 +33,7 @@ SUBSTITUTES = {
     ("--epochs", "30"): "1",
     ("--epochs", "20"): "2",
     ("--seed", "1"): "1",
+    ("--method", "refilled"): "refilled",
     ("--feature-layers", "pooled:layer3"): "pooled:layer3",
     ("--feature-weight", "2"): "2",
     ("--checkpoint-every", "200"): "2",
