@@ -1,9 +1,10 @@
-"""The model card of a run's student."""
+"""The card of a run: of its student, or of its episodes."""
 
 from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from kdcli.config import ProjectionOptions, RunConfig
 from kdcli.errors import UserError
@@ -35,9 +36,6 @@ def model_card(run: RunFolder) -> str:
         *_metric_rows(run, "test", "Test"),
     ]
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
-    versions = ", ".join(f"{package} {version}" for package, version in plan["versions"].items())
-    command = printable(plan["command"])
-    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", command))])
     return f"""---
 library_name: {library}
 pipeline_tag: {config.task}
@@ -56,7 +54,52 @@ tags: [knowledge-distillation, kdcli]
 {_LOADING[library] if not (run.student / "kdcli_networks.py").is_file() else _LOADING_WITH_NETWORKS}
 ```
 
-## Made by
+{_made_by(plan)}"""
+
+
+def episodes_card(run: RunFolder, result: dict[str, Any], *, arms: dict[str, str]) -> str:
+    """Return the card of a run of episodes in Markdown: the setting and what every arm reaches.
+
+    Args:
+        run: its folder, with config and plan.
+        result: the content of ``result.json``.
+        arms: arm to what it is called.
+    """
+    config, plan = run.read_config(), run.read_plan()
+    shown = ("student", "teacher", "relation", "data", "episodes", "training")
+    rows = [(entry["name"].capitalize(), entry["value"]) for entry in plan["decisions"] if entry["name"] in shown]
+    rows += [("Projector", _projector(config)), ("Seed", str(config.seed))]
+    table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
+
+    def line(label: str, value: dict[str, float | None], style: str) -> str:
+        interval = "-" if value["low"] is None else f"{value['low']:{style}} to {value['high']:{style}}"
+        return f"| {label} | {value['mean']:{style}} | {interval} |"
+
+    reached = "\n".join(line(label, result["accuracy"][arm], ".4f") for arm, label in arms.items())
+    difference = line("distilled minus fine-tuned, paired", result["distilled_minus_fine_tuned"], "+.4f")
+    return f"""# {_inline(config.student.name.rpartition("/")[2])}, distilled in episodes with kdcli
+
+| | |
+| --- | --- |
+{table}
+
+Mean accuracy on the queries, with its 95 % t-interval over the episodes. All arms have the same episodes.
+
+| | accuracy | 95 % interval |
+| --- | --- | --- |
+{reached}
+{difference}
+
+`episodes.jsonl` has a line an episode. No student is kept: each episode has its own.
+
+{_made_by(plan)}"""
+
+
+def _made_by(plan: dict[str, Any]) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in plan["versions"].items())
+    command = printable(plan["command"])
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", command))])
+    return f"""## Made by
 
 {fence}sh
 {command}

@@ -65,6 +65,7 @@ def _root(
 
 _MODEL = "Models and data"
 _PLAN = "Distillation"
+_EPISODES = "Middle-shot learning"
 _TRAIN = "Training"
 
 
@@ -159,6 +160,21 @@ def distill(
             show_default=False,
         ),
     ] = None,
+    ways: Annotated[
+        int | None,
+        typer.Option(help="Draw episodes with so many classes; a student for each.", rich_help_panel=_EPISODES),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(help="Labelled training images of each class of an episode.", rich_help_panel=_EPISODES),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Number of episodes. [default: 100]", rich_help_panel=_EPISODES)
+    ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(help="Test images of each class of an episode. [default: 15]", rich_help_panel=_EPISODES),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="The run folder; a new name under runs/ by default.", rich_help_panel=_TRAIN),
@@ -219,6 +235,8 @@ def distill(
 
         kdcli distill --teacher none --student resnet18 --data demo:digits --set optim.weight_decay=0.1
 
+        kdcli distill --teacher resnet50 --student resnet18 --data photos/ --ways 5 --shots 10
+
         kdcli distill --resume runs/quickstart --epochs 32
     """
     from kdcli.config import parse_config
@@ -259,6 +277,10 @@ def distill(
         "feature_layers": feature_layers or None,
         "feature_weight": feature_weight,
         "baseline": baseline,
+        "episodes.ways": ways,
+        "episodes.shots": shots,
+        "episodes.number": episodes,
+        "episodes.queries": queries,
         "output": output,
         "train.epochs": epochs,
         "train.batch_size": batch_size,
@@ -284,10 +306,17 @@ def distill(
     from kdcli.distill import Output, distill_run, resume_run
 
     shown = Output("json" if log_format == "json" else "plain" if log_format == "plain" else "auto", quiet)
-    if resume is not None:
+    name = _file_name(Path(recipe).stem) if recipe else _run_name(config)
+    if config.episodes is not None:
+        from kdcli.episodes import resume_episodes, run_episodes
+
+        if resume is not None:
+            code = resume_episodes(config, resume, output=shown, dry_run=dry_run)
+        else:
+            code = run_episodes(config, name=name, command=_command(), output=shown, dry_run=dry_run)
+    elif resume is not None:
         code = resume_run(config, resume, command=_command(), output=shown, dry_run=dry_run)
     else:
-        name = _file_name(Path(recipe).stem) if recipe else _run_name(config)
         code = distill_run(config, name=name, command=_command(), output=shown, dry_run=dry_run)
     if code:
         raise typer.Exit(code)

@@ -40,11 +40,14 @@ EVALUATED_ON = (
     "data.label_column",
     "data.validation_fraction",
     "data.test_fraction",
+    "episodes.ways",
+    "episodes.queries",
+    "episodes.split",
 )
 """Keys that settle which images a run is validated and tested on."""
 CONFIDENCE = 0.95
 _NOT_METRICS = ("event", "epoch", "step", "best")
-_ORDER = ("validation", "test", "embedding", "best", "steps", "seconds")
+_ORDER = ("episodes", "validation", "test", "embedding", "best", "steps", "seconds")
 """First words of the metrics' names, in the order of the table."""
 _DASH = "-"
 
@@ -176,6 +179,10 @@ def _read_run(path: Path, name: str) -> Run:
     folder = RunFolder.started(path)
     config = folder.read_config()
     settings = flatten_settings(config) | {"relation": folder.read_plan()["relation"]}
+    if config.episodes is not None:  # one recipe, whatever the number of episodes so far
+        means = folder.read_episodes_result()
+        found = {} if means is None else {f"episodes {arm}": value["mean"] for arm, value in means["accuracy"].items()}
+        return Run(path, name, config.seed, settings, found, {"training loss": {}}, finished=means is not None)
     training, validation, test = (folder.read_metrics(event) for event in ("train", "validation", "test"))
     metrics: dict[str, float] = {}
     best = [line for line in validation if line["best"]][-1:]
@@ -309,9 +316,6 @@ def summarize(values: Sequence[float]) -> Summary:
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
     """Return the mean of ``values`` minus ``baseline`` over their common seeds, with its 95 % t-interval.
 
-    With n differences of mean m and sample standard deviation s the interval is m ± t(0.975, n - 1) s / √n; one pair
-    has none.
-
     Args:
         values: seed to metric.
         baseline: seed to metric.
@@ -319,16 +323,26 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     Returns:
         None when no seed is in both.
     """
-    from scipy.stats import t
-
     seeds = sorted(values.keys() & baseline.keys())
     if not seeds:
         return None
-    summary = summarize([values[seed] - baseline[seed] for seed in seeds])
+    differences = [values[seed] - baseline[seed] for seed in seeds]
+    low, high = confidence_interval(differences)
+    return Difference(summarize(differences).mean, low, high, len(seeds))
+
+
+def confidence_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Return the ends of the 95 % t-interval of the mean; one value has none.
+
+    With n values of mean m and sample standard deviation s it is m ± t(0.975, n - 1) s / √n.
+    """
+    from scipy.stats import t
+
+    summary = summarize(values)
     if summary.std is None:
-        return Difference(summary.mean, None, None, 1)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * summary.std / math.sqrt(len(seeds))
-    return Difference(summary.mean, summary.mean - half, summary.mean + half, len(seeds))
+        return None, None
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * summary.std / math.sqrt(len(values))
+    return summary.mean - half, summary.mean + half
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------
@@ -442,7 +456,7 @@ def _legend(group: Group) -> str:
 
 
 def _is_evaluated(metric: str) -> bool:
-    return metric.startswith(("validation ", "test "))
+    return metric.startswith(("episodes ", "validation ", "test "))
 
 
 def _seeds(runs: Sequence[Run]) -> str:

@@ -303,6 +303,20 @@ class TrainConfig(Section):
     """Epochs between validations; the last epoch is always validated."""
 
 
+class EpisodesConfig(Section):
+    """Many small tasks drawn from one data set; a student is trained for each of them."""
+
+    ways: Annotated[int, Field(ge=2, lt=2**31)]
+    """Classes of an episode."""
+    shots: Count
+    """Labelled training images of each class."""
+    number: Count = 100
+    queries: Count = 15
+    """Images of each class that the arms are tested on."""
+    split: Literal["test", "validation"] = "test"
+    """Where the queries come from; choose hyperparameters on ``validation``."""
+
+
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -336,6 +350,8 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     baseline: bool = False
     """Also train the same student alone, for the same budget, and report both."""
+    episodes: EpisodesConfig | None = None
+    """Middle-shot learning, as in REFILLED: a student for each of many small tasks, instead of one for all the data."""
     description: str = ""
     """What a recipe is for, in one line."""
 

@@ -83,7 +83,7 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
         if dry_run:
             return 0
         run = RunFolder.create(path) if is_main else RunFolder(path)
-        with _stoppable(run, output) as stop, run.locked() if is_main else contextlib.nullcontext():
+        with stoppable(run, output) as stop, run.locked() if is_main else contextlib.nullcontext():
             results = {_label(job): _train(job, run, accelerator, command=command, output=output)}
             if config.baseline:
                 results["student alone"] = _train_alone(job.config, run, command=command, output=output)
@@ -117,7 +117,7 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
     is_main = rank() == 0
     with (
         output.applied(),
-        _stoppable(run, output) as stop,
+        stoppable(run, output) as stop,
         run.locked() if is_main and not dry_run else contextlib.nullcontext(),
     ):
         show_lines([f"{path}: {'finished' if _is_done(run, config) else f'going on from {_where(run, config)}'}"])
@@ -152,10 +152,15 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _stoppable(run: RunFolder, output: Output) -> Iterator[_Stop]:
+def stoppable(run: RunFolder, output: Output, *, unit: str = "step") -> Iterator[_Stop]:
     """Say how to go on where a signal stopped the training; the code is then its exit code.
 
     However it ended, but for an error, the processes part.
+
+    Args:
+        run: to go on with.
+        output: what to print.
+        unit: what :class:`Stopped` counts.
     """
     stop = _Stop()
     try:
@@ -164,8 +169,8 @@ def _stoppable(run: RunFolder, output: Output) -> Iterator[_Stop]:
         stop.code = stopped.exit_code
         again = f"kdcli distill --resume {shlex.quote(str(run.path))}"
         if output.log_format == "json" and rank() == 0 and not output.quiet:
-            print(json.dumps({"event": "stopped", "step": stopped.step, "resume": again}), flush=True)
-        show_lines([f"Stopped at step {stopped.step} of {stopped.total_steps}; all is saved. Go on with: {again}"])
+            print(json.dumps({"event": "stopped", unit: stopped.step, "resume": again}), flush=True)
+        show_lines([f"Stopped at {unit} {stopped.step} of {stopped.total_steps}; all is saved. Go on with: {again}"])
     leave_processes()
 
 

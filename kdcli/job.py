@@ -171,26 +171,42 @@ def _make_job(
 ) -> Job:
     if student is None:
         student = build_student(config.student, label_names=data.facts.class_names, seed=config.seed)
-    _open_taps(config, teacher, student)
+    open_taps(config, teacher, student)
     plan = make_plan(config, teacher=None if teacher is None else teacher.facts, student=student.facts, data=data.facts)
+    job = assemble_job(config, plan, data=data, teacher=teacher, student=student)
+    if (decision := _describe_epoch(config, plan, data)) is not None:
+        plan = plan.with_decisions([decision])
+    return replace(job, plan=plan.with_decisions(job_costs(job, mixed_precision=mixed_precision)))
+
+
+def assemble_job(config: RunConfig, plan: Plan, *, data: ImageData, teacher: Model | None, student: Model) -> Job:
+    """Put together what is loaded and decided already.
+
+    Args:
+        config: of the run; its seed initialises the projectors.
+        plan: its ``label_map`` is over the classes of ``data``.
+        data: the splits.
+        teacher: frozen, with the plan's taps open; or None.
+        student: likewise open; it is trained as it is.
+    """
     task = build_task(data.facts)
     context = Context(task, student.facts, None if teacher is None else teacher.facts, plan.label_map)
     distiller = Distiller(student, _build_methods(plan.methods, context, seed=config.seed))
-    if (decision := _describe_epoch(config, plan, data)) is not None:
-        plan = plan.with_decisions([decision])
-    plan = plan.with_decisions(
-        describe_costs(
-            config,
-            teacher=context.teacher,
-            student=student.facts,
-            trainable_parameters=sum(p.numel() for p in distiller.parameters() if p.requires_grad),
-            mixed_precision=mixed_precision,
-        )
-    )
     return Job(plan.resolve(config), plan, task, data, teacher, distiller)
 
 
-def _open_taps(config: RunConfig, teacher: Model | None, student: Model) -> None:
+def job_costs(job: Job, *, mixed_precision: str) -> list[Decision]:
+    """Return the decisions about trainable parameters and memory."""
+    return describe_costs(
+        job.config,
+        teacher=None if job.teacher is None else job.teacher.facts,
+        student=job.student.facts,
+        trainable_parameters=sum(p.numel() for p in job.distiller.parameters() if p.requires_grad),
+        mixed_precision=mixed_precision,
+    )
+
+
+def open_taps(config: RunConfig, teacher: Model | None, student: Model) -> None:
     """Open every layer that the config names as features."""
     for side, model in (("teacher", teacher), ("student", student)):
         if model is not None:

@@ -531,7 +531,9 @@ def _describe_models(
             f"{_epochs(train.epochs)}, batch {train.batch_size}"
             + (f" x {train.accumulation}" if train.accumulation > 1 else "")
             + f", {config.optim.optimizer}, learning rate {config.optim.lr:g}",
-            "The best student by validation is kept; the test split is used once, at the end." + budget,
+            "The best student by validation is kept; the test split is used once, at the end." + budget
+            if config.episodes is None
+            else "Of each student; its last weights answer the queries.",
         )
     )
     return decisions

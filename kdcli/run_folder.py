@@ -59,12 +59,27 @@ class _SavedResult(BaseModel):
     embedding: dict[str, float] = {}
 
 
+class _SavedMean(BaseModel):
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class _SavedEpisodes(BaseModel):
+    """The ``result.json`` of a run of episodes."""
+
+    episodes: int
+    accuracy: dict[str, _SavedMean]
+    distilled_minus_fine_tuned: _SavedMean
+
+
 class RunFolder:
     """A folder with everything a training run produced.
 
     ``config.yaml`` (resolved), ``plan.json``, ``metrics.jsonl``, ``student/`` (native format), ``projector.safetensors``,
     ``spectra.safetensors``, ``checkpoints/``, and, once it is finished, ``result.json`` and ``README.md`` (model card).
     A run in stages has the earlier one in ``embedding/``, a run folder too.
+    A run of episodes has ``config.yaml``, ``plan.json``, ``episodes.jsonl``, and, once it is finished, the last two.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,6 +110,11 @@ class RunFolder:
         run = cls.started(path)
         with reading(path):
             if not (path / "student" / "config.json").is_file():
+                if run.read_config().episodes is not None:
+                    raise UserError(
+                        f"The run {path} is of episodes: it has trained many students and kept none.",
+                        "'kdcli compare' shows what they reached. For a student, distil without --ways and --shots.",
+                    )
                 raise UserError(
                     f"The run {path} has no student yet.",
                     f"Wait for its first validation; if it was stopped: kdcli distill --resume {path}",
@@ -310,6 +330,12 @@ class RunFolder:
         if not (self.path / "result.json").is_file():
             return None
         return self._read_saved("result.json", _SavedResult)
+
+    def read_episodes_result(self) -> dict[str, Any] | None:
+        """Return the content of ``result.json`` of a run of episodes; None while it is not finished."""
+        if not (self.path / "result.json").is_file():
+            return None
+        return self._read_saved("result.json", _SavedEpisodes)
 
     def restore_best(self, saved: Path | None) -> None:
         """Put back the best student and projectors as they were at a checkpoint: ``saved``, or none at all."""

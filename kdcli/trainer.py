@@ -86,13 +86,16 @@ class Trainer:
         run: where to leave it.
         accelerator: device, precision, processes.
         reporter: told of all that happens.
+        writes: False leaves nothing in the run folder: no student, no records, no checkpoints.
     """
 
-    def __init__(self, job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter) -> None:
+    def __init__(
+        self, job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter, *, writes: bool = True
+    ) -> None:
         config = job.config
         device = accelerator.device
         self.job, self.run, self.accelerator, self.reporter = job, run, accelerator, reporter
-        self.is_main = accelerator.is_main_process
+        self.is_main = writes and accelerator.is_main_process
         self.distiller = job.distiller
         self.teacher = _place_teacher(job, device)
         student = self.distiller.student
@@ -144,6 +147,11 @@ class Trainer:
         self._load_student(self.distiller.student, folder)
         if self.ema is not None:
             self.ema.set(self.distiller.student)
+
+    @property
+    def student(self) -> Model:
+        """The student as it stands: with averaged weights, where they are averaged."""
+        return self.distiller.student if self.ema is None else self.ema.module
 
     def fit(self) -> Result:
         """Train to the end, test the best student once, and return what came of it.
@@ -240,13 +248,12 @@ class Trainer:
         epoch = math.ceil(self.step / self.steps_per_epoch)
         is_last = self.step == self.total_steps
         if is_last or epoch % self.job.config.train.validate_every == 0:
-            student = self.distiller.student if self.ema is None else self.ema.module
-            metrics = {"epoch": epoch, "step": self.step} | self._evaluate(student, self.job.data.validation)
+            metrics = {"epoch": epoch, "step": self.step} | self._evaluate(self.student, self.job.data.validation)
             is_best = not self.best or _rank(self.job, metrics) >= _rank(self.job, self.best)
             if is_best:
                 self.best = metrics
                 if self.is_main:
-                    self.run.write_student(student.save)
+                    self.run.write_student(self.student.save)
                     self.run.write_tensors("projector.safetensors", self.distiller.methods.state_dict())
             self._record("validation", metrics | {"best": float(is_best)})
             self.reporter.validated(metrics, best=is_best)
@@ -614,6 +621,7 @@ _MAY_CHANGE = {
     "data.root",
     "data.unlabelled",
     "data.workers",
+    "episodes.number",
     "teacher.weights",
     "train.checkpoint_every",
     "train.compile",

@@ -20,6 +20,7 @@ LAYERS = [
     {"job", "card", "optim"},
     {"trainer", "export"},
     {"analyze", "distill", "compare", "evaluate"},
+    {"episodes"},
     {"cli"},
     {"__main__"},
 ]
