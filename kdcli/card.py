@@ -27,6 +27,7 @@ def model_card(run: RunFolder) -> str:
         ("Student", decisions["student"]["value"]),
         ("Teacher", decisions["teacher"]["value"] if "teacher" in decisions else "none"),
         ("Relation", f"{plan['relation']}: {decisions['relation']['reason']}"),
+        ("Losses", ", ".join(options.method for options in config.methods or ())),
         ("Projector", _projector(config)),
         *_stage_rows(run, config),
         ("Data", decisions["data"]["value"]),

@@ -116,15 +116,16 @@ def distill(
         bool, typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_MODEL)
     ] = False,
     task: Annotated[str | None, typer.Option(help="image-classification.", rich_help_panel=_PLAN)] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="A published method in place of the plan's choice: refilled (two stages).", rich_help_panel=_PLAN
-        ),
-    ] = None,
     relation: Annotated[
         str | None,
         typer.Option(help="Override the task relation: same, cross, random, none.", rich_help_panel=_PLAN),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="One method beside the labels' loss, such as dkd, crd or refilled (two stages); none for the labels alone.",
+            rich_help_panel=_PLAN,
+        ),
     ] = None,
     projector: Annotated[
         str | None,
@@ -270,8 +271,8 @@ def distill(
         "data.root": data_root,
         "data.strict": strict_data or None,
         "task": task,
-        "method": method,
         "relation": relation,
+        "method": method,
         "projector": projector,
         "normalize": normalize,
         "feature_layers": feature_layers or None,

@@ -111,33 +111,66 @@ class AugmentConfig(Section):
     """Alpha of cutmix's Beta distribution; 0 is off. With both, each batch gets one of them at random."""
 
 
+def _pair(value: Any) -> Any:
+    if isinstance(value, str) and value.count(":") == 1:
+        student, teacher = value.split(":")
+        return {"student": student or "pooled", "teacher": teacher or "pooled"}
+    return value
+
+
+class FeaturePair(Section):
+    """Two features that are brought together, also written ``STUDENT:TEACHER``.
+
+    Each is ``pooled`` (the last features, averaged over positions), ``embedding`` (the classifier's input) or the name
+    of any layer, such as ``blocks.4``, averaged likewise. Methods that read maps read them before they are averaged.
+    """
+
+    student: str = "pooled"
+    teacher: str = "pooled"
+
+
 class MethodSection(Section):
     """Base of the options of a method, with what the plan has to know of its kind."""
 
+    method: str
+    weight: Positive = 1.0
+
     needs_teacher: ClassVar[bool] = True
+    reads_logits: ClassVar[bool] = False
+    """Of the teacher: both models must have the same labels."""
     trains_classifier: ClassVar[bool] = False
+    """Whether the student learns its classes by this method alone."""
     reads_unlabelled: ClassVar[bool] = True
     takes_mixed: ClassVar[bool] = True
     """Whether the images of mixup and cutmix are fit for it."""
+    needs_distillation_head: ClassVar[bool] = False
+    """Of the student."""
+    reads: ClassVar[Literal["nothing", "features", "maps"]] = "nothing"
+    """Of the layers in ``pairs``: averaged over positions, or as maps."""
+    reads_student: ClassVar[bool] = True
+    """Whether it reads the student's side of ``pairs``."""
+
+    @property
+    def pairs(self) -> tuple[FeaturePair, ...]:
+        """The features that it reads."""
+        return ()
 
 
 class SupervisedOptions(MethodSection):
     """The task's own loss on the labels."""
 
-    needs_teacher = False
-    trains_classifier = True
-    reads_unlabelled = False
-
     method: Literal["supervised"] = "supervised"
-    weight: Positive = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    needs_teacher: ClassVar[bool] = False
+    trains_classifier: ClassVar[bool] = True
+    reads_unlabelled: ClassVar[bool] = False
 
 
 class ProjectionOptions(MethodSection):
     """Feature distillation through a projector."""
 
     method: Literal["projection"] = "projection"
-    weight: Positive = 1.0
     projector: ProjectorName
     normalize: NormalizeName = "standardize"
     """Applied to the teacher's features."""
@@ -151,21 +184,16 @@ class ProjectionOptions(MethodSection):
     student_tap: Name = "pooled"
     teacher_tap: Name = "pooled"
 
+    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
 
-class LogitKDOptions(MethodSection):
-    """Hinton's distillation of logits; both models must have the same labels."""
-
-    trains_classifier = True
-
-    method: Literal["logit_kd"] = "logit_kd"
-    weight: Positive = 1.0
-    temperature: Positive = 1.0
+    @property
+    def pairs(self) -> tuple[FeaturePair, ...]:
+        """The features that it reads."""
+        return (FeaturePair(student=self.student_tap, teacher=self.teacher_tap),)
 
 
 class SpectralOptions(MethodSection):
     """Spectral regularisation of the student's features; needs no teacher."""
-
-    needs_teacher = False
 
     method: Literal["spectral_regularization"] = "spectral_regularization"
     weight: Positive = 0.1
@@ -173,12 +201,17 @@ class SpectralOptions(MethodSection):
     """Fraction of min(batch, width) that is not suppressed."""
     student_tap: Name = "pooled"
 
+    needs_teacher: ClassVar[bool] = False
+    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+
+    @property
+    def pairs(self) -> tuple[FeaturePair, ...]:
+        """The student's features that it reads; it has no teacher."""
+        return (FeaturePair(student=self.student_tap),)
+
 
 class StochasticTripletOptions(MethodSection):
     """REFILLED's embedding stage: the teacher's comparisons of triplets that are hard for the student."""
-
-    reads_unlabelled = False
-    takes_mixed = False
 
     method: Literal["stochastic_triplet_kl"] = "stochastic_triplet_kl"
     weight: Positive = 500.0
@@ -193,13 +226,18 @@ class StochasticTripletOptions(MethodSection):
     teacher_tap: Name | None = None
     """Likewise."""
 
+    reads_unlabelled: ClassVar[bool] = False
+    takes_mixed: ClassVar[bool] = False
+    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+
+    @property
+    def pairs(self) -> tuple[FeaturePair, ...]:
+        """The features that it reads, once the plan has written the taps out."""
+        return (FeaturePair(student=self.student_tap or "pooled", teacher=self.teacher_tap or "pooled"),)
+
 
 class LocalClassifierOptions(MethodSection):
     """REFILLED's classifier stage: the classifier that the teacher's class centres make, for the classes in the batch."""
-
-    trains_classifier = True
-    reads_unlabelled = False
-    takes_mixed = False
 
     method: Literal["local_classifier_kl"] = "local_classifier_kl"
     weight: Positive = 100.0
@@ -209,34 +247,266 @@ class LocalClassifierOptions(MethodSection):
     teacher_tap: Name | None = None
     """By default ``embedding``, and ``pooled`` of a model without a classifier."""
 
+    trains_classifier: ClassVar[bool] = True
+    reads_unlabelled: ClassVar[bool] = False
+    takes_mixed: ClassVar[bool] = False
+    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+    reads_student: ClassVar[bool] = False
+
+    @property
+    def pairs(self) -> tuple[FeaturePair, ...]:
+        """The teacher's features that it reads, once the plan has written the tap out."""
+        return (FeaturePair(teacher=self.teacher_tap or "pooled"),)
+
+
+class LogitOptions(MethodSection):
+    """Base of the methods on logits; both models must have the same labels."""
+
+    reads_logits: ClassVar[bool] = True
+    trains_classifier: ClassVar[bool] = True
+
+
+class LogitKDOptions(LogitOptions):
+    """Hinton's distillation of logits."""
+
+    method: Literal["logit_kd"] = "logit_kd"
+    temperature: Positive = 1.0
+
+
+class DKDOptions(LogitOptions):
+    """Decoupled distillation (Zhao et al., CVPR 2022) of the labelled images.
+
+    Defaults are the paper's for CIFAR-100 with a ResNet-32x4 teacher; on ImageNet it has temperature 1 and beta 0.5. The
+    authors raise the weight over the first epochs; here it is constant.
+    """
+
+    method: Literal["dkd"] = "dkd"
+    temperature: Positive = 4.0
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the label's class against the others."""
+    beta: Annotated[float, Field(ge=0)] = 8.0
+    """Weight of what is between the others."""
+
+    reads_unlabelled: ClassVar[bool] = False
+    takes_mixed: ClassVar[bool] = False
+
+
+class DISTOptions(LogitOptions):
+    """DIST (Huang et al., NeurIPS 2022). The weight stands for the paper's 2 of both relations."""
+
+    method: Literal["dist"] = "dist"
+    weight: Positive = 2.0
+    temperature: Positive = 1.0
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the relation between the classes of a sample."""
+    gamma: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the relation between the samples of a class."""
+
+
+class DeiTOptions(LogitOptions):
+    """DeiT's distillation token (Touvron et al., ICML 2021), for students that have one.
+
+    The token's head learns from the teacher, the class token's from all else; evaluation takes the mean of both. The
+    weight is that of hard distillation, equal to the supervised loss's; the paper's soft one is 0.1 beside 0.9.
+    """
+
+    method: Literal["deit"] = "deit"
+    kind: Literal["hard", "soft"] = "hard"
+    """``hard`` is the teacher's predicted class, ``soft`` all of its probabilities."""
+    temperature: Positive = 3.0
+    """Of soft distillation."""
+
+    trains_classifier: ClassVar[bool] = False
+    needs_distillation_head: ClassVar[bool] = True
+
+
+class LayerOptions(MethodSection):
+    """Base of the methods on pairs of layers, whose losses are summed over the pairs."""
+
+    layers: Annotated[tuple[Annotated[FeaturePair, BeforeValidator(_pair)], ...], Field(min_length=1)] | None = None
+    """``STUDENT:TEACHER``, as many as you like; by default the last features."""
+
+    by_stage: ClassVar[bool] = False
+    """Whether the default are the ends of the stages, in place of the last features."""
+
+    @property
+    def pairs(self) -> tuple[FeaturePair, ...]:
+        """The features that it reads."""
+        return self.layers or ()
+
+
+class MapOptions(LayerOptions):
+    """Base of the methods that read maps."""
+
+    reads: ClassVar[Literal["nothing", "features", "maps"]] = "maps"
+
+
+class VectorOptions(LayerOptions):
+    """Base of the methods that read features averaged over positions."""
+
+    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+
+
+class FitNetOptions(MapOptions):
+    """Hints (FitNets, Romero et al., ICLR 2015), trained together with the labels.
+
+    The weight goes with the mean error, and is that of Tian et al. (ICLR 2020) for their comparison; the paper has the
+    sum, with weight 1, in a stage of its own.
+    """
+
+    method: Literal["fitnet"] = "fitnet"
+    weight: Positive = 100.0
+    regressor: Literal["convolutional", "linear"] = "convolutional"
+    """``convolutional`` has the kernel that takes the student's grid to the teacher's; ``linear`` maps the channels of
+    each position of the common grid."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over a sample's elements: the mean of squares, or the paper's half of their sum."""
+
+
+class AttentionTransferOptions(MapOptions):
+    """Attention transfer (Zagoruyko and Komodakis, ICLR 2017); power and weight of the authors' code."""
+
+    method: Literal["attention_transfer"] = "attention_transfer"
+    weight: Positive = 500.0
+    power: Annotated[float, Field(ge=1)] = 2.0
+
+
+class NSTOptions(MapOptions):
+    """Neuron selectivity transfer (Huang and Wang, 2017); the weight is Tian et al.'s (ICLR 2020)."""
+
+    method: Literal["nst"] = "nst"
+    weight: Positive = 50.0
+    kernel: Literal["polynomial", "linear"] = "polynomial"
+
+
+class VIDOptions(MapOptions):
+    """Variational information distillation (Ahn et al., CVPR 2019); the initial variance is that of the authors' code."""
+
+    method: Literal["vid"] = "vid"
+    initial_variance: Annotated[float, Field(gt=1e-5)] = 5.0
+
+
+class SimilarityPreservingOptions(MapOptions):
+    """Similarity-preserving distillation (Tung and Mori, ICCV 2019); the paper's weight."""
+
+    method: Literal["similarity_preserving"] = "similarity_preserving"
+    weight: Positive = 3000.0
+
+
+class ReviewKDOptions(MapOptions):
+    """Knowledge review (Chen et al., CVPR 2021); the authors' weight for ImageNet."""
+
+    method: Literal["review_kd"] = "review_kd"
+    width: Count = 512
+    """Most channels of the fusion modules."""
+
+    by_stage: ClassVar[bool] = True
+
+
+class PKTOptions(VectorOptions):
+    """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018).
+
+    The weight is Tian et al.'s (ICLR 2020): 30000 for a mean over all pairs of a batch of 64, here a mean over samples.
+    """
+
+    method: Literal["pkt"] = "pkt"
+    weight: Positive = 470.0
+
+
+class CorrelationCongruenceOptions(VectorOptions):
+    """Correlation congruence (Peng et al., ICCV 2019); the paper's kernel. The weight is ours."""
+
+    method: Literal["correlation_congruence"] = "correlation_congruence"
+    weight: Positive = 100.0
+    gamma: Positive = 0.4
+    order: Annotated[int, Field(ge=1, le=16)] = 2
+
+
+class RKDDistanceOptions(VectorOptions):
+    """Distance-wise relational distillation (Park et al., CVPR 2019); the authors' weight for classification."""
+
+    method: Literal["rkd_distance"] = "rkd_distance"
+    weight: Positive = 25.0
+
+
+class RKDAngleOptions(VectorOptions):
+    """Angle-wise relational distillation (Park et al., CVPR 2019); the authors' weight for classification."""
+
+    method: Literal["rkd_angle"] = "rkd_angle"
+    weight: Positive = 50.0
+
+
+class CRDOptions(VectorOptions):
+    """Contrastive representation distillation (Tian et al., ICLR 2020); defaults are those of the authors' code.
+
+    Two embeddings of every training image are kept, 2 x width float32 values; an anchor's negatives take width values
+    each while a step is computed.
+    """
+
+    method: Literal["crd"] = "crd"
+    weight: Positive = 0.8
+    width: Count = 128
+    """Of the embeddings."""
+    negatives: Count = 16384
+    """For each image; at most as many as there are other training images."""
+    from_other_classes: bool = True
+    """Draw them from the images that are not known to have the same label; otherwise from all others."""
+    temperature: Positive = 0.07
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the old embedding in the stored one."""
+
+    takes_mixed: ClassVar[bool] = False
+
 
 MethodOptions = Annotated[
     SupervisedOptions
     | ProjectionOptions
-    | LogitKDOptions
     | SpectralOptions
+    | LogitKDOptions
+    | DKDOptions
+    | DISTOptions
+    | DeiTOptions
+    | FitNetOptions
+    | AttentionTransferOptions
+    | NSTOptions
+    | VIDOptions
+    | SimilarityPreservingOptions
+    | ReviewKDOptions
+    | PKTOptions
+    | CorrelationCongruenceOptions
+    | RKDDistanceOptions
+    | RKDAngleOptions
+    | CRDOptions
     | StochasticTripletOptions
     | LocalClassifierOptions,
     Field(discriminator="method"),
 ]
-
-
-def _pair(value: Any) -> Any:
-    if isinstance(value, str) and value.count(":") == 1:
-        student, teacher = value.split(":")
-        return {"student": student or "pooled", "teacher": teacher or "pooled"}
-    return value
-
-
-class FeaturePair(Section):
-    """Two features that are brought together, also written ``STUDENT:TEACHER``.
-
-    Each is ``pooled`` (the last features, averaged over positions), ``embedding`` (the classifier's input) or the name
-    of any layer, such as ``blocks.4``, averaged likewise.
-    """
-
-    student: str = "pooled"
-    teacher: str = "pooled"
+METHODS: dict[str, type[MethodSection]] = {
+    section.model_fields["method"].default: section for section in typing.get_args(typing.get_args(MethodOptions)[0])
+}
+"""The options of every method by its name."""
+MethodName = Literal[
+    "none",
+    "projection",
+    "log_sum",
+    "spectral_regularization",
+    "logit_kd",
+    "dkd",
+    "dist",
+    "deit",
+    "fitnet",
+    "attention_transfer",
+    "nst",
+    "vid",
+    "similarity_preserving",
+    "review_kd",
+    "pkt",
+    "correlation_congruence",
+    "rkd_distance",
+    "rkd_angle",
+    "crd",
+    "refilled",
+]
 
 
 class OptimConfig(Section):
@@ -336,11 +606,12 @@ class RunConfig(Section):
     """``none`` distils without features."""
     normalize: Literal["auto", "none", "layer_norm", "standardize", "whiten"] = "auto"
     feature_layers: tuple[Annotated[FeaturePair, BeforeValidator(_pair)], ...] | None = None
-    """Which features are distilled; by default the last ones. Each pair has a projector of its own."""
+    """Which features are distilled; by default the method's own. Each pair has a projector or regressor of its own."""
     feature_weight: Positive | None = None
-    """Weight of the feature loss, shared by its pairs; by default the plan's. Few labels call for more of it."""
-    method: Literal["refilled"] | None = None
-    """One published method in place of the plan's choice; ``refilled`` has two stages."""
+    """Weight of the feature loss; by default the plan's. Several projections share it. Few labels call for more of it."""
+    method: MethodName | None = None
+    """The labels' loss and this one alone, with its defaults; ``none`` is the labels' loss alone, ``projection`` the
+    projector that the plan chooses, ``log_sum`` a linear one with that distance, ``refilled`` has two stages."""
     methods: tuple[MethodOptions, ...] | None = None
     """The losses; by default the plan chooses them from the relation."""
     embedding: EmbeddingConfig | None = None
@@ -450,31 +721,18 @@ def _describe(problem: Any) -> str:
         return f"{key}: {short_repr(value)} is not one of {allowed}. {nearest}".rstrip()
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
         name = value.get("method") if isinstance(value, dict) else value
-        nearest = did_you_mean(name, _METHOD_SECTIONS) if isinstance(name, str) else ""
-        return f"{key}.method: {short_repr(name)} is not one of {', '.join(_METHOD_SECTIONS)}. {nearest}".rstrip()
+        nearest = did_you_mean(name, METHODS) if isinstance(name, str) else ""
+        return f"{key}.method: {short_repr(name)} is not one of {', '.join(METHODS)}. {nearest}".rstrip()
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message[0].lower()}{message[1:]}, got {short_repr(value)}."
-
-
-_METHOD_SECTIONS: dict[str, type[Section]] = {
-    section.model_fields["method"].default: section
-    for section in (
-        SupervisedOptions,
-        ProjectionOptions,
-        LogitKDOptions,
-        SpectralOptions,
-        StochasticTripletOptions,
-        LocalClassifierOptions,
-    )
-}
 
 
 def _keys_at(location: tuple[str | int, ...]) -> list[str]:
     """Return the valid keys of the section that ``location`` points to."""
     section: type[Section] = RunConfig
     for part in location:
-        if part in _METHOD_SECTIONS:
-            section = _METHOD_SECTIONS[str(part)]
+        if part in METHODS:
+            section = METHODS[str(part)]
         elif isinstance(part, str) and part in section.model_fields and part != "methods":
             found = _section_of(section.model_fields[part].annotation)
             section = found or section

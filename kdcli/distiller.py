@@ -39,6 +39,11 @@ class Distiller(nn.Module):
         return tuple(sorted({tap for _, method in self.each_method() for tap in method.teacher_taps}))
 
     @property
+    def teacher_maps(self) -> tuple[str, ...]:
+        """The teacher's maps that any method reads."""
+        return tuple(sorted({tap for _, method in self.each_method() for tap in method.teacher_maps}))
+
+    @property
     def teacher_logits(self) -> bool:
         """Whether any method reads the teacher's logits."""
         return any(method.teacher_logits for _, method in self.each_method())
@@ -46,9 +51,9 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch, teacher_outputs: ModelOutput | None) -> dict[str, Tensor]:
         """Return every method's unweighted loss by its name, and their weighted sum as ``loss``.
 
-        Beside them, without gradient, two statistics of every feature of the student that a method reads:
-        ``feature_norm/TAP``, the mean Euclidean norm, and ``feature_std/TAP``, the root of the variance over the batch,
-        summed over the channels. Several training processes each give their share of the batch, and each gets the
+        Beside them, without gradient, two statistics of every feature of the student that a method reads, of a map's
+        mean over positions: ``feature_norm/TAP``, the mean Euclidean norm, and ``feature_std/TAP``, the root of the
+        variance over the batch, summed over the channels. Several training processes each give their share of the batch, and each gets the
         losses of the whole: whatever looks at more than one sample sees all of them.
 
         Args:
@@ -56,17 +61,26 @@ class Distiller(nn.Module):
             teacher_outputs: what the methods read of the teacher, without gradient; None without a teacher.
         """
         taps = sorted({tap for _, method in self.each_method() for tap in method.student_taps})
-        logits = any(method.student_logits for _, method in self.each_method())
+        maps = sorted({tap for _, method in self.each_method() for tap in method.student_maps})
         inputs = self.student.prepare(batch)
-        student_output = _whole_batch(self.student(inputs, taps=tuple(taps), logits=logits))
+        student_output = _whole_batch(
+            self.student(
+                inputs,
+                taps=tuple(taps),
+                maps=tuple(maps),
+                logits=any(method.student_logits for _, method in self.each_method()),
+                distillation_logits=any(method.distillation_logits for _, method in self.each_method()),
+            )
+        )
         if teacher_outputs is not None:
             teacher_outputs = _whole_batch(teacher_outputs)
-        targets = gather_batch(batch.targets)
-        terms = {name: method(student_output, teacher_outputs, targets) for name, method in self.each_method()}
+        targets, indices = gather_batch(batch.targets), gather_batch(batch.indices)
+        terms = {name: method(student_output, teacher_outputs, targets, indices) for name, method in self.each_method()}
         terms["loss"] = sum(method.weight * terms[name] for name, method in self.each_method())
         with torch.no_grad():
-            for tap, features in student_output.features.items():
-                features = features.float()
+            means = {tap: features.float().mean(dim=(2, 3)) for tap, features in student_output.maps.items()}
+            means |= {tap: features.float() for tap, features in student_output.features.items()}
+            for tap, features in means.items():
                 terms[f"feature_norm/{tap}"] = features.norm(dim=1).mean()
                 terms[f"feature_std/{tap}"] = features.var(dim=0, correction=0).sum().sqrt()
         return terms
@@ -112,4 +126,6 @@ def _whole_batch(output: ModelOutput) -> ModelOutput:
     return ModelOutput(
         {tap: gather_batch(value) for tap, value in output.features.items()},
         None if output.logits is None else gather_batch(output.logits),
+        {tap: gather_batch(value) for tap, value in output.maps.items()},
+        None if output.distillation_logits is None else gather_batch(output.distillation_logits),
     )

@@ -130,7 +130,7 @@ def _check_native(student: Model, folder: Path) -> float:
     """Compare the model that the library loads from ``folder`` with ``student``."""
     module: Any  # a model of either library; their types tell nothing of these attributes
     images = student.example(2, seed=2)
-    if (folder / "kdcli_networks.py").is_file():
+    if isinstance(images, Tensor) and (folder / "kdcli_networks.py").is_file():
         logits, names = _run_without_kdcli(folder, images)
         return _compare_native(logits, names, student, images)
     if student.facts.library == "timm":
@@ -148,10 +148,10 @@ def _check_native(student: Model, folder: Path) -> float:
     return _compare_native(output if isinstance(output, Tensor) else output.logits, names, student, images)
 
 
-def _compare_native(logits: Tensor, names: list[str] | None, student: Model, images: Tensor) -> float:
+def _compare_native(logits: Tensor, names: list[str] | None, student: Model, inputs: Inputs) -> float:
     if tuple(names or ()) != student.facts.label_names:
         raise UserError("The exported model lost its label names.", "Please report this with the run's config.yaml.")
-    return _compare(logits, _logits(student, images), student.facts.library)
+    return _compare(logits, _logits(student, inputs), student.facts.library)
 
 
 _WITHOUT_KDCLI = """

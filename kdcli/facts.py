@@ -49,6 +49,9 @@ class ModelFacts:
         num_parameters: all parameters.
         macs: multiply-accumulates of one image's forward pass.
         activation_bytes: float32 bytes that autograd keeps for one image in training.
+        grids: (rows, columns) of the map of every tap that has one; a vector has none.
+        stages: taps at the ends of the model's stages, in the order in which they run, where they were looked for.
+        distillation_head: whether it has a second classifier, on a distillation token, beside the class token's.
     """
 
     name: str
@@ -63,6 +66,9 @@ class ModelFacts:
     num_parameters: int
     macs: int
     activation_bytes: int
+    grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
+    distillation_head: bool = False
 
 
 @dataclass(frozen=True)

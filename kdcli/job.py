@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdcli.config import MethodOptions, RunConfig
+from kdcli.config import METHODS, LayerOptions, MethodOptions, RunConfig
 from kdcli.data import Batch, EvalLoader, ImageData, ImageSource, Mix, TrainLoader, open_data
 from kdcli.data.sources import Subset
 from kdcli.distiller import Distiller
@@ -190,7 +190,19 @@ def assemble_job(config: RunConfig, plan: Plan, *, data: ImageData, teacher: Mod
         student: likewise open; it is trained as it is.
     """
     task = build_task(data.facts)
-    context = Context(task, student.facts, None if teacher is None else teacher.facts, plan.label_map)
+    context = Context(
+        task,
+        student.facts,
+        None if teacher is None else teacher.facts,
+        plan.label_map,
+        train_labels=data.train.labels,
+        train_samples=train_indices(
+            data.train.labels,
+            labelled_share=config.data.labelled_share,
+            reads_unlabelled=_reads_unlabelled(plan.methods),
+        ),
+        seed=config.seed,
+    )
     distiller = Distiller(student, _build_methods(plan.methods, context, seed=config.seed))
     return Job(plan.resolve(config), plan, task, data, teacher, distiller)
 
@@ -207,12 +219,20 @@ def job_costs(job: Job, *, mixed_precision: str) -> list[Decision]:
 
 
 def open_taps(config: RunConfig, teacher: Model | None, student: Model) -> None:
-    """Open every layer that the config names as features."""
+    """Open every layer that the config names as features, and the ends of the stages where a method takes them."""
+    methods = (*(config.methods or ()), *(config.embedding.methods if config.embedding else ()))
+    asked = METHODS.get(config.method or "none")
+    by_stage = any(
+        isinstance(options, LayerOptions) and options.by_stage and options.layers is None for options in methods
+    )
+    if asked is not None and issubclass(asked, LayerOptions) and config.feature_layers is None:
+        by_stage = by_stage or asked.by_stage
+    pairs = [*(config.feature_layers or ()), *(pair for options in methods for pair in options.pairs)]
     for side, model in (("teacher", teacher), ("student", student)):
         if model is not None:
-            methods = (*(config.methods or ()), *(config.embedding.methods if config.embedding else ()))
-            taps = {getattr(options, f"{side}_tap", None) or "pooled" for options in methods}
-            model.open_taps(sorted(taps | {getattr(pair, side) for pair in config.feature_layers or ()}))
+            model.open_taps(sorted({getattr(pair, side) for pair in pairs}))
+            if by_stage:
+                model.open_stages()
 
 
 def _describe_epoch(config: RunConfig, plan: Plan, data: ImageData) -> Decision | None:

@@ -7,8 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kdcli.config import (
+    METHODS,
+    DeiTOptions,
+    DKDOptions,
     EmbeddingConfig,
     FeaturePair,
+    LayerOptions,
     LocalClassifierOptions,
     LogitKDOptions,
     MethodOptions,
@@ -40,6 +44,9 @@ _DEFAULT_PROJECTION: dict[Relation, ProjectionOptions] = {
     "cross": _INVERTED,
     "random": _INVERTED,
 }
+_LOG_SUM = ProjectionOptions(
+    projector="linear", normalize="standardize", normalize_student="standardize", distance="log_sum"
+)
 _PROJECTOR_REASON: dict[Relation, str] = {
     "same": "Teacher and student solve the same task: an orthogonal map preserves every inner product of the student's"
     " features, so nothing they learn is lost to the projector (VkD).",
@@ -141,17 +148,23 @@ def make_plan(config: RunConfig, *, teacher: ModelFacts | None, student: ModelFa
         decisions.append(_describe_refilled(relation, teacher, data))
         reasons = _REFILLED_REASONS
     stage = config.embedding
-    if config.methods is None:
-        methods, method_decisions = _choose_methods(config, relation, label_map, teacher, student, data)
-    else:
-        methods = config.methods
-        _check_methods(config, teacher, label_map, evidence)
+    if config.methods is not None:
+        _refuse_overrides(config)
+        methods = _with_taps(config.methods, teacher, student)
         method_decisions = [_describe_method(m, reasons.get(m.method, "Asked for by the config.")) for m in methods]
+    elif config.method is not None:
+        methods, method_decisions = _one_method(config, config.method, relation, teacher, student, data)
+    else:
+        methods, method_decisions = _choose_methods(config, relation, label_map, teacher, student, data)
+    stages = {"methods": methods}
     if stage is not None:
-        _check_stage(stage, config, teacher, label_map, evidence)
         stage = stage.model_copy(update={"methods": _with_taps(stage.methods, teacher, student)})
+        stages["embedding.methods"] = stage.methods
+    for key, losses in stages.items():
+        _check_methods(key, losses, config, teacher, student, data, label_map, evidence)
+    _check_stages(stages, teacher)
+    if stage is not None:
         decisions += _describe_stage(config, stage, reasons, teacher, student)
-    methods = _with_taps(methods, teacher, student)
     decisions += method_decisions
     for options in methods:
         decisions += _describe_taps(options, teacher, student)
@@ -222,17 +235,7 @@ def _choose_methods(
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))
     else:
         projection, reasons = _choose_projection(config, relation)
-        pairs = config.feature_layers or (FeaturePair(),)
-        methods += [
-            projection.model_copy(
-                update={
-                    "weight": projection.weight / len(pairs),
-                    "student_tap": pair.student,
-                    "teacher_tap": pair.teacher,
-                }
-            )
-            for pair in pairs
-        ]
+        methods += _by_pair(projection, config.feature_layers or ())
         decisions += reasons
     if relation == "same" and label_map is not None:
         logit_kd = LogitKDOptions()
@@ -267,7 +270,9 @@ def _choose_refilled(config: RunConfig, teacher: ModelFacts | None) -> RunConfig
     for option, value in [*(pair for pair in given if pair[1] != "auto"), *_feature_options(config)]:
         raise UserError(f"{option} {value} has no effect: REFILLED has no projector.", f"Drop {option}, or --method.")
     stage = config.embedding or EmbeddingConfig(epochs=config.train.epochs)
-    return config.model_copy(update={"methods": (SupervisedOptions(), LocalClassifierOptions()), "embedding": stage})
+    return config.model_copy(
+        update={"method": None, "methods": (SupervisedOptions(), LocalClassifierOptions()), "embedding": stage}
+    )
 
 
 def _describe_refilled(relation: Relation, teacher: ModelFacts | None, data: DataFacts) -> Decision:
@@ -308,7 +313,10 @@ def _describe_stage(
 def _with_taps(
     methods: Sequence[MethodOptions], teacher: ModelFacts | None, student: ModelFacts
 ) -> tuple[MethodOptions, ...]:
-    """Write out the taps that were left to the models: the classifier's input where there is a classifier."""
+    """Write out the layers that were left to the models.
+
+    REFILLED takes the classifier's input where there is a classifier.
+    """
     written: list[MethodOptions] = []
     for options in methods:
         taps = {
@@ -316,8 +324,87 @@ def _with_taps(
             for side, facts in (("student", student), ("teacher", teacher))
             if facts is not None and getattr(options, f"{side}_tap", "") is None
         }
-        written.append(options.model_copy(update=taps))
+        written.append(_with_layers(options.model_copy(update=taps), (), teacher, student))
     return tuple(written)
+
+
+def _one_method(
+    config: RunConfig,
+    name: str,
+    relation: Relation,
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+    data: DataFacts,
+) -> tuple[tuple[MethodOptions, ...], list[Decision]]:
+    """Return the supervised loss and the method that was asked for, with its defaults or the options about features."""
+    supervised = SupervisedOptions()
+    decisions = [_describe_method(supervised, f"{data.num_labelled} of {data.num_train} training images have labels.")]
+    if name != "projection":
+        for option, value in (("projector", config.projector), ("normalize", config.normalize)):
+            if value != "auto":
+                raise UserError(
+                    f"--{option} {value} has no effect: --method {name} has no projector to choose.",
+                    f"Drop --{option}, or use --method projection.",
+                )
+    needs_teacher = name == "log_sum" or (name != "none" and METHODS[name].needs_teacher)
+    if needs_teacher != (teacher is not None):
+        wants = "needs a teacher, and --teacher is none" if needs_teacher else "uses no teacher, and one is named"
+        raise UserError(
+            f"--method {name} {wants}.", "Name one with --teacher." if needs_teacher else "Use --teacher none."
+        )
+    reads = "features" if name == "log_sum" else "nothing" if name == "none" else METHODS[name].reads
+    for option, given in _feature_options(config) if reads == "nothing" or not needs_teacher else ():
+        raise UserError(
+            f"{option} {given} has no effect: --method {name} reads no layers of a teacher.", f"Drop {option}."
+        )
+    pairs = config.feature_layers or ()
+    chosen: list[MethodOptions] = []
+    asked = f"Asked for by --method {name}."
+    if name == "projection":
+        projection, reasons = _choose_projection(config, relation)
+        chosen, decisions = _by_pair(projection, pairs), decisions + reasons
+    elif name == "log_sum":
+        projection = _weighted(_LOG_SUM, config)
+        chosen = _by_pair(projection, pairs)
+        decisions.append(_describe_method(projection, f"{asked} {_STANDARDIZE_REASON}"))
+    elif name != "none":
+        section: Any = METHODS[name]
+        options = _with_layers(_weighted(section(), config), pairs, teacher, student)
+        chosen = [options]
+        decisions.append(_describe_method(options, asked))
+    return (supervised, *chosen), decisions
+
+
+def _weighted(options: Any, config: RunConfig) -> Any:
+    """Return ``options`` with the weight that was asked for."""
+    return options if config.feature_weight is None else options.model_copy(update={"weight": config.feature_weight})
+
+
+def _by_pair(projection: ProjectionOptions, pairs: Sequence[FeaturePair]) -> list[MethodOptions]:
+    """Return a projection for each pair of features, the last ones without any; they share the weight."""
+    return [
+        projection.model_copy(
+            update={
+                "weight": projection.weight / max(len(pairs), 1),
+                "student_tap": pair.student,
+                "teacher_tap": pair.teacher,
+            }
+        )
+        for pair in pairs or (FeaturePair(),)
+    ]
+
+
+def _with_layers(
+    options: MethodOptions, pairs: Sequence[FeaturePair], teacher: ModelFacts | None, student: ModelFacts
+) -> MethodOptions:
+    """Return ``options`` with ``pairs`` for its layers, or its default ones, where it has layers and none are given."""
+    if not isinstance(options, LayerOptions) or options.layers is not None:
+        return options
+    if not pairs and options.by_stage and teacher is not None:
+        count = min(len(student.stages), len(teacher.stages))
+        ends = zip(student.stages[-count:], teacher.stages[-count:], strict=True)
+        pairs = [FeaturePair(student=ours, teacher=theirs) for ours, theirs in ends]
+    return options.model_copy(update={"layers": tuple(pairs) or (FeaturePair(),)})
 
 
 def _feature_options(config: RunConfig) -> list[tuple[str, str]]:
@@ -348,9 +435,13 @@ def _choose_projection(config: RunConfig, relation: Relation) -> tuple[Projectio
     return chosen, [_describe_method(chosen, reason), Decision("normalisation", sides, normalize_reason)]
 
 
-def _check_methods(
-    config: RunConfig, teacher: ModelFacts | None, label_map: tuple[int, ...] | None, evidence: RelationEvidence
-) -> None:
+def _refuse_overrides(config: RunConfig) -> None:
+    """Refuse what would change the plan's own methods, where the config writes out its methods."""
+    if config.method is not None:
+        raise UserError(
+            f"--method {config.method} has no effect: this config writes out its own methods.",
+            "Change them there, or drop the methods key.",
+        )
     for option, value in (("projector", config.projector), ("normalize", config.normalize)):
         if value != "auto":
             raise UserError(
@@ -360,64 +451,68 @@ def _check_methods(
     for option, given in _feature_options(config):
         raise UserError(
             f"{option} {given} has no effect: this config writes out its own methods.",
-            "Set weight, student_tap and teacher_tap of its projection there, or drop the methods key.",
+            "Set weight and layers (of a projection student_tap and teacher_tap) there, or drop the methods key.",
         )
-    _check_losses("methods", config.methods or (), config, teacher, label_map, evidence)
-    stages = (*(config.methods or ()), *(config.embedding.methods if config.embedding is not None else ()))
-    if teacher is not None and not any(options.needs_teacher for options in stages):
+
+
+def _check_stages(stages: Mapping[str, Sequence[MethodOptions]], teacher: ModelFacts | None) -> None:
+    """Check that the teacher is used, and that a stage before the others leaves them the classifier."""
+    if teacher is not None and not any(options.needs_teacher for methods in stages.values() for options in methods):
         raise UserError(
             f"The teacher {teacher.name} would not be used by any of the methods.",
             "Use --teacher none, or add a method such as projection.",
         )
-
-
-def _check_stage(
-    stage: EmbeddingConfig,
-    config: RunConfig,
-    teacher: ModelFacts | None,
-    label_map: tuple[int, ...] | None,
-    evidence: RelationEvidence,
-) -> None:
-    for options in stage.methods:
+    for options in stages.get("embedding.methods", ()):
         if options.trains_classifier:
             raise UserError(
                 f"embedding.methods: {options.method} trains the classifier, and this stage is for features alone.",
                 "Put it under methods.",
             )
-    _check_losses("embedding.methods", stage.methods, config, teacher, label_map, evidence)
 
 
-def _check_losses(
+def _check_methods(
     key: str,
     methods: Sequence[MethodOptions],
     config: RunConfig,
     teacher: ModelFacts | None,
+    student: ModelFacts,
+    data: DataFacts,
     label_map: tuple[int, ...] | None,
     evidence: RelationEvidence,
 ) -> None:
+    """Check that the methods of a stage go together with one another, the models, the labels and the data."""
     if not methods:
         raise UserError(f"{key} is an empty list: there is nothing to train on.", "Drop the key, or name a method.")
-    needs_teacher = [options.method for options in methods if options.needs_teacher]
+    needs_teacher = [m.method for m in methods if m.needs_teacher]
     if teacher is None and needs_teacher:
         raise UserError(f"{key}: {needs_teacher[0]} needs a teacher, and teacher is none.", "Name one with --teacher.")
-    is_bound = any(options.trains_classifier or options.needs_teacher for options in methods)
-    trains_classifier = any(options.trains_classifier for options in methods)
-    if not is_bound or (not trains_classifier and any(map(_can_vanish, methods))):
+    # Features alone are fit for nearest class means, as long as they are held by something.
+    trains_features = bool(needs_teacher) and not any(
+        options.reads_logits or _can_vanish(options) for options in methods
+    )
+    if not trains_features and not any(options.trains_classifier for options in methods):
         raise UserError(
             f"{key}: nothing trains the student's classifier, and these features alone have a trivial optimum at zero.",
             "Add supervised or logit_kd, or standardise the student's side (normalize_student: standardize).",
         )
-    if "logit_kd" in needs_teacher and label_map is None:
-        raise UserError(
-            f"{key}: logit_kd needs teacher and student to have the same labels. {evidence.reason}",
-            "Remove logit_kd; a projection works across label spaces.",
-        )
     for options in methods:
+        if options.reads_logits and label_map is None:
+            raise UserError(
+                f"{key}: {options.method} needs teacher and student to have the same labels. {evidence.reason}",
+                f"Remove {options.method}; a projection works across label spaces.",
+            )
+        if options.needs_distillation_head and not student.distillation_head:
+            raise UserError(
+                f"{key}: {options.method} needs a student with a distillation token, and {student.name} has none.",
+                "Use one that has, such as deit_tiny_distilled_patch16_224 or levit_128s, or logit_kd for any student.",
+            )
         if not options.takes_mixed and (config.augment.mixup or config.augment.cutmix):
             raise UserError(
-                f"{key}: {options.method} takes each image for one of its class, and mixup or cutmix is on.",
+                f"{key}: {options.method} takes each image for what it is, and mixup or cutmix is on.",
                 "Add --set augment.mixup=0 --set augment.cutmix=0.",
             )
+        if isinstance(options, DKDOptions) and len(data.class_names) < 2:
+            raise UserError(f"{key}: dkd compares a class with the others, and the data have one.", "Remove dkd.")
 
 
 def _can_vanish(options: MethodOptions) -> bool:
@@ -438,7 +533,9 @@ def _describe_method(options: MethodOptions, reason: str) -> Decision:
 
 
 def _shown_settings(options: MethodOptions) -> dict[str, Any]:
-    shown = options.model_dump(exclude={"method", "student_tap", "teacher_tap"})
+    shown = options.model_dump(exclude={"method", "student_tap", "teacher_tap", "layers"})
+    if isinstance(options, DeiTOptions) and options.kind == "hard":
+        del shown["temperature"]
     if isinstance(options, StochasticTripletOptions) and options.mining == "nearest_farther":
         del shown["margin"]
     if isinstance(options, ProjectionOptions):
@@ -454,42 +551,48 @@ def _shown_settings(options: MethodOptions) -> dict[str, Any]:
 
 
 def _describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: ModelFacts) -> list[Decision]:
-    sides = []
-    for side, facts in (("student", student), ("teacher", teacher)):
-        tap = getattr(options, f"{side}_tap", None)
-        if tap is None or facts is None:
-            continue
-        if tap not in facts.feature_dims:
-            valid = ", ".join(facts.feature_dims)
-            raise UserError(
-                f"{options.method}: {facts.name} has no features {tap!r}. {did_you_mean(tap, facts.feature_dims)}".rstrip(),
-                f"It offers: {valid}.",
-            )
-        sides.append(f"{side} {tap} ({facts.feature_dims[tap]})")
-    if not sides:
-        return []
-    reason = "Width in brackets; averaged over positions, but for embedding, the classifier's input."
-    if isinstance(options, ProjectionOptions) and options.projector == "orthogonal" and teacher is not None:
-        student_dim, teacher_dim = student.feature_dims[options.student_tap], teacher.feature_dims[options.teacher_tap]
-        if student_dim > teacher_dim:
-            reason = (
-                f"The student is wider ({student_dim} > {teacher_dim}), so only the projector's columns are orthonormal"
-                " and the part of the student's features outside them is not preserved."
-            )
-    value = " -> ".join(reversed(sides) if getattr(options, "projector", "") == "inverted" else sides)
-    return [
-        Decision(
-            f"features: {options.method.replace('_', ' ')}",
-            value,
-            reason,
+    decisions = []
+    for pair in options.pairs:
+        sides = [_describe_tap(options, "student", pair.student, student)] if options.reads_student else []
+        if options.needs_teacher and teacher is not None:
+            sides.append(_describe_tap(options, "teacher", pair.teacher, teacher))
+        reason = "Width in brackets; averaged over positions, but for embedding, the classifier's input."
+        if options.reads == "maps":
+            reason = "Channels and grid in brackets; not averaged over positions."
+        if isinstance(options, ProjectionOptions) and options.projector == "orthogonal" and teacher is not None:
+            student_dim, teacher_dim = student.feature_dims[pair.student], teacher.feature_dims[pair.teacher]
+            if student_dim > teacher_dim:
+                reason = (
+                    f"The student is wider ({student_dim} > {teacher_dim}), so only the projector's columns are"
+                    " orthonormal and the part of the student's features outside them is not preserved."
+                )
+        value = " -> ".join(reversed(sides) if getattr(options, "projector", "") == "inverted" else sides)
+        decisions.append(Decision(f"features: {options.method.replace('_', ' ')}", value, reason))
+    return decisions
+
+
+def _describe_tap(options: MethodOptions, side: str, tap: str, facts: ModelFacts) -> str:
+    if tap not in facts.feature_dims:
+        valid = ", ".join(facts.feature_dims)
+        raise UserError(
+            f"{options.method}: {facts.name} has no features {tap!r}. {did_you_mean(tap, facts.feature_dims)}".rstrip(),
+            f"It offers: {valid}.",
         )
-    ]
+    if options.reads != "maps":
+        return f"{side} {tap} ({facts.feature_dims[tap]})"
+    if tap not in facts.grids:
+        raise UserError(
+            f"{options.method} reads maps, and {tap!r} of {facts.name} has no positions.",
+            "Name another layer (--feature-layers STUDENT:TEACHER, or layers in a recipe).",
+        )
+    rows, columns = facts.grids[tap]
+    return f"{side} {tap} ({facts.feature_dims[tap]}, {rows}x{columns})"
 
 
 def _describe_extent(methods: Sequence[MethodOptions]) -> list[Decision]:
     """Say that the teacher stops at its last tapped layer, where it does."""
-    taps = {tap for options in methods if (tap := getattr(options, "teacher_tap", None)) is not None}
-    if not taps or taps & {"pooled", "embedding"} or any(options.method == "logit_kd" for options in methods):
+    taps = {pair.teacher for options in methods if options.needs_teacher for pair in options.pairs}
+    if not taps or taps & {"pooled", "embedding"} or any(options.reads_logits for options in methods):
         return []
     return [
         Decision("teacher runs", f"up to {', '.join(sorted(taps))}", "Nothing after its last tapped layer is read.")

@@ -15,17 +15,23 @@ class LiveTeacher:
         model: frozen, in eval mode, on its device.
         taps: features to return.
         logits: whether to run its head.
+        maps: features to return as maps.
     """
 
-    def __init__(self, model: Model, *, taps: tuple[str, ...], logits: bool) -> None:
+    def __init__(self, model: Model, *, taps: tuple[str, ...], logits: bool, maps: tuple[str, ...] = ()) -> None:
         self.model = model
         self.taps = taps
+        self.maps = maps
         self.logits = logits
 
     def __call__(self, batch: Batch) -> ModelOutput:
         """Return the outputs for ``batch`` without gradient, as ordinary tensors that losses may save."""
         with torch.inference_mode():
-            output = self.model(self.model.prepare(batch), taps=self.taps, logits=self.logits)
+            inputs = self.model.prepare(batch)
+            output = self.model(inputs, taps=self.taps, maps=self.maps, logits=self.logits)
         # Inference tensors can't be saved for a backward pass: a copy made outside can.
-        features = {tap: value.clone() for tap, value in output.features.items()}
-        return ModelOutput(features=features, logits=None if output.logits is None else output.logits.clone())
+        return ModelOutput(
+            features={tap: value.clone() for tap, value in output.features.items()},
+            logits=None if output.logits is None else output.logits.clone(),
+            maps={tap: value.clone() for tap, value in output.maps.items()},
+        )

@@ -723,7 +723,8 @@ def _place_teacher(job: Job, device: torch.device) -> LiveTeacher | None:
     job.teacher.to(device)
     if job.config.train.channels_last:
         job.teacher.to(memory_format=torch.channels_last)
-    return LiveTeacher(job.teacher, taps=job.distiller.teacher_taps, logits=job.distiller.teacher_logits)
+    reads = job.distiller
+    return LiveTeacher(job.teacher, taps=reads.teacher_taps, maps=reads.teacher_maps, logits=reads.teacher_logits)
 
 
 def _rank(job: Job, metrics: dict[str, float]) -> tuple[float, ...]:

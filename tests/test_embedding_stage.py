@@ -114,7 +114,7 @@ INVERTED = {"method": "projection", "projector": "inverted"}
         (
             TEACHER,
             {"method": "refilled", "augment": {"mixup": 0.2}},
-            "methods: local_classifier_kl takes each image for one",
+            "methods: local_classifier_kl takes each image for what it is",
         ),
         (
             TEACHER,

@@ -237,3 +237,95 @@ def test_a_feature_weight_replaces_the_plans_and_says_so():
 def test_options_about_features_without_a_projection_of_the_plan_are_refused(option, given, teacher, values):
     with pytest.raises(UserError, match=option):
         plan(teacher, **given, **values)
+
+
+GRIDS = {"pooled": (2, 2), "layer1": (8, 8), "layer2": (4, 4)}
+STAGED = dataclasses.replace(
+    STUDENT,
+    feature_dims={"pooled": 64, "embedding": 96, "layer1": 16, "layer2": 32, "fc": 3},
+    grids=GRIDS,
+    stages=("layer1", "layer2"),
+)
+STAGED_TEACHER = dataclasses.replace(
+    STAGED, name="timm:resnet50.a1_in1k", pretrained=True, grids=GRIDS | {"layer3": (2, 2)},
+    feature_dims={"pooled": 128, "layer1": 32, "layer2": 64, "layer3": 128}, stages=("layer1", "layer2", "layer3"),
+)  # fmt: skip
+
+
+def layers_of(options):
+    return [(pair.student, pair.teacher) for pair in options.layers]
+
+
+def test_one_method_comes_with_the_labels_loss_and_its_layers():
+    made = plan(STAGED_TEACHER, student=STAGED, method="nst")
+    assert [options.method for options in made.methods] == ["supervised", "nst"]
+    assert layers_of(made.methods[1]) == [("pooled", "pooled")]
+    (features,) = [d for d in made.decisions if d.name == "features: nst"]
+    assert features.value == "student pooled (64, 2x2) -> teacher pooled (128, 2x2)"
+    named = plan(STAGED_TEACHER, student=STAGED, method="vid", feature_layers=["layer2:layer1"], feature_weight=3)
+    assert (layers_of(named.methods[1]), named.methods[1].weight) == ([("layer2", "layer1")], 3)
+    assert [d.value for d in named.decisions if d.name == "teacher runs"] == ["up to layer1"]
+
+
+def test_stages_are_paired_from_the_end():
+    made = plan(STAGED_TEACHER, student=STAGED, method="review_kd")
+    assert layers_of(made.methods[1]) == [("layer1", "layer2"), ("layer2", "layer3")]
+
+
+@pytest.mark.parametrize("asked", [{"method": "review_kd"}, {"method": "log_sum"}, {"method": "projection"}])
+def test_a_resolved_method_gives_the_same_plan_again_and_is_gone_alone(asked):
+    given = config(**asked)
+    made = make_plan(given, teacher=STAGED_TEACHER, student=STAGED, data=DATA)
+    resolved = made.resolve(given)
+    assert resolved.method is None
+    assert make_plan(resolved, teacher=STAGED_TEACHER, student=STAGED, data=DATA).methods == made.methods
+    alone = given.alone()
+    assert (alone.method, [options.method for options in alone.methods]) == (None, ["supervised"])
+
+
+def test_log_sum_and_projection_share_their_weight_between_pairs():
+    made = plan(STAGED_TEACHER, student=STAGED, method="log_sum", feature_layers=["layer1:layer1", "pooled:layer3"])
+    assert [(o.projector, o.distance, o.weight, o.student_tap) for o in made.methods[1:]] == [
+        ("linear", "log_sum", 0.5, "layer1"),
+        ("linear", "log_sum", 0.5, "pooled"),
+    ]
+    chosen = plan(STAGED_TEACHER, student=STAGED, method="projection")
+    assert [options.method for options in chosen.methods] == ["supervised", "projection"], "no logits"
+    assert chosen.methods[1].projector == "orthogonal"
+
+
+def test_layers_of_a_written_method_are_filled_in_and_checked():
+    made = plan(STAGED_TEACHER, student=STAGED, methods=[SUPERVISED, {"method": "review_kd"}, {"method": "pkt"}])
+    assert layers_of(made.methods[1]) == [("layer1", "layer2"), ("layer2", "layer3")]
+    assert layers_of(made.methods[2]) == [("pooled", "pooled")]
+    with pytest.raises(UserError, match="'fc' of timm:resnet18 has no positions"):
+        plan(STAGED_TEACHER, student=STAGED, methods=[SUPERVISED, {"method": "nst", "layers": ["fc:pooled"]}])
+    assert plan(STAGED_TEACHER, student=STAGED, methods=[SUPERVISED, {"method": "pkt", "layers": ["fc:pooled"]}])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "values", "problem"),
+    [
+        (None, {"method": "crd"}, "--method crd needs a teacher"),
+        (TEACHER, {"method": "spectral_regularization"}, "uses no teacher"),
+        (WIDE_TEACHER, {"method": "dist"}, "dist needs teacher and student to have the same labels"),
+        (TEACHER, {"method": "deit"}, "deit needs a student with a distillation token"),
+        (TEACHER, {"method": "crd", "augment": {"mixup": 0.2}}, "mixup or cutmix is on"),
+        (TEACHER, {"methods": [SUPERVISED, {"method": "dkd"}], "augment": {"cutmix": 1}}, "mixup or cutmix is on"),
+        (TEACHER, {"methods": [SUPERVISED, {"method": "pkt"}], "method": "pkt"}, "writes out its own methods"),
+        (TEACHER, {"methods": [{"method": "deit"}]}, "nothing trains the student's classifier"),
+        (None, {"method": "none", "feature_weight": 2}, "reads no layers of a teacher"),
+    ],
+)
+def test_methods_that_do_not_fit_are_refused(teacher, values, problem):
+    with pytest.raises(UserError, match=problem) as error:
+        plan(teacher, **values)
+    assert error.value.hint
+
+
+def test_hard_distillation_shows_no_temperature():
+    student = dataclasses.replace(STUDENT, distillation_head=True)
+    for kind, shown in (("hard", False), ("soft", True)):
+        made = plan(student=student, methods=[SUPERVISED, {"method": "deit", "kind": kind}])
+        (decision,) = [d for d in made.decisions if d.name == "loss: deit"]
+        assert ("temperature" in decision.value) == shown

@@ -1,4 +1,4 @@
-"""One module a method, named as the method: its losses and the modules it trains."""
+"""The distillation methods: a module each, or one for those that differ in their loss alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,23 @@ if TYPE_CHECKING:
     from kdcli.config import MethodOptions
     from kdcli.methods.base import Context, Method
 
+_MODULES = dict.fromkeys(
+    (
+        "attention_transfer",
+        "correlation_congruence",
+        "nst",
+        "pkt",
+        "rkd_angle",
+        "rkd_distance",
+        "similarity_preserving",
+    ),
+    "pairwise",
+)
+"""The modules of the methods that have none of their own name."""
+
 
 def build_method(options: MethodOptions, context: Context) -> Method:
-    """Build the method that ``options`` configures; ``kdcli.methods.NAME.build`` does it."""
-    module = importlib.import_module(f"kdcli.methods.{options.method}")
+    """Build the method that ``options`` configures; ``build`` of its module does it."""
+    module = importlib.import_module(f"kdcli.methods.{_MODULES.get(options.method, options.method)}")
     method: Method = module.build(options, context)
     return method

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from kdcli.config import LayerOptions, LogitOptions
 from kdcli.facts import ModelFacts
 from kdcli.models.base import ModelOutput
 from kdcli.tasks import Task
@@ -22,12 +24,18 @@ class Context:
         student: the student's facts.
         teacher: the teacher's facts, or None.
         label_map: the teacher's class of each of the student's classes, or None.
+        train_labels: the class of every training sample, ``UNLABELLED`` for none.
+        train_samples: the training sample that each index of a batch stands for; None where they are the same.
+        seed: the run's.
     """
 
     task: Task
     student: ModelFacts
     teacher: ModelFacts | None
     label_map: tuple[int, ...] | None
+    train_labels: Sequence[int] = ()
+    train_samples: Sequence[int] | None = None
+    seed: int = 0
 
 
 class Method(nn.Module, ABC):
@@ -37,13 +45,20 @@ class Method(nn.Module, ABC):
         weight: of its loss in the total.
         student_taps: names of the student's features that it reads.
         teacher_taps: names of the teacher's features that it reads.
+        student_maps: names of the student's features that it reads as maps.
+        teacher_maps: names of the teacher's features that it reads as maps.
         student_logits: whether it reads the student's logits.
         teacher_logits: whether it reads the teacher's logits.
         looks_ahead: whether :meth:`look` is to be called before the first step.
+        distillation_logits: whether it reads the student's distillation token; all methods of the run then get the
+            class token's logits for the student's logits.
     """
 
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
+    student_maps: tuple[str, ...] = ()
+    teacher_maps: tuple[str, ...] = ()
+    distillation_logits: bool = False
     student_logits: bool = False
     teacher_logits: bool = False
     looks_ahead: bool = False
@@ -63,11 +78,58 @@ class Method(nn.Module, ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the unweighted loss, a scalar.
 
         Args:
             student: its outputs, with gradient.
             teacher: its outputs, without; None without a teacher.
             targets: as the task's supervised loss takes them.
+            indices: int64 (B,), which training samples these are, as the loader counts them.
         """
+
+
+class LogitMethod(Method):
+    """A method on the logits of both models over common labels."""
+
+    student_logits = True
+    teacher_logits = True
+    label_map: Tensor
+
+    def __init__(self, options: LogitOptions, context: Context) -> None:
+        super().__init__(options.weight)
+        assert context.label_map is not None, "the plan lets it pass only with common labels"
+        self.register_buffer("label_map", torch.tensor(context.label_map), persistent=False)
+
+    def common_logits(self, teacher: ModelOutput | None) -> Tensor:
+        """Return the teacher's logits in the student's label order, (B, num_classes)."""
+        assert teacher is not None
+        assert teacher.logits is not None
+        return teacher.logits.index_select(1, self.label_map)
+
+
+class LayerMethod(Method):
+    """A method on pairs of layers: it reads their features or their maps, as its options say.
+
+    Attributes:
+        layers: (student's tap, teacher's tap) of every pair.
+    """
+
+    def __init__(self, options: LayerOptions, context: Context) -> None:
+        super().__init__(options.weight)
+        assert options.layers is not None, "the plan settles the layers"
+        assert context.teacher is not None, "the plan lets it pass only with a teacher"
+        self.reads = options.reads
+        self.layers = [(pair.student, pair.teacher) for pair in options.layers]
+        student, teacher = (tuple(dict.fromkeys(side)) for side in zip(*self.layers, strict=True))
+        if self.reads == "maps":
+            self.student_maps, self.teacher_maps = student, teacher
+        else:
+            self.student_taps, self.teacher_taps = student, teacher
+
+    def pairs(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the student's and the teacher's features, (B, d) or (B, C, H, W), of each pair of layers."""
+        assert teacher is not None
+        ours, theirs = (out.maps if self.reads == "maps" else out.features for out in (student, teacher))
+        for student_tap, teacher_tap in self.layers:
+            yield ours[student_tap], theirs[teacher_tap]

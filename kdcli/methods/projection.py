@@ -54,7 +54,7 @@ class Projection(Method):
             teacher = self.projector(teacher)
         return self.normalize_student(student), teacher
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the distance; labels are not read."""
         assert teacher is not None
         pair = self.project(student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]])

@@ -18,7 +18,7 @@ class SpectralRegularization(Method):
         self.student_taps = (options.student_tap,)
         self.rank = options.rank
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the loss; neither teacher nor labels are read."""
         return losses.spectral_regularization(student.features[self.student_taps[0]], rank=self.rank)
 

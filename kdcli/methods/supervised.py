@@ -19,7 +19,7 @@ class Supervised(Method):
         self.label_smoothing = options.label_smoothing
         self.task = context.task
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the task's loss; the teacher is not read."""
         assert student.logits is not None
         return self.task.supervised_loss(student.logits, targets, label_smoothing=self.label_smoothing)

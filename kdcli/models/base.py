@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -37,10 +37,14 @@ class ModelOutput:
     Attributes:
         features: tap -> (B, d), the taps that were asked for.
         logits: (B, num_classes); None where they were not asked for, or the model has no classifier.
+        maps: tap -> (B, C, H, W), the maps that were asked for.
+        distillation_logits: (B, num_classes) of the distillation token; None where they were not asked for.
     """
 
     features: dict[str, Tensor]
     logits: Tensor | None
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    distillation_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Probe:
 
     dims: dict[str, int]
     measured: Measured
+    grids: dict[str, tuple[int, int]]
 
 
 class Model(nn.Module, ABC):
@@ -71,6 +76,10 @@ class Model(nn.Module, ABC):
     Two taps always go by the same name: ``pooled``, the mean over the final feature map's spatial positions or patch
     tokens (class, distillation and register tokens left out); and ``embedding``, the classifier's input, where there is
     a classifier. Any layer of ``module`` becomes a further tap, pooled likewise, by :meth:`open_taps`.
+
+    Every tap whose features have positions also has a *map*, the same features before they are averaged, (B, C, H, W).
+    Tokens without the class, distillation and register tokens are laid out on their grid; a sequence that is no grid of
+    the image is a column, (B, C, L, 1). ``embedding`` has no map.
 
     What it takes is a subclass's part, images that of :class:`VisionModel`.
 
@@ -90,6 +99,8 @@ class Model(nn.Module, ABC):
         self.preprocessing = preprocessing
         self._layers: dict[str, LayerTap] = {}
         """The opened layers, in the order in which they run."""
+        self._heads: tuple[_HeadTap, ...] = ()
+        """Those of the class token and of the distillation token, where there are both."""
         with self._input_errors(origin):
             probe = self._probe(self.example(), num_classes)
         self.facts = ModelFacts(
@@ -105,7 +116,13 @@ class Model(nn.Module, ABC):
             num_parameters=sum(parameter.numel() for parameter in module.parameters()),
             macs=probe.measured.macs,
             activation_bytes=probe.measured.activation_bytes,
+            grids=probe.grids,
+            distillation_head=(heads := self._head_names()) is not None,
         )
+        if heads is not None:
+            self._heads = (_HeadTap(), _HeadTap())
+            for name, head in zip(heads, self._heads, strict=True):
+                module.get_submodule(name).register_forward_hook(head)
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Inputs:
@@ -115,38 +132,64 @@ class Model(nn.Module, ABC):
     def example(self, batch_size: int = 1, *, seed: int = 0) -> Inputs:
         """Return made-up inputs of the model's own size, by ``seed`` alone, to measure and compare with."""
 
-    def forward(self, inputs: Inputs, *, taps: tuple[str, ...] = (), logits: bool = True) -> ModelOutput:
+    def forward(
+        self,
+        inputs: Inputs,
+        *,
+        taps: tuple[str, ...] = (),
+        maps: tuple[str, ...] = (),
+        logits: bool = True,
+        distillation_logits: bool = False,
+    ) -> ModelOutput:
         """Run the model, and no more of it than is asked for.
 
         Args:
             inputs: from :meth:`prepare`.
             taps: names out of ``facts.feature_dims``.
+            maps: names out of ``facts.grids``, whose maps to return.
             logits: whether to compute the classifier.
+            distillation_logits: whether to return the two heads apart: ``logits`` are then the class token's alone, and
+                not the mean of both.
 
         Raises:
-            ValueError: for an unknown tap.
+            ValueError: for an unknown tap, one without a map, or heads that the model doesn't have.
         """
-        for tap in taps:
-            if tap not in self.facts.feature_dims:
-                valid = ", ".join(self.facts.feature_dims)
-                raise ValueError(f"{self.facts.name} has no tap {tap!r}; valid: {valid}")
-        logits = logits and self.facts.num_classes > 0
-        layers = [layer for name, layer in self._layers.items() if name in taps]
-        if not layers:
-            return self._run(inputs, taps, logits) if taps or logits else ModelOutput({}, None)
+        for kind, asked, valid in (("tap", taps, self.facts.feature_dims), ("map", maps, self.facts.grids)):
+            for tap in asked:
+                if tap not in valid:
+                    raise ValueError(f"{self.facts.name} has no {kind} {tap!r}; valid: {', '.join(valid)}")
+        if distillation_logits and not self._heads:
+            raise ValueError(f"{self.facts.name} has no distillation token with a head of its own.")
+        if not (taps or maps or logits or distillation_logits):
+            return ModelOutput({}, None)
+        logits = (logits or distillation_logits) and self.facts.num_classes > 0
+        layers = {name: layer for name, layer in self._layers.items() if name in taps or name in maps}
         own = tuple(tap for tap in taps if tap not in self._layers)
-        for layer in layers:
-            layer.armed = True
-        layers[-1].is_end = not own and not logits
+        pooled_map = "pooled" in maps
+        for name, layer in layers.items():
+            layer.wants_mean, layer.wants_map = name in taps, name in maps
+        for head in self._heads:
+            head.armed = distillation_logits
+        if layers:
+            list(layers.values())[-1].is_end = not own and not pooled_map and not logits
         output = ModelOutput({}, None)
         try:
-            output = self._run(inputs, *self._everything(own, logits))
+            output = self._run(inputs, *self._everything(own, logits, pooled_map))
         except _Reached:
             pass
         finally:
-            for layer in layers:
-                layer.armed = layer.is_end = False
-        output.features |= {name: layer.take() for name, layer in self._layers.items() if name in taps}
+            for layer in layers.values():
+                layer.wants_mean = layer.wants_map = layer.is_end = False
+            for head in self._heads:
+                head.armed = False
+        for name, layer in layers.items():
+            mean, of_places = layer.take()
+            if mean is not None:
+                output.features[name] = mean
+            if of_places is not None:
+                output.maps[name] = of_places
+        if distillation_logits:
+            output.logits, output.distillation_logits = (head.take() for head in self._heads)
         return output
 
     def open_taps(self, names: Iterable[str]) -> None:
@@ -171,7 +214,56 @@ class Model(nn.Module, ABC):
                 )
         if not new:
             return
-        outputs: dict[str, list[Any]] = {name: [] for name in (*self._layers, *new)}
+        example = self.example()
+        outputs, order = self._watch((*self._layers, *new), example)
+        dims, grids = dict(self.facts.feature_dims), dict(self.facts.grids)
+        described = {name: self._describe_layer(name, outputs[name], example) for name in new}
+        for name, (layer, width) in described.items():
+            dims[name] = width
+            if layer.grid is not None:
+                grids[name] = layer.grid
+            modules[name].register_forward_hook(layer)
+            self._layers[name] = layer
+        self._layers = {name: self._layers[name] for name in order}
+        self.facts = replace(self.facts, feature_dims=dims, grids=grids)
+
+    def open_stages(self) -> None:
+        """Open the ends of at most four stages as taps, and name them in ``facts.stages``.
+
+        A stage ends at the last layer of a grid; where all layers have one grid, as in a ViT, four evenly spaced layers
+        stand for them. The layers are those that the library lists as features, or else the list of modules with most
+        parameters whose members all have maps.
+
+        Raises:
+            UserError: no such layers are found.
+        """
+        modules = dict(self.module.named_modules())
+        lists = [list(dict.fromkeys(names)) for names in self._layer_lists()]
+        lists = [names for names in lists if len(names) > 1 and all(name in modules for name in names)]
+        example = self.example()
+        outputs, _ = self._watch(dict.fromkeys(name for names in lists for name in names), example)
+        for names in lists:
+            try:
+                grids = {name: self._describe_layer(name, outputs[name], example)[0].grid for name in names}
+            except UserError:  # a member can't be tapped: the next list
+                continue
+            if None in grids.values():
+                continue
+            ends = list({grid: name for name, grid in grids.items()}.values())
+            if len(ends) == 1:
+                count = min(4, len(names))
+                ends = [names[(number + 1) * len(names) // count - 1] for number in range(count)]
+            stages = tuple(ends[-4:])
+            self.open_taps(stages)
+            self.facts = replace(self.facts, stages=stages)
+            return
+        raise UserError(
+            f"{self.facts.name} has no stages that kdcli can find.", "Name layers: --feature-layers STUDENT:TEACHER."
+        )
+
+    def _watch(self, names: Iterable[str], example: Inputs) -> tuple[dict[str, list[Any]], list[str]]:
+        """Return what each of the named modules returns for ``example``, and the order in which they ran."""
+        outputs: dict[str, list[Any]] = {name: [] for name in names}
         order: list[str] = []
 
         def look(name: str) -> Any:
@@ -179,27 +271,29 @@ class Model(nn.Module, ABC):
                 outputs[name].append(output)
                 order.append(name)
 
-            return modules[name].register_forward_hook(hook)
+            return self.module.get_submodule(name).register_forward_hook(hook)
 
         handles = [look(name) for name in outputs]
         was_training = self.module.training
         self.module.eval()
-        inputs = self.example()
         device = next(self.module.parameters()).device
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self._run(to_device(inputs, device), *self._everything((), False))
+                self._run(to_device(example, device), *self._everything((), False, False))
         finally:
             for handle in handles:
                 handle.remove()
             self.module.train(was_training)
-        dims = dict(self.facts.feature_dims)
-        for name in new:
-            layer, dims[name] = self._describe_layer(name, outputs[name], inputs)
-            modules[name].register_forward_hook(layer)
-            self._layers[name] = layer
-        self._layers = {name: self._layers[name] for name in order}
-        self.facts = replace(self.facts, feature_dims=dims)
+        return outputs, order
+
+    def _layer_lists(self) -> list[list[str]]:
+        """Return lists of modules that may be the model's stages or blocks, the likeliest first."""
+        found = [
+            (sum(p.numel() for p in module.parameters()), [f"{name}.{child}" for child, _ in module.named_children()])
+            for name, module in self.module.named_modules()
+            if name and isinstance(module, (nn.ModuleList, nn.Sequential))
+        ]
+        return [names for _, names in sorted(found, key=lambda pair: -pair[0])]
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -226,14 +320,18 @@ class Model(nn.Module, ABC):
         """
 
     @abstractmethod
-    def _run(self, inputs: Any, taps: tuple[str, ...], logits: bool) -> ModelOutput:
-        """Compute ``taps`` (all valid) and logits (asked for only where there are any)."""
+    def _head_names(self) -> tuple[str, str] | None:
+        """Return the modules that classify the class token and the distillation token; None without the latter."""
 
-    def _everything(self, taps: tuple[str, ...], logits: bool) -> tuple[tuple[str, ...], bool]:
+    @abstractmethod
+    def _run(self, inputs: Any, taps: tuple[str, ...], logits: bool, pooled_map: bool = False) -> ModelOutput:
+        """Compute ``taps`` (all valid), logits (asked for only where there are any) and the map of ``pooled``."""
+
+    def _everything(self, taps: tuple[str, ...], logits: bool, pooled_map: bool) -> tuple[tuple[str, ...], bool, bool]:
         """Return what to ask ``_run`` for so that every layer runs, where nothing else is asked for."""
-        if taps or logits:
-            return taps, logits
-        return ((), True) if self.facts.num_classes else (("pooled",), False)
+        if taps or logits or pooled_map:
+            return taps, logits, pooled_map
+        return ((), True, False) if self.facts.num_classes else (("pooled",), False, False)
 
     def _measure(self, inputs: Any, *, taps: tuple[str, ...], logits: bool) -> Measured[ModelOutput]:
         return measure(self.module, lambda: self._run(inputs, taps, logits))
@@ -340,35 +438,92 @@ def mean_over_places(features: Tensor, layout: Layout, num_prefix: int) -> Tenso
     return features.mean(dim=(2, 3) if layout == "NCHW" else (1, 2))
 
 
+def map_of_places(features: Tensor, layout: Layout, num_prefix: int, grid: tuple[int, int]) -> Tensor:
+    """Return the features of every position of ``grid``, (B, d, H, W); sequences without their first tokens."""
+    if layout == "NCHW":
+        return features
+    if layout == "NHWC":
+        return features.permute(0, 3, 1, 2)
+    if layout == "NLC":
+        features = features[:, num_prefix:].transpose(1, 2)
+    return features.unflatten(2, grid)
+
+
+def grid_of(features: Tensor, layout: Layout, num_prefix: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the rows and columns of positions of ``features``; None for vectors.
+
+    A sequence whose length is no grid of square patches of the image is a column.
+    """
+    if layout == "vector":
+        return None
+    shape = features.shape
+    if layout in ("NCHW", "NHWC"):
+        return (shape[2], shape[3]) if layout == "NCHW" else (shape[1], shape[2])
+    length = shape[2] if layout == "NCL" else shape[1] - num_prefix
+    height, width = image_size
+    sides = range(1, min(height, width) + 1)
+    whole = ((height // side, width // side) for side in sides)
+    padded = ((math.ceil(height / side), math.ceil(width / side)) for side in sides)
+    return next(((a, b) for a, b in (*whole, *padded) if a * b == length), (length, 1))
+
+
 class _Reached(Exception):
     """The last layer that was asked for has run."""
 
 
 class LayerTap:
-    """A forward hook that keeps a layer's pooled output while it is armed, and can end the pass there.
+    """A forward hook that keeps what is wanted of a layer's output, and can end the pass there.
 
     The layer and the model share it, so ``deepcopy`` copies it with them; nothing of it is in the state dict.
     """
 
-    def __init__(self, layout: Layout, num_prefix: int) -> None:
+    def __init__(self, layout: Layout, num_prefix: int, grid: tuple[int, int] | None) -> None:
         self.layout = layout
         self.num_prefix = num_prefix
-        self.armed = False
+        self.grid = grid
+        self.wants_mean = False
+        self.wants_map = False
         self.is_end = False
-        self.value: Tensor | None = None
+        self.kept: tuple[Tensor | None, Tensor | None] | None = None
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Keep the output of ``module`` while armed."""
+        """Keep what is wanted of the output of ``module``."""
+        if not (self.wants_mean or self.wants_map):
+            return
+        mean = of_places = None
+        features = _tensor_of(output)
+        if self.wants_mean:
+            mean = mean_over_places(features, self.layout, self.num_prefix)
+        if self.wants_map:
+            assert self.grid is not None
+            of_places = map_of_places(features, self.layout, self.num_prefix, self.grid)
+        self.kept = mean, of_places
+        if self.is_end:
+            raise _Reached
+
+    def take(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the features (B, d) and the map (B, d, H, W), each where it was wanted, and forget them."""
+        kept, self.kept = self.kept, None
+        if kept is None:
+            raise RuntimeError("the layer that was to be tapped did not run")
+        return kept
+
+
+class _HeadTap:
+    """A forward hook that keeps a classifier's logits while it is armed; shared and copied as a :class:`LayerTap`."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.value: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if self.armed:
-            self.value = mean_over_places(_tensor_of(output), self.layout, self.num_prefix)
-            if self.is_end:
-                raise _Reached
+            self.value = output
 
     def take(self) -> Tensor:
-        """Return the features (B, d) that were kept, and forget them."""
         value, self.value = self.value, None
         if value is None:
-            raise RuntimeError("the layer that was to be tapped did not run")
+            raise RuntimeError("the classifier that was to be read did not run")
         return value
 
 
@@ -382,19 +537,23 @@ def _describe_layer(model: str, name: str, outputs: list[Any], image: Tensor, nu
         )
     output = _tensor_of(outputs[0])
     height, width = image.shape[2:]
-    if isinstance(output, Tensor) and len(output) == 1:
+
+    def tap(layout: Layout, num_prefix: int, channels: int) -> tuple[LayerTap, int]:
+        return LayerTap(layout, num_prefix, grid_of(output, layout, num_prefix, (height, width))), channels
+
+    if isinstance(output, Tensor) and output.ndim and len(output) == 1:
         if output.ndim == 2:
-            return LayerTap("vector", 0), output.shape[1]
+            return tap("vector", 0, output.shape[1])
         if output.ndim == 3:
             length = output.shape[1] - num_prefix
             grids = {(height // patch) * (width // patch) for patch in range(1, min(height, width) + 1)}
-            return LayerTap("NLC", num_prefix if length in grids else 0), output.shape[2]
+            return tap("NLC", num_prefix if length in grids else 0, output.shape[2])
         if output.ndim == 4:
             _, a, b, c = output.shape
             if abs(b * width - c * height) <= max(height, width):  # positions have the image's proportions
-                return LayerTap("NCHW", 0), a
+                return tap("NCHW", 0, a)
             if abs(a * width - b * height) <= max(height, width):
-                return LayerTap("NHWC", 0), c
+                return tap("NHWC", 0, c)
     shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise UserError(f"{model}: the layer {name!r} returns {shape}, not features of the image.", "Name another layer.")
 

@@ -21,7 +21,17 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from kdcli.errors import UserError
 from kdcli.facts import Preprocessing
 from kdcli.models import processor
-from kdcli.models.base import ModelOutput, Origin, Probe, VisionModel, check_image_size, mean_over_places
+from kdcli.models.base import (
+    Layout,
+    ModelOutput,
+    Origin,
+    Probe,
+    VisionModel,
+    check_image_size,
+    grid_of,
+    map_of_places,
+    mean_over_places,
+)
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
 from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights, check_uncompressed, reason_of
@@ -71,21 +81,27 @@ class HFModel(VisionModel):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             hidden = self._backbone_output(image)
             self._num_prefix = _num_prefix(self.module.config, hidden, image)
-            self._channels_last = _is_channels_last(self.module.config, hidden)
+            self._layout = _layout(self.module.config, hidden)
+        grid = grid_of(hidden, self._layout, self._num_prefix, (image.shape[2], image.shape[3]))
+        assert grid is not None, "a sequence or a map always has positions"
+        self._grid = grid
         self.module.train(was_training)
         taps = ("pooled", "embedding") if num_classes else ("pooled",)
         measured = self._measure(image, taps=taps, logits=bool(num_classes))
         dims = {tap: measured.result.features[tap].shape[1] for tap in taps}
-        return Probe(dims, measured)
+        return Probe(dims, measured, {"pooled": grid})
 
     @property
     def _num_prefix_tokens(self) -> int:
         return self._num_prefix
 
-    def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool) -> ModelOutput:
+    def _head_names(self) -> tuple[str, str] | None:
+        return self.classifier_names if len(self.classifier_names) == 2 else None
+
+    def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool, pooled_map: bool = False) -> ModelOutput:
         output = ModelOutput({}, None)
         if "embedding" not in taps and not logits:
-            output.features["pooled"] = self._pooled(self._backbone_output(images))
+            self._add_pooled(output, self._backbone_output(images), taps, pooled_map)
             return output
         recorders = (self._hidden, *self._inputs)
         for recorder in recorders:
@@ -96,8 +112,7 @@ class HFModel(VisionModel):
             for recorder in recorders:
                 recorder.armed = False
         hidden, inputs = self._hidden.take(), [recorder.take() for recorder in self._inputs]
-        if "pooled" in taps:
-            output.features["pooled"] = self._pooled(hidden)
+        self._add_pooled(output, hidden, taps, pooled_map)
         if "embedding" in taps:
             embeddings = [value.flatten(1) for value in inputs]
             output.features["embedding"] = sum(embeddings[1:], embeddings[0]) / len(embeddings)
@@ -112,10 +127,11 @@ class HFModel(VisionModel):
     def _ordered(self, images: Tensor) -> Tensor:
         return images.flip(1) if self._flip_channels else images
 
-    def _pooled(self, hidden: Tensor) -> Tensor:
-        if hidden.ndim == 3:
-            return mean_over_places(hidden, "NLC", self._num_prefix)
-        return mean_over_places(hidden, "NHWC" if self._channels_last else "NCHW", 0)
+    def _add_pooled(self, output: ModelOutput, hidden: Tensor, taps: tuple[str, ...], pooled_map: bool) -> None:
+        if "pooled" in taps:
+            output.features["pooled"] = mean_over_places(hidden, self._layout, self._num_prefix)
+        if pooled_map:
+            output.maps["pooled"] = map_of_places(hidden, self._layout, self._num_prefix, self._grid)
 
     def reset_classifier(self) -> None:
         """Initialise the classifiers anew, as an untrained model of this kind has them, from torch's generator."""
@@ -397,6 +413,7 @@ def _num_prefix(config: Any, hidden: Tensor, image: Tensor) -> int:
     return length - side * side
 
 
-def _is_channels_last(config: Any, hidden: Tensor) -> bool:
-    width = getattr(config, "hidden_size", None)
-    return hidden.ndim == 4 and hidden.shape[-1] == width != hidden.shape[1]
+def _layout(config: Any, hidden: Tensor) -> Layout:
+    if hidden.ndim == 3:
+        return "NLC"
+    return "NHWC" if hidden.shape[-1] == getattr(config, "hidden_size", None) != hidden.shape[1] else "NCHW"

@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import Preprocessing
 from kdcli.models import hub, kdcli_networks
-from kdcli.models.base import Layout, ModelOutput, Origin, Probe, VisionModel, check_image_size, mean_over_places
+from kdcli.models.base import (
+    Layout,
+    ModelOutput,
+    Origin,
+    Probe,
+    VisionModel,
+    check_image_size,
+    grid_of,
+    map_of_places,
+    mean_over_places,
+)
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
 from kdcli.models.weights import (
@@ -76,7 +86,10 @@ class TimmModel(VisionModel):
         with torch.no_grad():
             features = module.forward_features(image)
             self._layout = _describe(module, features)
-            dims = {"pooled": self._pooled(image, features)[1].shape[1]}
+            features, parts = self._final(image, features)
+            dims = {"pooled": _pool(parts, self._layout.num_prefix).shape[1]}
+            grid = _grid(parts, self._layout.num_prefix, (image.shape[2], image.shape[3]))
+            self._grid = grid
             self._one_pass = False
             if num_classes:
                 embedding = module.forward_head(features, pre_logits=True)
@@ -84,19 +97,38 @@ class TimmModel(VisionModel):
                 self._one_pass = _reads_embedding(module, self._classifiers(), features, embedding)
         module.train(was_training)
         taps = () if num_classes else ("pooled",)
-        return Probe(dims, self._measure(image, taps=taps, logits=bool(num_classes)))
+        grids = {} if grid is None else {"pooled": grid}
+        return Probe(dims, self._measure(image, taps=taps, logits=bool(num_classes)), grids)
 
     @property
     def _num_prefix_tokens(self) -> int:
         return self._layout.num_prefix
 
-    def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool) -> ModelOutput:
+    def _head_names(self) -> tuple[str, str] | None:
+        """Return what timm calls ``head`` and ``head_dist`` in every model that has both, but for EfficientViM's lists."""
+        names = [name for name, child in self.module.named_modules() if not isinstance(child, nn.Identity)]
+        pairs = [(name.removesuffix("_dist"), name) for name in names if name.rpartition(".")[2] == "head_dist"]
+        return next((pair for pair in pairs if pair[0] in names), None)
+
+    def _layer_lists(self) -> list[list[str]]:
+        listed = getattr(self.module, "feature_info", [])
+        return [[str(entry["module"]) for entry in listed], *super()._layer_lists()]
+
+    def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool, pooled_map: bool = False) -> ModelOutput:
         module: Any = self.module
         output = ModelOutput({}, None)
-        if "pooled" in taps:
-            features, output.features["pooled"] = self._pooled(images)
+        if "pooled" in taps or pooled_map:
+            features, parts = self._final(images)
+            if "pooled" in taps:
+                output.features["pooled"] = _pool(parts, self._layout.num_prefix)
+            if pooled_map:
+                ((part, layout),) = parts
+                assert self._grid is not None
+                output.maps["pooled"] = map_of_places(part, layout, self._layout.num_prefix, self._grid)
         else:
             features = module.forward_features(images)
+        if not logits and "embedding" not in taps:
+            return output
         if "embedding" in taps:
             output.features["embedding"] = embedding = _average(module.forward_head(features, pre_logits=True))
             if logits and self._one_pass:
@@ -106,20 +138,16 @@ class TimmModel(VisionModel):
             output.logits = _average(module.forward_head(features))
         return output
 
-    def _pooled(self, images: Tensor, features: Any = None) -> tuple[Any, Tensor]:
-        """Return what ``forward_features`` returns (or ``features``) and its mean over places."""
+    def _final(self, images: Tensor, features: Any = None) -> tuple[Any, list[tuple[Tensor, Layout]]]:
+        """Return what ``forward_features`` returns (or ``features``), and the tensors of it that ``pooled`` averages."""
         module: Any = self.module
         if self._layout.class_tokens_only:
             features, (grid,) = module.forward_intermediates(images, indices=1)
-            return features, grid.mean(dim=(2, 3))
+            return features, [(grid, "NCHW")]
         if features is None:
             features = module.forward_features(images)
         parts = features[-len(self._layout.layouts) :] if self._layout.is_list else (features,)
-        means = [
-            mean_over_places(part, layout, self._layout.num_prefix)
-            for part, layout in zip(parts, self._layout.layouts, strict=True)
-        ]
-        return features, means[0] if len(means) == 1 else torch.cat(means, dim=1)
+        return features, list(zip(parts, self._layout.layouts, strict=True))
 
     def _classifiers(self) -> tuple[nn.Module, ...]:
         found = self.module.get_classifier()  # type: ignore[operator]
@@ -383,6 +411,19 @@ def _describe(module: Any, features: Any) -> _Features:
     layout = _layout(features, width, module)
     prefix = _num_prefix(module, features) if layout == "NLC" else 0
     return _Features((layout,), prefix, False, layout == "NLC" and prefix == features.shape[1])
+
+
+def _pool(parts: list[tuple[Tensor, Layout]], num_prefix: int) -> Tensor:
+    means = [mean_over_places(part, layout, num_prefix) for part, layout in parts]
+    return means[0] if len(means) == 1 else torch.cat(means, dim=1)
+
+
+def _grid(parts: list[tuple[Tensor, Layout]], num_prefix: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the grid of the final map; None where ``pooled`` comes out of several maps, or of none."""
+    if len(parts) > 1:
+        return None
+    ((part, layout),) = parts
+    return grid_of(part, layout, num_prefix, image_size)
 
 
 def _layout(features: Tensor, width: int, module: nn.Module) -> Layout:

@@ -32,6 +32,12 @@ METHODS = {
         "methods=[{method: supervised}, {method: projection, projector: orthogonal, normalize: whiten,"
         " normalize_student: standardize, lr_scale: 0.1}, {method: spectral_regularization}]",
     ),
+    "maps-and-memory": (
+        *("--set", "augment.mixup=0", "--set", "augment.cutmix=0", "--set", "optim.lr=1e-4"),
+        "--set",
+        "methods=[{method: supervised}, {method: projection, projector: inverted}, {method: review_kd},"
+        " {method: crd, negatives: 64}]",
+    ),
 }
 
 

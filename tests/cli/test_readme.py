@@ -40,6 +40,8 @@ SUBSTITUTES = {
     ("--shots", "10"): "4",
     ("--queries", "15"): "3",
     ("--episodes", "100"): "2",
+    ("--method", "review_kd"): "review_kd",
+    ("--method", "none"): "none",
     ("--checkpoint-every", "200"): "2",
     ("--resume", "runs/photos"): "runs/photos",
     ("--output", "runs/photos"): "runs/photos",

@@ -256,7 +256,7 @@ def test_the_teacher_may_know_other_classes(run_cli, tmp_path, trained_teacher, 
         (("--teacher", "none"), "--method refilled needs a teacher"),
         (
             ("--set", "augment.mixup=0.5"),
-            "local_classifier_kl takes each image for one of its class, and mixup or cutmix is on",
+            "local_classifier_kl takes each image for what it is, and mixup or cutmix is on",
         ),
         (("--projector", "linear"), "REFILLED has no projector"),
         (("--set", "embedding={epochs: 1, optim: {optimizer: adamm}}"), "no optimiser 'adamm'"),

@@ -101,6 +101,7 @@ def test_global_centres_take_the_place_of_local_ones(student, teacher, batch):
         ),
         teacher=LiveTeacher(teacher, taps=("embedding",), logits=False)(batch),
         targets=batch.targets,
+        indices=batch.indices,
     )
     expected = losses.local_classifier_kl(
         logits[known], theirs[known], batch.targets[known], temperature=3.0, centers=centers

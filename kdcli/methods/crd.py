@@ -1,0 +1,158 @@
+"""Contrastive representation distillation (Tian et al., ICLR 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kdcli import losses
+from kdcli.config import CRDOptions
+from kdcli.data.seeding import stable_seed
+from kdcli.errors import UserError
+from kdcli.facts import UNLABELLED
+from kdcli.losses.common import unit
+from kdcli.methods.base import Context, LayerMethod
+from kdcli.models.base import ModelOutput
+from kdcli.normalize import full_precision
+
+
+class CRD(LayerMethod):
+    """Each side's embeddings of the batch, against the other side's stored ones of the same and of other images.
+
+    Everything that a step depends on is in the state dict, the number of steps so far included: negatives are drawn by
+    (seed, step). Outside training nothing is stored.
+
+    Attributes:
+        contrasts: one a pair of layers.
+    """
+
+    def __init__(self, options: CRDOptions, context: Context) -> None:
+        super().__init__(options, context)
+        assert context.teacher is not None
+        self.contrasts = nn.ModuleList(
+            Contrast(
+                context.student.feature_dims[student_tap],
+                context.teacher.feature_dims[teacher_tap],
+                options=options,
+                context=context,
+                number=number,
+            )
+            for number, (student_tap, teacher_tap) in enumerate(self.layers)
+        )
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+        """Return the sum over the layers; labels are those of the training set, by ``indices``."""
+        pairs = zip(self.contrasts, self.pairs(student, teacher), strict=True)
+        return torch.stack([contrast(*pair, indices) for contrast, pair in pairs]).sum()
+
+
+class Contrast(nn.Module):
+    """Embeddings, their memory and the two contrastive losses of one pair of layers.
+
+    Attributes:
+        student_embedding, teacher_embedding: linear, followed by normalisation to length one.
+        student_memory, teacher_memory: float32 (M, width), an embedding of every training sample.
+        partitions: float64 (2,), the constants ``Z`` of the student's and of the teacher's anchors, from the first batch;
+            zero before.
+        steps: int64, training steps so far.
+    """
+
+    student_memory: Tensor
+    teacher_memory: Tensor
+    partitions: Tensor
+    steps: Tensor
+    sample_of: Tensor
+    order: Tensor
+    first: Tensor
+    size: Tensor
+
+    def __init__(
+        self, student_dim: int, teacher_dim: int, *, options: CRDOptions, context: Context, number: int
+    ) -> None:
+        super().__init__()
+        self.num_samples = len(context.train_labels)
+        self.num_negatives = min(options.negatives, self.num_samples - 1)
+        self.temperature, self.momentum = options.temperature, options.momentum
+        self.key = (context.seed, number)
+        self.student_embedding = nn.Linear(student_dim, options.width)
+        self.teacher_embedding = nn.Linear(teacher_dim, options.width)
+        for side in ("student", "teacher"):
+            self.register_buffer(f"{side}_memory", unit(torch.randn(self.num_samples, options.width)))
+        self.register_buffer("partitions", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        samples = range(self.num_samples) if context.train_samples is None else context.train_samples
+        self.register_buffer("sample_of", torch.tensor(samples), persistent=False)
+        groups = _groups(context.train_labels, options.from_other_classes)
+        order = torch.argsort(groups, stable=True)
+        first = torch.searchsorted(groups[order], groups)
+        size = torch.searchsorted(groups[order], groups, right=True) - first
+        if self.num_negatives < 1 or int(size.max()) == self.num_samples:
+            raise UserError(
+                "crd has no negatives: all training images have one label.",
+                "Set from_other_classes: false, or use another method.",
+            )
+        for name, value in (("order", order), ("first", first), ("size", size)):
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, student: Tensor, teacher: Tensor, indices: Tensor) -> Tensor:
+        """Return the loss of features (B, d_s) and (B, d_t) of the batch; in training, store its embeddings."""
+        samples = self.sample_of[indices]
+        ours = unit(full_precision(self.student_embedding(student)))
+        theirs = unit(full_precision(self.teacher_embedding(teacher)))
+        negatives = self.draw(samples)
+        sides = [(ours, self.teacher_memory), (theirs, self.student_memory)]
+        # Copies, so that what is stored below doesn't change what the backward pass reads.
+        contrasted = [(anchors, memory[samples], memory[negatives]) for anchors, memory in sides]
+        if self.training and int(self.steps) == 0:
+            self.partitions.copy_(torch.stack([self._partition(*tensors) for tensors in contrasted]))
+        terms = [
+            losses.crd(*tensors, num_samples=self.num_samples, temperature=self.temperature, partition=partition or 1.0)
+            for tensors, partition in zip(contrasted, self.partitions.tolist(), strict=True)
+        ]
+        if self.training:
+            self._store(samples, ours, theirs)
+            self.steps += 1
+        return terms[0] + terms[1]
+
+    def draw(self, samples: Tensor) -> Tensor:
+        """Return the negatives (B, N) of this step: samples of other groups, evenly drawn with repetition.
+
+        They depend on seed, step and layer alone, not on device or process.
+        """
+        generator = torch.Generator().manual_seed(stable_seed("crd", *self.key, int(self.steps)))
+        drawn = torch.rand(len(samples), self.num_negatives, dtype=torch.float64, generator=generator)
+        first, size = self.first[samples, None], self.size[samples, None]
+        # Number the samples by group and step over the anchor's own.
+        number = (drawn.to(samples.device) * (self.num_samples - size)).long()
+        return self.order[number + size * (number >= first)]
+
+    @torch.no_grad()
+    def _partition(self, anchors: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        """Return ``M`` times the mean of ``exp(a · x / τ)`` over all positives and negatives, float64."""
+        candidates = torch.cat([positives[:, None], negatives], dim=1)
+        similarities = (candidates @ anchors[:, :, None]).squeeze(2) / self.temperature
+        return similarities.double().exp().mean() * self.num_samples
+
+    @torch.no_grad()
+    def _store(self, samples: Tensor, ours: Tensor, theirs: Tensor) -> None:
+        # A sample that is in the batch twice is stored as it was the last time, on every device.
+        same = samples[:, None] == samples
+        last = (same * torch.arange(len(samples), device=samples.device)).amax(dim=1)
+        for memory, embeddings in ((self.student_memory, ours), (self.teacher_memory, theirs)):
+            updated = unit(self.momentum * memory[samples] + (1 - self.momentum) * embeddings)
+            memory[samples] = updated[last]
+
+
+def _groups(labels: object, by_class: bool) -> Tensor:
+    """Return a number for each sample, the same for those that are never each other's negatives.
+
+    A sample without a label is alone.
+    """
+    classes = torch.as_tensor(labels)
+    alone = torch.arange(len(classes))
+    if not by_class:
+        return alone
+    return torch.where(classes == UNLABELLED, int(classes.max()) + 1 + alone, classes)
+
+
+build = CRD

@@ -1,0 +1,26 @@
+"""DIST (Huang et al., NeurIPS 2022): correlations of probabilities between and within classes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdcli import losses
+from kdcli.config import DISTOptions
+from kdcli.methods.base import Context, LogitMethod
+from kdcli.models.base import ModelOutput
+
+
+class DIST(LogitMethod):
+    """:func:`kdcli.losses.dist` over common labels."""
+
+    def __init__(self, options: DISTOptions, context: Context) -> None:
+        super().__init__(options, context)
+        self.settings = {"temperature": options.temperature, "beta": options.beta, "gamma": options.gamma}
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+        """Return the loss; labels are not read."""
+        assert student.logits is not None
+        return losses.dist(student.logits, self.common_logits(teacher), **self.settings)
+
+
+build = DIST

@@ -1,0 +1,57 @@
+"""Methods without parameters: one loss on the features or maps of every pair of layers, summed over the pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kdcli import losses
+from kdcli.config import (
+    AttentionTransferOptions,
+    CorrelationCongruenceOptions,
+    LayerOptions,
+    NSTOptions,
+    PKTOptions,
+    RKDAngleOptions,
+    RKDDistanceOptions,
+    SimilarityPreservingOptions,
+)
+from kdcli.methods.base import Context, LayerMethod
+from kdcli.models.base import ModelOutput
+
+
+class Pairwise(LayerMethod):
+    """``Σ loss(student's, teacher's)`` over the pairs of layers, with a loss of :mod:`kdcli.losses`."""
+
+    def __init__(self, options: LayerOptions, context: Context) -> None:
+        super().__init__(options, context)
+        self.loss = _loss(options)
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+        """Return the sum; labels are not read."""
+        return torch.stack([self.loss(*pair) for pair in self.pairs(student, teacher)]).sum()
+
+
+def _loss(options: LayerOptions) -> Callable[[Tensor, Tensor], Tensor]:
+    match options:
+        case AttentionTransferOptions():
+            return partial(losses.attention_transfer, power=options.power)
+        case NSTOptions():
+            return partial(losses.nst, kernel=options.kernel)
+        case SimilarityPreservingOptions():
+            return losses.similarity_preserving
+        case PKTOptions():
+            return losses.pkt
+        case CorrelationCongruenceOptions():
+            return partial(losses.correlation_congruence, gamma=options.gamma, order=options.order)
+        case RKDDistanceOptions():
+            return losses.rkd_distance
+        case RKDAngleOptions():
+            return losses.rkd_angle
+    raise TypeError(f"{options.method} is no method of one loss")
+
+
+build = Pairwise

@@ -1,0 +1,83 @@
+"""Knowledge review (Chen et al., CVPR 2021)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdcli import losses
+from kdcli.config import ReviewKDOptions
+from kdcli.methods.base import Context, LayerMethod
+from kdcli.models.base import ModelOutput
+
+
+class ReviewKD(LayerMethod):
+    """The student's layers are fused from the deepest on, each with what the deeper ones came to, and compared.
+
+    Layers are given from shallow to deep. The loss is the sum of :func:`kdcli.losses.review_kd` over them.
+
+    Attributes:
+        fusions: one a layer, the deepest first.
+    """
+
+    def __init__(self, options: ReviewKDOptions, context: Context) -> None:
+        super().__init__(options, context)
+        assert context.teacher is not None
+        deepest_first = self.layers[::-1]
+        width = min(options.width, context.student.feature_dims[deepest_first[0][0]])
+        self.fusions = nn.ModuleList(
+            Fusion(
+                context.student.feature_dims[student_tap],
+                width,
+                context.teacher.feature_dims[teacher_tap],
+                with_deeper=number > 0,
+            )
+            for number, (student_tap, teacher_tap) in enumerate(deepest_first)
+        )
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+        """Return the sum; labels are not read."""
+        fused, terms = None, []
+        for fusion, (ours, theirs) in zip(self.fusions, reversed(list(self.pairs(student, teacher))), strict=True):
+            output, fused = fusion(ours, fused, (theirs.shape[2], theirs.shape[3]))
+            terms.append(losses.review_kd(output, theirs))
+        return torch.stack(terms).sum()
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion (the paper's Fig. 3a): a layer's map and the deeper ones', weighted position by position.
+
+    Args:
+        in_width: channels of the layer's map.
+        width: channels of what is fused and handed on.
+        out_width: the teacher's channels.
+        with_deeper: whether there is a deeper layer.
+    """
+
+    def __init__(self, in_width: int, width: int, out_width: int, *, with_deeper: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Conv2d(in_width, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.attention = nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid()) if with_deeper else None
+        self.expand = nn.Sequential(nn.Conv2d(width, out_width, 3, padding=1, bias=False), nn.BatchNorm2d(out_width))
+
+    def forward(self, own: Tensor, deeper: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return what is compared with the teacher, ``(B, out_width, *grid)``, and what is handed on.
+
+        Args:
+            own: the layer's map, (B, in_width, H, W).
+            deeper: what the next deeper layer handed on, (B, width, h, w); None for the deepest.
+            grid: the teacher's.
+        """
+        fused = self.reduce(own)
+        if self.attention is not None:
+            assert deeper is not None
+            deeper = F.interpolate(deeper, fused.shape[2:], mode="nearest")
+            weights = self.attention(torch.cat([fused, deeper], dim=1))
+            fused = fused * weights[:, :1] + deeper * weights[:, 1:]
+        if fused.shape[2:] != grid:
+            fused = F.interpolate(fused, grid, mode="nearest")
+        return self.expand(fused), fused
+
+
+build = ReviewKD

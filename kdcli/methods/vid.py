@@ -1,0 +1,57 @@
+"""Variational information distillation (Ahn et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from kdcli import losses
+from kdcli.config import VIDOptions
+from kdcli.methods.base import Context, LayerMethod
+from kdcli.models.base import ModelOutput
+
+_EPS = 1e-5
+
+
+class VID(LayerMethod):
+    """The teacher's maps under a Gaussian whose mean is predicted from the student's, summed over the layers.
+
+    Maps are average-pooled to a common grid. The regressor is that of the authors' code: three 1x1 convolutions as wide
+    as the teacher, with ReLU between.
+
+    Attributes:
+        regressors: one a pair.
+        raw_variances: ``α`` of each pair, one value for each of the teacher's channels.
+    """
+
+    def __init__(self, options: VIDOptions, context: Context) -> None:
+        super().__init__(options, context)
+        assert context.teacher is not None
+        self.regressors, self.raw_variances = nn.ModuleList(), nn.ParameterList()
+        for student_tap, teacher_tap in self.layers:
+            narrow, wide = context.student.feature_dims[student_tap], context.teacher.feature_dims[teacher_tap]
+            self.regressors.append(
+                nn.Sequential(
+                    nn.Conv2d(narrow, wide, 1, bias=False),
+                    nn.ReLU(),
+                    nn.Conv2d(wide, wide, 1, bias=False),
+                    nn.ReLU(),
+                    nn.Conv2d(wide, wide, 1, bias=False),
+                )
+            )
+            raw = math.log(math.expm1(options.initial_variance - _EPS))  # softplus⁻¹
+            self.raw_variances.append(nn.Parameter(torch.full((wide,), raw)))
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+        """Return the sum; labels are not read."""
+        terms = []
+        layers = zip(self.regressors, self.raw_variances, self.pairs(student, teacher), strict=True)
+        for regressor, raw_variance, pair in layers:
+            ours, theirs = losses.common_grid(*pair)
+            terms.append(losses.vid(regressor(ours), theirs, raw_variance=raw_variance, eps=_EPS))
+        return torch.stack(terms).sum()
+
+
+build = VID

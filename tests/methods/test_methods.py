@@ -1,0 +1,398 @@
+"""Every method through the distiller: its value is the pure function's on the tapped tensors, its gradient the student's."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdcli import losses
+from kdcli.config import METHODS, StudentConfig, TeacherConfig, parse_config
+from kdcli.data import Batch, prepare
+from kdcli.distiller import Distiller
+from kdcli.errors import UserError
+from kdcli.facts import UNLABELLED
+from kdcli.methods import build_method
+from kdcli.methods.base import Context
+from kdcli.methods.crd import Contrast
+from kdcli.models import build_student, load_teacher
+from kdcli.optim import make_optimizer
+from kdcli.tasks.image_classification import ImageClassification
+from kdcli.teacher import LiveTeacher
+
+LABELS = ("a", "b", "c", "d")
+LABEL_MAP = (2, 0, 3, 1)
+TRAIN_LABELS = [0, 1, 2, 3, UNLABELLED] * 4
+MAPS = ("pooled", "layer2")
+TEACHER_MAPS = ("pooled", "blocks.2")
+LAYERS = ["pooled:pooled", "layer2:blocks.2"]
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """Its classifier is over the same labels, in another order; its map of ``blocks.2`` is larger than the student's."""
+    model = load_teacher(TeacherConfig(name="random:test_efficientnet", image_size=48), seed=1)
+    model.open_taps(["blocks.1", "blocks.2"])
+    return model
+
+
+@pytest.fixture
+def student():
+    model = build_student(StudentConfig(name="test_resnet", image_size=32), label_names=LABELS, seed=0)
+    model.open_taps(["layer2"])
+    return model
+
+
+@pytest.fixture
+def distilled_student():
+    name = "deit_tiny_distilled_patch16_224"
+    return build_student(StudentConfig(name=name, image_size=32), label_names=LABELS, seed=0)
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 48, 48), dtype=torch.uint8, generator=generator)
+    return Batch(images, torch.tensor([0, 1, UNLABELLED, 3, 2, UNLABELLED]), torch.tensor([0, 1, 4, 3, 7, 9]))
+
+
+def build(student, teacher, *methods, train_labels=TRAIN_LABELS, train_samples=None):
+    values = {"teacher": "t", "student": "s", "data": "d", "methods": [{"method": "supervised"}, *methods]}
+    options = parse_config(values, source="t").methods
+    context = Context(
+        ImageClassification(LABELS), student.facts, teacher.facts, LABEL_MAP, train_labels, train_samples, seed=5
+    )
+    torch.manual_seed(0)
+    return Distiller(student, {o.method: build_method(o, context) for o in options})
+
+
+def outputs_of_teacher(distiller, teacher, batch):
+    live = LiveTeacher(
+        teacher, taps=distiller.teacher_taps, maps=distiller.teacher_maps, logits=distiller.teacher_logits
+    )
+    return live(batch)
+
+
+def pairs(student, teacher):
+    """The features and maps that the losses of two pairs of layers are made of, ours and theirs."""
+    features = [(student.features["pooled"], teacher.features["pooled"])]
+    features.append((student.features["layer2"], teacher.features["blocks.2"]))
+    maps = [(student.maps["pooled"], teacher.maps["pooled"]), (student.maps["layer2"], teacher.maps["blocks.2"])]
+    return features, maps
+
+
+def of_features(loss):
+    return lambda method, s, t, targets: sum(loss(*pair) for pair in pairs(s, t)[0])
+
+
+def of_maps(loss):
+    return lambda method, s, t, targets: sum(loss(*pair) for pair in pairs(s, t)[1])
+
+
+def fitnet(method, s, t, targets):
+    """The student's 1 x 1 and 4 x 4 grids against the teacher's 2 x 2 and 6 x 6: the teacher's are pooled, kernel 1."""
+    terms = []
+    for regressor, (ours, theirs) in zip(method.regressors, pairs(s, t)[1], strict=True):
+        weight = regressor.weight[:, :, 0, 0]
+        regressed = torch.einsum("oc,bchw->bohw", weight, ours) + regressor.bias[None, :, None, None]
+        terms.append((regressed - F.adaptive_avg_pool2d(theirs, ours.shape[2:])).square().mean())
+    return sum(terms)
+
+
+def vid(method, s, t, targets):
+    terms = []
+    for regressor, raw, (ours, theirs) in zip(method.regressors, method.raw_variances, pairs(s, t)[1], strict=True):
+        ours, theirs = losses.common_grid(ours, theirs)
+        variance = (F.softplus(raw) + 1e-5)[None, :, None, None]
+        terms.append(((theirs - regressor(ours)).square() / variance + variance.log()).mean() / 2)
+    return sum(terms)
+
+
+def review_kd(method, s, t, targets):
+    """Deepest first, as in the paper; here the given order is from deep to shallow, so the last pair is the deepest."""
+    (first, first_theirs), (last, last_theirs) = pairs(s, t)[1]
+    deep, shallow = method.fusions
+    out, fused = deep(last, None, last_theirs.shape[2:])
+    total = losses.review_kd(out, last_theirs)
+    out, _ = shallow(first, fused, first_theirs.shape[2:])
+    return total + losses.review_kd(out, first_theirs)
+
+
+def dkd(method, s, t, targets):
+    rows = targets != UNLABELLED
+    ours, theirs = s.logits[rows], t.logits[rows][:, LABEL_MAP]
+    return losses.dkd(ours, theirs, targets[rows], temperature=4.0, alpha=1.0, beta=8.0)
+
+
+def logits(loss, **settings):
+    return lambda method, s, t, targets: loss(s.logits, t.logits[:, LABEL_MAP], **settings)
+
+
+def token(loss, **settings):
+    return lambda method, s, t, targets: loss(s.distillation_logits, t.logits[:, LABEL_MAP], **settings)
+
+
+def crd(method, s, t, targets):
+    """Row by row, with what was stored before and without a partition, as outside training."""
+    total = 0.0
+    for contrast, (ours, theirs) in zip(method.contrasts, pairs(s, t)[0], strict=True):
+        samples = torch.tensor([0, 1, 4, 3, 7, 9])
+        embedded = [F.normalize(contrast.student_embedding(ours)), F.normalize(contrast.teacher_embedding(theirs))]
+        negatives = contrast.draw(samples)
+        for anchors, memory in zip(embedded, (contrast.teacher_memory, contrast.student_memory), strict=True):
+            shift = math.log(negatives.shape[1] / 20)
+            for row, sample in enumerate(samples):
+                positive = torch.sigmoid(anchors[row] @ memory[sample] / 0.07 - shift)
+                others = torch.sigmoid(memory[negatives[row]] @ anchors[row] / 0.07 - shift)
+                total = total - (torch.log(positive) + torch.log1p(-others).sum()) / 6
+    return total
+
+
+CASES = {
+    "logit_kd": ({"temperature": 2.0}, logits(losses.logit_kd, temperature=2.0)),
+    "dkd": ({}, dkd),
+    "dist": ({"temperature": 2.0, "gamma": 0.5}, logits(losses.dist, temperature=2.0, gamma=0.5)),
+    "deit": ({}, token(losses.deit_hard)),
+    "deit-soft": ({"kind": "soft"}, token(losses.deit_soft, temperature=3.0)),
+    "fitnet": ({}, fitnet),
+    "fitnet-linear": ({"regressor": "linear"}, fitnet),
+    "attention_transfer": ({"power": 3.0}, of_maps(lambda s, t: losses.attention_transfer(s, t, power=3.0))),
+    "nst": ({}, of_maps(losses.nst)),
+    "nst-linear": ({"kernel": "linear"}, of_maps(lambda s, t: losses.nst(s, t, kernel="linear"))),
+    "vid": ({"initial_variance": 2.0}, vid),
+    "similarity_preserving": ({}, of_maps(losses.similarity_preserving)),
+    "review_kd": ({"width": 16}, review_kd),
+    "pkt": ({}, of_features(losses.pkt)),
+    "correlation_congruence": (
+        {"gamma": 0.7, "order": 3},
+        of_features(lambda s, t: losses.correlation_congruence(s, t, gamma=0.7, order=3)),
+    ),
+    "rkd_distance": ({}, of_features(losses.rkd_distance)),
+    "rkd_angle": ({}, of_features(losses.rkd_angle)),
+    "crd": ({"width": 8}, crd),
+}
+
+
+def case(name):
+    options, expected = CASES[name]
+    options = {"method": name.partition("-")[0], **options}
+    if hasattr(METHODS[options["method"]], "by_stage"):
+        options["layers"] = LAYERS
+    return options, expected
+
+
+def test_every_method_with_a_teacher_is_here():
+    assert {name.partition("-")[0] for name in CASES} | {
+        "projection",
+        "stochastic_triplet_kl",
+        "local_classifier_kl",
+    } == {name for name, section in METHODS.items() if section.needs_teacher}
+
+
+@pytest.fixture
+def pupil(request):
+    """The student of the case."""
+    return request.getfixturevalue("distilled_student" if request.param.startswith("deit") else "student")
+
+
+@pytest.mark.parametrize(("pupil", "name"), [(name, name) for name in CASES], indirect=["pupil"], ids=list(CASES))
+def test_the_loss_is_the_pure_functions_on_the_tapped_tensors(pupil, name, teacher, batch):
+    options, expected = case(name)
+    distiller = build(pupil, teacher, options).eval()
+    method = distiller.methods[options["method"]]
+    terms = distiller(batch, outputs_of_teacher(distiller, teacher, batch))
+    with torch.no_grad():
+        taps, teacher_taps = (MAPS, TEACHER_MAPS) if "layers" in options else ((), ())
+        images = prepare(batch.images, pupil.facts.preprocessing)
+        ours = pupil(images, taps=taps, maps=taps, distillation_logits=name.startswith("deit"))
+        theirs = teacher(prepare(batch.images, teacher.facts.preprocessing), taps=teacher_taps, maps=teacher_taps)
+        value = expected(method, ours, theirs, batch.targets)
+    torch.testing.assert_close(terms[options["method"]].detach(), value, rtol=1e-4, atol=1e-5)
+    supervised = F.cross_entropy(ours.logits, batch.targets, ignore_index=UNLABELLED, label_smoothing=0.1)
+    torch.testing.assert_close(terms["supervised"].detach(), supervised)
+    total = terms["supervised"] + METHODS[options["method"]].model_fields["weight"].default * terms[options["method"]]
+    torch.testing.assert_close(terms["loss"], total)
+
+
+@pytest.mark.parametrize(("pupil", "name"), [(name, name) for name in CASES], indirect=["pupil"], ids=list(CASES))
+def test_training_reaches_the_student_and_the_methods_modules_but_not_the_teacher(pupil, name, teacher, batch):
+    options, _ = case(name)
+    distiller = build(pupil, teacher, options).train()
+    values = {"teacher": "t", "student": "s", "data": "d", "optim": {"lr": 1e-3}}
+    optimizer = make_optimizer(distiller, parse_config(values, source="t"))
+    before = copy.deepcopy(dict(distiller.named_parameters()))
+    frozen = {key: value.clone() for key, value in teacher.state_dict().items()}
+    for step in range(3):
+        optimizer.zero_grad()
+        terms = distiller(batch, outputs_of_teacher(distiller, teacher, batch))
+        if step == 0:  # of the method alone
+            terms[options["method"]].backward(retain_graph=True)
+            reached = [p for p in pupil.parameters() if p.grad is not None]
+            assert sum(float(p.grad.abs().sum()) for p in reached) > 0
+            mine = list(distiller.methods[options["method"]].parameters())
+            assert all(p.grad is not None and p.grad.isfinite().all() for p in mine)
+            optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        assert all(value.isfinite() for value in terms.values())
+    changed = {key for key, value in distiller.named_parameters() if not torch.equal(value, before[key])}
+    assert {key for key in before if key.startswith("methods.")} <= changed
+    assert any(key.startswith("student.") for key in changed)
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(value, frozen[key]) for key, value in teacher.state_dict().items())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)
+
+
+def test_map_features_are_watched_for_collapse(student, teacher, batch):
+    distiller = build(student, teacher, {"method": "nst", "layers": ["layer2:blocks.2"]}).eval()
+    terms = distiller(batch, outputs_of_teacher(distiller, teacher, batch))
+    images = prepare(batch.images, student.facts.preprocessing)
+    pooled = student(images, maps=("layer2",), logits=False).maps["layer2"].mean((2, 3))
+    torch.testing.assert_close(terms["feature_norm/layer2"], pooled.norm(dim=1).mean())
+    torch.testing.assert_close(terms["feature_std/layer2"], pooled.var(dim=0, correction=0).sum().sqrt())
+
+
+def test_dkd_of_a_batch_without_labels_is_zero(student, teacher, batch):
+    distiller = build(student, teacher, {"method": "dkd"}).eval()
+    batch.targets = torch.full((6,), UNLABELLED)
+    terms = distiller(batch, outputs_of_teacher(distiller, teacher, batch))
+    assert terms["dkd"] == 0
+    terms["loss"].backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
+
+
+def test_fitnets_kernel_takes_the_students_grid_to_the_teachers(student, teacher, batch):
+    """4 x 4 to 2 x 2 is a kernel of 3; the paper's loss is half the sum of squares, which weighs 1."""
+    hint = {"method": "fitnet", "layers": ["layer2:pooled"], "reduction": "sum", "weight": 1}
+    distiller = build(student, teacher, hint).eval()
+    (regressor,) = distiller.methods["fitnet"].regressors
+    assert (student.facts.grids["layer2"], teacher.facts.grids["pooled"]) == ((4, 4), (2, 2))
+    assert regressor.weight.shape[2:] == (3, 3)
+    outputs = outputs_of_teacher(distiller, teacher, batch)
+    images = prepare(batch.images, student.facts.preprocessing)
+    regressed = regressor(student(images, maps=("layer2",), logits=False).maps["layer2"])
+    assert regressed.shape == outputs.maps["pooled"].shape
+    expected = (regressed - outputs.maps["pooled"]).square().sum((1, 2, 3)).mean() / 2
+    torch.testing.assert_close(distiller(batch, outputs)["fitnet"], expected)
+
+
+def test_review_kd_fuses_by_position(student, teacher, batch):
+    """The fusion recomputed from its parts: two weights a position, deeper maps enlarged to the layer's grid."""
+    layers = ["layer2:blocks.2", "pooled:pooled"]
+    distiller = build(student, teacher, {"method": "review_kd", "layers": layers}).eval()
+    fusions = distiller.methods["review_kd"].fusions
+    assert [fusion.attention is None for fusion in fusions] == [True, False]
+    images = prepare(batch.images, student.facts.preprocessing)
+    maps = student(images, maps=("layer2", "pooled"), logits=False).maps
+    grids = teacher.facts.grids
+    _, handed = fusions[0](maps["pooled"], None, grids["pooled"])
+    assert handed.shape[2:] == grids["pooled"]
+    own = fusions[1].reduce(maps["layer2"])
+    larger = handed[:, :, torch.arange(4) // 2][:, :, :, torch.arange(4) // 2]  # 2 x 2 -> 4 x 4, nearest
+    weights = fusions[1].attention(torch.cat([own, larger], dim=1))
+    fused = own * weights[:, 0:1] + larger * weights[:, 1:2]
+    nearest = torch.arange(6) * 4 // 6  # 4 x 4 -> 6 x 6
+    expected = fusions[1].expand(fused[:, :, nearest][:, :, :, nearest])
+    got, _ = fusions[1](maps["layer2"], handed, grids["blocks.2"])
+    assert grids["blocks.2"] == (6, 6)
+    torch.testing.assert_close(got, expected)
+
+
+# ---- The memory of CRD -----------------------------------------------------------------------------------------------
+
+
+def contrast_of(labels, *, from_other_classes=True, samples=None, **options):
+    values = {"teacher": "t", "student": "s", "data": "d"}
+    crd = {"method": "crd", "width": 4, "from_other_classes": from_other_classes, **options}
+    (chosen,) = parse_config({**values, "methods": [crd]}, source="t").methods
+    context = Context(None, None, None, None, labels, samples, seed=3)
+    torch.manual_seed(0)
+    return Contrast(5, 6, options=chosen, context=context, number=0)
+
+
+def test_negatives_are_of_other_classes_and_evenly_drawn():
+    labels = [0, 1, 0, UNLABELLED, 2, 1, UNLABELLED, 0]
+    contrast = contrast_of(labels)
+    contrast.num_negatives = 6000
+    drawn = contrast.draw(torch.arange(8))
+    for anchor, row in enumerate(drawn):
+        allowed = {
+            other
+            for other in range(8)
+            if other != anchor and (labels[anchor] == UNLABELLED or labels[other] != labels[anchor])
+        }
+        counts = torch.bincount(row, minlength=8)
+        assert {int(other) for other in row.unique()} == allowed
+        # Even within six standard deviations of a binomial.
+        share = 1 / len(allowed)
+        deviation = math.sqrt(6000 * share * (1 - share))
+        assert all(abs(int(counts[other]) - 6000 * share) < 6 * deviation for other in allowed)
+
+
+def test_negatives_may_be_any_other_sample():
+    contrast = contrast_of([0, 0, 0, 1], from_other_classes=False, negatives=1000)
+    assert contrast.num_negatives == 3
+    contrast.num_negatives = 500
+    assert [set(row.tolist()) for row in contrast.draw(torch.arange(4))] == [{1, 2, 3}, {0, 2, 3}, {0, 1, 3}, {0, 1, 2}]
+
+
+def test_one_class_has_no_negatives():
+    with pytest.raises(UserError, match="no negatives"):
+        contrast_of([1, 1, 1])
+    assert contrast_of([1, 1, 1], from_other_classes=False).num_negatives == 2
+
+
+def test_the_memory_follows_the_embeddings():
+    """A repeated index stands for its sample, and the last occurrence is what is stored: half old, half new."""
+    contrast = contrast_of([0, 1, 2], samples=[2, 0, 1, 0]).train()
+    before = contrast.student_memory.clone()
+    student, teacher = torch.randn(3, 5), torch.randn(3, 6)
+    contrast(student, teacher, torch.tensor([1, 0, 3]))  # samples 0, 2, 0
+    new = F.normalize(contrast.student_embedding(student))
+    torch.testing.assert_close(contrast.student_memory[0], F.normalize((before[0] + new[2]) / 2, dim=0))
+    torch.testing.assert_close(contrast.student_memory[2], F.normalize((before[2] + new[1]) / 2, dim=0))
+    assert torch.equal(contrast.student_memory[1], before[1])
+    assert int(contrast.steps) == 1
+    assert not contrast.student_memory.requires_grad
+
+
+def test_the_partition_is_that_of_the_first_batch():
+    contrast = contrast_of([0, 1, 2, 3]).train()
+    samples = torch.arange(3)
+    memory, negatives = contrast.teacher_memory.clone(), contrast.draw(samples)
+    student, teacher = torch.randn(3, 5), torch.randn(3, 6)
+    first = contrast(student, teacher, samples)
+    anchors = F.normalize(contrast.student_embedding(student)).detach()
+    candidates = torch.cat([samples[:, None], negatives], dim=1)
+    values = [math.exp(anchors[i] @ memory[j] / 0.07) for i in range(3) for j in candidates[i]]
+    partition = float(contrast.partitions[0])
+    assert partition == pytest.approx(4 * sum(values) / len(values), rel=1e-4)
+    assert first.isfinite()
+    contrast(student, teacher, samples)
+    assert float(contrast.partitions[0]) == partition
+
+
+def test_steps_draw_other_negatives_and_a_restored_memory_goes_on_alike():
+    batches = [(torch.randn(3, 5), torch.randn(3, 6), torch.tensor([0, 4, 2])) for _ in range(4)]
+    whole, cut = (contrast_of([0, 1, 2, 3, 4, 5], negatives=3).train() for _ in range(2))
+    values = [whole(*batch) for batch in batches]
+    drawn = [whole.draw(torch.arange(6))]
+    whole.steps += 1
+    drawn.append(whole.draw(torch.arange(6)))
+    assert not torch.equal(*drawn)
+    for batch in batches[:2]:
+        cut(*batch)
+    again = contrast_of([0, 1, 2, 3, 4, 5], negatives=3).train()
+    again.load_state_dict(cut.state_dict())
+    for batch, value in itertools.islice(zip(batches, values, strict=True), 2, None):
+        assert torch.equal(again(*batch), value)
+    assert torch.equal(again.teacher_memory, whole.teacher_memory)
+
+
+def test_nothing_is_stored_outside_training():
+    contrast = contrast_of([0, 1, 2]).eval()
+    before = {key: value.clone() for key, value in contrast.state_dict().items()}
+    contrast(torch.randn(2, 5), torch.randn(2, 6), torch.arange(2))
+    assert all(torch.equal(value, before[key]) for key, value in contrast.state_dict().items())
