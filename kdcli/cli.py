@@ -80,7 +80,7 @@ def distill(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="timm or Hugging Face name, local folder, random:NAME for an untrained one, or none.",
+            help="timm or Hugging Face name, local folder, run folder, random:NAME for an untrained one, or none.",
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -111,6 +111,14 @@ def distill(
     ] = None,
     data_root: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", rich_help_panel=_MODEL)
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Take these classes alone: names, label numbers (0-4,7) or a part (part:1/2, part:2/2+20%).",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     strict_data: Annotated[
         bool, typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_MODEL)
@@ -269,6 +277,7 @@ def distill(
         "student.pretrained": student_pretrained,
         "data.name": data,
         "data.root": data_root,
+        "data.classes": classes,
         "data.strict": strict_data or None,
         "task": task,
         "relation": relation,
@@ -499,6 +508,10 @@ def evaluate(
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", show_default=False)
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Take these classes of the data alone, as for distill.", show_default=False),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -553,6 +566,7 @@ def evaluate(
             with_teacher=not no_teacher,
             data=data,
             data_root=data_root,
+            classes=classes,
             split=split,
             device=device,
             batch_size=batch_size,

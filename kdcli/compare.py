@@ -35,6 +35,7 @@ NOT_OF_THE_RECIPE = (
 """Keys that do not make another recipe: the seed, what a run is called, where it computes, what is logged and saved."""
 EVALUATED_ON = (
     "data.name",
+    "data.classes",
     "data.subset",
     "data.image_column",
     "data.label_column",

@@ -6,6 +6,7 @@ precedence from low to high; :func:`parse_config` reports every problem at once.
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from pathlib import Path
@@ -64,12 +65,24 @@ class StudentConfig(Section):
     """Rate of stochastic depth, for architectures that have it; by default the architecture's own."""
 
 
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _texts(value: Any) -> Any:
+    """Return a list of texts for one value or several: a label number may stand for a class."""
+    return [_text(item) for item in value] if isinstance(value, (list, tuple)) else [_text(value)]
+
+
 class DataConfig(Section):
     """Where the images come from and how they are split."""
 
     name: Name
     root: Location | None = None
     """Where ``torchvision:`` data sets lie or are downloaded to."""
+    classes: Annotated[tuple[str, ...], BeforeValidator(_texts), Field(min_length=1)] | None = None
+    """Take these classes alone: names, label numbers and ranges (``0-4,7``), or a part of them (``part:1/2``,
+    ``part:2/2+20%``), as text or as a list; see :func:`kdcli.data.classes.choose_classes`."""
     unlabelled: Location | None = None
     """A folder of further training images without labels."""
     train_images: Count | None = None
@@ -537,10 +550,6 @@ class EmbeddingConfig(Section):
     """By default the run's own."""
 
 
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 def _yaml_no(value: Any) -> Any:
     return "no" if value is False else value  # YAML reads a bare `no` as false
 
@@ -585,6 +594,9 @@ class EpisodesConfig(Section):
     """Images of each class that the arms are tested on."""
     split: Literal["test", "validation"] = "test"
     """Where the queries come from; choose hyperparameters on ``validation``."""
+
+
+_MODEL_PREFIXES = re.compile(r"^(random:)?(timm:|hf:)?")
 
 
 def _named(value: Any) -> Any:
@@ -633,9 +645,13 @@ class RunConfig(Section):
         """
 
         def absolute(value: Any, *, is_model: bool = False) -> Any:
-            if value is None or (is_model and "/" not in str(value)) or not Path(value).exists():
+            if value is None or (is_model and "/" not in str(value)):
                 return value
-            return type(value)(Path(value).resolve())
+            text = str(value)
+            path = _MODEL_PREFIXES.sub("", text) if is_model else text
+            if not Path(path).exists():
+                return value
+            return type(value)(text.removesuffix(path) + str(Path(path).resolve()))
 
         teacher, student, data = self.teacher, self.student, self.data
         return self.model_copy(

@@ -154,6 +154,7 @@ def evaluate_models(
     with_teacher: bool,
     data: str | None,
     data_root: Path | None,
+    classes: str | None,
     split: str | None,
     device: str,
     batch_size: int,
@@ -166,6 +167,7 @@ def evaluate_models(
         with_teacher: also measure the teacher of the run ``name``.
         data: a data set's name; by default the run's own. Fractions and seed of the splits are the run's either way.
         data_root: where torchvision's data lie.
+        classes: which of their classes; by default all, or those of the run on its own data.
         split: ``test``, ``validation`` or ``train``; by default the test split where there is one, else validation.
         device: ``auto`` is the first GPU, else the CPU.
         batch_size: images of a batch, also for the throughput.
@@ -184,7 +186,7 @@ def evaluate_models(
             raise UserError(f"{other} is named twice.", "Name every model once.")
     place = resolve_device(device)
     run = _open_run(name)
-    config, seed = _data_config(run, data, data_root)
+    config, seed = _data_config(run, data, data_root, classes)
     images = open_data(config, seed=seed)
     split, source, notes = _choose_split(images, split)
     candidates = [_candidate("model" if run is None else "student", name, run, images.facts)]
@@ -377,7 +379,7 @@ def _is_own(file: Path) -> bool:
 
 
 def _is_run(name: str) -> bool:
-    return (Path(name) / "config.yaml").is_file()
+    return (Path(name) / "config.yaml").is_file() and not (Path(name) / "config.json").is_file()
 
 
 def _open_run(name: str) -> RunFolder | None:
@@ -404,21 +406,34 @@ def _open_run(name: str) -> RunFolder | None:
     return None
 
 
-def _data_config(run: RunFolder | None, data: str | None, root: Path | None) -> tuple[DataConfig, int]:
+def _data_config(
+    run: RunFolder | None, data: str | None, root: Path | None, classes: str | None
+) -> tuple[DataConfig, int]:
     """Return which data to open, and the seed of their splits."""
     if run is None:
         if data is None:
             raise UserError("A model is evaluated on data, and none are named.", "Name them with --data.")
-        return DataConfig(name=data, root=root), 0
-    config = run.read_config()
-    chosen = config.data
-    if data is not None and not _same_data(config, data):
-        # What belongs to the run's own files and to its training alone is left out.
-        own = ("image_column", "label_column", "subset", "unlabelled", "labels_per_class", "train_images")
-        chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
-    if root is not None:
-        chosen = chosen.model_copy(update={"root": root})
-    return chosen, config.seed
+        chosen, seed = DataConfig(name=data, root=root), 0
+    else:
+        config = run.read_config()
+        chosen, seed = config.data, config.seed
+        if data is not None and not _same_data(config, data):
+            # What belongs to the run's own files and to its training alone is left out.
+            own = (
+                "classes",
+                "image_column",
+                "label_column",
+                "subset",
+                "unlabelled",
+                "labels_per_class",
+                "train_images",
+            )
+            chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
+        if root is not None:
+            chosen = chosen.model_copy(update={"root": root})
+    if classes is not None:
+        chosen = chosen.model_copy(update={"classes": (classes,)})
+    return chosen, seed
 
 
 def _same_data(config: RunConfig, data: str) -> bool:

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from kdcli.config import LogitKDOptions, SupervisedOptions, parse_config
+from kdcli.config import LogitKDOptions, SupervisedOptions, TeacherConfig, parse_config
 from kdcli.errors import UserError
 
 MINIMAL = {"teacher": "resnet50", "student": "resnet18", "data": "photos"}
@@ -106,6 +106,24 @@ def test_paths_are_written_out_but_names_are_not(tmp_path, monkeypatch):
     ).with_absolute_paths()
     assert config.teacher.name == str(tmp_path / "models/mine")
     assert config.student.name == "resnet50"
+    untrained = config.model_copy(update={"teacher": TeacherConfig(name="random:timm:models/mine")})
+    assert untrained.with_absolute_paths().teacher.name == f"random:timm:{tmp_path / 'models/mine'}"
     assert (config.data.name, config.data.unlabelled) == (str(tmp_path / "photos"), tmp_path / "photos")
     demo = parse_config({"teacher": "none", "student": "resnet18", "data": "demo:digits"}, source="t")
     assert demo.with_absolute_paths() == demo
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("0-4,7", ("0-4,7",)), (5, ("5",)), ([0, 1, "cat"], ("0", "1", "cat")), (None, None)],
+)
+def test_classes_are_text_a_number_or_a_list(value, expected):
+    config = parse_config({**MINIMAL, "data": {"name": "photos", "classes": value}}, source="t")
+    assert config.data.classes == expected
+    assert parse_config(config.model_dump(mode="json"), source="t") == config
+
+
+@pytest.mark.parametrize("value", [True, [False], 0.5, [], {"a": 1}, [["a"]]])
+def test_classes_of_another_kind_are_refused(value):
+    with pytest.raises(UserError, match=r"data\.classes"):
+        parse_config({**MINIMAL, "data": {"name": "photos", "classes": value}}, source="t")

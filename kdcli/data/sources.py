@@ -170,13 +170,16 @@ def is_in_memory(source: ImageSource) -> bool:
 
 def file_paths(source: ImageSource) -> list[str]:
     """Return the files of a source's images; images that are not files of their own have none."""
+    return [path for path in _paths(source) if path is not None]
+
+
+def _paths(source: ImageSource) -> Sequence[str | None]:
     if isinstance(source, Subset):
-        if not isinstance(source.source, FileSource):
-            return []
-        return [source.source.paths[index] for index in source.indices]
+        paths = _paths(source.source)
+        return [paths[index] for index in source.indices]
     if isinstance(source, Concatenation):
-        return file_paths(source.first) + file_paths(source.second)
-    return list(source.paths) if isinstance(source, FileSource) else []
+        return [*_paths(source.first), *_paths(source.second)]
+    return source.paths if isinstance(source, FileSource) else [None] * len(source)
 
 
 def file_identity(path: str) -> tuple[int, int] | str:

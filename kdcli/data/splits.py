@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from kdcli.config import DataConfig
+from kdcli.data.classes import choose_classes
 from kdcli.data.folders import list_images
 from kdcli.data.sources import (
     Concatenation,
@@ -48,11 +49,14 @@ class ImageData:
 
 
 def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> ImageData:
-    """Cut what is missing, withhold and append as ``config`` says, and check that nothing is in two splits.
+    """Cut what is missing, take classes, withhold and append as ``config`` says; check that nothing is in two splits.
+
+    Splits are cut from all classes before some are taken: which split an image is in does not depend on
+    ``config.classes``, so a teacher of some classes never trained on test images of a student of others.
 
     Raises:
-        UserError: fewer than two classes, too few images to cut, an image file in two splits, fewer labels than
-            ``labels_per_class``, or nothing at ``unlabelled``.
+        UserError: fewer than two classes, no such classes, a split without images of them, too few images to cut, an
+            image file in two splits, fewer labels than ``labels_per_class``, or nothing at ``unlabelled``.
     """
     names, train, validation, test = official.class_names, official.train, official.validation, official.test
     notes = list(official.notes)
@@ -62,13 +66,28 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
             f"{f' ({names[0]})' if names else ''}; classification needs at least 2.",
             "Give every class a folder, or a value in the label column, of its own.",
         )
+    chosen = range(len(names)) if config.classes is None else choose_classes(config.classes, names, data=config.name)
+    if len(chosen) < 2:
+        raise UserError(
+            f"data.classes takes 1 class of {config.name} ({names[chosen[0]]}); classification needs at least 2.",
+            f"Take more of its {len(names)} classes.",
+        )
     if validation is None and test is None:
-        train, test = _cut(train, config.test_fraction, names, seed=TEST_SEED, purpose="test")
-        notes.append(f"Test: {len(test)} images cut from the whole by a fixed seed, stratified by class.")
-    elif test is None:
-        notes.append("Test: none, as the data have a validation split but no test split.")
+        train, test = _cut(train, config.test_fraction, names, chosen, seed=TEST_SEED, purpose="test")
     if validation is None:
-        train, validation = _cut(train, config.validation_fraction, names, seed=seed, purpose="validation")
+        train, validation = _cut(train, config.validation_fraction, names, chosen, seed=seed, purpose="validation")
+    if config.classes is not None:
+        train, validation = (
+            _take(split, chosen, name) for split, name in ((train, "training"), (validation, "validation"))
+        )
+        test = None if test is None else _take(test, chosen, "test")
+        num_all, names = len(names), tuple(names[label] for label in chosen)
+        notes.append(f"Classes: {len(names)} of {num_all} taken: {_listing(names)}.")
+    if test is None:
+        notes.append("Test: none, as the data have a validation split but no test split.")
+    elif official.test is None:
+        notes.append(f"Test: {len(test)} images cut from the whole by a fixed seed, stratified by class.")
+    if official.validation is None:
         notes.append(
             f"Validation: {len(validation)} images cut from the training split by seed {seed}, stratified by class."
         )
@@ -102,34 +121,56 @@ def _count(source: ImageSource, num_classes: int) -> NDArray[np.int64]:
     return np.bincount(labels[labels != UNLABELLED], minlength=num_classes)
 
 
-def _cut(
-    source: ImageSource, fraction: float, class_names: Sequence[str], *, seed: int, purpose: str
-) -> tuple[Subset, Subset]:
-    """Return (the rest, a stratified ``fraction`` of the labelled images); unlabelled images stay in the rest."""
+def _take(source: ImageSource, chosen: Sequence[int], split: str) -> Subset:
+    """Return the images of the ``chosen`` labels, renumbered from 0 in their order, and those without a label."""
     labels = np.asarray(source.labels, dtype=np.int64)
-    labelled = np.flatnonzero(labels != UNLABELLED)
+    kept = np.flatnonzero(np.isin(labels, [*chosen, UNLABELLED]))
+    if not np.any(labels[kept] != UNLABELLED):
+        raise UserError(
+            f"data.classes: no image of the {split} split has one of these classes.", "Take other classes, or more."
+        )
+    renumbered = np.where(labels[kept] == UNLABELLED, UNLABELLED, np.searchsorted(chosen, labels[kept]))
+    return Subset(source, kept, renumbered.tolist())
+
+
+def _cut(
+    source: ImageSource,
+    fraction: float,
+    class_names: Sequence[str],
+    chosen: Sequence[int],
+    *,
+    seed: int,
+    purpose: str,
+) -> tuple[Subset, Subset]:
+    """Return (the rest, a stratified ``fraction`` of the labelled images); unlabelled images stay in the rest.
+
+    A class with a single image can't be cut: it stays in the rest, or is an error where it is ``chosen``.
+    """
+    labels = np.asarray(source.labels, dtype=np.int64)
     counts = _count(source, len(class_names))
-    num_classes = int(np.count_nonzero(counts))
+    lone = np.flatnonzero(counts == 1)
+    labelled = np.flatnonzero((labels != UNLABELLED) & ~np.isin(labels, lone))
+    num_classes = int(np.count_nonzero(counts > 1))
     # At least one image a class on either side, as far as the counts allow.
     size = max(round(fraction * len(labelled)), num_classes)
     hint = f"Add images, or give the data a {purpose} split of their own."
-    if single := [name for name, count in zip(class_names, counts, strict=True) if count == 1]:
+    if single := [class_names[label] for label in np.intersect1d(lone, chosen)]:
         raise UserError(
             f"Too few images to cut a {purpose} split: {_listing(single)} {'has' if len(single) == 1 else 'have'} "
             "only 1 image, and each class needs at least 2.",
             hint,
         )
-    if len(labelled) - size < num_classes:
+    if len(labelled) - size < max(num_classes, 1):
         raise UserError(
             f"Too few images to cut a {purpose} split: {len(labelled)} labelled images of {num_classes} classes, of "
             f"which {size} are to be cut and {len(labelled) - size} would stay.",
             hint,
         )
-    rest, part = train_test_split(labelled, test_size=size, stratify=labels[labelled], random_state=seed)
-    if lost := [class_names[label] for label in np.setdiff1d(labels[labelled], labels[rest])]:
+    _, part = train_test_split(labelled, test_size=size, stratify=labels[labelled], random_state=seed)
+    rest = np.setdiff1d(np.arange(len(labels)), part)
+    if lost := [class_names[label] for label in np.intersect1d(np.setdiff1d(labels[labelled], labels[rest]), chosen)]:
         raise UserError(f"Too few images to cut a {purpose} split: none of {_listing(lost)} would stay.", hint)
-    rest = np.concatenate([rest, np.flatnonzero(labels == UNLABELLED)])
-    return Subset(source, np.sort(rest)), Subset(source, np.sort(part))
+    return Subset(source, rest), Subset(source, np.sort(part))
 
 
 def _draw(source: ImageSource, size: int, *, seed: int) -> Subset:

@@ -77,8 +77,15 @@ def _teacher_origin(
         return Origin(f"random:{place.name}", False, weights_phrase, label_names, image_size)
     if weights_phrase:
         return Origin(place.name, True, weights_phrase, label_names, image_size)
-    resolved = _with_tag(place, module)
-    return Origin(resolved, True, f"pretrained, {place.folder or resolved}", label_names, image_size)
+    return Origin(_with_tag(place, module), True, _own_weights(place, module), label_names, image_size)
+
+
+def _own_weights(place: Place, module: nn.Module) -> str:
+    """Return where the weights came from that go with ``place`` itself."""
+    if place.run is None:
+        return f"pretrained, {place.folder or _with_tag(place, module)}"
+    so_far = "" if (place.run / "result.json").is_file() else " so far; the run is not finished"
+    return f"trained by kdcli: the best student of the run {place.run}{so_far}"
 
 
 def build_student(config: StudentConfig, *, label_names: Sequence[str], seed: int) -> Model:
@@ -105,8 +112,7 @@ def build_student(config: StudentConfig, *, label_names: Sequence[str], seed: in
 
 def _student_origin(place: Place, config: StudentConfig, module: nn.Module, names: tuple[str, ...]) -> Origin:
     if config.pretrained:
-        resolved = _with_tag(place, module)
-        return Origin(resolved, True, f"pretrained, {place.folder or resolved}", names, config.image_size)
+        return Origin(_with_tag(place, module), True, _own_weights(place, module), names, config.image_size)
     return Origin(place.name, False, "untrained", names, config.image_size)
 
 

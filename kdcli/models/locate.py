@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
@@ -26,12 +26,14 @@ class Place:
         name: resolved, with the library: ``timm:resnet50.a1_in1k``, ``hf:org/name``, ``cifar:resnet20``.
         architecture: a name in timm's registry, with or without a tag; None for a folder.
         folder: with ``config.json``, and weights unless only the architecture was asked for; None for the registry.
+        run: the run folder of ``kdcli distill`` whose best student is meant; None for anything else.
     """
 
     library: Library
     name: str
     architecture: str | None = None
     folder: Path | None = None
+    run: Path | None = None
 
 
 def locate(name: ModelName, *, weights: bool) -> Place:
@@ -42,7 +44,8 @@ def locate(name: ModelName, *, weights: bool) -> Place:
         weights: also fetch the weights of a model on the hub.
 
     Raises:
-        UserError: there is no such model, with the nearest names, or the hub can't be reached.
+        UserError: there is no such model, with the nearest names, a run has no student yet, or the hub can't be
+            reached.
     """
     target = name.target
     if target.startswith("cifar:"):
@@ -52,9 +55,28 @@ def locate(name: ModelName, *, weights: bool) -> Place:
     folder = expand_user(target)
     with reading(target):
         is_folder = folder.is_dir()
+        is_model = (folder / "config.json").is_file()
+        is_run = not is_model and (folder / "config.yaml").is_file()
+        has_student = (folder / "student" / "config.json").is_file()
+        is_of_episodes = is_run and (folder / "episodes.jsonl").is_file()
+    if is_of_episodes:
+        raise UserError(
+            f"Model {name.text!r}: the run {folder} is of episodes: it has trained many students and kept none.",
+            "Name a run that was made without --ways and --shots.",
+        )
+    if is_run and not has_student:
+        raise UserError(
+            f"Model {name.text!r}: the run {folder} has no student yet.",
+            f"Wait for its first validation; if it was stopped: kdcli distill --resume {folder}",
+        )
+    if is_run:
+        return replace(_folder(folder / "student", target, name), run=folder)
+    if is_folder and not is_model:
+        raise UserError(
+            f"Model {name.text!r}: {folder} is neither a model (no config.json) nor a run folder (no config.yaml).",
+            "Give a folder that timm or transformers saved, or one that 'kdcli distill' made.",
+        )
     if is_folder:
-        if not (folder / "config.json").exists() and (folder / "student" / "config.json").is_file():
-            folder, target = folder / "student", f"{target.rstrip('/')}/student"
         return _folder(folder, target, name)
     if target.startswith((".", "/", "~")):
         raise UserError(f"Model {name.text!r}: there is no folder {target}.", "Give the folder that has config.json.")
@@ -131,5 +153,5 @@ def _unknown(name: ModelName) -> UserError:
     nearest = did_you_mean(name.target, valid)
     return UserError(
         f"There is no model {name.text!r}. {nearest}".rstrip(),
-        "A name is one of timm.list_models(), a hub id such as org/name, or a local folder.",
+        "A name is one of timm.list_models(), a hub id such as org/name, or a local folder: a model's or a run's.",
     )

@@ -88,7 +88,7 @@ def test_a_run_folder_is_a_teacher(run_cli, cifar_run, photos, tiny):
     assert outcome.exit_code == 0, outcome.stderr
     assert "Both have the same 3 labels." in outcome.stdout
     assert "cifar:wrn_16_1" in outcome.stdout
-    assert f"{cifar_run}/student" in outcome.stdout
+    assert f"the best student of the run {cifar_run}" in outcome.stdout
 
 
 @pytest.mark.parametrize("damage", ["import", "weights"])

@@ -1,0 +1,100 @@
+"""Which of a data set's classes are taken: ``data.classes``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from kdcli.errors import UserError, did_you_mean
+from kdcli.text import short_repr
+
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
+_PART = re.compile(r"part:(\d{1,9})/(\d{1,9})(?:\+(\d{1,3})%)?", re.ASCII)
+_GRAMMAR = "Classes are names, label numbers from 0 on (3), ranges of them (0-4) and parts (part:1/2, part:2/2+20%)."
+_SHOWN = 5
+
+
+def choose_classes(specs: Sequence[str], class_names: Sequence[str], *, data: str) -> tuple[int, ...]:
+    """Return the labels of the classes that ``specs`` names, ascending.
+
+    Each of ``specs`` is a comma list. An entry is, in this order of precedence, the exact name of one class or more
+    (which may itself have commas), a label number or a range of them, both ends included, or a part:
+
+    - ``part:K/N``: the K-th of N runs of consecutive labels; the earlier ones have one class more where the number of
+      classes is no multiple of N.
+    - ``part:K/N+P%``: that run moved back by P per cent of its size, rounded, half up: so many of its last classes are
+      replaced by the last ones of the part before it. It is how far a student's classes overlap with those of a
+      teacher that has ``part:1/2``, as in REFILLED (Ye, Lu, Zhan: CVPR 2020).
+
+    Args:
+        specs: what is taken.
+        class_names: all there are, in label order.
+        data: what messages call the data.
+
+    Raises:
+        UserError: an entry is none of these, or goes beyond the classes there are.
+    """
+    chosen: set[int] = set()
+    unknown = []
+    labels_of: dict[str, list[int]] = {}
+    for label, name in enumerate(class_names):
+        labels_of.setdefault(name, []).append(label)
+    for entry in (entry for spec in specs for entry in _split(spec, class_names)):
+        labels = labels_of.get(entry) or _range(entry, len(class_names)) or _part(entry, len(class_names))
+        if labels is None:
+            unknown.append(entry)
+        else:
+            chosen.update(labels)
+    if unknown:
+        shown = ", ".join(map(short_repr, unknown[:_SHOWN]))
+        rest = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        nearest = next(filter(None, (did_you_mean(entry, class_names) for entry in unknown[:_SHOWN])), "")
+        raise UserError(
+            f"data.classes: {data} has no {shown}{rest}. It has {len(class_names)} classes, numbered 0 to "
+            f"{len(class_names) - 1}. {nearest}".rstrip(),
+            _GRAMMAR,
+        )
+    return tuple(sorted(chosen))
+
+
+def _split(spec: str, class_names: Sequence[str]) -> list[str]:
+    """Split at commas, but for those inside a class name: of several names that fit, the longest is taken."""
+    known = set(class_names)
+    most = 1 + max((name.count(",") for name in class_names), default=0)
+    pieces = spec.split(",")
+    entries = []
+    start = 0
+    while start < len(pieces):
+        for stop in range(min(start + most, len(pieces)), start, -1):
+            text = ",".join(pieces[start:stop])
+            entry = text if text in known else text.strip()
+            if entry in known or stop == start + 1:
+                entries.append(entry)
+                start = stop
+                break
+    return entries
+
+
+def _range(entry: str, num_classes: int) -> range | None:
+    if not (match := _RANGE.fullmatch(entry)):
+        return None
+    first, last = int(match[1]), int(match[2] or match[1])
+    return range(first, last + 1) if first <= last < num_classes else None
+
+
+def _part(entry: str, num_classes: int) -> range | None:
+    if not (match := _PART.fullmatch(entry)):
+        return None
+    number, parts, percent = int(match[1]), int(match[2]), int(match[3] or 0)
+    if not 1 <= number <= parts <= num_classes or percent > 100:
+        raise UserError(
+            f"data.classes: there is no {entry} of {num_classes} classes.",
+            f"In part:K/N+P%, K is from 1 to N, N at most {num_classes} and P at most 100.",
+        )
+    if number == 1 and percent:
+        raise UserError(f"data.classes: {entry} has no part before it to overlap with.", "Give a part from the 2nd on.")
+    size, longer = divmod(num_classes, parts)
+    start = (number - 1) * size + min(number - 1, longer)
+    stop = number * size + min(number, longer)
+    moved = (percent * (stop - start) + 50) // 100
+    return range(start - moved, stop - moved)
