@@ -184,6 +184,15 @@ def distill(
         int | None,
         typer.Option(help="Test images of each class of an episode. [default: 15]", rich_help_panel=_EPISODES),
     ] = None,
+    test: Annotated[
+        bool | None,
+        typer.Option(
+            "--test/--no-test",
+            help="Evaluate the best student on the test split at the end. [default: test]",
+            rich_help_panel=_PLAN,
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="The run folder; a new name under runs/ by default.", rich_help_panel=_TRAIN),
@@ -291,6 +300,7 @@ def distill(
         "episodes.shots": shots,
         "episodes.number": episodes,
         "episodes.queries": queries,
+        "test": test,
         "output": output,
         "train.epochs": epochs,
         "train.batch_size": batch_size,
@@ -347,6 +357,117 @@ def _command() -> str:
     from kdcli.text import redact
 
     return shlex.join(["kdcli", *map(redact, sys.argv[1:])])
+
+
+@app.command()
+def sweep(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE", help="Recipes by name or file, or folders of .yaml files.", show_default=False
+        ),
+    ],
+    seeds: Annotated[
+        str,
+        typer.Option(metavar="N|LIST", help="5 for the seeds 0 to 4, or a list: 3,7,9.", show_default=False),
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key in all recipes. May be repeated."),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2",
+            help="Run each recipe with each of these values. May be repeated: with every choice of all.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the runs go, to DIR/RECIPE[-KEY=VALUE]/seed-S; runs/sweeps/RECIPES by default.",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Also show the differences to this recipe or variant, paired by seed, with 95 % intervals.",
+            show_default=False,
+        ),
+    ] = None,
+    no_test: Annotated[
+        bool, typer.Option("--no-test", help="Leave the test split alone; rank the variants by validation.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Worker processes; one for each of several GPUs by default, else all runs in this process.",
+            show_default=False,
+        ),
+    ] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing, compare what there is.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the runs' own output too.")] = False,
+) -> None:
+    """Run recipes over seeds, one after another, and compare them.
+
+    Finished runs are skipped and interrupted ones go on: after Ctrl-C the same command continues. A run that fails is
+    reported, and the others go on. Writes compare.csv, compare.md and curves.png. With --no-test the best variant of
+    each recipe is found by its mean validation metric.
+
+    Examples:
+
+        kdcli sweep quickstart mine.yaml --seeds 5 --baseline quickstart
+
+        kdcli sweep recipes/ --seeds 3,7,9 --set train.epochs=20 --output runs/sweeps/methods
+
+        kdcli sweep mine.yaml --seeds 3 --vary optim.lr=0.001,0.003 --vary train.batch_size=32,64 --no-test
+
+        kdcli sweep mine.yaml --seeds 3 --vary optim.lr=0.001,0.003 --report-only
+    """
+    from kdcli.variants import find_recipes, make_variants, parse_seeds, parse_vary, safe_name
+
+    files = find_recipes(recipes)
+    numbers = parse_seeds(seeds)
+    variants = make_variants(
+        files, overrides=set_ or [], vary=parse_vary(vary or []), no_test=no_test, num_seeds=len(numbers)
+    )
+    is_folder = len(recipes) == 1 and Path(recipes[0]).is_dir()
+    name = Path(recipes[0]).resolve().name if is_folder else "+".join(files)
+    from kdcli.console import show_lines, show_table
+    from kdcli.sweep import RANKING_RULE, Sweep, compare_sweep, rank_variants, run_sweep
+
+    swept = Sweep(output or Path("runs") / "sweeps" / safe_name(name), variants, numbers)
+    reference = None if baseline is None else swept.find_variant(baseline)
+    failed: dict[str, UserError] = {}
+    if not report_only:
+        code, failed = run_sweep(swept, jobs=jobs, command=_command(), verbose=verbose)
+        if code:
+            show_lines([f"Stopped; all is saved. Go on with the same command: {_command()}"])
+            raise typer.Exit(code)
+    if len(failed) < len(swept.runs):
+        from kdcli.compare import notes, table, write_comparison
+
+        comparison, remarks = compare_sweep(swept, baseline=reference)
+        written = write_comparison(comparison, swept.folder)
+        show_lines(f"Warning: {warning}" for warning in comparison.warnings)
+        _show_wide_table("Comparison", *table(comparison))
+        show_lines([*notes(comparison), *remarks])
+        if swept.is_untested:
+            columns, rows, best = rank_variants(swept, comparison)
+            show_table("Ranking without test data", columns, rows)
+            show_lines([RANKING_RULE, *best])
+        show_lines(f"Wrote {file}" for file in written)
+    if failed:
+        told = "\n".join(f"  - {label}: {error.message} {error.hint}" for label, error in failed.items())
+        raise UserError(
+            f"{len(failed)} of {len(swept.runs)} runs failed:\n{told}",
+            "Mend what they name; the same command then runs what is missing.",
+        )
 
 
 @app.command()
@@ -421,7 +542,8 @@ def analyze_projector(
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Run folders of kdcli distill.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders of kdcli distill, or of kdcli sweep.", show_default=False),
     ],
     baseline: Annotated[
         str | None,
@@ -450,12 +572,12 @@ def compare(
 
         kdcli compare runs/* --output comparison/
 
-        kdcli compare runs/* --json
+        kdcli compare runs/sweeps/mine --json
     """
-    from kdcli.compare import compare_runs, notes, read_runs, table, to_json, write_comparison
+    from kdcli.compare import compare_runs, find_runs, notes, read_runs, table, to_json, write_comparison
     from kdcli.console import show_lines
 
-    comparison = compare_runs(read_runs(runs), baseline=baseline)
+    comparison = compare_runs(read_runs(find_runs(runs)), baseline=baseline)
     files = [] if output is None else write_comparison(comparison, output)
     if json_:
         typer.echo(json.dumps(to_json(comparison), indent=2))

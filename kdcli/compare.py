@@ -7,24 +7,27 @@ import io
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdcli.config import RunConfig
-from kdcli.errors import UserError, did_you_mean
+from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.report import plot_learning_curves
 from kdcli.run_folder import RunFolder
+from kdcli.text import check_argument
 
 NOT_OF_THE_RECIPE = (
     "seed",
     "output",
     "description",
     "baseline",
+    "test",
     "data.workers",
     "train.device",
     "train.num_processes",
@@ -32,7 +35,7 @@ NOT_OF_THE_RECIPE = (
     "train.keep_checkpoints",
     "train.track",
 )
-"""Keys that do not make another recipe: the seed, what a run is called, where it computes, what is logged and saved."""
+"""Keys that do not make another recipe: the seed, what a run is called, where it computes, what is tested, logged and saved."""
 EVALUATED_ON = (
     "data.name",
     "data.classes",
@@ -66,6 +69,7 @@ class Run:
             ``best epoch``, ``steps`` and ``seconds``, where recorded.
         curves: ``validation NAME`` and ``training loss``, each from step to value.
         finished: whether training and test are done.
+        recipe: of a run of a sweep, in ``RECIPE/seed-S``: its name without the seed.
     """
 
     path: Path
@@ -75,6 +79,7 @@ class Run:
     metrics: Mapping[str, float]
     curves: Mapping[str, Mapping[int, float]]
     finished: bool
+    recipe: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,14 +103,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one recipe, each with another seed; named after the first."""
+    """Runs of one recipe, each with another seed; named after the recipe in a sweep, else after the first."""
 
     runs: tuple[Run, ...]
 
     @property
     def name(self) -> str:
-        """The name of the first run."""
-        return self.runs[0].name
+        """The name of the recipe in a sweep, else of the first run."""
+        return self.runs[0].recipe or self.runs[0].name
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -154,6 +159,11 @@ class Comparison:
         names = dict.fromkeys(name for run in self.runs for name in run.metrics)
         return sorted(names, key=lambda name: _ORDER.index(name.split()[0]))
 
+    @property
+    def monitored(self) -> str | None:
+        """The validation metric that the best student is chosen by: the first that the task records; higher is better."""
+        return next((metric for metric in self.metrics if metric.startswith("validation ")), None)
+
     def difference(self, group: Group, metric: str) -> Difference | None:
         """Return ``group`` minus the baseline, paired by seed over finished runs; None where there is no pair."""
         if self.baseline is None or group is self.baseline or not (group.finished and self.baseline.finished):
@@ -171,19 +181,50 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     for path, count in Counter(whole).items():
         if count > 1:
             raise UserError(f"The run {path} is given {count} times.", "Give each run once.")
-    root = os.path.commonpath([path.parent for path in whole])
-    names = [path.relative_to(root).as_posix() for path in whole]
-    return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    recipes = [_split_seed(path)[0] for path in whole]
+    root = os.path.commonpath([(recipe or path).parent for path, recipe in zip(whole, recipes, strict=True)])
+    return [
+        _read_run(
+            given,
+            path.relative_to(root).as_posix(),
+            None if recipe is None else recipe.relative_to(root).as_posix(),
+        )
+        for given, path, recipe in zip(paths, whole, recipes, strict=True)
+    ]
 
 
-def _read_run(path: Path, name: str) -> Run:
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Return ``paths`` with all its runs in the place of the folder of a sweep."""
+    for path in paths:
+        check_argument("A run folder", path)
+    return [run for path in paths for run in _runs_of_sweep(path) or [path]]
+
+
+def _runs_of_sweep(folder: Path) -> list[Path]:
+    """Return the runs ``RECIPE/seed-S`` below ``folder`` and their baselines, by recipe and by seed."""
+    with reading(folder):
+        if (folder / "config.yaml").is_file():  # it is a run
+            return []
+        found = [file.parent for pattern in ("", "baseline/") for file in folder.glob(f"*/seed-*/{pattern}config.yaml")]
+    seeded = [(recipe, int(seed), path) for path in found for recipe, seed in [_split_seed(path)] if recipe is not None]
+    return [path for _, _, path in sorted(seeded)]
+
+
+def _split_seed(path: Path) -> tuple[Path | None, str]:
+    """Split ``RECIPE/seed-S`` into recipe and seed, ``RECIPE/seed-S/baseline`` into ``RECIPE/baseline`` and seed."""
+    seeded, rest = (path.parent, path.name) if path.name == "baseline" else (path, "")
+    match = re.fullmatch(r"seed-(\d{1,10})", seeded.name, re.ASCII)
+    return (None, "") if match is None else (seeded.parent / rest, match[1])
+
+
+def _read_run(path: Path, name: str, recipe: str | None) -> Run:
     folder = RunFolder.started(path)
     config = folder.read_config()
     settings = flatten_settings(config) | {"relation": folder.read_plan()["relation"]}
     if config.episodes is not None:  # one recipe, whatever the number of episodes so far
         means = folder.read_episodes_result()
         found = {} if means is None else {f"episodes {arm}": value["mean"] for arm, value in means["accuracy"].items()}
-        return Run(path, name, config.seed, settings, found, {"training loss": {}}, finished=means is not None)
+        return Run(path, name, config.seed, settings, found, {"training loss": {}}, means is not None, recipe)
     training, validation, test = (folder.read_metrics(event) for event in ("train", "validation", "test"))
     metrics: dict[str, float] = {}
     best = [line for line in validation if line["best"]][-1:]
@@ -203,7 +244,7 @@ def _read_run(path: Path, name: str) -> Run:
     if result is not None:
         metrics["seconds"] = result["seconds"]
         metrics |= {f"embedding {key}": value for key, value in _metrics(result["embedding"])}
-    return Run(path, name, config.seed, settings, metrics, curves, finished=result is not None)
+    return Run(path, name, config.seed, settings, metrics, curves, result is not None, recipe)
 
 
 def _metrics(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -250,7 +291,9 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
     if len(tasks) > 1:
         told = ", ".join(f"{name} is {task}" for task, name in tasks.items())
         raise UserError(f"Runs of different tasks can't be compared: {told}.", "Compare the runs of one task.")
-    groups, warnings = _group(runs)
+    kinds: dict[str | None, Mapping[str, Any]] = {}
+    mixed = {run.recipe for run in runs if kinds.setdefault(run.recipe, run.settings) != run.settings}
+    groups, warnings = _group([replace(run, recipe=None) if run.recipe in mixed else run for run in runs])
     settings = _differing_settings(groups)
     if elsewhere := [key for key in EVALUATED_ON if key in settings]:
         warnings.append(
@@ -279,7 +322,7 @@ def _group(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     members: list[list[Run]] = []
     warnings = []
     for run in runs:
-        alike = [group for group in members if group[0].settings == run.settings]
+        alike = [group for group in members if (group[0].recipe, group[0].settings) == (run.recipe, run.settings)]
         free = [group for group in alike if run.seed not in {other.seed for other in group}]
         if free:
             free[0].append(run)
@@ -292,16 +335,17 @@ def _group(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
 
 def _find_group(groups: Sequence[Group], baseline: str) -> Group:
-    for group in groups:
+    for group in sorted(groups, key=lambda group: group.name != baseline):  # a group of that name before a run
         for run in group.runs:
-            if baseline == run.name or Path(baseline).resolve() == run.path.resolve():
+            path = run.path.resolve()
+            if baseline in (group.name, run.name) or Path(baseline).resolve() in (path, _split_seed(path)[0]):
                 if len(groups) > 1:
                     return group
                 raise UserError(
                     f"All runs are of the baseline's recipe, {group.name}: there is nothing to set against it.",
                     "Give runs of another recipe, or drop --baseline.",
                 )
-    names = [run.name for group in groups for run in group.runs]
+    names = list(dict.fromkeys(run.recipe or run.name for group in groups for run in group.runs))
     raise UserError(
         f"The baseline {baseline} is not among the runs. {did_you_mean(baseline, names)}".rstrip(),
         f"Give it as a run too; these are compared: {', '.join(names)}.",
@@ -442,11 +486,10 @@ def write_comparison(comparison: Comparison, output: Path) -> list[Path]:
     folder = RunFolder(output)
     folder.write_text("compare.csv", to_csv(comparison))
     folder.write_text("compare.md", to_markdown(comparison, picture="curves.png"))
-    evaluated = [metric for metric in comparison.metrics if metric.startswith("validation ")]
+    labels = ["training loss"] if comparison.monitored is None else [comparison.monitored, "training loss"]
     panels = {
-        # The first that the task records is the one that the best student is chosen by.
         label: {_legend(group): [run.curves.get(label, {}) for run in group.runs] for group in comparison.groups}
-        for label in (*evaluated[:1], "training loss")
+        for label in labels
     }
     plot_learning_curves(output / "curves.png", panels, title="Learning curves", logarithmic=["training loss"])
     return [output / name for name in ("compare.csv", "compare.md", "curves.png")]

@@ -635,6 +635,8 @@ class RunConfig(Section):
     """Also train the same student alone, for the same budget, and report both."""
     episodes: EpisodesConfig | None = None
     """Middle-shot learning, as in REFILLED: a student for each of many small tasks, instead of one for all the data."""
+    test: bool = True
+    """Evaluate the best student on the test split, once, at the end; without it, validation is all there is."""
     description: str = ""
     """What a recipe is for, in one line."""
 
@@ -677,6 +679,7 @@ class RunConfig(Section):
                 "optim": stage.optim or self.optim,
                 "embedding": None,
                 "baseline": False,
+                "test": False,
             }
         )
 

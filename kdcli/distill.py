@@ -110,6 +110,8 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
     run = RunFolder.started(path)
     stored = run.read_config()
     check_same_run(stored, config, path / "config.yaml")
+    if not config.test and run.read_metrics("test"):
+        raise UserError(f"The run {path} has been tested already.", "Drop --no-test.")
     _check_baseline(config)
     num_processes = processes_to_start(config.train)
     if num_processes > 1 and not dry_run:
@@ -293,8 +295,18 @@ def _where(run: RunFolder, config: RunConfig) -> str:
     )
 
 
+def is_finished(path: Path, config: RunConfig) -> bool:
+    """Whether nothing is left to do for ``config`` in the run folder ``path``, which need not exist."""
+    alone = RunFolder(path / "baseline")
+    return _is_done(RunFolder(path), config) and (not config.baseline or _is_done(alone, config.alone()))
+
+
 def _is_done(run: RunFolder, config: RunConfig) -> bool:
-    return run.read_result() is not None and run.read_config().train.epochs == config.train.epochs
+    """Whether the run has been trained for ``config``'s epochs, and tested if it wants that."""
+    if run.read_result() is None:
+        return False
+    stored = run.read_config()
+    return stored.train.epochs == config.train.epochs and (stored.test or not config.test)
 
 
 def _result_of(run: RunFolder) -> Result:

@@ -275,6 +275,9 @@ def _check_options(config: RunConfig) -> None:
         "--baseline: the student fine-tuned alone is always an arm": config.baseline,
         "data.labels_per_class: --shots says how many labels there are": config.data.labels_per_class is not None,
         "data.unlabelled: an episode has labelled images alone": config.data.unlabelled is not None,
+        "--no-test: the queries are test images unless episodes.split=validation": not config.test
+        and config.episodes is not None
+        and config.episodes.split == "test",
         "--num-processes: an episode is trained by one process": processes > 1,
         "--track: there are hundreds of short trainings": bool(config.train.track),
         "train.compile: every student would be compiled anew": config.train.compile,
@@ -461,6 +464,13 @@ def resume_episodes(config: RunConfig, path: Path, *, output: Output, dry_run: b
             result = _go_through(setting, run, lines, output)
         _show_result(result, run, output)
     return stop.code
+
+
+def has_all_episodes(path: Path, config: RunConfig) -> bool:
+    """Whether nothing is left to do for ``config`` in the run folder ``path``, which need not exist."""
+    assert config.episodes is not None
+    result = RunFolder(path).read_episodes_result()
+    return result is not None and result["episodes"] == config.episodes.number
 
 
 def _read_lines(run: RunFolder) -> list[_Line]:

@@ -62,12 +62,13 @@ def processes_to_start(train: TrainConfig) -> int:
         )
     if gpus and wanted > gpus:
         raise UserError(f"--num-processes {wanted}, and there are {gpus} GPUs.", "Use fewer, or --device cpu.")
-    if not gpus and wanted > (most := max(_num_cores(), 2)):
-        raise UserError(f"--num-processes {wanted}, and there are {_num_cores()} CPU cores.", f"Use at most {most}.")
+    if not gpus and wanted > (most := max(num_cores(), 2)):
+        raise UserError(f"--num-processes {wanted}, and there are {num_cores()} CPU cores.", f"Use at most {most}.")
     return wanted
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -85,9 +86,8 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its reports would be a second message
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns where no parameter is unused
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // num_processes, 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(num_cores() // num_processes, 1)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

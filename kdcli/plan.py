@@ -628,13 +628,14 @@ def _describe_models(
     budget = ""
     if config.embedding is not None:
         budget = f" A baseline trains for {_epochs(config.alone().train.epochs)}: as many steps as both stages."
+    tested = "used once, at the end." if config.test else "left alone (test: false)."
     decisions.append(
         Decision(
             "training",
             f"{_epochs(train.epochs)}, batch {train.batch_size}"
             + (f" x {train.accumulation}" if train.accumulation > 1 else "")
             + f", {config.optim.optimizer}, learning rate {config.optim.lr:g}",
-            "The best student by validation is kept; the test split is used once, at the end." + budget
+            f"The best student by validation is kept; the test split is {tested}" + budget
             if config.episodes is None
             else "Of each student; its last weights answer the queries.",
         )

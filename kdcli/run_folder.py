@@ -245,12 +245,12 @@ class RunFolder:
         except Exception as error:
             raise UserError(f"{file} is damaged: {error}.", "The run has to be repeated.") from None
 
-    def write_config(self, config: RunConfig) -> None:
-        """Write ``config.yaml``, without the output folder and with whole paths, so that it can be run again as it is."""
+    def write_config(self, config: RunConfig, name: str = "config.yaml") -> None:
+        """Write ``config``, without the output folder and with whole paths, so that it can be run again as it is."""
         whole = config.with_absolute_paths()
         values = whole.model_dump(mode="json", exclude_none=True, exclude={"output"})
         _keep_nulls(values, whole.model_dump(mode="json", exclude_defaults=True, exclude={"output"}))
-        self.write_text("config.yaml", yaml.safe_dump(redact_all(values), sort_keys=False, allow_unicode=True))
+        self.write_text(name, yaml.safe_dump(redact_all(values), sort_keys=False, allow_unicode=True))
 
     def write_plan(self, plan: Plan, *, command: str) -> None:
         """Write ``plan.json``, with the command line and the versions of what computes."""

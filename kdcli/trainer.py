@@ -54,7 +54,7 @@ class Result:
 
     Attributes:
         validation: metrics of the best student on the validation split, with its ``epoch``.
-        test: its metrics on the test split; empty when there is none.
+        test: its metrics on the test split; empty when there is none, or when it is left alone.
         steps: batches.
         seconds: of training, validations included, over all of a resumed run's parts.
         skipped: distinct files that could not be read.
@@ -349,7 +349,7 @@ class Trainer:
 
     def _test(self) -> dict[str, float]:
         source = self.job.data.test
-        if source is None:
+        if source is None or not self.job.config.test:
             return {}
         student = copy.deepcopy(self.distiller.student)
         self._load_student(student, self.run.student)
@@ -623,6 +623,7 @@ _MAY_CHANGE = {
     "data.workers",
     "episodes.number",
     "teacher.weights",
+    "test",
     "train.checkpoint_every",
     "train.compile",
     "train.device",

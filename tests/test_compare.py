@@ -101,6 +101,22 @@ def test_seeds_of_a_recipe_are_one_group_named_after_the_first():
     assert "a: runs/a, runs/b, runs/c" in notes(comparison)
 
 
+def test_runs_of_a_sweep_are_groups_by_the_recipes_names():
+    """Also where two recipes are alike; one name for two recipes is none."""
+    runs = [
+        replace(make_run(f"{recipe}/seed-{seed}", seed=seed, **{"optim.lr": lr}), recipe=recipe)
+        for recipe, lr in (("kd", 0.1), ("again", 0.1), ("other", 0.2))
+        for seed in (0, 1)
+    ]
+    comparison = compare_runs(runs, baseline="again")
+    assert [group.name for group in comparison.groups] == ["kd", "again", "other"]
+    assert comparison.baseline is comparison.groups[1]
+    assert comparison.warnings == ()
+    assert comparison.monitored == "validation accuracy"
+    mixed = compare_runs([replace(run, recipe="kd") for run in (runs[0], runs[5])])
+    assert [group.name for group in mixed.groups] == ["kd/seed-0", "other/seed-1"]
+
+
 def test_a_repeated_seed_opens_another_group():
     runs = [make_run(f"{name}-{seed}", seed=seed) for name in ("old", "new") for seed in (0, 1)]
     comparison = compare_runs(runs)

@@ -10,7 +10,7 @@ LAYERS = [
     {"text"},
     {"config"},
     {"relation", "recipes"},
-    {"plan"},
+    {"plan", "variants"},
     {"run_folder", "data", "console", "launch", "control", "gather"},
     {"models"},
     {"losses", "normalize", "stiefel", "tasks", "analysis", "checkpoint", "devices", "progress"},
@@ -21,6 +21,7 @@ LAYERS = [
     {"trainer", "export"},
     {"analyze", "distill", "compare", "evaluate"},
     {"episodes"},
+    {"sweep"},
     {"cli"},
     {"__main__"},
 ]

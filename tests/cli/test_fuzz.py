@@ -479,6 +479,8 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         arguments.insert(draw(st.integers(0, len(arguments))), draw(places | st.sampled_from(WORDS) | texts))
     if command == ("distill",):
         arguments += STARTING if draw(starts) else ["--dry-run"]
+    if command == ("sweep",):
+        arguments += ["--report-only"]
     return arguments
 
 

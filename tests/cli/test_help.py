@@ -28,6 +28,7 @@ COMMANDS = [
     ("evaluate",),
     ("analyze-projector",),
     ("compare",),
+    ("sweep",),
     ("recipes", "list"),
     ("recipes", "show"),
     ("recipes", "copy"),

@@ -51,6 +51,11 @@ SUBSTITUTES = {
     ("--resume", "runs/photos"): "runs/photos",
     ("--output", "runs/photos"): "runs/photos",
     ("--num-processes", "2"): "1",
+    ("--seeds", "5"): "1",
+    ("--seeds", "3"): "1",
+    ("--vary", "projector=inverted,linear"): "projector=inverted,linear",
+    ("--vary", "optim.lr=0.001,0.003"): "optim.lr=0.001,0.003",
+    ("--resume", "runs/sweeps/mine/mine-optim.lr=0.003/seed-0"): "runs/sweeps/mine/mine-optim.lr=0.003/seed-0",
     ("--log-format", "json"): "json",
     ("--set", "train.epochs=5"): "train.epochs=1",
     ("--set", "data.labels_per_class=20"): "data.labels_per_class=2",
@@ -62,13 +67,14 @@ SUBSTITUTES = {
     ("--split", "test"): "test",
 }
 """An option and its value -> the value it is run with. What is not here fails the test."""
-FLAGS = {"--dry-run", "--baseline", "--json"}
+FLAGS = {"--dry-run", "--baseline", "--json", "--test", "--no-test"}
 SHORT = {
     "--data": "--batch-size 16 --set train.epochs=1 --set student.image_size=32 --set data.workers=0 --device cpu",
     # Most of the digits are kept for validation, which takes no time.
     "--recipe": "--set train.epochs=1 --set data.validation_fraction=0.85 --set data.labels_per_class=2 --device cpu",
 }
 """Added to a distillation that has the option, so that it takes seconds."""
+SHORT_SWEEP = SHORT["--recipe"].replace("--device cpu", "--set train.device=cpu --set baseline=false")
 
 
 def blocks(language: str) -> list[str]:
@@ -99,6 +105,8 @@ def substituted(command: str) -> list[str]:
     if "--teacher-weights" in words:  # a checkpoint goes with an architecture, not with a folder
         arguments[arguments.index("--teacher") + 1] = "test_resnet"
     added = [text for option, text in SHORT.items() if option in words and words[0] == "distill"]
+    if words[0] == "sweep":
+        added.append(SHORT_SWEEP)
     return arguments + shlex.split(" ".join(added))
 
 
