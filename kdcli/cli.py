@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -28,6 +29,8 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="List, show and copy the recipes that come with kdcli.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+models_app = typer.Typer(help="Look into models by name.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
 
 
 def main() -> None:
@@ -152,7 +155,8 @@ def distill(
         list[str] | None,
         typer.Option(
             metavar="STUDENT:TEACHER",
-            help="Features to bring together: pooled, embedding or any layer's name. May be repeated.",
+            help="Features to bring together: pooled, embedding, any layer's name, or its number in 'kdcli models layers'. May "
+            "be repeated.",
             rich_help_panel=_PLAN,
         ),
     ] = None,
@@ -749,3 +753,58 @@ def recipes_copy(
     from kdcli.recipes import copy_recipe
 
     show_lines([f"Wrote {copy_recipe(name, destination)}"])
+
+
+@models_app.command("layers")
+def models_layers(
+    name: Annotated[
+        str,
+        typer.Argument(help="timm or Hugging Face name, local folder, or run folder.", show_default=False),
+    ],
+    every: Annotated[bool, typer.Option("--all", help="Every layer that can be tapped, without numbers.")] = False,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=4096, help="Side of the input in pixels; the model's own by default.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """List the layers whose features can be distilled, in the order in which they run.
+
+    Stages and blocks have numbers, which --feature-layers takes in place of names: 2:4, -1:layer3. No weights are
+    loaded.
+
+    Examples:
+
+        kdcli models layers resnet50
+
+        kdcli models layers runs/quickstart --all
+
+        kdcli models layers vit_tiny_patch16_224 --image-size 384 --json
+    """
+    from kdcli.text import check_argument
+
+    check_argument("NAME", name)
+    from kdcli.config import TeacherConfig
+    from kdcli.console import show_lines, show_table
+    from kdcli.models import load_teacher
+    from kdcli.models.layers import list_layers
+
+    untrained = name if name.startswith("random:") else f"random:{name}"
+    model = load_teacher(TeacherConfig(name=untrained, image_size=image_size), seed=0)
+    layers = list_layers(model, every=every)
+    size, dims = model.facts.preprocessing.image_size, model.facts.feature_dims
+    if as_json:
+        listed = [
+            {"index": None if every else index, **dataclasses.asdict(layer)} for index, layer in enumerate(layers)
+        ]
+        typer.echo(json.dumps({"model": name, "image_size": size, "always": dims, "layers": listed}, indent=2))
+        return
+    rows = [
+        [layer.name, "-" if every else str(index), layer.kind, str(layer.width), "x".join(map(str, layer.grid)) or "-"]
+        for index, layer in enumerate(layers)
+    ]
+    show_table(f"{name} at {size[0]}x{size[1]} pixels", ["name", "number", "kind", "width", "grid"], rows)
+    always = ", ".join(f"{tap} ({width} wide)" for tap, width in dims.items())
+    show_lines([f"Always there too: {always}.", "Take them with --feature-layers STUDENT:TEACHER."])

@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import MAX_IMAGE_SIZE
@@ -111,6 +111,8 @@ class AugmentConfig(Section):
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.35, 1.0)
     """Area kept by the random resized crop; ``[1, 1]`` crops nothing."""
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    pad: Annotated[int, Field(ge=0, le=512)] = 0
+    """Pixels of black around the resized image before a crop of its own size is taken at random."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     policy: Literal["none", "trivial", "rand"] = "none"
@@ -131,15 +133,23 @@ def _pair(value: Any) -> Any:
     return value
 
 
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Tap = Annotated[str, BeforeValidator(_text)]
+
+
 class FeaturePair(Section):
     """Two features that are brought together, also written ``STUDENT:TEACHER``.
 
     Each is ``pooled`` (the last features, averaged over positions), ``embedding`` (the classifier's input) or the name
-    of any layer, such as ``blocks.4``, averaged likewise. Methods that read maps read them before they are averaged.
+    of any layer, such as ``blocks.4``, averaged likewise, or its number in ``kdcli models layers NAME``; -1 is the last.
+    Methods that read maps read them before they are averaged.
     """
 
-    student: str = "pooled"
-    teacher: str = "pooled"
+    student: Tap = "pooled"
+    teacher: Tap = "pooled"
 
 
 class MethodSection(Section):
@@ -530,12 +540,24 @@ class OptimConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     momentum: Fraction = 0.9
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
-    """``step`` divides the rate by 10 after each third of all steps."""
+    """``step`` multiplies the rate by ``decay_rate`` at each milestone."""
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    """Of ``step``, in shares of all steps; by default after each third."""
+    decay_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of ``step``."""
     warmup: Fraction = 0.05
     """Share of all steps."""
     min_lr_ratio: Fraction = 0.01
     clip_grad: Positive | None = 1.0
     """Largest norm of the whole gradient."""
+
+    @model_validator(mode="after")
+    def _check_milestones(self) -> OptimConfig:
+        if self.milestones is not None and self.schedule != "step":
+            raise ValueError("milestones are for schedule: step")
+        if list(self.milestones or ()) != sorted(set(self.milestones or ())):
+            raise ValueError("milestones go up")
+        return self
 
 
 class EmbeddingConfig(Section):

@@ -241,7 +241,7 @@ def prepare_episodes(config: RunConfig) -> Setting:
     teacher = load_teacher(config.teacher, seed=config.seed)
     head = [f"class {number + 1} of {episodes.ways}" for number in range(episodes.ways)]
     student = build_student(config.student, label_names=head, seed=config.seed)
-    open_taps(config, teacher, student)
+    config = open_taps(config, teacher, student)
     plan = make_plan(config, teacher=teacher.facts, student=student.facts, data=data.facts)
     resolved = plan.resolve(config)
     alone = resolved.alone()

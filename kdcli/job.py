@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdcli.config import METHODS, LayerOptions, MethodOptions, RunConfig
+from kdcli.config import METHODS, FeaturePair, LayerOptions, MethodOptions, RunConfig
 from kdcli.data import Batch, EvalLoader, ImageData, ImageSource, Mix, TrainLoader, open_data
 from kdcli.data.sources import Subset
 from kdcli.distiller import Distiller
@@ -18,6 +19,7 @@ from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
 from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.base import Model
+from kdcli.models.layers import resolve_indices
 from kdcli.plan import Decision, Plan, describe_costs, make_plan
 from kdcli.run_folder import RunFolder
 from kdcli.tasks import Task, build_task
@@ -171,7 +173,7 @@ def _make_job(
 ) -> Job:
     if student is None:
         student = build_student(config.student, label_names=data.facts.class_names, seed=config.seed)
-    open_taps(config, teacher, student)
+    config = open_taps(config, teacher, student)
     plan = make_plan(config, teacher=None if teacher is None else teacher.facts, student=student.facts, data=data.facts)
     job = assemble_job(config, plan, data=data, teacher=teacher, student=student)
     if (decision := _describe_epoch(config, plan, data)) is not None:
@@ -218,8 +220,41 @@ def job_costs(job: Job, *, mixed_precision: str) -> list[Decision]:
     )
 
 
-def open_taps(config: RunConfig, teacher: Model | None, student: Model) -> None:
-    """Open every layer that the config names as features, and the ends of the stages where a method takes them."""
+def _with_layer_names(config: RunConfig, teacher: Model | None, student: Model) -> RunConfig:
+    """Put the layers' names in place of their numbers, so that the plan and the run folder have nothing but names."""
+
+    def named(pairs: tuple[FeaturePair, ...]) -> tuple[FeaturePair, ...]:
+        for side, model in (("teacher", teacher), ("student", student)):
+            if model is not None:
+                names = resolve_indices(model, [getattr(pair, side) for pair in pairs])
+                pairs = tuple(pair.model_copy(update={side: names[getattr(pair, side)]}) for pair in pairs)
+        return pairs
+
+    def with_names(methods: tuple[MethodOptions, ...]) -> tuple[MethodOptions, ...]:
+        return tuple(
+            options.model_copy(update={"layers": named(options.layers)})
+            if isinstance(options, LayerOptions) and options.layers
+            else options
+            for options in methods
+        )
+
+    changes: dict[str, Any] = {}
+    if config.feature_layers:
+        changes["feature_layers"] = named(config.feature_layers)
+    if config.methods is not None:
+        changes["methods"] = with_names(config.methods)
+    if config.embedding is not None:
+        changes["embedding"] = config.embedding.model_copy(update={"methods": with_names(config.embedding.methods)})
+    return config.model_copy(update=changes)
+
+
+def open_taps(config: RunConfig, teacher: Model | None, student: Model) -> RunConfig:
+    """Open every layer that the config names as features, and the ends of the stages where a method takes them.
+
+    Returns:
+        The config with names for the layers' numbers.
+    """
+    config = _with_layer_names(config, teacher, student)
     methods = (*(config.methods or ()), *(config.embedding.methods if config.embedding else ()))
     asked = METHODS.get(config.method or "none")
     by_stage = any(
@@ -233,6 +268,7 @@ def open_taps(config: RunConfig, teacher: Model | None, student: Model) -> None:
             model.open_taps(sorted({getattr(pair, side) for pair in pairs}))
             if by_stage:
                 model.open_stages()
+    return config
 
 
 def _describe_epoch(config: RunConfig, plan: Plan, data: ImageData) -> Decision | None:

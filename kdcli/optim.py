@@ -45,10 +45,14 @@ def make_optimizer(distiller: Distiller, config: RunConfig) -> Optimizer:
 def make_schedule(optimizer: Optimizer, config: RunConfig, updates: int) -> Any:
     """Return timm's schedule over ``updates`` optimiser steps, warm-up included."""
     optim = config.optim
+    # timm's multi-step schedule decays one step before a milestone.
+    milestones = [round(share * updates) + 1 for share in optim.milestones or ()]
     choices: dict[str, tuple[str, dict[str, Any]]] = {
         "cosine": ("cosine", {}),
         "linear": ("poly", {"decay_rate": 1.0}),
-        "step": ("step", {"decay_rate": 0.1, "decay_epochs": math.ceil(updates / 3)}),
+        "step": ("multistep", {"decay_rate": optim.decay_rate, "decay_milestones": milestones})
+        if milestones
+        else ("step", {"decay_rate": optim.decay_rate, "decay_epochs": math.ceil(updates / 3)}),
         "constant": ("step", {"decay_rate": 1.0}),
     }
     name, extra = choices[optim.schedule]

@@ -7,6 +7,7 @@ from kdcli import losses
 from kdcli.config import StudentConfig, TeacherConfig, parse_config
 from kdcli.data import Batch, prepare
 from kdcli.distiller import Distiller
+from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED
 from kdcli.methods import build_method
 from kdcli.methods.base import Context
@@ -148,6 +149,35 @@ def test_every_optimiser_keeps_the_projector_orthogonal(student, teacher, batch,
     gram = after @ after.T if after.shape[0] <= after.shape[1] else after.T @ after
     assert (gram - torch.eye(len(gram))).abs().max() <= 1e-5
     assert not torch.equal(before, after)
+
+
+def test_milestones():
+    """As in training scripts that divide by 5 after epochs 100, 140 and 180 of 200; here with two steps an epoch."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optim = {"lr": 1.0, "schedule": "step", "warmup": 0, "milestones": [0.5, 0.7, 0.9], "decay_rate": 0.2}
+    config = parse_config({"teacher": "t", "student": "s", "data": "d", "optim": optim}, source="t")
+    made = make_schedule(optimizer, config, 400)
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    by_torch = torch.optim.lr_scheduler.MultiStepLR(reference, [200, 280, 360], 0.2)
+    for update in range(400):
+        made.step_update(update)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(reference.param_groups[0]["lr"], rel=1e-9), update
+        reference.step()
+        by_torch.step()
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [
+        ({"milestones": [0.5]}, "milestones are for schedule: step"),
+        ({"schedule": "step", "milestones": [0.5, 0.4]}, "milestones go up"),
+        ({"schedule": "step", "milestones": [0.5, 0.5]}, "milestones go up"),
+        ({"schedule": "step", "milestones": [150]}, "optim.milestones.0"),
+    ],
+)
+def test_milestones_that_can_not_be(optim, message):
+    with pytest.raises(UserError, match=message):
+        parse_config({"teacher": "t", "student": "s", "data": "d", "optim": optim}, source="t")
 
 
 @pytest.mark.parametrize(

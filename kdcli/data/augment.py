@@ -19,7 +19,7 @@ ERASED = (124, 116, 104)
 class Augmentation:
     """Augments one image as ``augment`` says.
 
-    Random resized crop, flip, policy and colour jitter run on the PIL image, whose kernels give the same bits on any
+    Random resized crop, padded crop, flip, policy and colour jitter run on the PIL image, whose kernels give the same bits on any
     number of threads; all of torchvision's transforms draw from torch's global generator and from no other.
 
     Args:
@@ -56,6 +56,8 @@ def _transforms(augment: AugmentConfig, canvas: tuple[int, int]) -> list[Any]:
                 size, scale=augment.crop_scale, ratio=augment.crop_ratio, interpolation=bicubic, antialias=True
             )
         )
+    if augment.pad > 0:
+        transforms.append(v2.RandomCrop(size, padding=augment.pad))
     if augment.flip > 0:
         transforms.append(v2.RandomHorizontalFlip(augment.flip))
     if augment.policy == "trivial":

@@ -32,6 +32,7 @@ COMMANDS = [
     ("recipes", "list"),
     ("recipes", "show"),
     ("recipes", "copy"),
+    ("models", "layers"),
 ]
 
 
@@ -105,7 +106,7 @@ def test_every_command_has_an_example(run_cli, command):
 
 
 def test_no_command_is_forgotten_here():
-    from kdcli.cli import app, recipes_app
+    from kdcli.cli import app, models_app, recipes_app
 
     def names(typer_app):
         return {
@@ -115,6 +116,7 @@ def test_no_command_is_forgotten_here():
     found = {(name,) for name in names(app)} | {
         ("recipes", name.removeprefix("recipes-")) for name in names(recipes_app)
     }
+    found |= {("models", name.removeprefix("models-")) for name in names(models_app)}
     assert found == set(COMMANDS)
 
 

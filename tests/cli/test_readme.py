@@ -40,6 +40,7 @@ SUBSTITUTES = {
     ("--seed", "1"): "1",
     ("--method", "refilled"): "refilled",
     ("--feature-layers", "pooled:layer3"): "pooled:layer3",
+    ("--feature-layers", "4:-1"): "4:-1",
     ("--feature-weight", "2"): "2",
     ("--ways", "5"): "2",
     ("--shots", "10"): "4",
@@ -104,6 +105,8 @@ def substituted(command: str) -> list[str]:
             arguments.append(SUBSTITUTES[word, next(iterator)])
     if "--teacher-weights" in words:  # a checkpoint goes with an architecture, not with a folder
         arguments[arguments.index("--teacher") + 1] = "test_resnet"
+    if words[:2] == ["models", "layers"]:
+        arguments[2] = "test_resnet"
     added = [text for option, text in SHORT.items() if option in words and words[0] == "distill"]
     if words[0] == "sweep":
         added.append(SHORT_SWEEP)

@@ -93,6 +93,25 @@ def test_without_randomness_it_is_a_resize() -> None:
     np.testing.assert_array_equal(result.permute(1, 2, 0).numpy(), expected)
 
 
+def test_a_padded_crop_moves_the_image_by_at_most_the_padding() -> None:
+    plain = AugmentConfig(crop_scale=(1, 1), flip=0)
+    image = Augmentation(plain, canvas=(16, 12), seed=0)(picture(), epoch=0, index=0)
+    padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
+    augmentation = Augmentation(plain.model_copy(update={"pad": 4}), canvas=(16, 12), seed=0)
+    seen = set()
+    for index in range(60):
+        result = augmentation(picture(), epoch=0, index=index)
+        places = [
+            (top, left)
+            for top in range(9)
+            for left in range(9)
+            if torch.equal(result, padded[:, top : top + 16, left : left + 12])
+        ]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert {top for top, _ in seen} == {left for _, left in seen} == set(range(9))
+
+
 def test_flip_and_erase() -> None:
     always = AugmentConfig(crop_scale=(1, 1), flip=1, erase=1)
     result = Augmentation(always, canvas=(30, 40), seed=0)(picture(), epoch=0, index=0).permute(1, 2, 0).numpy()
