@@ -94,7 +94,11 @@ def distill(
         ),
     ] = None,
     student: Annotated[
-        str | None, typer.Option(help="Name of the student's architecture.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(
+            help="Name of the student's architecture, also as NAME?key=value&key=value; or 'teacher?layers=4&width=0.5'.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     student_pretrained: Annotated[
         bool | None,
@@ -254,6 +258,8 @@ def distill(
         kdcli distill --teacher hf:facebook/dinov2-small --student resnet18 --data torchvision:CIFAR100 --dry-run
 
         kdcli distill --teacher resnet50 --student resnet18 --data photos/ --feature-layers pooled:layer3
+
+        kdcli distill --teacher resnet50 --student 'teacher?layers=2&width=0.5' --data photos/
 
         kdcli distill --teacher none --student resnet18 --data demo:digits --set optim.weight_decay=0.1
 
@@ -808,3 +814,178 @@ def models_layers(
     show_table(f"{name} at {size[0]}x{size[1]} pixels", ["name", "number", "kind", "width", "grid"], rows)
     always = ", ".join(f"{tap} ({width} wide)" for tap, width in dims.items())
     show_lines([f"Always there too: {always}.", "Take them with --feature-layers STUDENT:TEACHER."])
+
+
+@models_app.command("search")
+def models_search(
+    max_params: Annotated[
+        str | None, typer.Option(metavar="N", help="At most so many parameters, such as 5M.", show_default=False)
+    ] = None,
+    min_params: Annotated[
+        str | None, typer.Option(metavar="N", help="At least so many parameters.", show_default=False)
+    ] = None,
+    max_macs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help="At most so many multiply-accumulates for an image, such as 500M.", show_default=False
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Names, with * for any letters.", show_default=False)
+    ] = None,
+    task: Annotated[str, typer.Option(help="image-classification.")] = "image-classification",
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="Side of the images in pixels; by default each architecture's own."),
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only those with published weights.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="List no more than this.")] = 20,
+    sort: Annotated[
+        str, typer.Option(help="params or macs (largest first), or latency (fastest first, of all that fit).")
+    ] = "params",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """List architectures that fit into a budget, with parameters, multiply-accumulates and latency on this machine.
+
+    Searches timm's registry and transformers' image classifiers with their default configs (hf:KIND). Every name can be
+    a student. Counting everything takes minutes the first time and is kept in the user's cache folder; --name narrows.
+
+    Examples:
+
+        kdcli models search --max-params 5M --max-macs 500M
+
+        kdcli models search --name 'mobilenet*' --max-macs 100M --image-size 160 --sort latency
+
+        kdcli models search --name 'vit_*' --pretrained --max-params 30M --json
+    """
+    from kdcli.errors import did_you_mean
+    from kdcli.text import check_argument, parse_count, short_repr
+
+    for option, value, valid in (
+        ("task", task, ("image-classification",)),
+        ("sort", sort, ("params", "macs", "latency")),
+    ):
+        if value not in valid:
+            raise UserError(
+                f"--{option} can't be {short_repr(value)}. {did_you_mean(value, valid)}".rstrip(),
+                f"Use {' or '.join(valid)}.",
+            )
+    if name is not None:
+        check_argument("--name", name)
+    limits = [
+        None if text is None else parse_count(option, text)
+        for option, text in (("--max-params", max_params), ("--min-params", min_params), ("--max-macs", max_macs))
+    ]
+    from dataclasses import asdict
+    from typing import cast
+
+    from kdcli.console import errors, show_lines, show_progress, show_table
+    from kdcli.models.search import NUM_CLASSES, Budget, Cache, Sort, search
+    from kdcli.plan import human_count
+
+    cache = Cache()
+    with show_progress() as report:
+        found = search(
+            Budget(*limits),
+            pattern=name,
+            pretrained=pretrained,
+            image_size=image_size,
+            sort=cast(Sort, sort),
+            limit=limit,
+            cache=cache,
+            report=report,
+        )
+    if cache.problem:
+        errors.print(cache.problem, markup=False)
+    if as_json:
+        typer.echo(json.dumps({"num_classes": NUM_CLASSES, "models": [asdict(entry) for entry in found]}, indent=2))
+        return
+    show_table(
+        "Architectures",
+        ["name", "parameters", "MACs", "pixels", "latency in ms", "published weights"],
+        [
+            [
+                entry.name,
+                human_count(entry.parameters),
+                human_count(entry.macs),
+                "x".join(map(str, entry.image_size)),
+                f"{entry.latency_ms:.1f}",
+                "yes" if entry.pretrained else "-",
+            ]
+            for entry in found
+        ],
+    )
+    show_lines(
+        [
+            f"{len(found)} shown{f' (--limit {limit})' if len(found) == limit else ', and no others fit'}. Counted with"
+            f" {NUM_CLASSES} classes; latency: median of one image, measured just now on the CPU."
+        ]
+    )
+
+
+@models_app.command("probe")
+def models_probe(
+    teacher: Annotated[
+        list[str], typer.Option(help="A model, as distill takes it. Repeat it to compare.", show_default=False)
+    ],
+    data: Annotated[str, typer.Option(help="Data by name, as for distill.", show_default=False)],
+    data_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", show_default=False)
+    ] = None,
+    images: Annotated[int, typer.Option(min=4, help="Size of the sample of training images.")] = 1000,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Take these classes of the data alone, as for distill.", show_default=False),
+    ] = None,
+    features: Annotated[
+        str, typer.Option(help="pooled (the last features, averaged) or embedding (the classifier's input).")
+    ] = "pooled",
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of sample and folds.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the JSON object there.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Rank teachers by what their features, frozen, know of your classes, before any training.
+
+    For a sample of the training images: accuracy of a linear probe and of nearest neighbours in cross-validation, LogME,
+    effective rank and time. Test images are never read.
+
+    Examples:
+
+        kdcli models probe --teacher resnet50 --teacher hf:facebook/dinov2-small --data photos/
+
+        kdcli models probe --teacher runs/a/student --teacher runs/b/student --data photos/ --images 500 --json
+    """
+    from kdcli.text import check_argument
+
+    for what, values in (("--teacher", teacher), ("--data", [data]), ("--output", [output] if output else [])):
+        for value in values:
+            check_argument(what, value)
+    from kdcli.console import show_lines, show_progress, show_table
+    from kdcli.probe import check_output, probe_teachers, remarks, table, to_json, write_probe
+
+    if output is not None:
+        check_output(output)
+    with show_progress() as report:
+        probe = probe_teachers(
+            teacher,
+            data=data,
+            data_root=data_root,
+            images=images,
+            classes=classes,
+            tap=features,
+            seed=seed,
+            device=device,
+            report=report,
+        )
+    if as_json:
+        typer.echo(to_json(probe), nl=False)
+    else:
+        show_table(*table(probe))
+        show_lines(remarks(probe))
+    if output is not None:  # last, so that a full disk costs no measurements
+        write_probe(probe, output)
+        if not as_json:
+            show_lines([f"Wrote {output}"])

@@ -54,15 +54,26 @@ class TeacherConfig(Section):
     """Side of its input in pixels, at most 4096; by default the model's own."""
 
 
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class StudentConfig(Section):
     """The model that is trained."""
 
     name: Name
+    source: Annotated[TeacherConfig, BeforeValidator(_named)] | None = None
+    """The model that ``teacher?layers=...&width=...`` is made of; by default the run's teacher."""
     pretrained: bool = False
     image_size: ImageSize | None = None
     """Side of its input in pixels, at most 4096; by default the model's own."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Rate of stochastic depth, for architectures that have it; by default the architecture's own."""
+
+    @property
+    def is_from_teacher(self) -> bool:
+        """Whether it is a smaller copy of a teacher."""
+        return self.name.startswith("teacher?")
 
 
 def _text(value: Any) -> Any:
@@ -131,10 +142,6 @@ def _pair(value: Any) -> Any:
         student, teacher = value.split(":")
         return {"student": student or "pooled", "teacher": teacher or "pooled"}
     return value
-
-
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Tap = Annotated[str, BeforeValidator(_text)]
@@ -621,10 +628,6 @@ class EpisodesConfig(Section):
 _MODEL_PREFIXES = re.compile(r"^(random:)?(timm:|hf:)?")
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 class RunConfig(Section):
     """One run of ``kdcli distill``."""
 
@@ -668,22 +671,24 @@ class RunConfig(Section):
         A bare model name stays as it is, also where a folder of that name exists: it is looked up in timm first.
         """
 
-        def absolute(value: Any, *, is_model: bool = False) -> Any:
-            if value is None or (is_model and "/" not in str(value)):
-                return value
-            text = str(value)
-            path = _MODEL_PREFIXES.sub("", text) if is_model else text
-            if not Path(path).exists():
-                return value
-            return type(value)(text.removesuffix(path) + str(Path(path).resolve()))
+        def absolute(value: Any) -> Any:
+            return value if value is None or not Path(value).exists() else type(value)(Path(value).resolve())
 
-        teacher, student, data = self.teacher, self.student, self.data
+        def absolute_name(name: str) -> str:
+            model, mark, query = name.partition("?")
+            target = _MODEL_PREFIXES.sub("", model)
+            return model.removesuffix(target) + (absolute(target) if "/" in target else target) + mark + query
+
+        def absolute_teacher(teacher: TeacherConfig) -> TeacherConfig:
+            update = {"name": absolute_name(teacher.name), "weights": absolute(teacher.weights)}
+            return teacher.model_copy(update=update)
+
+        student, data = self.student, self.data
+        source = None if student.source is None else absolute_teacher(student.source)
         return self.model_copy(
             update={
-                "teacher": teacher.model_copy(
-                    update={"name": absolute(teacher.name, is_model=True), "weights": absolute(teacher.weights)}
-                ),
-                "student": student.model_copy(update={"name": absolute(student.name, is_model=True)}),
+                "teacher": absolute_teacher(self.teacher),
+                "student": student.model_copy(update={"name": absolute_name(student.name), "source": source}),
                 "data": data.model_copy(
                     update={key: absolute(getattr(data, key)) for key in ("name", "root", "unlabelled")}
                 ),
@@ -709,10 +714,14 @@ class RunConfig(Section):
         """Return the config of the same student trained on its labels alone, for as many steps as all stages have."""
         epochs = self.train.epochs + (self.embedding.epochs if self.embedding is not None else 0)
         supervised = [m for m in self.methods or () if isinstance(m, SupervisedOptions)] or [SupervisedOptions()]
+        student = self.student
+        if student.is_from_teacher and student.source is None:  # it begins with the same weights
+            student = student.model_copy(update={"source": self.teacher})
         return self.model_copy(
             update={
                 "teacher": TeacherConfig(name="none"),
                 "method": None,
+                "student": student,
                 "methods": tuple(supervised),
                 "embedding": None,
                 "train": self.train.model_copy(update={"epochs": epochs}),

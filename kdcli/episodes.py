@@ -29,7 +29,7 @@ from kdcli.data.sources import Subset
 from kdcli.devices import make_accelerator, resolve_precision
 from kdcli.distill import Output, stoppable
 from kdcli.errors import UserError
-from kdcli.job import Job, assemble_job, job_costs, open_taps
+from kdcli.job import Job, assemble_job, job_costs, open_taps, student_source
 from kdcli.launch import is_launched
 from kdcli.models import build_student, load_teacher
 from kdcli.models.base import Model
@@ -240,7 +240,8 @@ def prepare_episodes(config: RunConfig) -> Setting:
     )
     teacher = load_teacher(config.teacher, seed=config.seed)
     head = [f"class {number + 1} of {episodes.ways}" for number in range(episodes.ways)]
-    student = build_student(config.student, label_names=head, seed=config.seed)
+    source = student_source(config, teacher)
+    student = build_student(config.student, label_names=head, seed=config.seed, source=source)
     config = open_taps(config, teacher, student)
     plan = make_plan(config, teacher=teacher.facts, student=student.facts, data=data.facts)
     resolved = plan.resolve(config)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import platform
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -34,6 +33,7 @@ from kdcli.facts import UNLABELLED, DataFacts
 from kdcli.models import load_saved, load_teacher, parse_name
 from kdcli.models.base import Model, to_device
 from kdcli.models.locate import locate
+from kdcli.models.measure import time_passes
 from kdcli.plan import human_count
 from kdcli.relation import map_labels
 from kdcli.report import plot_confusion
@@ -578,26 +578,13 @@ def weights_size(model: Model, folder: Path | None) -> tuple[int, str]:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values()), "state dict"
 
 
-@torch.inference_mode()
 def _time_forward(model: Model, batch_size: int, device: torch.device) -> Tensor:
-    """Return the seconds of repeated forward passes, float64 (repeats,), after warm-up, with the input on the device."""
     inputs = to_device(model.example(batch_size), device)
-
-    def seconds() -> float:
-        _synchronize(device)
-        start = time.perf_counter()
-        model(inputs)
-        _synchronize(device)
-        return time.perf_counter() - start
-
-    for _ in range(_WARM_UP):
-        seconds()
-    times: list[float] = []
-    while len(times) < _FEWEST_REPEATS or (len(times) < _REPEATS and sum(times) < _TIMING_SECONDS):
-        times.append(seconds())
-    return torch.tensor(times, dtype=torch.float64)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    return time_passes(
+        lambda: model(inputs),
+        device=device,
+        warm_up=_WARM_UP,
+        fewest=_FEWEST_REPEATS,
+        most=_REPEATS,
+        seconds=_TIMING_SECONDS,
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.config import METHODS, FeaturePair, LayerOptions, MethodOptions, RunConfig
+from kdcli.config import METHODS, FeaturePair, LayerOptions, MethodOptions, RunConfig, TeacherConfig
 from kdcli.data import Batch, EvalLoader, ImageData, ImageSource, Mix, TrainLoader, open_data
 from kdcli.data.sources import Subset
 from kdcli.distiller import Distiller
@@ -18,8 +18,9 @@ from kdcli.facts import UNLABELLED, Preprocessing
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
 from kdcli.models import build_student, load_saved, load_teacher
-from kdcli.models.base import Model
+from kdcli.models.base import Model, to_device
 from kdcli.models.layers import resolve_indices
+from kdcli.models.measure import time_passes
 from kdcli.plan import Decision, Plan, describe_costs, make_plan
 from kdcli.run_folder import RunFolder
 from kdcli.tasks import Task, build_task
@@ -155,7 +156,8 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
         raise UserError("The teacher is none, but teacher.weights or teacher.image_size is set.", "Name the teacher.")
     data = open_data(config.data, seed=config.seed)
     teacher = None if config.teacher.name == "none" else load_teacher(config.teacher, seed=config.seed)
-    return _make_job(config, data, teacher, student, mixed_precision=mixed_precision)
+    is_new = student is None
+    return _make_job(config, data, teacher, student, mixed_precision=mixed_precision, with_latencies=is_new)
 
 
 def embedding_job(job: Job, *, mixed_precision: str) -> Job:
@@ -164,17 +166,35 @@ def embedding_job(job: Job, *, mixed_precision: str) -> Job:
     The test split is left to the end of the whole run.
     """
     return _make_job(
-        job.config.embedding_stage(), replace(job.data, test=None), job.teacher, None, mixed_precision=mixed_precision
+        job.config.embedding_stage(),
+        replace(job.data, test=None),
+        job.teacher,
+        None,
+        mixed_precision=mixed_precision,
+        with_latencies=False,
     )
 
 
 def _make_job(
-    config: RunConfig, data: ImageData, teacher: Model | None, student: Model | None, *, mixed_precision: str
+    config: RunConfig,
+    data: ImageData,
+    teacher: Model | None,
+    student: Model | None,
+    *,
+    mixed_precision: str,
+    with_latencies: bool,
 ) -> Job:
     if student is None:
-        student = build_student(config.student, label_names=data.facts.class_names, seed=config.seed)
+        source = student_source(config, teacher)
+        student = build_student(config.student, label_names=data.facts.class_names, seed=config.seed, source=source)
     config = open_taps(config, teacher, student)
-    plan = make_plan(config, teacher=None if teacher is None else teacher.facts, student=student.facts, data=data.facts)
+    plan = make_plan(
+        config,
+        teacher=None if teacher is None else teacher.facts,
+        student=student.facts,
+        data=data.facts,
+        latencies=(_latency(teacher), _latency(student)) if with_latencies and teacher is not None else None,
+    )
     job = assemble_job(config, plan, data=data, teacher=teacher, student=student)
     if (decision := _describe_epoch(config, plan, data)) is not None:
         plan = plan.with_decisions([decision])
@@ -218,6 +238,32 @@ def job_costs(job: Job, *, mixed_precision: str) -> list[Decision]:
         trainable_parameters=sum(p.numel() for p in job.distiller.parameters() if p.requires_grad),
         mixed_precision=mixed_precision,
     )
+
+
+def student_source(config: RunConfig, teacher: Model | None) -> tuple[TeacherConfig, Model] | None:
+    """Return what a student that is made of a teacher is made of; None where the config names nothing."""
+    source = config.student.source
+    if source is not None and not config.student.is_from_teacher:
+        raise UserError(
+            f"student.source is for a student that is made of it, and the student is {config.student.name}.",
+            "Name the student teacher?layers=N, or drop student.source.",
+        )
+    if source is None or source == config.teacher:
+        return None if teacher is None else (config.teacher, teacher)
+    if source.name == "none":
+        raise UserError("student.source is none.", "Name a model.")
+    return source, load_teacher(source, seed=config.seed)
+
+
+def _latency(model: Model) -> float:
+    """Return the median milliseconds of a few passes of one sample, on the device that the model is on."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    inputs = to_device(model.example(), device)
+    model.eval()
+    times = time_passes(lambda: model(inputs), device=device, most=25, seconds=0.5)
+    model.train(was_training)
+    return 1e3 * float(times.median())
 
 
 def _with_layer_names(config: RunConfig, teacher: Model | None, student: Model) -> RunConfig:

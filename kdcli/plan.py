@@ -129,8 +129,22 @@ class Plan:
         }
 
 
-def make_plan(config: RunConfig, *, teacher: ModelFacts | None, student: ModelFacts, data: DataFacts) -> Plan:
+def make_plan(
+    config: RunConfig,
+    *,
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+    data: DataFacts,
+    latencies: tuple[float, float] | None = None,
+) -> Plan:
     """Decide relation, losses, projector and normalisation.
+
+    Args:
+        config: of the run.
+        teacher: None without one.
+        student: what is trained.
+        data: what it is trained on.
+        latencies: of teacher and student, in milliseconds for one image on this machine, where they were measured.
 
     Raises:
         UserError: for an override that can't work; it says why.
@@ -141,6 +155,8 @@ def make_plan(config: RunConfig, *, teacher: ModelFacts | None, student: ModelFa
     if relation == "same" and evidence.relation == "cross" and _same_width(teacher, data):
         label_map = tuple(range(len(data.class_names)))
         relation_reason += " The teacher's classes are taken to be yours, in this order, because you say so."
+    if relation == "cross":
+        relation_reason += " 'kdcli models probe' compares teachers on your data."
     decisions = [Decision("relation", relation, relation_reason)]
     reasons: dict[str, str] = {}
     if config.method == "refilled":
@@ -171,7 +187,7 @@ def make_plan(config: RunConfig, *, teacher: ModelFacts | None, student: ModelFa
     if not any(options.trains_classifier for options in methods):
         decisions.append(_NEAREST_MEANS)
     decisions += _describe_extent(methods)
-    decisions += _describe_models(config, teacher, student, data)
+    decisions += _describe_models(config, teacher, student, data, latencies)
     return Plan(relation, label_map, methods, stage, tuple(decisions))
 
 
@@ -600,7 +616,11 @@ def _describe_extent(methods: Sequence[MethodOptions]) -> list[Decision]:
 
 
 def _describe_models(
-    config: RunConfig, teacher: ModelFacts | None, student: ModelFacts, data: DataFacts
+    config: RunConfig,
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+    data: DataFacts,
+    latencies: tuple[float, float] | None,
 ) -> list[Decision]:
     decisions = []
     if teacher is not None:
@@ -615,13 +635,13 @@ def _describe_models(
         )
     )
     if teacher is not None:
-        decisions.append(
-            Decision(
-                "compression",
-                f"{teacher.num_parameters / student.num_parameters:.1f}x parameters, {teacher.macs / student.macs:.1f}x MACs",
-                "Teacher against student, each at its own input size.",
-            )
-        )
+        value = f"{teacher.num_parameters / student.num_parameters:.1f}x parameters, {teacher.macs / student.macs:.1f}x MACs"
+        reason = "Teacher against student, each at its own input size."
+        if latencies is not None:
+            before, after = latencies
+            value += f", latency {before:.1f} ms to {after:.1f} ms ({before / after:.1f}x)"
+            reason += " Latency of one image, measured just now on this machine's CPU."
+        decisions.append(Decision("compression", value, reason))
     splits = f"{data.num_train} train, {data.num_validation} validation, {data.num_test} test"
     decisions.append(Decision("data", f"{data.name}: {len(data.class_names)} classes, {splits}", " ".join(data.notes)))
     train = config.train

@@ -86,6 +86,18 @@ def check_argument(name: str, value: str | PathLike[str]) -> None:
         raise UserError(f"{name} can't be {short_repr(os.fspath(value))}: {error}.", "Give another name.") from None
 
 
+def parse_count(option: str, text: str) -> float:
+    """Read ``text`` as a number such as 300K, 5M, 1.5G or 20000.
+
+    Raises:
+        UserError: it is none; it names ``option``.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([KMG]?)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UserError(f"{option} can't be {short_repr(text)}.", "Give a number such as 300K, 5M or 1.5G.")
+    return float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[match[2].upper()]
+
+
 def expand_user(path: str | Path) -> Path:
     """Return ``path`` with the home folder for ``~``.
 

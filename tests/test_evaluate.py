@@ -182,7 +182,7 @@ def clock(monkeypatch):
                 times.append(times[-1])
             return times[-1]
 
-        monkeypatch.setattr("kdcli.evaluate.time", SimpleNamespace(perf_counter=perf_counter))
+        monkeypatch.setattr("kdcli.models.measure.time", SimpleNamespace(perf_counter=perf_counter))
 
     return set_durations
 

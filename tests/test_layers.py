@@ -19,14 +19,14 @@ LAYERS = [
     {"distiller", "teacher"},
     {"job", "card", "optim"},
     {"trainer", "export"},
-    {"analyze", "distill", "compare", "evaluate"},
+    {"analyze", "distill", "compare", "evaluate", "probe"},
     {"episodes"},
     {"sweep"},
     {"cli"},
     {"__main__"},
 ]
-# losses and projectors build on their neighbours' helpers
-SAME_LAYER = {("losses", "normalize"), ("projectors", "stiefel")}
+# losses and projectors build on their neighbours' helpers, the search keeps what it counted as runs keep their files
+SAME_LAYER = {("losses", "normalize"), ("projectors", "stiefel"), ("models", "run_folder")}
 PACKAGE = Path(kdcli.__file__).parent
 
 

@@ -329,3 +329,12 @@ def test_hard_distillation_shows_no_temperature():
         made = plan(student=student, methods=[SUPERVISED, {"method": "deit", "kind": kind}])
         (decision,) = [d for d in made.decisions if d.name == "loss: deit"]
         assert ("temperature" in decision.value) == shown
+
+
+def test_compression_shows_the_latencies_that_were_measured():
+    made = make_plan(config(), teacher=TEACHER, student=STUDENT, data=DATA, latencies=(12.04, 3.0))
+    (line,) = (decision for decision in made.decisions if decision.name == "compression")
+    assert "latency 12.0 ms to 3.0 ms (4.0x)" in line.value
+    assert "this machine" in line.reason
+    (line,) = (decision for decision in plan().decisions if decision.name == "compression")
+    assert "latency" not in line.value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from kdcli.errors import UserError
+from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import Preprocessing
 from kdcli.models import processor
 from kdcli.models.base import (
@@ -35,11 +35,18 @@ from kdcli.models.base import (
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
 from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights, check_uncompressed, reason_of
+from kdcli.text import short_repr
 
 # They would stand between kdcli's own lines; what is wrong with a model is the one message of its error.
 disable_progress_bar()
 set_verbosity_error()
 
+_NOT_OF_THE_NETWORK = {
+    *("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "name_or_path", "problem_type"),
+    *("id2label", "label2id", "num_labels", "image_size", "num_channels", "return_dict", "chunk_size_feed_forward"),
+    *("output_attentions", "output_hidden_states", "use_return_dict", "is_encoder_decoder", "tie_word_embeddings"),
+}
+"""Keys of a config that come from the data or from an option, or change nothing of what is trained."""
 _MAX_SPECIAL_TOKENS = 16
 """More class and register tokens than any model has: what is beyond the patches and more than this is something else."""
 
@@ -120,9 +127,13 @@ class HFModel(VisionModel):
             output.logits = result.logits
         return output
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The part without a classifier."""
+        return self.module.get_submodule(self._backbone)
+
     def _backbone_output(self, images: Tensor) -> Tensor:
-        backbone = self.module.get_submodule(self._backbone)
-        return backbone(self._ordered(images), **self._arguments).last_hidden_state
+        return self.backbone(self._ordered(images), **self._arguments).last_hidden_state
 
     def _ordered(self, images: Tensor) -> Tensor:
         return images.flip(1) if self._flip_channels else images
@@ -168,14 +179,17 @@ class _Recorder:
 
 
 def read_config(place: Place) -> Any:
-    """Return the config in ``place.folder``.
+    """Return the config in ``place.folder``, or the default of a kind of model, changed as ``place.arguments`` say.
 
     Raises:
         UserError: transformers doesn't know the model, or knows it only by code in the folder, which is never run; or
             the model is quantised or made for absurdly large images.
     """
     try:
-        config = AutoConfig.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=False)
+        if place.folder is None:
+            config = AutoConfig.for_model(str(place.architecture))
+        else:
+            config = AutoConfig.from_pretrained(str(place.folder), local_files_only=True, trust_remote_code=False)
         own_size = processor.own_image_size(config)
         config.architectures = [str(name) for name in config.architectures or ()]
     except Exception as error:  # on values of the wrong type transformers raises whatever it trips over
@@ -190,7 +204,72 @@ def read_config(place: Place) -> Any:
     # kernels, and the model's own modules.
     config._attn_implementation = None
     vars(config).pop("auto_map", None)
+    configure(config, place.arguments, label=place.name)
     return config
+
+
+def config_values(place: Place) -> dict[str, Any]:
+    """Return what can be changed of the config of a model, or of its vision tower."""
+    config = read_config(place)
+    tower = getattr(config, "vision_config", config)
+    return {key: getattr(tower, key) for key in _changeable(tower) if key not in tower.attribute_map}
+
+
+def configure(config: Any, arguments: Mapping[str, Any], *, label: str) -> None:
+    """Change values of a config, of two towers the vision tower's.
+
+    Args:
+        config: any config of transformers.
+        arguments: key -> value, of the type that the config has there.
+        label: what to call the model.
+
+    Raises:
+        UserError: there is no such key, with the nearest valid ones, or the value is of another type.
+    """
+    tower = getattr(config, "vision_config", config)
+    for key, value in arguments.items():
+        valid = _changeable(tower)
+        if key not in valid:
+            raise UserError(
+                f"{label}: there is no argument {key!r}. {did_you_mean(key, valid)}".rstrip(),
+                "Set student.image_size or teacher.image_size."
+                if key == "image_size"
+                else f"Its config has: {', '.join(valid)}.",
+            )
+        own = getattr(tower, key)
+        if not _is_like(value, own):
+            raise UserError(
+                f"{label}: {key} is {short_repr(value)}, and the config has {short_repr(own)} there.",
+                "Give a value of the same type.",
+            )
+        try:
+            setattr(tower, key, value)
+        except Exception as error:  # transformers checks values in its own ways
+            raise UserError(
+                f"{label}: {key} can't be {short_repr(value)}: {reason_of(error)}", "Give another value."
+            ) from error
+
+
+def _changeable(config: Any) -> list[str]:
+    """Return the keys of a config that say what the network is like: plain values, or lists of these."""
+    keys = [*config.to_dict(), *config.attribute_map]
+    return sorted(
+        key
+        for key in keys
+        if not key.startswith("_") and key not in _NOT_OF_THE_NETWORK and not isinstance(getattr(config, key), dict)
+    )
+
+
+def _is_like(value: Any, own: Any) -> bool:
+    if own is None:
+        return True
+    if isinstance(own, (bool, str)):
+        return type(value) is type(own)
+    if isinstance(own, int):
+        return type(value) is int
+    if isinstance(own, float):
+        return type(value) in (int, float)
+    return isinstance(value, list)
 
 
 def has_classifier(config: Any) -> bool:
@@ -238,7 +317,7 @@ def build_teacher_with_weights(place: Place, checkpoint: Checkpoint) -> tuple[nn
             config.num_labels = num_classes
         return _fresh(auto, place, config)
 
-    return build_with_weights(build, checkpoint, classifier=_classifier_of)
+    return build_with_weights(build, checkpoint, classifier=classifier_of)
 
 
 def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image_size: int | None) -> nn.Module:
@@ -295,7 +374,7 @@ def _load(auto: Any, place: Place, config: Any, *, may_miss: tuple[str, ...] | N
     """Load weights; refuse where parameters stay untrained, but for those whose names start so. None: its classifier."""
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # a masked autoencoder's encoder, seeing everything
-    assert place.folder is not None  # transformers' models are always folders
+    assert place.folder is not None  # locate found weights there
     for file in place.folder.glob("*.bin"):
         check_uncompressed(file)
     try:
@@ -337,7 +416,8 @@ def _classifier_classes() -> set[str]:
     return names
 
 
-def _classifier_of(module: Any) -> tuple[int, set[str]]:
+def classifier_of(module: Any) -> tuple[int, set[str]]:
+    """Return a model's number of classes and the names of its classifier's parameters."""
     if not is_classifier(module):
         return 0, set()
     prefixes = tuple(f"{name}." for name in _head_prefixes(module))

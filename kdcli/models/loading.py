@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +13,7 @@ from kdcli.errors import UserError
 from kdcli.models import hf, processor, timm, weights
 from kdcli.models.base import Model, Origin, freeze, seeded
 from kdcli.models.locate import Place, library_of, locate
+from kdcli.models.shrink import CopyReport, copy_tensors, parse_shrinking, shrink
 from kdcli.models.spec import ModelName, parse_name
 
 
@@ -33,6 +35,11 @@ def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
         raise UserError(
             f"Teacher {config.name} is untrained by its name, but weights are given: {config.weights}.",
             f"Name it {config.name.removeprefix('random:')}.",
+        )
+    if name.arguments and not name.random and not config.weights:
+        raise UserError(
+            f"Teacher {config.name}: published weights are for the architecture as it is, not for these arguments.",
+            "Leave the arguments out, give weights of your own (--teacher-weights FILE), or write random: before it.",
         )
     path = weights.resolve_path(config.weights) if config.weights else None
     place = locate(name, weights=not name.random and path is None)
@@ -59,7 +66,7 @@ def _teacher(place: Place, name: ModelName, size: int | None, checkpoint: weight
         module = hf.build_teacher(place, pretrained=not name.random)
     names = hf.label_names(module.config) if hf.is_classifier(module) and not name.random else None
     origin = _teacher_origin(place, name, module, names, size, phrase)
-    settings = processor.read_settings(_folder(place), module.config)
+    settings = processor.read_settings(place.folder, module.config)
     preprocessing = processor.preprocessing_of(settings, size)
     return hf.HFModel(module, origin, preprocessing, flip_channels=processor.flips_channels(settings))
 
@@ -88,17 +95,37 @@ def _own_weights(place: Place, module: nn.Module) -> str:
     return f"trained by kdcli: the best student of the run {place.run}{so_far}"
 
 
-def build_student(config: StudentConfig, *, label_names: Sequence[str], seed: int) -> Model:
+def build_student(
+    config: StudentConfig,
+    *,
+    label_names: Sequence[str],
+    seed: int,
+    source: tuple[TeacherConfig, Model] | None = None,
+) -> Model:
     """Build the model that is trained, with a classifier over ``label_names``, which its saved config will carry.
 
     The whole of an untrained student, and the new classifier of a pretrained one, are functions of ``seed``. A
     pretrained classifier stays only where it already has exactly these labels.
 
+    Args:
+        config: what to build.
+        label_names: of the classes.
+        seed: of new weights.
+        source: the teacher that ``teacher?layers=...&width=...`` is made of: its config, and the model.
+
     Raises:
         UserError: no such model, its weights can't be had, it can't take ``image_size``, or no student of the name
             ``none``.
     """
+    if config.is_from_teacher:
+        return _student_of_teacher(config, tuple(label_names), seed, source)
     name = _parse(config.name)
+    if name.arguments and config.pretrained:
+        raise UserError(
+            f"Student {config.name}: published weights are for the architecture as it is, not for these arguments.",
+            "Set student.pretrained to false, or leave the arguments out. --student 'teacher?layers=N' takes over what"
+            " fits of the teacher's weights.",
+        )
     if name.random and config.pretrained:
         raise UserError(
             f"Student {config.name} is untrained by its name, but student.pretrained is set.",
@@ -108,6 +135,44 @@ def build_student(config: StudentConfig, *, label_names: Sequence[str], seed: in
     with seeded(seed):
         model = (_timm_student if place.library == "timm" else _hf_student)(place, config, tuple(label_names))
     return model.train()
+
+
+def _student_of_teacher(
+    config: StudentConfig, names: tuple[str, ...], seed: int, source: tuple[TeacherConfig, Model] | None
+) -> Model:
+    wanted = parse_shrinking(config.name, _parse(config.name).arguments)
+    if source is None:
+        raise UserError(
+            f"Student {config.name} is made of a teacher, and there is none.",
+            "Name a teacher, or say what it is made of with --set student.source=NAME.",
+        )
+    if config.pretrained:
+        raise UserError(
+            f"Student {config.name} has the teacher's weights, not published ones, but student.pretrained is set.",
+            "Set student.pretrained to false.",
+        )
+    teacher_config, teacher = source
+    place = locate(_parse(teacher_config.name), weights=False)
+    is_timm = place.library == "timm"
+    values = timm.constructor_values(place) if is_timm else hf.config_values(place)
+    place = place.with_arguments(shrink(values, wanted, teacher=place.name))
+    config = config.model_copy(update={"image_size": config.image_size or teacher_config.image_size})
+    with seeded(seed):
+        model = (_timm_student if is_timm else _hf_student)(place, config, names)
+    report = _copy(teacher, model)
+    model.facts = replace(model.facts, weights=report.summary())
+    return model.train()
+
+
+def _copy(teacher: Model, student: Model) -> CopyReport:
+    """Copy what fits; a classifier only where it has exactly the student's labels."""
+    ours, theirs = student.module, teacher.module
+    if isinstance(student, hf.HFModel) and isinstance(teacher, hf.HFModel) and not teacher.facts.num_classes:
+        ours, theirs = student.backbone, teacher.backbone
+    keeps_classifier = teacher.facts.label_names == student.facts.label_names
+    classifier_of = timm.classifier_of if student.library == "timm" else hf.classifier_of
+    leave = set() if keeps_classifier else classifier_of(student.module)[1]
+    return copy_tensors(theirs, ours, leave=leave)
 
 
 def _student_origin(place: Place, config: StudentConfig, module: nn.Module, names: tuple[str, ...]) -> Origin:
@@ -142,7 +207,7 @@ def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> 
         )
     own_names = hf.label_names(hf.read_config(place))
     module = hf.build_student(place, names, pretrained=config.pretrained, image_size=config.image_size)
-    settings = processor.read_settings(_folder(place), module.config)
+    settings = processor.read_settings(place.folder, module.config)
     preprocessing = processor.preprocessing_of(settings, config.image_size)
     origin = _student_origin(place, config, module, names)
     # Never BGR: the exported student is fed by a plain image processor.
@@ -186,8 +251,3 @@ def _with_tag(place: Place, module: nn.Module) -> str:
     cfg = getattr(module, "pretrained_cfg", None)
     tag = cfg.get("tag") if isinstance(cfg, dict) else None
     return f"{place.name}.{tag}" if place.architecture and tag and "." not in place.name else place.name
-
-
-def _folder(place: Place) -> Path:
-    assert place.folder is not None  # transformers' models are always folders
-    return place.folder

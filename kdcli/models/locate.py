@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import timm
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.models import hub, kdcli_networks
-from kdcli.models.spec import Library, ModelName
+from kdcli.models.spec import Library, ModelName, format_query
 from kdcli.text import expand_user
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -24,9 +27,11 @@ class Place:
     Attributes:
         library: whose model it is.
         name: resolved, with the library: ``timm:resnet50.a1_in1k``, ``hf:org/name``, ``cifar:resnet20``.
-        architecture: a name in timm's registry, with or without a tag; None for a folder.
+        architecture: a name in timm's registry, with or without a tag, or a kind of model of transformers, with its
+            default config; None for a folder.
         folder: with ``config.json``, and weights unless only the architecture was asked for; None for the registry.
         run: the run folder of ``kdcli distill`` whose best student is meant; None for anything else.
+        arguments: of timm's constructor, or of transformers' config, that differ from the architecture's own.
     """
 
     library: Library
@@ -34,10 +39,18 @@ class Place:
     architecture: str | None = None
     folder: Path | None = None
     run: Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> Place:
+        """Return the same place with its architecture changed further, in its name too."""
+        merged = {**self.arguments, **arguments}
+        return replace(self, name=self.name.partition("?")[0] + format_query(merged), arguments=merged)
 
 
 def locate(name: ModelName, *, weights: bool) -> Place:
-    """Find ``name``: timm's registry first, then a local folder, then the hub. A run folder stands for its student.
+    """Find ``name``, with its arguments: timm's registry first, then a local folder, then the hub.
+
+    A run folder stands for its student.
 
     Args:
         name: a parsed name.
@@ -47,6 +60,10 @@ def locate(name: ModelName, *, weights: bool) -> Place:
         UserError: there is no such model, with the nearest names, a run has no student yet, or the hub can't be
             reached.
     """
+    return _locate(name, weights=weights).with_arguments(name.arguments)
+
+
+def _locate(name: ModelName, *, weights: bool) -> Place:
     target = name.target
     if target.startswith("cifar:"):
         return _cifar(name)
@@ -80,6 +97,13 @@ def locate(name: ModelName, *, weights: bool) -> Place:
         return _folder(folder, target, name)
     if target.startswith((".", "/", "~")):
         raise UserError(f"Model {name.text!r}: there is no folder {target}.", "Give the folder that has config.json.")
+    if name.library == "transformers" and target in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        if weights:
+            raise UserError(
+                f"{name.text} is a kind of network of transformers: it has no published weights.",
+                f"Name a model on the hub (hf:ORG/NAME), or take random:hf:{target} for it untrained.",
+            )
+        return Place("transformers", f"hf:{target}", architecture=target)
     if _HUB_ID.fullmatch(target) or name.library == "transformers":
         return _folder(hub.snapshot(target, weights=weights), target, name)
     raise _unknown(name)

@@ -1,7 +1,8 @@
-"""What one image costs: multiply-accumulates and the activations that training keeps."""
+"""What one image costs: multiply-accumulates, the activations that training keeps, and time."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,50 @@ def measure(module: nn.Module, forward: Callable[[], T]) -> Measured[T]:
         result = forward()
     activations = sum(size for storage, size in kept.items() if storage not in own)
     return Measured(result, counter.get_total_flops() // 2, activations)
+
+
+@torch.inference_mode()
+def time_passes(
+    forward: Callable[[], object],
+    *,
+    device: torch.device,
+    most: int,
+    seconds: float,
+    warm_up: int = 1,
+    fewest: int = 1,
+) -> Tensor:
+    """Time repeated forward passes.
+
+    Args:
+        forward: a pass of a model in eval mode, whose inputs are on ``device`` already.
+        device: to wait for.
+        most: number of timed passes.
+        seconds: after the ``fewest`` passes it stops when they have taken so long together.
+        warm_up: passes before, not timed.
+        fewest: number of passes, however long they take.
+
+    Returns:
+        The seconds of every pass, float64 (passes,).
+    """
+
+    def one_pass() -> float:
+        _synchronize(device)
+        start = time.perf_counter()
+        forward()
+        _synchronize(device)
+        return time.perf_counter() - start
+
+    for _ in range(warm_up):
+        one_pass()
+    times: list[float] = []
+    while len(times) < fewest or (len(times) < most and sum(times) < seconds):
+        times.append(one_pass())
+    return torch.tensor(times, dtype=torch.float64)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:

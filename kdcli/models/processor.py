@@ -17,16 +17,18 @@ _RESAMPLE = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
 _PIL_FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
 
-def read_settings(folder: Path, config: Any) -> dict[str, Any]:
+def read_settings(folder: Path | None, config: Any) -> dict[str, Any]:
     """Return the settings of the folder's image processor.
 
-    Without a ``preprocessor_config.json``: mean, standard deviation and filter of the processor class that transformers
+    Without a folder or a ``preprocessor_config.json``: mean, standard deviation and filter of the processor class that transformers
     gives to this kind of model, else ImageNet's, and ``config.image_size`` (224 without one), not cropped.
 
     Raises:
         UserError: there is one that transformers can't read.
     """
-    if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    if folder is not None and any(
+        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
+    ):
         try:
             return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
         except Exception as error:  # on values of the wrong type transformers raises whatever it trips over

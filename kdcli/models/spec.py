@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from kdcli.errors import UserError, did_you_mean
+from kdcli.recipes import parse_yaml
+from kdcli.text import short_repr
 
 Library = Literal["timm", "transformers"]
 
@@ -14,6 +19,7 @@ _GRAMMAR = (
     "Names are NAME, timm:NAME, cifar:NAME, hf:ORG/NAME or a local folder; random:NAME is the same architecture "
     "untrained."
 )
+_QUERY = "Arguments follow as NAME?KEY=VALUE&KEY=VALUE, for example vit_tiny_patch16_224?depth=4."
 
 
 @dataclass(frozen=True)
@@ -22,26 +28,30 @@ class ModelName:
 
     Attributes:
         text: as the user wrote it.
-        target: without its prefixes: a timm name, a hub id or a folder; ``cifar:`` stays.
+        target: without its prefixes and arguments: a timm name, a hub id or a folder; ``cifar:`` stays.
         library: where ``timm:``, ``cifar:`` or ``hf:`` says so.
         random: the architecture untrained.
+        arguments: what ``?key=value&key=value`` changes of the architecture: plain values, or lists of these.
     """
 
     text: str
     target: str
     library: Library | None
     random: bool
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_name(text: str) -> ModelName | None:
-    """Split the prefixes off ``text``; None for ``none``.
+    """Split prefixes and arguments off ``text``; None for ``none``.
 
     Raises:
-        UserError: an unknown prefix, or nothing after one.
+        UserError: an unknown prefix, nothing after one, or arguments that are none.
     """
     if text == "none":
         return None
-    rest, random, library = text, False, None
+    rest, mark, query = text.partition("?")
+    arguments = _parse_query(text, query) if mark else {}
+    random, library = False, None
     if rest.startswith("random:"):
         random, rest = True, rest.removeprefix("random:")
     prefix, colon, after = rest.partition(":")
@@ -54,4 +64,45 @@ def parse_name(text: str) -> ModelName | None:
         raise UserError(f"Model name {text!r}: unknown prefix {prefix!r}. {nearest}".rstrip(), _GRAMMAR)
     if not rest.strip() or rest == "none":
         raise UserError(f"Model name {text!r} names no model.", _GRAMMAR)
-    return ModelName(text, rest, library, random)
+    return ModelName(text, rest, library, random, arguments)
+
+
+def format_query(arguments: Mapping[str, Any]) -> str:
+    """Return ``?key=value&key=value``, which :func:`parse_name` reads; empty for no arguments."""
+    return "?" + "&".join(f"{key}={_written(value)}" for key, value in arguments.items()) if arguments else ""
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, str) and parse_yaml(value) == value:
+        return value
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _parse_query(text: str, query: str) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for item in query.split("&"):
+        key, equals, raw = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"Model name {short_repr(text)}: {short_repr(item)} is not KEY=VALUE.", _QUERY)
+        if key in arguments:
+            raise UserError(f"Model name {short_repr(text)}: {key} is given twice.", "Give it once.")
+        try:
+            value = parse_yaml(raw)
+        except ValueError:
+            value = _Nothing
+        parts = value if isinstance(value, list) else [value]
+        if not all(_is_plain(part) for part in parts):
+            raise UserError(
+                f"Model name {short_repr(text)}: {key} can't be {short_repr(raw)}.",
+                "A value is a number, true, false or a word, or a list of these such as [2,2,6,2].",
+            )
+        arguments[key] = value
+    return arguments
+
+
+class _Nothing:
+    """What no text reads as."""
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +32,7 @@ from kdcli.models.base import (
     map_of_places,
     mean_over_places,
 )
+from kdcli.models.constructor import check_arguments, read_constructor
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
 from kdcli.models.weights import (
@@ -194,8 +196,10 @@ def load(
     Raises:
         UserError: the weights or the size can't be had, or the architecture has no stochastic depth.
     """
-    name = f"local-dir:{place.folder}" if place.folder else str(place.architecture)
+    name = _model_name(place)
     cfg = _cfg(place)
+    if place.arguments:
+        check_arguments(place.name, name, place.arguments)
     arguments: dict[str, Any] = {}
     native = cfg.get("input_size", (3, 224, 224))[-1]
     for file in place.folder.iterdir() if place.folder else ():
@@ -211,6 +215,7 @@ def load(
             pretrained=pretrained,
             num_classes=num_classes,
             pretrained_cfg_overlay=overlay,
+            **place.arguments,
             **arguments,
             **stochastic,
         )
@@ -223,6 +228,15 @@ def load(
                 f"{place.name} can't be built for images of {image_size} pixels: {error}",
                 f"It takes {native} pixels: leave image_size out, or choose another model.",
             ) from error
+        if place.arguments and (fixed := re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))):
+            raise UserError(
+                f"{place.name}: timm fixes {fixed[1]} for this architecture.",
+                "Leave it out, choose another architecture of the family, or set what it leaves open.",
+            ) from error
+        if place.arguments:
+            raise UserError(
+                f"timm can't build {place.name}: {reason_of(error)}", "Give other values, or leave arguments out."
+            ) from error
         if place.folder:
             raise UserError(
                 f"{place.folder} can't be loaded by timm: {reason_of(error)}", "Check the folder's files."
@@ -230,7 +244,16 @@ def load(
         raise
     for config in (module.pretrained_cfg, module.default_cfg):
         config.pop("state_dict", None)
-    return module, _saved_model_args(place) | arguments
+    return module, _saved_model_args(place) | dict(place.arguments) | arguments
+
+
+def constructor_values(place: Place) -> Mapping[str, Any]:
+    """Return what the architecture's class is called with, defaults filled in."""
+    return read_constructor(_model_name(place), place.arguments).values
+
+
+def _model_name(place: Place) -> str:
+    return f"local-dir:{place.folder}" if place.folder else str(place.architecture)
 
 
 def load_with_weights(
@@ -252,7 +275,7 @@ def load_with_weights(
         convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
         return convert(state, module) if convert else None
 
-    module, report = build_with_weights(build, checkpoint, classifier=_classifier_of, remap=remap)
+    module, report = build_with_weights(build, checkpoint, classifier=classifier_of, remap=remap)
     return module, arguments, report
 
 
@@ -389,7 +412,8 @@ def _preprocessing(module: nn.Module) -> Preprocessing:
     )
 
 
-def _classifier_of(module: Any) -> tuple[int, set[str]]:
+def classifier_of(module: Any) -> tuple[int, set[str]]:
+    """Return a model's number of classes and the names of its classifier's parameters."""
     found = module.get_classifier()
     classifiers = found if isinstance(found, (tuple, list, nn.ModuleList)) else (found,)
     own = {id(parameter) for classifier in classifiers for parameter in classifier.parameters()}

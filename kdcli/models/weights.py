@@ -243,11 +243,11 @@ def build_with_weights(
 def _fit(module: nn.Module, tensors: Tensors, num_classes: int, ordered: bool) -> _Fit:
     state = module.state_dict()
     if pairs := {name: name for name in state if name in tensors}:
-        missing = tuple(name for name in state if name not in pairs and not _is_harmless(name))
-        unexpected = tuple(name for name in tensors if name not in pairs and not _is_harmless(name))
+        missing = tuple(name for name in state if name not in pairs and not is_harmless(name))
+        unexpected = tuple(name for name in tensors if name not in pairs and not is_harmless(name))
         misfits = tuple(name for name in pairs if state[name].shape != tensors[name].shape)
         return _Fit("name", pairs, missing, unexpected, misfits)
-    for skip in (lambda name: False, _is_harmless):  # computed buffers count only where both sides have them
+    for skip in (lambda name: False, is_harmless):  # computed buffers count only where both sides have them
         ours = [name for name in state if not skip(name)]
         theirs = [name for name in tensors if not skip(name)]
         in_order = dict(zip(ours, theirs, strict=False))
@@ -307,7 +307,8 @@ def _kind(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _is_harmless(name: str) -> bool:
+def is_harmless(name: str) -> bool:
+    """Whether the tensor of this name is a buffer that a model computes itself."""
     return _kind(name) in _HARMLESS
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -426,3 +427,32 @@ def test_an_unknown_feature_layer_is_one_message(run_cli, photos, tiny):
     assert outcome.exit_code == 2
     assert "has no layer 'layer9'" in outcome.stderr
     assert "Did you mean" in outcome.stderr
+
+
+def test_a_student_made_of_its_teacher(run_cli, tmp_path, photos, tiny, trained_teacher):
+    """From the plan over the baseline and resuming to the export, which timm loads alone."""
+    arguments = ("--teacher", trained_teacher, "--student", "teacher?layers=1&width=0.5", "--data", photos)
+    dry = run_cli("distill", *arguments, "--dry-run")
+    assert dry.exit_code == 0, dry.stderr
+    assert "tensors copied from the teacher" in dry.stdout
+    assert re.search(r"latency [\d.]+ ms to [\d.]+ ms", dry.stdout)
+    outcome = run_cli("distill", *arguments, *tiny, "--baseline", "--output", "run")
+    assert outcome.exit_code == 0, outcome.stderr
+    alone = yaml.safe_load((tmp_path / "run" / "baseline" / "config.yaml").read_text())
+    assert alone["student"]["source"]["name"] == str(trained_teacher)
+    outcome = run_cli("distill", "--resume", "run", "--epochs", "2", "--no-baseline")
+    assert outcome.exit_code == 0, outcome.stderr
+    outcome = run_cli("export", "run")
+    assert outcome.exit_code == 0, outcome.stderr
+    module = timm.create_model(f"local-dir:{tmp_path / 'run' / 'export'}", pretrained=True)
+    whole = timm.create_model(f"local-dir:{trained_teacher}", pretrained=True)
+    assert 2 * module.num_features == whole.num_features
+
+
+def test_a_source_without_a_student_of_it(run_cli, photos):
+    exit_code, _, stderr = run_cli(
+        *("distill", "--teacher", "random:test_vit", "--student", "test_resnet", "--data", photos, "--dry-run"),
+        *("--set", "student.source=random:test_vit"),
+    )
+    assert exit_code == 2
+    assert "student.source" in stderr

@@ -64,6 +64,12 @@ SUBSTITUTES = {
     ("--output", "deploy"): "deploy",
     ("--output", "comparison"): "comparison",
     ("--against", "runs/quickstart/baseline"): "runs/quickstart/baseline",
+    ("--student", "vit_tiny_patch16_224?depth=4&embed_dim=96"): "test_vit?depth=2&embed_dim=96",
+    ("--student", "teacher?layers=1&width=0.5"): "teacher?layers=1&width=0.5",
+    ("--max-params", "5M"): "5M",
+    ("--max-macs", "500M"): "500M",
+    ("--name", "mobilenetv3*"): "test_vit[23]",
+    ("--limit", "5"): "5",
     ("--split", "validation"): "validation",
     ("--split", "test"): "test",
 }
@@ -147,6 +153,7 @@ def test_every_rule_is_used():
 
 def test_every_command_and_the_python_block_in_order(folder, run_cli_in, monkeypatch):
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     text = "\n".join(
         f"{kind}\0{block}" for kind, block in re.findall(r"^```(sh|python)\n(.*?)^```", README, re.M | re.S)
     )

@@ -1,12 +1,14 @@
 """Costs, against published numbers and against counting by hand."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from kdcli.config import StudentConfig
 from kdcli.models import build_student
-from kdcli.models.measure import measure
+from kdcli.models.measure import measure, time_passes
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,24 @@ def test_frozen_models_cost_the_same():
     first = measure(network, lambda: network(image)).activation_bytes
     network.requires_grad_(False)
     assert measure(network, lambda: network(image)).activation_bytes == first > 0
+
+
+def test_timed_passes_are_counted_and_bounded():
+    calls = []
+
+    def forward():
+        assert torch.is_inference_mode_enabled()
+        calls.append(None)
+        if len(calls) == 4:
+            time.sleep(0.2)
+
+    cpu = torch.device("cpu")
+    times = time_passes(forward, device=cpu, most=9, seconds=0.1, warm_up=2)
+    assert len(calls) == 4, "two to warm up, a quick one, and the one that used up the time"
+    assert len(times) == 2
+    assert times[1] >= 0.2 > times[0]
+    calls.clear()
+    assert len(time_passes(lambda: calls.append(None), device=cpu, most=5, seconds=60)) == 5
+    assert len(calls) == 6
+    calls.clear()
+    assert len(time_passes(forward, device=cpu, most=9, seconds=0.1, fewest=6)) == 6

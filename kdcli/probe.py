@@ -1,0 +1,241 @@
+"""Compare teachers on data before any student is trained: what ``kdcli models probe`` shows and writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from kdcli.analysis import effective_rank, log_me, singular_values
+from kdcli.config import DataConfig, TeacherConfig
+from kdcli.data import EvalLoader, ImageSource, open_data
+from kdcli.data.sources import Subset
+from kdcli.devices import resolve_device
+from kdcli.errors import UserError, did_you_mean
+from kdcli.facts import UNLABELLED
+from kdcli.models import load_teacher
+from kdcli.models.base import Model
+from kdcli.plan import human_count
+from kdcli.run_folder import write_atomically
+from kdcli.text import short_repr
+
+Table = tuple[str, list[str], list[list[str]]]
+Report = Callable[[str, int, int], None]
+"""Called with what is done, how much of it, and of how much."""
+
+TAPS = ("pooled", "embedding")
+NEIGHBOURS = 5
+_FOLDS = 5
+_BATCH = 64
+
+
+def probe_teachers(
+    teachers: Sequence[str],
+    *,
+    data: str,
+    data_root: Path | None,
+    images: int,
+    classes: str | None,
+    tap: str,
+    seed: int,
+    device: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Describe and rank the features of frozen teachers on a sample of the training images.
+
+    Accuracies are means over stratified cross-validation with the same folds for all: of a k-nearest-neighbours classifier
+    (cosine distance) and of a logistic regression on standardised features. Test images are never read.
+
+    Args:
+        teachers: names, as ``--teacher`` takes them.
+        data: name of the data.
+        data_root: where torchvision's data lie.
+        images: size of the sample, drawn by class in proportion.
+        classes: which of the data's classes to look at, as :func:`kdcli.data.classes.choose_classes` reads it.
+        tap: ``pooled`` or ``embedding``.
+        seed: of sample, folds and the weights of ``random:`` teachers.
+        device: ``auto`` is the first GPU, else the CPU.
+        report: told about the progress.
+
+    Returns:
+        What ``--json`` prints, the best teacher first.
+
+    Raises:
+        UserError: there is no such teacher, class or tap, or there are too few images.
+    """
+    if tap not in TAPS:
+        raise UserError(
+            f"There are no features {short_repr(tap)}. {did_you_mean(tap, TAPS)}".rstrip(), f"Use {' or '.join(TAPS)}."
+        )
+    for name in teachers:
+        if list(teachers).count(name) > 1:
+            raise UserError(f"The teacher {name} is named twice.", "Name every teacher once.")
+        if name == "none":
+            raise UserError("The teacher 'none' has no features.", "Name models.")
+    chosen = None if classes is None else (classes,)
+    opened = open_data(DataConfig(name=data, root=data_root, classes=chosen), seed=seed)
+    source, dropped = _sample(opened.train, opened.facts.class_names, images, seed)
+    folds = min(_FOLDS, min(np.unique(source.labels, return_counts=True)[1]))
+    place = resolve_device(device)
+    probed: list[dict[str, Any]] = []
+    for number, name in enumerate(teachers):
+        model = load_teacher(TeacherConfig(name=name), seed=seed)
+        if tap not in model.facts.feature_dims:
+            raise UserError(f"{name} has no features {tap!r}: it has no classifier.", "Use --features pooled.")
+
+        def count(done: int, *, before: int = number * len(source), name: str = name) -> None:
+            report(f"Running {name}", before + done, len(teachers) * len(source))
+
+        features, labels, seconds = _features(model, source, tap, place, count)
+        report(f"Probing {name}", (number + 1) * len(source), len(teachers) * len(source))
+        probed.append(
+            {
+                "teacher": name,
+                "resolved": model.facts.name,
+                **_scores(name, features, labels, folds=int(folds), seed=seed),
+                "width": features.shape[1],
+                "parameters": model.facts.num_parameters,
+                "ms_per_image": 1e3 * seconds / len(labels),
+            }
+        )
+    probed.sort(key=lambda entry: (-entry["linear_probe"], -entry["log_me"]))
+    counted = [opened.facts.class_names[label] for label in np.unique(source.labels)]
+    return {
+        "data": opened.facts.name,
+        "num_images": len(source),
+        "class_names": counted,
+        "dropped_classes": dropped,
+        "features": tap,
+        "folds": int(folds),
+        "seed": seed,
+        "device": str(place),
+        "ranked_by": "linear_probe, then log_me",
+        "teachers": probed,
+    }
+
+
+def table(probe: dict[str, Any]) -> Table:
+    """Return the table for the terminal, the best teacher first."""
+    columns = ["teacher", "linear probe", f"{NEIGHBOURS}-NN", "LogME", "effective rank", "parameters", "ms per image"]
+    rows = [
+        [
+            entry["teacher"],
+            f"{entry['linear_probe']:.4f}",
+            f"{entry['knn']:.4f}",
+            f"{entry['log_me']:.3f}",
+            f"{entry['effective_rank']:.1f} of {entry['width']}",
+            human_count(entry["parameters"]),
+            f"{entry['ms_per_image']:.1f}",
+        ]
+        for entry in probe["teachers"]
+    ]
+    return "Teachers", columns, rows
+
+
+def remarks(probe: dict[str, Any]) -> Iterator[str]:
+    """Yield the rule of the ranking, and what was measured on what."""
+    yield (
+        "Ranked by the linear probe's accuracy, then by LogME. Both accuracies are means over"
+        f" {probe['folds']}-fold cross-validation."
+    )
+    yield (
+        f"Measured on {probe['num_images']} training images of {probe['data']}, {len(probe['class_names'])} classes:"
+        f" {probe['features']} features, each teacher with its own preprocessing; time in batches on {probe['device']}."
+    )
+    if probe["dropped_classes"]:
+        yield f"Left out, as the sample has a single image of each: {', '.join(probe['dropped_classes'])}."
+
+
+def to_json(probe: dict[str, Any]) -> str:
+    """Return what ``--json`` prints and ``--output`` writes."""
+    return json.dumps(probe, indent=2, allow_nan=False) + "\n"
+
+
+def check_output(file: Path) -> None:
+    """Refuse what can be no file, before anything is measured.
+
+    Raises:
+        UserError: it is a folder, or its folder does not exist.
+    """
+    if file.is_dir() or not file.parent.is_dir():
+        what = "is a folder" if file.is_dir() else "would be in a folder that does not exist"
+        raise UserError(f"{file} {what}.", "Give --output a file's name.")
+
+
+def write_probe(probe: dict[str, Any], file: Path) -> None:
+    """Write the JSON object to ``file``.
+
+    Raises:
+        UserError: it can't be written there.
+    """
+    write_atomically(file, lambda temporary: temporary.write_text(to_json(probe), encoding="utf-8"))
+
+
+def _sample(train: ImageSource, names: Sequence[str], images: int, seed: int) -> tuple[Subset, list[str]]:
+    """Return labelled images, in proportion by class, and the classes of which a single one would be among them."""
+    labels = np.array(train.labels)
+    wanted = range(len(names))
+    generator = np.random.default_rng(seed)
+    shuffled = [generator.permutation(np.flatnonzero((labels == label) & (labels != UNLABELLED))) for label in wanted]
+    # An image's place among those of its class, from 0 to 1: the first so many of all are as many of each in proportion.
+    ranks = np.concatenate([(np.arange(len(members)) + 0.5) / max(len(members), 1) for members in shuffled])
+    chosen = np.concatenate(shuffled)[np.argsort(ranks, kind="stable")[:images]]
+    counts = {label: int((labels[chosen] == label).sum()) for label in wanted}
+    kept = np.sort(chosen[[counts[label] > 1 for label in labels[chosen]]])
+    if len(np.unique(labels[kept])) < 2:
+        raise UserError(
+            f"The sample of {len(chosen)} labelled images has fewer than two classes with two images or more.",
+            "Give more --images, or other --classes.",
+        )
+    return Subset(train, kept), [names[label] for label, count in counts.items() if count == 1]
+
+
+@torch.inference_mode()
+def _features(
+    model: Model, source: Subset, tap: str, device: torch.device, count: Callable[[int], None]
+) -> tuple[Tensor, NDArray[np.int64], float]:
+    """Return features (N, d) and labels (N,) of all readable images, and the seconds that the model took."""
+    model.to(device)
+    loader = EvalLoader(source, preprocessing=model.facts.preprocessing, batch_size=_BATCH, workers=None, strict=False)
+    features, labels, seconds = [], [], 0.0
+    for batch in loader:
+        if not len(batch):
+            continue
+        inputs = model.prepare(batch.to(device))
+        start = time.perf_counter()
+        features.append(model(inputs, taps=(tap,), logits=False).features[tap].float().cpu())
+        seconds += time.perf_counter() - start
+        labels.append(batch.targets)
+        count(sum(map(len, labels)))
+    return torch.cat(features), torch.cat(labels).numpy(), seconds
+
+
+def _scores(name: str, features: Tensor, labels: NDArray[np.int64], *, folds: int, seed: int) -> dict[str, float]:
+    try:
+        rank = effective_rank(singular_values(features - features.mean(dim=0)))
+        evidence = log_me(features, torch.from_numpy(labels))
+    except ValueError as error:
+        raise UserError(f"{name} can't be probed: {error}.", "Its weights are damaged, or made for float16.") from error
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    values = features.double().numpy()
+    neighbours = min(NEIGHBOURS, len(labels) - len(labels) // folds - 1)
+    nearest = KNeighborsClassifier(neighbours, metric="cosine")
+    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return {
+        "linear_probe": float(cross_val_score(linear, values, labels, cv=split).mean()),
+        "knn": float(cross_val_score(nearest, values, labels, cv=split).mean()),
+        "log_me": evidence,
+        "effective_rank": rank,
+    }

@@ -1,0 +1,186 @@
+"""Architectures within a budget: what is counted, what is left out, and what is kept for the next time."""
+
+import json
+
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdcli.errors import UserError
+from kdcli.models import search as searching
+from kdcli.models.search import NUM_CLASSES, Budget, Cache, search
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kdcli"
+
+
+@pytest.fixture
+def find():
+    def run(pattern="test_vit?", cache=None, reports=None, **options):
+        budget = Budget(*(options.pop(key, None) for key in ("max_parameters", "min_parameters", "max_macs")))
+        defaults = {"pretrained": False, "image_size": None, "sort": "params", "limit": 20} | options
+        report = (lambda *values: None) if reports is None else (lambda *values: reports.append(values))
+        return search(budget, pattern=pattern, cache=cache or Cache(), report=report, **defaults)
+
+    return run
+
+
+def test_counts_are_those_of_the_built_networks(find):
+    found = find("test_vit[2-4]")
+    assert [entry.name for entry in found] == ["test_vit4", "test_vit3", "test_vit2"]
+    for entry in found:
+        module = timm.create_model(entry.name, num_classes=NUM_CLASSES).eval()
+        assert entry.parameters == sum(parameter.numel() for parameter in module.parameters())
+        with FlopCounterMode(display=False) as counter:
+            module(torch.zeros(1, *module.default_cfg["input_size"]))
+        assert entry.macs == pytest.approx(
+            counter.get_total_flops() / 2, rel=0.02
+        )  # the CPU's attention has no formula
+        assert entry.image_size == (160, 160)
+        assert entry.latency_ms > 0
+
+
+def test_limits(find):
+    everything = find("test_*net*", limit=100)
+    limits = {"max_parameters": 460_000, "min_parameters": 300_000, "max_macs": 60e6}
+    expected = [entry.name for entry in everything if 300_000 <= entry.parameters <= 460_000 and entry.macs <= 60e6]
+    assert 0 < len(expected) < len(everything)
+    assert [entry.name for entry in find("test_*net*", limit=100, **limits)] == expected
+    assert [entry.name for entry in find("test_*net*", limit=2, **limits)] == expected[:2]
+    assert find(max_parameters=10) == []
+
+
+def test_order(find):
+    for sort, key, reverse in (
+        ("params", "parameters", True),
+        ("macs", "macs", True),
+        ("latency", "latency_ms", False),
+    ):
+        values = [getattr(entry, key) for entry in find("test_*net", sort=sort, limit=100)]
+        assert len(values) > 3
+        assert values == sorted(values, reverse=reverse)
+    assert len(find("test_*net", sort="latency", limit=2)) == 2
+    macs = [entry.macs for entry in find("test_*net", sort="macs", limit=100)]
+    assert [entry.macs for entry in find("test_*net", sort="macs", limit=2)] == macs[:2]
+
+
+def test_image_size_changes_the_costs_alone(find):
+    (own,), (small,) = find("test_resnet"), find("test_resnet", image_size=64)
+    assert small.parameters == own.parameters
+    assert small.image_size == (64, 64)
+    assert small.macs < own.macs / 4
+    (vit,) = find("test_vit", image_size=96)  # a fixed input size is built for the other one
+    assert vit.image_size == (96, 96)
+
+
+def test_only_those_with_weights(find):
+    names = {entry.name for entry in find("test_vit*", pretrained=True)}
+    assert names == {name.partition(".")[0] for name in timm.list_models("test_vit*", pretrained=True)}
+    assert names < {entry.name for entry in find("test_vit*")}
+    assert all(entry.pretrained == (entry.name in names) for entry in find("test_vit*"))
+
+
+def test_transformers_with_default_configs(find):
+    from kdcli.config import StudentConfig
+    from kdcli.models import build_student
+
+    (entry,) = find("hf:segformer")
+    labels = [str(label) for label in range(NUM_CLASSES)]
+    model = build_student(StudentConfig(name=entry.name), label_names=labels, seed=0)
+    assert (model.facts.num_parameters, model.facts.macs) == (entry.parameters, entry.macs)
+    assert not entry.pretrained
+
+
+def test_an_architecture_alone_is_no_teacher():
+    from kdcli.config import TeacherConfig
+    from kdcli.models import load_teacher
+
+    with pytest.raises(UserError, match="no published weights") as error:
+        load_teacher(TeacherConfig(name="hf:segformer"), seed=0)
+    assert "random:hf:segformer" in error.value.hint
+
+
+def test_what_was_counted_is_not_counted_again(find, folder, monkeypatch):
+    first = find()
+    (file,) = folder.iterdir()
+    assert timm.__version__ in file.name
+    counts = json.loads(file.read_text())
+    assert counts["test_vit2"] == next(entry.parameters for entry in first if entry.name == "test_vit2")
+
+    def counted_again(*arguments):
+        pytest.fail("counted again")
+
+    monkeypatch.setattr(searching, "_count_parameters", counted_again)
+    monkeypatch.setattr(searching, "_count_macs", counted_again)
+    again = find()
+    assert [(entry.name, entry.parameters, entry.macs) for entry in again] == [
+        (entry.name, entry.parameters, entry.macs) for entry in first
+    ]
+
+
+def test_an_interrupted_search_keeps_what_it_counted(find, folder, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching, "_count_macs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        find()
+    (file,) = folder.iterdir()
+    assert len(json.loads(file.read_text())) == len(timm.list_models("test_vit?"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"test_vit2": "many"}'])
+def test_a_damaged_cache_is_counted_anew(find, folder, content):
+    folder.mkdir(parents=True)
+    Cache().path.write_text(content)
+    (entry,) = find("test_vit2")
+    assert json.loads(Cache().path.read_text())["test_vit2"] == entry.parameters
+
+
+def test_a_cache_that_can_not_be_written_costs_no_results(find, folder):
+    folder.parent.mkdir()
+    folder.write_text("in the way")
+    cache = Cache()
+    assert len(find("test_vit2", cache=cache)) == 1
+    assert "can't be kept" in cache.problem
+
+
+def test_what_can_not_be_built_is_left_out(find, monkeypatch):
+    def refuse(place, image_size):
+        raise ImportError("a package is missing")
+
+    monkeypatch.setattr(searching, "_build", refuse)
+    assert find("test_vit2") == []
+
+
+def test_test_networks_are_shown_only_by_name(find, monkeypatch):
+    monkeypatch.setattr(searching, "_count_parameters", lambda place: 1 if place.name.startswith("test_") else None)
+    assert find(None) == []
+
+
+def test_progress_is_reported(find):
+    reports = []
+    find("test_vit[23]", reports=reports)
+    assert {what for what, _, _ in reports} == {
+        "Counting parameters",
+        "Counting multiply-accumulates",
+        "Measuring latency",
+    }
+    assert all(0 <= done <= total for _, done, total in reports)
+
+
+def test_a_name_of_nothing():
+    with pytest.raises(UserError, match="resnetx") as error:
+        search(
+            Budget(), pattern="resnetx*", pretrained=False, image_size=None, sort="params", limit=1, cache=Cache(),
+            report=print,
+        )  # fmt: skip
+    assert "*" in error.value.hint
+
+
+def test_kdclis_own_networks_have_their_own_names(find):
+    assert [entry.name for entry in find("cifar:resnet20")] == ["cifar:resnet20"]
