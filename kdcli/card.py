@@ -30,6 +30,7 @@ def model_card(run: RunFolder) -> str:
         ("Losses", ", ".join(options.method for options in config.methods or ())),
         ("Projector", _projector(config)),
         *_stage_rows(run, config),
+        *([] if config.trains_classifier else [("Classifier", "untrained: no method trains it, only the features")]),
         ("Data", decisions["data"]["value"]),
         ("Trainable parameters", decisions["trainable parameters"]["value"]),
         ("Seed", str(config.seed)),

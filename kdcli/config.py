@@ -548,7 +548,7 @@ class OptimConfig(Section):
     momentum: Fraction = 0.9
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     """``step`` multiplies the rate by ``decay_rate`` at each milestone."""
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    milestones: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] | None = None
     """Of ``step``, in shares of all steps; by default after each third."""
     decay_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Of ``step``."""
@@ -664,6 +664,11 @@ class RunConfig(Section):
     """Evaluate the best student on the test split, once, at the end; without it, validation is all there is."""
     description: str = ""
     """What a recipe is for, in one line."""
+
+    @property
+    def trains_classifier(self) -> bool:
+        """Whether any of the methods, once they are written out, trains the student's classifier."""
+        return any(options.trains_classifier for options in self.methods or ())
 
     def with_absolute_paths(self) -> RunConfig:
         """Return the config with its local files and folders written out, so that it means the same from anywhere.

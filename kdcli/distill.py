@@ -297,8 +297,9 @@ def _where(run: RunFolder, config: RunConfig) -> str:
 
 def is_finished(path: Path, config: RunConfig) -> bool:
     """Whether nothing is left to do for ``config`` in the run folder ``path``, which need not exist."""
-    alone = RunFolder(path / "baseline")
-    return _is_done(RunFolder(path), config) and (not config.baseline or _is_done(alone, config.alone()))
+    run, alone = RunFolder(path), RunFolder(path / "baseline")
+    # The run's own config has its stages written out, which the baseline's epochs depend on.
+    return _is_done(run, config) and (not config.baseline or _is_done(alone, run.read_config().alone()))
 
 
 def _is_done(run: RunFolder, config: RunConfig) -> bool:
@@ -324,12 +325,14 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
         by_name = {name: result.to_json() for name, result in results.items()}
         print(json.dumps({"event": "result", "run": str(run.path), **by_name}), flush=True)
     first = next(iter(results.values()))
-    rows = [
-        [f"{split} {metric}", *(f"{getattr(result, split)[metric]:.4f}" for result in results.values())]
-        for split in ("validation", "test")
-        for metric in getattr(first, split)
-        if metric not in ("epoch", "step")
-    ]
+    rows = []
+    for split in ("validation", "test"):
+        found = [getattr(result, split) for result in results.values()]
+        # Features alone have another metric than their baseline.
+        for metric in dict.fromkeys(metric for metrics in found for metric in metrics):
+            if metric not in ("epoch", "step"):
+                told = (f"{metrics[metric]:.4f}" if metric in metrics else "-" for metrics in found)
+                rows.append([f"{split} {metric}", *told])
     rows.append(["best epoch", *(f"{result.validation['epoch']:.0f}" for result in results.values())])
     rows.append(["steps", *(_with_embedding(result, "steps", result.steps) for result in results.values())])
     if any(result.skipped for result in results.values()):
@@ -337,8 +340,7 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
     rows.append(["seconds", *(_with_embedding(result, "seconds", result.seconds) for result in results.values())])
     if first.embedding:
         accuracies = (result.embedding.get("ncm_accuracy") for result in results.values())
-        told = ["-" if accuracy is None else f"{accuracy:.4f}" for accuracy in accuracies]
-        rows.insert(0, ["embedding ncm_accuracy", *told])
+        rows.insert(0, ["embedding ncm_accuracy", *("-" if a is None else f"{a:.4f}" for a in accuracies)])
     show_table("Result", ["", *results], rows)
     show_lines([f"Student: {run.student}", f"Export it: kdcli export {shlex.quote(str(run.path))}"])
 

@@ -101,16 +101,23 @@ class EpisodeSampler:
         )
 
     def draw(self, number: int) -> Episode:
-        """Return episode ``number``."""
-        generator = np.random.default_rng(stable_seed("draw", self._seed, number))
-        classes = np.sort(generator.choice(len(self._train), self._config.ways, replace=False)).tolist()
+        """Return episode ``number``; its classes and queries don't depend on the number of shots."""
 
-        def images(members: Sequence[NDArray[np.int64]], count: int) -> tuple[int, ...]:
-            drawn = [generator.choice(members[label], count, replace=False) for label in classes]
+        def generator(purpose: str) -> np.random.Generator:
+            return np.random.default_rng(stable_seed(purpose, self._seed, number))
+
+        chosen = generator("classes").choice(len(self._train), self._config.ways, replace=False)
+        classes = np.sort(chosen).tolist()
+
+        def images(purpose: str, members: Sequence[NDArray[np.int64]], count: int) -> tuple[int, ...]:
+            drawing = generator(purpose)
+            drawn = [drawing.choice(members[label], count, replace=False) for label in classes]
             return tuple(np.concatenate(drawn).tolist())
 
         return Episode(
-            tuple(classes), images(self._train, self._config.shots), images(self._queries, self._config.queries)
+            tuple(classes),
+            images("support", self._train, self._config.shots),
+            images("queries", self._queries, self._config.queries),
         )
 
 
@@ -366,7 +373,7 @@ def run_episode(
             trainer = Trainer(job, run, accelerator, reporter, writes=False)
             trainer.fit()
             student = trainer.student
-        accuracies[arm] = evaluate(job, student, queries, accelerator, reporter.skipped_all)[job.task.monitor]
+        accuracies[arm] = evaluate(job, student, queries, accelerator, reporter.skipped_all)[job.monitor]
         obey()
     support, support_labels = _embed(setting, job, job.data.train, reporter)
     if lost := set(range(len(episode.classes))) - set(support_labels.tolist()):

@@ -68,6 +68,7 @@ class Candidate:
         label_map: for each of the data's classes the model's class of the same label; None where the label spaces
             differ, and nothing but costs can be measured.
         labels: the sentence that says how the label spaces fit.
+        trained: whether its classifier is trained; a run of features alone leaves it as it was at the start.
     """
 
     role: str
@@ -76,6 +77,7 @@ class Candidate:
     weights: Path | None
     label_map: tuple[int, ...] | None
     labels: str
+    trained: bool = True
 
 
 class ClassificationMeters:
@@ -474,7 +476,8 @@ def _candidate(role: str, name: str, run: RunFolder | None, data: DataFacts) -> 
             f"{name} can't be evaluated on {data.name}: {reason}",
             "Give data with the model's classes (--data), or a model for these classes.",
         )
-    return Candidate(role, name, model, weights, label_map, reason)
+    is_trained = run is None or run.read_config().trains_classifier
+    return Candidate(role, name, model, weights, label_map, reason, is_trained)
 
 
 def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
@@ -502,6 +505,11 @@ def _weights_folder(name: str) -> Path | None:
 
 def _label_notes(candidate: Candidate) -> list[str]:
     """Return what is not a matter of course about the labels."""
+    if not candidate.trained:
+        return [
+            f"{candidate.name}: no method of the run trained its classifier, so that its accuracy is by chance; the run's own"
+            " is that of nearest class means."
+        ]
     if candidate.label_map is None:
         return [f"The teacher has no accuracy here. {candidate.labels}"]
     if candidate.model.facts.label_names is None or list(candidate.label_map) != sorted(candidate.label_map):

@@ -24,6 +24,7 @@ from kdcli.models.measure import time_passes
 from kdcli.plan import Decision, Plan, describe_costs, make_plan
 from kdcli.run_folder import RunFolder
 from kdcli.tasks import Task, build_task
+from kdcli.tasks.class_means import NCM_ACCURACY
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,12 @@ class Job:
     @property
     def trains_classifier(self) -> bool:
         """Whether any method trains the student's classifier; otherwise nearest class means take its place."""
-        return any(options.trains_classifier for options in self.config.methods or ())
+        return self.config.trains_classifier
+
+    @property
+    def monitor(self) -> str:
+        """The metric that the best student is chosen by; higher is better."""
+        return self.task.monitor if self.trains_classifier else NCM_ACCURACY
 
     def labelled_images(self) -> ImageSource:
         """Return the training images that have a label, each once."""

@@ -514,10 +514,15 @@ def rank_variants(sweep: Sweep, comparison: Comparison) -> tuple[list[str], list
     for recipe in dict.fromkeys(variant.recipe for variant in sweep.variants):
         ranked, left_out = [], []
         for variant in (variant for variant in sweep.variants if variant.recipe == recipe):
-            metric = comparison.monitored if variant.config.episodes is None else _EPISODES
             group = groups.get(variant.name)
-            if metric is None or group is None or {run.seed for run in group.finished} != set(sweep.seeds):
-                left_out.append(variant.name)
+            if group is None or {run.seed for run in group.finished} != set(sweep.seeds):
+                left_out.append((variant.name, "not finished"))
+                continue
+            # A run of features alone has another metric than one that trains the classifier.
+            own = [name for name in group.runs[0].metrics if name.startswith("validation ")]
+            metric = own[0] if variant.config.episodes is None else _EPISODES
+            if ranked and metric != ranked[0][3]:
+                left_out.append((variant.name, f"{metric}: not to be compared"))
                 continue
             score, loss = group.summary(metric), group.summary("validation loss")
             assert score is not None
@@ -525,9 +530,9 @@ def rank_variants(sweep: Sweep, comparison: Comparison) -> tuple[list[str], list
         ranked.sort(key=lambda entry: entry[:2])  # stable: equal ones stay in the order given
         for place, (_, loss_mean, name, metric, score) in enumerate(ranked, start=1):
             spread = "" if score.std is None else f" ± {score.std:.4f}"
-            tie = "-" if metric == _EPISODES else f"{loss_mean:.4f}"
+            tie = "-" if groups[name].summary("validation loss") is None else f"{loss_mean:.4f}"
             rows.append([recipe, str(place), name, metric, f"{score.mean:.4f}{spread}", tie])
-        rows += [[recipe, "-", name, "not finished", "-", "-"] for name in left_out]
+        rows += [[recipe, "-", name, reason, "-", "-"] for name, reason in left_out]
         if ranked:
             _, _, name, metric, score = ranked[0]
             best.append(f"Best variant of {recipe}: {name} ({metric} {score.mean:.4f}, {len(sweep.seeds)} seeds)")

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object, set_seed
-from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.optim import Optimizer
@@ -102,7 +101,7 @@ class Trainer:
         if config.train.channels_last:
             student.to(memory_format=torch.channels_last)
         if accelerator.num_processes > 1 and config.train.sync_batchnorm and device.type == "cuda":
-            student.module = convert_sync_batchnorm(student.module)
+            student.synchronize_batchnorm()
         if config.train.compile:
             student.compile()
         self.distiller.to(device)
@@ -499,7 +498,7 @@ def evaluate(
             model.facts.feature_dims["embedding"],
             add_up=add_up,
         )
-        return {"ncm_accuracy": accuracy}
+        return {job.monitor: accuracy}
     finally:
         model.train(was_training)
 
@@ -729,6 +728,4 @@ def _place_teacher(job: Job, device: torch.device) -> LiveTeacher | None:
 
 
 def _rank(job: Job, metrics: dict[str, float]) -> tuple[float, ...]:
-    if not job.trains_classifier:
-        return (metrics["ncm_accuracy"],)
-    return metrics[job.task.monitor], -metrics["loss"]
+    return metrics[job.monitor], -metrics.get("loss", 0.0)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from kdcli import sweep as module
-from kdcli.config import parse_config
+from kdcli.compare import Run, compare_runs
+from kdcli.config import EmbeddingConfig, parse_config
+from kdcli.run_folder import RunFolder
 from kdcli.sweep import Sweep
 from kdcli.variants import Variant
 
@@ -71,3 +73,52 @@ def test_each_worker_sees_one_gpu_and_has_its_share_of_the_cores(monkeypatch):
 
 def test_runs_go_seed_by_seed():
     assert [run.label for run in make_sweep("cpu", "auto").runs] == ["v0 seed 0", "v1 seed 0", "v0 seed 1", "v1 seed 1"]
+
+
+def test_a_run_in_two_stages_with_a_baseline_is_finished(tmp_path):
+    """Its recipe leaves the first stage's epochs to the plan, and the baseline has those of both."""
+    values = {"teacher": "test_vit", "student": "test_resnet", "data": "demo:digits", "baseline": True}
+    recipe = parse_config(values | {"method": "refilled", "train": {"epochs": 2}}, source="t")
+    resolved = recipe.model_copy(update={"method": None, "embedding": EmbeddingConfig(epochs=3)})
+    (run,) = Sweep(tmp_path, (Variant("v", "v", recipe),), (0,)).runs
+    result = {"validation": {}, "test": {}, "steps": 1, "seconds": 1.0, "skipped": 0}
+    for path, config in ((run.path, resolved), (run.path / "baseline", resolved.alone())):
+        assert not run.is_finished
+        path.mkdir(parents=True)
+        folder = RunFolder(path)
+        folder.write_config(config)
+        folder.write_result(result)
+    assert run.is_finished
+
+
+def test_variants_with_other_metrics_are_not_ranked_among_one_another():
+    sweep = make_sweep("cpu", "cpu", "cpu")
+    metrics = [{"accuracy": 0.5, "loss": 1.0}, {"ncm_accuracy": 0.9}, {"accuracy": 0.75, "loss": 2.0}]
+    runs = [
+        Run(
+            run.path, run.label, run.seed, {"task": "image-classification", "variant": run.variant.name},
+            {f"validation {name}": value for name, value in metrics[sweep.variants.index(run.variant)].items()},
+            {}, True, run.variant.name,
+        )
+        for run in sweep.runs
+    ]  # fmt: skip
+    _, rows, best = module.rank_variants(sweep, compare_runs(runs))
+    assert [row[1:4] for row in rows] == [
+        ["1", "v2", "validation accuracy"],
+        ["2", "v0", "validation accuracy"],
+        ["-", "v1", "validation ncm_accuracy: not to be compared"],
+    ]
+    assert best == ["Best variant of v: v2 (validation accuracy 0.7500, 2 seeds)"]
+
+
+def test_features_alone_are_ranked_by_nearest_class_means():
+    sweep = make_sweep("cpu", "cpu")
+    runs = [
+        Run(
+            run.path, run.label, run.seed, {"task": "image-classification", "variant": run.variant.name},
+            {"validation ncm_accuracy": 0.5 + 0.25 * sweep.variants.index(run.variant)}, {}, True, run.variant.name,
+        )
+        for run in sweep.runs
+    ]  # fmt: skip
+    _, rows, _ = module.rank_variants(sweep, compare_runs(runs))
+    assert [(row[2], row[5]) for row in rows] == [("v1", "-"), ("v0", "-")], "there is no loss"

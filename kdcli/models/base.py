@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from kdcli.data import Batch, prepare
@@ -261,6 +262,14 @@ class Model(nn.Module, ABC):
             f"{self.facts.name} has no stages that kdcli can find.", "Name layers: --feature-layers STUDENT:TEACHER."
         )
 
+    def synchronize_batchnorm(self) -> None:
+        """Exchange every batch normalisation for one over the batches of all processes."""
+        self.module = convert_sync_batchnorm(self.module)
+        for name, layer in self._layers.items():
+            module = self.module.get_submodule(name)
+            if layer not in module._forward_hooks.values():  # it stayed with what was exchanged
+                module.register_forward_hook(layer)
+
     def _watch(self, names: Iterable[str], example: Inputs) -> tuple[dict[str, list[Any]], list[str]]:
         """Return what each of the named modules returns for ``example``, and the order in which they ran."""
         outputs: dict[str, list[Any]] = {name: [] for name in names}
@@ -492,6 +501,9 @@ class LayerTap:
             return
         mean = of_places = None
         features = _tensor_of(output)
+        # Not averaged, it is the layer's own memory, which an in-place activation after it overwrites.
+        if self.wants_map or self.layout == "vector":
+            features = features.clone()
         if self.wants_mean:
             mean = mean_over_places(features, self.layout, self.num_prefix)
         if self.wants_map:

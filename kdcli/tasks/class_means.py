@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED
 
+NCM_ACCURACY = "ncm_accuracy"
+"""What :func:`nearest_class_mean_accuracy` is called among a run's metrics."""
+
 
 def class_means(
     batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, width: int, *, add_up: Callable[[Tensor], Tensor]

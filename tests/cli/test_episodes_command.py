@@ -360,3 +360,12 @@ def test_changed_data_and_damaged_files_are_noticed(run_cli, tmp_path, whole):
         outcome = run_cli("distill", "--resume", "run")
         assert outcome.exit_code == 2
         assert message in outcome.stderr
+
+
+def test_features_alone_answer_by_nearest_class_means(run_cli, tmp_path):
+    options = ("--episodes", "1", "--set", "methods=[{method: stochastic_triplet_kl}]", "--output", "run")
+    outcome = run_cli("distill", *SMALL, *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    (line,) = lines_of(tmp_path / "run")
+    assert list(line["accuracy"]) == ARMS
+    assert line["accuracy"]["distilled"] * 15 == pytest.approx(round(line["accuracy"]["distilled"] * 15), abs=1e-5)

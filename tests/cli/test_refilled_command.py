@@ -238,6 +238,25 @@ def test_each_stage_alone(run_cli, tmp_path, command):
     assert {"accuracy", "loss"} <= set(result(tmp_path / "first")["test"])
 
 
+def test_features_alone_beside_their_baseline(run_cli, tmp_path, command):
+    """No method trains the classifier: the two have other metrics, and what reads the run's logits says so."""
+    options = ("--set", "methods=[{method: stochastic_triplet_kl}]", "--baseline", "--epochs", "1")
+    outcome = run_cli(*command, *options, "--output", "run")
+    assert outcome.exit_code == 0, outcome.stderr
+    run = tmp_path / "run"
+    own, alone = result(run)["test"]["ncm_accuracy"], result(run / "baseline")["test"]["accuracy"]
+    assert re.search(rf"test ncm_accuracy .* {own:.4f} .* - ", outcome.stdout)
+    assert re.search(rf"test accuracy .* - .* {alone:.4f} ", outcome.stdout)
+    assert "| Classifier | untrained:" in (run / "README.md").read_text()
+    assert "| Classifier |" not in (run / "baseline" / "README.md").read_text()
+    outcome = run_cli("evaluate", run, "--against", run / "baseline", "--no-teacher", "--device", "cpu")
+    assert outcome.exit_code == 0, outcome.stderr
+    notes = json.loads((run / "evaluation" / "evaluation.json").read_text())["notes"]
+    assert [note.partition(":")[0] for note in notes if "no method of the run trained its classifier" in note] == [
+        str(run)
+    ]
+
+
 @pytest.mark.parametrize(
     ("classes", "shared"), [(("apple", "leaf", "stone"), "2 of your 3"), (("brick", "stone"), "0 of your 2")]
 )

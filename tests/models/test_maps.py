@@ -9,7 +9,7 @@ import transformers
 from kdcli.config import StudentConfig, TeacherConfig
 from kdcli.errors import UserError
 from kdcli.models import build_student, load_teacher
-from kdcli.models.base import grid_of, map_of_places
+from kdcli.models.base import LayerTap, grid_of, map_of_places
 
 
 def load(name, **options):
@@ -245,3 +245,38 @@ def test_models_without_a_distillation_token_say_so():
     assert not model.facts.distillation_head
     with pytest.raises(ValueError, match="no distillation token"):
         model(images_for(model), distillation_logits=True)
+
+
+@pytest.mark.parametrize("maps", [("layer1.0.bn1",), ("layer1.0.bn1", "pooled")])
+def test_a_map_is_not_what_an_in_place_activation_makes_of_it(maps):
+    model = load("random:cifar:resnet8")
+    model.open_taps(["layer1.0.bn1"])
+    images = images_for(model)
+    net = model.module
+    expected = net.layer1[0].bn1(net.layer1[0].conv1(net.relu(net.bn1(net.conv1(images)))))
+    assert (expected < 0).any(), "an activation follows"
+    output = model(images, taps=("layer1.0.bn1",), maps=maps, logits=False)
+    torch.testing.assert_close(output.maps["layer1.0.bn1"], expected)
+    torch.testing.assert_close(output.features["layer1.0.bn1"], expected.mean(dim=(2, 3)))
+
+
+def test_a_vector_is_not_what_an_in_place_activation_makes_of_it():
+    tap = LayerTap("vector", 0, None)
+    tap.wants_mean = True
+    features = torch.tensor([[-1.0, 2.0]])
+    tap(torch.nn.Identity(), (), features)
+    features.relu_()
+    assert tap.take()[0].tolist() == [[-1.0, 2.0]]
+
+
+def test_a_tap_on_a_batch_normalisation_outlives_its_exchange():
+    model = load("random:cifar:resnet8")
+    model.open_taps(["layer1.0.bn1", "layer2"])
+    images, taps = images_for(model), ("layer1.0.bn1", "layer2")
+    before = model(images, taps=taps, maps=taps)
+    model.synchronize_batchnorm()
+    assert isinstance(model.module.layer1[0].bn1, torch.nn.SyncBatchNorm)
+    after = model(images, taps=taps, maps=taps)
+    for tap in taps:
+        torch.testing.assert_close(after.features[tap], before.features[tap])
+        torch.testing.assert_close(after.maps[tap], before.maps[tap])
