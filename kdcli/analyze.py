@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from kdcli.analysis import decompose, linear_cka, rank_evolution, summarize
-from kdcli.data import ImageSource
+from kdcli.data import ImageSource, TextSource
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError
-from kdcli.facts import Preprocessing
+from kdcli.facts import Preprocessing, TextPreprocessing
 from kdcli.job import Job, reopen_job
 from kdcli.methods.projection import Projection
 from kdcli.models.base import Model
@@ -97,13 +97,19 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
             plot_decomposition(folder / f"decomposition-{name}.png", result["parts"], title=title),
         ]
         result["decomposition"] = result.pop("parts").to_json()
-    analysis = {"split": split, "num_samples": len(next(iter(student.values()))), "projectors": results}
+    analysis = {
+        "split": split,
+        "samples": job.data.facts.noun,
+        "num_samples": len(next(iter(student.values()))),
+        "projectors": results,
+    }
     run.write_text("analysis/analysis.json", json.dumps(analysis, indent=2) + "\n")
     return analysis, [run.path / "analysis" / "analysis.json", *files]
 
 
 def tables(analysis: dict[str, Any]) -> Iterator[Table]:
     """Yield the tables for the terminal."""
+    noun = analysis["samples"]
     for name, result in analysis["projectors"].items():
         spectrum, parts, evolution = result["spectrum"], result["decomposition"], result["evolution"]
         rows, columns = spectrum["shape"]
@@ -120,8 +126,8 @@ def tables(analysis: dict[str, Any]) -> Iterator[Table]:
             ],
         )
         yield (
-            f"Squared residual on {analysis['num_samples']} {analysis['split']} images{result['residual_of']}",
-            ["part", "per image", "share"],
+            f"Squared residual on {analysis['num_samples']} {analysis['split']} {noun}s{result['residual_of']}",
+            ["part", f"per {noun}", "share"],
             [
                 ["knowledge transfer", f"{parts['transfer_per_sample']:.4g}", f"{parts['transfer_share']:.1%}"],
                 ["spectral", f"{parts['spectral_per_sample']:.4g}", f"{parts['spectral_share']:.1%}"],
@@ -137,7 +143,7 @@ def tables(analysis: dict[str, Any]) -> Iterator[Table]:
 
 @torch.no_grad()
 def _analyze(method: Projection, student: Tensor, teacher: Tensor) -> dict[str, Any]:
-    """Analyse one projector on features (N, d_s) and (N, d_t) of the same images."""
+    """Analyse one projector on features (N, d_s) and (N, d_t) of the same samples."""
     projector: Any = method.projector
     matrix = projector.matrix().detach().cpu()
     student_side, teacher_side = method.project(student, teacher)
@@ -161,17 +167,26 @@ def _analyze(method: Projection, student: Tensor, teacher: Tensor) -> dict[str, 
     }
 
 
-def _canvas(student: Preprocessing, teacher: Preprocessing) -> Preprocessing:
-    """Return the student's preprocessing at the larger of both sizes: as in training, both see one crop."""
+def _canvas(
+    student: Preprocessing | TextPreprocessing, teacher: Preprocessing | TextPreprocessing
+) -> Preprocessing | TextPreprocessing:
+    """Return the student's preprocessing, of images at the larger of both sizes: as in training, both see one crop."""
+    if isinstance(student, TextPreprocessing) or isinstance(teacher, TextPreprocessing):
+        return student
     height, width = (max(sizes) for sizes in zip(student.image_size, teacher.image_size, strict=True))
     return replace(student, image_size=(height, width))
 
 
 @torch.no_grad()
 def _features(
-    job: Job, model: Model, source: ImageSource, taps: tuple[str, ...], device: torch.device, canvas: Preprocessing
+    job: Job,
+    model: Model,
+    source: ImageSource | TextSource,
+    taps: tuple[str, ...],
+    device: torch.device,
+    canvas: Preprocessing | TextPreprocessing,
 ) -> dict[str, Tensor]:
-    """Return the features of every readable image of ``source``: (N, d) float32 on the CPU, by tap."""
+    """Return the features of every readable sample of ``source``: (N, d) float32 on the CPU, by tap."""
     model.to(device).eval()
     parts: dict[str, list[Tensor]] = {tap: [] for tap in taps}
     for batch in job.eval_loader(source, canvas):

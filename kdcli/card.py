@@ -40,7 +40,7 @@ def model_card(run: RunFolder) -> str:
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
     return f"""---
 library_name: {library}
-pipeline_tag: {config.task}
+pipeline_tag: {_PIPELINES.get(config.task, config.task)}
 tags: [knowledge-distillation, kdcli]
 ---
 
@@ -53,7 +53,7 @@ tags: [knowledge-distillation, kdcli]
 ## Load it
 
 ```python
-{_LOADING[library] if not (run.student / "kdcli_networks.py").is_file() else _LOADING_WITH_NETWORKS}
+{_loading(native, config.task, run)}
 ```
 
 {_made_by(plan)}"""
@@ -116,11 +116,31 @@ def _inline(text: str) -> str:
     return re.sub(r"([\\|<])", r"\\\1", printable(" ".join(text.split())))
 
 
+_PIPELINES = {"sentence-embedding": "sentence-similarity"}
+"""Our name of a task -> the hub's, where they differ."""
+
+
+def _loading(native: dict[str, Any], task: str, run: RunFolder) -> str:
+    """Return the lines of Python that load a student, by its own library alone."""
+    if "architecture" in native:
+        return _LOADING_WITH_NETWORKS if (run.student / "kdcli_networks.py").is_file() else _LOADING["timm"]
+    if task == "image-classification":
+        return _LOADING["transformers"]
+    if task == "sentence-embedding":
+        return _LOADING["sentence-transformers"].replace("CLASS", native["architectures"][0])
+    return _LOADING["text"]
+
+
 _LOADING = {
     "timm": 'import timm\n\nmodel = timm.create_model("local-dir:PATH", pretrained=True).eval()\n'
     'labels = model.pretrained_cfg["label_names"]',
     "transformers": "from transformers import AutoModelForImageClassification\n\n"
     'model = AutoModelForImageClassification.from_pretrained("PATH")\nlabels = model.config.id2label',
+    "text": 'from transformers import pipeline\n\nclassify = pipeline("text-classification", "PATH")',
+    "sentence-transformers": "# a folder of kdcli export: in the teacher's space, of length 1\n"
+    'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("PATH")\n\n'
+    "# or the features of its tokens\nfrom transformers import AutoTokenizer, CLASS\n\n"
+    'tokenizer, model = AutoTokenizer.from_pretrained("PATH"), CLASS.from_pretrained("PATH")',
 }
 
 

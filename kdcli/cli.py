@@ -112,7 +112,8 @@ def distill(
     data: Annotated[
         str | None,
         typer.Option(
-            help="demo:digits, torchvision:NAME, hf:org/name, or a folder (class folders, parquet, arrow).",
+            help="demo:digits, torchvision:NAME, hf:org/name, or a folder (class folders, parquet, arrow); texts also as"
+            " csv, jsonl or txt.",
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -130,7 +131,12 @@ def distill(
     strict_data: Annotated[
         bool, typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_MODEL)
     ] = False,
-    task: Annotated[str | None, typer.Option(help="image-classification.", rich_help_panel=_PLAN)] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="image-classification (default), text-classification or sentence-embedding.", rich_help_panel=_PLAN
+        ),
+    ] = None,
     relation: Annotated[
         str | None,
         typer.Option(help="Override the task relation: same, cross, random, none.", rich_help_panel=_PLAN),
@@ -264,6 +270,8 @@ def distill(
         kdcli distill --teacher none --student resnet18 --data demo:digits --set optim.weight_decay=0.1
 
         kdcli distill --teacher resnet50 --student resnet18 --data photos/ --ways 5 --shots 10
+
+        kdcli distill --task text-classification --teacher hf:org/name --student tiny-bert/ --data reviews.csv
 
         kdcli distill --resume runs/quickstart --epochs 32
     """
@@ -491,7 +499,8 @@ def export(
     """Write the best student for use without kdcli, and check it.
 
     `safetensors` is the model's own library's format: timm loads the folder as local-dir:PATH, transformers with
-    from_pretrained. `onnx` has a dynamic batch size and is checked with onnxruntime.
+    from_pretrained. `onnx` has a dynamic batch size and is checked with onnxruntime. A student that embeds texts loads in
+    sentence-transformers too.
 
     Examples:
 
@@ -516,7 +525,7 @@ def export(
     from kdcli.export import export_onnx, export_safetensors
 
     difference = (export_safetensors if format_ == "safetensors" else export_onnx)(opened, target)
-    show_lines([f"Exported to {target}; loaded back, its logits differ by at most {difference:.1e} of the largest."])
+    show_lines([f"Exported to {target}; loaded back, its outputs differ by at most {difference:.1e} of the largest."])
 
 
 @app.command()
@@ -655,6 +664,10 @@ def evaluate(
         typer.Option(metavar="RUN|MODEL", help="Measure this one too. May be repeated.", show_default=False),
     ] = None,
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the run's teacher out.")] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Of a model: image-classification (default) or text-classification.", show_default=False),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch, also for images per second.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     output: Annotated[
@@ -702,6 +715,7 @@ def evaluate(
             split=split,
             device=device,
             batch_size=batch_size,
+            task=task,
         )
     if as_json:
         typer.echo(to_json(evaluation), nl=False)
@@ -794,13 +808,16 @@ def models_layers(
     check_argument("NAME", name)
     from kdcli.config import TeacherConfig
     from kdcli.console import show_lines, show_table
+    from kdcli.facts import Preprocessing
     from kdcli.models import load_teacher
     from kdcli.models.layers import list_layers
 
     untrained = name if name.startswith("random:") else f"random:{name}"
     model = load_teacher(TeacherConfig(name=untrained, image_size=image_size), seed=0)
     layers = list_layers(model, every=every)
-    size, dims = model.facts.preprocessing.image_size, model.facts.feature_dims
+    preprocessing, dims = model.facts.preprocessing, model.facts.feature_dims
+    assert isinstance(preprocessing, Preprocessing), "it is loaded as a model of images"
+    size = preprocessing.image_size
     if as_json:
         listed = [
             {"index": None if every else index, **dataclasses.asdict(layer)} for index, layer in enumerate(layers)

@@ -41,6 +41,8 @@ EVALUATED_ON = (
     "data.classes",
     "data.subset",
     "data.image_column",
+    "data.text_column",
+    "data.label_kind",
     "data.label_column",
     "data.validation_fraction",
     "data.test_fraction",

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import MAX_IMAGE_SIZE
+from kdcli.facts import MAX_IMAGE_SIZE, MAX_TEXT_LENGTH
 from kdcli.text import check_name, short_repr
 
 Relation = Literal["same", "cross", "random", "none"]
@@ -26,6 +26,9 @@ OrthogonalMap = Literal["retraction", "matrix_exp", "cayley", "householder"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+MaxLength = Annotated[int, Field(ge=2, le=MAX_TEXT_LENGTH)]
+Pooling = Literal["cls", "mean", "max", "last", "pooler"]
+Task = Literal["image-classification", "text-classification", "sentence-embedding"]
 ImageSize = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 Name = Annotated[str, AfterValidator(check_name)]
 
@@ -52,6 +55,10 @@ class TeacherConfig(Section):
     """Local checkpoint, ``.safetensors`` or ``.pth``; ``package:NAME/PATH`` is a file inside an installed package."""
     image_size: ImageSize | None = None
     """Side of its input in pixels, at most 4096; by default the model's own."""
+    max_length: MaxLength | None = None
+    """Longest text in tokens; by default the model's own, at most 512."""
+    pooling: Pooling | None = None
+    """How the features of a text's tokens become one vector; by default as the model means it."""
 
 
 def _named(value: Any) -> Any:
@@ -67,6 +74,10 @@ class StudentConfig(Section):
     pretrained: bool = False
     image_size: ImageSize | None = None
     """Side of its input in pixels, at most 4096; by default the model's own."""
+    max_length: MaxLength | None = None
+    """Longest text in tokens; by default the model's own, at most 512."""
+    pooling: Pooling | None = None
+    """How the features of a text's tokens become one vector; by default as the model means it."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Rate of stochastic depth, for architectures that have it; by default the architecture's own."""
 
@@ -86,7 +97,7 @@ def _texts(value: Any) -> Any:
 
 
 class DataConfig(Section):
-    """Where the images come from and how they are split."""
+    """Where the samples come from and how they are split."""
 
     name: Name
     root: Location | None = None
@@ -98,6 +109,8 @@ class DataConfig(Section):
     """A folder of further training images without labels."""
     train_images: Count | None = None
     """Train on so many of the training images, drawn by seed and class; the others are left out."""
+    train_texts: Count | None = None
+    """Likewise for texts."""
     labels_per_class: Count | None = None
     """Keep so many labels a class, drawn by seed; the other training images stay, unlabelled."""
     labelled_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -107,7 +120,11 @@ class DataConfig(Section):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Cut from the whole where the data have no splits at all."""
     image_column: Name | None = None
+    text_column: Name | None = None
     label_column: Name | None = None
+    label_kind: Literal["class", "classes", "number"] | None = None
+    """What a text's label is: one class, several (a list, or a string with commas) or a number; by default what the
+    column's type says."""
     subset: Name | None = None
     """Configuration name of a ``hf:`` data set."""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
@@ -631,7 +648,7 @@ _MODEL_PREFIXES = re.compile(r"^(random:)?(timm:|hf:)?")
 class RunConfig(Section):
     """One run of ``kdcli distill``."""
 
-    task: Literal["image-classification"] = "image-classification"
+    task: Task = "image-classification"
     teacher: Annotated[TeacherConfig, BeforeValidator(_named)]
     student: Annotated[StudentConfig, BeforeValidator(_named)]
     data: Annotated[DataConfig, BeforeValidator(_named)]

@@ -146,6 +146,11 @@ def _check_baseline(config: RunConfig) -> None:
         raise UserError(
             "A baseline is the student alone, and --teacher none trains it alone already.", "Add --no-baseline."
         )
+    if config.baseline and config.task == "sentence-embedding":
+        raise UserError(
+            "A baseline is the student alone, and sentence-embedding has no labels that it could learn from.",
+            "Add --no-baseline.",
+        )
 
 
 @dataclass
@@ -187,7 +192,7 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
         output: what to print.
     """
     is_main, is_new = accelerator.is_main_process, command is not None
-    label = ("distil" if job.trains_classifier else "embedding") if job.teacher else "alone"
+    label = ("distil" if job.trains_classifier or job.is_label_free else "embedding") if job.teacher else "alone"
     reporter = make_reporter(label, log_format=output.log_format, quiet=output.quiet) if is_main else SilentReporter()
     before: Result | None = None
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kdcli.data import Batch
+from kdcli.data import AnyBatch
 from kdcli.gather import gather_batch
 from kdcli.methods.base import Method
 from kdcli.models.base import Model, ModelOutput
@@ -48,7 +48,7 @@ class Distiller(nn.Module):
         """Whether any method reads the teacher's logits."""
         return any(method.teacher_logits for _, method in self.each_method())
 
-    def forward(self, batch: Batch, teacher_outputs: ModelOutput | None) -> dict[str, Tensor]:
+    def forward(self, batch: AnyBatch, teacher_outputs: ModelOutput | None) -> dict[str, Tensor]:
         """Return every method's unweighted loss by its name, and their weighted sum as ``loss``.
 
         Beside them, without gradient, two statistics of every feature of the student that a method reads, of a map's
@@ -57,7 +57,7 @@ class Distiller(nn.Module):
         losses of the whole: whatever looks at more than one sample sees all of them.
 
         Args:
-            batch: images uint8 or float in [0, 255] (B, 3, H, W), with targets.
+            batch: of images or texts, with targets.
             teacher_outputs: what the methods read of the teacher, without gradient; None without a teacher.
         """
         taps = sorted({tap for _, method in self.each_method() for tap in method.student_taps})
@@ -114,6 +114,15 @@ class Distiller(nn.Module):
             name: getattr(getattr(method, "projector", None), "matrix", None) for name, method in self.each_method()
         }
         return {name: matrix().detach() for name, matrix in matrices.items() if matrix is not None}
+
+    def embedding_projector(self) -> nn.Module | None:
+        """Return what maps the student's pooled features into the space of the teacher's; None where nothing does."""
+        for _, method in self.each_method():
+            projector = getattr(method, "projector", None)
+            is_last = (method.student_taps, method.teacher_taps) == (("pooled",), ("pooled",))
+            if projector is not None and is_last and projector.direction == "student_to_teacher":
+                return projector
+        return None
 
     def attach(self, optimizer: Optimizer) -> None:
         """Register every orthogonal projector's retraction as a post-step hook of ``optimizer``."""

@@ -23,7 +23,7 @@ from kdcli.compare import confidence_interval, summarize
 from kdcli.config import EpisodesConfig, RunConfig
 from kdcli.console import console, errors, show_lines, show_plan, show_table
 from kdcli.control import Control, Every, Stopped, Verdict
-from kdcli.data import ImageData, ImageSource, open_data
+from kdcli.data import ImageData, ImageSource, TextSource, open_data
 from kdcli.data.seeding import stable_seed
 from kdcli.data.sources import Subset
 from kdcli.devices import make_accelerator, resolve_precision
@@ -280,6 +280,7 @@ def _check_options(config: RunConfig) -> None:
     refused = {
         "--teacher none: there is nothing to distil, and the student alone is an arm already": config.teacher.name
         == "none",
+        f"--task {config.task}: they are of images": config.task != "image-classification",
         "--baseline: the student fine-tuned alone is always an arm": config.baseline,
         "data.labels_per_class: --shots says how many labels there are": config.data.labels_per_class is not None,
         "data.unlabelled: an episode has labelled images alone": config.data.unlabelled is not None,
@@ -383,7 +384,7 @@ def run_episode(
 
 
 def _embed(
-    setting: Setting, job: Job, source: ImageSource, reporter: OnceReporter
+    setting: Setting, job: Job, source: ImageSource | TextSource, reporter: OnceReporter
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the teacher's features (n, d) and the labels (n,) of the images that can be read, without augmentation."""
     teacher = LiveTeacher(setting.teacher, taps=(setting.tap,), logits=False)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -24,13 +24,22 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from kdcli.config import DataConfig, RunConfig, TeacherConfig
-from kdcli.data import EvalLoader, ImageData, ImageSource, open_data
+from kdcli.config import DataConfig, RunConfig, Task, TeacherConfig
+from kdcli.data import (
+    EvalLoader,
+    ImageData,
+    ImageSource,
+    TextData,
+    TextEvalLoader,
+    TextSource,
+    open_data,
+    open_texts,
+)
 from kdcli.data.sources import Subset
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import UNLABELLED, DataFacts
-from kdcli.models import load_saved, load_teacher, parse_name
+from kdcli.facts import PROBE_TOKENS, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
+from kdcli.models import load_saved, load_teacher, load_text_teacher, parse_name
 from kdcli.models.base import Model, to_device
 from kdcli.models.locate import locate
 from kdcli.models.measure import time_passes
@@ -160,6 +169,7 @@ def evaluate_models(
     split: str | None,
     device: str,
     batch_size: int,
+    task: str | None = None,
 ) -> dict[str, Any]:
     """Measure a run's student or a model, its teacher, and others beside it.
 
@@ -172,7 +182,8 @@ def evaluate_models(
         classes: which of their classes; by default all, or those of the run on its own data.
         split: ``test``, ``validation`` or ``train``; by default the test split where there is one, else validation.
         device: ``auto`` is the first GPU, else the CPU.
-        batch_size: images of a batch, also for the throughput.
+        batch_size: samples of a batch, also for the throughput.
+        task: of a model, ``image-classification`` by default; a run has its own.
 
     Returns:
         The content of ``evaluation.json``.
@@ -189,14 +200,14 @@ def evaluate_models(
     place = resolve_device(device)
     run = _open_run(name)
     config, seed = _data_config(run, data, data_root, classes)
-    images = open_data(config, seed=seed)
-    split, source, notes = _choose_split(images, split)
-    candidates = [_candidate("model" if run is None else "student", name, run, images.facts)]
+    samples = _open_samples(config, _task_of(run, task), seed)
+    facts = samples.facts
+    split, source, notes = _choose_split(samples, split)
+    candidates = [_candidate("model" if run is None else "student", name, run, facts)]
     if run is not None and with_teacher and (teacher := _teacher(run, candidates[0])) is not None:
         candidates.append(teacher)
     candidates += [
-        _candidate(f"against-{number}", other, _open_run(other), images.facts)
-        for number, other in enumerate(against, start=1)
+        _candidate(f"against-{number}", other, _open_run(other), facts) for number, other in enumerate(against, start=1)
     ]
 
     measured: dict[str, dict[str, Any]] = {}
@@ -206,13 +217,7 @@ def evaluate_models(
         candidate.model.to(place)
         scores: dict[str, Any] = dict.fromkeys(_SCORES)
         if candidate.label_map is not None:
-            loader = EvalLoader(
-                source,
-                preprocessing=candidate.model.facts.preprocessing,
-                batch_size=batch_size,
-                workers=config.workers,
-                strict=config.strict,
-            )
+            loader = _loader(source, candidate.model.facts.preprocessing, batch_size, config)
             scores, predictions[candidate.role] = _score(candidate, loader, place, len(source), skipped)
         measured[candidate.role] = {
             "name": candidate.name,
@@ -231,10 +236,11 @@ def evaluate_models(
     return {
         "data": config.name,
         "split": split,
+        "samples": facts.noun,
         "num_images": sum(counts),
         "num_unreadable": len(skipped),
         "unreadable": list(skipped),
-        "class_names": list(images.facts.class_names),
+        "class_names": list(facts.class_names),
         "class_counts": counts,
         "notes": notes + [note for candidate in candidates for note in _label_notes(candidate)],
         "device": str(place),
@@ -280,7 +286,7 @@ def write_evaluation(evaluation: dict[str, Any], folder: Path) -> list[Path]:
                     model["confusion"],
                     class_names=evaluation["class_names"],
                     title=f"{role}: {_end_of(model['name'])}",
-                    subtitle=f"{model['top1']:.1%} of {num_images} {split} images of {_end_of(data)} right",
+                    subtitle=f"{model['top1']:.1%} of {num_images} {split} {evaluation['samples']}s of {_end_of(data)} right",
                 )
 
     try:
@@ -319,7 +325,7 @@ def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
         row("size in MB", lambda model: f"{model['size_mb']:.2f}"),
         row("latency in ms", lambda model: f"{model['latency']['median_ms']:.2f}"),
         row("latency, interquartile range", lambda model: f"{model['latency']['iqr_ms']:.2f}"),
-        row("images per second", lambda model: f"{model['throughput']['images_per_second']:.0f}"),
+        row(f"{evaluation['samples']}s per second", lambda model: f"{model['throughput']['images_per_second']:.0f}"),
     ]
     yield "Result", ["", *models], rows
 
@@ -329,7 +335,7 @@ def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
     order = sorted(range(len(first)), key=lambda label: (first[label] is None, first[label]))
     yield (
         "Accuracy by class" if len(order) <= _SHOWN_CLASSES else f"{_SHOWN_CLASSES} worst of {len(order)} classes",
-        ["class", "images", *scored],
+        ["class", f"{evaluation['samples']}s", *scored],
         [
             [
                 evaluation["class_names"][label],
@@ -346,7 +352,7 @@ def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
 
 def legend(evaluation: dict[str, Any]) -> Iterator[str]:
     """Yield what the tables are about: the images, and what each column stands for."""
-    yield f"data: {evaluation['num_images']} {evaluation['split']} images of {evaluation['data']}"
+    yield f"data: {evaluation['num_images']} {evaluation['split']} {evaluation['samples']}s of {evaluation['data']}"
     for role, model in evaluation["models"].items():
         yield f"{role}: {model['name']}"
 
@@ -356,9 +362,11 @@ def remarks(evaluation: dict[str, Any]) -> Iterator[str]:
     threads = evaluation["threads"]
     processor = f"{threads} CPU thread{'' if threads == 1 else 's'}"
     place = processor if evaluation["device"] == "cpu" else f"{evaluation['device']}, {evaluation['device_name']}"
+    noun = evaluation["samples"]
+    length = "" if noun == "image" else f" A text has {PROBE_TOKENS} tokens, or as many as the model takes."
     yield (
-        f"Measured on {place}. Latency: one image, median over repeats; images per second: in batches of"
-        f" {evaluation['batch_size']}. The input is on the device already."
+        f"Measured on {place}. Latency: one {noun}, median over repeats; {noun}s per second: in batches of"
+        f" {evaluation['batch_size']}. The input is on the device already.{length}"
     )
     yield from evaluation["notes"]
     for name in evaluation["unreadable"]:
@@ -422,13 +430,8 @@ def _data_config(
         if data is not None and not _same_data(config, data):
             # What belongs to the run's own files and to its training alone is left out.
             own = (
-                "classes",
-                "image_column",
-                "label_column",
-                "subset",
-                "unlabelled",
-                "labels_per_class",
-                "train_images",
+                *("classes", "image_column", "text_column", "label_column", "label_kind", "subset"),
+                *("unlabelled", "labels_per_class", "train_images", "train_texts"),
             )
             chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
         if root is not None:
@@ -444,18 +447,61 @@ def _same_data(config: RunConfig, data: str) -> bool:
     return named.with_absolute_paths().data.name == config.data.name
 
 
-def _choose_split(images: ImageData, asked: str | None) -> tuple[str, ImageSource, list[str]]:
-    """Return the split's name, its labelled images, and what there is to say about them."""
-    if asked == "test" and images.test is None:
-        raise UserError(f"{images.facts.name} has no test split.", "Use --split validation.")
-    split = asked or ("validation" if images.test is None else "test")
-    notes = [] if asked or images.test is not None else [f"{images.facts.name} has no test split: validation it is."]
-    found = {"train": images.train, "validation": images.validation, "test": images.test}[split]
+_ELSEWHERE = "result.json of the run has the metrics of validation and test; 'kdcli compare' puts runs side by side."
+
+
+def _task_of(run: RunFolder | None, asked: str | None) -> str:
+    """Return the task of a run, or what was asked for of a model."""
+    tasks = get_args(Task)
+    if asked is not None and asked not in tasks:
+        raise UserError(f"There is no task {asked!r}. {did_you_mean(asked, tasks)}".rstrip(), _one_of(tasks))
+    task = (asked or "image-classification") if run is None else run.read_config().task
+    if asked not in (None, task):
+        raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
+    if task == "sentence-embedding":
+        raise UserError(f"kdcli evaluate measures classifiers, and the task {task} has no classes.", _ELSEWHERE)
+    return task
+
+
+def _open_samples(config: DataConfig, task: str, seed: int) -> ImageData | TextData:
+    if task == "image-classification":
+        return open_data(config, seed=seed)
+    texts = open_texts(config, task=task, seed=seed)
+    if texts.facts.label_kind != "class":
+        raise UserError(
+            f"kdcli evaluate measures classifiers with one class a text, and the labels of {config.name} are others.",
+            _ELSEWHERE,
+        )
+    return texts
+
+
+def _loader(
+    source: ImageSource | TextSource,
+    preprocessing: Preprocessing | TextPreprocessing,
+    batch_size: int,
+    config: DataConfig,
+) -> EvalLoader | TextEvalLoader:
+    if isinstance(source, TextSource):
+        return TextEvalLoader(source, batch_size=batch_size)
+    assert isinstance(preprocessing, Preprocessing)
+    return EvalLoader(
+        source, preprocessing=preprocessing, batch_size=batch_size, workers=config.workers, strict=config.strict
+    )
+
+
+def _choose_split(samples: ImageData | TextData, asked: str | None) -> tuple[str, ImageSource | TextSource, list[str]]:
+    """Return the split's name, its labelled samples, and what there is to say about them."""
+    facts = samples.facts
+    if asked == "test" and samples.test is None:
+        raise UserError(f"{facts.name} has no test split.", "Use --split validation.")
+    split = asked or ("validation" if samples.test is None else "test")
+    notes = [] if asked or samples.test is not None else [f"{facts.name} has no test split: validation it is."]
+    found = {"train": samples.train, "validation": samples.validation, "test": samples.test}[split]
     assert found is not None
     labelled = [index for index, label in enumerate(found.labels) if label != UNLABELLED]
     if len(labelled) < len(found):
-        notes.append(f"{len(found) - len(labelled)} images of the {split} split have no label and are left out.")
-    return split, Subset(found, labelled), notes
+        notes.append(f"{len(found) - len(labelled)} {facts.noun}s of the {split} split have no label and are left out.")
+    return split, found.take(labelled) if isinstance(found, TextSource) else Subset(found, labelled), notes
 
 
 def _candidate(role: str, name: str, run: RunFolder | None, data: DataFacts) -> Candidate:
@@ -465,11 +511,17 @@ def _candidate(role: str, name: str, run: RunFolder | None, data: DataFacts) -> 
         UserError: when it can't be loaded, or its labels don't fit.
     """
     if run is None:
-        model, weights = load_teacher(TeacherConfig(name=name), seed=0), _weights_folder(name)
+        is_text = data.noun == "text"
+        model = _load(TeacherConfig(name=name), is_text=is_text, seed=0)
+        weights = _weights_folder(name, is_text=is_text)
     else:
         model, weights = load_saved(run.student), run.student
     if model.facts.num_classes == 0:
-        raise UserError(f"{name} has no classifier: it can't be evaluated.", "Choose an image classifier.")
+        raise UserError(f"{name} has no classifier: it can't be evaluated.", f"Choose a classifier of {data.noun}s.")
+    if model.facts.task != data.task:
+        raise UserError(
+            f"{name} is for {model.facts.task}, and the data are for {data.task}.", "Choose another model or --data."
+        )
     label_map, reason = map_labels(model.facts, data, role="model")
     if label_map is None:
         raise UserError(
@@ -483,24 +535,29 @@ def _candidate(role: str, name: str, run: RunFolder | None, data: DataFacts) -> 
 def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
     """Load the run's teacher; it has an accuracy where the run's plan found its labels to be the student's."""
     config, plan = run.read_config(), run.read_plan()
+    is_text = config.task != "image-classification"
     if config.teacher.name == "none":
         return None
     try:
-        model = load_teacher(config.teacher, seed=config.seed)
+        model = _load(config.teacher, is_text=is_text, seed=config.seed)
     except UserError as error:
         raise UserError(error.message, f"{error.hint} --no-teacher leaves the teacher out.") from None
     assert student.label_map is not None
     ours = plan["label_map"]  # the student's class -> the teacher's
     label_map = None if ours is None else tuple(ours[label] for label in student.label_map)
     (reason,) = (decision["reason"] for decision in plan["decisions"] if decision["name"] == "relation")
-    weights = None if config.teacher.weights else _weights_folder(config.teacher.name)
+    weights = None if config.teacher.weights else _weights_folder(config.teacher.name, is_text=is_text)
     return Candidate("teacher", model.facts.name, model, weights, label_map, reason)
 
 
-def _weights_folder(name: str) -> Path | None:
-    parsed = parse_name(name)
+def _load(config: TeacherConfig, *, is_text: bool, seed: int) -> Model:
+    return load_text_teacher(config, seed=seed) if is_text else load_teacher(config, seed=seed)
+
+
+def _weights_folder(name: str, *, is_text: bool) -> Path | None:
+    parsed = parse_name(name.partition("?")[0] if is_text else name)
     assert parsed is not None  # "none" was no model to load
-    return None if parsed.random else locate(parsed, weights=True).folder
+    return None if parsed.random else locate(parsed, weights=True, is_text=is_text).folder
 
 
 def _label_notes(candidate: Candidate) -> list[str]:
@@ -524,7 +581,11 @@ _SCORES = ("top1", "top5", "expected_calibration_error", "cross_entropy", "per_c
 
 @torch.inference_mode()
 def _score(
-    candidate: Candidate, loader: EvalLoader, device: torch.device, num_samples: int, skipped: dict[str, None]
+    candidate: Candidate,
+    loader: EvalLoader | TextEvalLoader,
+    device: torch.device,
+    num_samples: int,
+    skipped: dict[str, None],
 ) -> tuple[dict[str, Any], Tensor]:
     """Return the metrics and the predicted class of every sample, (N,), -1 for an unreadable image.
 
@@ -567,11 +628,18 @@ def measure_costs(model: Model, folder: Path | None, *, device: torch.device, ba
         "macs": facts.macs,
         "size_mb": size / 1e6,
         "size_of": size_of,
-        "input_size": list(facts.preprocessing.image_size),
+        "input_size": _input_size(facts.preprocessing),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "latency": {"median_ms": 1e3 * median, "iqr_ms": 1e3 * (high - low), "repeats": len(latency)},
         "throughput": {"images_per_second": batch_size / float(batches.median()), "repeats": len(batches)},
     }
+
+
+def _input_size(preprocessing: Preprocessing | TextPreprocessing) -> list[int]:
+    """Return height and width in pixels, or the longest text in tokens."""
+    if isinstance(preprocessing, TextPreprocessing):
+        return [preprocessing.max_length]
+    return list(preprocessing.image_size)
 
 
 def weights_size(model: Model, folder: Path | None) -> tuple[int, str]:
@@ -588,8 +656,9 @@ def weights_size(model: Model, folder: Path | None) -> tuple[int, str]:
 
 def _time_forward(model: Model, batch_size: int, device: torch.device) -> Tensor:
     inputs = to_device(model.example(batch_size), device)
+    taps = () if model.facts.num_classes else ("pooled",)
     return time_passes(
-        lambda: model(inputs),
+        lambda: model(inputs, taps=taps),
         device=device,
         warm_up=_WARM_UP,
         fewest=_FEWEST_REPEATS,

@@ -14,11 +14,19 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdcli.card import model_card
+from kdcli.config import ProjectionOptions
+from kdcli.data import TextBatch
 from kdcli.errors import UserError
+from kdcli.job import named_methods
 from kdcli.models import load_saved
 from kdcli.models.base import Inputs, Model
+from kdcli.models.hf_text import HFTextModel, pool
+from kdcli.models.sentence import read_sentence_settings, write_sentence_settings
+from kdcli.models.tokenizer import FILES as TOKENIZER_FILES
+from kdcli.projectors import Projector, linear_layers, restore_projector
 from kdcli.run_folder import RunFolder, replace_files, write_redacted
 
 _TOLERANCE = 1e-4
@@ -28,10 +36,14 @@ _TOLERANCE = 1e-4
 def export_safetensors(run: RunFolder, output: Path) -> float:
     """Write the student to ``output`` in its library's own format, with a model card.
 
+    A student that embeds texts is written for sentence-transformers too, with the projector that maps it into the
+    teacher's space as Dense layers, so that its embeddings compare with the teacher's, and normalised to length 1; but
+    not one that is pooled by its backbone's pooler, which sentence-transformers has not.
+
     The folder is written aside, loaded back through the library alone and compared before it is put in place.
 
     Returns:
-        The largest difference of logits found, relative to their largest magnitude.
+        The largest difference of logits or embeddings found, relative to their largest magnitude.
 
     Raises:
         UserError: when the folder holds other files, or the reloaded model differs.
@@ -41,7 +53,10 @@ def export_safetensors(run: RunFolder, output: Path) -> float:
 
     def save(folder: Path) -> None:
         student.save(folder)
-        differences.append(_check_native(student, folder))
+        if isinstance(student, HFTextModel):
+            differences.append(_export_text(run, student, folder))
+        else:
+            differences.append(_check_native(student, folder))
         write_redacted(folder / "README.md", model_card(run))
 
     _write(output, save)
@@ -66,6 +81,8 @@ def export_onnx(run: RunFolder, output: Path) -> float:
     except ImportError as error:
         raise UserError(f"ONNX export needs the package {error.name}.", "pip install 'kdcli[onnx]'") from None
     student = load_saved(run.student)
+    if isinstance(student, HFTextModel):
+        raise UserError("ONNX export is for models of images.", "Export it as safetensors instead.")
     differences = []
 
     def save(folder: Path) -> None:
@@ -111,6 +128,9 @@ _OWN_FILES = {
     "README.md",
     "model.onnx",
     "preprocessing.json",
+    *TOKENIZER_FILES,
+    *("modules.json", "sentence_bert_config.json", "1_Pooling", "2_Dense", "3_Dense"),
+    *("2_Normalize", "3_Normalize", "4_Normalize"),
 }
 
 
@@ -185,12 +205,74 @@ def _run_without_kdcli(folder: Path, images: Tensor) -> tuple[Tensor, list[str] 
         return load_file(file)["logits"], json.loads(result.stdout.splitlines()[-1])
 
 
-def _compare(actual: Tensor, expected: Tensor, library: str) -> float:
+_TEXTS = ("Short.", "A text of somewhat more words, and of another length.", "Cut: " + "so much to say " * 2000)
+
+
+@torch.inference_mode()
+def _export_text(run: RunFolder, student: HFTextModel, folder: Path) -> float:
+    """Complete ``folder``, and compare what transformers loads from it, tokens included, with ``student``."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokens = tokenizer(list(_TEXTS), padding=True, truncation=True, return_tensors="pt")
+    tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    indices = torch.arange(len(_TEXTS))
+    ours = student.prepare(TextBatch(list(_TEXTS), indices, indices))
+    if not all(torch.equal(tokens[name], ours[name]) for name in ours):
+        raise UserError("The exported tokenizer gives other tokens.", "Please report this with the run's config.yaml.")
+    if student.facts.num_classes:
+        auto: Any = transformers.AutoModelForSequenceClassification
+        module = auto.from_pretrained(folder, trust_remote_code=False).eval()
+        if tuple(module.config.id2label.values()) != student.facts.label_names:
+            raise UserError(
+                "The exported model lost its label names.", "Please report this with the run's config.yaml."
+            )
+        return _compare(module(**tokens).logits, _logits(student, ours), "transformers")
+    pooling = student.preprocessing.pooling
+    module = getattr(transformers, type(student.module).__name__).from_pretrained(folder).eval()
+    output = module(**tokens)
+    pooled = (
+        output.pooler_output if pooling == "pooler" else pool(output.last_hidden_state, ours["attention_mask"], pooling)
+    )
+    expected = student(ours, taps=("pooled",)).features["pooled"]
+    difference = _compare(pooled, expected, "transformers", "embeddings")
+    if pooling == "pooler":
+        return difference
+    projector = _embedding_projector(run, expected.shape[1])
+    write_sentence_settings(
+        folder,
+        pooling=pooling,
+        width=expected.shape[1],
+        max_length=student.preprocessing.max_length,
+        layers=[] if projector is None else linear_layers(projector),
+    )
+    head = read_sentence_settings(folder).head
+    assert head is not None
+    projected = F.normalize(expected if projector is None else projector(expected), dim=1)
+    return max(difference, _compare(head(pooled), projected, "sentence-transformers", "embeddings"))
+
+
+def _embedding_projector(run: RunFolder, student_dim: int) -> Projector | None:
+    """Return the run's map of pooled features into the teacher's space; None where there is none."""
+    for name, options in named_methods(run.read_config().methods or ()).items():
+        if (
+            isinstance(options, ProjectionOptions)
+            and options.projector != "inverted"
+            and (options.student_tap, options.teacher_tap) == ("pooled", "pooled")
+        ):
+            prefix = f"{name}.projector."
+            tensors = run.read_tensors("projector.safetensors").items()
+            own = {key.removeprefix(prefix): tensor for key, tensor in tensors if key.startswith(prefix)}
+            return restore_projector(options.projector, own, student_dim, orthogonal_map=options.orthogonal_map)
+    return None
+
+
+def _compare(actual: Tensor, expected: Tensor, library: str, what: str = "logits") -> float:
     scale = float(expected.abs().max().clamp(min=1e-6))
     difference = float((actual.double() - expected.double()).abs().max()) / scale
     if not difference <= _TOLERANCE:
         raise UserError(
-            f"The model that {library} loads gives other logits: they differ by {difference:.2e} of their largest.",
+            f"The model that {library} loads gives other {what}: they differ by {difference:.2e} of their largest.",
             "Nothing was exported. Please report this with the run's config.yaml.",
         )
     return difference

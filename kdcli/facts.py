@@ -13,6 +13,16 @@ MAX_IMAGE_SIZE = 4096
 """Largest side of a model's input in pixels; beyond it an option or a model's config is taken to be a mistake."""
 
 
+LabelKind = Literal["class", "classes", "number", "none"]
+"""What a sample's label is: one class, any number of classes, a number; or nothing is labelled."""
+
+MAX_TEXT_LENGTH = 131072
+"""Most tokens of a text."""
+
+PROBE_TOKENS = 128
+"""Tokens of the text that a model is measured with, where it takes as many."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a vision model wants its images.
@@ -33,22 +43,42 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class TextPreprocessing:
+    """How a model of text wants its texts.
+
+    Attributes:
+        max_length: in tokens, special ones included; longer texts are cut at their end.
+        tokenizer: its class and where it came from, in one phrase.
+        vocab_size: number of its tokens.
+        pooling: how the features of a text's tokens become one vector: ``cls``, ``mean``, ``max``, ``last`` or
+            ``pooler``.
+    """
+
+    max_length: int
+    tokenizer: str
+    vocab_size: int
+    pooling: Literal["cls", "mean", "max", "last", "pooler"]
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """A model as the plan sees it.
 
     Attributes:
         name: resolved name, with its library: ``timm:resnet50.a1_in1k``, ``hf:org/name``, ``random:timm:resnet18``.
         library: whose native format the model saves in.
-        task: what its own head is for: ``image-classification``, or ``image-embedding`` for a model without a head.
+        task: what its own head is for: ``image-classification``, or ``image-embedding`` for a model without a head;
+            of text ``text-classification`` or ``sentence-embedding``.
         pretrained: False when the weights are as initialised.
         weights: where the weights came from, in one phrase.
         num_classes: width of its own classifier; 0 without one.
         label_names: names of those classes in order, where the model carries them.
         feature_dims: width of every tap that the model offers (``pooled``, ``embedding``).
-        preprocessing: how it wants its images.
+        preprocessing: how it wants its images or texts.
         num_parameters: all parameters.
-        macs: multiply-accumulates of one image's forward pass.
-        activation_bytes: float32 bytes that autograd keeps for one image in training.
+        macs: multiply-accumulates of one sample's forward pass; a text has ``PROBE_TOKENS`` tokens, or as many as the
+            model takes.
+        activation_bytes: float32 bytes that autograd keeps for one such sample in training.
         grids: (rows, columns) of the map of every tap that has one; a vector has none.
         stages: taps at the ends of the model's stages, in the order in which they run, where they were looked for.
         distillation_head: whether it has a second classifier, on a distillation token, beside the class token's.
@@ -62,7 +92,7 @@ class ModelFacts:
     num_classes: int
     label_names: tuple[str, ...] | None
     feature_dims: Mapping[str, int]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | TextPreprocessing
     num_parameters: int
     macs: int
     activation_bytes: int
@@ -78,12 +108,14 @@ class DataFacts:
     Attributes:
         name: the name it was asked for by, such as ``demo:digits``.
         task: what its labels are for.
-        class_names: in label order.
-        num_train: training images, unlabelled ones included.
-        num_labelled: training images with a label.
-        num_validation: validation images.
-        num_test: test images; 0 where there is no test split.
+        class_names: in label order; the column's name where labels are numbers, empty where there are none.
+        num_train: training samples, unlabelled ones included.
+        num_labelled: training samples with a label.
+        num_validation: validation samples.
+        num_test: test samples; 0 where there is no test split.
         notes: one sentence each on how the splits came about.
+        label_kind: what a label is.
+        label_scale: mean and standard deviation of the training samples' numbers, where labels are numbers.
     """
 
     name: str
@@ -94,3 +126,10 @@ class DataFacts:
     num_validation: int
     num_test: int
     notes: tuple[str, ...] = field(default=())
+    label_kind: LabelKind = "class"
+    label_scale: tuple[float, float] | None = None
+
+    @property
+    def noun(self) -> Literal["image", "text"]:
+        """What a sample is."""
+        return "image" if self.task.startswith("image") else "text"

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdcli.config import METHODS, FeaturePair, LayerOptions, MethodOptions, RunConfig, TeacherConfig
-from kdcli.data import Batch, EvalLoader, ImageData, ImageSource, Mix, TrainLoader, open_data
+from kdcli.data import (
+    AnyBatch,
+    Batch,
+    EvalLoader,
+    ImageData,
+    ImageSource,
+    Mix,
+    TextData,
+    TextEvalLoader,
+    TextSource,
+    TextTrainLoader,
+    TrainLoader,
+    open_data,
+    open_texts,
+)
 from kdcli.data.sources import Subset
 from kdcli.distiller import Distiller
 from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED, Preprocessing
+from kdcli.facts import UNLABELLED, Preprocessing, TextPreprocessing
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
-from kdcli.models import build_student, load_saved, load_teacher
+from kdcli.models import build_student, build_text_student, load_saved, load_teacher, load_text_teacher
 from kdcli.models.base import Model, to_device
 from kdcli.models.layers import resolve_indices
 from kdcli.models.measure import time_passes
@@ -43,7 +58,7 @@ class Job:
     config: RunConfig
     plan: Plan
     task: Task
-    data: ImageData
+    data: ImageData | TextData
     teacher: Model | None
     distiller: Distiller
 
@@ -60,18 +75,34 @@ class Job:
     @property
     def monitor(self) -> str:
         """The metric that the best student is chosen by; higher is better."""
-        return self.task.monitor if self.trains_classifier else NCM_ACCURACY
+        return self.task.monitor if self.trains_classifier or self.is_label_free else NCM_ACCURACY
 
-    def labelled_images(self) -> ImageSource:
-        """Return the training images that have a label, each once."""
-        labels = self.data.train.labels
-        return Subset(self.data.train, (index for index, label in enumerate(labels) if label != UNLABELLED))
+    @property
+    def is_label_free(self) -> bool:
+        """Whether there are no labels: the student then has neither a classifier nor classes to take means of."""
+        return self.data.facts.label_kind == "none"
 
-    def train_loader(self, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
+    def labelled_samples(self) -> ImageSource | TextSource:
+        """Return the training samples that have a label, each once."""
+        train = self.data.train
+        labelled = [index for index, label in enumerate(train.labels) if label != UNLABELLED]
+        return train.take(labelled) if isinstance(train, TextSource) else Subset(train, labelled)
+
+    def train_loader(self, *, rank: int = 0, world_size: int = 1) -> TrainLoader | TextTrainLoader:
         """Return the batches of the training split, for one of several processes its share of each."""
-        sizes = [model.facts.preprocessing.image_size for model in (self.teacher, self.student) if model is not None]
+        source = self._train_source()
+        if isinstance(source, TextSource):
+            return TextTrainLoader(
+                source,
+                batch_size=self.config.train.batch_size,
+                seed=self.config.seed,
+                rank=rank,
+                world_size=world_size,
+            )
+        wanted = [model.facts.preprocessing for model in (self.teacher, self.student) if model is not None]
+        sizes = [preprocessing.image_size for preprocessing in wanted if isinstance(preprocessing, Preprocessing)]
         return TrainLoader(
-            self._train_source(),
+            source,
             augment=self.config.augment,
             canvas=(max(height for height, _ in sizes), max(width for _, width in sizes)),
             batch_size=self.config.train.batch_size,
@@ -84,12 +115,20 @@ class Job:
         )
 
     def eval_loader(
-        self, source: ImageSource, preprocessing: Preprocessing, *, rank: int = 0, world_size: int = 1
-    ) -> EvalLoader:
-        """Return the batches of ``source`` in order, cropped and sized as ``preprocessing`` says.
+        self,
+        source: ImageSource | TextSource,
+        preprocessing: Preprocessing | TextPreprocessing,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> EvalLoader | TextEvalLoader:
+        """Return the batches of ``source`` in order; images are cropped and sized as ``preprocessing`` says.
 
         One of several processes gets every ``world_size``-th of them.
         """
+        if isinstance(source, TextSource) or isinstance(preprocessing, TextPreprocessing):
+            assert isinstance(source, TextSource)
+            return TextEvalLoader(source, batch_size=self.config.train.batch_size, rank=rank, world_size=world_size)
         return EvalLoader(
             source,
             preprocessing=preprocessing,
@@ -100,23 +139,39 @@ class Job:
             world_size=world_size,
         )
 
-    def predict(self, model: Model, batch: Batch) -> Tensor:
-        """Return what the task's metrics are about: the logits (B, C) of ``model`` for ``batch``."""
-        logits = model(model.prepare(batch)).logits
-        assert logits is not None
-        return logits
+    def predict(self, model: Model, batch: AnyBatch) -> Tensor:
+        """Return what the task's metrics are about: the logits (B, C) of ``model``, or its embeddings (B, d).
 
-    def mix(self) -> Mix:
-        """Return mixup and cutmix as configured."""
-        return Mix(self.config.augment, len(self.task.class_names), self.config.seed)
+        Embeddings go through the projector into the teacher's space, where there is one that does that.
+        """
+        if not self.is_label_free:
+            logits = model(model.prepare(batch)).logits
+            assert logits is not None
+            return logits
+        embeddings = model(model.prepare(batch), taps=("pooled",), logits=False).features["pooled"]
+        projector = self.distiller.embedding_projector()
+        return embeddings if projector is None else projector(embeddings)
 
-    def _train_source(self) -> ImageSource:
+    def mix(self) -> Callable[[AnyBatch, int, int], AnyBatch]:
+        """Return mixup and cutmix of images as configured."""
+        mix_images = Mix(self.config.augment, len(self.task.class_names), self.config.seed)
+
+        def mix(batch: AnyBatch, epoch: int, step: int) -> AnyBatch:
+            return mix_images(batch, epoch, step) if isinstance(batch, Batch) else batch
+
+        return mix
+
+    def _train_source(self) -> ImageSource | TextSource:
         indices = train_indices(
             self.data.train.labels,
             labelled_share=self.config.data.labelled_share,
             reads_unlabelled=_reads_unlabelled(self.config.methods or ()),
         )
-        return self.data.train if indices is None else Subset(self.data.train, indices)
+        if indices is None:
+            return self.data.train
+        if isinstance(self.data, TextData):
+            return self.data.train.take(indices)
+        return Subset(self.data.train, indices)
 
 
 def train_indices(labels: Sequence[int], *, labelled_share: float, reads_unlabelled: bool) -> list[int] | None:
@@ -128,7 +183,7 @@ def train_indices(labels: Sequence[int], *, labelled_share: float, reads_unlabel
     """
     labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
     unlabelled = [index for index, label in enumerate(labels) if label == UNLABELLED]
-    if not unlabelled:
+    if not unlabelled or not labelled:
         return None
     repeated = max(len(labelled), round(labelled_share / (1 - labelled_share) * len(unlabelled)))
     if not reads_unlabelled:
@@ -160,8 +215,16 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
     """
     if config.teacher.name == "none" and (config.teacher.weights or config.teacher.image_size):
         raise UserError("The teacher is none, but teacher.weights or teacher.image_size is set.", "Name the teacher.")
-    data = open_data(config.data, seed=config.seed)
-    teacher = None if config.teacher.name == "none" else load_teacher(config.teacher, seed=config.seed)
+    _check_domain(config)
+    has_teacher = config.teacher.name != "none"
+    data: ImageData | TextData
+    teacher: Model | None = None
+    if config.task == "image-classification":
+        data = open_data(config.data, seed=config.seed)
+        teacher = load_teacher(config.teacher, seed=config.seed) if has_teacher else None
+    else:
+        data = open_texts(config.data, task=config.task, seed=config.seed)
+        teacher = load_text_teacher(config.teacher, seed=config.seed) if has_teacher else None
     is_new = student is None
     return _make_job(config, data, teacher, student, mixed_precision=mixed_precision, with_latencies=is_new)
 
@@ -183,7 +246,7 @@ def embedding_job(job: Job, *, mixed_precision: str) -> Job:
 
 def _make_job(
     config: RunConfig,
-    data: ImageData,
+    data: ImageData | TextData,
     teacher: Model | None,
     student: Model | None,
     *,
@@ -191,8 +254,7 @@ def _make_job(
     with_latencies: bool,
 ) -> Job:
     if student is None:
-        source = student_source(config, teacher)
-        student = build_student(config.student, label_names=data.facts.class_names, seed=config.seed, source=source)
+        student = _build_student(config, data, teacher)
     config = open_taps(config, teacher, student)
     plan = make_plan(
         config,
@@ -207,7 +269,9 @@ def _make_job(
     return replace(job, plan=plan.with_decisions(job_costs(job, mixed_precision=mixed_precision)))
 
 
-def assemble_job(config: RunConfig, plan: Plan, *, data: ImageData, teacher: Model | None, student: Model) -> Job:
+def assemble_job(
+    config: RunConfig, plan: Plan, *, data: ImageData | TextData, teacher: Model | None, student: Model
+) -> Job:
     """Put together what is loaded and decided already.
 
     Args:
@@ -217,7 +281,7 @@ def assemble_job(config: RunConfig, plan: Plan, *, data: ImageData, teacher: Mod
         teacher: frozen, with the plan's taps open; or None.
         student: likewise open; it is trained as it is.
     """
-    task = build_task(data.facts)
+    task = build_task(data.facts, reference=_embedder(teacher))
     context = Context(
         task,
         student.facts,
@@ -233,6 +297,45 @@ def assemble_job(config: RunConfig, plan: Plan, *, data: ImageData, teacher: Mod
     )
     distiller = Distiller(student, _build_methods(plan.methods, context, seed=config.seed))
     return Job(plan.resolve(config), plan, task, data, teacher, distiller)
+
+
+_TEXT_KEYS = (
+    *("teacher.max_length", "teacher.pooling", "student.max_length", "student.pooling"),
+    *("data.text_column", "data.label_kind", "data.train_texts"),
+)
+_IMAGE_KEYS = (
+    *("teacher.image_size", "student.image_size", "student.drop_path", "data.image_column", "data.root"),
+    *("data.classes", "data.train_images", "data.workers", "data.strict", "augment", "train.channels_last"),
+)
+
+
+def _check_domain(config: RunConfig) -> None:
+    """Refuse options that are about images where the task is about texts, and the other way round."""
+    is_text = config.task != "image-classification"
+    default = RunConfig.model_validate({"teacher": "none", "student": "x", "data": "x"})
+    for key in _IMAGE_KEYS if is_text else _TEXT_KEYS:
+        value, usual = (reduce(getattr, key.split("."), of) for of in (config, default))
+        if value != usual:
+            what = "images" if is_text else "texts"
+            raise UserError(
+                f"{key} is set, which is about {what}, but the task is {config.task}.",
+                "Leave it out, or choose another --task.",
+            )
+
+
+def _build_student(config: RunConfig, data: ImageData | TextData, teacher: Model | None) -> Model:
+    source = student_source(config, teacher)
+    if isinstance(data, TextData):
+        return build_text_student(config.student, data=data.facts, teacher=teacher, seed=config.seed, source=source)
+    return build_student(config.student, label_names=data.facts.class_names, seed=config.seed, source=source)
+
+
+def _embedder(teacher: Model | None) -> Callable[[AnyBatch], Tensor]:
+    def embed(batch: AnyBatch) -> Tensor:
+        assert teacher is not None, "the plan lets no task that compares with a teacher pass without one"
+        return teacher(teacher.prepare(batch), taps=("pooled",), logits=False).features["pooled"]
+
+    return embed
 
 
 def job_costs(job: Job, *, mixed_precision: str) -> list[Decision]:
@@ -258,7 +361,8 @@ def student_source(config: RunConfig, teacher: Model | None) -> tuple[TeacherCon
         return None if teacher is None else (config.teacher, teacher)
     if source.name == "none":
         raise UserError("student.source is none.", "Name a model.")
-    return source, load_teacher(source, seed=config.seed)
+    load = load_teacher if config.task == "image-classification" else load_text_teacher
+    return source, load(source, seed=config.seed)
 
 
 def _latency(model: Model) -> float:
@@ -266,8 +370,9 @@ def _latency(model: Model) -> float:
     device = next(model.parameters()).device
     was_training = model.training
     inputs = to_device(model.example(), device)
+    taps = () if model.facts.num_classes else ("pooled",)
     model.eval()
-    times = time_passes(lambda: model(inputs), device=device, most=25, seconds=0.5)
+    times = time_passes(lambda: model(inputs, taps=taps), device=device, most=25, seconds=0.5)
     model.train(was_training)
     return 1e3 * float(times.median())
 
@@ -323,19 +428,19 @@ def open_taps(config: RunConfig, teacher: Model | None, student: Model) -> RunCo
     return config
 
 
-def _describe_epoch(config: RunConfig, plan: Plan, data: ImageData) -> Decision | None:
-    reads_unlabelled = _reads_unlabelled(plan.methods)
+def _describe_epoch(config: RunConfig, plan: Plan, data: ImageData | TextData) -> Decision | None:
+    reads_unlabelled, noun = _reads_unlabelled(plan.methods), data.facts.noun
     share = config.data.labelled_share
     indices = train_indices(data.train.labels, labelled_share=share, reads_unlabelled=reads_unlabelled)
     if indices is None:
         return None
     if not reads_unlabelled:
-        why = "Nothing but labels is read: unlabelled images are left out, and an epoch keeps its steps."
-        return Decision("epoch", f"{len(indices)} images: {data.facts.num_labelled} labelled ones, repeated", why)
+        why = f"Nothing but labels is read: unlabelled {noun}s are left out, and an epoch keeps its steps."
+        return Decision("epoch", f"{len(indices)} {noun}s: {data.facts.num_labelled} labelled ones, repeated", why)
     num_unlabelled = data.facts.num_train - data.facts.num_labelled
-    value = f"{len(indices)} images: {num_unlabelled} without labels, {len(indices) - num_unlabelled} with"
+    value = f"{len(indices)} {noun}s: {num_unlabelled} without labels, {len(indices) - num_unlabelled} with"
     why = (
-        f"Labelled images are repeated to {share:.0%} of an epoch (data.labelled_share), so that every batch has some."
+        f"Labelled {noun}s are repeated to {share:.0%} of an epoch (data.labelled_share), so that every batch has some."
     )
     return Decision("epoch", value, why)
 
@@ -355,12 +460,16 @@ def reopen_job(run: RunFolder) -> Job:
 
 
 def _build_methods(methods: Sequence[MethodOptions], context: Context, *, seed: int) -> dict[str, Method]:
-    """Build the methods, named by kind and numbered from the second of a kind; initialised by the seed alone."""
-    built: dict[str, Method] = {}
+    """Build the methods by name, initialised by the seed alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for options in methods:
-            same_kind = sum(name.partition("-")[0] == options.method for name in built)
-            name = f"{options.method}-{same_kind + 1}" if same_kind else options.method
-            built[name] = build_method(options, context)
-    return built
+        return {name: build_method(options, context) for name, options in named_methods(methods).items()}
+
+
+def named_methods(methods: Sequence[MethodOptions]) -> dict[str, MethodOptions]:
+    """Return the methods by name: their kind, numbered from the second of a kind."""
+    named: dict[str, MethodOptions] = {}
+    for options in methods:
+        same_kind = sum(name.partition("-")[0] == options.method for name in named)
+        named[f"{options.method}-{same_kind + 1}" if same_kind else options.method] = options
+    return named

@@ -26,7 +26,7 @@ from kdcli.config import (
     SupervisedOptions,
 )
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import DataFacts, ModelFacts, Preprocessing
+from kdcli.facts import PROBE_TOKENS, DataFacts, ModelFacts, Preprocessing, TextPreprocessing
 from kdcli.relation import RelationEvidence, find_relation, num_shared_labels
 
 # A projector as fast as the student soon maps the teacher onto a few directions that are easy to match, and the student
@@ -152,11 +152,13 @@ def make_plan(
     evidence = find_relation(teacher, data)
     relation, relation_reason = _settle_relation(config, evidence, teacher, data)
     label_map = evidence.label_map
-    if relation == "same" and evidence.relation == "cross" and _same_width(teacher, data):
+    has_classes = data.label_kind == "class"
+    if relation == "same" and evidence.relation == "cross" and has_classes and _same_width(teacher, data):
         label_map = tuple(range(len(data.class_names)))
         relation_reason += " The teacher's classes are taken to be yours, in this order, because you say so."
-    if relation == "cross":
+    if relation == "cross" and data.noun == "image":
         relation_reason += " 'kdcli models probe' compares teachers on your data."
+    _check_label_free(relation, relation_reason, teacher, data)
     decisions = [Decision("relation", relation, relation_reason)]
     reasons: dict[str, str] = {}
     if config.method == "refilled":
@@ -184,11 +186,27 @@ def make_plan(
     decisions += method_decisions
     for options in methods:
         decisions += _describe_taps(options, teacher, student)
-    if not any(options.trains_classifier for options in methods):
+    if data.label_kind != "none" and not any(options.trains_classifier for options in methods):
         decisions.append(_NEAREST_MEANS)
     decisions += _describe_extent(methods)
     decisions += _describe_models(config, teacher, student, data, latencies)
     return Plan(relation, label_map, methods, stage, tuple(decisions))
+
+
+def _check_label_free(relation: Relation, reason: str, teacher: ModelFacts | None, data: DataFacts) -> None:
+    """Refuse a task without labels that has no embedding space to reproduce."""
+    if data.label_kind != "none":
+        return
+    if teacher is None:
+        raise UserError(
+            f"The task {data.task} has no labels: all there is to learn from is a teacher, and --teacher is none.",
+            "Name a teacher, or choose another --task.",
+        )
+    if relation != "same":
+        raise UserError(
+            f"The task {data.task} is to reproduce the teacher's embedding space, but the relation is {relation}: {reason}",
+            "Name a pretrained teacher, or choose another --task; --relation same takes the space as it is.",
+        )
 
 
 def _settle_relation(
@@ -222,9 +240,7 @@ def _choose_methods(
     student: ModelFacts,
     data: DataFacts,
 ) -> tuple[tuple[MethodOptions, ...], list[Decision]]:
-    supervised = SupervisedOptions()
-    methods: list[MethodOptions] = [supervised]
-    decisions = [_describe_method(supervised, f"{data.num_labelled} of {data.num_train} training images have labels.")]
+    methods, decisions = _supervised(data)
     if teacher is None:
         for option, value in (("projector", config.projector), ("normalize", config.normalize)):
             if value not in ("auto", "none"):
@@ -259,11 +275,14 @@ def _choose_methods(
         asserted = " (you say so)" if config.relation == "same" else ""
         decisions.append(_describe_method(logit_kd, f"Both models have logits over the same labels{asserted}."))
     else:
-        why = (
-            "there are no common labels"
-            if relation in ("same", "cross")
-            else "an untrained teacher's logits say nothing"
-        )
+        if data.label_kind == "none":
+            why = "there are no labels"
+        elif relation == "same" and data.label_kind != "class":
+            why = "it is for samples with one class each"
+        elif relation in ("same", "cross"):
+            why = "there are no common labels"
+        else:
+            why = "an untrained teacher's logits say nothing"
         decisions.append(Decision("logit KD", "off", f"The relation is {relation}: {why}."))
         if config.projector == "none":
             raise UserError(
@@ -344,6 +363,15 @@ def _with_taps(
     return tuple(written)
 
 
+def _supervised(data: DataFacts) -> tuple[list[MethodOptions], list[Decision]]:
+    """Return the loss on the labels, where there are any."""
+    if data.label_kind == "none":
+        return [], []
+    options = SupervisedOptions(label_smoothing=0.0) if data.label_kind == "number" else SupervisedOptions()
+    reason = f"{data.num_labelled} of {data.num_train} training {data.noun}s have labels."
+    return [options], [_describe_method(options, reason)]
+
+
 def _one_method(
     config: RunConfig,
     name: str,
@@ -353,8 +381,7 @@ def _one_method(
     data: DataFacts,
 ) -> tuple[tuple[MethodOptions, ...], list[Decision]]:
     """Return the supervised loss and the method that was asked for, with its defaults or the options about features."""
-    supervised = SupervisedOptions()
-    decisions = [_describe_method(supervised, f"{data.num_labelled} of {data.num_train} training images have labels.")]
+    labels, decisions = _supervised(data)
     if name != "projection":
         for option, value in (("projector", config.projector), ("normalize", config.normalize)):
             if value != "auto":
@@ -388,7 +415,7 @@ def _one_method(
         options = _with_layers(_weighted(section(), config), pairs, teacher, student)
         chosen = [options]
         decisions.append(_describe_method(options, asked))
-    return (supervised, *chosen), decisions
+    return (*labels, *chosen), decisions
 
 
 def _weighted(options: Any, config: RunConfig) -> Any:
@@ -502,6 +529,7 @@ def _check_methods(
     needs_teacher = [m.method for m in methods if m.needs_teacher]
     if teacher is None and needs_teacher:
         raise UserError(f"{key}: {needs_teacher[0]} needs a teacher, and teacher is none.", "Name one with --teacher.")
+    _check_labels(key, methods, data)
     # Features alone are fit for nearest class means, as long as they are held by something.
     trains_features = bool(needs_teacher) and not any(
         options.reads_logits or _can_vanish(options) for options in methods
@@ -529,6 +557,24 @@ def _check_methods(
             )
         if isinstance(options, DKDOptions) and len(data.class_names) < 2:
             raise UserError(f"{key}: dkd compares a class with the others, and the data have one.", "Remove dkd.")
+
+
+def _check_labels(key: str, methods: Sequence[MethodOptions], data: DataFacts) -> None:
+    """Check that the methods can do with the kind of labels that there are."""
+    for options in methods:
+        reads_labels = options.trains_classifier or not options.reads_unlabelled
+        if data.label_kind == "none" and reads_labels:
+            raise UserError(f"{key}: {options.method} needs labels, and the task {data.task} has none.", "Remove it.")
+        if isinstance(options, SupervisedOptions):
+            if data.label_kind == "number" and options.label_smoothing:
+                raise UserError(
+                    f"{key}: label_smoothing is for classes, and the labels are numbers.", "Set label_smoothing to 0."
+                )
+        elif data.label_kind in ("classes", "number") and reads_labels and not options.reads_logits:
+            raise UserError(
+                f"{key}: {options.method} needs one class a sample, and the labels are others.",
+                f"Remove {options.method}.",
+            )
 
 
 def _can_vanish(options: MethodOptions) -> bool:
@@ -573,6 +619,8 @@ def _describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: 
         if options.needs_teacher and teacher is not None:
             sides.append(_describe_tap(options, "teacher", pair.teacher, teacher))
         reason = "Width in brackets; averaged over positions, but for embedding, the classifier's input."
+        if isinstance(student.preprocessing, TextPreprocessing):
+            reason = "Width in brackets; pooled is each model's own embedding of a text, layers are averaged over its tokens."
         if options.reads == "maps":
             reason = "Channels and grid in brackets; not averaged over positions."
         if isinstance(options, ProjectionOptions) and options.projector == "orthogonal" and teacher is not None:
@@ -625,25 +673,32 @@ def _describe_models(
     decisions = []
     if teacher is not None:
         decisions.append(Decision("teacher", _model_line(teacher), teacher.weights))
-        decisions.append(Decision("teacher input", _input_line(teacher.preprocessing), "Its own preprocessing."))
+        own = "tokenizer" if isinstance(teacher.preprocessing, TextPreprocessing) else "preprocessing"
+        decisions.append(Decision("teacher input", _input_line(teacher.preprocessing), f"Its own {own}."))
     decisions.append(Decision("student", _model_line(student), student.weights))
     decisions.append(
         Decision(
             "student input",
             _input_line(student.preprocessing),
-            "Its own preprocessing, from the same augmented image as the teacher's." if teacher else "Its own.",
+            _input_reason(student.preprocessing) if teacher else "Its own.",
         )
     )
     if teacher is not None:
         value = f"{teacher.num_parameters / student.num_parameters:.1f}x parameters, {teacher.macs / student.macs:.1f}x MACs"
-        reason = "Teacher against student, each at its own input size."
+        reason = _compression_reason(student.preprocessing)
         if latencies is not None:
             before, after = latencies
             value += f", latency {before:.1f} ms to {after:.1f} ms ({before / after:.1f}x)"
-            reason += " Latency of one image, measured just now on this machine's CPU."
+            reason += f" Latency of one {data.noun}, measured just now on this machine's CPU."
         decisions.append(Decision("compression", value, reason))
     splits = f"{data.num_train} train, {data.num_validation} validation, {data.num_test} test"
-    decisions.append(Decision("data", f"{data.name}: {len(data.class_names)} classes, {splits}", " ".join(data.notes)))
+    labels = {
+        "class": f"{len(data.class_names)} classes",
+        "classes": f"{len(data.class_names)} labels, any number a sample",
+        "number": "a number a sample",
+        "none": "no labels",
+    }
+    decisions.append(Decision("data", f"{data.name}: {labels[data.label_kind]}, {splits}", " ".join(data.notes)))
     train = config.train
     budget = ""
     if config.embedding is not None:
@@ -713,6 +768,20 @@ def _model_line(facts: ModelFacts) -> str:
     return f"{facts.name}: {human_count(facts.num_parameters)} parameters, {human_count(facts.macs)} MACs, {head}"
 
 
-def _input_line(pre: Preprocessing) -> str:
+def _input_reason(pre: Preprocessing | TextPreprocessing) -> str:
+    if isinstance(pre, TextPreprocessing):
+        return "Its own tokenizer, of the same text as the teacher's."
+    return "Its own preprocessing, from the same augmented image as the teacher's."
+
+
+def _compression_reason(pre: Preprocessing | TextPreprocessing) -> str:
+    if isinstance(pre, TextPreprocessing):
+        return f"Teacher against student, for a text of {PROBE_TOKENS} tokens each, or as many as it takes."
+    return "Teacher against student, each at its own input size."
+
+
+def _input_line(pre: Preprocessing | TextPreprocessing) -> str:
+    if isinstance(pre, TextPreprocessing):
+        return f"{pre.max_length} tokens, {pre.tokenizer} ({human_count(pre.vocab_size)}), pooled by {pre.pooling}"
     mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (pre.mean, pre.std))
     return f"{pre.image_size[0]}x{pre.image_size[1]} {pre.interpolation}, mean ({mean}), std ({std})"

@@ -24,7 +24,7 @@ from kdcli.data import EvalLoader, ImageSource, open_data
 from kdcli.data.sources import Subset
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import UNLABELLED
+from kdcli.facts import UNLABELLED, Preprocessing
 from kdcli.models import load_teacher
 from kdcli.models.base import Model
 from kdcli.plan import human_count
@@ -208,7 +208,9 @@ def _features(
 ) -> tuple[Tensor, NDArray[np.int64], float]:
     """Return features (N, d) and labels (N,) of all readable images, and the seconds that the model took."""
     model.to(device)
-    loader = EvalLoader(source, preprocessing=model.facts.preprocessing, batch_size=_BATCH, workers=None, strict=False)
+    preprocessing = model.facts.preprocessing
+    assert isinstance(preprocessing, Preprocessing), "it is loaded as a model of images"
+    loader = EvalLoader(source, preprocessing=preprocessing, batch_size=_BATCH, workers=None, strict=False)
     features, labels, seconds = [], [], 0.0
     for batch in loader:
         if not len(batch):

@@ -29,7 +29,7 @@ from kdcli.console import console, errors
 
 LogFormat = Literal["auto", "plain", "json"]
 
-_NOT_LOSSES = ("epoch", "step", "lr", "images_per_second", "data_wait")
+_NOT_LOSSES = ("epoch", "step", "lr", "images_per_second", "texts_per_second", "data_wait")
 _MUCH_WAITING = 0.3
 """Share of time spent waiting for data from which on it is marked."""
 _PLAIN_SECONDS = 30.0
@@ -70,8 +70,8 @@ class Reporter(Protocol):
         """Means since the last call.
 
         Args:
-            values: ``epoch``, ``step``, ``lr``, ``images_per_second``, ``data_wait`` (share of the time spent waiting for
-                data, in [0, 1]), ``loss`` (the weighted total) and every loss term by its name; statistics have a slash
+            values: ``epoch``, ``step``, ``lr``, ``images_per_second`` or ``texts_per_second``, ``data_wait`` (share of the
+                time spent waiting for data, in [0, 1]), ``loss`` (the weighted total) and every loss term by its name; statistics have a slash
                 in theirs, such as ``feature_std/pooled``.
         """
 
@@ -492,8 +492,12 @@ def _metrics(values: dict[str, float]) -> dict[str, float]:
 
 
 def _rates(values: dict[str, float]) -> tuple[str, str, str]:
-    speed = f"{values['images_per_second']:.0f} images/s"
-    return f"lr {values['lr']:.3g}", speed, f"{values['data_wait']:.0%} waiting for data"
+    ((key, speed),) = ((key, value) for key, value in values.items() if key.endswith("_per_second"))
+    return (
+        f"lr {values['lr']:.3g}",
+        f"{speed:.0f} {key.partition('_')[0]}/s",
+        f"{values['data_wait']:.0%} waiting for data",
+    )
 
 
 def _number(value: float) -> str:

@@ -8,6 +8,7 @@ precision.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -165,6 +166,29 @@ class InvertedProjector(_MatrixProjector):
     def __init__(self, student_dim: int, teacher_dim: int) -> None:
         super().__init__(student_dim, teacher_dim)
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(teacher_dim, student_dim)))
+
+
+def restore_projector(
+    name: ProjectorName, tensors: Mapping[str, Tensor], student_dim: int, *, orthogonal_map: OrthogonalMap
+) -> Projector:
+    """Build the projector called ``name`` from its state dict, which tells the teacher's width."""
+    key = "output.weight" if name == "mlp" else "weight"
+    found = [tensor for own, tensor in tensors.items() if own == key or own.startswith("parametrizations.weight.")]
+    width = next(tensor.shape[1] for tensor in found if tensor.ndim == 2)
+    projector = build_projector(name, student_dim, width, orthogonal_map=orthogonal_map)
+    projector.load_state_dict(dict(tensors))
+    return projector
+
+
+def linear_layers(projector: Projector) -> list[nn.Linear | nn.ReLU]:
+    """Return a projector as torch's own layers, one after the other, for use without kdcli."""
+    if isinstance(projector, MLPProjector):
+        return [projector.hidden, nn.ReLU(), projector.output]
+    assert isinstance(projector, _MatrixProjector)
+    matrix = projector.matrix().detach()
+    layer = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False)
+    layer.weight = nn.Parameter(matrix.T.contiguous())
+    return [layer]
 
 
 def build_projector(

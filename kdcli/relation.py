@@ -30,10 +30,17 @@ def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEviden
         return RelationEvidence("none", "There is no teacher.", None)
     if not teacher.pretrained:
         return RelationEvidence("random", "The teacher's weights are untrained.", None)
+    if data.label_kind == "none":
+        reason = (
+            "No labels are read: the student is to reproduce the teacher's embedding space, whatever it was made for."
+        )
+        return RelationEvidence("same", reason, None)
     if teacher.task != data.task:
         return RelationEvidence("cross", f"The teacher is for {teacher.task}, the data are for {data.task}.", None)
     label_map, reason = map_labels(teacher, data)
-    return RelationEvidence("same" if label_map else "cross", reason, label_map)
+    # A softmax over logits says nothing where a sample has several labels or a number.
+    shared = label_map if data.label_kind == "class" else None
+    return RelationEvidence("same" if label_map else "cross", reason, shared)
 
 
 def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> tuple[tuple[int, ...] | None, str]:
@@ -41,6 +48,10 @@ def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> 
 
     ``role`` is what the sentence calls the model.
     """
+    if data.label_kind == "number":
+        if model.num_classes == 1:
+            return (0,), f"The {role} gives one number, and the data have one."
+        return None, f"The data have a number for each sample, and the {role} has {model.num_classes} classes."
     ours = [_normal(name) for name in data.class_names]
     if model.num_classes != len(ours):
         return None, f"The {role} knows {model.num_classes} classes, the data have {len(ours)}."

@@ -396,14 +396,21 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_files(folder: Path, save: Callable[[Path], object]) -> None:
-    """Let ``save`` write into a temporary folder beside ``folder``, then move its files over one by one."""
+    """Let ``save`` write into a temporary folder beside ``folder``, then move its files over one by one.
+
+    Folders in it are taken over with the files below them.
+    """
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         save(temporary)
         folder.mkdir(exist_ok=True)
-        for file in temporary.iterdir():
-            _make_readable(file)
-            file.replace(folder / file.name)
+        for path in sorted(temporary.rglob("*")):
+            target = folder / path.relative_to(temporary)
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                _make_readable(path)
+                path.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

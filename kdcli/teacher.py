@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kdcli.data import Batch
+from kdcli.data import AnyBatch
 from kdcli.models.base import Model, ModelOutput
 
 
@@ -24,7 +24,7 @@ class LiveTeacher:
         self.maps = maps
         self.logits = logits
 
-    def __call__(self, batch: Batch) -> ModelOutput:
+    def __call__(self, batch: AnyBatch) -> ModelOutput:
         """Return the outputs for ``batch`` without gradient, as ordinary tensors that losses may save."""
         with torch.inference_mode():
             inputs = self.model.prepare(batch)

@@ -24,7 +24,7 @@ from kdcli.analysis import rank_evolution, singular_values
 from kdcli.checkpoint import Checkpoint, Checkpoints, restore_module
 from kdcli.config import RunConfig
 from kdcli.control import Control, Every, Stopped, Verdict
-from kdcli.data import Batch, ImageSource
+from kdcli.data import AnyBatch, ImageSource, TextSource
 from kdcli.data.fingerprint import describe_changes, fingerprint
 from kdcli.data.seeding import stable_seed
 from kdcli.distiller import Distiller
@@ -189,7 +189,7 @@ class Trainer:
                     break
         self.save()
 
-    def _train_step(self, batch: Batch, epoch: int) -> None:
+    def _train_step(self, batch: AnyBatch, epoch: int) -> None:
         accelerator, config = self.accelerator, self.job.config
         self._note_skipped(batch.skipped)
         # Dropout and the like: drawn anew for every step, so that nothing of the past has to be restored.
@@ -223,7 +223,7 @@ class Trainer:
         def outputs() -> Iterator[tuple[ModelOutput, Tensor]]:
             assert self.teacher is not None, "the plan lets such methods pass only with a teacher"
             for batch in self.job.eval_loader(
-                self.job.labelled_images(),
+                self.job.labelled_samples(),
                 self.teacher.model.facts.preprocessing,
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
@@ -262,7 +262,7 @@ class Trainer:
         self.closed = self.step
         self.seconds = time.perf_counter() - started
 
-    def _evaluate(self, model: Model, source: ImageSource) -> dict[str, float]:
+    def _evaluate(self, model: Model, source: ImageSource | TextSource) -> dict[str, float]:
         return evaluate(self.job, model, source, self.accelerator, self._after_batch)
 
     def _after_batch(self, skipped: Iterable[str]) -> None:
@@ -289,7 +289,7 @@ class Trainer:
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
-    def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _timed(self, batches: Iterable[AnyBatch]) -> Iterator[AnyBatch]:
         """Yield the batches, and count the time spent waiting for them."""
         iterator = iter(batches)
         while True:
@@ -308,7 +308,7 @@ class Trainer:
             "epoch": math.ceil(self.step / self.steps_per_epoch),
             "step": self.step,
             "lr": self.optimizer.param_groups[0]["lr"],
-        } | self.meter.read()
+        } | self.meter.read(self.job.data.facts.noun)
         self.meter = _Meter()
         self._record("train", values)
         self.reporter.logged(values)
@@ -450,7 +450,7 @@ class Trainer:
 def evaluate(
     job: Job,
     model: Model,
-    source: ImageSource,
+    source: ImageSource | TextSource,
     accelerator: Accelerator,
     skip: Callable[[Iterable[str]], None] = lambda names: None,
 ) -> dict[str, float]:
@@ -463,11 +463,11 @@ def evaluate(
     was_training = model.training
     model.eval()
 
-    def predict(batch: Batch) -> Tensor:
+    def predict(batch: AnyBatch) -> Tensor:
         with accelerator.autocast():
             return job.predict(model, batch)
 
-    def embeddings(source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
+    def embeddings(source: ImageSource | TextSource) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches(source):
             if not len(batch):
                 continue
@@ -476,7 +476,7 @@ def evaluate(
                 features = model(inputs, taps=("embedding",), logits=False).features["embedding"]
             yield features, batch.targets
 
-    def batches(source: ImageSource) -> Iterator[Batch]:
+    def batches(source: ImageSource | TextSource) -> Iterator[AnyBatch]:
         loader = job.eval_loader(
             source,
             model.facts.preprocessing,
@@ -489,10 +489,10 @@ def evaluate(
 
     add_up = partial(_add_up, accelerator)
     try:
-        if job.trains_classifier:
+        if job.trains_classifier or job.is_label_free:
             return job.task.evaluate(predict, batches(source), accelerator.device, add_up=add_up)
         accuracy = nearest_class_mean_accuracy(
-            embeddings(job.labelled_images()),
+            embeddings(job.labelled_samples()),
             embeddings(source),
             len(job.task.class_names),
             model.facts.feature_dims["embedding"],
@@ -530,10 +530,10 @@ class _Meter:
         self.steps += 1
         self.images += images
 
-    def read(self) -> dict[str, float]:
+    def read(self, noun: str) -> dict[str, float]:
         seconds = max(time.perf_counter() - self.since, 1e-9)
         means = {name: float(value) / self.steps for name, value in self.sums.items()}
-        return means | {"images_per_second": self.images / seconds, "data_wait": min(self.waited / seconds, 1.0)}
+        return means | {f"{noun}s_per_second": self.images / seconds, "data_wait": min(self.waited / seconds, 1.0)}
 
 
 class _Watch:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Before anything imports torch, the hub's client or rich: they read these once.
 os.environ |= {
@@ -173,6 +174,127 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-vit"
     ViTForImageClassification(config).save_pretrained(folder)
     return folder
+
+
+GOOD, BAD = ["good", "great", "fine", "lovely", "superb"], ["bad", "awful", "poor", "dull", "weak"]
+PLAIN = [
+    "the",
+    "film",
+    "plot",
+    "actor",
+    "scene",
+    "music",
+    "was",
+    "is",
+    "and",
+    "with",
+    "a",
+    "very",
+    "quite",
+    "story",
+    "end",
+    "script",
+]
+
+
+def write_reviews(file: Path, count: int, *, seed: int = 0) -> Path:
+    """Write a csv of made-up film reviews, ``text,label``; two words of each say whether it is positive."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        words = list(generator.choice(PLAIN, size=generator.integers(4, 14)))
+        for word in generator.choice(BAD if number % 2 else GOOD, size=2):
+            words.insert(int(generator.integers(len(words) + 1)), word)
+        rows.append((" ".join(words), "negative" if number % 2 else "positive"))
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        csv.writer(lines).writerows([("text", "label"), *rows])
+    return file
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A csv of 240 short texts, ``text,label`` with the labels negative and positive. Not to be changed."""
+    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv", 240)
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., Any]:
+    """``make_tokenizer(max_length=64, kind="bert")``: over the words of ``reviews``, trained here; or as GPT-2's, T5's."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    around = {"bert": ("[CLS] ", " [SEP]"), "gpt2": ("", ""), "t5": ("", " [SEP]")}
+
+    def make(max_length: int = 64, kind: str = "bert") -> Any:
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+        trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=special, show_progress=False)
+        tokenizer.train_from_iterator([" ".join(GOOD + BAD + PLAIN)] * 2, trainer)
+        before, after = around[kind]
+        if before + after:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{before}$A{after}", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            )
+        tokens = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+        if kind != "gpt2":  # which has no token to pad with
+            tokens |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **tokens)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., Any]) -> Path:
+    """A tiny BERT without a classifier, 32 wide, with its tokenizer. Not to be changed."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer, folder = make_tokenizer(), tmp_path_factory.mktemp("models") / "tiny-bert"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    sizes |= {"initializer_range": 0.2}  # for such widths: with the usual 0.02 all texts look alike
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def distilbert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config of a tiny DistilBERT, 24 wide, and nothing else: neither weights nor tokenizer. Not to be changed."""
+    from transformers import DistilBertConfig
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-distilbert"
+    sizes = {"dim": 24, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 80}
+    DistilBertConfig(initializer_range=0.2, **sizes).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _finish_text(
+    tmp_path_factory: pytest.TempPathFactory, reviews: Path, bert_folder: Path, distilbert_folder: Path
+) -> Callable[..., Path]:
+    def finish(name: str, *arguments: str | Path) -> Path:
+        cwd = tmp_path_factory.mktemp("runs")
+        models = ("--teacher", bert_folder, "--student", distilbert_folder)
+        options = ("--data", reviews, "--batch-size", "16", "--device", "cpu", "--output", name)
+        outcome = run_command("distill", *models, *options, *arguments, cwd=cwd)
+        assert outcome.exit_code == 0, outcome.stderr
+        return cwd / name
+
+    return finish
+
+
+@pytest.fixture(scope="session")
+def classified_run(_finish_text: Callable[..., Path]) -> Path:
+    """A finished run of text-classification with an embedding teacher: inverted projector. Not to be changed."""
+    return _finish_text("texts", "--task", "text-classification", "--epochs", "25", "--lr", "0.005")
+
+
+@pytest.fixture(scope="session")
+def embedded_run(_finish_text: Callable[..., Path]) -> Path:
+    """A finished run of sentence-embedding: orthogonal projector, from 24 to 32. Not to be changed."""
+    return _finish_text("embedded", "--task", "sentence-embedding", "--epochs", "12", "--lr", "0.005")
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
-"""Images and labels: from a data set's name to batches that every model's preprocessing starts from.
+"""Samples and labels: from a data set's name to batches that every model's preprocessing starts from.
 
 :func:`open_data` turns a name into :class:`ImageData` (three splits and what is known about them), the loaders turn a
 split into :class:`Batch` objects of uint8 canvases, :class:`Mix` mixes a batch, and :func:`prepare` makes a canvas a
-model's input.
+model's input. :func:`open_texts` and its loaders do the same for texts, of which each model makes its own tokens.
 """
 
 from kdcli.data.augment import Augmentation
-from kdcli.data.batch import Batch
+from kdcli.data.batch import AnyBatch, Batch, TextBatch
 from kdcli.data.images import UnreadableImage, decode_image
 from kdcli.data.loaders import EvalLoader, TrainLoader
 from kdcli.data.mix import Mix
@@ -14,18 +14,27 @@ from kdcli.data.names import open_data
 from kdcli.data.preprocess import fit, prepare
 from kdcli.data.sources import ImageSource
 from kdcli.data.splits import ImageData
+from kdcli.data.text_files import open_texts
+from kdcli.data.texts import TextData, TextEvalLoader, TextSource, TextTrainLoader
 
 __all__ = [
+    "AnyBatch",
     "Augmentation",
     "Batch",
     "EvalLoader",
     "ImageData",
     "ImageSource",
     "Mix",
+    "TextBatch",
+    "TextData",
+    "TextEvalLoader",
+    "TextSource",
+    "TextTrainLoader",
     "TrainLoader",
     "UnreadableImage",
     "decode_image",
     "fit",
     "open_data",
+    "open_texts",
     "prepare",
 ]

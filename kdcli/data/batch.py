@@ -46,3 +46,32 @@ class Batch:
             targets=self.targets.pin_memory(),
             indices=self.indices.pin_memory(),
         )
+
+
+@dataclass(eq=False)
+class TextBatch:
+    """Texts with their targets; each model makes its own tokens of them.
+
+    Attributes:
+        texts: B of them.
+        targets: int64 ``(B,)`` class indices, ``UNLABELLED`` for none; or float32 ``(B, C)``, zeros and ones of several
+            labels, or a number, NaN for none.
+        indices: int64 ``(B,)``, which samples of the source these are.
+        skipped: always empty: every text can be read.
+    """
+
+    texts: list[str]
+    targets: Tensor
+    indices: Tensor
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def to(self, device: torch.device | str) -> TextBatch:
+        """Return the batch with its tensors on ``device``."""
+        return replace(self, targets=self.targets.to(device), indices=self.indices.to(device))
+
+
+AnyBatch = Batch | TextBatch
+"""What a loader yields and :meth:`kdcli.models.base.Model.prepare` takes."""

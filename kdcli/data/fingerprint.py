@@ -8,19 +8,20 @@ from typing import Any
 
 from kdcli.data.sources import ImageSource
 from kdcli.data.splits import ImageData
+from kdcli.data.texts import TextData, TextSource
 
 _SIZES = 10_000
 """At most so many files of a split are asked for their size, spread evenly."""
 
 
-def fingerprint(data: ImageData) -> dict[str, Any]:
+def fingerprint(data: ImageData | TextData) -> dict[str, Any]:
     """Return a digest of every split: of its classes, labels and names of images, and of the sizes of their files.
 
-    The images themselves are not read.
+    The images themselves are not read; of texts it is a digest of all there is.
     """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return {
-        name: {"images": len(source), "digest": _digest(source, data.facts.class_names)}
+        name: {_noun(source): len(source), "digest": _digest(source, data.facts.class_names)}
         for name, source in splits.items()
         if source is not None
     }
@@ -30,16 +31,26 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return what differs between two fingerprints, a phrase for each split."""
     changes = []
     for name in before.keys() | now.keys():
-        was, is_ = (values.get(name, {"images": 0, "digest": ""}) for values in (before, now))
-        if was["images"] != is_["images"]:
-            changes.append(f"{name} has {is_['images']} images, not {was['images']}")
+        was, is_ = (values.get(name, {"digest": ""}) for values in (before, now))
+        noun = "texts" if "texts" in was.keys() | is_.keys() else "images"
+        if was.get(noun, 0) != is_.get(noun, 0):
+            changes.append(f"{name} has {is_.get(noun, 0)} {noun}, not {was.get(noun, 0)}")
         elif was["digest"] != is_["digest"]:
-            changes.append(f"{name} has other files, labels or classes")
+            changes.append(f"{name} has other {'files' if noun == 'images' else noun}, labels or classes")
     return sorted(changes)
 
 
-def _digest(source: ImageSource, class_names: tuple[str, ...]) -> str:
+def _noun(source: ImageSource | TextSource) -> str:
+    return "texts" if isinstance(source, TextSource) else "images"
+
+
+def _digest(source: ImageSource | TextSource, class_names: tuple[str, ...]) -> str:
     digest = hashlib.sha256(repr(class_names).encode())
+    if isinstance(source, TextSource):
+        digest.update(repr((source.texts, source.labels)).encode())
+        if source.values is not None:
+            digest.update(source.values.tobytes())
+        return digest.hexdigest()
     count = len(source)
     for index in range(count):
         digest.update(f"{source.describe(index).rpartition(os.sep)[2]}\0{source.labels[index]}\n".encode())

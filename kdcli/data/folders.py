@@ -26,7 +26,7 @@ def open_folder(root: Path) -> OfficialSplits:
         UserError: no images, no class folders, an empty class, splits with other classes than ``train``, or two
             folders for one split.
     """
-    found = _split_folders(root)
+    found = split_folders(root)
     if not found:
         names, whole = _class_folders(root)
         return OfficialSplits(names, whole, notes=(f"Classes: the {len(names)} folders in {root}.",))
@@ -44,12 +44,12 @@ def list_images(folder: Path) -> list[str]:
     """Return the image files below ``folder``, sorted; hidden files and folders are left out."""
     paths = []
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         paths += [str(Path(parent, name)) for name in files if _is_image(name)]
     return sorted(paths)
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def split_folders(root: Path) -> dict[str, Path]:
     """Return the folder of each split, or nothing where ``root`` holds class folders."""
     folders = {entry.name.lower(): entry for entry in sorted(root.iterdir()) if entry.is_dir()}
     found: dict[str, Path] = {}
@@ -64,7 +64,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
             found[split] = matches[0]
     if "train" in found and any(entry.is_dir() for entry in found["train"].iterdir()):
         return found
-    others = [name for name in folders if not _is_hidden(name) and folders[name] not in found.values()]
+    others = [name for name in folders if not is_hidden(name) and folders[name] not in found.values()]
     if found and not others:
         problem = "no class folders in train" if "train" in found else "no train folder"
         raise UserError(f"{root} has {', '.join(path.name for path in found.values())}, but {problem}.", _LAYOUT)
@@ -76,13 +76,13 @@ class _VisibleImageFolder(ImageFolder):
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         names = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir())
-        names = [name for name in names if not _is_hidden(name)]
+        names = [name for name in names if not is_hidden(name)]
         return names, {name: index for index, name in enumerate(names)}
 
 
 def _class_folders(root: Path) -> tuple[tuple[str, ...], FileSource]:
     """Return the class names and the labelled files of one folder of class folders."""
-    if not any(entry.is_dir() and not _is_hidden(entry.name) for entry in root.iterdir()):
+    if not any(entry.is_dir() and not is_hidden(entry.name) for entry in root.iterdir()):
         loose = sum(_is_image(entry.name) for entry in root.iterdir())
         raise UserError(
             f"{root} has {f'{loose} images but ' if loose else ''}no class folders.",
@@ -113,8 +113,9 @@ def _check_same_classes(folder: Path, names: tuple[str, ...], train_names: tuple
 
 def _is_image(path: str) -> bool:
     name = os.path.basename(path)  # noqa: PTH119 - called for every file of a large set
-    return name.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(name)
+    return name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out."""
     return name.startswith((".", "__MACOSX"))

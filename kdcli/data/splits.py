@@ -92,7 +92,7 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
             f"Validation: {len(validation)} images cut from the training split by seed {seed}, stratified by class."
         )
     _check_disjoint(train, validation, test)
-    if absent := [name for name, count in zip(names, _count(train, len(names)), strict=True) if count == 0]:
+    if absent := [name for name, count in zip(names, _count(train.labels, len(names)), strict=True) if count == 0]:
         notes.append(f"No training image has the label {', '.join(absent)}.")
     if config.train_images is not None and config.train_images < len(train):
         train = _draw(train, config.train_images, seed=seed)
@@ -116,9 +116,9 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
     return ImageData(facts=facts, train=train, validation=validation, test=test)
 
 
-def _count(source: ImageSource, num_classes: int) -> NDArray[np.int64]:
-    labels = np.asarray(source.labels, dtype=np.int64)
-    return np.bincount(labels[labels != UNLABELLED], minlength=num_classes)
+def _count(labels: Sequence[int], num_classes: int) -> NDArray[np.int64]:
+    known = np.asarray(labels, dtype=np.int64)
+    return np.bincount(known[known != UNLABELLED], minlength=num_classes)
 
 
 def _take(source: ImageSource, chosen: Sequence[int], split: str) -> Subset:
@@ -146,40 +146,87 @@ def _cut(
 
     A class with a single image can't be cut: it stays in the rest, or is an error where it is ``chosen``.
     """
-    labels = np.asarray(source.labels, dtype=np.int64)
-    counts = _count(source, len(class_names))
+    rest, part = cut_indices(source.labels, fraction, class_names, chosen, seed=seed, purpose=purpose)
+    return Subset(source, rest), Subset(source, part)
+
+
+def cut_indices(
+    given: Sequence[int],
+    fraction: float,
+    class_names: Sequence[str],
+    chosen: Sequence[int],
+    *,
+    seed: int,
+    purpose: str,
+    noun: str = "image",
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (the rest, a stratified ``fraction`` of the labelled samples); unlabelled samples stay in the rest.
+
+    A class with a single sample can't be cut: it stays in the rest, or is an error where it is ``chosen``.
+
+    Args:
+        given: one class index a sample, ``UNLABELLED`` for none.
+        fraction: of the labelled samples.
+        class_names: in label order.
+        chosen: classes that both parts must have.
+        seed: decides which.
+        purpose: of the part, for messages.
+        noun: what a sample is, for messages.
+
+    Returns:
+        The indices of both, in order.
+
+    Raises:
+        UserError: there are too few samples.
+    """
+    labels = np.asarray(given, dtype=np.int64)
+    counts = _count(given, len(class_names))
     lone = np.flatnonzero(counts == 1)
     labelled = np.flatnonzero((labels != UNLABELLED) & ~np.isin(labels, lone))
     num_classes = int(np.count_nonzero(counts > 1))
-    # At least one image a class on either side, as far as the counts allow.
+    # At least one sample a class on either side, as far as the counts allow.
     size = max(round(fraction * len(labelled)), num_classes)
-    hint = f"Add images, or give the data a {purpose} split of their own."
+    hint = f"Add {noun}s, or give the data a {purpose} split of their own."
     if single := [class_names[label] for label in np.intersect1d(lone, chosen)]:
         raise UserError(
-            f"Too few images to cut a {purpose} split: {_listing(single)} {'has' if len(single) == 1 else 'have'} "
-            "only 1 image, and each class needs at least 2.",
+            f"Too few {noun}s to cut a {purpose} split: {_listing(single)} {'has' if len(single) == 1 else 'have'} "
+            f"only 1 {noun}, and each class needs at least 2.",
             hint,
         )
     if len(labelled) - size < max(num_classes, 1):
         raise UserError(
-            f"Too few images to cut a {purpose} split: {len(labelled)} labelled images of {num_classes} classes, of "
+            f"Too few {noun}s to cut a {purpose} split: {len(labelled)} labelled {noun}s of {num_classes} classes, of "
             f"which {size} are to be cut and {len(labelled) - size} would stay.",
             hint,
         )
     _, part = train_test_split(labelled, test_size=size, stratify=labels[labelled], random_state=seed)
     rest = np.setdiff1d(np.arange(len(labels)), part)
     if lost := [class_names[label] for label in np.intersect1d(np.setdiff1d(labels[labelled], labels[rest]), chosen)]:
-        raise UserError(f"Too few images to cut a {purpose} split: none of {_listing(lost)} would stay.", hint)
-    return Subset(source, rest), Subset(source, np.sort(part))
+        raise UserError(f"Too few {noun}s to cut a {purpose} split: none of {_listing(lost)} would stay.", hint)
+    return rest, np.sort(part)
 
 
 def _draw(source: ImageSource, size: int, *, seed: int) -> Subset:
-    """Return ``size`` images of ``source``, every class and the unlabelled ones in proportion, at least one of each."""
-    labels = np.asarray(source.labels, dtype=np.int64)
+    return Subset(source, draw_indices(source.labels, size, seed=seed, noun="image"))
+
+
+def draw_indices(given: Sequence[int], size: int, *, seed: int, noun: str) -> NDArray[np.int64]:
+    """Return ``size`` samples, every class and the unlabelled ones in proportion, at least one of each.
+
+    Args:
+        given: one class index a sample, ``UNLABELLED`` for none.
+        size: at most as many as there are.
+        seed: decides which.
+        noun: what a sample is, for messages.
+
+    Raises:
+        UserError: ``size`` is less than the number of classes.
+    """
+    labels = np.asarray(given, dtype=np.int64)
     num_classes = len(np.unique(labels))
     if size < num_classes:
         raise UserError(
-            f"data.train_images is {size}, but there are {num_classes} classes.", f"Ask for at least {num_classes}."
+            f"data.train_{noun}s is {size}, but there are {num_classes} classes.", f"Ask for at least {num_classes}."
         )
     order = np.random.default_rng([seed, size]).permutation(len(labels))
     # The k-th of n images of a class stands at k/n of the way: the first of this order have each class, in proportion.
@@ -188,12 +235,21 @@ def _draw(source: ImageSource, size: int, *, seed: int) -> Subset:
         members = order[labels[order] == label]
         place[members] = np.arange(len(members)) / len(members)
     chosen = np.lexsort((order.argsort(), place))[:size]
-    return Subset(source, np.sort(chosen))
+    return np.sort(chosen)
 
 
 def _withhold_labels(source: ImageSource, num_kept: int, class_names: Sequence[str], *, seed: int) -> Subset:
-    labels = np.asarray(source.labels, dtype=np.int64)
-    counts = _count(source, len(class_names))
+    return Subset(source, range(len(source)), keep_labels(source.labels, num_kept, class_names, seed=seed))
+
+
+def keep_labels(given: Sequence[int], num_kept: int, class_names: Sequence[str], *, seed: int) -> list[int]:
+    """Return the labels ``given`` with all but ``num_kept`` a class, drawn by ``seed``, put to ``UNLABELLED``.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    labels = np.asarray(given, dtype=np.int64)
+    counts = _count(given, len(class_names))
     if short := [f"{name} ({n})" for name, n in zip(class_names, counts, strict=True) if n < num_kept]:
         raise UserError(
             f"data.labels_per_class is {num_kept}, but after the validation cut there are fewer labels in "
@@ -205,7 +261,7 @@ def _withhold_labels(source: ImageSource, num_kept: int, class_names: Sequence[s
     for label in range(len(class_names)):
         chosen = generator.choice(np.flatnonzero(labels == label), size=num_kept, replace=False)
         kept[chosen] = label
-    return Subset(source, range(len(source)), kept.tolist())
+    return kept.tolist()
 
 
 def _append_unlabelled(

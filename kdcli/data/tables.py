@@ -24,7 +24,7 @@ _SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 _IMAGE_NAMES = ("image", "img", "images", "pixel_values")
-_LABEL_NAMES = ("label", "labels", "target", "class", "fine_label")
+LABEL_NAMES = ("label", "labels", "target", "class", "fine_label")
 _SUFFIXES = (".parquet", ".arrow")
 _SAVED = ("dataset_dict.json", "dataset_info.json")
 
@@ -47,7 +47,7 @@ def open_hub(name: str, config: DataConfig) -> OfficialSplits:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
-    _silence()
+    silence_datasets()
     try:
         loaded = load_dataset(name, name=config.subset)
     except Exception as error:  # of the name, the network, or any of the libraries that read the files
@@ -69,7 +69,7 @@ def open_local_tables(path: Path, config: DataConfig) -> OfficialSplits:
     """
     from datasets import load_dataset, load_from_disk
 
-    _silence()
+    silence_datasets()
     try:
         if path.is_file():
             loaded = load_dataset(path.suffix.lower()[1:], data_files=str(path))
@@ -86,7 +86,7 @@ def open_local_tables(path: Path, config: DataConfig) -> OfficialSplits:
     return _official_splits(loaded, config)
 
 
-def _silence() -> None:
+def silence_datasets() -> None:
     """Keep off the terminal what datasets would write there beside the errors that it raises."""
     import datasets
 
@@ -128,15 +128,15 @@ class TableSource:
 
 def _official_splits(loaded: Any, config: DataConfig) -> OfficialSplits:
     tables: Mapping[str, Dataset] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    chosen, notes = _choose_splits(tables, config.name)
+    chosen, notes = choose_splits(tables, config.name)
     features = chosen["train"].features
     image_column = _image_column(features, config.image_column)
-    label_column = _label_column(features, config.label_column, image_column)
-    notes.append(f"Columns: images from {image_column}, labels from {label_column}.")
-    class_names, values = _classes(chosen["train"], label_column)
+    labels_from = label_column(features, config.label_column, image_column)
+    notes.append(f"Columns: images from {image_column}, labels from {labels_from}.")
+    class_names, values = classes_of(chosen["train"], labels_from)
     sources: dict[str, ImageSource] = {}
     for split, table in chosen.items():
-        labels = _label_indices(table, label_column, class_names, values, split=split)
+        labels = label_indices(table, labels_from, class_names, values, split=split)
         source: ImageSource = TableSource(_undecoded(table, image_column), image_column, labels, split=split)
         if split != "train" and UNLABELLED in labels:
             labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
@@ -150,7 +150,7 @@ def _official_splits(loaded: Any, config: DataConfig) -> OfficialSplits:
     )
 
 
-def _choose_splits(tables: Mapping[str, Dataset], name: str) -> tuple[dict[str, Dataset], list[str]]:
+def choose_splits(tables: Mapping[str, Dataset], name: str) -> tuple[dict[str, Dataset], list[str]]:
     """Return our split -> table, and notes. A single split, whatever its name, is the whole."""
     if len(tables) == 1:
         return {"train": next(iter(tables.values()))}, []
@@ -172,26 +172,31 @@ def _image_column(features: Features, asked: str | None) -> str:
     from datasets import Image as ImageFeature
 
     if asked is not None:
-        return _existing(asked, features, "data.image_column")
+        return existing_column(asked, features, "data.image_column")
     candidates = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
     if not candidates:  # files not written by ``datasets`` hold bytes, alone or as {"bytes", "path"}
         candidates = [name for name, feature in features.items() if _is_bytes(feature)]
-    return _only(candidates, _IMAGE_NAMES, features, kind="image")
+    return only_column(candidates, _IMAGE_NAMES, features, kind="image")
 
 
-def _label_column(features: Features, asked: str | None, image_column: str) -> str:
+def label_column(features: Features, asked: str | None, sample_column: str) -> str:
+    """Return the column of labels: ``asked``, or the one of classes, or one with a usual name beside ``sample_column``.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
     from datasets import ClassLabel
 
     if asked is not None:
-        return _existing(asked, features, "data.label_column")
+        return existing_column(asked, features, "data.label_column")
     candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if not candidates:
         candidates = [
             name
             for name, feature in features.items()
-            if name in _LABEL_NAMES and name != image_column and _is_discrete(feature)
+            if name in LABEL_NAMES and name != sample_column and _is_discrete(feature)
         ]
-    return _only(candidates, _LABEL_NAMES, features, kind="label")
+    return only_column(candidates, LABEL_NAMES, features, kind="label")
 
 
 def _is_bytes(feature: Any) -> bool:
@@ -205,7 +210,8 @@ def _is_discrete(feature: Any) -> bool:
     return dtype.startswith(("int", "uint", "bool", "string", "large_string"))
 
 
-def _existing(column: str, features: Features, option: str) -> str:
+def existing_column(column: str, features: Features, option: str) -> str:
+    """Return ``column``, the value of ``option``, if there is such a column; UserError if not."""
     if column not in features:
         raise UserError(
             f"{option} is {column!r}, but the columns are {', '.join(features)}.",
@@ -214,7 +220,7 @@ def _existing(column: str, features: Features, option: str) -> str:
     return column
 
 
-def _only(candidates: list[str], preferred: Sequence[str], features: Features, *, kind: str) -> str:
+def only_column(candidates: list[str], preferred: Sequence[str], features: Features, *, kind: str) -> str:
     """Return the only candidate, or of several the one with the most usual name."""
     if len(candidates) == 1:
         return candidates[0]
@@ -225,7 +231,7 @@ def _only(candidates: list[str], preferred: Sequence[str], features: Features, *
     raise UserError(f"Found {found}. The columns are {columns}.", f"Name it by data.{kind}_column.")
 
 
-def _classes(train: Dataset, column: str) -> tuple[tuple[str, ...], list[Any]]:
+def classes_of(train: Dataset, column: str) -> tuple[tuple[str, ...], list[Any]]:
     """Return class names in label order, and the value that stands for each of them in the column."""
     from datasets import ClassLabel
 
@@ -241,9 +247,14 @@ def _classes(train: Dataset, column: str) -> tuple[tuple[str, ...], list[Any]]:
     return tuple(str(value) for value in values), values
 
 
-def _label_indices(
+def label_indices(
     table: Dataset, column: str, class_names: Sequence[str], values: Sequence[Any], *, split: str
 ) -> list[int]:
+    """Return the class index of every row, ``UNLABELLED`` where there is none.
+
+    Raises:
+        UserError: a row has a label that is not among ``values``.
+    """
     if column not in table.column_names:
         return [UNLABELLED] * len(table)
     index_of = {value: index for index, value in enumerate(values)}

@@ -8,9 +8,21 @@ from kdcli.models.spec import ModelName, parse_name
 
 if TYPE_CHECKING:
     from kdcli.models.base import Model, ModelOutput
-    from kdcli.models.loading import build_student, load_saved, load_teacher
+    from kdcli.models.loading import build_student, build_text_student, load_saved, load_teacher, load_text_teacher
 
-__all__ = ["Model", "ModelName", "ModelOutput", "build_student", "load_saved", "load_teacher", "parse_name"]
+_LOADING = {"build_student", "build_text_student", "load_saved", "load_teacher", "load_text_teacher"}
+
+__all__ = [
+    "Model",
+    "ModelName",
+    "ModelOutput",
+    "build_student",
+    "build_text_student",
+    "load_saved",
+    "load_teacher",
+    "load_text_teacher",
+    "parse_name",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,7 +30,7 @@ def __getattr__(name: str) -> Any:
         from kdcli.models import base
 
         return getattr(base, name)
-    if name in {"build_student", "load_saved", "load_teacher"}:
+    if name in _LOADING:
         from kdcli.models import loading
 
         return getattr(loading, name)

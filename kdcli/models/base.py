@@ -14,9 +14,9 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from kdcli.data import Batch, prepare
+from kdcli.data import AnyBatch, Batch, prepare
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import MAX_IMAGE_SIZE, ModelFacts, Preprocessing
+from kdcli.facts import MAX_IMAGE_SIZE, ModelFacts, Preprocessing, TextPreprocessing
 from kdcli.models.measure import Measured, measure
 from kdcli.models.spec import Library
 from kdcli.text import short_repr
@@ -92,9 +92,12 @@ class Model(nn.Module, ABC):
 
     library: ClassVar[Library]
     module: nn.Module
+    preprocessing: Preprocessing | TextPreprocessing
     facts: ModelFacts
 
-    def __init__(self, module: nn.Module, origin: Origin, preprocessing: Preprocessing, num_classes: int) -> None:
+    def __init__(
+        self, module: nn.Module, origin: Origin, preprocessing: Preprocessing | TextPreprocessing, num_classes: int
+    ) -> None:
         super().__init__()
         self.module = module
         self.preprocessing = preprocessing
@@ -126,7 +129,7 @@ class Model(nn.Module, ABC):
                 module.get_submodule(name).register_forward_hook(head)
 
     @abstractmethod
-    def prepare(self, batch: Batch) -> Inputs:
+    def prepare(self, batch: AnyBatch) -> Inputs:
         """Return what :meth:`forward` takes, on the batch's device, by the model's own preprocessing."""
 
     @abstractmethod
@@ -349,12 +352,15 @@ class Model(nn.Module, ABC):
 class VisionModel(Model):
     """A model of images."""
 
+    preprocessing: Preprocessing
+
     def __init__(self, module: nn.Module, origin: Origin, preprocessing: Preprocessing, num_classes: int) -> None:
         _check_preprocessing(origin.name, preprocessing)
         super().__init__(module, origin, preprocessing, num_classes)
 
-    def prepare(self, batch: Batch) -> Tensor:
+    def prepare(self, batch: AnyBatch) -> Tensor:
         """Return (B, 3, H, W), float32, normalised as ``facts.preprocessing`` says."""
+        assert isinstance(batch, Batch)
         return prepare(batch.images, self.preprocessing)
 
     def example(self, batch_size: int = 1, *, seed: int = 0) -> Tensor:
@@ -500,18 +506,21 @@ class LayerTap:
         if not (self.wants_mean or self.wants_map):
             return
         mean = of_places = None
-        features = _tensor_of(output)
+        features = tensor_of(output)
         # Not averaged, it is the layer's own memory, which an in-place activation after it overwrites.
         if self.wants_map or self.layout == "vector":
             features = features.clone()
         if self.wants_mean:
-            mean = mean_over_places(features, self.layout, self.num_prefix)
+            mean = self._mean(features)
         if self.wants_map:
             assert self.grid is not None
             of_places = map_of_places(features, self.layout, self.num_prefix, self.grid)
         self.kept = mean, of_places
         if self.is_end:
             raise _Reached
+
+    def _mean(self, features: Tensor) -> Tensor:
+        return mean_over_places(features, self.layout, self.num_prefix)
 
     def take(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the features (B, d) and the map (B, d, H, W), each where it was wanted, and forget them."""
@@ -541,13 +550,7 @@ class _HeadTap:
 
 def _describe_layer(model: str, name: str, outputs: list[Any], image: Tensor, num_prefix: int) -> tuple[LayerTap, int]:
     """Return the hook for a layer and its width, from what it returned for ``image`` (1, 3, H, W)."""
-    if len(outputs) != 1:
-        times = "never" if not outputs else f"{len(outputs)} times"
-        raise UserError(
-            f"{model}: the layer {name!r} runs {times} for an image; only one that runs once can be tapped.",
-            "Name a layer around it or inside of it.",
-        )
-    output = _tensor_of(outputs[0])
+    output = tensor_of(run_once(model, name, outputs, "an image"))
     height, width = image.shape[2:]
 
     def tap(layout: Layout, num_prefix: int, channels: int) -> tuple[LayerTap, int]:
@@ -570,7 +573,18 @@ def _describe_layer(model: str, name: str, outputs: list[Any], image: Tensor, nu
     raise UserError(f"{model}: the layer {name!r} returns {shape}, not features of the image.", "Name another layer.")
 
 
-def _tensor_of(output: Any) -> Any:
+def run_once(model: str, name: str, outputs: list[Any], sample: str) -> Any:
+    """Return the only output of a layer; UserError where it ran more often, or never, for ``sample``."""
+    if len(outputs) != 1:
+        times = "never" if not outputs else f"{len(outputs)} times"
+        raise UserError(
+            f"{model}: the layer {name!r} runs {times} for {sample}; only one that runs once can be tapped.",
+            "Name a layer around it or inside of it.",
+        )
+    return outputs[0]
+
+
+def tensor_of(output: Any) -> Any:
     """Return a layer's tensor out of what it returns: a tensor, a sequence that begins with one, a named output."""
     while not isinstance(output, Tensor) and isinstance(output, (tuple, list)) and output:
         output = output[0]

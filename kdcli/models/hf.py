@@ -157,7 +157,7 @@ class HFModel(VisionModel):
         # Copies: channels-last memory is not for safetensors.
         state = {name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items()}
         self.module.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
-        processor.write(self.facts.preprocessing, folder)
+        processor.write(self.preprocessing, folder)
 
 
 class _Recorder:
@@ -298,7 +298,7 @@ def build_teacher(place: Place, *, pretrained: bool) -> nn.Module:
     """
     config = read_config(place)
     auto, config = _auto_class(config)
-    module = _load(auto, place, config, may_miss=("pooler",)) if pretrained else _fresh(auto, place, config)
+    module = load_weights(auto, place, config, may_miss=("pooler",)) if pretrained else from_config(auto, place, config)
     if module.main_input_name != "pixel_values":
         raise UserError(
             f"{place.name} is no model of images: it reads {module.main_input_name}.", "Choose a vision model."
@@ -315,7 +315,7 @@ def build_teacher_with_weights(place: Place, checkpoint: Checkpoint) -> tuple[nn
             auto = AutoModel
         elif num_classes is not None:
             config.num_labels = num_classes
-        return _fresh(auto, place, config)
+        return from_config(auto, place, config)
 
     return build_with_weights(build, checkpoint, classifier=classifier_of)
 
@@ -341,8 +341,8 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
     if not pretrained:
-        return _fresh(AutoModelForImageClassification, place, config)
-    module = _load(AutoModelForImageClassification, place, config, may_miss=None)
+        return from_config(AutoModelForImageClassification, place, config)
+    module = load_weights(AutoModelForImageClassification, place, config, may_miss=None)
     if image_size and own_size and own_size != (image_size, image_size) and _takes_interpolation(module):
         raise UserError(
             f"{place.name} was trained for images of {own_size[0]} pixels, and its position embeddings are kept at that.",
@@ -353,7 +353,7 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
 
 def load_saved_module(place: Place) -> nn.Module:
     """Load what :meth:`HFModel.save` wrote."""
-    return _load(AutoModelForImageClassification, place, read_config(place), may_miss=())
+    return load_weights(AutoModelForImageClassification, place, read_config(place), may_miss=())
 
 
 def _auto_class(config: Any) -> tuple[Any, Any]:
@@ -363,15 +363,33 @@ def _auto_class(config: Any) -> tuple[Any, Any]:
     return AutoModel, getattr(config, "vision_config", config)
 
 
-def _fresh(auto: Any, place: Place, config: Any) -> nn.Module:
+def from_config(auto: Any, place: Place, config: Any, **arguments: Any) -> nn.Module:
+    """Build an untrained model by transformers' class ``auto``.
+
+    Raises:
+        UserError: the values of ``config`` don't fit together.
+    """
     try:
-        return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return auto.from_config(config, dtype=torch.float32, trust_remote_code=False, **arguments)
     except Exception as error:  # on values that don't fit together transformers raises whatever it trips over
         raise UserError(f"{place.name} can't be built: {reason_of(error)}", "Choose another model.") from error
 
 
-def _load(auto: Any, place: Place, config: Any, *, may_miss: tuple[str, ...] | None) -> nn.Module:
-    """Load weights; refuse where parameters stay untrained, but for those whose names start so. None: its classifier."""
+def load_weights(
+    auto: Any, place: Place, config: Any, *, may_miss: tuple[str, ...] | None, **arguments: Any
+) -> nn.Module:
+    """Load a model with its weights by transformers' class ``auto``.
+
+    Args:
+        auto: one of transformers' auto classes.
+        place: where the weights lie.
+        config: of the model.
+        may_miss: how the names of parameters start that may stay untrained; None for the classifier's.
+        arguments: of the model's own class.
+
+    Raises:
+        UserError: the weights are damaged, or other parameters would stay untrained.
+    """
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # a masked autoencoder's encoder, seeing everything
     assert place.folder is not None  # locate found weights there
@@ -386,6 +404,7 @@ def _load(auto: Any, place: Place, config: Any, *, may_miss: tuple[str, ...] | N
             trust_remote_code=False,
             ignore_mismatched_sizes=may_miss is None,
             output_loading_info=True,
+            **arguments,
         )
     except Exception as error:  # on damaged files transformers raises whatever it trips over
         raise UserError(

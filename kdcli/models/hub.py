@@ -94,14 +94,20 @@ def first_of(repo: str, filenames: tuple[str, ...], *, what: str) -> Path:
     raise _unavailable(repo, what, filenames)
 
 
-def snapshot(repo: str, *, weights: bool) -> Path:
-    """Return the local folder with ``repo``'s config, preprocessing and, if asked, its weights (safetensors preferred).
+def snapshot(repo: str, *, weights: bool, others: tuple[str, ...] = ("preprocessor_config.json",)) -> Path:
+    """Return the local folder with ``repo``'s config and, if asked, its weights (safetensors preferred).
+
+    Args:
+        repo: ``org/name`` or ``org/name@revision``.
+        weights: whether they are wanted.
+        others: further files, each where there is one.
 
     Raises:
         UserError: one of them can't be had.
     """
     folder = first_of(repo, ("config.json",), what=f"The configuration of {repo}").parent
-    download(repo, "preprocessor_config.json")
+    for filename in others:
+        download(repo, filename)
     if weights:
         found = first_of(
             repo,

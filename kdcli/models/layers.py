@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from kdcli.errors import UserError
-from kdcli.models.base import Inputs, Model, _tensor_of
+from kdcli.models.base import Inputs, Model, tensor_of
 
 _NESTS = (nn.Sequential, nn.ModuleList)
 _DEEPEST_NEST = 2
@@ -99,5 +99,5 @@ def _layer(model: Model, name: str, outputs: list[Any], example: Inputs) -> Laye
         return None
     grid: tuple[int, ...] = tap.grid or ()
     if tap.grid is None and tap.layout == "NLC":
-        grid = (_tensor_of(outputs[0]).shape[1] - tap.num_prefix,)
+        grid = (tensor_of(outputs[0]).shape[1] - tap.num_prefix,)
     return Layer(name, type(model.module.get_submodule(name)).__name__, width, grid)

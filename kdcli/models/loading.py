@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from kdcli.config import StudentConfig, TeacherConfig
 from kdcli.errors import UserError
-from kdcli.models import hf, processor, timm, weights
+from kdcli.facts import DataFacts
+from kdcli.models import hf, hf_text, processor, timm, weights
 from kdcli.models.base import Model, Origin, freeze, seeded
 from kdcli.models.locate import Place, library_of, locate
-from kdcli.models.shrink import CopyReport, copy_tensors, parse_shrinking, shrink
+from kdcli.models.sentence import read_sentence_settings
+from kdcli.models.shrink import CopyReport, Shrinking, copy_tensors, parse_shrinking, shrink
 from kdcli.models.spec import ModelName, parse_name
+from kdcli.models.tokenizer import read_tokenizer
 
 
 def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
@@ -31,6 +36,15 @@ def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
         UserError: no such model, its weights can't be had or don't fit, or it can't take ``image_size``.
     """
     name = _parse(config.name)
+    _check_teacher_name(config, name)
+    path = weights.resolve_path(config.weights) if config.weights else None
+    place = locate(name, weights=not name.random and path is None)
+    checkpoint = weights.read_checkpoint(path, source=str(config.weights)) if path else None
+    with seeded(seed):
+        return freeze(_teacher(place, name, config.image_size, checkpoint))
+
+
+def _check_teacher_name(config: TeacherConfig, name: ModelName) -> None:
     if name.random and config.weights:
         raise UserError(
             f"Teacher {config.name} is untrained by its name, but weights are given: {config.weights}.",
@@ -41,11 +55,6 @@ def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
             f"Teacher {config.name}: published weights are for the architecture as it is, not for these arguments.",
             "Leave the arguments out, give weights of your own (--teacher-weights FILE), or write random: before it.",
         )
-    path = weights.resolve_path(config.weights) if config.weights else None
-    place = locate(name, weights=not name.random and path is None)
-    checkpoint = weights.read_checkpoint(path, source=str(config.weights)) if path else None
-    with seeded(seed):
-        return freeze(_teacher(place, name, config.image_size, checkpoint))
 
 
 def _teacher(place: Place, name: ModelName, size: int | None, checkpoint: weights.Checkpoint | None) -> Model:
@@ -120,6 +129,14 @@ def build_student(
     if config.is_from_teacher:
         return _student_of_teacher(config, tuple(label_names), seed, source)
     name = _parse(config.name)
+    _check_student_name(config, name)
+    place = locate(name, weights=config.pretrained)
+    with seeded(seed):
+        model = (_timm_student if place.library == "timm" else _hf_student)(place, config, tuple(label_names))
+    return model.train()
+
+
+def _check_student_name(config: StudentConfig, name: ModelName) -> None:
     if name.arguments and config.pretrained:
         raise UserError(
             f"Student {config.name}: published weights are for the architecture as it is, not for these arguments.",
@@ -131,16 +148,28 @@ def build_student(
             f"Student {config.name} is untrained by its name, but student.pretrained is set.",
             "Take 'random:' away, or set student.pretrained to false.",
         )
-    place = locate(name, weights=config.pretrained)
-    with seeded(seed):
-        model = (_timm_student if place.library == "timm" else _hf_student)(place, config, tuple(label_names))
-    return model.train()
 
 
 def _student_of_teacher(
     config: StudentConfig, names: tuple[str, ...], seed: int, source: tuple[TeacherConfig, Model] | None
 ) -> Model:
-    wanted = parse_shrinking(config.name, _parse(config.name).arguments)
+    place = _shrunk(config, parse_shrinking(config.name, _parse(config.name).arguments), source)
+    assert source is not None
+    teacher_config, teacher = source
+    config = config.model_copy(update={"image_size": config.image_size or teacher_config.image_size})
+    with seeded(seed):
+        model = (_timm_student if place.library == "timm" else _hf_student)(place, config, names)
+    report = _copy(teacher, model)
+    model.facts = replace(model.facts, weights=report.summary())
+    return model.train()
+
+
+def _shrunk(config: StudentConfig, wanted: Shrinking, source: tuple[TeacherConfig, Model] | None) -> Place:
+    """Return the place of ``source``'s architecture with fewer layers and less width.
+
+    Raises:
+        UserError: there is no source, published weights are asked for, or the architecture can't be changed so.
+    """
     if source is None:
         raise UserError(
             f"Student {config.name} is made of a teacher, and there is none.",
@@ -152,16 +181,9 @@ def _student_of_teacher(
             "Set student.pretrained to false.",
         )
     teacher_config, teacher = source
-    place = locate(_parse(teacher_config.name), weights=False)
-    is_timm = place.library == "timm"
-    values = timm.constructor_values(place) if is_timm else hf.config_values(place)
-    place = place.with_arguments(shrink(values, wanted, teacher=place.name))
-    config = config.model_copy(update={"image_size": config.image_size or teacher_config.image_size})
-    with seeded(seed):
-        model = (_timm_student if is_timm else _hf_student)(place, config, names)
-    report = _copy(teacher, model)
-    model.facts = replace(model.facts, weights=report.summary())
-    return model.train()
+    place = locate(_parse(teacher_config.name), weights=False, is_text=isinstance(teacher, hf_text.HFTextModel))
+    values = timm.constructor_values(place) if place.library == "timm" else hf.config_values(place)
+    return place.with_arguments(shrink(values, wanted, teacher=place.name))
 
 
 def _copy(teacher: Model, student: Model) -> CopyReport:
@@ -217,6 +239,115 @@ def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> 
     return model
 
 
+def load_text_teacher(config: TeacherConfig, *, seed: int) -> hf_text.HFTextModel:
+    """Load the model of text that is imitated, with its own head, tokenizer and pooling; as :func:`load_teacher`.
+
+    Raises:
+        UserError: no such model, it has no tokenizer, its weights can't be had or don't fit.
+    """
+    name = _parse(config.name)
+    _check_teacher_name(config, name)
+    path = weights.resolve_path(config.weights) if config.weights else None
+    place = locate(name, weights=not name.random and path is None, is_text=True)
+    if (tokenizer := read_tokenizer(place.folder)) is None:
+        raise UserError(f"{config.name} has no tokenizer.", "Put its tokenizer.json beside config.json.")
+    settings = read_sentence_settings(place.folder)
+    native = hf_text.read_text_config(place)
+    pooling = config.pooling or hf_text.own_pooling(native, settings)
+    phrase = "untrained" if name.random else ""
+    with seeded(seed):
+        if path is None:
+            module = hf_text.build_text_teacher(place, native, pretrained=not name.random, pooling=pooling)
+        else:
+            checkpoint = weights.read_checkpoint(path, source=str(config.weights))
+            module, report = hf_text.build_text_teacher_with_weights(place, native, checkpoint, pooling=pooling)
+            phrase = f"{checkpoint.source}: {report.summary()}"
+    names = hf.label_names(native) if hf_text.is_text_classifier(module) and not name.random else None
+    preprocessing = hf_text.preprocessing_of(
+        place,
+        module,
+        tokenizer,
+        asked_length=config.max_length,
+        own_length=settings.max_length,
+        pooling=pooling,
+        tokenizer_of=place.name,
+    )
+    origin = _teacher_origin(place, name, module, names, None, phrase)
+    head = settings.head if config.pooling in (None, settings.pooling) else None
+    model = hf_text.HFTextModel(module, origin, tokenizer, preprocessing, head=head)
+    freeze(model)
+    return model
+
+
+def build_text_student(
+    config: StudentConfig,
+    *,
+    data: DataFacts,
+    teacher: Model | None,
+    seed: int,
+    source: tuple[TeacherConfig, Model] | None = None,
+) -> hf_text.HFTextModel:
+    """Build the model of text that is trained; as :func:`build_student`.
+
+    It has a classifier over the data's labels, or none where the data have none. One without a tokenizer of its own
+    takes the teacher's.
+
+    Args:
+        config: what to build.
+        data: tells of the labels.
+        teacher: whose tokenizer it may take.
+        seed: of new weights.
+        source: what ``teacher?layers=...&width=...`` is made of: its config, and the model.
+
+    Raises:
+        UserError: no such model, it has no tokenizer and there is no teacher, or its weights can't be had.
+    """
+    name = _parse(config.name)
+    wanted = parse_shrinking(config.name, name.arguments) if config.is_from_teacher else None
+    if wanted is not None:
+        place = _shrunk(config, wanted, source)
+    else:
+        _check_student_name(config, name)
+        place = locate(name, weights=config.pretrained, is_text=True)
+    native = hf_text.read_text_config(place)
+    settings = read_sentence_settings(place.folder)
+    tokenizer, tokenizer_of = read_tokenizer(place.folder), place.name
+    if tokenizer is None:
+        if not isinstance(teacher, hf_text.HFTextModel):
+            raise UserError(
+                f"{config.name} has no tokenizer, and there is no teacher to take one from.",
+                "Put the tokenizer.json of its kind beside config.json.",
+            )
+        tokenizer, tokenizer_of = copy.deepcopy(teacher.tokenizer), teacher.facts.name
+    if not config.pretrained and wanted is None:
+        hf_text.fit_vocabulary(native, tokenizer)
+    own_names = hf.label_names(native) if hf_text.has_text_classifier(native) else None
+    pooling = config.pooling or hf_text.own_pooling(native, settings)
+    with seeded(seed):
+        module = hf_text.build_text_student(place, native, data, pretrained=config.pretrained, pooling=pooling)
+        preprocessing = hf_text.preprocessing_of(
+            place,
+            module,
+            tokenizer,
+            asked_length=config.max_length,
+            own_length=settings.max_length,
+            pooling=pooling,
+            tokenizer_of=tokenizer_of,
+        )
+        origin = _student_origin(place, config, module, data.class_names)
+        model = hf_text.HFTextModel(module, origin, tokenizer, preprocessing)
+        if config.pretrained and model.facts.num_classes and own_names != data.class_names:
+            model.reset_classifier()
+        if data.label_scale is not None:
+            model.start_at(data.label_scale[0])
+    if wanted is not None and source is not None:
+        theirs = source[1].module
+        report = copy_tensors(theirs.base_model, module.base_model, leave=set())  # type: ignore[arg-type]
+        model.facts = replace(model.facts, weights=report.summary())
+    model.train()
+    return model
+
+
 def load_saved(folder: Path) -> Model:
     """Load a folder that :meth:`Model.save` wrote, in eval mode.
 
@@ -229,10 +360,28 @@ def load_saved(folder: Path) -> Model:
         module, arguments = timm.load(place, pretrained=True)
         names = timm.label_names(module, is_registered=False)
         return timm.TimmModel(module, Origin(place.name, True, f"saved in {folder}", names), arguments).eval()
+    if (tokenizer := read_tokenizer(folder)) is not None:  # no model of images has one
+        return _load_saved_text(place, folder, tokenizer)
     module = hf.load_saved_module(place)
     origin = Origin(place.name, True, f"saved in {folder}", hf.label_names(module.config))
     settings = processor.read_settings(folder, module.config)
     return hf.HFModel(module, origin, processor.preprocessing_of(settings, None)).eval()
+
+
+def _load_saved_text(place: Place, folder: Path, tokenizer: Any) -> Model:
+    module = hf_text.load_saved_text_module(place)
+    names = hf.label_names(module.config) if hf_text.is_text_classifier(module) else None
+    preprocessing = hf_text.preprocessing_of(
+        place,
+        module,
+        tokenizer,
+        asked_length=None,
+        own_length=tokenizer.model_max_length,
+        pooling=hf_text.own_pooling(module.config, read_sentence_settings(folder)),
+        tokenizer_of=place.name,
+    )
+    origin = Origin(place.name, True, f"saved in {folder}", names)
+    return hf_text.HFTextModel(module, origin, tokenizer, preprocessing).eval()
 
 
 def _parse(text: str) -> ModelName:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from kdcli.errors import UserError, did_you_mean, reading
-from kdcli.models import hub, kdcli_networks
+from kdcli.models import hub, kdcli_networks, sentence, tokenizer
 from kdcli.models.spec import Library, ModelName, format_query
 from kdcli.text import expand_user
 
@@ -47,7 +50,7 @@ class Place:
         return replace(self, name=self.name.partition("?")[0] + format_query(merged), arguments=merged)
 
 
-def locate(name: ModelName, *, weights: bool) -> Place:
+def locate(name: ModelName, *, weights: bool, is_text: bool = False) -> Place:
     """Find ``name``, with its arguments: timm's registry first, then a local folder, then the hub.
 
     A run folder stands for its student.
@@ -55,19 +58,20 @@ def locate(name: ModelName, *, weights: bool) -> Place:
     Args:
         name: a parsed name.
         weights: also fetch the weights of a model on the hub.
+        is_text: fetch what belongs to a model of text; it is never one of timm's.
 
     Raises:
         UserError: there is no such model, with the nearest names, a run has no student yet, or the hub can't be
             reached.
     """
-    return _locate(name, weights=weights).with_arguments(name.arguments)
+    return _locate(name, weights=weights, is_text=is_text).with_arguments(name.arguments)
 
 
-def _locate(name: ModelName, *, weights: bool) -> Place:
+def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
     target = name.target
     if target.startswith("cifar:"):
         return _cifar(name)
-    if name.library != "transformers" and _is_registered(target):
+    if name.library != "transformers" and not is_text and _is_registered(target):
         return Place("timm", f"timm:{target}", architecture=target)
     folder = expand_user(target)
     with reading(target):
@@ -97,7 +101,8 @@ def _locate(name: ModelName, *, weights: bool) -> Place:
         return _folder(folder, target, name)
     if target.startswith((".", "/", "~")):
         raise UserError(f"Model {name.text!r}: there is no folder {target}.", "Give the folder that has config.json.")
-    if name.library == "transformers" and target in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+    kinds = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if is_text else MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    if name.library == "transformers" and target in kinds:
         if weights:
             raise UserError(
                 f"{name.text} is a kind of network of transformers: it has no published weights.",
@@ -105,7 +110,13 @@ def _locate(name: ModelName, *, weights: bool) -> Place:
             )
         return Place("transformers", f"hf:{target}", architecture=target)
     if _HUB_ID.fullmatch(target) or name.library == "transformers":
+        if is_text:
+            return _folder(_text_snapshot(target, weights=weights), target, name)
         return _folder(hub.snapshot(target, weights=weights), target, name)
+    if is_text:
+        raise UserError(
+            f"There is no model of text {name.text!r}.", "A name is a hub id such as hf:org/name, or a local folder."
+        )
     raise _unknown(name)
 
 
@@ -118,6 +129,15 @@ def _cifar(name: ModelName) -> Place:
             f"Valid: {', '.join(valid)}.",
         )
     return Place("timm", name.target, architecture=architecture)
+
+
+def _text_snapshot(repo: str, *, weights: bool) -> Path:
+    """Return the folder of a hub's model of text with its tokenizer, and with what sentence-transformers adds to it."""
+    folder = hub.snapshot(repo, weights=weights, others=(*tokenizer.FILES, "sentence_bert_config.json"))
+    if (modules := hub.download(repo, "modules.json")) is not None:
+        for filename in sentence.module_files(modules):
+            hub.download(repo, filename)
+    return folder
 
 
 def _is_registered(target: str) -> bool:

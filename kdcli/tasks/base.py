@@ -8,8 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kdcli.data import Batch
+from kdcli.data import AnyBatch
 from kdcli.facts import DataFacts
+from kdcli.tasks.image_classification import ImageClassification
+from kdcli.tasks.sentence_embedding import SentenceEmbedding
+from kdcli.tasks.text_classification import SeveralLabels, TextClassification, TextRegression
 
 
 class Task(Protocol):
@@ -30,8 +33,8 @@ class Task(Protocol):
 
     def evaluate(
         self,
-        predict: Callable[[Batch], Tensor],
-        batches: Iterable[Batch],
+        predict: Callable[[AnyBatch], Tensor],
+        batches: Iterable[AnyBatch],
         device: torch.device,
         *,
         add_up: Callable[[Tensor], Tensor] = lambda values: values,
@@ -49,8 +52,21 @@ class Task(Protocol):
         """
 
 
-def build_task(data: DataFacts) -> Task:
-    """Return the task that ``data`` are for."""
-    from kdcli.tasks.image_classification import ImageClassification
+def build_task(data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Task:
+    """Return the task that ``data`` are for.
 
-    return ImageClassification(data.class_names)
+    Args:
+        data: what is known about them.
+        reference: a batch to the teacher's embeddings, for a task that compares with them.
+    """
+    if data.task == "sentence-embedding":
+        return SentenceEmbedding(reference)
+    if data.task == "image-classification":
+        return ImageClassification(data.class_names)
+    match data.label_kind:
+        case "classes":
+            return SeveralLabels(data.class_names)
+        case "number":
+            assert data.label_scale is not None
+            return TextRegression(data.class_names, deviation=data.label_scale[1])
+    return TextClassification(data.class_names)

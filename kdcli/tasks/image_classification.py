@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from kdcli.data import Batch
+from kdcli.data import AnyBatch
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED
 
@@ -55,8 +55,8 @@ class ImageClassification:
     @torch.inference_mode()
     def evaluate(
         self,
-        predict: Callable[[Batch], Tensor],
-        batches: Iterable[Batch],
+        predict: Callable[[AnyBatch], Tensor],
+        batches: Iterable[AnyBatch],
         device: torch.device,
         *,
         add_up: Callable[[Tensor], Tensor] = lambda values: values,

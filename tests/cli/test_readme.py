@@ -30,6 +30,13 @@ SUBSTITUTES = {
     ("--student", "resnet18"): "test_resnet",
     ("--data", "photos/"): "photos/",
     ("--data", "demo:digits"): "demo:digits",
+    ("--task", "sentence-embedding"): "sentence-embedding",
+    ("--task", "text-classification"): "text-classification",
+    ("--teacher", "minilm/"): "minilm/",
+    ("--student", "minilm/?num_hidden_layers=1"): "minilm/?num_hidden_layers=1",
+    ("--student", "tiny-bert/"): "tiny-bert/",
+    ("--data", "demo:python_docs"): "demo:python_docs",
+    ("--data", "reviews.csv"): "reviews.csv",
     ("--recipe", "quickstart"): "quickstart",
     ("--recipe", "mine.yaml"): "mine.yaml",
     ("--classes", "part:1/2"): "part:1/2",
@@ -82,6 +89,8 @@ SHORT = {
 }
 """Added to a distillation that has the option, so that it takes seconds."""
 SHORT_SWEEP = SHORT["--recipe"].replace("--device cpu", "--set train.device=cpu --set baseline=false")
+SHORT_TEXTS = {"--data": "--batch-size 16 --set train.epochs=1 --set data.train_texts=32 --device cpu"}
+"""The same for one of texts."""
 
 
 def blocks(language: str) -> list[str]:
@@ -113,17 +122,21 @@ def substituted(command: str) -> list[str]:
         arguments[arguments.index("--teacher") + 1] = "test_resnet"
     if words[:2] == ["models", "layers"]:
         arguments[2] = "test_resnet"
-    added = [text for option, text in SHORT.items() if option in words and words[0] == "distill"]
+    short = SHORT_TEXTS if "--task" in words else SHORT
+    added = [text for option, text in short.items() if option in words and words[0] == "distill"]
     if words[0] == "sweep":
         added.append(SHORT_SWEEP)
     return arguments + shlex.split(" ".join(added))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, photos, trained_teacher):
-    """A folder with what a reader of the README would have: photographs and a checkpoint."""
+def folder(tmp_path_factory, photos, trained_teacher, reviews, bert_folder, distilbert_folder):
+    """A folder with what a reader of the README would have: photographs, texts, models and a checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(photos, folder / "photos")
+    shutil.copy(reviews, folder / "reviews.csv")
+    shutil.copytree(bert_folder, folder / "minilm")
+    shutil.copytree(distilbert_folder, folder / "tiny-bert")
     shutil.copytree(trained_teacher, folder / "teacher-folder")
     shutil.copy(trained_teacher / "model.safetensors", folder / "teacher.safetensors")
     return folder

@@ -1,0 +1,458 @@
+"""From the name of a set of texts to its splits: tables, lines, class folders, the hub, and a demo."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from kdcli.config import DataConfig
+from kdcli.data.folders import is_hidden, split_folders
+from kdcli.data.splits import TEST_SEED, cut_indices, draw_indices, keep_labels
+from kdcli.data.tables import (
+    LABEL_NAMES,
+    choose_splits,
+    classes_of,
+    existing_column,
+    label_indices,
+    only_column,
+    silence_datasets,
+)
+from kdcli.data.texts import TextData, TextSource, labelled_indices
+from kdcli.errors import UserError, did_you_mean, reading
+from kdcli.facts import UNLABELLED, DataFacts, LabelKind
+from kdcli.text import expand_user
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DEMOS = ("python_docs",)
+MAX_PAIRS = 2000
+"""Largest validation and test split of a task whose metrics look at pairs of texts."""
+_FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+"""A file's extension -> the loader of ``datasets``."""
+_TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "comment", "question")
+_LABEL_NAMES = (*LABEL_NAMES, "sentiment", "category", "score", "rating", "stars")
+_FORMS = (
+    "Texts are a csv, tsv, jsonl, parquet or txt file, a folder of such files (train, validation and test by their "
+    "names), a folder of class folders of txt files, hf:org/name, or demo:python_docs."
+)
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """The splits that the data come with; ``train`` is everything where there are none."""
+
+    class_names: tuple[str, ...]
+    train: TextSource
+    validation: TextSource | None
+    test: TextSource | None
+    kind: LabelKind
+    notes: tuple[str, ...]
+
+
+def open_texts(config: DataConfig, *, task: str, seed: int) -> TextData:
+    """Open the texts that ``config`` names, and split them.
+
+    Args:
+        config: name, columns, splits and labels.
+        task: ``text-classification``, or ``sentence-embedding``, which reads no labels.
+        seed: the run's; cuts the validation split. Test texts never depend on it.
+
+    Raises:
+        UserError: an unknown name, missing or unsuitable files or columns, or a split that can't be made.
+    """
+    with reading(config.name):
+        return _complete(_open(config, reads_labels=task == "text-classification"), config, task=task, seed=seed)
+
+
+def _open(config: DataConfig, *, reads_labels: bool) -> _Splits:
+    name = config.name
+    if name.startswith("demo:"):
+        return _demo(name.removeprefix("demo:"), reads_labels)
+    if name.startswith("hf:"):
+        return _from_tables(_load(name, name.removeprefix("hf:"), name=config.subset), config, reads_labels)
+    if config.subset is not None:
+        raise UserError(f"data.subset is set, but {name} is not a data set of the hub.", "Leave it out.")
+    path = expand_user(name)
+    if path.is_file():
+        return _from_tables(_load_files(path, path.suffix, data_files=str(path)), config, reads_labels)
+    if not path.is_dir():
+        demos = [f"demo:{demo}" for demo in DEMOS]
+        raise UserError(f"There is no set of texts {name!r}. {did_you_mean(name, demos)}".rstrip(), _FORMS)
+    kinds = {
+        file.suffix.lower() for file in path.iterdir() if file.suffix.lower() in _FORMATS and not is_hidden(file.name)
+    }
+    if not kinds:
+        return _class_folders(path, config)
+    if len(kinds) > 1:
+        raise UserError(f"{path} has files of several kinds: {', '.join(sorted(kinds))}.", "Keep one kind.")
+    return _from_tables(_load_files(path, kinds.pop(), data_dir=str(path)), config, reads_labels)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _load_files(path: Path, suffix: str, **where: str) -> Any:
+    kind = _FORMATS.get(suffix.lower())
+    if kind is None:
+        raise UserError(f"{path} is no file of texts that kdcli reads.", _FORMS)
+    options = {"sep": "\t"} if suffix.lower() == ".tsv" else {}
+    return _load(str(path), kind, **where, **options)
+
+
+def _load(shown: str, kind: str, **options: Any) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    silence_datasets()
+    try:
+        return load_dataset(kind, **options)
+    except Exception as error:  # of the name, the network, or any of the libraries that read the files
+        if isinstance(error, DatasetNotFoundError):
+            hint = "Check the name; a gated or private data set needs 'hf auth login' first."
+        elif isinstance(error, ConnectionError):
+            hint = "Without access to the hub, download its files elsewhere and name their folder."
+        else:
+            hint = "Check the files; a csv file begins with the names of its columns."
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{shown} couldn't be read: {reason}", hint) from error
+
+
+def _from_tables(loaded: Mapping[str, Dataset], config: DataConfig, reads_labels: bool) -> _Splits:
+    tables, notes = choose_splits(loaded, config.name)
+    features = tables["train"].features
+    text_from = _text_column(features, config)
+    if not reads_labels:
+        notes.append(f"Columns: texts from {text_from}.")
+        sources = {
+            split: _source(table[text_from][:], [UNLABELLED] * len(table), None, split, notes)
+            for split, table in tables.items()
+        }
+        return _Splits((), sources["train"], sources.get("validation"), sources.get("test"), "none", tuple(notes))
+    labels_from = _label_column(features, config, text_from)
+    kind = config.label_kind or _kind_of(tables["train"], labels_from)
+    notes.append(f"Columns: texts from {text_from}, labels from {labels_from}.")
+    names, sources = _READERS[kind](tables, text_from, labels_from, notes)
+    for split in ("validation", "test"):
+        if split in sources:
+            kept = labelled_indices(sources[split])
+            if len(kept) < len(sources[split]):
+                notes.append(f"{len(sources[split]) - len(kept)} texts of the {split} split have no label: left out.")
+                sources[split] = sources[split].take(kept)
+            if not kept:
+                del sources[split]
+    return _Splits(names, sources["train"], sources.get("validation"), sources.get("test"), kind, tuple(notes))
+
+
+def _source(
+    texts: Sequence[Any], labels: Sequence[int], values: np.ndarray | None, split: str, notes: list[str]
+) -> TextSource:
+    """Return the rows that have a text."""
+    kept = [index for index, text in enumerate(texts) if isinstance(text, str) and text.strip()]
+    if len(kept) < len(texts):
+        notes.append(f"{len(texts) - len(kept)} rows of {split} have no text and are left out.")
+    return TextSource(
+        (texts[index] for index in kept),
+        (labels[index] for index in kept),
+        values=None if values is None else values[kept],
+        split=split,
+    )
+
+
+def _read_class(
+    tables: Mapping[str, Dataset], text_from: str, labels_from: str, notes: list[str]
+) -> tuple[tuple[str, ...], dict[str, TextSource]]:
+    names, values = classes_of(tables["train"], labels_from)
+    return names, {
+        split: _source(
+            table[text_from][:], label_indices(table, labels_from, names, values, split=split), None, split, notes
+        )
+        for split, table in tables.items()
+    }
+
+
+def _read_classes(
+    tables: Mapping[str, Dataset], text_from: str, labels_from: str, notes: list[str]
+) -> tuple[tuple[str, ...], dict[str, TextSource]]:
+    rows = {split: _label_sets(table, labels_from) for split, table in tables.items()}
+    names = tuple(sorted({name for row in rows["train"] if row is not None for name in row}))
+    sources = {}
+    for split, table in tables.items():
+        values = np.full((len(table), len(names)), np.nan, dtype=np.float32)
+        for index, row in enumerate(rows[split]):
+            if row is not None:
+                if unknown := row - set(names):
+                    raise UserError(
+                        f"{split}[{index}] has the label {min(unknown)!r}, which no text of the training split has.",
+                        "Every split needs the same classes.",
+                    )
+                values[index] = [name in row for name in names]
+        labels = [UNLABELLED if row is None else 0 for row in rows[split]]
+        sources[split] = _source(table[text_from][:], labels, values, split, notes)
+    return names, sources
+
+
+def _label_sets(table: Dataset, column: str) -> list[set[str] | None]:
+    """Return each row's labels by name; of a column of strings, those between commas. None for no value."""
+    if column not in table.column_names:
+        return [None] * len(table)
+    from datasets import ClassLabel
+
+    inner = getattr(table.features[column], "feature", None)
+    to_name = inner.int2str if isinstance(inner, ClassLabel) else str
+    sets: list[set[str] | None] = []
+    for cell in table[column][:]:
+        if cell is None:
+            sets.append(None)
+        elif isinstance(cell, str):
+            sets.append({part.strip() for part in cell.split(",") if part.strip()})
+        elif isinstance(cell, list):
+            sets.append({to_name(value) for value in cell})
+        else:
+            sets.append({to_name(cell)})
+    return sets
+
+
+def _read_number(
+    tables: Mapping[str, Dataset], text_from: str, labels_from: str, notes: list[str]
+) -> tuple[tuple[str, ...], dict[str, TextSource]]:
+    sources = {}
+    for split, table in tables.items():
+        cells = table[labels_from][:] if labels_from in table.column_names else [None] * len(table)
+        try:
+            numbers = [math.nan if cell is None else float(cell) for cell in cells]
+        except (TypeError, ValueError):
+            raise UserError(
+                f"The label column {labels_from} of {split} holds something that is no number.",
+                "data.label_kind=class takes its values as classes.",
+            ) from None
+        labels = [UNLABELLED if math.isnan(number) else 0 for number in numbers]
+        sources[split] = _source(
+            table[text_from][:], labels, np.asarray(numbers, dtype=np.float32)[:, None], split, notes
+        )
+    return (labels_from,), sources
+
+
+_READERS = {"class": _read_class, "classes": _read_classes, "number": _read_number}
+
+
+def _text_column(features: Any, config: DataConfig) -> str:
+    if config.text_column is not None:
+        return existing_column(config.text_column, features, "data.text_column")
+    strings = [name for name, feature in features.items() if "string" in str(getattr(feature, "dtype", ""))]
+    named = [name for name in strings if name == config.label_column or name in _LABEL_NAMES]
+    return only_column([name for name in strings if name not in named], _TEXT_NAMES, features, kind="text")
+
+
+def _label_column(features: Any, config: DataConfig, text_from: str) -> str:
+    if config.label_column is not None:
+        return existing_column(config.label_column, features, "data.label_column")
+    others = [name for name in features if name != text_from]
+    return only_column([n for n in others if n in _LABEL_NAMES] or others, _LABEL_NAMES, features, kind="label")
+
+
+def _kind_of(train: Dataset, column: str) -> LabelKind:
+    """Return what the labels are by the column's type: lists are several, numbers with fractions are numbers."""
+    from datasets import LargeList, List
+
+    feature = train.features[column]
+    if isinstance(feature, (List, LargeList)):
+        return "classes"
+    if "float" in str(getattr(feature, "dtype", "")):
+        return "number"
+    return "class"
+
+
+# --- folders and the demo ---------------------------------------------------------------------------------------------
+
+
+def _class_folders(root: Path, config: DataConfig) -> _Splits:
+    """Open ``DIR/CLASS/*.txt``, or ``DIR/train/CLASS/*.txt`` with ``val`` and ``test`` beside it; a file is a text."""
+    if config.text_column is not None or config.label_column is not None:
+        raise UserError(f"data.text_column or data.label_column is set, but {root} is no table.", "Leave it out.")
+    found = split_folders(root) or {"train": root}
+    names = _classes_in(found["train"])
+    sources, notes = {}, [f"Classes: the {len(names)} folders in {found['train']}; a file is a text."]
+    for split, folder in found.items():
+        if _classes_in(folder) != names:
+            raise UserError(
+                f"The class folders of {folder} don't match those of {found['train']}.",
+                "Every split needs the same class folders, spelt alike.",
+            )
+        texts, labels = [], []
+        for label, name in enumerate(names):
+            for file in sorted((folder / name).rglob("*.txt")):
+                if not is_hidden(file.name):
+                    texts.append(file.read_text(encoding="utf-8", errors="replace"))
+                    labels.append(label)
+        sources[split] = _source(texts, labels, None, split, notes)
+    return _Splits(names, sources["train"], sources.get("validation"), sources.get("test"), "class", tuple(notes))
+
+
+def _classes_in(folder: Path) -> tuple[str, ...]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    filled = [name for name in names if any((folder / name).rglob("*.txt"))]
+    if not filled:
+        raise UserError(f"{folder} has no texts: neither tables nor class folders of txt files.", _FORMS)
+    return tuple(filled)
+
+
+def _demo(name: str, reads_labels: bool) -> _Splits:
+    """Open the paragraphs of the documentation that comes with Python."""
+    if name not in DEMOS:
+        raise UserError(
+            f"There is no set of texts demo:{name}. {did_you_mean(name, DEMOS)}".rstrip(),
+            f"There is: {', '.join(f'demo:{demo}' for demo in DEMOS)}.",
+        )
+    if reads_labels:
+        raise UserError(f"demo:{name} has no labels to classify by.", "It is for --task sentence-embedding.")
+    from pydoc_data.topics import topics
+
+    paragraphs = [" ".join(part.split()) for key in sorted(topics) for part in re.split(r"\n\s*\n", topics[key])]
+    texts = [text for text in dict.fromkeys(paragraphs) if _is_prose(text)]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    note = f"{len(texts)} paragraphs of the documentation inside Python {version}; other versions have others."
+    train = TextSource(texts, [UNLABELLED] * len(texts), split="train")
+    return _Splits((), train, None, None, "none", (note,))
+
+
+def _is_prose(text: str) -> bool:
+    return len(text.split()) >= 8 and sum(c.isalpha() or c == " " for c in text) > 0.8 * len(text)
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) -> TextData:
+    """Cut what is missing, leave out what is in two splits, and withhold as ``config`` says."""
+    names, train, validation, test = official.class_names, official.train, official.validation, official.test
+    notes = list(official.notes)
+    if official.kind in ("class", "classes") and len(names) < 2:
+        raise UserError(
+            f"{config.name} has {len(names)} class{'' if len(names) == 1 else 'es'}; classification needs at least 2.",
+            "data.label_column names another column.",
+        )
+    is_stratified = official.kind == "class"
+    how = ", stratified by class" if is_stratified else ""
+    if validation is None and test is None:
+        train, test = _cut(train, config.test_fraction, names, is_stratified, seed=TEST_SEED, purpose="test")
+        notes.append(f"Test: {len(test)} texts cut from the whole by a fixed seed{how}.")
+    elif test is None:
+        notes.append("Test: none, as the data have a validation split but no test split.")
+    if validation is None:
+        train, validation = _cut(
+            train, config.validation_fraction, names, is_stratified, seed=seed, purpose="validation"
+        )
+        notes.append(f"Validation: {len(validation)} texts cut from the training split by seed {seed}{how}.")
+    if task == "sentence-embedding":
+        validation = _thin_out(validation, notes)
+        test = None if test is None else _thin_out(test, notes)
+    train = _without(train, [*validation.texts, *(test.texts if test else ())], "validation and test", notes)
+    if test is not None:
+        validation = _without(validation, test.texts, "test", notes)
+    if min(len(train), len(validation)) == 0:
+        raise UserError(
+            f"{config.name} has too few texts: {len(train)} to train on and {len(validation)} to validate on.",
+            "Add texts.",
+        )
+    if is_stratified and (absent := [name for label, name in enumerate(names) if label not in set(train.labels)]):
+        notes.append(f"No training text has the label {', '.join(absent)}.")
+    if config.train_texts is not None and config.train_texts < len(train):
+        train = train.take(draw_indices(train.labels, config.train_texts, seed=seed, noun="text"))
+        notes.append(f"Training texts: {len(train)} drawn by seed {seed}{how}; the rest left out.")
+    if config.labels_per_class is not None:
+        if not is_stratified:
+            raise UserError("data.labels_per_class needs texts with one class each.", "Leave it out.")
+        train = train.take(range(len(train)), keep_labels(train.labels, config.labels_per_class, names, seed=seed))
+        notes.append(f"Labels: {config.labels_per_class} a class kept by seed {seed}, the rest withheld.")
+    if config.unlabelled is not None:
+        train = _append_unlabelled(train, config.unlabelled, (validation, test), notes)
+    facts = DataFacts(
+        name=config.name,
+        task=task,
+        class_names=names,
+        num_train=len(train),
+        num_labelled=len(labelled_indices(train)),
+        num_validation=len(validation),
+        num_test=0 if test is None else len(test),
+        notes=tuple(notes),
+        label_kind=official.kind,
+        label_scale=_scale(train) if official.kind == "number" else None,
+    )
+    return TextData(facts, train, validation, test)
+
+
+def _cut(
+    source: TextSource, fraction: float, names: Sequence[str], is_stratified: bool, *, seed: int, purpose: str
+) -> tuple[TextSource, TextSource]:
+    """Return (the rest, a ``fraction`` of the texts); of texts with classes a part of the labelled ones."""
+    if is_stratified:
+        rest, part = cut_indices(
+            source.labels, fraction, names, range(len(names)), seed=seed, purpose=purpose, noun="text"
+        )
+        return source.take(rest), source.take(part)
+    labelled = labelled_indices(source) or range(len(source))
+    size = max(round(fraction * len(labelled)), 1)
+    if size >= len(labelled):
+        raise UserError(
+            f"Too few texts to cut a {purpose} split: {len(labelled)}.",
+            f"Add texts, or give the data a {purpose} split of their own.",
+        )
+    _, part = train_test_split(np.asarray(labelled), test_size=size, random_state=seed)
+    return source.take(np.setdiff1d(np.arange(len(source)), part)), source.take(np.sort(part))
+
+
+def _thin_out(source: TextSource, notes: list[str]) -> TextSource:
+    count = len(source)
+    if count <= MAX_PAIRS:
+        return source
+    notes.append(f"Of {count} {source.split} texts {MAX_PAIRS}, spread evenly, are compared in pairs.")
+    return source.take(number * count // MAX_PAIRS for number in range(MAX_PAIRS))
+
+
+def _without(source: TextSource, others: Iterable[str], where: str, notes: list[str]) -> TextSource:
+    """Return ``source`` without the texts that are among ``others`` too."""
+    known = set(others)
+    kept = [index for index, text in enumerate(source.texts) if text not in known]
+    if len(kept) == len(source):
+        return source
+    notes.append(f"{len(source) - len(kept)} {source.split} texts are in {where} too, and left out.")
+    return source.take(kept)
+
+
+def _append_unlabelled(
+    train: TextSource, name: Path, others: Sequence[TextSource | None], notes: list[str]
+) -> TextSource:
+    """Return ``train`` with the texts of a file or folder that no split holds yet, unlabelled."""
+    further = _open(DataConfig(name=str(name)), reads_labels=False).train
+    known = {text for source in (train, *others) if source is not None for text in source.texts}
+    new = [text for text in dict.fromkeys(further.texts) if text not in known]
+    if not new:
+        raise UserError(f"data.unlabelled: every text of {name} is already in the data.", "Leave it out.")
+    notes.append(f"Unlabelled: {len(new)} texts of {name} added to the training split.")
+    values = train.values
+    if values is not None:
+        values = np.concatenate([values, np.full((len(new), values.shape[1]), np.nan, dtype=np.float32)])
+    labels = (*train.labels, *[UNLABELLED] * len(new))
+    return TextSource((*train.texts, *new), labels, values=values, split=train.split)
+
+
+def _scale(train: TextSource) -> tuple[float, float]:
+    """Return mean and standard deviation of the training texts' numbers.
+
+    Raises:
+        UserError: they are all the same.
+    """
+    assert train.values is not None
+    mean, deviation = float(np.nanmean(train.values)), float(np.nanstd(train.values))
+    if not deviation > 0:
+        raise UserError("All training texts have the same number: there is nothing to learn.", "Check the labels.")
+    return mean, deviation

@@ -1,0 +1,493 @@
+"""transformers' models of text: classifiers, encoders alone, and decoders used as encoders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTextEncoding
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+)
+
+from kdcli.config import Pooling
+from kdcli.data.batch import AnyBatch, TextBatch
+from kdcli.errors import UserError
+from kdcli.facts import PROBE_TOKENS, DataFacts, LabelKind, TextPreprocessing
+from kdcli.models.base import LayerTap, Model, ModelOutput, Origin, Probe, run_once, tensor_of
+from kdcli.models.hf import from_config, label_names, load_weights, read_config
+from kdcli.models.locate import Place
+from kdcli.models.sentence import SentenceSettings
+from kdcli.models.spec import Library
+from kdcli.models.tokenizer import max_length
+from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights
+
+_PROBLEMS: dict[LabelKind, str] = {
+    "class": "single_label_classification",
+    "classes": "multi_label_classification",
+    "number": "regression",
+}
+_EMBEDDING_KEYS = ("pad", "bos", "eos", "cls", "sep")
+"""Of the tokens that a config knows by number."""
+
+
+class HFTextModel(Model):
+    """A model of transformers that reads text: a classifier, or a backbone alone.
+
+    ``pooled`` is the text's embedding, by ``preprocessing.pooling``: ``mean`` and ``max`` over all tokens but padding,
+    special ones included as in sentence-transformers; ``cls`` is the first token, ``last`` the last one, ``pooler`` the
+    backbone's own pooler. A teacher of sentence-transformers adds the Dense layers and the normalisation that come with
+    it. ``embedding`` is the input of the classifier's last layer. Any other layer is averaged over the tokens.
+
+    Of an encoder-decoder, features are the encoder's.
+
+    Args:
+        module: transformers' own model.
+        origin: where it came from.
+        tokenizer: its own.
+        preprocessing: length and pooling.
+        head: what follows the pooling.
+    """
+
+    library: ClassVar[Library] = "transformers"
+    preprocessing: TextPreprocessing
+    _has_head = False
+
+    def __init__(
+        self,
+        module: Any,
+        origin: Origin,
+        tokenizer: Any,
+        preprocessing: TextPreprocessing,
+        *,
+        head: nn.Sequential | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._template = _Template.of(tokenizer)
+        self._mask = _Mask()
+        super().__init__(module, origin, preprocessing, module.config.num_labels if is_text_classifier(module) else 0)
+        if head is not None:
+            self.head, self._has_head = head, True
+            with torch.no_grad():
+                width = head(torch.zeros(1, self.facts.feature_dims["pooled"])).shape[1]
+            self.facts = replace(self.facts, feature_dims={**self.facts.feature_dims, "pooled": width})
+
+    def prepare(self, batch: AnyBatch) -> dict[str, Tensor]:
+        """Return ``input_ids`` and ``attention_mask``, int64 (B, L), L being the batch's longest text."""
+        assert isinstance(batch, TextBatch)
+        found = self.tokenizer(
+            batch.texts,
+            padding=True,
+            truncation=True,
+            max_length=self.preprocessing.max_length,
+            return_tensors="pt",
+        )
+        return {name: found[name].to(batch.indices.device) for name in ("input_ids", "attention_mask")}
+
+    def example(self, batch_size: int = 1, *, seed: int = 0) -> dict[str, Tensor]:
+        """Return texts of random tokens between the special ones, of ``PROBE_TOKENS`` or the model's own length."""
+        length = min(PROBE_TOKENS, self.preprocessing.max_length)
+        ids = self._template.fill(batch_size, length, torch.Generator().manual_seed(seed))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def save(self, folder: Path) -> None:
+        """Write the model and its tokenizer, for ``from_pretrained`` of their auto classes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items()}
+        self.module.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(folder)
+
+    def reset_classifier(self) -> None:
+        """Initialise the classifier anew, as an untrained model of this kind has it, from torch's generator."""
+        fresh = AutoModelForSequenceClassification.from_config(self.module.config, dtype=torch.float32)
+        for name, child in self.module.named_children():
+            if name != self.module.base_model_prefix:
+                child.load_state_dict(fresh.get_submodule(name).state_dict())
+
+    @torch.no_grad()
+    def start_at(self, mean: float) -> None:
+        """Let the classifier give about ``mean`` for every text, where its last layer has a bias: numbers may be far from 0."""
+        if self._last is not None and (bias := self.module.get_submodule(self._last).bias) is not None:
+            bias.fill_(mean)  # type: ignore[operator]
+
+    def _task(self, num_classes: int) -> str:
+        return "text-classification" if num_classes else "sentence-embedding"
+
+    @contextmanager
+    def _input_errors(self, origin: Origin) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"{origin.name} can't take texts: {error}", "Choose a model of text that reads nothing else."
+            ) from error
+
+    def _probe(self, inputs: dict[str, Tensor], num_classes: int) -> Probe:
+        module: Any = self.module
+        takes = signature(module.forward).parameters
+        self._arguments = {"use_cache": False} if "use_cache" in takes else {}
+        encoder = module.get_encoder() if module.config.is_encoder_decoder else module.base_model
+        self._encoder = next(name for name, child in module.named_modules() if child is encoder)
+        self._encoder_arguments = self._arguments if encoder is module.base_model else {}
+        self._hidden, self._input = _Recorder(), _Recorder()
+        encoder.register_forward_hook(self._hidden)
+        last = _last_linear(module, encoder, inputs, self._arguments) if num_classes else None
+        if last is not None:
+            last.register_forward_pre_hook(self._input.before)
+        self._last = next((name for name, child in module.named_modules() if child is last), None)
+        taps = ("pooled", "embedding") if last is not None else ("pooled",)
+        measured = self._measure(inputs, taps=taps, logits=bool(num_classes))
+        return Probe({tap: measured.result.features[tap].shape[1] for tap in taps}, measured, {})
+
+    def _head_names(self) -> None:
+        return None
+
+    def _describe_layer(self, name: str, outputs: list[Any], inputs: dict[str, Tensor]) -> tuple[LayerTap, int]:
+        output = tensor_of(run_once(self.facts.name, name, outputs, "a text"))
+        length = inputs["input_ids"].shape[1]
+        if isinstance(output, Tensor) and len(output) == 1:
+            if output.ndim == 2:
+                return LayerTap("vector", 0, None), output.shape[1]
+            if output.ndim == 3 and output.shape[1] == length:
+                return _TokensTap(self._mask), output.shape[2]
+        shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"{self.facts.name}: the layer {name!r} returns {shape}, not features of the text.", "Name another layer."
+        )
+
+    def _run(
+        self, inputs: dict[str, Tensor], taps: tuple[str, ...], logits: bool, pooled_map: bool = False
+    ) -> ModelOutput:
+        assert not pooled_map, "no tap of a text has a map"
+        mask = self._mask.value = inputs["attention_mask"]
+        output = ModelOutput({}, None)
+        if "embedding" not in taps and not logits:
+            encoder = self.module.get_submodule(self._encoder)
+            output.features["pooled"] = self._pooled(encoder(**inputs, **self._encoder_arguments), mask)
+            return output
+        self._hidden.armed = self._input.armed = True
+        try:
+            result = self.module(**inputs, **self._arguments)
+        finally:
+            self._hidden.armed = self._input.armed = False
+        hidden, before = self._hidden.take(), self._input.take()
+        if "pooled" in taps:
+            output.features["pooled"] = self._pooled(hidden, mask)
+        if "embedding" in taps:
+            assert isinstance(before, Tensor)
+            output.features["embedding"] = pool(before, mask, "last") if before.ndim == 3 else before
+        if logits:
+            output.logits = result.logits
+        return output
+
+    def _pooled(self, output: Any, mask: Tensor) -> Tensor:
+        if self.preprocessing.pooling == "pooler":
+            pooled = getattr(output, "pooler_output", None)
+            if pooled is None:
+                raise ValueError("it has no pooler; choose another pooling")
+        else:
+            pooled = pool(output.last_hidden_state, mask, self.preprocessing.pooling)
+        return self.head(pooled) if self._has_head else pooled
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Bring the features of a text's tokens to one vector.
+
+    Args:
+        hidden: (B, L, d).
+        mask: int64 (B, L), 1 for a token and 0 for padding, which is on the right.
+        pooling: ``mean`` or ``max`` over the tokens, ``cls`` for the first or ``last`` for the last one.
+
+    Returns:
+        (B, d), in the type of ``hidden``; zeros for a text without tokens, by ``mean``.
+    """
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "last":
+        last = (mask.sum(dim=1) - 1).clamp(min=0)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    if pooling == "max":
+        return hidden.masked_fill(mask[:, :, None] == 0, -math.inf).amax(dim=1)
+    # Summed in float32: half precision loses the small differences of long texts.
+    weights = mask[:, :, None].float()
+    return ((hidden.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(hidden.dtype)
+
+
+class _Mask:
+    """The attention mask of the texts that are being run, shared by the model and its layers' hooks."""
+
+    value: Tensor
+
+
+class _TokensTap(LayerTap):
+    """Averages a layer's output over the tokens."""
+
+    def __init__(self, mask: _Mask) -> None:
+        super().__init__("NLC", 0, None)
+        self._mask = mask
+
+    def _mean(self, features: Tensor) -> Tensor:
+        return pool(features, self._mask.value, "mean")
+
+
+class _Recorder:
+    """Keeps while it is armed what a module returns, as a hook, or its input, by :meth:`before`."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.value: Any = None
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if self.armed:
+            self.value = output
+
+    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.armed:
+            self.value = inputs[0]
+
+    def take(self) -> Any:
+        value, self.value = self.value, None
+        return value
+
+
+@dataclass(frozen=True)
+class _Template:
+    """The special tokens around a text, and the numbers of all others."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    ordinary: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> _Template:
+        ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+        special = tokenizer("")["input_ids"]
+        number = len(special)
+        # Where the text stands among them shows with one that has a token: the first of the vocabulary that is one.
+        for word in tokenizer.convert_ids_to_tokens(ordinary[:64]):
+            ids = tokenizer(word)["input_ids"]
+            if len(ids) > number:
+                first = next((i for i, id_ in enumerate(ids) if i >= number or id_ != special[i]), number)
+                return cls(tuple(special[:first]), tuple(special[first:]), tuple(ordinary))
+        return cls(tuple(special), (), tuple(ordinary))
+
+    def fill(self, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
+        """Return random texts, int64 (batch_size, length)."""
+        middle = max(length - len(self.before) - len(self.after), 1)
+        chosen = torch.randint(len(self.ordinary), (batch_size, middle), generator=generator)
+        text = torch.tensor(self.ordinary)[chosen]
+        before, after = (
+            torch.tensor(ids, dtype=torch.int64).expand(batch_size, -1) for ids in (self.before, self.after)
+        )
+        return torch.cat([before, text, after], dim=1)
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def is_text_classifier(module: nn.Module) -> bool:
+    """Whether ``module`` is one of transformers' classifiers of texts."""
+    return type(module).__name__ in _classifier_classes()
+
+
+def read_text_config(place: Place) -> Any:
+    """Return the config of a model, as :func:`kdcli.models.hf.read_config`.
+
+    Raises:
+        UserError: as there, or the model is none of text.
+    """
+    config = read_config(place)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not _is_encoder(config):
+        raise UserError(
+            f"{place.name} is no model of text: transformers has no text classifier of the kind {config.model_type!r}.",
+            "Choose a model such as BERT, DistilBERT, RoBERTa, DeBERTa, ModernBERT, T5, GPT-2 or Llama.",
+        )
+    return config
+
+
+def _is_encoder(config: Any) -> bool:
+    return type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def build_text_teacher(place: Place, config: Any, *, pretrained: bool, pooling: Pooling) -> nn.Module:
+    """Build the classifier, or the backbone, that ``config`` describes.
+
+    Raises:
+        UserError: the weights are missing, damaged or incomplete.
+    """
+    auto = _auto_class(config, classifies=has_text_classifier(config))
+    arguments = _pooler_arguments(auto, config, pooling)
+    if pretrained:
+        may_miss = () if pooling == "pooler" else ("pooler",)
+        return load_weights(auto, place, config, may_miss=may_miss, **arguments)
+    return from_config(auto, place, config, **arguments)
+
+
+def build_text_teacher_with_weights(
+    place: Place, config: Any, checkpoint: Checkpoint, *, pooling: Pooling
+) -> tuple[nn.Module, LoadReport]:
+    """Build what ``config`` describes with a local checkpoint's weights, its classifier as wide as theirs."""
+
+    def build(num_classes: int | None) -> nn.Module:
+        if num_classes:
+            config.num_labels = num_classes
+        auto = _auto_class(config, classifies=has_text_classifier(config) and num_classes != 0)
+        return from_config(auto, place, config, **_pooler_arguments(auto, config, pooling))
+
+    return build_with_weights(build, checkpoint, classifier=_classifier_of)
+
+
+def build_text_student(place: Place, config: Any, data: DataFacts, *, pretrained: bool, pooling: Pooling) -> nn.Module:
+    """Build a classifier over the data's labels, or a backbone where the data have none.
+
+    Raises:
+        UserError: transformers has no classifier of this kind, or the weights can't be had.
+    """
+    classifies = data.label_kind != "none"
+    if classifies:
+        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise UserError(
+                f"transformers has no text classifier of the kind {config.model_type!r} ({place.name}).",
+                "Choose another student, such as a BERT or a DistilBERT.",
+            )
+        config.id2label = dict(enumerate(data.class_names))
+        config.label2id = {name: index for index, name in enumerate(data.class_names)}
+        config.problem_type = _PROBLEMS[data.label_kind]
+    auto = _auto_class(config, classifies=classifies)
+    arguments = _pooler_arguments(auto, config, pooling)
+    if not pretrained:
+        return from_config(auto, place, config, **arguments)
+    may_miss = None if classifies else () if pooling == "pooler" else ("pooler",)
+    return load_weights(auto, place, config, may_miss=may_miss, **arguments)
+
+
+def load_saved_text_module(place: Place) -> nn.Module:
+    """Load what :meth:`HFTextModel.save` wrote."""
+    config = read_config(place)
+    auto = _auto_class(config, classifies=has_text_classifier(config))
+    pooling = own_pooling(config, SentenceSettings())
+    return load_weights(auto, place, config, may_miss=(), **_pooler_arguments(auto, config, pooling))
+
+
+def has_text_classifier(config: Any) -> bool:
+    """Whether the config describes a classifier of texts: by its architecture, else by label names of its own."""
+    if config.architectures:
+        return bool(_classifier_classes() & set(config.architectures))
+    return type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and label_names(config) is not None
+
+
+def own_pooling(config: Any, settings: SentenceSettings) -> Pooling:
+    """Return how a model pools: as kdcli or sentence-transformers saved it, else a decoder's last token, else the mean."""
+    saved = getattr(config, "sentence_pooling", None)
+    if saved in ("cls", "mean", "max", "last", "pooler"):
+        return saved
+    if settings.pooling is not None:
+        return settings.pooling
+    is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    return "last" if is_decoder else "mean"
+
+
+def preprocessing_of(
+    place: Place,
+    module: Any,
+    tokenizer: Any,
+    *,
+    asked_length: int | None,
+    own_length: int | None,
+    pooling: Pooling,
+    tokenizer_of: str,
+) -> TextPreprocessing:
+    """Return how a model wants its texts, and tell its tokenizer and its config.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the model, or ``asked_length`` is too long.
+    """
+    if len(tokenizer) > module.get_input_embeddings().num_embeddings:
+        raise UserError(
+            f"The tokenizer of {tokenizer_of} has {len(tokenizer)} tokens, and {place.name} has embeddings for"
+            f" {module.get_input_embeddings().num_embeddings}.",
+            "Choose a student with a tokenizer of its own, or start untrained.",
+        )
+    length = max_length(place.name, module, tokenizer, asked=asked_length, own=own_length)
+    tokenizer.model_max_length = length
+    if module.config.pad_token_id is None:
+        module.config.pad_token_id = tokenizer.pad_token_id
+    module.config.sentence_pooling = pooling
+    return TextPreprocessing(length, f"{type(tokenizer).__name__} of {tokenizer_of}", len(tokenizer), pooling)
+
+
+def fit_vocabulary(config: Any, tokenizer: Any) -> None:
+    """Let an untrained model's config have the tokenizer's number of tokens and its special ones."""
+    config.vocab_size = len(tokenizer)
+    for key in _EMBEDDING_KEYS:
+        number = getattr(tokenizer, f"{key}_token_id")
+        if number is not None or (getattr(config, f"{key}_token_id", None) or 0) >= len(tokenizer):
+            setattr(config, f"{key}_token_id", number)
+
+
+def _auto_class(config: Any, *, classifies: bool) -> Any:
+    if classifies:
+        return AutoModelForSequenceClassification
+    if not config.is_encoder_decoder:
+        return AutoModel
+    if type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        raise UserError(
+            f"transformers has no encoder alone for models of the kind {config.model_type!r}.",
+            "Choose another model, such as a BERT or a T5.",
+        )
+    return AutoModelForTextEncoding
+
+
+def _pooler_arguments(auto: Any, config: Any, pooling: Pooling) -> dict[str, bool]:
+    """Return what leaves a backbone's pooler out where nothing reads it."""
+    if auto is not AutoModel or pooling == "pooler":
+        return {}
+    found = auto._model_mapping[type(config)]
+    kind: Any = found[0] if isinstance(found, tuple) else found
+    return {"add_pooling_layer": False} if "add_pooling_layer" in signature(kind).parameters else {}
+
+
+def _classifier_classes() -> set[str]:
+    return set(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
+
+
+def _classifier_of(module: Any) -> tuple[int, set[str]]:
+    if not is_text_classifier(module):
+        return 0, set()
+    prefix = f"{module.base_model_prefix}."
+    return module.config.num_labels, {name for name, _ in module.named_parameters() if not name.startswith(prefix)}
+
+
+@torch.no_grad()
+def _last_linear(
+    module: Any, encoder: nn.Module, inputs: dict[str, Tensor], arguments: dict[str, bool]
+) -> nn.Module | None:
+    """Return the layer that the logits come out of; None where there is no such layer."""
+    inside = set(encoder.modules())
+    ran: list[nn.Module] = []
+    candidates = [
+        child
+        for child in module.modules()
+        if isinstance(child, nn.Linear) and child not in inside and child.out_features == module.config.num_labels
+    ]
+    handles = [child.register_forward_hook(lambda own, *_: ran.append(own)) for child in candidates]
+    was_training = module.training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module.eval()(**inputs, **arguments)
+    finally:
+        module.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return ran[-1] if ran else None

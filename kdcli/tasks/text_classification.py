@@ -1,0 +1,135 @@
+"""Labels of texts: one class, several, or a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef, SpearmanCorrCoef
+
+from kdcli.data import AnyBatch
+from kdcli.errors import UserError
+from kdcli.tasks.image_classification import ImageClassification
+
+
+class TextClassification(ImageClassification):
+    """The task ``text-classification`` with one class a text: its loss and metrics are those of images."""
+
+    name = "text-classification"
+
+
+class _ByValues:
+    """What labels that are rows of values have in common: the loss is a mean of elements, NaN is no label."""
+
+    name = "text-classification"
+    monitor: str
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = tuple(class_names)
+
+    def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+        """Return the loss, averaged over the labelled texts and the classes.
+
+        Args:
+            logits: (B, C).
+            targets: float (B, C), NaN in the rows without a label.
+            label_smoothing: see the subclass.
+        """
+        labelled = ~targets.isnan()
+        losses = self._losses(logits.float(), targets.nan_to_num(), label_smoothing)
+        return (losses * labelled).sum() / labelled.sum().clamp(min=1)
+
+    @torch.inference_mode()
+    def evaluate(
+        self,
+        predict: Callable[[AnyBatch], Tensor],
+        batches: Iterable[AnyBatch],
+        device: torch.device,
+        *,
+        add_up: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> dict[str, float]:
+        """Return the metrics and ``loss`` over labelled batches.
+
+        Raises:
+            UserError: when there is nothing to evaluate on.
+        """
+        meters = {name: meter.to(device) for name, meter in self._meters().items()}
+        totals = torch.zeros(2, dtype=torch.float64)  # of the loss, of the elements
+        for batch in batches:
+            if not len(batch):
+                continue
+            batch = batch.to(device)
+            logits = predict(batch).float()
+            losses = self._losses(logits, batch.targets, 0.0)
+            totals += torch.stack([losses.double().sum().cpu(), torch.tensor(losses.numel())])
+            for meter in meters.values():
+                self._update(meter, logits, batch.targets)
+        loss, count = add_up(totals).tolist()
+        if count == 0:
+            raise UserError("There are no texts to evaluate on.", "Check that split.")
+        return {name: float(meter.compute()) for name, meter in meters.items()} | {"loss": loss / count}
+
+    def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        raise NotImplementedError
+
+    def _meters(self) -> dict[str, Metric]:
+        raise NotImplementedError
+
+    def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
+        raise NotImplementedError
+
+
+class SeveralLabels(_ByValues):
+    """The task ``text-classification`` with any number of classes a text: binary cross-entropy for each class.
+
+    Label smoothing moves the targets towards a half.
+    """
+
+    monitor = "micro_f1"
+
+    def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        smooth = targets * (1 - label_smoothing) + label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+
+    def _meters(self) -> dict[str, Metric]:
+        num_labels = len(self.class_names)
+        return {
+            "micro_f1": MultilabelF1Score(num_labels, average="micro"),
+            "macro_f1": MultilabelF1Score(num_labels, average="macro"),
+            "mean_average_precision": MultilabelAveragePrecision(num_labels, average="macro"),
+        }
+
+    def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
+        meter.update(logits.sigmoid(), targets.long())
+
+
+class TextRegression(_ByValues):
+    """The task ``text-classification`` with a number a text: squared error in units of the training numbers' variance.
+
+    Args:
+        class_names: of the number.
+        deviation: standard deviation of the training numbers.
+    """
+
+    monitor = "pearson"
+
+    def __init__(self, class_names: Sequence[str], *, deviation: float) -> None:
+        super().__init__(class_names)
+        self.deviation = deviation
+
+    def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        return ((logits - targets) / self.deviation).square()
+
+    def _meters(self) -> dict[str, Metric]:
+        return {
+            "pearson": PearsonCorrCoef(),
+            "spearman": SpearmanCorrCoef(),
+            "mean_absolute_error": MeanAbsoluteError(),
+        }
+
+    def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
+        meter.update(logits[:, 0], targets[:, 0])

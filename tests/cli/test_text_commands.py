@@ -1,0 +1,241 @@
+"""Commands on texts: classification from an embedding teacher, and embedding without labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WITHOUT_KDCLI = """
+import json, sys
+sys.modules["kdcli"] = None
+import torch
+from transformers import AutoModel, AutoTokenizer, pipeline
+from safetensors.torch import load_file
+torch.set_num_threads(1)
+folder, kind, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+if kind == "classes":
+    print(json.dumps([found["label"] for found in pipeline("text-classification", folder)(texts)]))
+else:
+    tokens = AutoTokenizer.from_pretrained(folder)(texts, padding=True, truncation=True, return_tensors="pt")
+    tokens.pop("token_type_ids", None)
+    hidden = AutoModel.from_pretrained(folder).eval()(**tokens).last_hidden_state
+    mask = tokens["attention_mask"][:, :, None]
+    pooled = (hidden * mask).sum(1) / mask.sum(1)
+    dense = json.load(open(f"{folder}/2_Dense/config.json"))
+    assert (dense["bias"], dense["activation_function"]) == (False, "torch.nn.modules.linear.Identity")
+    embedded = pooled @ load_file(f"{folder}/2_Dense/model.safetensors")["linear.weight"].T
+    print(json.dumps((embedded / embedded.norm(dim=1, keepdim=True)).tolist()))
+"""
+
+
+def plan_of(run):
+    return json.loads((run / "plan.json").read_text())
+
+
+def metrics_of(run, event):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def without_kdcli(folder, kind, texts):
+    command = [sys.executable, "-c", WITHOUT_KDCLI, str(folder), kind, json.dumps(texts)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_an_embedding_teacher_helps_a_classifier(classified_run):
+    plan = plan_of(classified_run)
+    assert (plan["relation"], plan["label_map"]) == ("cross", None)
+    assert [(m["method"], m.get("projector")) for m in plan["methods"]] == [
+        ("supervised", None),
+        ("projection", "inverted"),
+    ]
+    decisions = {decision["name"]: decision for decision in plan["decisions"]}
+    assert "sentence-embedding, the data are for text-classification" in decisions["relation"]["reason"]
+    assert "64 tokens" in decisions["student input"]["value"]
+    assert metrics_of(classified_run, "test")[-1]["accuracy"] > 0.7
+    assert metrics_of(classified_run, "train")[0]["texts_per_second"] > 0
+
+
+def test_a_classifier_is_exported_for_transformers_alone(classified_run, run_cli, tmp_path, reviews):
+    outcome = run_cli("export", classified_run, "--output", "out")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "0.0e+00" in outcome.stdout
+    assert 'pipeline("text-classification", "PATH")' in (tmp_path / "out" / "README.md").read_text()
+    from kdcli.config import DataConfig
+    from kdcli.data import open_texts
+
+    test = open_texts(DataConfig(name=str(reviews)), task="text-classification", seed=0).test
+    found = without_kdcli(tmp_path / "out", "classes", list(test.texts))
+    right = [("negative", "positive")[label] == name for label, name in zip(test.labels, found, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(metrics_of(classified_run, "test")[-1]["accuracy"])
+    assert "images" in run_cli("export", classified_run, "--format", "onnx", "--output", "onnx").stderr
+
+
+def test_a_classifier_is_a_teacher_for_the_same_labels(classified_run, run_cli, tmp_path, reviews, distilbert_folder):
+    outcome = run_cli(
+        "distill", "--task", "text-classification", "--teacher", classified_run / "student",
+        "--student", distilbert_folder, "--data", reviews, "--dry-run",
+    )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.stderr
+    for expected in ("same", "orthogonal", "logit kd", "Both have the same 2 labels"):
+        assert expected in outcome.stdout
+
+
+def test_embeddings_come_close_to_the_teachers(embedded_run):
+    plan = plan_of(embedded_run)
+    assert plan["relation"] == "same"
+    assert [m["projector"] for m in plan["methods"]] == ["orthogonal"]
+    validations = metrics_of(embedded_run, "validation")
+    assert validations[-1]["spearman"] > validations[0]["spearman"]
+    assert set(metrics_of(embedded_run, "test")[-1]) >= {"spearman", "recall_at_10", "loss"}
+
+
+def test_an_embedding_is_exported_into_the_teachers_space(embedded_run, run_cli, tmp_path, reviews, bert_folder):
+    """The exported folder, computed here by sentence-transformers' rules, gives the metric that the run reports."""
+    outcome = run_cli("export", embedded_run, "--output", "out")
+    assert outcome.exit_code == 0, outcome.stderr
+    from kdcli.config import DataConfig
+    from kdcli.data import open_texts
+    from kdcli.tasks.sentence_embedding import compare_spaces
+
+    texts = list(open_texts(DataConfig(name=str(reviews)), task="sentence-embedding", seed=0).test.texts)
+    ours = torch.tensor(without_kdcli(tmp_path / "out", "embedding", texts), dtype=torch.float64)
+    assert ours.shape == (len(texts), 32)
+    from transformers import AutoModel, AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(bert_folder)(texts, padding=True, return_tensors="pt")
+    mask = tokens["attention_mask"]
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(bert_folder).eval()(tokens["input_ids"], mask).last_hidden_state
+    theirs = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+    measured = compare_spaces(ours, torch.nn.functional.normalize(theirs.double(), dim=1))
+    reported = metrics_of(embedded_run, "test")[-1]
+    for name, value in measured.items():
+        assert value == pytest.approx(reported[name], abs=1e-4), name
+    matrix = load_file(embedded_run / "projector.safetensors")["projection.projector.weight"]
+    assert torch.equal(load_file(tmp_path / "out/2_Dense/model.safetensors")["linear.weight"], matrix.T)
+
+
+def test_sentence_transformers_loads_the_export(embedded_run, run_cli, tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    assert run_cli("export", embedded_run, "--output", "out").exit_code == 0
+    texts = ["the film was good", "dull"]
+    embedded = library.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts)
+    expected = without_kdcli(tmp_path / "out", "embedding", texts)
+    torch.testing.assert_close(torch.from_numpy(embedded), torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_an_export_is_a_teacher_again(embedded_run, run_cli, tmp_path, reviews, distilbert_folder):
+    assert run_cli("export", embedded_run, "--output", "out").exit_code == 0
+    arguments = ("--teacher", "out", "--student", distilbert_folder, "--data", reviews, "--dry-run")
+    outcome = run_cli("distill", "--task", "sentence-embedding", *arguments)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "teacher pooled (32)" in outcome.stdout
+
+
+def test_what_comes_after_training(classified_run, embedded_run, run_cli, tmp_path):
+    run = shutil.copytree(classified_run, tmp_path / "run")
+    evaluated = run_cli("evaluate", run, "--json")
+    assert evaluated.exit_code == 0, evaluated.stderr
+    evaluation = json.loads(evaluated.stdout)
+    student = evaluation["models"]["student"]
+    assert (evaluation["samples"], student["input_size"]) == ("text", [64])
+    assert student["top1"] == pytest.approx(metrics_of(classified_run, "test")[-1]["accuracy"])
+    assert evaluation["models"]["teacher"]["latency"]["median_ms"] > 0.01  # without a head it runs all the same
+    refused = run_cli("evaluate", embedded_run)
+    assert (refused.exit_code, "has no classes" in refused.stderr) == (2, True)
+
+    analysed = shutil.copytree(embedded_run, tmp_path / "embedded")
+    outcome = run_cli("analyze-projector", analysed)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "validation texts" in outcome.stdout
+    compared = run_cli("compare", embedded_run)
+    assert compared.exit_code == 0, compared.stderr
+    assert "spearman" in compared.stdout
+    assert run_cli("compare", embedded_run, classified_run).exit_code == 2
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(run_cli, tmp_path, reviews, bert_folder, distilbert_folder):
+    options = (
+        "--task",
+        "sentence-embedding",
+        "--teacher",
+        bert_folder,
+        "--student",
+        distilbert_folder,
+        "--data",
+        reviews,
+    )
+    options += ("--batch-size", "16", "--device", "cpu", "--checkpoint-every", "5", "--set", "train.keep_checkpoints=9")
+    assert run_cli("distill", *options, "--epochs", "2", "--output", "whole").exit_code == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    steps = sorted((tmp_path / "part" / "checkpoints").glob("step-*"))
+    for later in steps[1:]:
+        shutil.rmtree(later)
+    outcome = run_cli("distill", "--resume", "part")
+    assert outcome.exit_code == 0, outcome.stderr
+    whole, part = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "part"))
+    assert all(torch.equal(whole[key], part[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "message"),
+    [
+        (
+            "sentence-embedding",
+            ("--teacher", "none", "--student", "random:BERT"),
+            "all there is to learn from is a teacher",
+        ),
+        ("sentence-embedding", ("--baseline",), "no labels that it could learn from"),
+        ("sentence-embedding", ("--set", "student.image_size=32"), "student.image_size is set, which is about images"),
+        ("text-classification", ("--set", "augment.flip=0"), "augment is set, which is about images"),
+        ("image-classification", ("--set", "student.pooling=cls"), "student.pooling is set, which is about texts"),
+        ("text-clasification", (), "Did you mean text-classification"),
+    ],
+)
+def test_what_can_not_work_is_refused(task, more, message, run_cli, tmp_path, reviews, bert_folder, distilbert_folder):
+    models = ("--teacher", bert_folder, "--student", distilbert_folder, "--data", reviews)
+    more = [str(bert_folder) if word == "random:BERT" else word for word in more]
+    outcome = run_cli("distill", "--task", task, *models, *more)
+    assert outcome.exit_code == 2
+    assert message in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_untrained_teacher_has_no_space_to_reproduce(run_cli, reviews, bert_folder):
+    models = ("--teacher", f"random:{bert_folder}", "--student", bert_folder, "--data", reviews)
+    outcome = run_cli("distill", "--task", "sentence-embedding", *models)
+    assert (outcome.exit_code, "the relation is random" in outcome.stderr) == (2, True)
+    outcome = run_cli("distill", "--task", "sentence-embedding", *models, "--relation", "same", "--dry-run")
+    assert outcome.exit_code == 0, outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "metric"),
+    [
+        (lambda text, label: {"text": text, "tags": ["long"] * (len(text) > 40) + [label]}, "micro_f1"),
+        (lambda text, label: {"text": text, "stars": 4.5 if label == "positive" else 1.5}, "pearson"),
+    ],
+)
+def test_several_labels_and_numbers(make, metric, run_cli, tmp_path, reviews, bert_folder, distilbert_folder):
+    import csv
+
+    with reviews.open(newline="") as file:
+        rows = [make(row["text"], row["label"]) for row in csv.DictReader(file)]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = run_cli(
+        "distill", "--task", "text-classification", "--teacher", bert_folder, "--student", distilbert_folder,
+        "--data", "set.jsonl", "--epochs", "15", "--lr", "0.005", "--batch-size", "16", "--device", "cpu", "--output", "run",
+    )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.stderr
+    assert metrics_of(tmp_path / "run", "test")[-1][metric] > 0.6
+    assert run_cli("export", "run").exit_code == 0
+    assert "one class a text" in run_cli("evaluate", "run").stderr

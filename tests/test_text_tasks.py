@@ -1,0 +1,126 @@
+"""Metrics and losses of the tasks about texts, against numbers derived by hand or by plain loops."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from kdcli.data import TextBatch
+from kdcli.errors import UserError
+from kdcli.facts import DataFacts
+from kdcli.tasks import build_task
+from kdcli.tasks.sentence_embedding import SentenceEmbedding, compare_spaces
+from kdcli.tasks.text_classification import SeveralLabels, TextClassification, TextRegression
+
+CPU = torch.device("cpu")
+
+
+def batches(spaces, sizes):
+    start = 0
+    for size in sizes:
+        indices = torch.arange(start, start + size)
+        yield TextBatch([f"text {index}" for index in indices], torch.zeros(size), indices)
+        start += size
+
+
+def test_spaces_are_compared_as_by_loops():
+    generator = torch.Generator().manual_seed(0)
+    theirs = torch.nn.functional.normalize(torch.randn(14, 6, generator=generator).double(), dim=1)
+    ours = torch.nn.functional.normalize(theirs[:, :4] + torch.randn(14, 4, generator=generator) / 2, dim=1)
+    pairs = [(i, j) for i in range(14) for j in range(i)]
+    student = [float(ours[i] @ ours[j]) for i, j in pairs]
+    teacher = [float(theirs[i] @ theirs[j]) for i, j in pairs]
+    hits = 0
+    for i in range(14):
+        nearest = [
+            set(sorted((j for j in range(14) if j != i), key=lambda j: -float(space[i] @ space[j]))[:10])
+            for space in (ours, theirs)
+        ]
+        hits += len(nearest[0] & nearest[1])
+    assert compare_spaces(ours, theirs) == pytest.approx(
+        {
+            "spearman": spearmanr(student, teacher).statistic,
+            "recall_at_10": hits / 140,
+            "loss": sum((a - b) ** 2 for a, b in zip(student, teacher, strict=True)) / len(pairs),
+        }
+    )
+
+
+def test_a_rotated_and_scaled_space_is_the_same_space():
+    space = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
+    rotation = torch.linalg.qr(torch.randn(8, 5, generator=torch.Generator().manual_seed(2))).Q
+    asked = []
+
+    def reference(batch):
+        asked.append(len(batch))
+        return space[batch.indices]
+
+    task = SentenceEmbedding(reference)
+    for _ in range(2):
+        metrics = task.evaluate(lambda batch: 3 * space[batch.indices] @ rotation.T, batches(space, (5, 5, 2)), CPU)
+        assert metrics == pytest.approx({"spearman": 1.0, "recall_at_10": 1.0, "loss": 0.0}, abs=1e-6)
+    assert asked == [5, 5, 2]  # the teacher is asked once for each text
+    with pytest.raises(UserError, match="2 texts are too few"):
+        task.evaluate(lambda batch: space[batch.indices], batches(space, (2,)), CPU)
+
+
+def test_processes_together_find_what_one_finds():
+    space = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+    student = torch.randn(9, 3, generator=torch.Generator().manual_seed(2))
+    whole = list(batches(space, (4, 4, 1)))
+
+    def evaluate(own, add_up):
+        return SentenceEmbedding(lambda b: space[b.indices]).evaluate(
+            lambda b: student[b.indices], own, CPU, add_up=add_up
+        )
+
+    alone = evaluate(whole, lambda values: values)
+    shares: list[list[torch.Tensor]] = [[], []]
+    for rank, own in enumerate((whole[:2], whole[2:])):  # what each would add, with zeros in place of the other's
+
+        def note(values, rank=rank):
+            shares[rank].append(values)
+            # counts first, then a width and a space for each of both models
+            return torch.tensor(9.0) if values.ndim == 0 else values * 2 if len(values) == 2 else values
+
+        evaluate(own, note)
+    ours, theirs = (shares[0][at] + shares[1][at] for at in (2, 4))
+    assert compare_spaces(ours, theirs) == pytest.approx(alone)
+
+
+def test_several_labels_by_hand():
+    """Two texts with labels, one without: the loss is the mean of four terms of log(1 + exp(-z))."""
+    task = SeveralLabels(["a", "b"])
+    logits = torch.tensor([[2.0, -1.0], [0.5, 3.0], [9.0, 9.0]])
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [math.nan, math.nan]])
+    terms = [math.log1p(math.exp(-2)), math.log1p(math.exp(-1)), math.log1p(math.exp(0.5)), math.log1p(math.exp(-3))]
+    assert float(task.supervised_loss(logits, targets, label_smoothing=0.0)) == pytest.approx(sum(terms) / 4)
+    batch = TextBatch(["x", "y"], targets[:2], torch.arange(2))
+    metrics = task.evaluate(lambda batch: logits[:2], [batch], CPU)
+    # 2 of the 3 predicted labels are right, and both true ones are found
+    assert metrics["micro_f1"] == pytest.approx(0.8)
+    assert metrics["loss"] == pytest.approx(sum(terms) / 4)
+
+
+def test_numbers_by_hand():
+    """In units of the variance 4: errors 1 and 3 cost 1/4 and 9/4."""
+    task = TextRegression(["stars"], deviation=2.0)
+    logits, targets = torch.tensor([[1.0], [5.0], [7.0]]), torch.tensor([[2.0], [2.0], [math.nan]])
+    assert float(task.supervised_loss(logits, targets, label_smoothing=0.0)) == pytest.approx((0.25 + 2.25) / 2)
+    numbers = torch.tensor([[1.0], [2.0], [4.0]])
+    batch = TextBatch(["x", "y", "z"], numbers, torch.arange(3))
+    metrics = task.evaluate(lambda batch: 2 * numbers + 1, [batch], CPU)
+    assert metrics["pearson"] == pytest.approx(1.0)
+    assert metrics["mean_absolute_error"] == pytest.approx((2 + 3 + 5) / 3)
+
+
+def test_the_data_say_which_task_it_is():
+    def task(name, kind, scale=None):
+        facts = DataFacts("x", name, ("a", "b"), 4, 4, 2, 2, label_kind=kind, label_scale=scale)
+        return type(build_task(facts, reference=lambda batch: torch.zeros(0)))
+
+    assert task("text-classification", "class") is TextClassification
+    assert task("text-classification", "classes") is SeveralLabels
+    assert task("text-classification", "number", (0.0, 1.0)) is TextRegression
+    assert task("sentence-embedding", "none") is SentenceEmbedding
