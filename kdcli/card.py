@@ -30,7 +30,11 @@ def model_card(run: RunFolder) -> str:
         ("Losses", ", ".join(options.method for options in config.methods or ())),
         ("Projector", _projector(config)),
         *_stage_rows(run, config),
-        *([] if config.trains_classifier else [("Classifier", "untrained: no method trains it, only the features")]),
+        *(
+            [("Classifier", "untrained: no method trains it, only the features")]
+            if config.leaves_classifier_untrained
+            else []
+        ),
         ("Data", decisions["data"]["value"]),
         ("Trainable parameters", decisions["trainable parameters"]["value"]),
         ("Seed", str(config.seed)),

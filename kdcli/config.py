@@ -158,6 +158,8 @@ def _pair(value: Any) -> Any:
     if isinstance(value, str) and value.count(":") == 1:
         student, teacher = value.split(":")
         return {"student": student or "pooled", "teacher": teacher or "pooled"}
+    if isinstance(value, (str, int, float)):
+        raise ValueError("input should be STUDENT:TEACHER, such as pooled:layer3 or 4:-1")
     return value
 
 
@@ -686,6 +688,11 @@ class RunConfig(Section):
     def trains_classifier(self) -> bool:
         """Whether any of the methods, once they are written out, trains the student's classifier."""
         return any(options.trains_classifier for options in self.methods or ())
+
+    @property
+    def leaves_classifier_untrained(self) -> bool:
+        """Whether the student has a classifier that none of the methods trains."""
+        return self.task != "sentence-embedding" and not self.trains_classifier
 
     def with_absolute_paths(self) -> RunConfig:
         """Return the config with its local files and folders written out, so that it means the same from anywhere.

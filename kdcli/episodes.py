@@ -595,7 +595,11 @@ def _show_result(result: dict[str, Any], run: RunFolder, output: Output) -> None
 
     rows = [row(label, result["accuracy"][arm], ".4f") for arm, label in ARMS.items()]
     rows.append(row("distilled minus fine-tuned, paired", result["distilled_minus_fine_tuned"], "+.4f"))
-    show_table(f"Result of {result['episodes']} episodes", ["", "accuracy", "95 % interval"], rows)
+    show_table(
+        f"Result of {result['episodes']} episode{'s' if result['episodes'] != 1 else ''}",
+        ["", "accuracy", "95 % interval"],
+        rows,
+    )
     show_lines([f"Every episode: {run.path / _FILE}. No student is kept: each episode has its own."])
 
 

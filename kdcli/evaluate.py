@@ -528,7 +528,7 @@ def _candidate(role: str, name: str, run: RunFolder | None, data: DataFacts) -> 
             f"{name} can't be evaluated on {data.name}: {reason}",
             "Give data with the model's classes (--data), or a model for these classes.",
         )
-    is_trained = run is None or run.read_config().trains_classifier
+    is_trained = run is None or not run.read_config().leaves_classifier_untrained
     return Candidate(role, name, model, weights, label_map, reason, is_trained)
 
 

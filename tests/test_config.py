@@ -127,3 +127,9 @@ def test_classes_are_text_a_number_or_a_list(value, expected):
 def test_classes_of_another_kind_are_refused(value):
     with pytest.raises(UserError, match=r"data\.classes"):
         parse_config({**MINIMAL, "data": {"name": "photos", "classes": value}}, source="t")
+
+
+@pytest.mark.parametrize("value", ["1", "a:b:c", 3])
+def test_what_is_no_pair_of_layers_is_told_the_form(value):
+    with pytest.raises(UserError, match=r"feature_layers\.0: input should be STUDENT:TEACHER"):
+        parse_config({"teacher": "a", "student": "b", "data": "c", "feature_layers": [value]}, source="the options")

@@ -15,6 +15,7 @@ CIFAR's networks name their parameters as the benchmark's code does, whose check
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from timm.layers import create_classifier
@@ -23,7 +24,7 @@ from timm.models.efficientnet import _gen_mobilenet_v1
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_RESNETS = {  # widths of the stem and of the three stages
+_RESNETS = {  # depth; channels of the stem and of the three stages
     **{f"cifar_resnet{depth}": (depth, (16, 16, 32, 64)) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"cifar_resnet{depth}x4": (depth, (32, 64, 128, 256)) for depth in (8, 32)},
 }
@@ -93,11 +94,11 @@ class _Block(nn.Module):
 
 
 class CifarResNet(_Network):
-    """A residual network of ``depth`` 6n + 2: a 3x3 stem and three stages of n blocks.
+    """A residual network: a 3x3 stem and three stages of blocks. With n blocks in each it is called ResNet-(6n + 2).
 
     Args:
-        depth: layers with weights.
-        widths: of the stem and of the three stages.
+        depths: blocks of the three stages.
+        channels: of the stem and of the three stages.
         num_classes: 0 for no classifier.
         in_chans: channels of the images.
         global_pool: timm's name of a pooling.
@@ -106,22 +107,21 @@ class CifarResNet(_Network):
 
     def __init__(
         self,
-        depth: int,
-        widths: tuple[int, int, int, int],
+        depths: Sequence[int],
+        channels: Sequence[int],
         num_classes: int = 100,
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.in_chans, self.num_features, self.drop_rate = in_chans, widths[3], drop_rate
-        count = (depth - 2) // 6
-        self.conv1 = _conv3x3(in_chans, widths[0])
-        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.in_chans, self.num_features, self.drop_rate = in_chans, channels[3], drop_rate
+        self.conv1 = _conv3x3(in_chans, channels[0])
+        self.bn1 = nn.BatchNorm2d(channels[0])
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(_Block, count, widths[0], widths[1], 1)
-        self.layer2 = _stage(_Block, count, widths[1], widths[2], 2)
-        self.layer3 = _stage(_Block, count, widths[2], widths[3], 2)
+        self.layer1 = _stage(_Block, depths[0], channels[0], channels[1], 1)
+        self.layer2 = _stage(_Block, depths[1], channels[1], channels[2], 2)
+        self.layer3 = _stage(_Block, depths[2], channels[2], channels[3], 2)
         self._make_head(num_classes, global_pool)
         self._initialize()
 
@@ -153,11 +153,13 @@ class _PreActivationBlock(nn.Module):
 
 
 class CifarWideResNet(_Network):
-    """A wide residual network of ``depth`` 6n + 4: a 3x3 stem, three stages of n blocks, batch normalisation and ReLU.
+    """A wide residual network: a 3x3 stem, three stages of blocks, batch normalisation and ReLU.
+
+    With n blocks in each stage, 16 channels in the stem and 16w, 32w and 64w in the stages it is called WRN-(6n + 4)-w.
 
     Args:
-        depth: layers with weights.
-        width: factor on the stages' 16, 32 and 64 channels.
+        depths: blocks of the three stages.
+        channels: of the stem and of the three stages.
         num_classes: 0 for no classifier.
         in_chans: channels of the images.
         global_pool: timm's name of a pooling.
@@ -166,21 +168,20 @@ class CifarWideResNet(_Network):
 
     def __init__(
         self,
-        depth: int,
-        width: int,
+        depths: Sequence[int],
+        channels: Sequence[int],
         num_classes: int = 100,
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.in_chans, self.num_features, self.drop_rate = in_chans, 64 * width, drop_rate
-        count = (depth - 4) // 6
-        self.conv1 = _conv3x3(in_chans, 16)
-        self.block1 = _stage(_PreActivationBlock, count, 16, 16 * width, 1)
-        self.block2 = _stage(_PreActivationBlock, count, 16 * width, 32 * width, 2)
-        self.block3 = _stage(_PreActivationBlock, count, 32 * width, 64 * width, 2)
-        self.bn1 = nn.BatchNorm2d(64 * width)
+        self.in_chans, self.num_features, self.drop_rate = in_chans, channels[3], drop_rate
+        self.conv1 = _conv3x3(in_chans, channels[0])
+        self.block1 = _stage(_PreActivationBlock, depths[0], channels[0], channels[1], 1)
+        self.block2 = _stage(_PreActivationBlock, depths[1], channels[1], channels[2], 2)
+        self.block3 = _stage(_PreActivationBlock, depths[2], channels[2], channels[3], 2)
+        self.bn1 = nn.BatchNorm2d(channels[3])
         self.relu = nn.ReLU(inplace=True)
         self._make_head(num_classes, global_pool)
         self._initialize()
@@ -237,10 +238,12 @@ def _register(name: str) -> None:
         if name in _MOBILENETS:
             return _gen_mobilenet_v1(name, _MOBILENETS[name], pretrained=pretrained, **kwargs)
         if name in _RESNETS:
-            depth, widths = _RESNETS[name]
-            return build_model_with_cfg(CifarResNet, name, pretrained, depth=depth, widths=widths, **kwargs)
+            depth, channels = _RESNETS[name]
+            own = {"depths": [(depth - 2) // 6] * 3, "channels": channels}
+            return build_model_with_cfg(CifarResNet, name, pretrained, **(own | kwargs))
         depth, width = _WIDE_RESNETS[name]
-        return build_model_with_cfg(CifarWideResNet, name, pretrained, depth=depth, width=width, **kwargs)
+        own = {"depths": [(depth - 4) // 6] * 3, "channels": [16, 16 * width, 32 * width, 64 * width]}
+        return build_model_with_cfg(CifarWideResNet, name, pretrained, **(own | kwargs))
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     globals()[name] = register_model(entrypoint)

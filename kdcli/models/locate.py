@@ -109,6 +109,12 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
                 f"Name a model on the hub (hf:ORG/NAME), or take random:hf:{target} for it untrained.",
             )
         return Place("transformers", f"hf:{target}", architecture=target)
+    if name.library is None and _HUB_ID.fullmatch(target) and folder.parent.is_dir():
+        beside = (f"{folder.parent.name}/{other.name}" for other in folder.parent.iterdir() if other.is_dir())
+        raise UserError(
+            f"Model {name.text!r}: there is no folder {target}. {did_you_mean(target, beside)}".rstrip(),
+            f"Name a folder in {folder.parent}, or write hf:{target} for the hub's model.",
+        )
     if _HUB_ID.fullmatch(target) or name.library == "transformers":
         if is_text:
             return _folder(_text_snapshot(target, weights=weights), target, name)

@@ -19,7 +19,7 @@ _GRAMMAR = (
     "Names are NAME, timm:NAME, cifar:NAME, hf:ORG/NAME or a local folder; random:NAME is the same architecture "
     "untrained."
 )
-_QUERY = "Arguments follow as NAME?KEY=VALUE&KEY=VALUE, for example vit_tiny_patch16_224?depth=4."
+_QUERY = "Arguments follow the name, for example vit_tiny_patch16_224?depth=4&embed_dim=96."
 
 
 @dataclass(frozen=True)

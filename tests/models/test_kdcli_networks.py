@@ -118,6 +118,42 @@ def test_a_wide_block_by_hand():
         assert torch.equal(given, x)
 
 
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("cifar_resnet8", ("depths=[2,2,2]", "cifar_resnet14")),
+        ("cifar_resnet8", ("channels=[32,64,128,256]", "cifar_resnet8x4")),
+        ("cifar_wrn_16_1", ("channels=[16,32,64,128]", "cifar_wrn_16_2")),
+        ("cifar_wrn_16_1", ("depths=[6,6,6]", "cifar_wrn_40_1")),
+    ],
+)
+def test_arguments_make_the_other_networks(tmp_path, name, same):
+    query, other = same
+    config = StudentConfig(name=f"{name.replace('_', ':', 1)}?{query}", image_size=32)
+    student = build_student(config, label_names=["a", "b"], seed=0).eval()
+    shapes = {key: value.shape for key, value in timm.create_model(other, num_classes=2).state_dict().items()}
+    assert {key: value.shape for key, value in student.module.state_dict().items()} == shapes
+    student.save(tmp_path / "saved")
+    images = torch.randn(2, 3, 32, 32)
+    module = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    torch.testing.assert_close(module(images), student(images).logits)
+
+
+@pytest.mark.parametrize("name", ["random:cifar:resnet20", "random:cifar:wrn_40_2"])
+def test_a_student_of_such_a_teacher(name):
+    """Layers are blocks of a stage, not the depth in the network's name."""
+    config = TeacherConfig(name=name)
+    source = config, load_teacher(config, seed=0)
+    student = build_student(StudentConfig(name="teacher?layers=1"), label_names=["a", "b"], seed=0, source=source)
+    first = "layer1" if "resnet" in name else "block1"
+    assert len(student.module.get_submodule(first)) == 1
+    own = source[1].module.get_parameter(f"{first}.0.conv1.weight")
+    assert student.module.get_parameter(f"{first}.0.conv1.weight").equal(own)
+    half = StudentConfig(name="teacher?layers=[1,2,3]&width=0.5")
+    narrow = build_student(half, label_names=["a", "b"], seed=0, source=source)
+    assert narrow.facts.feature_dims["pooled"] * 2 == source[1].facts.feature_dims["pooled"]
+
+
 @pytest.mark.parametrize("name", ["cifar:wrn_16_1", "random:cifar:wrn_16_1", "cifar_wrn_16_1", "timm:cifar_wrn_16_1"])
 def test_names_of_a_student(name):
     model = build_student(StudentConfig(name=name), label_names=["a", "b", "c"], seed=0)

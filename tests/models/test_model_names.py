@@ -10,6 +10,7 @@ import torch
 from kdcli.config import StudentConfig, TeacherConfig
 from kdcli.errors import UserError
 from kdcli.models import build_student, hub, load_teacher, parse_name
+from kdcli.models.locate import locate
 from kdcli.models.spec import ModelName
 
 
@@ -184,3 +185,11 @@ def test_folders_are_recognised_by_their_config(tmp_path):
         load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
     with pytest.raises(UserError, match="is a model of timm"):
         load_teacher(TeacherConfig(name=f"hf:{tmp_path}"), seed=0)
+
+
+def test_a_missing_folder_beside_others_is_not_sought_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no folder runs/frist\. Did you mean runs/first") as error:
+        locate(parse_name("runs/frist"), weights=True)
+    assert "hf:runs/frist" in error.value.hint

@@ -10,6 +10,7 @@ from kdcli.errors import UserError
 from kdcli.models import build_student, load_saved, load_teacher, parse_name
 from kdcli.models.shrink import Shrinking, copy_tensors, evenly_spaced, shrink
 from kdcli.models.spec import format_query
+from kdcli.text import redact
 
 LABELS = ("apple", "leaf", "sky")
 
@@ -43,6 +44,7 @@ def test_what_is_no_query_is_refused(query):
         parse_name(f"resnet18?{query}")
     assert "resnet18" in error.value.message
     assert error.value.hint
+    assert redact(error.value.hint) == error.value.hint  # an example is no credential
 
 
 @pytest.mark.parametrize(
