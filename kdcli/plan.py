@@ -29,29 +29,38 @@ from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import PROBE_TOKENS, DataFacts, ModelFacts, Preprocessing, TextPreprocessing
 from kdcli.relation import RelationEvidence, find_relation, num_shared_labels
 
-# A projector as fast as the student soon maps the teacher onto a few directions that are easy to match, and the student
-# learns little more. The hundredth of the student's learning rate comes from small trials, not from a full comparison.
+_OTHER_CLASSES = "other classes"
+"""The relation cross where teacher and student both classify the same kind of samples."""
+# Weights of the two below as chosen on validation images in recipes/claims; with few labels far larger ones are better.
+# The hundredth of the student's learning rate comes from small trials, in which a projector as fast as the student soon
+# mapped the teacher onto a few directions that are easy to match.
 _INVERTED = ProjectionOptions(
     projector="inverted",
     normalize="standardize",
     normalize_student="standardize",
     distance="mse",
-    weight=5.0,
+    weight=0.1,
     lr_scale=0.01,
 )
-_DEFAULT_PROJECTION: dict[Relation, ProjectionOptions] = {
+_ORTHOGONAL = ProjectionOptions(
+    projector="orthogonal", normalize="standardize", normalize_student="standardize", distance="mse"
+)
+_DEFAULT_PROJECTION: dict[str, ProjectionOptions] = {
     "same": ProjectionOptions(projector="orthogonal", normalize="layer_norm", distance="smooth_l1"),
     "cross": _INVERTED,
+    _OTHER_CLASSES: _ORTHOGONAL,
     "random": _INVERTED,
 }
 _LOG_SUM = ProjectionOptions(
     projector="linear", normalize="standardize", normalize_student="standardize", distance="log_sum"
 )
-_PROJECTOR_REASON: dict[Relation, str] = {
+_PROJECTOR_REASON: dict[str, str] = {
     "same": "Teacher and student solve the same task: an orthogonal map preserves every inner product of the student's"
     " features, so nothing they learn is lost to the projector (VkD).",
     "cross": "The teacher knows another task: the map acts on the teacher, so training can drop what the student's task"
     " does not need (Learning to Project).",
+    _OTHER_CLASSES: "The teacher knows other classes: of inverted, orthogonal and REFILLED the orthogonal map was the best"
+    " when an ImageNet teacher met new classes (recipes/claims).",
     "random": "The teacher is untrained: the map acts on the teacher and training can drop its useless directions"
     " (Learning to Project).",
 }
@@ -59,9 +68,10 @@ _STANDARDIZE_REASON = (
     "Every channel gets mean 0 and variance 1 over the batch: none of the teacher's dominates by scale, and the student's"
     " can't shrink to the trivial optimum at zero."
 )
-_NORMALIZE_REASON: dict[Relation, str] = {
+_NORMALIZE_REASON: dict[str, str] = {
     "same": "LayerNorm on pooled teacher features is the discriminative setting of VkD.",
     "cross": _STANDARDIZE_REASON,
+    _OTHER_CLASSES: _STANDARDIZE_REASON,
     "random": _STANDARDIZE_REASON,
 }
 
@@ -266,7 +276,7 @@ def _choose_methods(
             raise UserError(f"{option} {given} is about features, and --projector is none.", "Drop one of them.")
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))
     else:
-        projection, reasons = _choose_projection(config, relation)
+        projection, reasons = _choose_projection(config, relation, teacher, data)
         methods += _by_pair(projection, config.feature_layers or ())
         decisions += reasons
     if relation == "same" and label_map is not None:
@@ -404,7 +414,7 @@ def _one_method(
     chosen: list[MethodOptions] = []
     asked = f"Asked for by --method {name}."
     if name == "projection":
-        projection, reasons = _choose_projection(config, relation)
+        projection, reasons = _choose_projection(config, relation, teacher, data)
         chosen, decisions = _by_pair(projection, pairs), decisions + reasons
     elif name == "log_sum":
         projection = _weighted(_LOG_SUM, config)
@@ -457,13 +467,17 @@ def _feature_options(config: RunConfig) -> list[tuple[str, str]]:
     return given + ([("--feature-weight", f"{config.feature_weight:g}")] if config.feature_weight is not None else [])
 
 
-def _choose_projection(config: RunConfig, relation: Relation) -> tuple[ProjectionOptions, list[Decision]]:
-    default = _DEFAULT_PROJECTION[relation]
-    chosen, reason, normalize_reason = default, _PROJECTOR_REASON[relation], _NORMALIZE_REASON[relation]
+def _choose_projection(
+    config: RunConfig, relation: Relation, teacher: ModelFacts | None, data: DataFacts
+) -> tuple[ProjectionOptions, list[Decision]]:
+    other_classes = relation == "cross" and teacher is not None and teacher.task == data.task
+    setting = _OTHER_CLASSES if other_classes else relation
+    default = _DEFAULT_PROJECTION[setting]
+    chosen, reason, normalize_reason = default, _PROJECTOR_REASON[setting], _NORMALIZE_REASON[setting]
     if config.projector not in ("auto", default.projector):
         projector: ProjectorName = config.projector  # type: ignore[assignment]  # "none" is handled by the caller
         # Weight, rate and normalisation belong to the projector that they were found for.
-        family: Relation = "cross" if projector == "inverted" else "same"
+        family = "cross" if projector == "inverted" else _OTHER_CLASSES if other_classes else "same"
         chosen = _DEFAULT_PROJECTION[family].model_copy(update={"projector": projector})
         normalize_reason = _NORMALIZE_REASON[family]
         reason = f"Asked for; the relation {relation} would take {default.projector}."

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from kdcli.compare import NOT_OF_THE_RECIPE, Comparison, compare_runs, flatten_settings, read_runs
+from kdcli.compare import NOT_OF_THE_RECIPE, Comparison, Summary, compare_runs, flatten_settings, read_runs
 from kdcli.config import RunConfig, parse_config
 from kdcli.console import show_lines
 from kdcli.distill import Output, distill_run, is_finished, resume_run
@@ -510,9 +510,11 @@ def rank_variants(sweep: Sweep, comparison: Comparison) -> tuple[list[str], list
         every seed to be ranked.
     """
     groups = {group.name: group for group in comparison.groups}
-    rows, best = [], []
+    rows: list[list[str]] = []
+    best: list[str] = []
     for recipe in dict.fromkeys(variant.recipe for variant in sweep.variants):
-        ranked, left_out = [], []
+        ranked: list[tuple[float, float, str, str, Summary]] = []
+        left_out: list[tuple[str, str]] = []
         for variant in (variant for variant in sweep.variants if variant.recipe == recipe):
             group = groups.get(variant.name)
             if group is None or {run.seed for run in group.finished} != set(sweep.seeds):

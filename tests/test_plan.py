@@ -54,18 +54,21 @@ def test_same_labels_take_the_orthogonal_projector_and_logits():
     assert made.label_map == (0, 1, 2)
 
 
-def test_another_label_space_takes_the_inverted_projector_and_no_logits():
+def test_another_label_space_takes_the_orthogonal_projector_and_no_logits():
     teacher = dataclasses.replace(TEACHER, num_classes=1000, label_names=None)
     made = plan(teacher)
     assert made.relation == "cross"
     projection = method(made, "projection")
-    assert (projection.projector, projection.normalize, projection.distance) == ("inverted", "standardize", "mse")
+    assert (projection.projector, projection.normalize, projection.distance) == ("orthogonal", "standardize", "mse")
+    assert projection.normalize_student == "standardize"
     assert method(made, "logit_kd") is None
     assert any(d.name == "logit KD" and d.value == "off" for d in made.decisions)
 
 
 def test_another_task_is_cross():
-    assert plan(dataclasses.replace(TEACHER, task="image-embedding", num_classes=0)).relation == "cross"
+    made = plan(dataclasses.replace(TEACHER, task="image-embedding", num_classes=0))
+    assert made.relation == "cross"
+    assert method(made, "projection").projector == "inverted"
 
 
 def test_an_untrained_teacher_is_random_whatever_its_labels():
@@ -126,9 +129,12 @@ def test_projector_and_normalisation_can_be_overridden():
 
 
 def test_another_projector_brings_its_own_settings():
-    crossed = dataclasses.replace(TEACHER, num_classes=1000, label_names=None)
+    crossed = dataclasses.replace(TEACHER, task="image-embedding", num_classes=0)
     linear = method(plan(crossed, projector="linear"), "projection")
     assert (linear.normalize, linear.normalize_student, linear.lr_scale, linear.weight) == ("layer_norm", "none", 1, 1)
+    other_classes = dataclasses.replace(TEACHER, num_classes=1000, label_names=None)
+    linear = method(plan(other_classes, projector="linear"), "projection")
+    assert (linear.normalize, linear.normalize_student) == ("standardize", "standardize")
     inverted = method(plan(projector="inverted"), "projection")
     assert (inverted.normalize, inverted.normalize_student, inverted.lr_scale) == ("standardize", "standardize", 0.01)
 

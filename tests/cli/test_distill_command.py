@@ -208,7 +208,7 @@ def test_dry_run_leaves_nothing_behind(run_cli, tmp_path, photos, trained_teache
     ("teacher", "relation", "reason", "projector"),
     [
         ("trained", "same", "Both have the same 3 labels.", "orthogonal"),
-        ("foreign", "cross", "the teacher has no label 'apple'", "inverted"),
+        ("foreign", "cross", "the teacher has no label 'apple'", "orthogonal"),
         ("random:test_vit", "random", "The teacher's weights are untrained.", "inverted"),
         ("none", "none", "There is no teacher.", None),
     ],

@@ -196,7 +196,8 @@ def test_recipe_trains_for_two_steps(name, shrunk, tmp_path):
     if asked:
         assert [projection.projector] == asked
     elif not expected:
-        assert projection.projector == ("orthogonal" if own_labels else "inverted")
+        wanted = "orthogonal" if config.projector == "auto" else config.projector
+        assert projection.projector == wanted
     else:
         assert projection is None
     after = job.distiller.state_dict()
