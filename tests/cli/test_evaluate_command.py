@@ -452,7 +452,7 @@ def test_names_of_nothing(refused, photos, tmp_path, same_run):
 
 def test_run_without_a_student(refused, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("teacher: none\n")
+    (tmp_path / "run" / "config.yaml").write_text("teacher: none\nstudent: test_vit\ndata: demo:digits\n")
     assert "no student yet" in refused("run")
 
 

@@ -33,6 +33,8 @@ COMMANDS = [
     ("recipes", "show"),
     ("recipes", "copy"),
     ("models", "layers"),
+    ("models", "probe"),
+    ("models", "search"),
 ]
 
 
