@@ -240,6 +240,7 @@ def test_table_of_classes_has_the_worst_first_and_those_without_images_last():
     )
     scored = dict.fromkeys(unscored, 0.5)
     evaluation = {
+        "samples": "image",
         "class_names": ["a", "b", "c", "d"],
         "class_counts": [4, 0, 2, 1],
         "models": {
