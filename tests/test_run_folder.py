@@ -85,7 +85,7 @@ def test_no_space_is_a_user_error(tmp_path):
 def test_open_refuses_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder.open(tmp_path)
-    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "config.yaml").write_text("teacher: none\nstudent: test_vit\ndata: demo:digits\n")
     with pytest.raises(UserError, match="no student"):
         RunFolder.open(tmp_path)
 
