@@ -333,6 +333,13 @@ def distill(
     for key, value in options.items():
         if value is not None:
             values = set_key(values, key.split("."), value)
+    drawn = values.get("episodes")
+    absent = [option for option in ("ways", "shots") if isinstance(drawn, dict) and option not in drawn]
+    if absent:
+        raise UserError(
+            f"episodes.{absent[0]}: missing. Episodes have so many classes (--ways) of so many labelled images (--shots).",
+            "For example: --ways 5 --shots 10",
+        )
     missing = [name for name in ("teacher", "student", "data") if not values.get(name)]
     if missing and recipe is None and resume is None:
         raise UserError(

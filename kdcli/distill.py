@@ -25,6 +25,10 @@ from kdcli.progress import LogFormat, Reporter, SilentReporter, make_reporter
 from kdcli.run_folder import RunFolder, check_new_folder, clear_os_errors, free_folder
 from kdcli.trainer import Result, Trainer, check_same_run
 
+_EMBEDDING = "embedding"
+_BASELINE = "baseline"
+"""Folders of the runs inside a run."""
+
 
 @dataclass(frozen=True)
 class Output:
@@ -110,6 +114,7 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
     run = RunFolder.started(path)
     stored = run.read_config()
     check_same_run(stored, config, path / "config.yaml")
+    _check_not_a_part(path, changed=config.train.epochs != stored.train.epochs)
     if not config.test and run.read_metrics("test"):
         raise UserError(f"The run {path} has been tested already.", "Drop --no-test.")
     _check_baseline(config)
@@ -139,6 +144,16 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
             results["student alone"] = _train_alone(config, run, command=command, output=output)
         _show_results(results, run, output)
     return stop.code
+
+
+def _check_not_a_part(path: Path, *, changed: bool) -> None:
+    """Refuse to make a part of a run longer: the run itself would no longer fit to it."""
+    whole = path.resolve().parent
+    if changed and path.resolve().name in (_EMBEDDING, _BASELINE) and (whole / "config.yaml").is_file():
+        raise UserError(
+            f"{path} is a part of the run {whole}, whose epochs it has.",
+            f"Go on with the whole: kdcli distill --resume {shlex.quote(str(whole))}",
+        )
 
 
 def _check_baseline(config: RunConfig) -> None:
@@ -262,7 +277,7 @@ def _train_embedding(job: Job, run: RunFolder, *, output: Output) -> Result:
 
 
 def _embedding_of(run: RunFolder) -> RunFolder:
-    return RunFolder(run.path / "embedding")
+    return RunFolder(run.path / _EMBEDDING)
 
 
 def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Output) -> Result:
@@ -274,7 +289,7 @@ def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Out
         command: for the records of a new baseline.
         output: what to print.
     """
-    path, alone = run.path / "baseline", config.alone()
+    path, alone = run.path / _BASELINE, config.alone()
     baseline = RunFolder(path)
     is_begun = (path / "config.yaml").is_file()
     if is_begun and _is_done(baseline, alone):
@@ -302,7 +317,7 @@ def _where(run: RunFolder, config: RunConfig) -> str:
 
 def is_finished(path: Path, config: RunConfig) -> bool:
     """Whether nothing is left to do for ``config`` in the run folder ``path``, which need not exist."""
-    run, alone = RunFolder(path), RunFolder(path / "baseline")
+    run, alone = RunFolder(path), RunFolder(path / _BASELINE)
     # The run's own config has its stages written out, which the baseline's epochs depend on.
     return _is_done(run, config) and (not config.baseline or _is_done(alone, run.read_config().alone()))
 

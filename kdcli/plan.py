@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from kdcli.config import (
     ProjectionOptions,
     ProjectorName,
     Relation,
+    ReviewKDOptions,
     RunConfig,
     SpectralOptions,
     StochasticTripletOptions,
@@ -559,6 +561,8 @@ def _check_methods(
                 f"{key}: {options.method} needs teacher and student to have the same labels. {evidence.reason}",
                 f"Remove {options.method}; a projection works across label spaces.",
             )
+        if isinstance(options, ReviewKDOptions):
+            _check_order(key, options, student)
         if options.needs_distillation_head and not student.distillation_head:
             raise UserError(
                 f"{key}: {options.method} needs a student with a distillation token, and {student.name} has none.",
@@ -589,6 +593,17 @@ def _check_labels(key: str, methods: Sequence[MethodOptions], data: DataFacts) -
                 f"{key}: {options.method} needs one class a sample, and the labels are others.",
                 f"Remove {options.method}.",
             )
+
+
+def _check_order(key: str, options: ReviewKDOptions, student: ModelFacts) -> None:
+    """Refuse layers that are not given from shallow to deep, as far as their grids tell."""
+    taps = [pair.student for pair in options.pairs if pair.student in student.grids]
+    areas = [math.prod(student.grids[tap]) for tap in taps]
+    if areas != sorted(areas, reverse=True):
+        raise UserError(
+            f"{key}: review_kd takes layers from shallow to deep, and the student's are {', '.join(taps)}.",
+            "Give the layer with the largest grid first.",
+        )
 
 
 def _can_vanish(options: MethodOptions) -> bool:

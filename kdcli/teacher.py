@@ -26,6 +26,8 @@ class LiveTeacher:
 
     def __call__(self, batch: AnyBatch) -> ModelOutput:
         """Return the outputs for ``batch`` without gradient, as ordinary tensors that losses may save."""
+        if not (self.taps or self.maps or self.logits):  # only an earlier stage had a use for it
+            return ModelOutput({}, None)
         with torch.inference_mode():
             inputs = self.model.prepare(batch)
             output = self.model(inputs, taps=self.taps, maps=self.maps, logits=self.logits)

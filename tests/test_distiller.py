@@ -105,6 +105,15 @@ def test_gradients_reach_student_and_projector_but_not_the_teacher(student, teac
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
 
 
+def test_a_teacher_that_no_method_reads_does_not_run(teacher, batch, monkeypatch):
+    def run(*args, **kwargs):
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr(type(teacher), "prepare", run)
+    output = LiveTeacher(teacher, taps=(), logits=False)(batch)
+    assert (output.features, output.maps, output.logits) == ({}, {}, None)
+
+
 def test_the_teacher_is_frozen_in_eval_mode(teacher, batch):
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     output = LiveTeacher(teacher, taps=("pooled",), logits=True)(batch)

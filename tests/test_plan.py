@@ -309,6 +309,14 @@ def test_layers_of_a_written_method_are_filled_in_and_checked():
     assert plan(STAGED_TEACHER, student=STAGED, methods=[SUPERVISED, {"method": "pkt", "layers": ["fc:pooled"]}])
 
 
+def test_review_kd_refuses_layers_from_deep_to_shallow():
+    wrong = {"method": "review_kd", "layers": ["layer2:layer2", "layer1:layer1"]}
+    with pytest.raises(UserError, match="from shallow to deep, and the student's are layer2, layer1"):
+        plan(STAGED_TEACHER, student=STAGED, methods=[SUPERVISED, wrong])
+    right = {"method": "review_kd", "layers": ["layer1:layer1", "layer2:layer2"]}
+    assert plan(STAGED_TEACHER, student=STAGED, methods=[SUPERVISED, right])
+
+
 @pytest.mark.parametrize(
     ("teacher", "values", "problem"),
     [

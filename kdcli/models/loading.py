@@ -20,6 +20,7 @@ from kdcli.models.sentence import read_sentence_settings
 from kdcli.models.shrink import CopyReport, Shrinking, copy_tensors, parse_shrinking, shrink
 from kdcli.models.spec import ModelName, parse_name
 from kdcli.models.tokenizer import read_tokenizer
+from kdcli.run_folder import RunFolder
 
 
 def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
@@ -41,7 +42,13 @@ def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
     place = locate(name, weights=not name.random and path is None)
     checkpoint = weights.read_checkpoint(path, source=str(config.weights)) if path else None
     with seeded(seed):
-        return freeze(_teacher(place, name, config.image_size, checkpoint))
+        teacher = freeze(_teacher(place, name, config.image_size, checkpoint))
+    own = place.run if not name.random and path is None else None
+    if own is not None and RunFolder(own).read_config().leaves_classifier_untrained:
+        # What it knows of its labels is in its features alone: it is no classifier.
+        phrase = f"{teacher.facts.weights}; its classifier is untrained"
+        teacher.facts = replace(teacher.facts, task="image-embedding", weights=phrase)
+    return teacher
 
 
 def _check_teacher_name(config: TeacherConfig, name: ModelName) -> None:

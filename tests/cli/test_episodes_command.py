@@ -310,6 +310,7 @@ def test_shots_and_ways_go_together(run_cli):
     outcome = run_cli("distill", *SMALL[:6], "--ways", "3")
     assert outcome.exit_code == 2
     assert "episodes.shots: missing" in outcome.stderr
+    assert "(--shots)" in outcome.stderr
 
 
 def test_data_without_a_test_split(run_cli, make_photos, tiny):

@@ -213,6 +213,10 @@ def test_more_epochs_are_the_second_stages(run_cli, tmp_path, whole):
     refused = run_cli("distill", "--resume", "run", "--set", "embedding.epochs=3")
     assert refused.exit_code == 2
     assert "embedding.epochs 2 -> 3" in refused.stderr
+    refused = run_cli("distill", "--resume", "run/embedding", "--epochs", "9")
+    assert refused.exit_code == 2
+    assert "run/embedding is a part of the run" in refused.stderr
+    assert result(tmp_path / "run")["embedding"] == result(whole)["embedding"]
 
 
 def test_the_first_stage_is_not_trained_again_with_its_run(run_cli, tmp_path, whole, monkeypatch):

@@ -6,10 +6,13 @@ import shutil
 
 import pytest
 import torch
+import yaml
 
 from kdcli.config import StudentConfig, TeacherConfig
 from kdcli.errors import UserError
+from kdcli.facts import DataFacts
 from kdcli.models import build_student, load_saved, load_teacher
+from kdcli.relation import find_relation
 
 CLASSES = ("apple", "leaf", "sky")
 
@@ -30,6 +33,21 @@ def test_a_run_is_a_teacher(request, run, prefix):
         assert facts.name == f"{prefix}:{run}"
         assert facts.weights == f"trained by kdcli: the best student of the run {run}"
         assert (facts.num_classes, facts.label_names) == (3, CLASSES)
+
+
+def test_a_run_of_features_alone_is_no_classifier(alone_run, tmp_path):
+    """Its classifier is untrained: logits of it are not to be distilled, whatever labels it carries."""
+    run = tmp_path / "run"
+    shutil.copytree(alone_run, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config |= {"teacher": "random:test_vit", "methods": [{"method": "stochastic_triplet_kl"}]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    facts = load_teacher(TeacherConfig(name=str(run)), seed=0).facts
+    assert facts.task == "image-embedding"
+    assert facts.weights.endswith("; its classifier is untrained")
+    data = DataFacts("photos", "image-classification", CLASSES, 9, 9, 3, 3)
+    assert find_relation(facts, data).relation == "cross"
+    assert find_relation(load_teacher(TeacherConfig(name=str(alone_run)), seed=0).facts, data).relation == "same"
 
 
 @pytest.mark.parametrize("run", ["alone_run", "hf_run"])
