@@ -15,6 +15,7 @@ CIFAR's networks name their parameters as the benchmark's code does, whose check
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,12 +36,36 @@ NAMES = (*_RESNETS, *_WIDE_RESNETS, *_MOBILENETS)
 """What this file registers."""
 
 
-class _Network(nn.Module):
-    """The classifier of both families, with timm's interface."""
+class _Network(nn.Module, ABC):
+    """What both families share: arguments and classifier, with timm's interface.
 
-    num_classes: int
-    num_features: int
-    drop_rate: float
+    Args:
+        depths: blocks of the three stages.
+        channels: of the stem and of the three stages.
+        num_classes: 0 for no classifier.
+        in_chans: channels of the images.
+        global_pool: timm's name of a pooling.
+        drop_rate: of dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        channels: Sequence[int],
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_chans, self.num_features, self.drop_rate = in_chans, channels[3], drop_rate
+        self._make_stages(depths, channels)
+        self._make_head(num_classes, global_pool)
+        self._initialize()
+
+    @abstractmethod
+    def _make_stages(self, depths: Sequence[int], channels: Sequence[int]) -> None:
+        """Make stem and stages."""
 
     def _make_head(self, num_classes: int, global_pool: str) -> None:
         self.num_classes = num_classes
@@ -60,9 +85,9 @@ class _Network(nn.Module):
         """Replace the classifier; 0 classes for none."""
         self._make_head(num_classes, global_pool or self.global_pool.pool_type)
 
+    @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature map, (B, ``num_features``, H / 4, W / 4), of images (B, ``in_chans``, H, W)."""
-        raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of a feature map, or with ``pre_logits`` its mean over positions."""
@@ -94,36 +119,15 @@ class _Block(nn.Module):
 
 
 class CifarResNet(_Network):
-    """A residual network: a 3x3 stem and three stages of blocks. With n blocks in each it is called ResNet-(6n + 2).
+    """A residual network: a 3x3 stem and three stages of blocks. With n blocks in each it is called ResNet-(6n + 2)."""
 
-    Args:
-        depths: blocks of the three stages.
-        channels: of the stem and of the three stages.
-        num_classes: 0 for no classifier.
-        in_chans: channels of the images.
-        global_pool: timm's name of a pooling.
-        drop_rate: of dropout before the classifier.
-    """
-
-    def __init__(
-        self,
-        depths: Sequence[int],
-        channels: Sequence[int],
-        num_classes: int = 100,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.in_chans, self.num_features, self.drop_rate = in_chans, channels[3], drop_rate
-        self.conv1 = _conv3x3(in_chans, channels[0])
+    def _make_stages(self, depths: Sequence[int], channels: Sequence[int]) -> None:
+        self.conv1 = _conv3x3(self.in_chans, channels[0])
         self.bn1 = nn.BatchNorm2d(channels[0])
         self.relu = nn.ReLU(inplace=True)
         self.layer1 = _stage(_Block, depths[0], channels[0], channels[1], 1)
         self.layer2 = _stage(_Block, depths[1], channels[1], channels[2], 2)
         self.layer3 = _stage(_Block, depths[2], channels[2], channels[3], 2)
-        self._make_head(num_classes, global_pool)
-        self._initialize()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the output of the last stage."""
@@ -156,35 +160,15 @@ class CifarWideResNet(_Network):
     """A wide residual network: a 3x3 stem, three stages of blocks, batch normalisation and ReLU.
 
     With n blocks in each stage, 16 channels in the stem and 16w, 32w and 64w in the stages it is called WRN-(6n + 4)-w.
-
-    Args:
-        depths: blocks of the three stages.
-        channels: of the stem and of the three stages.
-        num_classes: 0 for no classifier.
-        in_chans: channels of the images.
-        global_pool: timm's name of a pooling.
-        drop_rate: of dropout before the classifier.
     """
 
-    def __init__(
-        self,
-        depths: Sequence[int],
-        channels: Sequence[int],
-        num_classes: int = 100,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.in_chans, self.num_features, self.drop_rate = in_chans, channels[3], drop_rate
-        self.conv1 = _conv3x3(in_chans, channels[0])
+    def _make_stages(self, depths: Sequence[int], channels: Sequence[int]) -> None:
+        self.conv1 = _conv3x3(self.in_chans, channels[0])
         self.block1 = _stage(_PreActivationBlock, depths[0], channels[0], channels[1], 1)
         self.block2 = _stage(_PreActivationBlock, depths[1], channels[1], channels[2], 2)
         self.block3 = _stage(_PreActivationBlock, depths[2], channels[2], channels[3], 2)
         self.bn1 = nn.BatchNorm2d(channels[3])
         self.relu = nn.ReLU(inplace=True)
-        self._make_head(num_classes, global_pool)
-        self._initialize()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output, normalised and rectified."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -22,7 +23,7 @@ class TextClassification(ImageClassification):
     name = "text-classification"
 
 
-class _ByValues:
+class _ByValues(ABC):
     """What labels that are rows of values have in common: the loss is a mean of elements, NaN is no label."""
 
     name = "text-classification"
@@ -73,14 +74,17 @@ class _ByValues:
             raise UserError("There are no texts to evaluate on.", "Check that split.")
         return {name: float(meter.compute()) for name, meter in meters.items()} | {"loss": loss / count}
 
+    @abstractmethod
     def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        raise NotImplementedError
+        """Return the loss of every element (B, C)."""
 
+    @abstractmethod
     def _meters(self) -> dict[str, Metric]:
-        raise NotImplementedError
+        """Return new metrics by name."""
 
+    @abstractmethod
     def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
-        raise NotImplementedError
+        """Add a batch to one of the metrics."""
 
 
 class SeveralLabels(_ByValues):
