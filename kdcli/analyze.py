@@ -15,7 +15,7 @@ from kdcli.analysis import decompose, linear_cka, rank_evolution, summarize
 from kdcli.data import ImageSource, TextSource
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError
-from kdcli.facts import Preprocessing, TextPreprocessing
+from kdcli.facts import OVER_TOKENS, Preprocessing, TextPreprocessing
 from kdcli.job import Job, reopen_job
 from kdcli.methods.projection import Projection
 from kdcli.models.base import Model
@@ -99,7 +99,7 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
         result["decomposition"] = result.pop("parts").to_json()
     analysis = {
         "split": split,
-        "samples": job.data.facts.noun,
+        "samples": "token" if job.config.task in OVER_TOKENS else job.data.facts.noun,
         "num_samples": len(next(iter(student.values()))),
         "projectors": results,
     }

@@ -120,7 +120,7 @@ def _inline(text: str) -> str:
     return re.sub(r"([\\|<])", r"\\\1", printable(" ".join(text.split())))
 
 
-_PIPELINES = {"sentence-embedding": "sentence-similarity"}
+_PIPELINES = {"sentence-embedding": "sentence-similarity", "masked-lm": "fill-mask", "causal-lm": "text-generation"}
 """Our name of a task -> the hub's, where they differ."""
 
 
@@ -132,7 +132,7 @@ def _loading(native: dict[str, Any], task: str, run: RunFolder) -> str:
         return _LOADING["transformers"]
     if task == "sentence-embedding":
         return _LOADING["sentence-transformers"].replace("CLASS", native["architectures"][0])
-    return _LOADING["text"]
+    return _LOADING["text"].replace("PIPELINE", _PIPELINES.get(task, task))
 
 
 _LOADING = {
@@ -140,7 +140,7 @@ _LOADING = {
     'labels = model.pretrained_cfg["label_names"]',
     "transformers": "from transformers import AutoModelForImageClassification\n\n"
     'model = AutoModelForImageClassification.from_pretrained("PATH")\nlabels = model.config.id2label',
-    "text": 'from transformers import pipeline\n\nclassify = pipeline("text-classification", "PATH")',
+    "text": 'from transformers import pipeline\n\nmodel = pipeline("PIPELINE", "PATH")',
     "sentence-transformers": "# a folder of kdcli export: in the teacher's space, of length 1\n"
     'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("PATH")\n\n'
     "# or the features of its tokens\nfrom transformers import AutoTokenizer, CLASS\n\n"

@@ -134,7 +134,8 @@ def distill(
     task: Annotated[
         str | None,
         typer.Option(
-            help="image-classification (default), text-classification or sentence-embedding.", rich_help_panel=_PLAN
+            help="image-classification (default), text-classification, sentence-embedding, masked-lm or causal-lm.",
+            rich_help_panel=_PLAN,
         ),
     ] = None,
     relation: Annotated[

@@ -22,13 +22,20 @@ Relation = Literal["same", "cross", "random", "none"]
 ProjectorName = Literal["linear", "mlp", "orthogonal", "inverted"]
 NormalizeName = Literal["none", "layer_norm", "standardize", "whiten"]
 DistanceName = Literal["mse", "smooth_l1", "log_sum"]
+DivergenceName = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 OrthogonalMap = Literal["retraction", "matrix_exp", "cayley", "householder"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 MaxLength = Annotated[int, Field(ge=2, le=MAX_TEXT_LENGTH)]
 Pooling = Literal["cls", "mean", "max", "last", "pooler"]
-Task = Literal["image-classification", "text-classification", "sentence-embedding"]
+Task = Literal[
+    "image-classification",
+    "text-classification",
+    "sentence-embedding",
+    "masked-lm",
+    "causal-lm",
+]
 ImageSize = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 Name = Annotated[str, AfterValidator(check_name)]
 
@@ -125,6 +132,8 @@ class DataConfig(Section):
     label_kind: Literal["class", "classes", "number"] | None = None
     """What a text's label is: one class, several (a list, or a string with commas) or a number; by default what the
     column's type says."""
+    mask_probability: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+    """Share of a text's tokens that a masked language model has to predict."""
     subset: Name | None = None
     """Configuration name of a ``hf:`` data set."""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
@@ -196,6 +205,8 @@ class MethodSection(Section):
     """Of the student."""
     reads: ClassVar[Literal["nothing", "features", "maps"]] = "nothing"
     """Of the layers in ``pairs``: averaged over positions, or as maps."""
+    takes_vocabulary: ClassVar[bool] = False
+    """Whether it can do with logits over a vocabulary that are never all there at once."""
     reads_student: ClassVar[bool] = True
     """Whether it reads the student's side of ``pairs``."""
 
@@ -214,6 +225,7 @@ class SupervisedOptions(MethodSection):
     needs_teacher: ClassVar[bool] = False
     trains_classifier: ClassVar[bool] = True
     reads_unlabelled: ClassVar[bool] = False
+    takes_vocabulary: ClassVar[bool] = True
 
 
 class ProjectionOptions(MethodSection):
@@ -320,6 +332,12 @@ class LogitKDOptions(LogitOptions):
 
     method: Literal["logit_kd"] = "logit_kd"
     temperature: Positive = 1.0
+    divergence: DivergenceName = "forward_kl"
+    """Of the student's probabilities from the teacher's: ``forward_kl`` is KL(teacher || student)."""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The teacher's share in the mixture of ``jensen_shannon`` (Agarwal et al., ICLR 2024); the others have none."""
+
+    takes_vocabulary: ClassVar[bool] = True
 
 
 class DKDOptions(LogitOptions):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kdcli.data import AnyBatch
-from kdcli.gather import gather_batch
+from kdcli.data import AnyBatch, TokenBatch
+from kdcli.gather import gather_batch, gather_rows
 from kdcli.methods.base import Method
 from kdcli.models.base import Model, ModelOutput
 from kdcli.projectors import OrthogonalProjector
@@ -63,6 +63,8 @@ class Distiller(nn.Module):
         taps = sorted({tap for _, method in self.each_method() for tap in method.student_taps})
         maps = sorted({tap for _, method in self.each_method() for tap in method.student_maps})
         inputs = self.student.prepare(batch)
+        # Of tokens each process has another number.
+        gather = gather_rows if isinstance(batch, TokenBatch) else gather_batch
         student_output = _whole_batch(
             self.student(
                 inputs,
@@ -70,11 +72,14 @@ class Distiller(nn.Module):
                 maps=tuple(maps),
                 logits=any(method.student_logits for _, method in self.each_method()),
                 distillation_logits=any(method.distillation_logits for _, method in self.each_method()),
-            )
+            ),
+            gather,
         )
         if teacher_outputs is not None:
-            teacher_outputs = _whole_batch(teacher_outputs)
-        targets, indices = gather_batch(batch.targets), gather_batch(batch.indices)
+            teacher_outputs = _whole_batch(teacher_outputs, gather)
+        targets, indices = batch.targets, gather_batch(batch.indices)
+        if student_output.vocabulary is None:
+            targets = gather(targets)
         terms = {name: method(student_output, teacher_outputs, targets, indices) for name, method in self.each_method()}
         terms["loss"] = sum(method.weight * terms[name] for name, method in self.each_method())
         with torch.no_grad():
@@ -131,10 +136,12 @@ class Distiller(nn.Module):
                 module.attach(optimizer)
 
 
-def _whole_batch(output: ModelOutput) -> ModelOutput:
+def _whole_batch(output: ModelOutput, gather: Callable[[Tensor], Tensor]) -> ModelOutput:
+    """Return the outputs for the samples of all processes; logits over a vocabulary stay each process's own."""
     return ModelOutput(
-        {tap: gather_batch(value) for tap, value in output.features.items()},
-        None if output.logits is None else gather_batch(output.logits),
-        {tap: gather_batch(value) for tap, value in output.maps.items()},
-        None if output.distillation_logits is None else gather_batch(output.distillation_logits),
+        {tap: gather(value) for tap, value in output.features.items()},
+        None if output.logits is None else gather(output.logits),
+        {tap: gather(value) for tap, value in output.maps.items()},
+        None if output.distillation_logits is None else gather(output.distillation_logits),
+        output.vocabulary,
     )

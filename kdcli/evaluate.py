@@ -38,7 +38,7 @@ from kdcli.data import (
 from kdcli.data.sources import Subset
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import PROBE_TOKENS, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
+from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
 from kdcli.models import load_saved, load_teacher, load_text_teacher, parse_name
 from kdcli.models.base import Model, to_device
 from kdcli.models.locate import locate
@@ -458,7 +458,7 @@ def _task_of(run: RunFolder | None, asked: str | None) -> str:
     task = (asked or "image-classification") if run is None else run.read_config().task
     if asked not in (None, task):
         raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
-    if task == "sentence-embedding":
+    if task == "sentence-embedding" or task in LANGUAGE_MODELING:
         raise UserError(f"kdcli evaluate measures classifiers, and the task {task} has no classes.", _ELSEWHERE)
     return task
 

@@ -24,6 +24,7 @@ from kdcli.job import named_methods
 from kdcli.models import load_saved
 from kdcli.models.base import Inputs, Model
 from kdcli.models.hf_text import HFTextModel, pool
+from kdcli.models.hf_token import HFTokenModel
 from kdcli.models.sentence import read_sentence_settings, write_sentence_settings
 from kdcli.models.tokenizer import FILES as TOKENIZER_FILES
 from kdcli.projectors import Projector, linear_layers, restore_projector
@@ -205,6 +206,12 @@ def _run_without_kdcli(folder: Path, images: Tensor) -> tuple[Tensor, list[str] 
         return load_file(file)["logits"], json.loads(result.stdout.splitlines()[-1])
 
 
+_AUTO_OF_TASK = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "masked-lm": "AutoModelForMaskedLM",
+    "causal-lm": "AutoModelForCausalLM",
+}
 _TEXTS = ("Short.", "A text of somewhat more words, and of another length.", "Cut: " + "so much to say " * 2000)
 
 
@@ -218,17 +225,24 @@ def _export_text(run: RunFolder, student: HFTextModel, folder: Path) -> float:
     tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
     indices = torch.arange(len(_TEXTS))
     ours = student.prepare(TextBatch(list(_TEXTS), indices, indices))
-    if not all(torch.equal(tokens[name], ours[name]) for name in ours):
+    if not all(torch.equal(tokens[name], ours[name]) for name in tokens):
         raise UserError("The exported tokenizer gives other tokens.", "Please report this with the run's config.yaml.")
     if student.facts.num_classes:
-        auto: Any = transformers.AutoModelForSequenceClassification
+        auto: Any = getattr(transformers, _AUTO_OF_TASK[student.facts.task])
         module = auto.from_pretrained(folder, trust_remote_code=False).eval()
+        if isinstance(student, HFTokenModel):
+            real = tokens["attention_mask"].flatten().bool()
+            logits = module(**tokens).logits.flatten(0, 1)[real, : student.facts.num_classes]
+            output = student(ours)
+            expected = output.logits if output.vocabulary is None else output.vocabulary.dense()
+            return _compare(logits, expected, "transformers")
         if tuple(module.config.id2label.values()) != student.facts.label_names:
             raise UserError(
                 "The exported model lost its label names.", "Please report this with the run's config.yaml."
             )
         return _compare(module(**tokens).logits, _logits(student, ours), "transformers")
     pooling = student.preprocessing.pooling
+    assert pooling != "none", "models of tokens have heads"
     module = getattr(transformers, type(student.module).__name__).from_pretrained(folder).eval()
     output = module(**tokens)
     pooled = (

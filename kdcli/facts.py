@@ -13,11 +13,20 @@ MAX_IMAGE_SIZE = 4096
 """Largest side of a model's input in pixels; beyond it an option or a model's config is taken to be a mistake."""
 
 
-LabelKind = Literal["class", "classes", "number", "none"]
-"""What a sample's label is: one class, any number of classes, a number; or nothing is labelled."""
+LabelKind = Literal["class", "classes", "number", "tokens", "none"]
+"""What a sample's label is: one class, any number of classes, a number, the text's own tokens; or there is none."""
+
+LANGUAGE_MODELING = ("masked-lm", "causal-lm")
+"""The tasks whose labels are the text's own tokens; teacher and student have one tokenizer."""
+
+OVER_TOKENS = ("token-classification", *LANGUAGE_MODELING)
+"""The tasks in which features, logits and labels are of tokens or words, and not of whole texts."""
 
 MAX_TEXT_LENGTH = 131072
 """Most tokens of a text."""
+
+TextPooling = Literal["cls", "mean", "max", "last", "pooler", "none"]
+"""How the features of a text's tokens become one vector; ``none`` where each token stands for itself."""
 
 PROBE_TOKENS = 128
 """Tokens of the text that a model is measured with, where it takes as many."""
@@ -50,14 +59,13 @@ class TextPreprocessing:
         max_length: in tokens, special ones included; longer texts are cut at their end.
         tokenizer: its class and where it came from, in one phrase.
         vocab_size: number of its tokens.
-        pooling: how the features of a text's tokens become one vector: ``cls``, ``mean``, ``max``, ``last`` or
-            ``pooler``.
+        pooling: how the features of a text's tokens become one vector.
     """
 
     max_length: int
     tokenizer: str
     vocab_size: int
-    pooling: Literal["cls", "mean", "max", "last", "pooler"]
+    pooling: TextPooling
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,10 @@ class ModelFacts:
         name: resolved name, with its library: ``timm:resnet50.a1_in1k``, ``hf:org/name``, ``random:timm:resnet18``.
         library: whose native format the model saves in.
         task: what its own head is for: ``image-classification``, or ``image-embedding`` for a model without a head;
-            of text ``text-classification`` or ``sentence-embedding``.
+            of text ``text-classification``, ``sentence-embedding`` or one of ``OVER_TOKENS``.
         pretrained: False when the weights are as initialised.
         weights: where the weights came from, in one phrase.
-        num_classes: width of its own classifier; 0 without one.
+        num_classes: width of its own classifier, of a language model the number of tokens; 0 without one.
         label_names: names of those classes in order, where the model carries them.
         feature_dims: width of every tap that the model offers (``pooled``, ``embedding``).
         preprocessing: how it wants its images or texts.
@@ -108,7 +116,7 @@ class DataFacts:
     Attributes:
         name: the name it was asked for by, such as ``demo:digits``.
         task: what its labels are for.
-        class_names: in label order; the column's name where labels are numbers, empty where there are none.
+        class_names: in label order; the column's name where labels are numbers, empty where there are none or tokens.
         num_train: training samples, unlabelled ones included.
         num_labelled: training samples with a label.
         num_validation: validation samples.

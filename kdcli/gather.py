@@ -27,6 +27,26 @@ def gather_batch(share: Tensor) -> Tensor:
     return _GatherBatch.apply(share)
 
 
+def gather_rows(share: Tensor) -> Tensor:
+    """Return the rows of all processes as :func:`gather_batch` does, where each process may have another number.
+
+    Args:
+        share: (n, ...); only n may differ between processes.
+
+    Returns:
+        (sum of all n, ...).
+    """
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return share
+    own = torch.tensor([len(share)], device=share.device)
+    counts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, own)
+    numbers = [int(count) for count in counts]
+    padding = share.new_zeros(max(numbers) - len(share), *share.shape[1:])
+    parts = gather_batch(torch.cat([share, padding])).split(max(numbers))
+    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
+
+
 class _GatherBatch(Function):
     @staticmethod
     def forward(ctx: Any, share: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -17,23 +17,28 @@ from kdcli.data import (
     EvalLoader,
     ImageData,
     ImageSource,
+    Masking,
     Mix,
     TextData,
     TextEvalLoader,
     TextSource,
     TextTrainLoader,
+    TokenSource,
     TrainLoader,
+    cut_into_tokens,
     open_data,
     open_texts,
 )
 from kdcli.data.sources import Subset
 from kdcli.distiller import Distiller
 from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED, Preprocessing, TextPreprocessing
+from kdcli.facts import LANGUAGE_MODELING, UNLABELLED, Preprocessing, TextPreprocessing
+from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
 from kdcli.models import build_student, build_text_student, load_saved, load_teacher, load_text_teacher
 from kdcli.models.base import Model, to_device
+from kdcli.models.hf_text import HFTextModel
 from kdcli.models.layers import resolve_indices
 from kdcli.models.measure import time_passes
 from kdcli.plan import Decision, Plan, describe_costs, make_plan
@@ -53,6 +58,7 @@ class Job:
         data: the splits.
         teacher: frozen, or None.
         distiller: holds the student and every other trainable thing.
+        pieces: of a language model, from a split's texts to their tokens, made once; otherwise None.
     """
 
     config: RunConfig
@@ -61,6 +67,7 @@ class Job:
     data: ImageData | TextData
     teacher: Model | None
     distiller: Distiller
+    pieces: Callable[[TextSource], TokenSource] | None = None
 
     @property
     def student(self) -> Model:
@@ -93,7 +100,7 @@ class Job:
         source = self._train_source()
         if isinstance(source, TextSource):
             return TextTrainLoader(
-                source,
+                source if self.pieces is None else self.pieces(source),
                 batch_size=self.config.train.batch_size,
                 seed=self.config.seed,
                 rank=rank,
@@ -128,7 +135,12 @@ class Job:
         """
         if isinstance(source, TextSource) or isinstance(preprocessing, TextPreprocessing):
             assert isinstance(source, TextSource)
-            return TextEvalLoader(source, batch_size=self.config.train.batch_size, rank=rank, world_size=world_size)
+            return TextEvalLoader(
+                source if self.pieces is None else self.pieces(source),
+                batch_size=self.config.train.batch_size,
+                rank=rank,
+                world_size=world_size,
+            )
         return EvalLoader(
             source,
             preprocessing=preprocessing,
@@ -139,13 +151,16 @@ class Job:
             world_size=world_size,
         )
 
-    def predict(self, model: Model, batch: AnyBatch) -> Tensor:
+    def predict(self, model: Model, batch: AnyBatch) -> Tensor | VocabularyLogits:
         """Return what the task's metrics are about: the logits (B, C) of ``model``, or its embeddings (B, d).
+
+        Of a causal language model they are its logits over the vocabulary.
 
         Embeddings go through the projector into the teacher's space, where there is one that does that.
         """
         if not self.is_label_free:
-            logits = model(model.prepare(batch)).logits
+            output = model(model.prepare(batch))
+            logits = output.logits if output.vocabulary is None else output.vocabulary
             assert logits is not None
             return logits
         embeddings = model(model.prepare(batch), taps=("pooled",), logits=False).features["pooled"]
@@ -224,7 +239,7 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
         teacher = load_teacher(config.teacher, seed=config.seed) if has_teacher else None
     else:
         data = open_texts(config.data, task=config.task, seed=config.seed)
-        teacher = load_text_teacher(config.teacher, seed=config.seed) if has_teacher else None
+        teacher = load_text_teacher(config.teacher, seed=config.seed, task=config.task) if has_teacher else None
     is_new = student is None
     return _make_job(config, data, teacher, student, mixed_precision=mixed_precision, with_latencies=is_new)
 
@@ -255,6 +270,9 @@ def _make_job(
 ) -> Job:
     if student is None:
         student = _build_student(config, data, teacher)
+    if config.task in LANGUAGE_MODELING:
+        assert isinstance(data, TextData)
+        _check_tokenizers(teacher, student, data)
     config = open_taps(config, teacher, student)
     plan = make_plan(
         config,
@@ -266,6 +284,9 @@ def _make_job(
     job = assemble_job(config, plan, data=data, teacher=teacher, student=student)
     if (decision := _describe_epoch(config, plan, data)) is not None:
         plan = plan.with_decisions([decision])
+    if job.pieces is not None:
+        assert isinstance(data, TextData)
+        plan = plan.with_decisions([_describe_pieces(config, job.pieces(data.train), student)])
     return replace(job, plan=plan.with_decisions(job_costs(job, mixed_precision=mixed_precision)))
 
 
@@ -296,17 +317,29 @@ def assemble_job(
         seed=config.seed,
     )
     distiller = Distiller(student, _build_methods(plan.methods, context, seed=config.seed))
-    return Job(plan.resolve(config), plan, task, data, teacher, distiller)
+    pieces = _cutter(config, teacher, student) if config.task in LANGUAGE_MODELING else None
+    return Job(plan.resolve(config), plan, task, data, teacher, distiller, pieces)
 
 
 _TEXT_KEYS = (
     *("teacher.max_length", "teacher.pooling", "student.max_length", "student.pooling"),
-    *("data.text_column", "data.label_kind", "data.train_texts"),
+    *("data.text_column", "data.label_kind", "data.train_texts", "data.mask_probability"),
 )
+_TRIED_TEXTS = 200
+"""So many training texts are cut by both tokenizers, to see that they do it alike."""
 _IMAGE_KEYS = (
     *("teacher.image_size", "student.image_size", "student.drop_path", "data.image_column", "data.root"),
     *("data.classes", "data.train_images", "data.workers", "data.strict", "augment", "train.channels_last"),
 )
+
+
+_OVER_TEXTS = ("text-classification", "sentence-embedding")
+_KEYS_OF_TASKS = {
+    "teacher.pooling": (_OVER_TEXTS, "each token stands for itself"),
+    "student.pooling": (_OVER_TEXTS, "each token stands for itself"),
+    "data.mask_probability": (("masked-lm",), "nothing is masked"),
+}
+"""Options about texts -> the tasks that they are for, and why the others have none."""
 
 
 def _check_domain(config: RunConfig) -> None:
@@ -321,6 +354,74 @@ def _check_domain(config: RunConfig) -> None:
                 f"{key} is set, which is about {what}, but the task is {config.task}.",
                 "Leave it out, or choose another --task.",
             )
+    for key, (tasks, why) in _KEYS_OF_TASKS.items():
+        value, usual = (reduce(getattr, key.split("."), of) for of in (config, default))
+        if is_text and value != usual and config.task not in tasks:
+            raise UserError(f"{key} is set, but the task is {config.task}: {why}.", "Leave it out.")
+
+
+def _cutter(config: RunConfig, teacher: Model | None, student: Model) -> Callable[[TextSource], TokenSource]:
+    """Return what cuts a split's texts into tokens that teacher and student can take, each split once."""
+    assert isinstance(student, HFTextModel)
+    tokenizer, length = student.tokenizer, student.preprocessing.max_length
+    if isinstance(teacher, HFTextModel):
+        length = min(length, teacher.preprocessing.max_length)
+    masking = None
+    if config.task == "masked-lm":
+        if tokenizer.mask_token_id is None:
+            raise UserError(f"The tokenizer of {student.facts.name} has no mask token.", "Choose another --task.")
+        special = frozenset(tokenizer.all_special_ids)
+        masking = Masking(
+            config.data.mask_probability, tokenizer.mask_token_id, special, student.facts.num_classes, config.seed
+        )
+    known: dict[TextSource, TokenSource] = {}
+
+    def cut(source: TextSource) -> TokenSource:
+        if source not in known:
+            known[source] = cut_into_tokens(source, tokenizer, max_length=length, masking=masking)
+        return known[source]
+
+    return cut
+
+
+def _check_tokenizers(teacher: Model | None, student: Model, data: TextData) -> None:
+    """Refuse a language model's teacher whose tokens are others than the student's.
+
+    Raises:
+        UserError: they are; it says how.
+    """
+    if teacher is None:
+        return
+    assert isinstance(teacher, HFTextModel)
+    assert isinstance(student, HFTextModel)
+    ours, theirs = (model.tokenizer.get_vocab() for model in (student, teacher))
+    what = ""
+    if ours != theirs:
+        common = len(ours.items() & theirs.items())
+        what = f"of the student's {len(ours)} tokens {common} are among the teacher's {len(theirs)}"
+    else:
+        texts = list(data.train.texts[:_TRIED_TEXTS])
+        tried = [model.tokenizer(texts, verbose=False)["input_ids"] for model in (student, teacher)]
+        differing = sum(a != b for a, b in zip(*tried, strict=True))
+        if differing:
+            what = f"they have the same vocabulary, but cut {differing} of {len(texts)} texts differently"
+    if what:
+        raise UserError(
+            f"A language model is distilled token by token, and the tokenizers differ: {what}.",
+            "Take a student without a tokenizer of its own, which gets the teacher's, or --student 'teacher?layers=N'.",
+        )
+
+
+def _describe_pieces(config: RunConfig, pieces: TokenSource, student: Model) -> Decision:
+    assert isinstance(student.preprocessing, TextPreprocessing)
+    value = f"{len(pieces)} pieces for training, {pieces.num_tokens} tokens"
+    reason = (
+        "Each text by itself, cut where it is longer than both models take; special tokens stand around every piece."
+    )
+    if config.task == "masked-lm":
+        value += f", {config.data.mask_probability:.0%} of them predicted"
+        reason += " Masks are drawn anew in every epoch, and are always the same in evaluation."
+    return Decision("tokens", value, reason)
 
 
 def _build_student(config: RunConfig, data: ImageData | TextData, teacher: Model | None) -> Model:
@@ -361,7 +462,7 @@ def student_source(config: RunConfig, teacher: Model | None) -> tuple[TeacherCon
         return None if teacher is None else (config.teacher, teacher)
     if source.name == "none":
         raise UserError("student.source is none.", "Name a model.")
-    load = load_teacher if config.task == "image-classification" else load_text_teacher
+    load = load_teacher if config.task == "image-classification" else partial(load_text_teacher, task=config.task)
     return source, load(source, seed=config.seed)
 
 
@@ -372,7 +473,12 @@ def _latency(model: Model) -> float:
     inputs = to_device(model.example(), device)
     taps = () if model.facts.num_classes else ("pooled",)
     model.eval()
-    times = time_passes(lambda: model(inputs, taps=taps), device=device, most=25, seconds=0.5)
+
+    def one_pass() -> None:
+        if (vocabulary := model(inputs, taps=taps).vocabulary) is not None:
+            vocabulary.dense()
+
+    times = time_passes(one_pass, device=device, most=25, seconds=0.5)
     model.train(was_training)
     return 1e3 * float(times.median())
 

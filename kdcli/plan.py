@@ -28,7 +28,7 @@ from kdcli.config import (
     SupervisedOptions,
 )
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import PROBE_TOKENS, DataFacts, ModelFacts, Preprocessing, TextPreprocessing
+from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, DataFacts, ModelFacts, Preprocessing, TextPreprocessing
 from kdcli.relation import RelationEvidence, find_relation, num_shared_labels
 
 _OTHER_CLASSES = "other classes"
@@ -379,8 +379,11 @@ def _supervised(data: DataFacts) -> tuple[list[MethodOptions], list[Decision]]:
     """Return the loss on the labels, where there are any."""
     if data.label_kind == "none":
         return [], []
-    options = SupervisedOptions(label_smoothing=0.0) if data.label_kind == "number" else SupervisedOptions()
+    is_smooth = data.label_kind not in ("number", "tokens")
+    options = SupervisedOptions() if is_smooth else SupervisedOptions(label_smoothing=0.0)
     reason = f"{data.num_labelled} of {data.num_train} training {data.noun}s have labels."
+    if data.label_kind == "tokens":
+        reason = "The texts' own tokens are what is predicted."
     return [options], [_describe_method(options, reason)]
 
 
@@ -546,6 +549,10 @@ def _check_methods(
     if teacher is None and needs_teacher:
         raise UserError(f"{key}: {needs_teacher[0]} needs a teacher, and teacher is none.", "Name one with --teacher.")
     _check_labels(key, methods, data)
+    if data.label_kind == "tokens" and not any(options.trains_classifier for options in methods):
+        raise UserError(
+            f"{key}: nothing trains what predicts the tokens.", "Add supervised or logit_kd; there is no other stage."
+        )
     # Features alone are fit for nearest class means, as long as they are held by something.
     trains_features = bool(needs_teacher) and not any(
         options.reads_logits or _can_vanish(options) for options in methods
@@ -588,7 +595,13 @@ def _check_labels(key: str, methods: Sequence[MethodOptions], data: DataFacts) -
                 raise UserError(
                     f"{key}: label_smoothing is for classes, and the labels are numbers.", "Set label_smoothing to 0."
                 )
-        elif data.label_kind in ("classes", "number") and reads_labels and not options.reads_logits:
+        elif data.label_kind == "tokens" and data.task == "causal-lm" and options.reads_logits:
+            if not options.takes_vocabulary:
+                raise UserError(
+                    f"{key}: {options.method} wants all logits of a vocabulary at once, which would not fit in memory.",
+                    "Use logit_kd, whose divergence can be chosen.",
+                )
+        elif data.label_kind in ("classes", "number", "tokens") and reads_labels and not options.reads_logits:
             raise UserError(
                 f"{key}: {options.method} needs one class a sample, and the labels are others.",
                 f"Remove {options.method}.",
@@ -627,6 +640,8 @@ def _shown_settings(options: MethodOptions) -> dict[str, Any]:
     shown = options.model_dump(exclude={"method", "student_tap", "teacher_tap", "layers"})
     if isinstance(options, DeiTOptions) and options.kind == "hard":
         del shown["temperature"]
+    if isinstance(options, LogitKDOptions) and options.divergence != "jensen_shannon":
+        del shown["beta"]
     if isinstance(options, StochasticTripletOptions) and options.mining == "nearest_farther":
         del shown["margin"]
     if isinstance(options, ProjectionOptions):
@@ -650,6 +665,10 @@ def _describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: 
         reason = "Width in brackets; averaged over positions, but for embedding, the classifier's input."
         if isinstance(student.preprocessing, TextPreprocessing):
             reason = "Width in brackets; pooled is each model's own embedding of a text, layers are averaged over its tokens."
+            if student.preprocessing.pooling == "none":
+                reason = (
+                    "Width in brackets; pooled is the last hidden state of each token, layers are those of each token."
+                )
         if options.reads == "maps":
             reason = "Channels and grid in brackets; not averaged over positions."
         if isinstance(options, ProjectionOptions) and options.projector == "orthogonal" and teacher is not None:
@@ -725,6 +744,7 @@ def _describe_models(
         "class": f"{len(data.class_names)} classes",
         "classes": f"{len(data.class_names)} labels, any number a sample",
         "number": "a number a sample",
+        "tokens": "its own tokens",
         "none": "no labels",
     }
     decisions.append(Decision("data", f"{data.name}: {labels[data.label_kind]}, {splits}", " ".join(data.notes)))
@@ -793,7 +813,8 @@ def _epochs(number: int) -> str:
 
 
 def _model_line(facts: ModelFacts) -> str:
-    head = f"{facts.num_classes} classes" if facts.num_classes else "no head"
+    unit = "tokens" if facts.task in LANGUAGE_MODELING else "classes"
+    head = f"{facts.num_classes} {unit}" if facts.num_classes else "no head"
     return f"{facts.name}: {human_count(facts.num_parameters)} parameters, {human_count(facts.macs)} MACs, {head}"
 
 
@@ -811,6 +832,7 @@ def _compression_reason(pre: Preprocessing | TextPreprocessing) -> str:
 
 def _input_line(pre: Preprocessing | TextPreprocessing) -> str:
     if isinstance(pre, TextPreprocessing):
-        return f"{pre.max_length} tokens, {pre.tokenizer} ({human_count(pre.vocab_size)}), pooled by {pre.pooling}"
+        pooled = "each for itself" if pre.pooling == "none" else f"pooled by {pre.pooling}"
+        return f"{pre.max_length} tokens, {pre.tokenizer} ({human_count(pre.vocab_size)}), {pooled}"
     mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (pre.mean, pre.std))
     return f"{pre.image_size[0]}x{pre.image_size[1]} {pre.interpolation}, mean ({mean}), std ({std})"

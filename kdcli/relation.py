@@ -15,8 +15,8 @@ class RelationEvidence:
     Attributes:
         relation: ``same``, ``cross``, ``random`` or ``none``.
         reason: one sentence.
-        label_map: for each of the student's classes the teacher's class of the same label; None when the
-            label spaces differ or the teacher has no labels.
+        label_map: for each of the student's classes the teacher's class of the same label; empty where both predict
+            the same tokens; None when the label spaces differ or the teacher has no labels.
     """
 
     relation: Relation
@@ -37,6 +37,9 @@ def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEviden
         return RelationEvidence("same", reason, None)
     if teacher.task != data.task:
         return RelationEvidence("cross", f"The teacher is for {teacher.task}, the data are for {data.task}.", None)
+    if data.label_kind == "tokens":
+        reason = "Both predict the tokens of one vocabulary: their tokenizers are the same."
+        return RelationEvidence("same", reason, ())
     label_map, reason = map_labels(teacher, data)
     # A softmax over logits says nothing where a sample has several labels or a number.
     shared = label_map if data.label_kind == "class" else None

@@ -25,15 +25,9 @@ class LiveTeacher:
         self.logits = logits
 
     def __call__(self, batch: AnyBatch) -> ModelOutput:
-        """Return the outputs for ``batch`` without gradient, as ordinary tensors that losses may save."""
+        """Return the outputs for ``batch`` without gradient."""
         if not (self.taps or self.maps or self.logits):  # only an earlier stage had a use for it
             return ModelOutput({}, None)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode, whose tensors no backward pass may save
             inputs = self.model.prepare(batch)
-            output = self.model(inputs, taps=self.taps, maps=self.maps, logits=self.logits)
-        # Inference tensors can't be saved for a backward pass: a copy made outside can.
-        return ModelOutput(
-            features={tap: value.clone() for tap, value in output.features.items()},
-            logits=None if output.logits is None else output.logits.clone(),
-            maps={tap: value.clone() for tap, value in output.maps.items()},
-        )
+            return self.model(inputs, taps=self.taps, maps=self.maps, logits=self.logits)

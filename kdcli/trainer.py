@@ -30,6 +30,7 @@ from kdcli.data.seeding import stable_seed
 from kdcli.distiller import Distiller
 from kdcli.errors import UserError
 from kdcli.job import Job
+from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.models import load_saved
 from kdcli.models.base import Model, ModelOutput
 from kdcli.optim import make_optimizer, make_schedule
@@ -463,7 +464,7 @@ def evaluate(
     was_training = model.training
     model.eval()
 
-    def predict(batch: AnyBatch) -> Tensor:
+    def predict(batch: AnyBatch) -> Tensor | VocabularyLogits:
         with accelerator.autocast():
             return job.predict(model, batch)
 

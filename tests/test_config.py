@@ -88,6 +88,12 @@ def test_alone_keeps_everything_but_the_teacher_and_its_losses():
     assert (alone.seed, alone.train, alone.optim, alone.augment) == (5, config.train, config.optim, config.augment)
 
 
+@pytest.mark.parametrize(("key", "value"), [("beta", 0), ("beta", 1), ("divergence", "kl")])
+def test_divergences_of_logits(key, value):
+    with pytest.raises(UserError, match=rf"methods\.0\.{key}"):
+        parse_config({**MINIMAL, "methods": [{"method": "logit_kd", key: value}]}, source="t")
+
+
 @pytest.mark.parametrize(
     "module", ["config", "recipes", "plan", "relation", "facts", "console", "progress", "cli", "models.spec"]
 )

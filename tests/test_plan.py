@@ -345,6 +345,15 @@ def test_hard_distillation_shows_no_temperature():
         assert ("temperature" in decision.value) == shown
 
 
+def test_only_jensen_shannon_shows_its_beta():
+    for divergence, shown in (("forward_kl", False), ("reverse_kl", False), ("jensen_shannon", True)):
+        options = {"method": "logit_kd", "divergence": divergence, "beta": 0.25}
+        made = plan(methods=[SUPERVISED, options])
+        (decision,) = [d for d in made.decisions if d.name == "loss: logit kd"]
+        assert f"divergence {divergence}" in decision.value
+        assert ("beta 0.25" in decision.value) == shown
+
+
 def test_compression_shows_the_latencies_that_were_measured():
     made = make_plan(config(), teacher=TEACHER, student=STUDENT, data=DATA, latencies=(12.04, 3.0))
     (line,) = (decision for decision in made.decisions if decision.name == "compression")

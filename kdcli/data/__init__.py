@@ -2,11 +2,12 @@
 
 :func:`open_data` turns a name into :class:`ImageData` (three splits and what is known about them), the loaders turn a
 split into :class:`Batch` objects of uint8 canvases, :class:`Mix` mixes a batch, and :func:`prepare` makes a canvas a
-model's input. :func:`open_texts` and its loaders do the same for texts, of which each model makes its own tokens.
+model's input. :func:`open_texts` and its loaders do the same for texts, of which each model makes its own tokens; for language
+models :func:`cut_into_tokens` does that once.
 """
 
 from kdcli.data.augment import Augmentation
-from kdcli.data.batch import AnyBatch, Batch, TextBatch
+from kdcli.data.batch import AnyBatch, Batch, TextBatch, TokenBatch
 from kdcli.data.images import UnreadableImage, decode_image
 from kdcli.data.loaders import EvalLoader, TrainLoader
 from kdcli.data.mix import Mix
@@ -16,6 +17,7 @@ from kdcli.data.sources import ImageSource
 from kdcli.data.splits import ImageData
 from kdcli.data.text_files import open_texts
 from kdcli.data.texts import TextData, TextEvalLoader, TextSource, TextTrainLoader
+from kdcli.data.tokens import Masking, TokenSource, cut_into_tokens
 
 __all__ = [
     "AnyBatch",
@@ -24,14 +26,18 @@ __all__ = [
     "EvalLoader",
     "ImageData",
     "ImageSource",
+    "Masking",
     "Mix",
     "TextBatch",
     "TextData",
     "TextEvalLoader",
     "TextSource",
     "TextTrainLoader",
+    "TokenBatch",
+    "TokenSource",
     "TrainLoader",
     "UnreadableImage",
+    "cut_into_tokens",
     "decode_image",
     "fit",
     "open_data",

@@ -73,5 +73,34 @@ class TextBatch:
         return replace(self, targets=self.targets.to(device), indices=self.indices.to(device))
 
 
-AnyBatch = Batch | TextBatch
+@dataclass(eq=False)
+class TokenBatch:
+    """Pieces of texts as tokens.
+
+    Attributes:
+        input_ids: int64 ``(B, L)``, padded on the right.
+        attention_mask: int64 ``(B, L)``, 1 for a token and 0 for padding.
+        predicted: bool ``(B, L)``, the N positions whose outputs predict a token.
+        targets: int64 ``(N,)``, those tokens, piece by piece.
+        indices: int64 ``(B,)``, which pieces of the source these are.
+        skipped: always empty: every text can be read.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    predicted: Tensor
+    targets: Tensor
+    indices: Tensor
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """Return the batch with its tensors on ``device``."""
+        names = ("input_ids", "attention_mask", "predicted", "targets", "indices")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+AnyBatch = Batch | TextBatch | TokenBatch
 """What a loader yields and :meth:`kdcli.models.base.Model.prepare` takes."""

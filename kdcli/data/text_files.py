@@ -27,7 +27,7 @@ from kdcli.data.tables import (
 )
 from kdcli.data.texts import TextData, TextSource, labelled_indices
 from kdcli.errors import UserError, did_you_mean, reading
-from kdcli.facts import UNLABELLED, DataFacts, LabelKind
+from kdcli.facts import LANGUAGE_MODELING, UNLABELLED, DataFacts, LabelKind
 from kdcli.text import expand_user
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def open_texts(config: DataConfig, *, task: str, seed: int) -> TextData:
 
     Args:
         config: name, columns, splits and labels.
-        task: ``text-classification``, or ``sentence-embedding``, which reads no labels.
+        task: ``text-classification``, or one that reads no labels: their texts' own tokens are what language models
+            learn, and ``sentence-embedding`` has nothing but the teacher.
         seed: the run's; cuts the validation split. Test texts never depend on it.
 
     Raises:
@@ -313,7 +314,9 @@ def _demo(name: str, reads_labels: bool) -> _Splits:
             f"There is: {', '.join(f'demo:{demo}' for demo in DEMOS)}.",
         )
     if reads_labels:
-        raise UserError(f"demo:{name} has no labels to classify by.", "It is for --task sentence-embedding.")
+        raise UserError(
+            f"demo:{name} has no labels to classify by.", "It is for --task sentence-embedding, masked-lm or causal-lm."
+        )
     from pydoc_data.topics import topics
 
     paragraphs = [" ".join(part.split()) for key in sorted(topics) for part in re.split(r"\n\s*\n", topics[key])]
@@ -375,16 +378,17 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
         notes.append(f"Labels: {config.labels_per_class} a class kept by seed {seed}, the rest withheld.")
     if config.unlabelled is not None:
         train = _append_unlabelled(train, config.unlabelled, (validation, test), notes)
+    kind = "tokens" if task in LANGUAGE_MODELING else official.kind
     facts = DataFacts(
         name=config.name,
         task=task,
         class_names=names,
         num_train=len(train),
-        num_labelled=len(labelled_indices(train)),
+        num_labelled=len(train) if kind == "tokens" else len(labelled_indices(train)),
         num_validation=len(validation),
         num_test=0 if test is None else len(test),
         notes=tuple(notes),
-        label_kind=official.kind,
+        label_kind=kind,
         label_scale=_scale(train) if official.kind == "number" else None,
     )
     return TextData(facts, train, validation, test)

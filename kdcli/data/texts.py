@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcli.data.batch import TextBatch
+from kdcli.data.batch import TextBatch, TokenBatch
 from kdcli.data.loaders import epoch_order
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED, DataFacts
@@ -61,14 +62,24 @@ class TextSource:
             split=self.split,
         )
 
-    def batch(self, indices: Sequence[int]) -> TextBatch:
-        """Return the texts ``indices`` as a batch."""
+    def batch(self, indices: Sequence[int], epoch: int | None = None) -> TextBatch:
+        """Return the texts ``indices`` as a batch, the same in every epoch."""
         targets = (
             torch.tensor([self.labels[index] for index in indices], dtype=torch.int64)
             if self.values is None
             else torch.from_numpy(self.values[list(indices)])
         )
         return TextBatch([self.texts[index] for index in indices], targets, torch.tensor(indices, dtype=torch.int64))
+
+
+class Pieces(Protocol):
+    """What batches of texts are made of."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def batch(self, indices: Sequence[int], epoch: int | None = None) -> TextBatch | TokenBatch:
+        """Return the samples ``indices`` as a batch of a training epoch, or without one as they are evaluated."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class TextTrainLoader:
         UserError: ``batch_size`` is not a multiple of ``world_size``, or there are fewer texts than processes.
     """
 
-    def __init__(self, source: TextSource, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, source: Pieces, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size % world_size:
             raise UserError(
                 f"A batch of {batch_size} can't be shared evenly by {world_size} processes.",
@@ -122,12 +133,12 @@ class TextTrainLoader:
         """Number of batches of a whole epoch."""
         return len(self._source) // self._batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[TextBatch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[TextBatch | TokenBatch]:
         """Yield the batches of an epoch, from number ``start``."""
         order = epoch_order(len(self._source), seed=self._seed, epoch=epoch).tolist()
         for number in range(start, self.batches_per_epoch):
             first = number * self._batch_size + self._first
-            yield self._source.batch(order[first : first + self._share])
+            yield self._source.batch(order[first : first + self._share], epoch)
 
 
 class TextEvalLoader:
@@ -140,7 +151,7 @@ class TextEvalLoader:
         world_size: number of processes; each gets every ``world_size``-th batch.
     """
 
-    def __init__(self, source: TextSource, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, source: Pieces, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self._source = source
         batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
         self._batches = batches[rank::world_size]
@@ -149,7 +160,7 @@ class TextEvalLoader:
         """Return the number of batches."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[TextBatch]:
+    def __iter__(self) -> Iterator[TextBatch | TokenBatch]:
         """Yield the batches."""
         for indices in self._batches:
             yield self._source.batch(indices)

@@ -6,6 +6,9 @@ fit is a ``ValueError``: nothing is broadcast. Where a batch holds nothing to co
 triplet) the loss is 0 with zero gradient, and a vector of zeros has no direction: normalised it stays zero, with zero
 gradient. Numbers that aren't finite reach the loss.
 
+Those over the vocabulary of a language model (``chunked_...``) take what its last layer reads in place of logits, and give
+one value a position.
+
 No loss carries its method's weight: the docstrings say which reduction the authors' weight belongs to where it differs.
 """
 
@@ -25,9 +28,21 @@ from kdcli.losses.logit import deit_hard, deit_soft, dist, dkd, logit_kd
 from kdcli.losses.refilled import local_classifier_kl, stochastic_triplet_kl
 from kdcli.losses.relational import correlation_congruence, pkt, rkd_angle, rkd_distance, similarity_preserving
 from kdcli.losses.spectral import spectral_regularization
+from kdcli.losses.vocabulary import (
+    OutputHead,
+    VocabularyLogits,
+    chunked_argmax,
+    chunked_cross_entropy,
+    chunked_divergence,
+)
 
 __all__ = [
+    "OutputHead",
+    "VocabularyLogits",
     "attention_transfer",
+    "chunked_argmax",
+    "chunked_cross_entropy",
+    "chunked_divergence",
     "common_grid",
     "correlation_congruence",
     "crd",

@@ -2,30 +2,79 @@
 
 from __future__ import annotations
 
+import math
+import typing
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcli.config import DivergenceName
 from kdcli.losses.common import require_labels, require_positive, same_shape, unit, without_autocast
 from kdcli.normalize import centre
 
 
-def logit_kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """Distillation of logits, ``T² · KL(softmax(t/T) ‖ softmax(s/T))``, mean over samples.
+def logit_kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float,
+    divergence: DivergenceName = "forward_kl",
+    beta: float = 0.5,
+) -> Tensor:
+    """Distillation of logits, ``T² · D(softmax(t/T), softmax(s/T))``, mean over samples.
 
     Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531; ``T²`` keeps the
-    size of the gradient as the temperature changes.
+    size of the gradient as the temperature changes. Of the teacher's ``p`` and the student's ``q``, ``D`` is
+
+    - ``"forward_kl"``: ``KL(p ‖ q)``, Hinton's: the student covers all that the teacher holds likely.
+    - ``"reverse_kl"``: ``KL(q ‖ p)``: the student keeps to what the teacher holds likely.
+    - ``"jensen_shannon"``: ``β KL(p ‖ m) + (1 − β) KL(q ‖ m)`` with ``m = β p + (1 − β) q``, the generalised divergence of
+      Agarwal et al., "On-Policy Distillation of Language Models", ICLR 2024, arXiv 2306.13649 (GKD). It is
+      symmetric at ``β = 1/2``. It vanishes at both ends: divided by ``β`` it tends to ``KL(p ‖ q)`` as ``β → 0``, divided
+      by ``1 − β`` to ``KL(q ‖ p)`` as ``β → 1``.
 
     Args:
         student_logits: ``(..., num_classes)``.
         teacher_logits: the same shape, over the same classes in the same order.
         temperature: ``T``; positive.
+        divergence: ``D``.
+        beta: ``β``, between 0 and 1; of ``"jensen_shannon"`` alone.
     """
     student_logits, teacher_logits = same_shape(student_logits, teacher_logits)
     require_positive("temperature", temperature)
-    student_log_probs = F.log_softmax(student_logits / temperature, dim=-1).flatten(end_dim=-2)
-    teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=-1).flatten(end_dim=-2)
-    return F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True) * temperature**2
+    require_divergence(divergence, beta)
+    student_log_probs = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=-1)
+    terms, _ = divergence_terms(student_log_probs, teacher_log_probs, divergence, beta)
+    return temperature**2 * terms.sum(dim=-1).mean()
+
+
+def require_divergence(divergence: DivergenceName, beta: float) -> None:
+    """Raise ``ValueError`` unless it is one of :func:`logit_kd`'s with its ``beta``."""
+    if divergence not in (names := typing.get_args(DivergenceName)):
+        raise ValueError(f"divergence must be one of {', '.join(names)}, got {divergence!r}.")
+    if divergence == "jensen_shannon" and not 0 < beta < 1:
+        raise ValueError(f"beta must be between 0 and 1, got {beta!r}.")
+
+
+def divergence_terms(
+    student_log_probs: Tensor, teacher_log_probs: Tensor, divergence: DivergenceName, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Return what each class adds to a divergence of :func:`logit_kd`, and its score for the gradient.
+
+    The sum of the terms over the classes is the divergence; its derivative for the student's logits (those of the
+    softmax) is ``score − q · Σ score``, with the student's probabilities ``q``. Both of any shape.
+    """
+    if divergence == "forward_kl":
+        teacher_probs = teacher_log_probs.exp()
+        return teacher_probs * (teacher_log_probs - student_log_probs), -teacher_probs
+    if divergence == "reverse_kl":
+        terms = student_log_probs.exp() * (student_log_probs - teacher_log_probs)
+        return terms, terms
+    mixture = torch.logaddexp(teacher_log_probs + math.log(beta), student_log_probs + math.log1p(-beta))
+    of_student = (1 - beta) * student_log_probs.exp() * (student_log_probs - mixture)
+    return beta * teacher_log_probs.exp() * (teacher_log_probs - mixture) + of_student, of_student
 
 
 def dkd(

@@ -23,7 +23,7 @@ class Context:
         task: gives the supervised loss.
         student: the student's facts.
         teacher: the teacher's facts, or None.
-        label_map: the teacher's class of each of the student's classes, or None.
+        label_map: the teacher's class of each of the student's classes; empty where all are the same; or None.
         train_labels: the class of every training sample, ``UNLABELLED`` for none.
         train_samples: the training sample that each index of a batch stands for; None where they are the same.
         seed: the run's.
@@ -84,7 +84,7 @@ class Method(nn.Module, ABC):
         Args:
             student: its outputs, with gradient.
             teacher: its outputs, without; None without a teacher.
-            targets: as the task's supervised loss takes them.
+            targets: as the task's supervised loss takes them; beside logits over a vocabulary this process's own.
             indices: int64 (B,), which training samples these are, as the loader counts them.
         """
 
@@ -105,7 +105,7 @@ class LogitMethod(Method):
         """Return the teacher's logits in the student's label order, (B, num_classes)."""
         assert teacher is not None
         assert teacher.logits is not None
-        return teacher.logits.index_select(1, self.label_map)
+        return teacher.logits.index_select(1, self.label_map) if len(self.label_map) else teacher.logits
 
 
 class LayerMethod(Method):

@@ -1,26 +1,37 @@
-"""Distillation of logits (Hinton et al. 2015)."""
+"""Distillation of logits (Hinton et al. 2015), also by other divergences."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor
 
 from kdcli import losses
 from kdcli.config import LogitKDOptions
+from kdcli.gather import gather_rows
 from kdcli.methods.base import Context, LogitMethod
 from kdcli.models.base import ModelOutput
 
 
 class LogitKD(LogitMethod):
-    """``T² KL(softmax(teacher / T) ‖ softmax(student / T))`` over common labels."""
+    """``T² D(softmax(teacher / T), softmax(student / T))`` over common labels or tokens, KL by default."""
 
     def __init__(self, options: LogitKDOptions, context: Context) -> None:
         super().__init__(options, context)
-        self.temperature = options.temperature
+        self.how: dict[str, Any] = {
+            "temperature": options.temperature,
+            "divergence": options.divergence,
+            "beta": options.beta,
+        }
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the loss; labels are not read."""
+        if student.vocabulary is not None:
+            assert teacher is not None
+            assert teacher.vocabulary is not None
+            return gather_rows(losses.chunked_divergence(student.vocabulary, teacher.vocabulary, **self.how)).mean()
         assert student.logits is not None
-        return losses.logit_kd(student.logits, self.common_logits(teacher), temperature=self.temperature)
+        return losses.logit_kd(student.logits, self.common_logits(teacher), **self.how)
 
 
 build = LogitKD

@@ -21,8 +21,9 @@ class Supervised(Method):
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the task's loss; the teacher is not read."""
-        assert student.logits is not None
-        return self.task.supervised_loss(student.logits, targets, label_smoothing=self.label_smoothing)
+        logits = student.logits if student.vocabulary is None else student.vocabulary
+        assert logits is not None
+        return self.task.supervised_loss(logits, targets, label_smoothing=self.label_smoothing)
 
 
 build = Supervised

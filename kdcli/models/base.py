@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdcli.data import AnyBatch, Batch, prepare
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import MAX_IMAGE_SIZE, ModelFacts, Preprocessing, TextPreprocessing
+from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.models.measure import Measured, measure
 from kdcli.models.spec import Library
 from kdcli.text import short_repr
@@ -36,16 +37,18 @@ class ModelOutput:
     """What a model returned.
 
     Attributes:
-        features: tap -> (B, d), the taps that were asked for.
+        features: tap -> (B, d), the taps that were asked for; of a task over tokens B counts tokens.
         logits: (B, num_classes); None where they were not asked for, or the model has no classifier.
         maps: tap -> (B, C, H, W), the maps that were asked for.
         distillation_logits: (B, num_classes) of the distillation token; None where they were not asked for.
+        vocabulary: in place of ``logits`` those of a causal language model.
     """
 
     features: dict[str, Tensor]
     logits: Tensor | None
     maps: dict[str, Tensor] = field(default_factory=dict)
     distillation_logits: Tensor | None = None
+    vocabulary: VocabularyLogits | None = None
 
 
 @dataclass(frozen=True)

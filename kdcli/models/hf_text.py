@@ -8,23 +8,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTextEncoding
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
+    AutoModelForTokenClassification,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from kdcli.config import Pooling
 from kdcli.data.batch import AnyBatch, TextBatch
 from kdcli.errors import UserError
-from kdcli.facts import PROBE_TOKENS, DataFacts, LabelKind, TextPreprocessing
+from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, DataFacts, LabelKind, TextPooling, TextPreprocessing
 from kdcli.models.base import LayerTap, Model, ModelOutput, Origin, Probe, run_once, tensor_of
 from kdcli.models.hf import from_config, label_names, load_weights, read_config
 from kdcli.models.locate import Place
@@ -37,6 +48,35 @@ _PROBLEMS: dict[LabelKind, str] = {
     "class": "single_label_classification",
     "classes": "multi_label_classification",
     "number": "regression",
+}
+HeadKind = Literal["none", "sequence", "token", "masked", "causal"]
+"""What a model of text has on top: nothing, a classifier of texts or of tokens, or a language model's head."""
+HEAD_OF_TASK: dict[str, HeadKind] = {
+    "text-classification": "sequence",
+    "sentence-embedding": "none",
+    "token-classification": "token",
+    "masked-lm": "masked",
+    "causal-lm": "causal",
+}
+_AUTO: dict[HeadKind, tuple[Any, Any, dict[str, str]]] = {
+    "sequence": (
+        AutoModelForSequenceClassification,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    "token": (
+        AutoModelForTokenClassification,
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+}
+_HEAD_NAMES = {
+    "sequence": "classifier of texts",
+    "token": "classifier of tokens",
+    "masked": "masked language model",
+    "causal": "causal language model",
 }
 _EMBEDDING_KEYS = ("pad", "bos", "eos", "cls", "sep")
 """Of the tokens that a config knows by number."""
@@ -76,7 +116,7 @@ class HFTextModel(Model):
         self.tokenizer = tokenizer
         self._template = _Template.of(tokenizer)
         self._mask = _Mask()
-        super().__init__(module, origin, preprocessing, module.config.num_labels if is_text_classifier(module) else 0)
+        super().__init__(module, origin, preprocessing, self._count_classes(module))
         if head is not None:
             self.head, self._has_head = head, True
             with torch.no_grad():
@@ -110,7 +150,8 @@ class HFTextModel(Model):
 
     def reset_classifier(self) -> None:
         """Initialise the classifier anew, as an untrained model of this kind has it, from torch's generator."""
-        fresh = AutoModelForSequenceClassification.from_config(self.module.config, dtype=torch.float32)
+        auto, _, _ = _AUTO[head_kind(self.module)]
+        fresh = auto.from_config(self.module.config, dtype=torch.float32)
         for name, child in self.module.named_children():
             if name != self.module.base_model_prefix:
                 child.load_state_dict(fresh.get_submodule(name).state_dict())
@@ -120,6 +161,9 @@ class HFTextModel(Model):
         """Let the classifier give about ``mean`` for every text, where its last layer has a bias: numbers may be far from 0."""
         if self._last is not None and (bias := self.module.get_submodule(self._last).bias) is not None:
             bias.fill_(mean)  # type: ignore[operator]
+
+    def _count_classes(self, module: Any) -> int:
+        return int(module.config.num_labels) if is_text_classifier(module) else 0
 
     def _task(self, num_classes: int) -> str:
         return "text-classification" if num_classes else "sentence-embedding"
@@ -133,13 +177,18 @@ class HFTextModel(Model):
                 f"{origin.name} can't take texts: {error}", "Choose a model of text that reads nothing else."
             ) from error
 
-    def _probe(self, inputs: dict[str, Tensor], num_classes: int) -> Probe:
+    def _prepare_encoder(self) -> nn.Module:
+        """Find the part that gives the features, and how the model wants to be called; return that part."""
         module: Any = self.module
         takes = signature(module.forward).parameters
         self._arguments = {"use_cache": False} if "use_cache" in takes else {}
-        encoder = module.get_encoder() if module.config.is_encoder_decoder else module.base_model
+        encoder: nn.Module = module.get_encoder() if module.config.is_encoder_decoder else module.base_model
         self._encoder = next(name for name, child in module.named_modules() if child is encoder)
         self._encoder_arguments = self._arguments if encoder is module.base_model else {}
+        return encoder
+
+    def _probe(self, inputs: dict[str, Tensor], num_classes: int) -> Probe:
+        module, encoder = self.module, self._prepare_encoder()
         self._hidden, self._input = _Recorder(), _Recorder()
         encoder.register_forward_hook(self._hidden)
         last = _last_linear(module, encoder, inputs, self._arguments) if num_classes else None
@@ -298,7 +347,21 @@ class _Template:
 
 def is_text_classifier(module: nn.Module) -> bool:
     """Whether ``module`` is one of transformers' classifiers of texts."""
-    return type(module).__name__ in _classifier_classes()
+    return head_kind(module) == "sequence"
+
+
+def head_kind(module: nn.Module) -> HeadKind:
+    """Return what ``module`` has on top of its backbone."""
+    return _head_of_class(type(module).__name__)
+
+
+def head_of_config(config: Any) -> HeadKind:
+    """Return what the model on top has that ``config`` was saved with; ``none`` where the config doesn't say."""
+    return _head_of_class(config.architectures[0]) if config.architectures else "none"
+
+
+def _head_of_class(name: str) -> HeadKind:
+    return next((kind for kind, (_, _, names) in _AUTO.items() if name in names.values()), "none")
 
 
 def read_text_config(place: Place) -> Any:
@@ -320,13 +383,14 @@ def _is_encoder(config: Any) -> bool:
     return type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def build_text_teacher(place: Place, config: Any, *, pretrained: bool, pooling: Pooling) -> nn.Module:
-    """Build the classifier, or the backbone, that ``config`` describes.
+def build_text_teacher(place: Place, config: Any, *, task: str, pretrained: bool, pooling: TextPooling) -> nn.Module:
+    """Build the model with its own head, or the backbone, that ``config`` describes.
 
     Raises:
-        UserError: the weights are missing, damaged or incomplete.
+        UserError: it has no head for a task that needs one, or the weights are missing, damaged or incomplete.
     """
-    auto = _auto_class(config, classifies=has_text_classifier(config))
+    kind = _teacher_kind(place, config, task, pretrained=pretrained)
+    auto = _auto_class(place, config, kind)
     arguments = _pooler_arguments(auto, config, pooling)
     if pretrained:
         may_miss = () if pooling == "pooler" else ("pooler",)
@@ -334,48 +398,61 @@ def build_text_teacher(place: Place, config: Any, *, pretrained: bool, pooling: 
     return from_config(auto, place, config, **arguments)
 
 
+def _teacher_kind(place: Place, config: Any, task: str, *, pretrained: bool) -> HeadKind:
+    if task in LANGUAGE_MODELING:
+        kind = HEAD_OF_TASK[task]
+        if pretrained and (own := head_of_config(config)) != kind:
+            what = "a backbone alone" if own == "none" else f"a {_HEAD_NAMES[own]}"
+            raise UserError(
+                f"{place.name} is no {_HEAD_NAMES[kind]}: it was saved as {what}.",
+                f"Name a teacher for --task {task}, or choose another --task.",
+            )
+        return kind
+    if task == "token-classification":
+        return "token" if head_of_config(config) == "token" else "none"
+    return "sequence" if has_text_classifier(config) else "none"
+
+
 def build_text_teacher_with_weights(
-    place: Place, config: Any, checkpoint: Checkpoint, *, pooling: Pooling
+    place: Place, config: Any, checkpoint: Checkpoint, *, task: str, pooling: TextPooling
 ) -> tuple[nn.Module, LoadReport]:
     """Build what ``config`` describes with a local checkpoint's weights, its classifier as wide as theirs."""
 
     def build(num_classes: int | None) -> nn.Module:
         if num_classes:
             config.num_labels = num_classes
-        auto = _auto_class(config, classifies=has_text_classifier(config) and num_classes != 0)
+        kind = _teacher_kind(place, config, task, pretrained=False)
+        auto = _auto_class(place, config, "none" if num_classes == 0 and kind == "sequence" else kind)
         return from_config(auto, place, config, **_pooler_arguments(auto, config, pooling))
 
     return build_with_weights(build, checkpoint, classifier=_classifier_of)
 
 
-def build_text_student(place: Place, config: Any, data: DataFacts, *, pretrained: bool, pooling: Pooling) -> nn.Module:
-    """Build a classifier over the data's labels, or a backbone where the data have none.
+def build_text_student(
+    place: Place, config: Any, data: DataFacts, *, pretrained: bool, pooling: TextPooling
+) -> nn.Module:
+    """Build a model for the data's task: with a classifier over their labels, a language model, or a backbone.
 
     Raises:
-        UserError: transformers has no classifier of this kind, or the weights can't be had.
+        UserError: transformers has no such model of this kind, or the weights can't be had.
     """
-    classifies = data.label_kind != "none"
-    if classifies:
-        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-            raise UserError(
-                f"transformers has no text classifier of the kind {config.model_type!r} ({place.name}).",
-                "Choose another student, such as a BERT or a DistilBERT.",
-            )
+    kind = HEAD_OF_TASK[data.task]
+    auto = _auto_class(place, config, kind)
+    if data.class_names:
         config.id2label = dict(enumerate(data.class_names))
         config.label2id = {name: index for index, name in enumerate(data.class_names)}
-        config.problem_type = _PROBLEMS[data.label_kind]
-    auto = _auto_class(config, classifies=classifies)
+        config.problem_type = _PROBLEMS[data.label_kind] if kind == "sequence" else None
     arguments = _pooler_arguments(auto, config, pooling)
     if not pretrained:
         return from_config(auto, place, config, **arguments)
-    may_miss = None if classifies else () if pooling == "pooler" else ("pooler",)
+    may_miss = None if kind in ("sequence", "token") else () if pooling == "pooler" else ("pooler",)
     return load_weights(auto, place, config, may_miss=may_miss, **arguments)
 
 
 def load_saved_text_module(place: Place) -> nn.Module:
     """Load what :meth:`HFTextModel.save` wrote."""
     config = read_config(place)
-    auto = _auto_class(config, classifies=has_text_classifier(config))
+    auto = _auto_class(place, config, head_of_config(config))
     pooling = own_pooling(config, SentenceSettings())
     return load_weights(auto, place, config, may_miss=(), **_pooler_arguments(auto, config, pooling))
 
@@ -383,7 +460,7 @@ def load_saved_text_module(place: Place) -> nn.Module:
 def has_text_classifier(config: Any) -> bool:
     """Whether the config describes a classifier of texts: by its architecture, else by label names of its own."""
     if config.architectures:
-        return bool(_classifier_classes() & set(config.architectures))
+        return head_of_config(config) == "sequence"
     return type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and label_names(config) is not None
 
 
@@ -405,7 +482,7 @@ def preprocessing_of(
     *,
     asked_length: int | None,
     own_length: int | None,
-    pooling: Pooling,
+    pooling: TextPooling,
     tokenizer_of: str,
 ) -> TextPreprocessing:
     """Return how a model wants its texts, and tell its tokenizer and its config.
@@ -423,7 +500,8 @@ def preprocessing_of(
     tokenizer.model_max_length = length
     if module.config.pad_token_id is None:
         module.config.pad_token_id = tokenizer.pad_token_id
-    module.config.sentence_pooling = pooling
+    if pooling != "none":
+        module.config.sentence_pooling = pooling
     return TextPreprocessing(length, f"{type(tokenizer).__name__} of {tokenizer_of}", len(tokenizer), pooling)
 
 
@@ -436,9 +514,25 @@ def fit_vocabulary(config: Any, tokenizer: Any) -> None:
             setattr(config, f"{key}_token_id", number)
 
 
-def _auto_class(config: Any, *, classifies: bool) -> Any:
-    if classifies:
-        return AutoModelForSequenceClassification
+def _auto_class(place: Place, config: Any, kind: HeadKind) -> Any:
+    """Return the auto class of models with such a head.
+
+    Raises:
+        UserError: transformers has none for this kind of network.
+    """
+    if kind != "none":
+        auto, mapping, _ = _AUTO[kind]
+        if type(config) not in mapping:
+            raise UserError(
+                f"transformers has no {_HEAD_NAMES[kind]} of the kind {config.model_type!r} ({place.name}).",
+                f"Choose another model, such as a {'GPT-2 or a Llama' if kind == 'causal' else 'BERT or a DistilBERT'}.",
+            )
+        if kind != "sequence" and config.is_encoder_decoder:
+            raise UserError(
+                f"{place.name} is an encoder with a decoder, which kdcli distils for no task over tokens.",
+                "Choose an encoder or a decoder alone.",
+            )
+        return auto
     if not config.is_encoder_decoder:
         return AutoModel
     if type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING:
@@ -449,7 +543,7 @@ def _auto_class(config: Any, *, classifies: bool) -> Any:
     return AutoModelForTextEncoding
 
 
-def _pooler_arguments(auto: Any, config: Any, pooling: Pooling) -> dict[str, bool]:
+def _pooler_arguments(auto: Any, config: Any, pooling: TextPooling) -> dict[str, bool]:
     """Return what leaves a backbone's pooler out where nothing reads it."""
     if auto is not AutoModel or pooling == "pooler":
         return {}
@@ -458,12 +552,8 @@ def _pooler_arguments(auto: Any, config: Any, pooling: Pooling) -> dict[str, boo
     return {"add_pooling_layer": False} if "add_pooling_layer" in signature(kind).parameters else {}
 
 
-def _classifier_classes() -> set[str]:
-    return set(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
-
-
 def _classifier_of(module: Any) -> tuple[int, set[str]]:
-    if not is_text_classifier(module):
+    if head_kind(module) not in ("sequence", "token"):
         return 0, set()
     prefix = f"{module.base_model_prefix}."
     return module.config.num_labels, {name for name, _ in module.named_parameters() if not name.startswith(prefix)}

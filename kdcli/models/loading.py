@@ -12,9 +12,10 @@ from torch import nn
 
 from kdcli.config import StudentConfig, TeacherConfig
 from kdcli.errors import UserError
-from kdcli.facts import DataFacts
+from kdcli.facts import LANGUAGE_MODELING, OVER_TOKENS, DataFacts, TextPooling
 from kdcli.models import hf, hf_text, processor, timm, weights
 from kdcli.models.base import Model, Origin, freeze, seeded
+from kdcli.models.hf_token import HFTokenModel
 from kdcli.models.locate import Place, library_of, locate
 from kdcli.models.sentence import read_sentence_settings
 from kdcli.models.shrink import CopyReport, Shrinking, copy_tensors, parse_shrinking, shrink
@@ -246,11 +247,14 @@ def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> 
     return model
 
 
-def load_text_teacher(config: TeacherConfig, *, seed: int) -> hf_text.HFTextModel:
+def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-classification") -> hf_text.HFTextModel:
     """Load the model of text that is imitated, with its own head, tokenizer and pooling; as :func:`load_teacher`.
 
+    For a task over tokens its features and logits are of tokens.
+
     Raises:
-        UserError: no such model, it has no tokenizer, its weights can't be had or don't fit.
+        UserError: no such model, it has no tokenizer or is no language model where one is wanted, its weights can't be
+            had or don't fit.
     """
     name = _parse(config.name)
     _check_teacher_name(config, name)
@@ -260,16 +264,19 @@ def load_text_teacher(config: TeacherConfig, *, seed: int) -> hf_text.HFTextMode
         raise UserError(f"{config.name} has no tokenizer.", "Put its tokenizer.json beside config.json.")
     settings = read_sentence_settings(place.folder)
     native = hf_text.read_text_config(place)
-    pooling = config.pooling or hf_text.own_pooling(native, settings)
+    over_tokens = task in OVER_TOKENS
+    pooling: TextPooling = "none" if over_tokens else config.pooling or hf_text.own_pooling(native, settings)
     phrase = "untrained" if name.random else ""
     with seeded(seed):
         if path is None:
-            module = hf_text.build_text_teacher(place, native, pretrained=not name.random, pooling=pooling)
+            module = hf_text.build_text_teacher(place, native, task=task, pretrained=not name.random, pooling=pooling)
         else:
             checkpoint = weights.read_checkpoint(path, source=str(config.weights))
-            module, report = hf_text.build_text_teacher_with_weights(place, native, checkpoint, pooling=pooling)
+            module, report = hf_text.build_text_teacher_with_weights(
+                place, native, checkpoint, task=task, pooling=pooling
+            )
             phrase = f"{checkpoint.source}: {report.summary()}"
-    names = hf.label_names(native) if hf_text.is_text_classifier(module) and not name.random else None
+    names = _text_labels(module) if not name.random else None
     preprocessing = hf_text.preprocessing_of(
         place,
         module,
@@ -280,8 +287,9 @@ def load_text_teacher(config: TeacherConfig, *, seed: int) -> hf_text.HFTextMode
         tokenizer_of=place.name,
     )
     origin = _teacher_origin(place, name, module, names, None, phrase)
-    head = settings.head if config.pooling in (None, settings.pooling) else None
-    model = hf_text.HFTextModel(module, origin, tokenizer, preprocessing, head=head)
+    head = settings.head if not over_tokens and config.pooling in (None, settings.pooling) else None
+    kind = HFTokenModel if over_tokens else hf_text.HFTextModel
+    model = kind(module, origin, tokenizer, preprocessing, head=head)
     freeze(model)
     return model
 
@@ -328,8 +336,9 @@ def build_text_student(
         tokenizer, tokenizer_of = copy.deepcopy(teacher.tokenizer), teacher.facts.name
     if not config.pretrained and wanted is None:
         hf_text.fit_vocabulary(native, tokenizer)
-    own_names = hf.label_names(native) if hf_text.has_text_classifier(native) else None
-    pooling = config.pooling or hf_text.own_pooling(native, settings)
+    own_names = hf.label_names(native) if hf_text.head_of_config(native) in ("sequence", "token") else None
+    over_tokens = data.task in OVER_TOKENS
+    pooling: TextPooling = "none" if over_tokens else config.pooling or hf_text.own_pooling(native, settings)
     with seeded(seed):
         module = hf_text.build_text_student(place, native, data, pretrained=config.pretrained, pooling=pooling)
         preprocessing = hf_text.preprocessing_of(
@@ -342,14 +351,16 @@ def build_text_student(
             tokenizer_of=tokenizer_of,
         )
         origin = _student_origin(place, config, module, data.class_names)
-        model = hf_text.HFTextModel(module, origin, tokenizer, preprocessing)
-        if config.pretrained and model.facts.num_classes and own_names != data.class_names:
+        model = (HFTokenModel if over_tokens else hf_text.HFTextModel)(module, origin, tokenizer, preprocessing)
+        if config.pretrained and data.class_names and own_names != data.class_names:
             model.reset_classifier()
         if data.label_scale is not None:
             model.start_at(data.label_scale[0])
     if wanted is not None and source is not None:
-        theirs = source[1].module
-        report = copy_tensors(theirs.base_model, module.base_model, leave=set())  # type: ignore[arg-type]
+        parts: list[Any] = [source[1].module, module]
+        if data.task not in LANGUAGE_MODELING:
+            parts = [part.base_model for part in parts]
+        report = copy_tensors(*parts, leave=set())
         model.facts = replace(model.facts, weights=report.summary())
     model.train()
     return model
@@ -377,18 +388,23 @@ def load_saved(folder: Path) -> Model:
 
 def _load_saved_text(place: Place, folder: Path, tokenizer: Any) -> Model:
     module = hf_text.load_saved_text_module(place)
-    names = hf.label_names(module.config) if hf_text.is_text_classifier(module) else None
+    over_tokens = hf_text.head_kind(module) in ("token", "masked", "causal")
+    pooling: TextPooling = "none" if over_tokens else hf_text.own_pooling(module.config, read_sentence_settings(folder))
     preprocessing = hf_text.preprocessing_of(
         place,
         module,
         tokenizer,
         asked_length=None,
         own_length=tokenizer.model_max_length,
-        pooling=hf_text.own_pooling(module.config, read_sentence_settings(folder)),
+        pooling=pooling,
         tokenizer_of=place.name,
     )
-    origin = Origin(place.name, True, f"saved in {folder}", names)
-    return hf_text.HFTextModel(module, origin, tokenizer, preprocessing).eval()
+    origin = Origin(place.name, True, f"saved in {folder}", _text_labels(module))
+    return (HFTokenModel if over_tokens else hf_text.HFTextModel)(module, origin, tokenizer, preprocessing).eval()
+
+
+def _text_labels(module: Any) -> tuple[str, ...] | None:
+    return hf.label_names(module.config) if hf_text.head_kind(module) in ("sequence", "token") else None
 
 
 def _parse(text: str) -> ModelName:

@@ -11,8 +11,11 @@ from typing import Any
 
 import timm
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from kdcli.errors import UserError, did_you_mean, reading
@@ -20,6 +23,13 @@ from kdcli.models import hub, kdcli_networks, sentence, tokenizer
 from kdcli.models.spec import Library, ModelName, format_query
 from kdcli.text import expand_user
 
+_TEXT_KINDS = {
+    *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    *MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
+"""Kinds of network of transformers that read text."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -101,7 +111,7 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
         return _folder(folder, target, name)
     if target.startswith((".", "/", "~")):
         raise UserError(f"Model {name.text!r}: there is no folder {target}.", "Give the folder that has config.json.")
-    kinds = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if is_text else MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    kinds = _TEXT_KINDS if is_text else MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if name.library == "transformers" and target in kinds:
         if weights:
             raise UserError(

@@ -18,11 +18,20 @@ from kdcli.errors import UserError, did_you_mean
 from kdcli.models.weights import is_harmless
 
 # Of several the first counts: in staged networks of transformers the later ones are derived from it.
-_DEPTHS = ("depths", "depth", "layers", "num_blocks", "serial_depths", "stages", "num_hidden_layers", "n_layers")
-_WIDTHS = ("embed_dim", "embed_dims", "dims", "channels", "hidden_sizes", "hidden_size", "dim", "base_dims", "base_dim")
+_DEPTHS = (
+    *("depths", "depth", "layers", "num_blocks", "serial_depths", "stages", "num_hidden_layers", "n_layers"),
+    *("n_layer", "num_layers"),
+)
+_WIDTHS = (
+    *("embed_dim", "embed_dims", "dims", "channels", "hidden_sizes", "hidden_size", "dim", "base_dims", "base_dim"),
+    *("n_embd", "d_model"),
+)
 _MULTIPLIERS = ("width_mult", "width_factor", "width")
-_HEADS = ("num_attention_heads", "num_key_value_heads", "n_heads", "num_heads", "heads")
-_WITH_THE_WIDTH = ("intermediate_size", "hidden_dim", "embedding_size", "stem_width")
+_HEADS = ("num_attention_heads", "num_key_value_heads", "n_heads", "num_heads", "heads", "n_head")
+_WITH_THE_WIDTH = (
+    *("intermediate_size", "hidden_dim", "embedding_size", "stem_width"),
+    *("n_inner", "d_ff", "ffn_dim", "word_embed_proj_dim"),
+)
 """Further widths, scaled by as much as the first."""
 _STEP = 8
 """Widths of a head, or of a layer without heads, stay multiples of this where they are ones."""
@@ -82,7 +91,7 @@ def shrink(values: Mapping[str, Any], wanted: Shrinking, *, teacher: str) -> dic
     hint = (
         f"For this architecture kdcli can change: {', '.join(can)}."
         if can
-        else "Name a smaller architecture as the student, or give arguments of its own (NAME?key=value)."
+        else "Name a smaller architecture as the student, or give arguments of its own (NAME?option=value)."
     )
     changed: dict[str, Any] = {}
     if wanted.layers is not None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from kdcli.data import AnyBatch
-from kdcli.facts import DataFacts
+from kdcli.facts import LANGUAGE_MODELING, DataFacts
 from kdcli.tasks.image_classification import ImageClassification
+from kdcli.tasks.language_modeling import LanguageModeling
 from kdcli.tasks.sentence_embedding import SentenceEmbedding
 from kdcli.tasks.text_classification import SeveralLabels, TextClassification, TextRegression
 
@@ -28,12 +29,12 @@ class Task(Protocol):
     monitor: str
     class_names: tuple[str, ...]
 
-    def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
-        """Return the loss on the labels, a scalar averaged over what is labelled."""
+    def supervised_loss(self, logits: Any, targets: Tensor, *, label_smoothing: float) -> Tensor:
+        """Return the loss on the labels, a scalar averaged over what is labelled, from what ``predict`` returns."""
 
     def evaluate(
         self,
-        predict: Callable[[AnyBatch], Tensor],
+        predict: Callable[[AnyBatch], Any],
         batches: Iterable[AnyBatch],
         device: torch.device,
         *,
@@ -42,7 +43,7 @@ class Task(Protocol):
         """Return the metrics, ``monitor`` and ``loss`` among them, of ``predict`` over ``batches``.
 
         Args:
-            predict: a batch to the outputs that the task looks at.
+            predict: a batch to the outputs that the task looks at: logits, embeddings, logits over a vocabulary.
             batches: each sample once, over all processes.
             device: where to compute.
             add_up: sums a float64 tensor over all processes.
@@ -61,6 +62,8 @@ def build_task(data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> T
     """
     if data.task == "sentence-embedding":
         return SentenceEmbedding(reference)
+    if data.task in LANGUAGE_MODELING:
+        return LanguageModeling(data.task)
     if data.task == "image-classification":
         return ImageClassification(data.class_names)
     match data.label_kind:

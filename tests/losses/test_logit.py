@@ -36,6 +36,15 @@ def loop_logit_kd(student, teacher, temperature):
     return temperature**2 * sum(kl(softmax(t, temperature), softmax(s, temperature)) for s, t in pairs) / len(pairs)
 
 
+def loop_divergence(student, teacher, temperature, divergence, beta=0.5):
+    total, pairs = 0.0, list(zip(rows_of(student), rows_of(teacher), strict=True))
+    for s, t in pairs:
+        q, p = softmax(s, temperature), softmax(t, temperature)
+        m = [beta * a + (1 - beta) * b for a, b in zip(p, q, strict=True)]
+        total += kl(q, p) if divergence == "reverse_kl" else beta * kl(p, m) + (1 - beta) * kl(q, m)
+    return temperature**2 * total / len(pairs)
+
+
 def loop_dkd(student, teacher, labels, temperature, alpha=1.0, beta=8.0):
     total, samples = 0.0, list(zip(rows_of(student), rows_of(teacher), labels.flatten().tolist(), strict=True))
     for s, t, y in samples:
@@ -81,6 +90,11 @@ class Case(NamedTuple):
 CASES = {
     "logit_kd-1": Case(losses.logit_kd, loop_logit_kd, {"temperature": 1.0}),
     "logit_kd": Case(losses.logit_kd, loop_logit_kd, {"temperature": 4.0}),
+    "reverse_kl": Case(losses.logit_kd, loop_divergence, {"temperature": 2.0, "divergence": "reverse_kl"}),
+    "jensen_shannon": Case(losses.logit_kd, loop_divergence, {"temperature": 2.0, "divergence": "jensen_shannon"}),
+    "jensen_shannon-0.9": Case(
+        losses.logit_kd, loop_divergence, {"temperature": 1.0, "divergence": "jensen_shannon", "beta": 0.9}
+    ),
     "dkd-defaults": Case(losses.dkd, loop_dkd, {"temperature": 1.0}, labels=True),
     "dkd": Case(losses.dkd, loop_dkd, {"temperature": 4.0, "alpha": 0.7, "beta": 2.0}, labels=True),
     "dist-defaults": Case(losses.dist, loop_dist, {}),
@@ -89,10 +103,28 @@ CASES = {
     "deit_soft": Case(losses.deit_soft, loop_logit_kd, {"temperature": 3.0}),
 }
 MUTATIONS = [
-    ("logit_kd", "logit_kd", " * temperature**2", ""),
-    ("logit_kd", "logit_kd", 'reduction="batchmean"', 'reduction="sum"'),
-    ("logit_kd", "logit_kd", "student_log_probs, teacher_log_probs, red", "teacher_log_probs, student_log_probs, red"),
+    ("logit_kd", "logit_kd", "temperature**2 * ", ""),
+    ("logit_kd", "logit_kd", ".sum(dim=-1).mean()", ".sum()"),
+    (
+        "logit_kd",
+        "logit_kd",
+        "divergence_terms(student_log_probs, teacher_log_probs",
+        "divergence_terms(teacher_log_probs, student_log_probs",
+    ),
     ("logit_kd", "logit_kd", "student_logits / temperature", "student_logits"),
+    ("logit_kd", "divergence_terms", "return teacher_probs * (", "return ("),
+    ("reverse_kl", "divergence_terms", "terms = student_log_probs.exp() * ", "terms = teacher_log_probs.exp() * "),
+    ("reverse_kl", "logit_kd", "divergence, beta)\n    return", "'forward_kl', beta)\n    return"),
+    (
+        "jensen_shannon-0.9",
+        "divergence_terms",
+        "teacher_log_probs + math.log(beta)",
+        "student_log_probs + math.log(beta)",
+    ),
+    ("jensen_shannon-0.9", "divergence_terms", "math.log1p(-beta)", "math.log(beta)"),
+    ("jensen_shannon-0.9", "divergence_terms", "(1 - beta) * student", "beta * student"),
+    ("jensen_shannon-0.9", "divergence_terms", "return beta * teacher", "return (1 - beta) * teacher"),
+    ("jensen_shannon-0.9", "divergence_terms", " + of_student", ""),
     ("dkd", "dkd", "temperature**2 * (", "("),
     ("dkd", "dkd", "alpha * tckd + beta * nckd", "beta * tckd + alpha * nckd"),
     ("dkd", "dkd", "alpha * tckd +", "alpha * tckd -"),
@@ -186,6 +218,45 @@ def test_logit_kd_is_asymmetric_with_the_teacher_first():
     teacher, student = torch.tensor([[math.log(3), 0.0]]), torch.zeros(1, 2)
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert losses.logit_kd(student, teacher, temperature=1.0).item() == pytest.approx(expected, rel=1e-6)
+
+
+class TestDivergences:
+    def test_reverse_kl_exchanges_the_two(self):
+        student, teacher = logits(6, 5)
+        torch.testing.assert_close(
+            losses.logit_kd(student, teacher, temperature=2.0, divergence="reverse_kl"),
+            losses.logit_kd(teacher, student, temperature=2.0),
+        )
+
+    def test_jensen_shannon_between_certain_distributions_is_the_entropy_of_beta(self):
+        # Disjoint p and q: KL(p‖m) = −log β, KL(q‖m) = −log(1 − β). At β = 1/4: (log 4) / 4 + 3/4 log(4/3).
+        student, teacher = torch.tensor([[100.0, -100.0]]), torch.tensor([[-100.0, 100.0]])
+        value = losses.logit_kd(student, teacher, temperature=1.0, divergence="jensen_shannon", beta=0.25)
+        assert value.item() == pytest.approx(math.log(4) / 4 + 0.75 * math.log(4 / 3), rel=1e-6)
+
+    def test_exchanging_the_two_in_jensen_shannon_exchanges_their_shares(self):
+        student, teacher = logits(6, 5)
+        options = {"temperature": 2.0, "divergence": "jensen_shannon"}
+        torch.testing.assert_close(
+            losses.logit_kd(student, teacher, **options, beta=0.2),
+            losses.logit_kd(teacher, student, **options, beta=0.8),
+        )
+
+    @pytest.mark.parametrize(("beta", "limit"), [(1e-7, "forward_kl"), (1 - 1e-7, "reverse_kl")])
+    def test_jensen_shannon_tends_to_each_kl(self, beta, limit):
+        student, teacher = logits(6, 5)
+        value = losses.logit_kd(student, teacher, temperature=2.0, divergence="jensen_shannon", beta=beta)
+        expected = losses.logit_kd(student, teacher, temperature=2.0, divergence=limit)
+        assert value.item() / min(beta, 1 - beta) == pytest.approx(expected.item(), rel=1e-4)
+
+    @pytest.mark.parametrize("beta", [0.0, 1.0, -0.5, math.nan])
+    def test_both_have_a_share_in_the_mixture(self, beta):
+        with pytest.raises(ValueError, match="beta must be between 0 and 1"):
+            losses.logit_kd(*logits(2, 3), temperature=1.0, divergence="jensen_shannon", beta=beta)
+
+    def test_is_one_of_three(self):
+        with pytest.raises(ValueError, match="forward_kl, reverse_kl, jensen_shannon, got 'kl'"):
+            losses.logit_kd(*logits(2, 3), temperature=1.0, divergence="kl")
 
 
 class TestDKD:

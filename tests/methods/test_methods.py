@@ -152,6 +152,14 @@ def crd(method, s, t, targets):
 
 CASES = {
     "logit_kd": ({"temperature": 2.0}, logits(losses.logit_kd, temperature=2.0)),
+    "logit_kd-reverse": (
+        {"temperature": 2.0, "divergence": "reverse_kl"},
+        logits(losses.logit_kd, temperature=2.0, divergence="reverse_kl"),
+    ),
+    "logit_kd-jensen": (
+        {"divergence": "jensen_shannon", "beta": 0.1},
+        logits(losses.logit_kd, temperature=1.0, divergence="jensen_shannon", beta=0.1),
+    ),
     "dkd": ({}, dkd),
     "dist": ({"temperature": 2.0, "gamma": 0.5}, logits(losses.dist, temperature=2.0, gamma=0.5)),
     "deit": ({}, token(losses.deit_hard)),
