@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
     student_taps = tuple(sorted({tap for method in methods.values() for tap in method.student_taps}))
     teacher_taps = tuple(sorted({tap for method in methods.values() for tap in method.teacher_taps}))
     place = resolve_device(device)
-    canvas = _canvas(job.student.facts.preprocessing, job.teacher.facts.preprocessing)
+    canvas = job.shared_preprocessing()
     student = _features(job, job.student, source, student_taps, place, canvas)
     teacher = _features(job, job.teacher, source, teacher_taps, place, canvas)
 
@@ -165,16 +164,6 @@ def _analyze(method: Projection, student: Tensor, teacher: Tensor) -> dict[str, 
         "residual_of": ", before the student's side is normalised" if before else "",
         "linear_cka": {"student_and_teacher": linear_cka(student, teacher), **projected_pair},
     }
-
-
-def _canvas(
-    student: Preprocessing | TextPreprocessing, teacher: Preprocessing | TextPreprocessing
-) -> Preprocessing | TextPreprocessing:
-    """Return the student's preprocessing, of images at the larger of both sizes: as in training, both see one crop."""
-    if isinstance(student, TextPreprocessing) or isinstance(teacher, TextPreprocessing):
-        return student
-    height, width = (max(sizes) for sizes in zip(student.image_size, teacher.image_size, strict=True))
-    return replace(student, image_size=(height, width))
 
 
 @torch.no_grad()

@@ -120,14 +120,22 @@ def _inline(text: str) -> str:
     return re.sub(r"([\\|<])", r"\\\1", printable(" ".join(text.split())))
 
 
-_PIPELINES = {"sentence-embedding": "sentence-similarity", "masked-lm": "fill-mask", "causal-lm": "text-generation"}
+_PIPELINES = {
+    "image-embedding": "image-feature-extraction",
+    "sentence-embedding": "sentence-similarity",
+    "masked-lm": "fill-mask",
+    "causal-lm": "text-generation",
+}
 """Our name of a task -> the hub's, where they differ."""
 
 
 def _loading(native: dict[str, Any], task: str, run: RunFolder) -> str:
     """Return the lines of Python that load a student, by its own library alone."""
     if "architecture" in native:
-        return _LOADING_WITH_NETWORKS if (run.student / "kdcli_networks.py").is_file() else _LOADING["timm"]
+        loading = _LOADING["timm-backbone" if task == "image-embedding" else "timm"]
+        return (_NETWORKS if (run.student / "kdcli_networks.py").is_file() else "") + loading
+    if task == "image-embedding":
+        return _LOADING["transformers-backbone"]
     if task == "image-classification":
         return _LOADING["transformers"]
     if task == "sentence-embedding":
@@ -140,6 +148,10 @@ _LOADING = {
     'labels = model.pretrained_cfg["label_names"]',
     "transformers": "from transformers import AutoModelForImageClassification\n\n"
     'model = AutoModelForImageClassification.from_pretrained("PATH")\nlabels = model.config.id2label',
+    "timm-backbone": 'import timm\n\nmodel = timm.create_model("local-dir:PATH", pretrained=True).eval()\n'
+    "features = model.forward_features(images)  # the embedding: their mean over positions, without class tokens",
+    "transformers-backbone": 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("PATH").eval()\n'
+    "features = model(images).last_hidden_state  # the embedding: their mean over positions, without class tokens",
     "text": 'from transformers import pipeline\n\nmodel = pipeline("PIPELINE", "PATH")',
     "sentence-transformers": "# a folder of kdcli export: in the teacher's space, of length 1\n"
     'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("PATH")\n\n'
@@ -148,9 +160,8 @@ _LOADING = {
 }
 
 
-_LOADING_WITH_NETWORKS = (
+_NETWORKS = (
     'import sys\n\nsys.path.append("PATH")\nimport kdcli_networks  # from this folder: timm has no such architecture\n'
-    + _LOADING["timm"]
 )
 
 

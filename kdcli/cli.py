@@ -128,13 +128,22 @@ def distill(
             rich_help_panel=_MODEL,
         ),
     ] = None,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Of image-embedding: labelled images for kNN and linear probe; --data by default, where they have labels.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     strict_data: Annotated[
         bool, typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_MODEL)
     ] = False,
     task: Annotated[
         str | None,
         typer.Option(
-            help="image-classification (default), text-classification, sentence-embedding, masked-lm or causal-lm.",
+            help="image-classification (default), image-embedding (no labels), text-classification, sentence-embedding,"
+            " masked-lm or causal-lm.",
             rich_help_panel=_PLAN,
         ),
     ] = None,
@@ -272,6 +281,8 @@ def distill(
 
         kdcli distill --teacher resnet50 --student resnet18 --data photos/ --ways 5 --shots 10
 
+        kdcli distill --task image-embedding --teacher hf:facebook/dinov2-small --student resnet18 --data unsorted/
+
         kdcli distill --task text-classification --teacher hf:org/name --student tiny-bert/ --data reviews.csv
 
         kdcli distill --resume runs/quickstart --epochs 32
@@ -307,6 +318,7 @@ def distill(
         "data.root": data_root,
         "data.classes": classes,
         "data.strict": strict_data or None,
+        "eval_data.name": eval_data,
         "task": task,
         "relation": relation,
         "method": method,

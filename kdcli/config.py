@@ -31,11 +31,14 @@ MaxLength = Annotated[int, Field(ge=2, le=MAX_TEXT_LENGTH)]
 Pooling = Literal["cls", "mean", "max", "last", "pooler"]
 Task = Literal[
     "image-classification",
+    "image-embedding",
     "text-classification",
     "sentence-embedding",
     "masked-lm",
     "causal-lm",
 ]
+LABEL_FREE = ("image-embedding", "sentence-embedding")
+"""The tasks that read no labels: the student reproduces the teacher's embedding space."""
 ImageSize = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 Name = Annotated[str, AfterValidator(check_name)]
 
@@ -672,6 +675,9 @@ class RunConfig(Section):
     teacher: Annotated[TeacherConfig, BeforeValidator(_named)]
     student: Annotated[StudentConfig, BeforeValidator(_named)]
     data: Annotated[DataConfig, BeforeValidator(_named)]
+    eval_data: Annotated[DataConfig, BeforeValidator(_named)] | None = None
+    """Of ``image-embedding``: labelled images by which the final test measures the student's features, beside the
+    teacher's and the untrained student's; by default ``data``, where they have labels. ``none`` measures nothing."""
     output: Location | None = None
     """The run folder; by default a name of its own under ``runs/``."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -703,6 +709,11 @@ class RunConfig(Section):
     """What a recipe is for, in one line."""
 
     @property
+    def reads_images(self) -> bool:
+        """Whether its samples are images."""
+        return self.task.startswith("image-")
+
+    @property
     def trains_classifier(self) -> bool:
         """Whether any of the methods, once they are written out, trains the student's classifier."""
         return any(options.trains_classifier for options in self.methods or ())
@@ -710,7 +721,7 @@ class RunConfig(Section):
     @property
     def leaves_classifier_untrained(self) -> bool:
         """Whether the student has a classifier that none of the methods trains."""
-        return self.task != "sentence-embedding" and not self.trains_classifier
+        return self.task not in LABEL_FREE and not self.trains_classifier
 
     def with_absolute_paths(self) -> RunConfig:
         """Return the config with its local files and folders written out, so that it means the same from anywhere.
@@ -730,15 +741,17 @@ class RunConfig(Section):
             update = {"name": absolute_name(teacher.name), "weights": absolute(teacher.weights)}
             return teacher.model_copy(update=update)
 
-        student, data = self.student, self.data
+        def absolute_data(data: DataConfig) -> DataConfig:
+            return data.model_copy(update={key: absolute(getattr(data, key)) for key in ("name", "root", "unlabelled")})
+
+        student = self.student
         source = None if student.source is None else absolute_teacher(student.source)
         return self.model_copy(
             update={
                 "teacher": absolute_teacher(self.teacher),
                 "student": student.model_copy(update={"name": absolute_name(student.name), "source": source}),
-                "data": data.model_copy(
-                    update={key: absolute(getattr(data, key)) for key in ("name", "root", "unlabelled")}
-                ),
+                "data": absolute_data(self.data),
+                "eval_data": None if self.eval_data is None else absolute_data(self.eval_data),
             }
         )
 

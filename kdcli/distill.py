@@ -14,10 +14,11 @@ from accelerate import Accelerator
 
 from kdcli.card import model_card
 from kdcli.checkpoint import Checkpoints
-from kdcli.config import RunConfig
+from kdcli.config import LABEL_FREE, RunConfig
 from kdcli.console import console, show_lines, show_plan, show_table
 from kdcli.control import Stopped
 from kdcli.devices import leave_processes, make_accelerator
+from kdcli.downstream import METRICS, table_of
 from kdcli.errors import UserError
 from kdcli.job import Job, embedding_job, prepare_job
 from kdcli.launch import launch, processes_to_start, rank
@@ -161,9 +162,9 @@ def _check_baseline(config: RunConfig) -> None:
         raise UserError(
             "A baseline is the student alone, and --teacher none trains it alone already.", "Add --no-baseline."
         )
-    if config.baseline and config.task == "sentence-embedding":
+    if config.baseline and config.task in LABEL_FREE:
         raise UserError(
-            "A baseline is the student alone, and sentence-embedding has no labels that it could learn from.",
+            f"A baseline is the student alone, and {config.task} has no labels that it could learn from.",
             "Add --no-baseline.",
         )
 
@@ -350,7 +351,7 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
         found = [getattr(result, split) for result in results.values()]
         # Features alone have another metric than their baseline.
         for metric in dict.fromkeys(metric for metrics in found for metric in metrics):
-            if metric not in ("epoch", "step"):
+            if metric not in ("epoch", "step", *METRICS):
                 told = (f"{metrics[metric]:.4f}" if metric in metrics else "-" for metrics in found)
                 rows.append([f"{split} {metric}", *told])
     rows.append(["best epoch", *(f"{result.validation['epoch']:.0f}" for result in results.values())])
@@ -362,6 +363,8 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
         accuracies = (result.embedding.get("ncm_accuracy") for result in results.values())
         rows.insert(0, ["embedding ncm_accuracy", *("-" if a is None else f"{a:.4f}" for a in accuracies)])
     show_table("Result", ["", *results], rows)
+    if (features := table_of(first.test)) is not None:
+        show_table("Frozen features", *features)
     show_lines([f"Student: {run.student}", f"Export it: kdcli export {shlex.quote(str(run.path))}"])
 
 

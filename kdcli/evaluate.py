@@ -24,7 +24,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from kdcli.config import DataConfig, RunConfig, Task, TeacherConfig
+from kdcli.config import LABEL_FREE, DataConfig, RunConfig, Task, TeacherConfig
 from kdcli.data import (
     EvalLoader,
     ImageData,
@@ -447,7 +447,10 @@ def _same_data(config: RunConfig, data: str) -> bool:
     return named.with_absolute_paths().data.name == config.data.name
 
 
-_ELSEWHERE = "result.json of the run has the metrics of validation and test; 'kdcli compare' puts runs side by side."
+_ELSEWHERE = (
+    "result.json of the run has the metrics of validation and test; 'kdcli compare' puts runs side by side, 'kdcli models"
+    " probe --teacher RUN' the features of runs and models of images on labelled data."
+)
 
 
 def _task_of(run: RunFolder | None, asked: str | None) -> str:
@@ -458,7 +461,7 @@ def _task_of(run: RunFolder | None, asked: str | None) -> str:
     task = (asked or "image-classification") if run is None else run.read_config().task
     if asked not in (None, task):
         raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
-    if task == "sentence-embedding" or task in LANGUAGE_MODELING:
+    if task in LABEL_FREE or task in LANGUAGE_MODELING:
         raise UserError(f"kdcli evaluate measures classifiers, and the task {task} has no classes.", _ELSEWHERE)
     return task
 

@@ -65,12 +65,13 @@ def export_safetensors(run: RunFolder, output: Path) -> float:
 
 
 def export_onnx(run: RunFolder, output: Path) -> float:
-    """Write the student to ``output/model.onnx`` with a dynamic batch size; onnxruntime must give the same logits.
+    """Write the student to ``output/model.onnx`` with a dynamic batch size; onnxruntime must give the same output.
 
-    ``preprocessing.json`` beside it holds the image size, mean and std of its input and the labels of its output.
+    That is ``logits``, or of a student without a classifier ``embedding``, its pooled features. ``preprocessing.json``
+    beside it holds the image size, mean and std of its input and the labels of its output.
 
     Returns:
-        The largest difference of logits found, relative to their largest magnitude.
+        The largest difference found, relative to their largest magnitude.
 
     Raises:
         UserError: when the ``onnx`` extra is missing, the model can't be exported, or the result differs.
@@ -84,6 +85,8 @@ def export_onnx(run: RunFolder, output: Path) -> float:
     student = load_saved(run.student)
     if isinstance(student, HFTextModel):
         raise UserError("ONNX export is for models of images.", "Export it as safetensors instead.")
+    output_name = "logits" if student.facts.num_classes else "embedding"
+    outputs = _outputs_module(student)
     differences = []
 
     def save(folder: Path) -> None:
@@ -91,12 +94,12 @@ def export_onnx(run: RunFolder, output: Path) -> float:
         images = student.example(2, seed=2)
         try:
             torch.onnx.export(
-                _logits_module(student),
+                outputs,
                 (images,),
                 str(file),
                 dynamo=True,
                 input_names=["images"],
-                output_names=["logits"],
+                output_names=[output_name],
                 dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
                 external_data=False,
                 verbose=False,
@@ -110,8 +113,10 @@ def export_onnx(run: RunFolder, output: Path) -> float:
         for batch in (1, 3):
             images = student.example(batch, seed=batch)
             assert isinstance(images, Tensor)
-            (logits,) = session.run(["logits"], {"images": images.numpy()})
-            differences.append(_compare(torch.from_numpy(np.asarray(logits)), _logits(student, images), "onnxruntime"))
+            (found,) = session.run([output_name], {"images": images.numpy()})
+            with torch.inference_mode():
+                expected = outputs(images)
+            differences.append(_compare(torch.from_numpy(np.asarray(found)), expected, "onnxruntime", output_name))
         wanted = {**asdict(student.facts.preprocessing), "labels": student.facts.label_names}
         (folder / "preprocessing.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         write_redacted(folder / "README.md", model_card(run))
@@ -151,6 +156,8 @@ def _check_native(student: Model, folder: Path) -> float:
     """Compare the model that the library loads from ``folder`` with ``student``."""
     module: Any  # a model of either library; their types tell nothing of these attributes
     images = student.example(2, seed=2)
+    if isinstance(images, Tensor) and not student.facts.num_classes:
+        return _check_backbone(student, folder, images)
     if isinstance(images, Tensor) and (folder / "kdcli_networks.py").is_file():
         logits, names = _run_without_kdcli(folder, images)
         return _compare_native(logits, names, student, images)
@@ -169,6 +176,26 @@ def _check_native(student: Model, folder: Path) -> float:
     return _compare_native(output if isinstance(output, Tensor) else output.logits, names, student, images)
 
 
+def _check_backbone(student: Model, folder: Path, images: Tensor) -> float:
+    """Compare the features that the library computes from ``folder`` with those of ``student``."""
+    if (folder / "kdcli_networks.py").is_file():
+        features, _ = _run_without_kdcli(folder, images)
+    elif student.facts.library == "timm":
+        import timm
+
+        with torch.inference_mode():
+            features = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
+    else:
+        from transformers import AutoModel
+
+        with torch.inference_mode():
+            features = AutoModel.from_pretrained(folder, trust_remote_code=False).eval()(images).last_hidden_state
+    with torch.inference_mode():
+        output = student.module(images)
+    expected = output if isinstance(output, Tensor) else output.last_hidden_state
+    return _compare(features, expected, student.facts.library, "features")
+
+
 def _compare_native(logits: Tensor, names: list[str] | None, student: Model, inputs: Inputs) -> float:
     if tuple(names or ()) != student.facts.label_names:
         raise UserError("The exported model lost its label names.", "Please report this with the run's config.yaml.")
@@ -184,13 +211,13 @@ import kdcli_networks, timm, torch
 from safetensors.torch import load_file, save_file
 model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 with torch.inference_mode():
-    save_file({"logits": model(load_file(file)["images"])}, file)
+    save_file({"output": model(load_file(file)["images"])}, file)
 print(json.dumps(model.pretrained_cfg.get("label_names")))
 """
 
 
 def _run_without_kdcli(folder: Path, images: Tensor) -> tuple[Tensor, list[str] | None]:
-    """Load ``folder`` with its own copy of the architecture, where kdcli can't be imported; return logits and labels."""
+    """Load ``folder`` with its own copy of the architecture, where kdcli can't be imported; return output and labels."""
     with tempfile.TemporaryDirectory() as place:
         file = str(Path(place, "tensors.safetensors"))
         save_file({"images": images}, file)
@@ -203,7 +230,7 @@ def _run_without_kdcli(folder: Path, images: Tensor) -> tuple[Tensor, list[str] 
                 f"The exported model can't be loaded without kdcli: {reason}",
                 "Nothing was exported. Please report this with the run's config.yaml.",
             )
-        return load_file(file)["logits"], json.loads(result.stdout.splitlines()[-1])
+        return load_file(file)["output"], json.loads(result.stdout.splitlines()[-1])
 
 
 _AUTO_OF_TASK = {
@@ -311,5 +338,16 @@ class _LogitsModule(torch.nn.Module):
         return output if isinstance(output, Tensor) else output.logits
 
 
-def _logits_module(student: Model) -> torch.nn.Module:
-    return _LogitsModule(student.module).eval()
+class _EmbeddingModule(torch.nn.Module):
+    """A student without a classifier, with nothing but its pooled features as its output."""
+
+    def __init__(self, student: Model) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.student(images, taps=("pooled",), logits=False).features["pooled"]
+
+
+def _outputs_module(student: Model) -> torch.nn.Module:
+    return (_LogitsModule(student.module) if student.facts.num_classes else _EmbeddingModule(student)).eval()

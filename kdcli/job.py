@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.config import METHODS, FeaturePair, LayerOptions, MethodOptions, RunConfig, TeacherConfig
+from kdcli.config import LABEL_FREE, METHODS, FeaturePair, LayerOptions, MethodOptions, RunConfig, TeacherConfig
 from kdcli.data import (
     AnyBatch,
     Batch,
@@ -28,8 +28,10 @@ from kdcli.data import (
     cut_into_tokens,
     open_data,
     open_texts,
+    open_unlabelled,
 )
 from kdcli.data.sources import Subset
+from kdcli.data.unlabelled import labelled_sample
 from kdcli.distiller import Distiller
 from kdcli.errors import UserError
 from kdcli.facts import LANGUAGE_MODELING, UNLABELLED, Preprocessing, TextPreprocessing
@@ -45,6 +47,7 @@ from kdcli.plan import Decision, Plan, describe_costs, make_plan
 from kdcli.run_folder import RunFolder
 from kdcli.tasks import Task, build_task
 from kdcli.tasks.class_means import NCM_ACCURACY
+from kdcli.tasks.frozen_features import NEIGHBOURS, STRENGTHS
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,15 @@ class Job:
     def is_label_free(self) -> bool:
         """Whether there are no labels: the student then has neither a classifier nor classes to take means of."""
         return self.data.facts.label_kind == "none"
+
+    @property
+    def labelled(self) -> ImageData | None:
+        """The labelled images that the features of a student without labels are measured on at the end."""
+        return self.data.labelled if isinstance(self.data, ImageData) else None
+
+    def initial_student(self) -> Model:
+        """Build the student once more, as it was before training."""
+        return _build_student(self.config, self.data, self.teacher)
 
     def labelled_samples(self) -> ImageSource | TextSource:
         """Return the training samples that have a label, each once."""
@@ -150,6 +162,18 @@ class Job:
             rank=rank,
             world_size=world_size,
         )
+
+    def shared_preprocessing(self) -> Preprocessing | TextPreprocessing:
+        """Return the student's preprocessing, of images at the larger of both models' sizes.
+
+        As in training, both see one crop.
+        """
+        student = self.student.facts.preprocessing
+        teacher = student if self.teacher is None else self.teacher.facts.preprocessing
+        if isinstance(student, TextPreprocessing) or isinstance(teacher, TextPreprocessing):
+            return student
+        height, width = (max(sizes) for sizes in zip(student.image_size, teacher.image_size, strict=True))
+        return replace(student, image_size=(height, width))
 
     def predict(self, model: Model, batch: AnyBatch) -> Tensor | VocabularyLogits:
         """Return what the task's metrics are about: the logits (B, C) of ``model``, or its embeddings (B, d).
@@ -234,8 +258,12 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
     has_teacher = config.teacher.name != "none"
     data: ImageData | TextData
     teacher: Model | None = None
-    if config.task == "image-classification":
-        data = open_data(config.data, seed=config.seed)
+    if config.reads_images:
+        data = (
+            open_unlabelled(config.data, config.eval_data, seed=config.seed)
+            if config.task in LABEL_FREE
+            else open_data(config.data, seed=config.seed)
+        )
         teacher = load_teacher(config.teacher, seed=config.seed) if has_teacher else None
     else:
         data = open_texts(config.data, task=config.task, seed=config.seed)
@@ -287,6 +315,8 @@ def _make_job(
     if job.pieces is not None:
         assert isinstance(data, TextData)
         plan = plan.with_decisions([_describe_pieces(config, job.pieces(data.train), student)])
+    if isinstance(data, ImageData) and data.facts.label_kind == "none":
+        plan = plan.with_decisions([_describe_measurement(config, data.labelled)])
     return replace(job, plan=plan.with_decisions(job_costs(job, mixed_precision=mixed_precision)))
 
 
@@ -321,6 +351,7 @@ def assemble_job(
     return Job(plan.resolve(config), plan, task, data, teacher, distiller, pieces)
 
 
+_LABEL_KEYS = ("data.classes", "data.labels_per_class", "data.labelled_share")
 _TEXT_KEYS = (
     *("teacher.max_length", "teacher.pooling", "student.max_length", "student.pooling"),
     *("data.text_column", "data.label_kind", "data.train_texts", "data.mask_probability"),
@@ -343,8 +374,8 @@ _KEYS_OF_TASKS = {
 
 
 def _check_domain(config: RunConfig) -> None:
-    """Refuse options that are about images where the task is about texts, and the other way round."""
-    is_text = config.task != "image-classification"
+    """Refuse options about images where the task is about texts, the other way round, and about labels it has not."""
+    is_text = not config.reads_images
     default = RunConfig.model_validate({"teacher": "none", "student": "x", "data": "x"})
     for key in _IMAGE_KEYS if is_text else _TEXT_KEYS:
         value, usual = (reduce(getattr, key.split("."), of) for of in (config, default))
@@ -358,6 +389,15 @@ def _check_domain(config: RunConfig) -> None:
         value, usual = (reduce(getattr, key.split("."), of) for of in (config, default))
         if is_text and value != usual and config.task not in tasks:
             raise UserError(f"{key} is set, but the task is {config.task}: {why}.", "Leave it out.")
+    if config.task != "image-embedding":
+        if config.eval_data is not None:
+            raise UserError(
+                f"eval_data is for the task image-embedding, and the task is {config.task}.", "Leave --eval-data out."
+            )
+        return
+    for key in _LABEL_KEYS:
+        if reduce(getattr, key.split("."), config) != reduce(getattr, key.split("."), default):
+            raise UserError(f"{key} is about labels, and the task {config.task} reads none.", "Leave it out.")
 
 
 def _cutter(config: RunConfig, teacher: Model | None, student: Model) -> Callable[[TextSource], TokenSource]:
@@ -462,7 +502,7 @@ def student_source(config: RunConfig, teacher: Model | None) -> tuple[TeacherCon
         return None if teacher is None else (config.teacher, teacher)
     if source.name == "none":
         raise UserError("student.source is none.", "Name a model.")
-    load = load_teacher if config.task == "image-classification" else partial(load_text_teacher, task=config.task)
+    load = load_teacher if config.reads_images else partial(load_text_teacher, task=config.task)
     return source, load(source, seed=config.seed)
 
 
@@ -549,6 +589,28 @@ def _describe_epoch(config: RunConfig, plan: Plan, data: ImageData | TextData) -
         f"Labelled {noun}s are repeated to {share:.0%} of an epoch (data.labelled_share), so that every batch has some."
     )
     return Decision("epoch", value, why)
+
+
+def _describe_measurement(config: RunConfig, labelled: ImageData | None) -> Decision:
+    if labelled is None or not config.test:
+        reason = (
+            "The test split is left alone (test: false)."
+            if labelled is not None
+            else "Asked for by --eval-data none."
+            if config.eval_data is not None
+            else "There are no labels to measure features by; --eval-data names labelled images."
+        )
+        return Decision("evaluation", "against the teacher alone", reason)
+    split, source = labelled.held_out
+    train, held_out = labelled_sample(labelled.train), labelled_sample(source)
+    return Decision(
+        "evaluation",
+        f"{NEIGHBOURS}-NN and linear probe on {labelled.facts.name}: {len(labelled.facts.class_names)} classes,"
+        f" {len(train)} training and {len(held_out)} {split} images",
+        "At the end alone, of the student's frozen features, beside those of the teacher and of the student as initialised."
+        f" The probe's penalty is the best of C = {', '.join(f'{c:g}' for c in STRENGTHS)} by cross-validation on the"
+        " training images. --eval-data names other labelled images, or none.",
+    )
 
 
 def reopen_job(run: RunFolder) -> Job:

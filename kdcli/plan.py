@@ -232,7 +232,7 @@ def _settle_relation(
             f"--relation {asked} does not fit --teacher {config.teacher.name}.",
             "The relation is 'none' exactly when the teacher is 'none'.",
         )
-    if asked == "same" and not _same_width(teacher, data):
+    if asked == "same" and data.label_kind != "none" and not _same_width(teacher, data):
         raise UserError(
             f"--relation same needs one label space for both. {evidence.reason}",
             "Drop --relation; to force the projector alone, use --projector orthogonal.",

@@ -11,11 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from kdcli.analysis import effective_rank, log_me, singular_values
@@ -29,6 +25,7 @@ from kdcli.models import load_teacher
 from kdcli.models.base import Model
 from kdcli.plan import human_count
 from kdcli.run_folder import write_atomically
+from kdcli.tasks.frozen_features import NEIGHBOURS, knn_classifier, linear_classifier
 from kdcli.text import short_repr
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -36,7 +33,6 @@ Report = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and of how much."""
 
 TAPS = ("pooled", "embedding")
-NEIGHBOURS = 5
 _FOLDS = 5
 _BATCH = 64
 
@@ -232,9 +228,7 @@ def _scores(name: str, features: Tensor, labels: NDArray[np.int64], *, folds: in
         raise UserError(f"{name} can't be probed: {error}.", "Its weights are damaged, or made for float16.") from error
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     values = features.double().numpy()
-    neighbours = min(NEIGHBOURS, len(labels) - len(labels) // folds - 1)
-    nearest = KNeighborsClassifier(neighbours, metric="cosine")
-    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    nearest, linear = knn_classifier(len(labels) - len(labels) // folds - 1), linear_classifier()
     return {
         "linear_probe": float(cross_val_score(linear, values, labels, cv=split).mean()),
         "knn": float(cross_val_score(nearest, values, labels, cv=split).mean()),

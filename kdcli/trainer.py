@@ -28,6 +28,7 @@ from kdcli.data import AnyBatch, ImageSource, TextSource
 from kdcli.data.fingerprint import describe_changes, fingerprint
 from kdcli.data.seeding import stable_seed
 from kdcli.distiller import Distiller
+from kdcli.downstream import measure_features
 from kdcli.errors import UserError
 from kdcli.job import Job
 from kdcli.losses.vocabulary import VocabularyLogits
@@ -348,12 +349,16 @@ class Trainer:
                 self.reporter.skipped(name)
 
     def _test(self) -> dict[str, float]:
-        source = self.job.data.test
-        if source is None or not self.job.config.test:
+        source, labelled = self.job.data.test, self.job.labelled
+        if (source is None and labelled is None) or not self.job.config.test:
             return {}
         student = copy.deepcopy(self.distiller.student)
         self._load_student(student, self.run.student)
-        test = self._evaluate(student, source)
+        test = {} if source is None else self._evaluate(student, source)
+        if labelled is not None:
+            add_up = partial(_add_up, self.accelerator)
+            student.eval()
+            test |= measure_features(self.job, labelled, student, self.accelerator, self._after_batch, add_up)
         self._gather_skipped()
         self._obey()  # a signal that came meanwhile: there may be a baseline still to be trained
         self._record("test", {"epoch": self.best["epoch"], "step": self.best["step"], **test})
@@ -480,7 +485,7 @@ def evaluate(
     def batches(source: ImageSource | TextSource) -> Iterator[AnyBatch]:
         loader = job.eval_loader(
             source,
-            model.facts.preprocessing,
+            job.shared_preprocessing() if job.is_label_free else model.facts.preprocessing,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )

@@ -19,6 +19,7 @@ LAYERS = [
     {"methods"},
     {"distiller", "teacher"},
     {"job", "card", "optim"},
+    {"downstream"},
     {"trainer", "export"},
     {"analyze", "distill", "compare", "evaluate", "probe"},
     {"episodes"},

@@ -1,6 +1,8 @@
 """Metrics and losses of the tasks about texts, against numbers derived by hand or by plain loops."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -76,17 +78,21 @@ def test_processes_together_find_what_one_finds():
         )
 
     alone = evaluate(whole, lambda values: values)
-    shares: list[list[torch.Tensor]] = [[], []]
-    for rank, own in enumerate((whole[:2], whole[2:])):  # what each would add, with zeros in place of the other's
+    shares: list[torch.Tensor] = [torch.empty(0)] * 2
+    together = Barrier(2, timeout=60)
 
-        def note(values, rank=rank):
-            shares[rank].append(values)
-            # counts first, then a width and a space for each of both models
-            return torch.tensor(9.0) if values.ndim == 0 else values * 2 if len(values) == 2 else values
+    def process(rank):
+        def add_up(values):
+            shares[rank] = values
+            together.wait()
+            total = shares[0] + shares[1]
+            together.wait()
+            return total
 
-        evaluate(own, note)
-    ours, theirs = (shares[0][at] + shares[1][at] for at in (2, 4))
-    assert compare_spaces(ours, theirs) == pytest.approx(alone)
+        return evaluate((whole[:2], whole[2:])[rank], add_up)
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(process, range(2))) == [pytest.approx(alone)] * 2
 
 
 def test_several_labels_by_hand():

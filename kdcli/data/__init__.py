@@ -11,7 +11,7 @@ from kdcli.data.batch import AnyBatch, Batch, TextBatch, TokenBatch
 from kdcli.data.images import UnreadableImage, decode_image
 from kdcli.data.loaders import EvalLoader, TrainLoader
 from kdcli.data.mix import Mix
-from kdcli.data.names import open_data
+from kdcli.data.names import open_data, open_unlabelled
 from kdcli.data.preprocess import fit, prepare
 from kdcli.data.sources import ImageSource
 from kdcli.data.splits import ImageData
@@ -42,5 +42,6 @@ __all__ = [
     "fit",
     "open_data",
     "open_texts",
+    "open_unlabelled",
     "prepare",
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from kdcli.config import DataConfig
 from kdcli.data.demo import DEMOS, open_demo
-from kdcli.data.folders import open_folder
+from kdcli.data.folders import open_any_folder, open_folder
 from kdcli.data.sources import OfficialSplits
 from kdcli.data.splits import ImageData, complete
 from kdcli.data.tables import holds_tables, open_hub, open_local_tables
 from kdcli.data.torchvision_sets import SETS, open_torchvision
+from kdcli.data.unlabelled import complete_unlabelled
 from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.text import expand_user
 
@@ -29,13 +30,38 @@ def open_data(config: DataConfig, *, seed: int) -> ImageData:
         UserError: an unknown name, missing or unsuitable files, a failed download, or a split that can't be made.
     """
     with reading(config.name):
-        return complete(_open(config), config, seed=seed)
+        return complete(_open(config, needs_labels=True), config, seed=seed)
 
 
-def _open(config: DataConfig) -> OfficialSplits:
+def open_unlabelled(config: DataConfig, evaluation: DataConfig | None, *, seed: int) -> ImageData:
+    """Open the images that ``config`` names for a task that reads no labels, and split them.
+
+    Args:
+        config: name and splits; a folder may hold its images in any depth.
+        evaluation: the labelled data that the student's features are measured on; None for those of ``config`` itself,
+            where they have labels, and ``none`` for no data.
+        seed: the run's; cuts the validation split.
+
+    Raises:
+        UserError: as :func:`open_data`, or ``evaluation`` is ``config``'s own data.
+    """
+    labelled: ImageData | None = None
+    if evaluation is not None and evaluation.name != "none":
+        if evaluation.name == config.name:
+            raise UserError(
+                f"--eval-data is --data itself: {config.name}.",
+                "Leave --eval-data out: the labels of --data are used, where they have any.",
+            )
+        labelled = open_data(evaluation, seed=seed)
+    with reading(config.name):
+        official = _open(config, needs_labels=False)
+        return complete_unlabelled(official, config, labelled, uses_own_labels=evaluation is None, seed=seed)
+
+
+def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
     scheme, colon, rest = config.name.partition(":")
     if scheme == "hf" and rest:
-        return open_hub(rest, config)
+        return open_hub(rest, config, needs_labels=needs_labels)
     path = expand_user(config.name)
     is_tables = path.exists() and holds_tables(path)
     options = ("image_column", "label_column", "subset")
@@ -49,9 +75,9 @@ def _open(config: DataConfig) -> OfficialSplits:
     if colon and scheme == "torchvision":
         return open_torchvision(rest, root=config.root)
     if is_tables:
-        return open_local_tables(path, config)
+        return open_local_tables(path, config, needs_labels=needs_labels)
     if path.is_dir():
-        return open_folder(path)
+        return open_folder(path) if needs_labels else open_any_folder(path)
     if path.exists():
         raise UserError(f"{path} is neither a folder nor a parquet or arrow file.", _FORMS)
     raise UserError(f"There is no data set or folder {config.name!r}.", f"{_suggestion(config.name)} {_FORMS}".strip())

@@ -29,6 +29,8 @@ from kdcli.text import expand_user
 
 TEST_SEED = 0
 """Cuts the test split, whatever the run's seed: every run is tested on the same images."""
+MAX_PAIRS = 2000
+"""Largest validation and test split of a task whose metrics look at pairs of samples."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,21 @@ class ImageData:
     Attributes:
         facts: what the plan needs to know about it.
         train: unlabelled images included.
-        validation: for choosing; labelled.
-        test: for reporting; labelled; None where the data have a validation split and no test split.
+        validation: for choosing; labelled, unless the task reads no labels.
+        test: for reporting; likewise; None where the data have a validation split and no test split.
+        labelled: of a task that reads no labels: labelled images to measure the student's features on at the end.
     """
 
     facts: DataFacts
     train: ImageSource
     validation: ImageSource
     test: ImageSource | None
+    labelled: ImageData | None = None
+
+    @property
+    def held_out(self) -> tuple[str, ImageSource]:
+        """The split to report on, with its name: the test split, or validation where there is none."""
+        return ("validation", self.validation) if self.test is None else ("test", self.test)
 
 
 def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> ImageData:
@@ -91,7 +100,7 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
         notes.append(
             f"Validation: {len(validation)} images cut from the training split by seed {seed}, stratified by class."
         )
-    _check_disjoint(train, validation, test)
+    check_disjoint(train, validation, test)
     if absent := [name for name, count in zip(names, _count(train.labels, len(names)), strict=True) if count == 0]:
         notes.append(f"No training image has the label {', '.join(absent)}.")
     if config.train_images is not None and config.train_images < len(train):
@@ -101,7 +110,7 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
         train = _withhold_labels(train, config.labels_per_class, names, seed=seed)
         notes.append(f"Labels: {config.labels_per_class} a class kept by seed {seed}, the rest withheld.")
     if config.unlabelled is not None:
-        train, note = _append_unlabelled(train, config.unlabelled, others=(validation, test))
+        train, note = append_unlabelled(train, config.unlabelled, others=(validation, test))
         notes.append(note)
     facts = DataFacts(
         name=config.name,
@@ -264,10 +273,14 @@ def keep_labels(given: Sequence[int], num_kept: int, class_names: Sequence[str],
     return kept.tolist()
 
 
-def _append_unlabelled(
+def append_unlabelled(
     train: ImageSource, folder: Path, *, others: Sequence[ImageSource | None]
 ) -> tuple[ImageSource, str]:
-    """Return ``train`` with the images below ``folder`` that no split holds yet, and a note."""
+    """Return ``train`` with the images below ``folder`` that no split holds yet, and a note.
+
+    Raises:
+        UserError: there is no such folder, or no such image in it.
+    """
     folder = expand_user(folder)
     hint = "data.unlabelled names a folder with images, in any depth."
     if not folder.is_dir():
@@ -285,7 +298,12 @@ def _append_unlabelled(
     return Concatenation(train, FileSource(new)), note
 
 
-def _check_disjoint(train: ImageSource, validation: ImageSource, test: ImageSource | None) -> None:
+def check_disjoint(train: ImageSource, validation: ImageSource, test: ImageSource | None) -> None:
+    """Refuse splits that share an image file.
+
+    Raises:
+        UserError: it names one.
+    """
     files: dict[str, dict[tuple[int, int] | str, str]] = {}
     for name, source in {"train": train, "validation": validation, "test": test}.items():
         if source is not None:

@@ -38,8 +38,8 @@ def holds_tables(path: Path) -> bool:
     return any(True for suffix in _SUFFIXES for depth in ("*", "*/*") for _ in path.glob(depth + suffix))
 
 
-def open_hub(name: str, config: DataConfig) -> OfficialSplits:
-    """Open ``hf:NAME``; code that a data set brings along is never run.
+def open_hub(name: str, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
+    """Open ``hf:NAME``; code that a data set brings along is never run. Labels may be missing where none are needed.
 
     Raises:
         UserError: the hub is out of reach, there is no such data set or configuration, or its columns don't fit.
@@ -58,11 +58,13 @@ def open_hub(name: str, config: DataConfig) -> OfficialSplits:
         else:
             hint = "data.subset chooses the configuration where a data set has several."
         raise UserError(f"hf:{name} couldn't be loaded: {error}", hint) from error
-    return _official_splits(loaded, config)
+    return _official_splits(loaded, config, needs_labels)
 
 
-def open_local_tables(path: Path, config: DataConfig) -> OfficialSplits:
+def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
     """Open a parquet or arrow file, a folder of them, or what ``Dataset.save_to_disk`` wrote.
+
+    Labels may be missing where none are needed.
 
     Raises:
         UserError: a file can't be read, or the columns don't fit.
@@ -83,7 +85,7 @@ def open_local_tables(path: Path, config: DataConfig) -> OfficialSplits:
             f"{path} couldn't be read: {error}",
             "Expected parquet or arrow files with a column of images and one of labels.",
         ) from error
-    return _official_splits(loaded, config)
+    return _official_splits(loaded, config, needs_labels)
 
 
 def silence_datasets() -> None:
@@ -126,11 +128,27 @@ class TableSource:
         return f"{self._split}[{index}]"
 
 
-def _official_splits(loaded: Any, config: DataConfig) -> OfficialSplits:
+def _official_splits(loaded: Any, config: DataConfig, needs_labels: bool) -> OfficialSplits:
     tables: Mapping[str, Dataset] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     chosen, notes = choose_splits(tables, config.name)
-    features = chosen["train"].features
-    image_column = _image_column(features, config.image_column)
+    image_column = _image_column(chosen["train"].features, config.image_column)
+    try:
+        return _labelled_splits(chosen, image_column, config, notes)
+    except UserError as error:
+        if needs_labels or config.label_column is not None:
+            raise
+        notes += [f"Columns: images from {image_column}.", f"No labels: {error.message}"]
+    sources = {
+        split: TableSource(_undecoded(table, image_column), image_column, [UNLABELLED] * len(table), split=split)
+        for split, table in chosen.items()
+    }
+    return OfficialSplits((), sources["train"], sources.get("validation"), sources.get("test"), notes=tuple(notes))
+
+
+def _labelled_splits(
+    chosen: Mapping[str, Dataset], image_column: str, config: DataConfig, so_far: Sequence[str]
+) -> OfficialSplits:
+    features, notes = chosen["train"].features, list(so_far)
     labels_from = label_column(features, config.label_column, image_column)
     notes.append(f"Columns: images from {image_column}, labels from {labels_from}.")
     class_names, values = classes_of(chosen["train"], labels_from)

@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 
 from kdcli.config import DataConfig
 from kdcli.data.folders import is_hidden, split_folders
-from kdcli.data.splits import TEST_SEED, cut_indices, draw_indices, keep_labels
+from kdcli.data.splits import MAX_PAIRS, TEST_SEED, cut_indices, draw_indices, keep_labels
 from kdcli.data.tables import (
     LABEL_NAMES,
     choose_splits,
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DEMOS = ("python_docs",)
-MAX_PAIRS = 2000
-"""Largest validation and test split of a task whose metrics look at pairs of texts."""
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 """A file's extension -> the loader of ``datasets``."""
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "comment", "question")

@@ -299,11 +299,15 @@ def build_teacher(place: Place, *, pretrained: bool) -> nn.Module:
     config = read_config(place)
     auto, config = _auto_class(config)
     module = load_weights(auto, place, config, may_miss=("pooler",)) if pretrained else from_config(auto, place, config)
+    _check_reads_images(place, module)
+    return module
+
+
+def _check_reads_images(place: Place, module: Any) -> None:
     if module.main_input_name != "pixel_values":
         raise UserError(
             f"{place.name} is no model of images: it reads {module.main_input_name}.", "Choose a vision model."
         )
-    return module
 
 
 def build_teacher_with_weights(place: Place, checkpoint: Checkpoint) -> tuple[nn.Module, LoadReport]:
@@ -321,7 +325,7 @@ def build_teacher_with_weights(place: Place, checkpoint: Checkpoint) -> tuple[nn
 
 
 def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image_size: int | None) -> nn.Module:
-    """Build an image classifier over ``names``.
+    """Build an image classifier over ``names``, or the vision backbone alone where there are none.
 
     Pretrained weights keep their own input size: transformers resizes position embeddings only on the way, which the
     saved student's other users would not know of.
@@ -330,7 +334,7 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
         UserError: transformers has no classifier of this kind, or the weights or the size can't be had.
     """
     config = read_config(place)
-    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+    if names and type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise UserError(
             f"transformers has no image classifier of the kind {config.model_type!r} ({place.name}).",
             "Choose another student, such as resnet18 or mobilenetv3_small_100.",
@@ -338,11 +342,20 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
     own_size = processor.own_image_size(config)
     if image_size is not None and own_size is not None and not pretrained:
         (config.vision_config if hasattr(config, "vision_config") else config).image_size = image_size
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in enumerate(names)}
+    auto: Any = AutoModelForImageClassification if names else AutoModel
+    if names:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+    else:
+        config = getattr(config, "vision_config", config)
+    if pretrained:
+        module = load_weights(auto, place, config, may_miss=None if names else ("pooler",))
+    else:
+        module = from_config(auto, place, config)
+    if not names:
+        _check_reads_images(place, module)
     if not pretrained:
-        return from_config(AutoModelForImageClassification, place, config)
-    module = load_weights(AutoModelForImageClassification, place, config, may_miss=None)
+        return module
     if image_size and own_size and own_size != (image_size, image_size) and _takes_interpolation(module):
         raise UserError(
             f"{place.name} was trained for images of {own_size[0]} pixels, and its position embeddings are kept at that.",
@@ -353,7 +366,8 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
 
 def load_saved_module(place: Place) -> nn.Module:
     """Load what :meth:`HFModel.save` wrote."""
-    return load_weights(AutoModelForImageClassification, place, read_config(place), may_miss=())
+    auto, config = _auto_class(read_config(place))
+    return load_weights(auto, place, config, may_miss=())
 
 
 def _auto_class(config: Any) -> tuple[Any, Any]:

@@ -121,6 +121,8 @@ def build_student(
 ) -> Model:
     """Build the model that is trained, with a classifier over ``label_names``, which its saved config will carry.
 
+    Without label names it has no classifier.
+
     The whole of an untrained student, and the new classifier of a pretrained one, are functions of ``seed``. A
     pretrained classifier stays only where it already has exactly these labels.
 
@@ -197,7 +199,8 @@ def _shrunk(config: StudentConfig, wanted: Shrinking, source: tuple[TeacherConfi
 def _copy(teacher: Model, student: Model) -> CopyReport:
     """Copy what fits; a classifier only where it has exactly the student's labels."""
     ours, theirs = student.module, teacher.module
-    if isinstance(student, hf.HFModel) and isinstance(teacher, hf.HFModel) and not teacher.facts.num_classes:
+    both_classify = teacher.facts.num_classes and student.facts.num_classes
+    if isinstance(student, hf.HFModel) and isinstance(teacher, hf.HFModel) and not both_classify:
         ours, theirs = student.backbone, teacher.backbone
     keeps_classifier = teacher.facts.label_names == student.facts.label_names
     classifier_of = timm.classifier_of if student.library == "timm" else hf.classifier_of

@@ -285,10 +285,10 @@ def own_num_classes(place: Place) -> int | None:
 
 
 def set_labels(module: Any, names: Sequence[str]) -> None:
-    """Write the class names into the config, and take out what described other classes or other weights."""
-    stale = {"label_descriptions", "tag"}
+    """Write the class names, if any, into the config, and take out what described other classes or other weights."""
+    stale = {"label_descriptions", "label_names", "tag"}
     cfg = {key: value for key, value in module.pretrained_cfg.items() if key not in stale}
-    cfg |= {"num_classes": len(names), "label_names": list(names)}
+    cfg |= {"num_classes": len(names), **({"label_names": list(names)} if names else {})}
     module.pretrained_cfg = module.default_cfg = cfg
 
 

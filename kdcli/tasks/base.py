@@ -11,6 +11,7 @@ from torch import Tensor
 from kdcli.data import AnyBatch
 from kdcli.facts import LANGUAGE_MODELING, DataFacts
 from kdcli.tasks.image_classification import ImageClassification
+from kdcli.tasks.image_embedding import ImageEmbedding
 from kdcli.tasks.language_modeling import LanguageModeling
 from kdcli.tasks.sentence_embedding import SentenceEmbedding
 from kdcli.tasks.text_classification import SeveralLabels, TextClassification, TextRegression
@@ -64,6 +65,8 @@ def build_task(data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> T
         return SentenceEmbedding(reference)
     if data.task in LANGUAGE_MODELING:
         return LanguageModeling(data.task)
+    if data.task == "image-embedding":
+        return ImageEmbedding(reference)
     if data.task == "image-classification":
         return ImageClassification(data.class_names)
     match data.label_kind:

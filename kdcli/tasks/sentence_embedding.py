@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from scipy.stats import spearmanr
@@ -26,15 +26,16 @@ class SentenceEmbedding:
     name = "sentence-embedding"
     monitor = "spearman"
     class_names: tuple[str, ...] = ()
+    noun = "text"
 
     def __init__(self, reference: Callable[[AnyBatch], Tensor]) -> None:
         self._reference = reference
-        self._known: dict[str, Tensor] = {}
-        """The teacher's embeddings of evaluated texts: it stays as it is, so each is computed once."""
+        self._known: dict[str | bytes, Tensor] = {}
+        """The teacher's embeddings of evaluated samples: it stays as it is, so each is computed once."""
 
     def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Raise: there are no labels, and the plan lets no method pass that asks for this."""
-        raise NotImplementedError("sentence-embedding has no labels")
+        raise NotImplementedError(f"{self.name} has no labels")
 
     @torch.inference_mode()
     def evaluate(
@@ -45,52 +46,69 @@ class SentenceEmbedding:
         *,
         add_up: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> dict[str, float]:
-        """Compare the cosines of all pairs of texts with the teacher's.
+        """Compare the cosines of all pairs of samples with the teacher's.
 
         Returns:
-            ``spearman``, the rank correlation of the cosines; ``recall_at_10``, the share of each text's ten nearest
+            ``spearman``, the rank correlation of the cosines; ``recall_at_10``, the share of each sample's ten nearest
             neighbours by the teacher that are among its ten nearest by the student; ``loss``, the mean squared
             difference of the cosines.
 
         Raises:
-            UserError: there are fewer than three texts.
+            UserError: there are fewer than three samples.
         """
-        indices, ours, theirs = [], [], []
+        indices, ours, theirs, num_skipped = [], [], [], 0
         for batch in batches:
+            num_skipped += len(batch.skipped)
             if len(batch):
+                keys = self._keys(batch)
                 batch = batch.to(device)
                 indices.append(batch.indices.cpu())
                 ours.append(F.normalize(predict(batch).double(), dim=1).cpu())
-                theirs.append(F.normalize(self._embed(batch).double(), dim=1))
-        count = int(add_up(torch.tensor(sum(map(len, indices)), dtype=torch.float64)))
+                theirs.append(F.normalize(self._embed(keys, batch).double(), dim=1))
+        size = int(add_up(torch.tensor(sum(map(len, indices)) + num_skipped, dtype=torch.float64)))
+        spaces = [whole_space(parts, indices, size, add_up) for parts in (ours, theirs)]
+        count = len(spaces[0])
         if count < 3:
-            raise UserError(f"{count} texts are too few to compare in pairs.", "Give that split more texts.")
-        return compare_spaces(*(_whole(parts, indices, count, add_up) for parts in (ours, theirs)))
+            raise UserError(
+                f"{count} {self.noun}s are too few to compare in pairs.", f"Give that split more {self.noun}s."
+            )
+        return compare_spaces(*spaces)
 
-    def _embed(self, batch: AnyBatch) -> Tensor:
-        """Return the teacher's embeddings (B, d) on the CPU."""
+    def _keys(self, batch: AnyBatch) -> Sequence[str | bytes]:
+        """Return what tells the samples of a batch from all others, whatever split they are of."""
         assert isinstance(batch, TextBatch)
-        if any(text not in self._known for text in batch.texts):
-            self._known.update(zip(batch.texts, self._reference(batch).float().cpu(), strict=True))
-        return torch.stack([self._known[text] for text in batch.texts])
+        return batch.texts
+
+    def _embed(self, keys: Sequence[str | bytes], batch: AnyBatch) -> Tensor:
+        """Return the teacher's embeddings (B, d) on the CPU."""
+        if any(key not in self._known for key in keys):
+            self._known.update(zip(keys, self._reference(batch).float().cpu(), strict=True))
+        return torch.stack([self._known[key] for key in keys])
 
 
-def _whole(parts: list[Tensor], indices: list[Tensor], count: int, add_up: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the embeddings of all texts (count, d), float64, from those that each process has.
+def whole_space(parts: list[Tensor], indices: list[Tensor], size: int, add_up: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the features of all samples that can be read (N, d), float64, in order, from those that each process has.
 
     A process writes its own into their rows: what is added up is nothing but zeros and one process's numbers. One
-    without any texts learns the width from the others.
+    without any samples learns the width from the others.
+
+    Args:
+        parts: (B, d) each, of this process.
+        indices: of the samples, (B,) each.
+        size: of the split, with the samples that can't be read.
+        add_up: sums a float64 tensor over all processes.
     """
     width = torch.tensor([float(parts[0].shape[1]), 1.0] if parts else [0.0, 0.0], dtype=torch.float64)
     total, having = add_up(width).tolist()
-    space = torch.zeros(count, round(total / having), dtype=torch.float64)
+    space = torch.zeros(size, 1 + round(total / max(having, 1)), dtype=torch.float64)
     if parts:
-        space[torch.cat(indices)] = torch.cat(parts)
-    return add_up(space).cpu()
+        space[torch.cat(indices)] = F.pad(torch.cat(parts).double(), (1, 0), value=1.0)  # the first column: it is read
+    space = add_up(space).cpu()
+    return space[space[:, 0] > 0, 1:]
 
 
 def compare_spaces(ours: Tensor, theirs: Tensor) -> dict[str, float]:
-    """Compare two embeddings of the same texts by the cosines of all pairs; see :meth:`SentenceEmbedding.evaluate`.
+    """Compare two embeddings of the same samples by the cosines of all pairs; see :meth:`SentenceEmbedding.evaluate`.
 
     Args:
         ours: (N, d_s), rows of length 1.

@@ -30,6 +30,11 @@ SUBSTITUTES = {
     ("--student", "resnet18"): "test_resnet",
     ("--data", "photos/"): "photos/",
     ("--data", "demo:digits"): "demo:digits",
+    ("--task", "image-embedding"): "image-embedding",
+    ("--data", "unsorted/"): "unsorted/",
+    ("--eval-data", "photos/"): "photos/",
+    ("--output", "runs/pretrained"): "runs/pretrained",
+    ("--student", "runs/pretrained"): "runs/pretrained",
     ("--task", "sentence-embedding"): "sentence-embedding",
     ("--task", "text-classification"): "text-classification",
     ("--teacher", "minilm/"): "minilm/",
@@ -81,7 +86,7 @@ SUBSTITUTES = {
     ("--split", "test"): "test",
 }
 """An option and its value -> the value it is run with. What is not here fails the test."""
-FLAGS = {"--dry-run", "--baseline", "--json", "--test", "--no-test"}
+FLAGS = {"--student-pretrained", "--dry-run", "--baseline", "--json", "--test", "--no-test"}
 SHORT = {
     "--data": "--batch-size 16 --set train.epochs=1 --set student.image_size=32 --set data.workers=0 --device cpu",
     # Most of the digits are kept for validation, which takes no time.
@@ -122,7 +127,7 @@ def substituted(command: str) -> list[str]:
         arguments[arguments.index("--teacher") + 1] = "test_resnet"
     if words[:2] == ["models", "layers"]:
         arguments[2] = "test_resnet"
-    short = SHORT_TEXTS if "--task" in words else SHORT
+    short = SHORT_TEXTS if {"text-classification", "sentence-embedding"} & set(words) else SHORT
     added = [text for option, text in short.items() if option in words and words[0] == "distill"]
     if words[0] == "sweep":
         added.append(SHORT_SWEEP)
@@ -134,6 +139,9 @@ def folder(tmp_path_factory, photos, trained_teacher, reviews, bert_folder, dist
     """A folder with what a reader of the README would have: photographs, texts, models and a checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(photos, folder / "photos")
+    (folder / "unsorted").mkdir()
+    for number, file in enumerate(sorted(photos.rglob("*.jpg"))):
+        shutil.copy(file, folder / "unsorted" / f"{number}.jpg")
     shutil.copy(reviews, folder / "reviews.csv")
     shutil.copytree(bert_folder, folder / "minilm")
     shutil.copytree(distilbert_folder, folder / "tiny-bert")
