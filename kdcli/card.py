@@ -8,6 +8,7 @@ from typing import Any
 
 from kdcli.config import ProjectionOptions, RunConfig
 from kdcli.errors import UserError
+from kdcli.models.spec import extension_of_architecture
 from kdcli.run_folder import RunFolder
 from kdcli.text import printable
 
@@ -133,6 +134,8 @@ def _loading(native: dict[str, Any], task: str, run: RunFolder) -> str:
     """Return the lines of Python that load a student, by its own library alone."""
     if "architecture" in native:
         loading = _LOADING["timm-backbone" if task == "image-embedding" else "timm"]
+        if (entry := extension_of_architecture(native["architecture"])) is not None:
+            return f"import {entry.module}  # of {entry.package}: timm has no such architecture\n{loading}"
         return (_NETWORKS if (run.student / "kdcli_networks.py").is_file() else "") + loading
     if task == "image-embedding":
         return _LOADING["transformers-backbone"]

@@ -96,7 +96,7 @@ def distill(
     student: Annotated[
         str | None,
         typer.Option(
-            help="Name of the student's architecture, also as NAME?key=value&key=value; or 'teacher?layers=4&width=0.5'.",
+            help="Name of the student's architecture, also as NAME?option=value&option=value; or 'teacher?layers=4&width=0.5'.",
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -748,6 +748,26 @@ def evaluate(
         files = write_evaluation(evaluation, folder)
         if not as_json:
             show_lines(f"Wrote {file}" for file in files)
+
+
+@app.command("extensions")
+def list_extensions() -> None:
+    """List the models, tasks, data and methods that installed packages add. Nothing of them is imported.
+
+    Example:
+
+        kdcli extensions
+    """
+    from kdcli.console import show_lines, show_table
+    from kdcli.extensions import installed
+
+    found = installed()
+    if not found:
+        show_lines(["No installed package adds anything; 'Extending' in the README says how one does."])
+        return
+    options = {"models": "--student {}:NAME", "tasks": "--task {}", "data": "--data {}:NAME", "methods": "--method {}"}
+    rows = [[options[entry.kind].format(entry.name), entry.package, entry.target] for entry in found]
+    show_table("Extensions", ["name", "package", "entry point"], rows)
 
 
 @recipes_app.command("list")

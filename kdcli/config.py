@@ -12,8 +12,22 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from kdcli import extensions
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import MAX_IMAGE_SIZE, MAX_TEXT_LENGTH
 from kdcli.text import check_name, short_repr
@@ -217,6 +231,14 @@ class MethodSection(Section):
     def pairs(self) -> tuple[FeaturePair, ...]:
         """The features that it reads."""
         return ()
+
+    def build(self, context: Any) -> Any:
+        """Return the :class:`~kdcli.methods.base.Method` of these options; for methods of other packages alone.
+
+        Args:
+            context: a :class:`~kdcli.methods.base.Context`.
+        """
+        raise NotImplementedError(f"kdcli.methods builds {self.method}")
 
 
 class SupervisedOptions(MethodSection):
@@ -528,33 +550,73 @@ class CRDOptions(VectorOptions):
     takes_mixed: ClassVar[bool] = False
 
 
-MethodOptions = Annotated[
-    SupervisedOptions
-    | ProjectionOptions
-    | SpectralOptions
-    | LogitKDOptions
-    | DKDOptions
-    | DISTOptions
-    | DeiTOptions
-    | FitNetOptions
-    | AttentionTransferOptions
-    | NSTOptions
-    | VIDOptions
-    | SimilarityPreservingOptions
-    | ReviewKDOptions
-    | PKTOptions
-    | CorrelationCongruenceOptions
-    | RKDDistanceOptions
-    | RKDAngleOptions
-    | CRDOptions
-    | StochasticTripletOptions
-    | LocalClassifierOptions,
-    Field(discriminator="method"),
-]
 METHODS: dict[str, type[MethodSection]] = {
-    section.model_fields["method"].default: section for section in typing.get_args(typing.get_args(MethodOptions)[0])
+    section.model_fields["method"].default: section
+    for section in (
+        SupervisedOptions,
+        ProjectionOptions,
+        SpectralOptions,
+        LogitKDOptions,
+        DKDOptions,
+        DISTOptions,
+        DeiTOptions,
+        FitNetOptions,
+        AttentionTransferOptions,
+        NSTOptions,
+        VIDOptions,
+        SimilarityPreservingOptions,
+        ReviewKDOptions,
+        PKTOptions,
+        CorrelationCongruenceOptions,
+        RKDDistanceOptions,
+        RKDAngleOptions,
+        CRDOptions,
+        StochasticTripletOptions,
+        LocalClassifierOptions,
+    )
 }
-"""The options of every method by its name."""
+"""The options of every method of kdcli by its name; :func:`find_method` also knows those of other packages."""
+
+
+def _method_extension(name: str) -> extensions.Extension | None:
+    return extensions.find("methods", name, own={*METHODS, *typing.get_args(MethodName)})
+
+
+def find_method(name: str) -> type[MethodSection] | None:
+    """Return the options of a method by its name, of kdcli's own or of an installed package's; None for neither.
+
+    Raises:
+        UserError: another package's method can't be had.
+    """
+    entry = _method_extension(name)
+    if entry is None:
+        return METHODS.get(name)
+    section = entry.load()
+    if not (isinstance(section, type) and issubclass(section, MethodSection)):
+        raise entry.unfit("a subclass of kdcli.config.MethodSection")
+    if section.build is MethodSection.build:
+        raise entry.unfit("whole: its method build(context) is missing")
+    if section.model_fields["method"].default != name:
+        raise entry.unfit(f"made for this name: its option 'method' must have the default {name!r}")
+    if required := [key for key, field in section.model_fields.items() if field.is_required()]:
+        raise entry.unfit(f"usable by its name alone: {', '.join(required)} must have a default")
+    return section
+
+
+def _read_method(value: Any) -> MethodSection:
+    """Read the options of the method that ``value`` names."""
+    if isinstance(value, MethodSection):
+        return value
+    name = value.get("method") if isinstance(value, dict) else value
+    if isinstance(value, dict) and isinstance(name, str) and (section := find_method(name)) is not None:
+        return section.model_validate(value)
+    raise PydanticCustomError("unknown_method", "Input should be a mapping with a method")
+
+
+MethodOptions = Annotated[SerializeAsAny[MethodSection], PlainValidator(_read_method)]
+"""The options of any method, read by its name."""
+
+
 MethodName = Literal[
     "none",
     "projection",
@@ -577,6 +639,11 @@ MethodName = Literal[
     "crd",
     "refilled",
 ]
+
+
+def _or_extension(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Accept the names of installed methods beside kdcli's own."""
+    return value if isinstance(value, str) and _method_extension(value) is not None else handler(value)
 
 
 class OptimConfig(Section):
@@ -668,10 +735,34 @@ class EpisodesConfig(Section):
 _MODEL_PREFIXES = re.compile(r"^(random:)?(timm:|hf:)?")
 
 
+def load_task(name: str) -> Any:
+    """Return another package's task, a class like :class:`kdcli.tasks.Task`.
+
+    Its attribute ``like`` is the task of kdcli whose data and models it has.
+
+    Raises:
+        UserError: there is no such extension, or it is no task.
+    """
+    entry = extensions.find("tasks", name, own=typing.get_args(Task))
+    if entry is None:
+        nearest = did_you_mean(name, [*typing.get_args(Task), *extensions.names("tasks")])
+        raise UserError(
+            f"There is no task {short_repr(name)} of another package. {nearest}".rstrip(),
+            "Install the package that it comes from; 'kdcli extensions' lists what is installed.",
+        )
+    task = entry.load()
+    if not isinstance(task, type) or getattr(task, "like", None) not in typing.get_args(Task):
+        raise entry.unfit(f"a class whose attribute 'like' is one of {', '.join(typing.get_args(Task))}")
+    return task
+
+
 class RunConfig(Section):
     """One run of ``kdcli distill``."""
 
     task: Task = "image-classification"
+    """Or the name of another package's task, which is then ``task_extension``, and the one that it is like ``task``."""
+    task_extension: Name | None = None
+    """Another package's loss and metrics, in place of those of ``task``."""
     teacher: Annotated[TeacherConfig, BeforeValidator(_named)]
     student: Annotated[StudentConfig, BeforeValidator(_named)]
     data: Annotated[DataConfig, BeforeValidator(_named)]
@@ -689,7 +780,7 @@ class RunConfig(Section):
     """Which features are distilled; by default the method's own. Each pair has a projector or regressor of its own."""
     feature_weight: Positive | None = None
     """Weight of the feature loss; by default the plan's. Several projections share it. Few labels call for more of it."""
-    method: MethodName | None = None
+    method: Annotated[MethodName, WrapValidator(_or_extension)] | None = None
     """The labels' loss and this one alone, with its defaults; ``none`` is the labels' loss alone, ``projection`` the
     projector that the plan chooses, ``log_sum`` a linear one with that distance, ``refilled`` has two stages."""
     methods: tuple[MethodOptions, ...] | None = None
@@ -707,6 +798,23 @@ class RunConfig(Section):
     """Evaluate the best student on the test split, once, at the end; without it, validation is all there is."""
     description: str = ""
     """What a recipe is for, in one line."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _find_task(cls, values: Any) -> Any:
+        """Put the task that an extension is like in its place."""
+        if not isinstance(values, dict):
+            return values
+        name = values.get("task")
+        if not isinstance(name, str) or extensions.find("tasks", name, own=typing.get_args(Task)) is None:
+            return values
+        return {**values, "task": load_task(name).like, "task_extension": name}
+
+    @model_validator(mode="after")
+    def _check_task(self) -> RunConfig:
+        if self.task_extension is not None and (like := load_task(self.task_extension).like) != self.task:
+            raise ValueError(f"task_extension {self.task_extension} is for task: {like}")
+        return self
 
     @property
     def reads_images(self) -> bool:
@@ -804,7 +912,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(problem) for problem in error.errors()]
+        lines = [_describe(problem, values) for problem in error.errors()]
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise UserError(
             f"{count} in {source}:\n" + "\n".join(f"  - {line}" for line in lines),
@@ -812,14 +920,12 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
         ) from None
 
 
-def _describe(problem: Any) -> str:
-    # After the number of a method its name stands in the location, by which pydantic tells the union: it is no key.
-    location = problem["loc"]
-    path = [part for place, part in enumerate(location) if place < 2 or location[place - 2] != "methods"]
+def _describe(problem: Any, values: Any) -> str:
+    path = problem["loc"]
     key = ".".join(str(part) for part in path)
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        valid = _keys_at(problem["loc"][:-1])
+        valid = _keys_at(path[:-1], values)
         hint = did_you_mean(str(path[-1]), valid) or f"Valid here: {', '.join(sorted(valid))}."
         return f"{key}: unknown key. {hint}"
     if kind == "missing":
@@ -827,25 +933,28 @@ def _describe(problem: Any) -> str:
     if kind == "literal_error":
         allowed = problem["ctx"]["expected"]
         names = [name.strip(" '") for name in allowed.replace(" or ", ", ").split(",")]
-        nearest = did_you_mean(value, names) if isinstance(value, str) else ""
-        return f"{key}: {short_repr(value)} is not one of {allowed}. {nearest}".rstrip()
-    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        others = extensions.names("tasks") if key == "task" else extensions.names("methods") if key == "method" else []
+        installed = f", or of another package: {', '.join(others)}" if others else ""
+        nearest = did_you_mean(value, [*names, *others]) if isinstance(value, str) else ""
+        return f"{key}: {short_repr(value)} is not one of {allowed}{installed}. {nearest}".rstrip()
+    if kind == "unknown_method":
         name = value.get("method") if isinstance(value, dict) else value
-        nearest = did_you_mean(name, METHODS) if isinstance(name, str) else ""
-        return f"{key}.method: {short_repr(name)} is not one of {', '.join(METHODS)}. {nearest}".rstrip()
+        names = [*METHODS, *extensions.names("methods")]
+        nearest = did_you_mean(name, names) if isinstance(name, str) else ""
+        return f"{key}.method: {short_repr(name)} is not one of {', '.join(names)}. {nearest}".rstrip()
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message[0].lower()}{message[1:]}, got {short_repr(value)}."
 
 
-def _keys_at(location: tuple[str | int, ...]) -> list[str]:
-    """Return the valid keys of the section that ``location`` points to."""
+def _keys_at(location: tuple[str | int, ...], values: Any) -> list[str]:
+    """Return the valid keys of the section that ``location`` points to in ``values``."""
     section: type[Section] = RunConfig
     for part in location:
-        if part in METHODS:
-            section = METHODS[str(part)]
-        elif isinstance(part, str) and part in section.model_fields and part != "methods":
-            found = _section_of(section.model_fields[part].annotation)
-            section = found or section
+        values = values[part]
+        if section is MethodSection:  # of which the list is made
+            section = find_method(values["method"]) or section
+        elif isinstance(part, str):
+            section = _section_of(section.model_fields[part].annotation) or section
     return list(section.model_fields)
 
 

@@ -38,10 +38,11 @@ class Preprocessing:
 
     Attributes:
         image_size: (height, width) in pixels.
-        mean: per RGB channel, of pixels scaled to [0, 1].
-        std: per RGB channel, likewise.
+        mean: of red, green and blue, of pixels scaled to [0, 1].
+        std: likewise.
         interpolation: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``.
         crop_pct: for evaluation the short side is resized to ``image_size / crop_pct``, then centre-cropped.
+        channels: the order in which the model takes them.
     """
 
     image_size: tuple[int, int]
@@ -49,6 +50,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
+    channels: Literal["RGB", "BGR"] = "RGB"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.config import LABEL_FREE, METHODS, FeaturePair, LayerOptions, MethodOptions, RunConfig, TeacherConfig
+from kdcli.config import (
+    LABEL_FREE,
+    FeaturePair,
+    LayerOptions,
+    MethodOptions,
+    RunConfig,
+    TeacherConfig,
+    find_method,
+    load_task,
+)
 from kdcli.data import (
     AnyBatch,
     Batch,
@@ -310,6 +319,9 @@ def _make_job(
         latencies=(_latency(teacher), _latency(student)) if with_latencies and teacher is not None else None,
     )
     job = assemble_job(config, plan, data=data, teacher=teacher, student=student)
+    if config.task_extension is not None:
+        reason = f"Asked for: another package's loss and metrics, on the data and models of {config.task}."
+        plan = plan.with_decisions([Decision("task", f"{config.task_extension}; {job.monitor} chooses", reason)])
     if (decision := _describe_epoch(config, plan, data)) is not None:
         plan = plan.with_decisions([decision])
     if job.pieces is not None:
@@ -332,7 +344,8 @@ def assemble_job(
         teacher: frozen, with the plan's taps open; or None.
         student: likewise open; it is trained as it is.
     """
-    task = build_task(data.facts, reference=_embedder(teacher))
+    build = build_task if config.task_extension is None else load_task(config.task_extension).from_facts
+    task = build(data.facts, reference=_embedder(teacher))
     context = Context(
         task,
         student.facts,
@@ -559,7 +572,7 @@ def open_taps(config: RunConfig, teacher: Model | None, student: Model) -> RunCo
     """
     config = _with_layer_names(config, teacher, student)
     methods = (*(config.methods or ()), *(config.embedding.methods if config.embedding else ()))
-    asked = METHODS.get(config.method or "none")
+    asked = find_method(config.method or "none")
     by_stage = any(
         isinstance(options, LayerOptions) and options.by_stage and options.layers is None for options in methods
     )

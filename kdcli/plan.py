@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kdcli.config import (
-    METHODS,
     DeiTOptions,
     DKDOptions,
     EmbeddingConfig,
@@ -26,6 +25,7 @@ from kdcli.config import (
     SpectralOptions,
     StochasticTripletOptions,
     SupervisedOptions,
+    find_method,
 )
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, DataFacts, ModelFacts, Preprocessing, TextPreprocessing
@@ -404,14 +404,15 @@ def _one_method(
                     f"--{option} {value} has no effect: --method {name} has no projector to choose.",
                     f"Drop --{option}, or use --method projection.",
                 )
-    needs_teacher = name == "log_sum" or (name != "none" and METHODS[name].needs_teacher)
+    section: Any = find_method(name)  # None for "none" and "log_sum"
+    needs_teacher = name == "log_sum" or (section is not None and section.needs_teacher)
     if needs_teacher != (teacher is not None):
         wants = "needs a teacher, and --teacher is none" if needs_teacher else "uses no teacher, and one is named"
         raise UserError(
             f"--method {name} {wants}.", "Name one with --teacher." if needs_teacher else "Use --teacher none."
         )
-    reads = "features" if name == "log_sum" else "nothing" if name == "none" else METHODS[name].reads
-    for option, given in _feature_options(config) if reads == "nothing" or not needs_teacher else ():
+    takes_layers = name in ("projection", "log_sum") or (section is not None and issubclass(section, LayerOptions))
+    for option, given in _feature_options(config) if not takes_layers or not needs_teacher else ():
         raise UserError(
             f"{option} {given} has no effect: --method {name} reads no layers of a teacher.", f"Drop {option}."
         )
@@ -425,8 +426,7 @@ def _one_method(
         projection = _weighted(_LOG_SUM, config)
         chosen = _by_pair(projection, pairs)
         decisions.append(_describe_method(projection, f"{asked} {_STANDARDIZE_REASON}"))
-    elif name != "none":
-        section: Any = METHODS[name]
+    elif section is not None:
         options = _with_layers(_weighted(section(), config), pairs, teacher, student)
         chosen = [options]
         decisions.append(_describe_method(options, asked))
@@ -835,4 +835,5 @@ def _input_line(pre: Preprocessing | TextPreprocessing) -> str:
         pooled = "each for itself" if pre.pooling == "none" else f"pooled by {pre.pooling}"
         return f"{pre.max_length} tokens, {pre.tokenizer} ({human_count(pre.vocab_size)}), {pooled}"
     mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (pre.mean, pre.std))
-    return f"{pre.image_size[0]}x{pre.image_size[1]} {pre.interpolation}, mean ({mean}), std ({std})"
+    order = ", BGR" if pre.channels == "BGR" else ""
+    return f"{pre.image_size[0]}x{pre.image_size[1]} {pre.interpolation}, mean ({mean}), std ({std}){order}"

@@ -8,6 +8,7 @@ import kdcli
 LAYERS = [
     {"errors", "__init__", "facts"},
     {"text"},
+    {"extensions"},
     {"config"},
     {"relation", "recipes"},
     {"plan", "variants"},

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from kdcli import extensions
 from kdcli.config import DataConfig
 from kdcli.data.demo import DEMOS, open_demo
 from kdcli.data.folders import open_any_folder, open_folder
 from kdcli.data.sources import OfficialSplits
 from kdcli.data.splits import ImageData, complete
-from kdcli.data.tables import holds_tables, open_hub, open_local_tables
+from kdcli.data.tables import extension_of, holds_tables, open_extension, open_hub, open_local_tables
 from kdcli.data.torchvision_sets import SETS, open_torchvision
 from kdcli.data.unlabelled import complete_unlabelled
 from kdcli.errors import UserError, did_you_mean, reading
@@ -60,6 +61,8 @@ def open_unlabelled(config: DataConfig, evaluation: DataConfig | None, *, seed: 
 
 def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
     scheme, colon, rest = config.name.partition(":")
+    if (entry := extension_of(config.name)) is not None:
+        return open_extension(entry, config, needs_labels=needs_labels)
     if scheme == "hf" and rest:
         return open_hub(rest, config, needs_labels=needs_labels)
     path = expand_user(config.name)
@@ -85,7 +88,8 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
 
 def _suggestion(name: str) -> str:
     """Return what a name without a valid prefix, or with a misspelt one, may have meant."""
-    valid = [f"demo:{demo}" for demo in DEMOS] + [f"torchvision:{set_name}" for set_name in SETS]
+    others = [f"{extension}:" for extension in extensions.names("data")]
+    valid = [f"demo:{demo}" for demo in DEMOS] + [f"torchvision:{set_name}" for set_name in SETS] + others
     bare = name.rpartition(":")[2].lower()
     if exact := [full for full in valid if full.partition(":")[2].lower() == bare]:
         return f"Did you mean {exact[0]}?"

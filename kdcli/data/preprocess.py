@@ -62,10 +62,10 @@ def prepare(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Turn a batch of canvases into a model's input, on the device that they are on.
 
     A canvas of another size than the model's is resized, antialiased and with the model's interpolation; values stay in
-    [0, 255], as they do when PIL resizes. Then ``(x / 255 - mean) / std``.
+    [0, 255], as they do when PIL resizes. Then ``(x / 255 - mean) / std``, and the model's order of channels.
 
     Args:
-        images: ``(B, 3, H, W)``, uint8 or floating, in [0, 255]; left as they are.
+        images: RGB ``(B, 3, H, W)``, uint8 or floating, in [0, 255]; left as they are.
         preprocessing: the model's; ``crop_pct`` plays no part.
 
     Returns:
@@ -78,7 +78,8 @@ def prepare(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         if mode is InterpolationMode.BICUBIC:  # it overshoots at edges
             images = images.clamp(0, 255)
     mean, std = _per_channel(preprocessing.mean, images.device), _per_channel(preprocessing.std, images.device)
-    return (images - mean).div_(std)
+    images = (images - mean).div_(std)
+    return images.flip(1) if preprocessing.channels == "BGR" else images
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from kdcli.config import DataConfig
 from kdcli.data.images import UnreadableImage, decode_image
 from kdcli.data.sources import ImageSource, OfficialSplits, Subset
 from kdcli.errors import UserError, did_you_mean
+from kdcli.extensions import Extension, find
 from kdcli.facts import UNLABELLED
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _SPLIT_NAMES = {
 _IMAGE_NAMES = ("image", "img", "images", "pixel_values")
 LABEL_NAMES = ("label", "labels", "target", "class", "fine_label")
 _SUFFIXES = (".parquet", ".arrow")
+_PREFIXES = ("demo", "torchvision", "hf")
+"""Of kdcli's own names of data."""
 _SAVED = ("dataset_dict.json", "dataset_info.json")
 
 
@@ -86,6 +89,42 @@ def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = Tr
             "Expected parquet or arrow files with a column of images and one of labels.",
         ) from error
     return _official_splits(loaded, config, needs_labels)
+
+
+def extension_of(name: str) -> Extension | None:
+    """Return the extension that opens ``NAME:REST``; None where no installed package has that name."""
+    prefix, colon, _ = name.partition(":")
+    return find("data", prefix, own=_PREFIXES) if colon else None
+
+
+def load_extension(entry: Extension, config: DataConfig) -> Mapping[str, Dataset]:
+    """Return the tables of ``NAME:REST`` by split, from a function of another package that gets ``REST``.
+
+    Raises:
+        UserError: the package can't be imported, or returns something else; also what the function itself raises.
+    """
+    from datasets import Dataset
+
+    if config.subset is not None:
+        raise UserError(f"data.subset is set, but {config.name} is not a data set of the hub.", "Leave it out.")
+
+    silence_datasets()
+    read = entry.load()
+    if not callable(read):
+        raise entry.unfit("a function")
+    tables = read(config.name.partition(":")[2])
+    if not (isinstance(tables, Mapping) and tables and all(isinstance(table, Dataset) for table in tables.values())):
+        raise entry.unfit("a function that returns a datasets.DatasetDict")
+    return tables
+
+
+def open_extension(entry: Extension, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
+    """Open ``NAME:REST`` as images. Labels may be missing where none are needed.
+
+    Raises:
+        UserError: as :func:`load_extension`, or the columns don't fit.
+    """
+    return _official_splits(load_extension(entry, config), config, needs_labels)
 
 
 def silence_datasets() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from kdcli import extensions
 from kdcli.config import DataConfig
 from kdcli.data.folders import is_hidden, split_folders
 from kdcli.data.splits import MAX_PAIRS, TEST_SEED, cut_indices, draw_indices, keep_labels
@@ -21,7 +22,9 @@ from kdcli.data.tables import (
     choose_splits,
     classes_of,
     existing_column,
+    extension_of,
     label_indices,
+    load_extension,
     only_column,
     silence_datasets,
 )
@@ -74,6 +77,8 @@ def open_texts(config: DataConfig, *, task: str, seed: int) -> TextData:
 
 def _open(config: DataConfig, *, reads_labels: bool) -> _Splits:
     name = config.name
+    if (entry := extension_of(name)) is not None:
+        return _from_tables(load_extension(entry, config), config, reads_labels)
     if name.startswith("demo:"):
         return _demo(name.removeprefix("demo:"), reads_labels)
     if name.startswith("hf:"):
@@ -84,7 +89,7 @@ def _open(config: DataConfig, *, reads_labels: bool) -> _Splits:
     if path.is_file():
         return _from_tables(_load_files(path, path.suffix, data_files=str(path)), config, reads_labels)
     if not path.is_dir():
-        demos = [f"demo:{demo}" for demo in DEMOS]
+        demos = [*(f"demo:{demo}" for demo in DEMOS), *(f"{other}:" for other in extensions.names("data"))]
         raise UserError(f"There is no set of texts {name!r}. {did_you_mean(name, demos)}".rstrip(), _FORMS)
     kinds = {
         file.suffix.lower() for file in path.iterdir() if file.suffix.lower() in _FORMATS and not is_hidden(file.name)

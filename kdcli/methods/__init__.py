@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from kdcli.config import METHODS
+
 if TYPE_CHECKING:
     from kdcli.config import MethodOptions
     from kdcli.methods.base import Context, Method
@@ -25,7 +27,10 @@ _MODULES = dict.fromkeys(
 
 
 def build_method(options: MethodOptions, context: Context) -> Method:
-    """Build the method that ``options`` configures; ``build`` of its module does it."""
+    """Build the method that ``options`` configures; ``build`` of its module does it, or its own of another package."""
+    if options.method not in METHODS:
+        built: Method = options.build(context)
+        return built
     module = importlib.import_module(f"kdcli.methods.{_MODULES.get(options.method, options.method)}")
     method: Method = module.build(options, context)
     return method

@@ -362,7 +362,7 @@ class VisionModel(Model):
         super().__init__(module, origin, preprocessing, num_classes)
 
     def prepare(self, batch: AnyBatch) -> Tensor:
-        """Return (B, 3, H, W), float32, normalised as ``facts.preprocessing`` says."""
+        """Return (B, 3, H, W), float32, normalised and ordered as ``facts.preprocessing`` says."""
         assert isinstance(batch, Batch)
         return prepare(batch.images, self.preprocessing)
 

@@ -34,7 +34,7 @@ from kdcli.models.base import (
 )
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
-from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights, check_uncompressed, reason_of
+from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights, check_file, few, reason_of
 from kdcli.text import short_repr
 
 # They would stand between kdcli's own lines; what is wrong with a model is the one message of its error.
@@ -67,10 +67,7 @@ class HFModel(VisionModel):
 
     library: ClassVar[Library] = "transformers"
 
-    def __init__(
-        self, module: Any, origin: Origin, preprocessing: Preprocessing, *, flip_channels: bool = False
-    ) -> None:
-        self._flip_channels = flip_channels
+    def __init__(self, module: Any, origin: Origin, preprocessing: Preprocessing) -> None:
         self._arguments = _position_arguments(module, origin.image_size)
         super().__init__(module, origin, preprocessing, module.config.num_labels if is_classifier(module) else 0)
 
@@ -114,7 +111,7 @@ class HFModel(VisionModel):
         for recorder in recorders:
             recorder.armed = True
         try:
-            result = self.module(pixel_values=self._ordered(images), **self._arguments)
+            result = self.module(pixel_values=images, **self._arguments)
         finally:
             for recorder in recorders:
                 recorder.armed = False
@@ -133,10 +130,7 @@ class HFModel(VisionModel):
         return self.module.get_submodule(self._backbone)
 
     def _backbone_output(self, images: Tensor) -> Tensor:
-        return self.backbone(self._ordered(images), **self._arguments).last_hidden_state
-
-    def _ordered(self, images: Tensor) -> Tensor:
-        return images.flip(1) if self._flip_channels else images
+        return self.backbone(images, **self._arguments).last_hidden_state
 
     def _add_pooled(self, output: ModelOutput, hidden: Tensor, taps: tuple[str, ...], pooled_map: bool) -> None:
         if "pooled" in taps:
@@ -407,8 +401,9 @@ def load_weights(
     if hasattr(config, "mask_ratio"):
         config.mask_ratio = 0.0  # a masked autoencoder's encoder, seeing everything
     assert place.folder is not None  # locate found weights there
-    for file in place.folder.glob("*.bin"):
-        check_uncompressed(file)
+    for file in place.folder.iterdir():
+        if file.suffix in {".safetensors", ".bin"}:
+            check_file(file)
     try:
         module, info = auto.from_pretrained(
             place.folder,
@@ -416,7 +411,7 @@ def load_weights(
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=may_miss is None,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
             **arguments,
         )
@@ -425,12 +420,20 @@ def load_weights(
             f"The weights of {place.name} can't be loaded: {reason_of(error)}",
             "Check the folder's files, give a checkpoint (--teacher-weights FILE), or take random:NAME untrained.",
         ) from error
-    untrained = {str(name) for name in info["missing_keys"]}
-    untrained |= {str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]}
     allowed = may_miss if may_miss is not None else _head_prefixes(module)
-    if wrong := sorted(name for name in untrained if not any(part in allowed for part in name.split(".")[:2])):
+
+    def needed(name: str) -> bool:
+        return not any(part in allowed for part in name.split(".")[:2])
+
+    missing = sorted(name for name in info["missing_keys"] if needed(name))
+    misfits = sorted(entry for entry in info["mismatched_keys"] if may_miss is not None or needed(entry[0]))
+    if missing or misfits:
+        shapes = tuple(f"{name} {tuple(theirs)} for {tuple(ours)}" for name, theirs, ours in misfits)
+        problems = [f"{len(misfits)} are of another shape ({few(shapes)})"] if misfits else []
+        problems += [f"{len(missing)} are missing ({few(tuple(missing))})"] if missing else []
         raise UserError(
-            f"The weights of {place.name} lack {len(wrong)} of the model's tensors: {', '.join(wrong[:3])}.",
+            f"The weights of {place.name} don't fit its config.json: of {len(module.state_dict())} tensors"
+            f" {' and '.join(problems)}.",
             "Choose complete weights, or take random:NAME for the architecture untrained.",
         )
     return module

@@ -85,7 +85,7 @@ def _teacher(place: Place, name: ModelName, size: int | None, checkpoint: weight
     origin = _teacher_origin(place, name, module, names, size, phrase)
     settings = processor.read_settings(place.folder, module.config)
     preprocessing = processor.preprocessing_of(settings, size)
-    return hf.HFModel(module, origin, preprocessing, flip_channels=processor.flips_channels(settings))
+    return hf.HFModel(module, origin, preprocessing)
 
 
 def _teacher_origin(
@@ -243,7 +243,6 @@ def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> 
     settings = processor.read_settings(place.folder, module.config)
     preprocessing = processor.preprocessing_of(settings, config.image_size)
     origin = _student_origin(place, config, module, names)
-    # Never BGR: the exported student is fed by a plain image processor.
     model = hf.HFModel(module, origin, preprocessing)
     if config.pretrained and own_names != names:
         model.reset_classifier()
@@ -418,7 +417,8 @@ def _parse(text: str) -> ModelName:
 
 
 def _is_published_by_timm(place: Place) -> bool:
-    return place.architecture is not None or place.name.startswith("timm:timm/")
+    is_registered = place.architecture is not None and place.name.startswith("timm:")
+    return is_registered or place.name.startswith("timm:timm/")
 
 
 def _with_tag(place: Place, module: nn.Module) -> str:

@@ -19,8 +19,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from kdcli.errors import UserError, did_you_mean, reading
+from kdcli.extensions import Extension
 from kdcli.models import hub, kdcli_networks, sentence, tokenizer
-from kdcli.models.spec import Library, ModelName, format_query
+from kdcli.models.spec import Library, ModelName, find_extension, format_query
 from kdcli.text import expand_user
 
 _TEXT_KINDS = {
@@ -81,6 +82,8 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
     target = name.target
     if target.startswith("cifar:"):
         return _cifar(name)
+    if ":" in target and not is_text and (entry := find_extension(target.partition(":")[0])) is not None:
+        return _of_extension(entry, name)
     if name.library != "transformers" and not is_text and _is_registered(target):
         return Place("timm", f"timm:{target}", architecture=target)
     folder = expand_user(target)
@@ -145,6 +148,29 @@ def _cifar(name: ModelName) -> Place:
             f"Valid: {', '.join(valid)}.",
         )
     return Place("timm", name.target, architecture=architecture)
+
+
+def _of_extension(entry: Extension, name: ModelName) -> Place:
+    load_architectures(entry)
+    architecture = name.target.replace(":", "_", 1)
+    valid = [other.replace("_", ":", 1) for other in timm.list_models(f"{entry.name}_*")]
+    if name.target not in valid and not _is_registered(architecture):
+        raise UserError(
+            f"There is no model {name.text!r} in {entry.package}. {did_you_mean(name.target, valid)}".rstrip(),
+            f"Valid: {', '.join(valid)}.",
+        )
+    return Place("timm", name.target, architecture=architecture)
+
+
+def load_architectures(entry: Extension) -> None:
+    """Import the module of another package that puts its architectures into timm's registry.
+
+    Raises:
+        UserError: that fails, or it puts none there under its own name.
+    """
+    entry.load()
+    if not timm.list_models(f"{entry.name}_*"):
+        raise entry.unfit(f"a module that registers models called {entry.name}_... with timm.models.register_model")
 
 
 def _text_snapshot(repo: str, *, weights: bool) -> Path:

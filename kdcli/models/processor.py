@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers import AutoImageProcessor, CLIPImageProcessor
+from transformers import AutoImageProcessor, CLIPImageProcessor, MobileViTImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from kdcli.errors import UserError
@@ -83,29 +83,32 @@ def _translate(settings: dict[str, Any], image_size: int | None) -> Preprocessin
         final = (image_size, image_size)
     mean, std = _normalisation(settings)
     resample = int(settings.get("resample") or 3)
-    return Preprocessing(final, mean, std, _RESAMPLE.get(resample, "bicubic"), crop_pct)
-
-
-def flips_channels(settings: dict[str, Any]) -> bool:
-    """Whether the model was trained on BGR (MobileViT)."""
-    return bool(settings.get("do_flip_channel_order"))
+    channels: Literal["RGB", "BGR"] = "BGR" if settings.get("do_flip_channel_order") else "RGB"
+    return Preprocessing(final, mean, std, _RESAMPLE.get(resample, "bicubic"), crop_pct, channels)
 
 
 def write(preprocessing: Preprocessing, folder: Path) -> None:
-    """Write ``preprocessor_config.json``: short side to ``size / crop_pct``, centre crop, normalise, as kdcli does."""
+    """Write ``preprocessor_config.json``: short side to ``size / crop_pct``, centre crop, normalise, as kdcli does.
+
+    BGR goes by MobileViT's image processor, which is the only one to give it, and does not normalise.
+    """
     height, width = preprocessing.image_size
-    CLIPImageProcessor(
-        size={"shortest_edge": round(min(height, width) / preprocessing.crop_pct)},
-        crop_size={"height": height, "width": width},
-        resample=_PIL_FILTERS[preprocessing.interpolation],
-        image_mean=list(preprocessing.mean),
-        image_std=list(preprocessing.std),
-    ).save_pretrained(folder)
+    geometry: dict[str, Any] = {
+        "size": {"shortest_edge": round(min(height, width) / preprocessing.crop_pct)},
+        "crop_size": {"height": height, "width": width},
+        "resample": _PIL_FILTERS[preprocessing.interpolation],
+    }
+    written: Any
+    if preprocessing.channels == "BGR":
+        written = MobileViTImageProcessor(**geometry, do_flip_channel_order=True)
+    else:
+        written = CLIPImageProcessor(**geometry, image_mean=list(preprocessing.mean), image_std=list(preprocessing.std))
+    written.save_pretrained(folder)
 
 
 def _normalisation(settings: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Return mean and std for pixels in [0, 1]."""
-    if settings.get("do_normalize") is False:
+    if not settings.get("do_normalize", True) or settings.get("do_flip_channel_order"):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     red, green, blue = _triple(settings.get("image_mean"), IMAGENET_DEFAULT_MEAN)
     std = _triple(settings.get("image_std"), IMAGENET_DEFAULT_STD)

@@ -22,8 +22,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from kdcli.errors import UserError, did_you_mean
 from kdcli.models import hf, kdcli_networks, processor, timm
 from kdcli.models.base import seeded
-from kdcli.models.locate import Place
+from kdcli.models.locate import Place, load_architectures
 from kdcli.models.measure import measure, time_passes
+from kdcli.models.spec import find_extension
 from kdcli.run_folder import write_atomically
 
 Sort = Literal["params", "macs", "latency"]
@@ -195,8 +196,13 @@ def _with_macs(
 def _named(pattern: str | None, *, pretrained: bool) -> list[Place]:
     """Return the architectures of both libraries that ``pattern`` names, under the names that ``--student`` takes."""
     names = {}
+    prefix, colon, _ = (pattern or "").partition(":")
+    entry = find_extension(prefix) if colon else None
+    if entry is not None:
+        load_architectures(entry)
     for architecture in timm_library.list_models():
         own = architecture in kdcli_networks.NAMES and architecture.startswith("cifar_")
+        own = own or (entry is not None and architecture.startswith(f"{entry.name}_"))
         name = architecture.replace("_", ":", 1) if own else architecture
         names[name] = Place("timm", name, architecture=architecture)
     kinds = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.keys() - _WRAPPERS

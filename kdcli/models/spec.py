@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kdcli import extensions
 from kdcli.errors import UserError, did_you_mean
 from kdcli.recipes import parse_yaml
 from kdcli.text import short_repr
@@ -15,6 +16,7 @@ from kdcli.text import short_repr
 Library = Literal["timm", "transformers"]
 
 _LIBRARIES: dict[str, Library] = {"timm": "timm", "hf": "transformers"}
+_PREFIXES = (*_LIBRARIES, "cifar", "random")
 _GRAMMAR = (
     "Names are NAME, timm:NAME, cifar:NAME, hf:ORG/NAME or a local folder; random:NAME is the same architecture "
     "untrained."
@@ -28,8 +30,9 @@ class ModelName:
 
     Attributes:
         text: as the user wrote it.
-        target: without its prefixes and arguments: a timm name, a hub id or a folder; ``cifar:`` stays.
-        library: where ``timm:``, ``cifar:`` or ``hf:`` says so.
+        target: without its prefixes and arguments: a timm name, a hub id or a folder; ``cifar:`` and an extension's
+            prefix stay.
+        library: where ``timm:``, ``cifar:``, ``hf:`` or an extension's prefix says so.
         random: the architecture untrained.
         arguments: what ``?key=value&key=value`` changes of the architecture: plain values, or lists of these.
     """
@@ -51,20 +54,36 @@ def parse_name(text: str) -> ModelName | None:
         return None
     rest, mark, query = text.partition("?")
     arguments = _parse_query(text, query) if mark else {}
-    random, library = False, None
+    random = False
+    library: Library | None = None
     if rest.startswith("random:"):
         random, rest = True, rest.removeprefix("random:")
     prefix, colon, after = rest.partition(":")
-    if colon and prefix in _LIBRARIES:
+    if colon and find_extension(prefix) is not None:
+        library = "timm"
+    elif colon and prefix in _LIBRARIES:
         library, rest = _LIBRARIES[prefix], after
     elif rest.startswith("cifar:"):
         library = "timm"
     elif colon and prefix.isidentifier() and len(prefix) > 1:  # one letter is a Windows drive
-        nearest = did_you_mean(prefix, [*_LIBRARIES, "cifar", "random"])
-        raise UserError(f"Model name {text!r}: unknown prefix {prefix!r}. {nearest}".rstrip(), _GRAMMAR)
+        others = extensions.names("models")
+        nearest = did_you_mean(prefix, [*_PREFIXES, *others])
+        installed = f" Installed extensions: {', '.join(f'{other}:NAME' for other in others)}." if others else ""
+        raise UserError(f"Model name {text!r}: unknown prefix {prefix!r}. {nearest}".rstrip(), _GRAMMAR + installed)
     if not rest.strip() or rest == "none":
         raise UserError(f"Model name {text!r} names no model.", _GRAMMAR)
     return ModelName(text, rest, library, random, arguments)
+
+
+def find_extension(prefix: str) -> extensions.Extension | None:
+    """Return the extension whose models are called ``PREFIX:REST``, and ``PREFIX_REST`` in timm's registry."""
+    return extensions.find("models", prefix, own=_PREFIXES)
+
+
+def extension_of_architecture(architecture: str) -> extensions.Extension | None:
+    """Return the installed package that has this architecture of timm's registry; None for timm's own, and kdcli's."""
+    entries = (entry for entry in extensions.installed("models") if architecture.startswith(f"{entry.name}_"))
+    return max(entries, key=lambda entry: len(entry.name), default=None)
 
 
 def format_query(arguments: Mapping[str, Any]) -> str:

@@ -33,14 +33,14 @@ from kdcli.models.base import (
     mean_over_places,
 )
 from kdcli.models.constructor import check_arguments, read_constructor
-from kdcli.models.locate import Place
-from kdcli.models.spec import Library
+from kdcli.models.locate import Place, load_architectures
+from kdcli.models.spec import Library, extension_of_architecture
 from kdcli.models.weights import (
     Checkpoint,
     LoadReport,
     Tensors,
     build_with_weights,
-    check_uncompressed,
+    check_file,
     load_raw,
     reason_of,
 )
@@ -203,8 +203,8 @@ def load(
     arguments: dict[str, Any] = {}
     native = cfg.get("input_size", (3, 224, 224))[-1]
     for file in place.folder.iterdir() if place.folder else ():
-        if file.suffix in {".bin", ".pth", ".tar"}:
-            check_uncompressed(file)
+        if pretrained and file.suffix in {".safetensors", ".bin", ".pth", ".tar"}:
+            check_file(file)
     if image_size is not None and cfg.get("fixed_input_size") and image_size != native:
         arguments["img_size"] = (image_size, image_size)
     overlay = _weights_overlay(place, cfg) if pretrained and not place.folder else None
@@ -347,11 +347,13 @@ def _folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         args = dict(args or {})
     except Exception as error:  # on values of the wrong type timm raises whatever it trips over
         raise UserError(f"{folder / 'config.json'} is damaged: {type(error).__name__}: {error}.", hint) from error
+    if isinstance(architecture, str) and (entry := extension_of_architecture(architecture)) is not None:
+        load_architectures(entry)
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         nearest = did_you_mean(str(architecture), timm.list_models())
         raise UserError(
             f"{folder}: timm {timm.__version__} has no architecture {short_repr(architecture)}. {nearest}".rstrip(),
-            f"Upgrade timm, or: {hint}",
+            f"Upgrade timm, install the package that adds it, or: {hint}",
         )
     if "features_only" in args:
         raise UserError(f"{folder} holds a feature extractor, not a whole model.", hint)
@@ -375,6 +377,8 @@ def _weights_overlay(place: Place, cfg: dict[str, Any]) -> dict[str, Any]:
         if path.suffix in {".npz", ".npy"}:
             return {"file": str(path), "custom_load": True}
         return {"state_dict": dict(load_raw(path)), "custom_load": False}
+    if file := cfg.get("file"):
+        return {"state_dict": dict(load_raw(Path(file))), "custom_load": False}
     if url := cfg.get("url"):
         try:
             path = Path(download_cached_file(url, check_hash=False))

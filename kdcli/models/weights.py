@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,11 @@ from kdcli.text import expand_user, short_repr
 Tensors = dict[str, Tensor]
 Remap = Callable[[Tensors, nn.Module], Tensors | None]
 
-_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model_state", "model")
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema")
+_WRAPPERS = (
+    *_AVERAGED,
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights", "checkpoint"),
+)
 """Keys under which training scripts keep the weights; the averaged ones first."""
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _HARMLESS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "position_ids")
@@ -38,11 +43,13 @@ class Checkpoint:
         source: the file, as the user named it.
         tensors: by name.
         is_ordered: whether their order is the model's: pickled dictionaries keep it, safetensors sorts.
+        averaged: the key under which they were, where they are averages beside others; empty otherwise.
     """
 
     source: str
     tensors: Tensors
     is_ordered: bool
+    averaged: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,14 @@ class LoadReport:
         matched: names in the model that got a tensor.
         missing: names in the model that got none; computed buffers only.
         unexpected: names in the file that nothing took.
+        averaged: as in :class:`Checkpoint`.
     """
 
     by: Literal["name", "order"]
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    averaged: str = ""
 
     def summary(self) -> str:
         """Return one line such as ``296 of 296 tensors matched by name``."""
@@ -67,8 +76,10 @@ class LoadReport:
         line = f"{len(self.matched)} of {total} tensors matched by {self.by}"
         if self.by == "order":
             line += " (the file names them differently; count, kinds and shapes agree)"
+        if self.averaged:
+            line += f"; the averaged weights ({self.averaged})"
         if self.unexpected:
-            line += f"; {len(self.unexpected)} in the file not used ({_few(self.unexpected)})"
+            line += f"; {len(self.unexpected)} in the file not used ({few(self.unexpected)})"
         return line
 
 
@@ -96,7 +107,9 @@ def resolve_path(text: str) -> Path:
     if not text.startswith("package:"):
         path = expand_user(text)
         with reading(text):
-            is_file = path.is_file()
+            is_file, is_folder = path.is_file(), path.is_dir()
+        if is_folder:
+            raise UserError(f"{text} is a folder, not a checkpoint file.", f"Name it as the model: --teacher {text}")
         if not is_file:
             raise UserError(f"There is no checkpoint file {text}.", "Give a .safetensors, .pth, .pt or .bin file.")
         return path
@@ -120,7 +133,7 @@ def load_raw(path: Path) -> Mapping[str, Any]:
         UserError: the file is damaged, no checkpoint, compressed, or needs unpickling.
     """
     hint = "Give a .safetensors file, or one that torch.load(weights_only=True) reads."
-    check_uncompressed(path)
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -140,9 +153,50 @@ def reason_of(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, pickle.UnpicklingError):
+            if found := re.search(r"GLOBAL (\S+) was not", str(cause)):
+                return f"it holds a Python object ({found[1]}), which could run code; save model.state_dict() instead."
             return "it is no checkpoint, or needs unpickling of objects, which could run code."
         cause = cause.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _misfits(lines[1:]) if lines[0].startswith("Error(s) in loading state_dict") else lines[0]
+
+
+def _misfits(lines: list[str]) -> str:
+    """Return in one line what torch's ``load_state_dict`` found: how many tensors don't fit, and a few of them."""
+    shape = re.compile(r"size mismatch for (\S+): .*torch\.Size\(\[(.*?)\]\).*torch\.Size\(\[(.*?)\]\)")
+    names = {line.partition(" ")[0].strip(): tuple(re.findall(r'"(\S+?)"', line)) for line in map(str.strip, lines)}
+    shapes = tuple(f"{m[1]} ({m[2]}) for ({m[3]})" for line in lines if (m := shape.search(line)))
+    found = {
+        "of another shape": shapes,
+        "missing": names.get("Missing", ()),
+        "that the model lacks": names.get("Unexpected", ()),
+    }
+    return "; ".join(f"{len(tensors)} {what} ({few(tensors)})" for what, tensors in found.items() if tensors)
+
+
+def check_file(path: Path) -> None:
+    """Refuse what can't be a checkpoint by its first bytes or its size, before a library reads it.
+
+    Raises:
+        UserError: the file is empty, a Git LFS pointer, a web page, JSON, or compressed.
+    """
+    with reading(path), path.open("rb") as file:
+        start = file.read(64)
+    hint = "Download or copy it again."
+    if not start:
+        raise UserError(f"{path} is empty.", hint)
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the file that it points to.", "Fetch it with 'git lfs pull'."
+        )
+    is_text = b"\0" not in start  # as a safetensors file never begins
+    if is_text and start.lstrip().startswith(b"<"):
+        raise UserError(f"{path} is a web page, not a checkpoint.", hint)
+    if is_text and start.lstrip().startswith(b"{"):
+        raise UserError(
+            f"{path} is JSON, not a checkpoint.", "Of weights in several files name the folder as the model."
+        )
+    check_uncompressed(path)
 
 
 def check_uncompressed(path: Path) -> None:
@@ -172,23 +226,26 @@ def read_checkpoint(path: Path, *, source: str) -> Checkpoint:
         UserError: as :func:`load_raw`, or there are no tensors, or one that is more than the file's numbers.
     """
     loaded: Any = load_raw(path)
+    averaged = ""
     for _ in _WRAPPERS:  # no deeper: a dictionary may hold itself
         if key := next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None):
             loaded = loaded[key]
+            averaged = averaged or (key if key in _AVERAGED else "")
     tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor) and isinstance(name, str)}
+    tensors.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
     if not tensors:
         raise UserError(
-            f"{path} holds no tensors; its keys: {_few(tuple(map(short_repr, loaded)))}.", "Give a state dict."
+            f"{path} holds no tensors; its keys: {few(tuple(map(short_repr, loaded)))}.", "Give a state dict."
         )
     if odd := [name for name, value in tensors.items() if not _is_plain(value)]:
         raise UserError(
             f"{path}: {len(odd)} of its tensors are sparse, quantised, of more elements than the file holds, or have "
-            f"none ({_few(tuple(odd))}).",
+            f"none ({few(tuple(odd))}).",
             "Save them as plain tensors.",
         )
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return Checkpoint(source, tensors, is_ordered=path.suffix != ".safetensors")
+    return Checkpoint(source, tensors, is_ordered=path.suffix != ".safetensors", averaged=averaged)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -237,7 +294,7 @@ def build_with_weights(
     state = module.state_dict()
     module.load_state_dict(state | {name: tensors[other] for name, other in fit.pairs.items()})
     absent = tuple(name for name in state if name not in fit.pairs)
-    return module, LoadReport(fit.by, tuple(fit.pairs), absent, fit.unexpected)
+    return module, LoadReport(fit.by, tuple(fit.pairs), absent, fit.unexpected, checkpoint.averaged)
 
 
 def _fit(module: nn.Module, tensors: Tensors, num_classes: int, ordered: bool) -> _Fit:
@@ -292,11 +349,11 @@ def _refusal(fit: _Fit, module: nn.Module, checkpoint: Checkpoint) -> UserError:
     problems = []
     if fit.misfits:
         shapes = [f"{n} {tuple(tensors[fit.pairs[n]].shape)} for {tuple(state[n].shape)}" for n in fit.misfits]
-        problems.append(f"{len(fit.misfits)} of another shape ({_few(tuple(shapes))})")
+        problems.append(f"{len(fit.misfits)} of another shape ({few(tuple(shapes))})")
     if fit.missing:
-        problems.append(f"{len(fit.missing)} missing ({_few(fit.missing)})")
+        problems.append(f"{len(fit.missing)} missing ({few(fit.missing)})")
     if fit.unexpected:
-        problems.append(f"{len(fit.unexpected)} that the model lacks ({_few(fit.unexpected)})")
+        problems.append(f"{len(fit.unexpected)} that the model lacks ({few(fit.unexpected)})")
     return UserError(
         f"{checkpoint.source} does not fit the model: {len(state)} tensors wanted; {'; '.join(problems)}.",
         "Name the architecture and image_size that the file was trained with.",
@@ -312,5 +369,6 @@ def is_harmless(name: str) -> bool:
     return _kind(name) in _HARMLESS
 
 
-def _few(names: tuple[str, ...], limit: int = 3) -> str:
+def few(names: tuple[str, ...], limit: int = 3) -> str:
+    """Return the first of ``names``, and how many there are more."""
     return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ class Task(Protocol):
     name: str
     monitor: str
     class_names: tuple[str, ...]
+
+    @classmethod
+    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
+        """Return the task for ``data``; ``reference`` is of a batch to the teacher's embeddings."""
 
     def supervised_loss(self, logits: Any, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Return the loss on the labels, a scalar averaged over what is labelled, from what ``predict`` returns."""
@@ -61,18 +65,22 @@ def build_task(data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> T
         data: what is known about them.
         reference: a batch to the teacher's embeddings, for a task that compares with them.
     """
-    if data.task == "sentence-embedding":
-        return SentenceEmbedding(reference)
-    if data.task in LANGUAGE_MODELING:
-        return LanguageModeling(data.task)
-    if data.task == "image-embedding":
-        return ImageEmbedding(reference)
-    if data.task == "image-classification":
-        return ImageClassification(data.class_names)
+    return _kind_of(data).from_facts(data, reference=reference)
+
+
+def _kind_of(data: DataFacts) -> type[Task]:
+    match data.task:
+        case "sentence-embedding":
+            return SentenceEmbedding
+        case "image-embedding":
+            return ImageEmbedding
+        case "image-classification":
+            return ImageClassification
+        case task if task in LANGUAGE_MODELING:
+            return LanguageModeling
     match data.label_kind:
         case "classes":
-            return SeveralLabels(data.class_names)
+            return SeveralLabels
         case "number":
-            assert data.label_scale is not None
-            return TextRegression(data.class_names, deviation=data.label_scale[1])
-    return TextClassification(data.class_names)
+            return TextRegression
+    return TextClassification

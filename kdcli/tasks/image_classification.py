@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kdcli.data import AnyBatch
 from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
+from kdcli.facts import UNLABELLED, DataFacts
 
 
 class ImageClassification:
@@ -27,6 +28,11 @@ class ImageClassification:
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
+
+    @classmethod
+    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
+        """Return the task for ``data``; nothing is compared with a reference."""
+        return cls(data.class_names)
 
     def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Return the cross-entropy, averaged over the labelled part of the batch.

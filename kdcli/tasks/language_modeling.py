@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from kdcli.data import AnyBatch
 from kdcli.errors import UserError
+from kdcli.facts import DataFacts
 from kdcli.gather import gather_rows
 from kdcli.losses.vocabulary import VocabularyLogits, chunked_argmax, chunked_cross_entropy
 
@@ -27,6 +29,11 @@ class LanguageModeling:
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    @classmethod
+    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
+        """Return the task for ``data``; nothing is compared with a reference."""
+        return cls(data.task)
 
     def supervised_loss(self, logits: Tensor | VocabularyLogits, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Return the mean cross-entropy of the tokens, in nats.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import torch
 from scipy.stats import spearmanr
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from kdcli.data import AnyBatch, TextBatch
 from kdcli.errors import UserError
+from kdcli.facts import DataFacts
 
 NEIGHBOURS = 10
 """k of recall@k."""
@@ -32,6 +34,11 @@ class SentenceEmbedding:
         self._reference = reference
         self._known: dict[str | bytes, Tensor] = {}
         """The teacher's embeddings of evaluated samples: it stays as it is, so each is computed once."""
+
+    @classmethod
+    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
+        """Return the task for ``data``, whose embeddings are compared with ``reference``."""
+        return cls(reference)
 
     def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Raise: there are no labels, and the plan lets no method pass that asks for this."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef, Spearman
 
 from kdcli.data import AnyBatch
 from kdcli.errors import UserError
+from kdcli.facts import DataFacts
 from kdcli.tasks.image_classification import ImageClassification
 
 
@@ -31,6 +33,11 @@ class _ByValues(ABC):
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
+
+    @classmethod
+    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
+        """Return the task for ``data``; nothing is compared with a reference."""
+        return cls(data.class_names)
 
     def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Return the loss, averaged over the labelled texts and the classes.
@@ -124,6 +131,12 @@ class TextRegression(_ByValues):
     def __init__(self, class_names: Sequence[str], *, deviation: float) -> None:
         super().__init__(class_names)
         self.deviation = deviation
+
+    @classmethod
+    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
+        """Return the task for ``data``, whose labels are numbers."""
+        assert data.label_scale is not None
+        return cls(data.class_names, deviation=data.label_scale[1])
 
     def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
         return ((logits - targets) / self.deviation).square()

@@ -32,7 +32,7 @@ from typer.core import TyperGroup, TyperOption
 
 from kdcli import distill
 from kdcli.cli import app
-from kdcli.config import RunConfig
+from kdcli.config import METHODS, MethodSection, RunConfig
 from kdcli.recipes import list_recipes, load_recipe
 from kdcli.trainer import Trainer
 
@@ -281,7 +281,9 @@ def keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if annotation is MethodSection:
+        yield from METHODS.values()
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
         yield from sections_in(inner)
@@ -296,6 +298,8 @@ def fitting(annotation: Any) -> st.SearchStrategy[Any]:
         return fitting(parts[0])
     if origin is tuple:
         return st.lists(st.one_of(*(fitting(part) for part in parts if part is not Ellipsis)), min_size=1, max_size=2)
+    if annotation is MethodSection:
+        return st.one_of(*map(near, METHODS.values()))
     if parts:
         return st.one_of(*map(fitting, parts))
     if issubclass(annotation, BaseModel):

@@ -46,9 +46,25 @@ def assert_same_weights(model, expected):
         lambda state: {"model_state": {f"module._orig_mod.{name}": t for name, t in state.items()}},
         lambda state: {"state_dict": {name: t * 0 for name, t in state.items()}, "state_dict_ema": state},
         lambda state: {name: t for name, t in state.items() if "num_batches_tracked" not in name},
+        lambda state: {"model": state, "model_ema": {f"module.{name}": t for name, t in state.items()}},
+        lambda state: {"checkpoint": {"model": {"state_dict": state}}, "epoch": 3},
+        lambda state: {"net": state},
+        lambda state: {"n_averaged": torch.tensor(3)} | {f"module.{name}": t for name, t in state.items()},
         lambda state: {name.replace(".", "/", 1).replace("/", "_x."): t for name, t in state.items()},
     ],
-    ids=["plain", "lightning-like", "ddp", "compiled", "ema", "no counters", "other names"],
+    ids=[
+        "plain",
+        "lightning-like",
+        "ddp",
+        "compiled",
+        "ema",
+        "no counters",
+        "other ema",
+        "nested",
+        "net",
+        "swa",
+        "other names",
+    ],
 )
 def test_every_wrapping_loads_the_same(tmp_path, wrap):
     expected = trained().state_dict()
@@ -73,6 +89,52 @@ def test_the_report_says_how_tensors_were_matched(tmp_path):
     assert f"{count} of {count} tensors matched by name; 1 in the file not used (extra.weight)" in named.facts.weights
     assert f"{count} of {count} tensors matched by order" in ordered.facts.weights
     assert_same_weights(ordered.module, state)
+
+
+def test_the_report_says_that_averaged_weights_were_taken(tmp_path):
+    state = trained().state_dict()
+    for key, others in (("state_dict_ema", "state_dict"), ("model_ema", "model"), ("params_ema", "params")):
+        torch.save({others: {n: t * 0 for n, t in state.items()}, key: state}, tmp_path / "w.pth")
+        teacher = load_teacher(TeacherConfig(name=NAME, weights=str(tmp_path / "w.pth")), seed=0)
+        assert f"; the averaged weights ({key})" in teacher.facts.weights
+        assert_same_weights(teacher.module, state)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html><body>Not found</body></html>", "is a web page"),
+        (b'{"weight_map": {}}', "is JSON"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, content, message, suffix):
+    (tmp_path / f"w.{suffix}").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(tmp_path / f"w.{suffix}", source="x")
+
+
+def test_a_header_that_looks_like_text_is_read(tmp_path):
+    """Its length in bytes, 15392, is written as a blank and '<'."""
+    size = (15392).to_bytes(8, "little")
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "a.safetensors").write_bytes(size + header.ljust(15392) + b"\0\0\x80?")
+    assert read_checkpoint(tmp_path / "a.safetensors", source="x").tensors["a"].tolist() == [1.0]
+
+
+def test_a_whole_module_is_refused_with_the_reason(tmp_path):
+    for number, content in enumerate((trained(), {"model": trained(), "epoch": 1})):
+        torch.save(content, tmp_path / f"{number}.pth")
+        with pytest.raises(UserError, match=r"a Python object \(timm\.models\.resnet\.ResNet\), which could run code"):
+            read_checkpoint(tmp_path / f"{number}.pth", source="x")
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="is a folder") as error:
+        resolve_path(str(tmp_path))
+    assert error.value.hint == f"Name it as the model: --teacher {tmp_path}"
 
 
 def test_a_file_without_a_classifier_gives_a_backbone(tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.data import Batch
 from kdcli.errors import UserError
 from kdcli.models import build_student, load_saved, load_teacher
 
@@ -282,7 +283,7 @@ def test_half_precision_files_load_as_float32(tmp_path):
 def test_incomplete_weights_are_refused(tmp_path):
     transformers.ViTModel(config_of("ViT")).save_pretrained(tmp_path)
     config_of("ViT", architectures=["ViTForImageClassification"]).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="lack 2 of the model's tensors"):
+    with pytest.raises(UserError, match="of 40 tensors 2 are missing"):
         load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="can't be loaded"):
@@ -351,8 +352,42 @@ def test_a_teacher_of_bgr_images_gets_them(tmp_path):
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
     ).save_pretrained(tmp_path)
     teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
-    images = images_for(teacher)
-    torch.testing.assert_close(teacher(images).logits, module(images.flip(1)).logits, atol=1e-6, rtol=1e-6)
+    batch = photograph(64)
+    native = transformers.AutoImageProcessor.from_pretrained(tmp_path)(batch.images, return_tensors="pt").pixel_values
+    torch.testing.assert_close(teacher.prepare(batch), native, atol=1e-6, rtol=0)
+    torch.testing.assert_close(teacher(teacher.prepare(batch)).logits, module(native).logits, atol=1e-6, rtol=1e-6)
+
+
+def photograph(size):
+    """A batch of two random pictures."""
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Batch(images, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+
+
+@pytest.mark.parametrize("how", ["made of the teacher", "pretrained", "untrained"])
+def test_a_student_of_bgr_images_gets_them(tmp_path, how):
+    """Here, reloaded, and by the image processor that is saved with it."""
+    folder = tmp_path / "teacher"
+    transformers.MobileViTForImageClassification(config_of("MobileViT")).save_pretrained(folder)
+    transformers.MobileViTImageProcessor(
+        size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}
+    ).save_pretrained(folder)
+    asked = TeacherConfig(name=str(folder))
+    teacher = load_teacher(asked, seed=0)
+    name, source = (str(folder), None) if how != "made of the teacher" else ("teacher?width=1.0", (asked, teacher))
+    config = StudentConfig(name=name, pretrained=how == "pretrained")
+    student = build_student(config, label_names=LABELS, seed=0, source=source).eval()
+    batch = photograph(64)
+    torch.testing.assert_close(student.prepare(batch), batch.images.flip(1) / 255, atol=1e-6, rtol=0)
+    assert student.facts.preprocessing == teacher.facts.preprocessing
+    student.save(tmp_path / "saved")
+    saved = load_saved(tmp_path / "saved")
+    assert saved.facts.preprocessing == student.facts.preprocessing
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "saved")
+    native = processor(batch.images, do_resize=False, return_tensors="pt").pixel_values
+    torch.testing.assert_close(native, student.prepare(batch), atol=1e-6, rtol=0)
+    module = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
+    torch.testing.assert_close(module(native).logits, saved(saved.prepare(batch)).logits, atol=1e-6, rtol=1e-6)
 
 
 def test_compiled_in_one_graph(tmp_path):

@@ -1,4 +1,4 @@
-"""``NAME?key=value``: the grammar, the models, the saved students; and ``teacher?layers=N&width=F``."""
+"""``NAME?option=value``: the grammar, the models, the saved students; and ``teacher?layers=N&width=F``."""
 
 import pytest
 import timm
@@ -243,10 +243,10 @@ def test_staged_and_two_towered_configs(tmp_path):
 @pytest.mark.parametrize(
     ("teacher", "query", "message", "hint"),
     [
-        ("random:test_efficientnet", "layers=2", "number of layers", "NAME?key=value"),
+        ("random:test_efficientnet", "layers=2", "number of layers", "NAME?option=value"),
         ("random:mixer_s32_224", "layers=2", "timm fixes num_blocks", "leaves open"),
         ("random:ghostnet_050", "layers=2", "number of layers", "can change: width"),
-        ("random:vgg11", "width=0.5", "the width", "NAME?key=value"),
+        ("random:vgg11", "width=0.5", "the width", "NAME?option=value"),
         ("random:test_vit", "layers=7", "6 layers, not 7", "1 to 6"),
         ("random:test_vit", "layers=[1,1]", "one stack of 6", "one number"),
         ("random:test_convnext", "layers=[1,1,1]", "stages of 1, 2, 4, 2", "one number for each"),
