@@ -217,32 +217,33 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv", 240)
 
 
-@pytest.fixture(scope="session")
-def make_tokenizer() -> Callable[..., Any]:
-    """``make_tokenizer(max_length=64, kind="bert")``: over the words of ``reviews``, trained here; or as GPT-2's, T5's."""
+def train_tokenizer(max_length: int = 64, kind: str = "bert") -> Any:
+    """Return a tokenizer over the words of ``write_reviews``, trained here, as BERT's, GPT-2's or T5's."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     around = {"bert": ("[CLS] ", " [SEP]"), "gpt2": ("", ""), "t5": ("", " [SEP]")}
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([" ".join(GOOD + BAD + PLAIN)] * 2, trainer)
+    before, after = around[kind]
+    if before + after:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{before}$A{after}", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    tokens = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+    if kind != "gpt2":  # which has no token to pad with
+        tokens |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **tokens)
 
-    def make(max_length: int = 64, kind: str = "bert") -> Any:
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.Lowercase()
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-        trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=special, show_progress=False)
-        tokenizer.train_from_iterator([" ".join(GOOD + BAD + PLAIN)] * 2, trainer)
-        before, after = around[kind]
-        if before + after:
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single=f"{before}$A{after}", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-            )
-        tokens = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
-        if kind != "gpt2":  # which has no token to pad with
-            tokens |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **tokens)
 
-    return make
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., Any]:
+    """``make_tokenizer(max_length=64, kind="bert")``: see :func:`train_tokenizer`."""
+    return train_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -68,12 +68,13 @@ class HFModel(VisionModel):
     library: ClassVar[Library] = "transformers"
 
     def __init__(self, module: Any, origin: Origin, preprocessing: Preprocessing) -> None:
+        self._patch_size = _input_patch_size(module)
         self._arguments = _position_arguments(module, origin.image_size)
         super().__init__(module, origin, preprocessing, module.config.num_labels if is_classifier(module) else 0)
 
     def _probe(self, image: Tensor, num_classes: int) -> Probe:
-        backbone, classifiers = _anatomy(self.module, image, num_classes, self._arguments)
-        self._backbone = backbone
+        backbone, takes_images, classifiers = _anatomy(self.module, self._native_inputs(image), num_classes)
+        self._backbone, self._runs_alone = backbone, takes_images
         self.classifier_names = classifiers
         self._hidden, self._inputs = _Recorder(), [_Recorder() for _ in classifiers]
         if classifiers:
@@ -107,14 +108,7 @@ class HFModel(VisionModel):
         if "embedding" not in taps and not logits:
             self._add_pooled(output, self._backbone_output(images), taps, pooled_map)
             return output
-        recorders = (self._hidden, *self._inputs)
-        for recorder in recorders:
-            recorder.armed = True
-        try:
-            result = self.module(pixel_values=images, **self._arguments)
-        finally:
-            for recorder in recorders:
-                recorder.armed = False
+        result = self._run_recorded(self._native_inputs(images), (self._hidden, *self._inputs))
         hidden, inputs = self._hidden.take(), [recorder.take() for recorder in self._inputs]
         self._add_pooled(output, hidden, taps, pooled_map)
         if "embedding" in taps:
@@ -130,7 +124,26 @@ class HFModel(VisionModel):
         return self.module.get_submodule(self._backbone)
 
     def _backbone_output(self, images: Tensor) -> Tensor:
-        return self.backbone(images, **self._arguments).last_hidden_state
+        inputs = self._native_inputs(images)
+        if self._runs_alone:
+            return _last_features(self.backbone(inputs.pop("pixel_values"), **inputs))
+        self._run_recorded(inputs, (self._hidden,))
+        return self._hidden.take()
+
+    def _run_recorded(self, inputs: dict[str, Any], recorders: tuple[_Recorder, ...]) -> Any:
+        for recorder in recorders:
+            recorder.armed = True
+        try:
+            return self.module(**inputs)
+        finally:
+            for recorder in recorders:
+                recorder.armed = False
+
+    def _native_inputs(self, images: Tensor) -> dict[str, Any]:
+        """Return what ``module`` takes for images (B, 3, H, W): those, or what they are cut into."""
+        if self._patch_size is None:
+            return {"pixel_values": images, **self._arguments}
+        return _patches(images, self._patch_size) | self._arguments
 
     def _add_pooled(self, output: ModelOutput, hidden: Tensor, taps: tuple[str, ...], pooled_map: bool) -> None:
         if "pooled" in taps:
@@ -151,7 +164,7 @@ class HFModel(VisionModel):
         # Copies: channels-last memory is not for safetensors.
         state = {name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items()}
         self.module.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
-        processor.write(self.preprocessing, folder)
+        processor.write(self.preprocessing, folder, patch_size=self._patch_size)
 
 
 class _Recorder:
@@ -163,13 +176,19 @@ class _Recorder:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
         if self.armed:
-            self.value = inputs[0] if output is None else output.last_hidden_state
+            self.value = inputs[0] if output is None else _last_features(output)
 
     def take(self) -> Tensor:
         value, self.value = self.value, None
         if value is None:
             raise RuntimeError("the module that was to be recorded did not run")
         return value
+
+
+def _last_features(output: Any) -> Tensor:
+    """Return a model's last hidden state; of one that transformers has as a backbone alone (HGNet-V2) its last map."""
+    maps = getattr(output, "feature_maps", None)
+    return maps[-1] if maps else output.last_hidden_state
 
 
 def read_config(place: Place) -> Any:
@@ -280,7 +299,8 @@ def is_classifier(module: nn.Module) -> bool:
 
 def label_names(config: Any) -> tuple[str, ...] | None:
     """Return the config's class names; None where they are transformers' LABEL_0, LABEL_1, ..."""
-    names = tuple(str(config.id2label.get(index)) for index in range(config.num_labels))
+    found = config.id2label or {}  # PVT's is None where it was never set
+    names = tuple(str(found.get(index)) for index in range(config.num_labels))
     return None if all(name in {f"LABEL_{i}", "None"} for i, name in enumerate(names)) else names
 
 
@@ -335,11 +355,13 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
         )
     own_size = processor.own_image_size(config)
     if image_size is not None and own_size is not None and not pretrained:
-        (config.vision_config if hasattr(config, "vision_config") else config).image_size = image_size
+        tower = getattr(config, "vision_config", config)
+        tower.image_size = image_size if isinstance(tower.image_size, int) else [image_size, image_size]
     auto: Any = AutoModelForImageClassification if names else AutoModel
     if names:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
+        config.num_labels = len(names)  # PVT's config has a number of its own beside the names
     else:
         config = getattr(config, "vision_config", config)
     if pretrained:
@@ -461,7 +483,9 @@ def classifier_of(module: Any) -> tuple[int, set[str]]:
 
 
 def _takes_interpolation(module: nn.Module) -> bool:
-    return "interpolate_pos_encoding" in signature(module.forward).parameters
+    """Whether position embeddings can be resized on the way: by the model, or by its backbone, to which it hands on."""
+    parts = (module, *module.children())
+    return any("interpolate_pos_encoding" in signature(part.forward).parameters for part in parts)
 
 
 def _position_arguments(module: Any, image_size: int | None) -> dict[str, bool]:
@@ -470,22 +494,50 @@ def _position_arguments(module: Any, image_size: int | None) -> dict[str, bool]:
     return {"interpolate_pos_encoding": True} if resized and _takes_interpolation(module) else {}
 
 
-def _anatomy(
-    module: nn.Module, image: Tensor, num_classes: int, arguments: dict[str, bool]
-) -> tuple[str, tuple[str, ...]]:
-    """Find the child that is the backbone and those that are classifiers, by what they return for ``image``.
+def _input_patch_size(module: Any) -> int | None:
+    """Return the side of the patches that a model takes in place of an image (SigLIP2's); None for an image."""
+    if "spatial_shapes" not in signature(module.forward).parameters:
+        return None
+    return getattr(module.config, "vision_config", module.config).patch_size
+
+
+def _patches(images: Tensor, side: int) -> dict[str, Tensor]:
+    """Cut images (B, 3, H, W) into patches, as SigLIP2's image processor does.
+
+    Returns:
+        ``pixel_values`` (B, N, side * side * 3), ``pixel_attention_mask`` of ones (B, N) and ``spatial_shapes`` (B, 2).
+    """
+    count, channels, height, width = images.shape
+    rows, columns = height // side, width // side
+    blocks = images[:, :, : rows * side, : columns * side].reshape(count, channels, rows, side, columns, side)
+    patches = blocks.permute(0, 2, 4, 3, 5, 1).reshape(count, rows * columns, -1)
+    return {
+        "pixel_values": patches,
+        "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.int64, device=images.device),
+        "spatial_shapes": torch.tensor([[rows, columns]] * count, device=images.device),
+    }
+
+
+def _anatomy(module: nn.Module, inputs: dict[str, Any], num_classes: int) -> tuple[str, bool, tuple[str, ...]]:
+    """Find the child that is the backbone and those that are classifiers, by what they return for ``inputs``.
+
+    Returns:
+        The backbone's name, whether the images are given to it itself, and the classifiers' names. Where there is no child
+        that takes the images, the last one that returns hidden states stands for the backbone (HGNet-V2's encoder).
 
     Raises:
         UserError: there is no such division.
     """
     if not num_classes:
-        return "", ()
-    backbones, classifiers = [], []
+        return "", True, ()
+    backbones: list[str] = []
+    encoders: list[str] = []
+    classifiers: list[str] = []
 
-    def look(name: str, child: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given = inputs[0] if inputs else kwargs.get("pixel_values")
-        if isinstance(getattr(output, "last_hidden_state", None), Tensor) and given is image:
-            backbones.append(name)
+    def look(name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given = args[0] if args else kwargs.get("pixel_values")
+        if isinstance(getattr(output, "last_hidden_state", None), Tensor):
+            (backbones if given is inputs["pixel_values"] else encoders).append(name)
         elif isinstance(output, Tensor) and output.shape == (1, num_classes) and any(True for _ in child.parameters()):
             classifiers.append(name)
 
@@ -495,17 +547,17 @@ def _anatomy(
     was_training = module.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            module.eval()(pixel_values=image, **arguments)
+            module.eval()(**inputs)
     finally:
         module.train(was_training)
         for handle in handles:
             handle.remove()
-    if not backbones or not classifiers:
+    if not (backbones or encoders) or not classifiers:
         raise UserError(
             f"{type(module).__name__} has no backbone and classifier that kdcli can tell apart.",
             "Choose another model; timm may have the same one.",
         )
-    return backbones[0], tuple(classifiers)
+    return (backbones or encoders[-1:])[0], bool(backbones), tuple(classifiers)
 
 
 def _num_prefix(config: Any, hidden: Tensor, image: Tensor) -> int:

@@ -490,23 +490,41 @@ def preprocessing_of(
     Raises:
         UserError: the tokenizer has more tokens than the model, or ``asked_length`` is too long.
     """
-    if len(tokenizer) > module.get_input_embeddings().num_embeddings:
+    number = _num_embeddings(module)
+    if number is not None and len(tokenizer) > number:
         raise UserError(
-            f"The tokenizer of {tokenizer_of} has {len(tokenizer)} tokens, and {place.name} has embeddings for"
-            f" {module.get_input_embeddings().num_embeddings}.",
+            f"The tokenizer of {tokenizer_of} has {len(tokenizer)} tokens, and {place.name} has embeddings for {number}.",
             "Choose a student with a tokenizer of its own, or start untrained.",
         )
     length = max_length(place.name, module, tokenizer, asked=asked_length, own=own_length)
     tokenizer.model_max_length = length
-    if module.config.pad_token_id is None:
-        module.config.pad_token_id = tokenizer.pad_token_id
+    config = _text_part(module.config)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
     if pooling != "none":
         module.config.sentence_pooling = pooling
     return TextPreprocessing(length, f"{type(tokenizer).__name__} of {tokenizer_of}", len(tokenizer), pooling)
 
 
+def _num_embeddings(module: Any) -> int | None:
+    """Return how many tokens a model knows; None for any number (CANINE hashes characters)."""
+    try:
+        found = module.get_input_embeddings()
+    except NotImplementedError:  # as transformers says that there is no table of them
+        return None
+    return (
+        found.get_parameter("weight").shape[0] if isinstance(found, nn.Module) else None
+    )  # Perceiver's are of its latents
+
+
+def _text_part(config: Any) -> Any:
+    """Return the config that knows the tokens: of a model of text and images the part for text."""
+    return getattr(config, "text_config", config)
+
+
 def fit_vocabulary(config: Any, tokenizer: Any) -> None:
     """Let an untrained model's config have the tokenizer's number of tokens and its special ones."""
+    config = _text_part(config)
     config.vocab_size = len(tokenizer)
     for key in _EMBEDDING_KEYS:
         number = getattr(tokenizer, f"{key}_token_id")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers import AutoImageProcessor, CLIPImageProcessor, MobileViTImageProcessor
+from transformers import AutoImageProcessor, CLIPImageProcessor, MobileViTImageProcessor, Siglip2ImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from kdcli.errors import UserError
@@ -71,6 +72,8 @@ def _translate(settings: dict[str, Any], image_size: int | None) -> Preprocessin
     size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
     shortest = size.get("shortest_edge")
     resized = (shortest, shortest) if shortest else (size.get("height", 224), size.get("width", 224))
+    if number := settings.get("max_num_patches"):  # SigLIP2's, of any proportions
+        resized = (math.isqrt(number) * settings["patch_size"],) * 2
     crop_pct = 1.0
     if settings.get("do_center_crop") and crop:
         final = (crop.get("height") or crop["shortest_edge"], crop.get("width") or crop["shortest_edge"])
@@ -87,22 +90,29 @@ def _translate(settings: dict[str, Any], image_size: int | None) -> Preprocessin
     return Preprocessing(final, mean, std, _RESAMPLE.get(resample, "bicubic"), crop_pct, channels)
 
 
-def write(preprocessing: Preprocessing, folder: Path) -> None:
+def write(preprocessing: Preprocessing, folder: Path, *, patch_size: int | None = None) -> None:
     """Write ``preprocessor_config.json``: short side to ``size / crop_pct``, centre crop, normalise, as kdcli does.
 
-    BGR goes by MobileViT's image processor, which is the only one to give it, and does not normalise.
+    BGR goes by MobileViT's image processor, which is the only one to give it, and does not normalise. For a model that
+    takes patches it is SigLIP2's, which crops nothing: an image has at most as many patches as one of ``image_size``.
     """
     height, width = preprocessing.image_size
+    resample = _PIL_FILTERS[preprocessing.interpolation]
+    normalisation: dict[str, Any] = {"image_mean": list(preprocessing.mean), "image_std": list(preprocessing.std)}
     geometry: dict[str, Any] = {
         "size": {"shortest_edge": round(min(height, width) / preprocessing.crop_pct)},
         "crop_size": {"height": height, "width": width},
-        "resample": _PIL_FILTERS[preprocessing.interpolation],
     }
     written: Any
-    if preprocessing.channels == "BGR":
-        written = MobileViTImageProcessor(**geometry, do_flip_channel_order=True)
+    if patch_size is not None:
+        number = (height // patch_size) * (width // patch_size)
+        written = Siglip2ImageProcessor(
+            patch_size=patch_size, max_num_patches=number, resample=resample, **normalisation
+        )
+    elif preprocessing.channels == "BGR":
+        written = MobileViTImageProcessor(**geometry, resample=resample, do_flip_channel_order=True)
     else:
-        written = CLIPImageProcessor(**geometry, image_mean=list(preprocessing.mean), image_std=list(preprocessing.std))
+        written = CLIPImageProcessor(**geometry, resample=resample, **normalisation)
     written.save_pretrained(folder)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from torchvision.transforms.functional import to_tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from kdcli.config import StudentConfig, TeacherConfig
@@ -24,6 +25,16 @@ VIT = {
 }
 SWIN = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "image_size": 32, "patch_size": 4}
 STAGES = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_channels": 3}
+HGNET = {
+    "stem_channels": [3, 8, 8],
+    "stage_in_channels": [8, 8, 16, 16],
+    "stage_mid_channels": [8] * 4,
+    "stage_out_channels": [8, 16, 16, 32],
+    "stage_num_blocks": [1] * 4,
+    "stage_numb_of_layers": [1] * 4,
+    "hidden_sizes": [8, 16, 16, 32],
+    "depths": [1] * 4,
+}
 TWO_TOWERS = {
     "text_config": {k: VIT[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
     | {"vocab_size": 50, "projection_dim": 16},
@@ -64,6 +75,11 @@ ARCHITECTURES = {
         {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4, "image_size": 64},
         "pvt_v2",
         None,
+    ),
+    "Pvt": (
+        {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "image_size": 64},
+        "pvt",
+        1,
     ),
     "Cvt": ({"embed_dim": [8, 16, 32], "depth": [1, 2, 3], "num_heads": [1, 1, 2]}, "cvt", None),
 }
@@ -265,6 +281,72 @@ def test_image_size(tmp_path):
     assert student(torch.randn(1, 3, 48, 48)).logits.shape == (1, 3)
     with pytest.raises(UserError, match="32 pixels"):
         build_student(StudentConfig(name=str(tmp_path), pretrained=True, image_size=48), label_names=LABELS, seed=0)
+
+
+def test_image_size_of_two_towers_and_of_a_config_with_two_sides(tmp_path):
+    transformers.CLIPForImageClassification(config_of("CLIP", num_labels=2)).save_pretrained(tmp_path / "clip")
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path / "clip"), image_size=64), seed=0)
+    images = images_for(teacher)
+    native = teacher.module(images, interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(teacher(images).logits, native, atol=1e-5, rtol=1e-5)
+
+    sizes = {"embed_dim": 16, "depths": [1] * 4, "num_heads": [1, 2, 4, 8], "image_size": [224, 224]}
+    transformers.HieraConfig(**sizes).save_pretrained(tmp_path / "hiera")
+    student = build_student(StudentConfig(name=str(tmp_path / "hiera"), image_size=64), label_names=LABELS, seed=0)
+    assert tuple(student.module.config.image_size) == (64, 64)
+    assert student(torch.randn(1, 3, 64, 64)).logits.shape == (1, 3)
+
+
+def test_patches_in_place_of_an_image(tmp_path):
+    """SigLIP2 takes what its image processor cuts an image into."""
+    vision = VIT | {"num_patches": 16}
+    del vision["image_size"]
+    config = transformers.Siglip2Config(vision_config=vision, text_config=TWO_TOWERS["text_config"])
+    config.save_pretrained(tmp_path / "config")
+    student = build_student(
+        StudentConfig(name=str(tmp_path / "config"), image_size=48), label_names=LABELS, seed=0
+    ).eval()
+    assert student.facts.grids == {"pooled": (6, 6)}
+    shake(student)
+    student.save(tmp_path / "saved")
+    native = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
+    image = Image.effect_noise((48, 48), 80).convert("RGB")  # of its own size: nothing is resized
+    inputs = AutoImageProcessor.from_pretrained(tmp_path / "saved")(image, return_tensors="pt")
+    assert inputs["spatial_shapes"].tolist() == [[6, 6]]
+    pixels = to_tensor(image)[None]
+    wanted = student.facts.preprocessing
+    ours = (pixels - torch.tensor(wanted.mean).view(3, 1, 1)) / torch.tensor(wanted.std).view(3, 1, 1)
+    with torch.no_grad():
+        output = student(ours, taps=("pooled", "embedding"))
+        torch.testing.assert_close(output.logits, native(**inputs).logits, atol=1e-4, rtol=1e-4)
+        hidden = native.vision_model(**inputs).last_hidden_state
+    torch.testing.assert_close(output.features["pooled"], hidden.mean(1), atol=1e-4, rtol=1e-4)
+    again = load_saved(tmp_path / "saved")
+    assert again.facts.preprocessing.image_size == (48, 48)
+    torch.testing.assert_close(again(ours).logits, output.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_that_does_not_take_the_image_itself(tmp_path):
+    transformers.HGNetV2Config(**HGNET).save_pretrained(tmp_path)
+    model = build_student(StudentConfig(name=str(tmp_path), image_size=64), label_names=LABELS, seed=0).eval()
+    images = images_for(model)
+    with torch.no_grad():
+        output = model(images, taps=("pooled", "embedding"))
+        alone = model(images, taps=("pooled",), logits=False)
+        hidden = model.module.encoder(model.module.embedder(images)).last_hidden_state
+        torch.testing.assert_close(output.logits, model.module(images).logits, atol=1e-6, rtol=1e-6)
+    for features in (output.features, alone.features):
+        torch.testing.assert_close(features["pooled"], hidden.mean(dim=(2, 3)), atol=1e-6, rtol=1e-6)
+    assert alone.logits is None
+
+
+def test_a_backbone_that_returns_maps(tmp_path):
+    module = transformers.HGNetV2Backbone(transformers.HGNetV2Config(**HGNET)).eval()
+    module.save_pretrained(tmp_path)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path), image_size=64), seed=0)
+    images = images_for(teacher)
+    expected = module(images).feature_maps[-1].mean(dim=(2, 3))
+    torch.testing.assert_close(teacher(images, taps=("pooled",)).features["pooled"], expected, atol=1e-6, rtol=1e-6)
 
 
 def test_default_names_are_no_names(tmp_path):

@@ -250,6 +250,35 @@ def test_a_student_without_a_tokenizer_takes_the_teachers(bert_folder, distilber
         load_text_teacher(TeacherConfig(name=f"random:{distilbert_folder}"), seed=0)
 
 
+def test_a_model_without_a_table_of_tokens(make_tokenizer, tmp_path):
+    """CANINE hashes its characters, so that any tokenizer goes with it."""
+    sizes = BERT | {
+        "num_hash_functions": 2,
+        "num_hash_buckets": 32,
+        "downsampling_rate": 2,
+        "upsampling_kernel_size": 2,
+    }
+    transformers.CanineConfig(max_position_embeddings=128, **sizes).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    student = build_text_student(StudentConfig(name=str(tmp_path)), data=DATA, teacher=None, seed=0)
+    inputs = student.prepare(batch_of(TEXTS))
+    torch.testing.assert_close(student.eval()(inputs).logits, student.module(**inputs).logits)
+
+
+def test_the_text_part_of_a_larger_config_has_the_tokens(make_tokenizer, tmp_path):
+    text = LLAMA | {"head_dim": 8, "vocab_size": 50}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    vision |= {"image_size": 32, "patch_size": 8}
+    transformers.Gemma3Config(text_config=text, vision_config=vision).save_pretrained(tmp_path)
+    tokenizer = make_tokenizer(kind="gpt2")
+    tokenizer.save_pretrained(tmp_path)
+    student = build_text_student(StudentConfig(name=str(tmp_path)), data=DATA, teacher=None, seed=0)
+    assert student.module.config.text_config.vocab_size == len(tokenizer)
+    assert student.module.config.text_config.pad_token_id == student.tokenizer.pad_token_id
+    inputs = student.prepare(batch_of(TEXTS))
+    torch.testing.assert_close(student.eval()(inputs).logits, student.module(**inputs).logits)
+
+
 def test_what_does_not_fit_is_refused(bert_folder, hf_folder):
     with pytest.raises(UserError, match="at most 64 tokens, not 65"):
         load_text_teacher(TeacherConfig(name=str(bert_folder), max_length=65), seed=0)
