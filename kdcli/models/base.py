@@ -432,7 +432,7 @@ def _input_errors(origin: Origin, size: int) -> Iterator[None]:
     """Turn what a model throws at an image that it can't take into the user's error."""
     try:
         yield
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = str(error) or type(error).__name__
         if origin.image_size is None:
             message, hint = f"{origin.name} can't take RGB images of {size} pixels", "Choose another model."

@@ -108,7 +108,7 @@ class Work:
         self.folder = folder
         self.photos, self.reviews = folder / "photos", folder / "reviews"
         if not self.photos.exists():
-            counts = {"train": 4, "val": 1, "test": 1}
+            counts = {"train": 4, "val": 2, "test": 2}
             write_photos(self.photos, {f"{split}/{name}": n for split, n in counts.items() for name in LABELS})
         if not self.reviews.exists():
             self.reviews.mkdir()
@@ -313,7 +313,9 @@ def image_row(
     """
     start = time.perf_counter()
     parameters, places, size, other = 0, "", None, ""
-    task = "image-classification" if classifies else "image-embedding"
+    task, small_teacher = (
+        ("image-classification", "random:test_resnet") if classifies else ("image-embedding", tiny_vit(work))
+    )
 
     def load(size: int) -> Model:
         return load_teacher(TeacherConfig(name=teacher, image_size=size), seed=0)
@@ -349,7 +351,7 @@ def image_row(
         options = image_options(work, teacher=32, student=size)
         with (
             watched_saves() as saves,
-            work.run("--teacher", "random:test_resnet", "--student", student, "--task", task, *options) as (
+            work.run("--teacher", small_teacher, "--student", student, "--task", task, *options) as (
                 outcome,
                 run,
             ),
@@ -443,6 +445,14 @@ def build(auto: Any, config: Any, folder: Path) -> nn.Module:
     module = auto.from_config(config)
     module.save_pretrained(folder)
     return module
+
+
+def tiny_vit(work: Work) -> Path:
+    """Save the teacher of students without a classifier; untrained, but a folder's weights pass for trained."""
+    folder = work.folder / "models" / "tiny-vit"
+    if not folder.exists():
+        build(tiny_transformers.auto_class("vit"), tiny_transformers.small_config("vit"), folder)
+    return folder
 
 
 def hf_image_row(work: Work, family: str) -> Row:
