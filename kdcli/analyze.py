@@ -211,8 +211,11 @@ def _history(run: RunFolder, spectra: dict[str, Tensor], name: str) -> tuple[Ten
     return history, steps
 
 
-def _steps_per_epoch(run: RunFolder) -> float:
+def _steps_per_epoch(run: RunFolder) -> float | None:
+    """Return None for a run of no epochs."""
     lines = run.read_metrics("validation")
+    if lines and (lines[-1].get("epoch"), lines[-1].get("step")) == (0, 0):
+        return None
     if not lines or not lines[-1].get("epoch") or "step" not in lines[-1]:
         raise UserError(f"{run.path / 'metrics.jsonl'} has no validation.", "Repeat the run.")
     return float(lines[-1]["step"]) / float(lines[-1]["epoch"])

@@ -221,7 +221,12 @@ def distill(
         str | None,
         typer.Option(metavar="DIR", help="The run folder; a new name under runs/ by default.", rich_help_panel=_TRAIN),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.", rich_help_panel=_TRAIN)] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Passes over the training data; 0 evaluates the student as it starts.", rich_help_panel=_TRAIN
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images of a batch.", rich_help_panel=_TRAIN)] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=_TRAIN)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAIN)] = None,

@@ -29,7 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from kdcli import extensions
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import MAX_IMAGE_SIZE, MAX_TEXT_LENGTH
+from kdcli.facts import MAX_IMAGE_SIZE, MAX_TEXT_LENGTH, OVER_TOKENS
 from kdcli.text import check_name, short_repr
 
 Relation = Literal["same", "cross", "random", "none"]
@@ -102,6 +102,8 @@ class StudentConfig(Section):
     """Longest text in tokens; by default the model's own, at most 512."""
     pooling: Pooling | None = None
     """How the features of a text's tokens become one vector; by default as the model means it."""
+    tokenizer: Annotated[TeacherConfig, BeforeValidator(_named)] | None = None
+    """The model of text whose tokenizer it takes where it has none of its own; by default the run's teacher."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Rate of stochastic depth, for architectures that have it; by default the architecture's own."""
 
@@ -693,7 +695,8 @@ def _yaml_no(value: Any) -> Any:
 class TrainConfig(Section):
     """How long and on what."""
 
-    epochs: Count = 100
+    epochs: Annotated[int, Field(ge=0, lt=2**31)] = 100
+    """Without any the student is evaluated as it starts."""
     batch_size: Annotated[int, Field(ge=2, lt=2**31)] = 128
     """Images of one forward pass, over all processes."""
     accumulation: Count = 1
@@ -854,10 +857,13 @@ class RunConfig(Section):
 
         student = self.student
         source = None if student.source is None else absolute_teacher(student.source)
+        tokenizer = None if student.tokenizer is None else absolute_teacher(student.tokenizer)
         return self.model_copy(
             update={
                 "teacher": absolute_teacher(self.teacher),
-                "student": student.model_copy(update={"name": absolute_name(student.name), "source": source}),
+                "student": student.model_copy(
+                    update={"name": absolute_name(student.name), "source": source, "tokenizer": tokenizer}
+                ),
                 "data": absolute_data(self.data),
                 "eval_data": None if self.eval_data is None else absolute_data(self.eval_data),
             }
@@ -885,6 +891,9 @@ class RunConfig(Section):
         student = self.student
         if student.is_from_teacher and student.source is None:  # it begins with the same weights
             student = student.model_copy(update={"source": self.teacher})
+        is_text = self.task in ("text-classification", *OVER_TOKENS)
+        if is_text and student.tokenizer is None and self.teacher.name != "none":
+            student = student.model_copy(update={"tokenizer": self.teacher})
         return self.model_copy(
             update={
                 "teacher": TeacherConfig(name="none"),

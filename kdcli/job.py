@@ -118,7 +118,7 @@ class Job:
 
     def train_loader(self, *, rank: int = 0, world_size: int = 1) -> TrainLoader | TextTrainLoader:
         """Return the batches of the training split, for one of several processes its share of each."""
-        source = self._train_source()
+        source = self.train_source()
         if isinstance(source, TextSource):
             return TextTrainLoader(
                 source if self.pieces is None else self.pieces(source),
@@ -209,7 +209,8 @@ class Job:
 
         return mix
 
-    def _train_source(self) -> ImageSource | TextSource:
+    def train_source(self) -> ImageSource | TextSource:
+        """Return the samples of an epoch, in no order yet; few labelled ones are repeated."""
         indices = train_indices(
             self.data.train.labels,
             labelled_share=self.config.data.labelled_share,
@@ -367,7 +368,7 @@ def assemble_job(
 _LABEL_KEYS = ("data.classes", "data.labels_per_class", "data.labelled_share")
 _TEXT_KEYS = (
     *("teacher.max_length", "teacher.pooling", "student.max_length", "student.pooling"),
-    *("data.text_column", "data.label_kind", "data.train_texts", "data.mask_probability"),
+    *("student.tokenizer", "data.text_column", "data.label_kind", "data.train_texts", "data.mask_probability"),
 )
 _TRIED_TEXTS = 200
 """So many training texts are cut by both tokenizers, to see that they do it alike."""

@@ -405,7 +405,7 @@ def _bars(pace: _Pace) -> Table:
     table.add_column(ratio=1)
     table.add_column(no_wrap=True)
     table.add_row(
-        f"epoch {epoch}/{epochs}",
+        f"epoch {min(epoch, epochs)}/{epochs}",
         ProgressBar(total=pace.steps_per_epoch, completed=done, complete_style="cyan"),
         f"step {done}/{pace.steps_per_epoch}",
     )

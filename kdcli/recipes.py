@@ -12,7 +12,7 @@ import yaml
 from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.text import check_argument, short_repr
 
-_NAMED_SECTIONS = ("teacher", "student", "data", "eval_data", "source")
+_NAMED_SECTIONS = ("teacher", "student", "data", "eval_data", "source", "tokenizer")
 _MAX_BYTES = 2**20
 """Of a recipe; the shipped ones have a thousand."""
 _MAX_VALUES = 10_000

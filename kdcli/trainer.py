@@ -30,6 +30,7 @@ from kdcli.data.seeding import stable_seed
 from kdcli.distiller import Distiller
 from kdcli.downstream import measure_features
 from kdcli.errors import UserError
+from kdcli.facts import OVER_TOKENS, UNLABELLED
 from kdcli.job import Job
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.models import load_saved
@@ -38,7 +39,7 @@ from kdcli.optim import make_optimizer, make_schedule
 from kdcli.progress import Reporter
 from kdcli.run_folder import RunFolder
 from kdcli.tasks.class_means import nearest_class_mean_accuracy
-from kdcli.teacher import LiveTeacher
+from kdcli.teacher import LiveTeacher, StoredTeacher
 from kdcli.text import redact_all
 
 _LOG_EVERY = 50
@@ -47,6 +48,8 @@ _SPECTRA = 200
 """Largest number of times that singular values are recorded in a run."""
 _COLLAPSED = 1e-3
 """A feature's spread over the batch, relative to its size, below which it is all but constant."""
+_MAX_STORED = 2**30
+"""Bytes of the teacher's outputs for texts that are kept in memory."""
 
 
 @dataclass
@@ -98,7 +101,7 @@ class Trainer:
         self.job, self.run, self.accelerator, self.reporter = job, run, accelerator, reporter
         self.is_main = writes and accelerator.is_main_process
         self.distiller = job.distiller
-        self.teacher = _place_teacher(job, device)
+        self.teacher: LiveTeacher | StoredTeacher | None = _place_teacher(job, device)
         student = self.distiller.student
         if config.train.channels_last:
             student.to(memory_format=torch.channels_last)
@@ -116,20 +119,22 @@ class Trainer:
         self.updates = self.total_steps // accumulation
         # A stage goes on with the stream of samples where the one before left it.
         self.epochs_before = 0 if config.embedding is None else config.embedding.epochs
-        if self.updates == 0:
+        if self.updates == 0 and config.train.epochs:
             raise UserError(
                 f"{config.train.epochs * self.steps_per_epoch} batches in all are fewer than train.accumulation"
                 f" {accumulation}.",
                 "Train for more epochs, or accumulate less.",
             )
         self.optimizer = make_optimizer(self.distiller, config)
-        self.schedule = make_schedule(self.optimizer, config, self.updates)
+        self.schedule = make_schedule(self.optimizer, config, max(self.updates, 1))
         self.ema = ModelEmaV3(student, decay=config.train.ema, use_warmup=True) if config.train.ema else None
         self.wrapped, self.wrapped_optimizer = accelerator.prepare(self.distiller, self.optimizer)
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=config.train.keep_checkpoints)
         self.control = Control(Every.parse(config.train.checkpoint_every), num_processes=accelerator.num_processes)
         self.watch = _Watch()
-        self.spectra = _SpectraRecord(run if self.is_main else None, every=math.ceil(config.train.epochs / _SPECTRA))
+        self.spectra = _SpectraRecord(
+            run if self.is_main else None, every=math.ceil(config.train.epochs / _SPECTRA) or 1
+        )
         self.meter = _Meter()
         self.step = 0
         """Batches that are trained on and accounted for."""
@@ -171,9 +176,14 @@ class Trainer:
 
     def _train(self) -> None:
         started = time.perf_counter() - self.seconds
+        if isinstance(self.teacher, LiveTeacher):
+            self.teacher = self._stored(self.teacher)
         if self.step == 0:
             self._look_ahead()
-            self.spectra.add(self.distiller, step=0)
+            if not self.spectra.steps:
+                self.spectra.add(self.distiller, step=0)
+            if self.total_steps == 0 and not self.best:
+                self._close_epoch(started)  # the student as it starts
         elif self.closed != self.step and self._ends_epoch():
             self._close_epoch(started)  # it was stopped during the validation
         while self.step < self.total_steps:
@@ -218,6 +228,35 @@ class Trainer:
         self.watch.add(terms, self.step)
         self.reporter.stepped(self.step)
 
+    def _stored(self, teacher: LiveTeacher) -> LiveTeacher | StoredTeacher:
+        """Run the teacher on every training text now, where that saves it from reading them again in every epoch.
+
+        Not for the tasks over tokens, whose outputs are too many, and whose masks change.
+        """
+        source = self.job.train_source()
+        is_over_tokens = self.job.config.task in OVER_TOKENS
+        if not isinstance(source, TextSource) or is_over_tokens or self.total_steps <= self.steps_per_epoch:
+            return teacher
+        # Texts of one length after the other need the least padding.
+        texts = sorted(set(source.texts), key=lambda text: (len(text), text))
+        if not 0 < StoredTeacher.size(teacher, len(texts)) <= _MAX_STORED:
+            return teacher
+        accelerator = self.accelerator
+
+        def run(batch: AnyBatch) -> ModelOutput:
+            self._after_batch(())
+            with accelerator.autocast():
+                return teacher(batch)
+
+        loader = self.job.eval_loader(
+            TextSource(texts, [UNLABELLED] * len(texts), split=source.split),
+            teacher.model.facts.preprocessing,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        batches = (batch.to(accelerator.device) for batch in loader)
+        return StoredTeacher.fill(teacher, texts, run, batches, add_up=partial(_add_up, accelerator))
+
     def _look_ahead(self) -> None:
         """Show the teacher's outputs for the training images to the methods that ask for them."""
         accelerator = self.accelerator
@@ -258,7 +297,7 @@ class Trainer:
                     self.run.write_tensors("projector.safetensors", self.distiller.methods.state_dict())
             self._record("validation", metrics | {"best": float(is_best)})
             self.reporter.validated(metrics, best=is_best)
-        if is_last or epoch % self.spectra.every == 0:
+        if self.step and (is_last or epoch % self.spectra.every == 0):
             ranks = self.spectra.add(self.distiller, step=self.step)
             self.accelerator.log(ranks, step=self.step)
         self.closed = self.step

@@ -55,7 +55,7 @@ def test_unknown_keys_that_are_called_like_a_method():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("epochs", 0),
+        ("epochs", -1),
         ("batch_size", 1),
         ("ema", 1.0),
         ("mixed_precision", "fp8"),

@@ -307,7 +307,7 @@ def build_text_student(
     """Build the model of text that is trained; as :func:`build_student`.
 
     It has a classifier over the data's labels, or none where the data have none. One without a tokenizer of its own
-    takes the teacher's.
+    takes that of ``config.tokenizer``, or else the teacher's.
 
     Args:
         config: what to build.
@@ -329,11 +329,13 @@ def build_text_student(
     native = hf_text.read_text_config(place)
     settings = read_sentence_settings(place.folder)
     tokenizer, tokenizer_of = read_tokenizer(place.folder), place.name
+    if tokenizer is None and config.tokenizer is not None:
+        tokenizer, tokenizer_of = _lent_tokenizer(config.tokenizer)
     if tokenizer is None:
         if not isinstance(teacher, hf_text.HFTextModel):
             raise UserError(
                 f"{config.name} has no tokenizer, and there is no teacher to take one from.",
-                "Put the tokenizer.json of its kind beside config.json.",
+                "Put the tokenizer.json of its kind beside config.json, or name a model with --set student.tokenizer=NAME.",
             )
         tokenizer, tokenizer_of = copy.deepcopy(teacher.tokenizer), teacher.facts.name
     if not config.pretrained and wanted is None:
@@ -366,6 +368,17 @@ def build_text_student(
         model.facts = replace(model.facts, weights=report.summary())
     model.train()
     return model
+
+
+def _lent_tokenizer(config: TeacherConfig) -> tuple[Any, str]:
+    """Return the tokenizer of a model that is not loaded, with its length as a teacher's, and whose it is."""
+    place = locate(_parse(config.name), weights=False, is_text=True)
+    if (tokenizer := read_tokenizer(place.folder)) is None:
+        raise UserError(f"student.tokenizer: {config.name} has no tokenizer.", "Name a model that has one.")
+    length = config.max_length or read_sentence_settings(place.folder).max_length
+    if length is not None:
+        tokenizer.model_max_length = min(length, tokenizer.model_max_length)
+    return tokenizer, place.name
 
 
 def load_saved(folder: Path) -> Model:

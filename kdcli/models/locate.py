@@ -22,6 +22,7 @@ from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.extensions import Extension
 from kdcli.models import hub, kdcli_networks, sentence, tokenizer
 from kdcli.models.spec import Library, ModelName, find_extension, format_query
+from kdcli.models.weights import inside_package
 from kdcli.text import expand_user
 
 _TEXT_KINDS = {
@@ -86,7 +87,7 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
         return _of_extension(entry, name)
     if name.library != "transformers" and not is_text and _is_registered(target):
         return Place("timm", f"timm:{target}", architecture=target)
-    folder = expand_user(target)
+    folder = inside_package(target) if target.startswith("package:") else expand_user(target)
     with reading(target):
         is_folder = folder.is_dir()
         is_model = (folder / "config.json").is_file()
@@ -112,7 +113,7 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
         )
     if is_folder:
         return _folder(folder, target, name)
-    if target.startswith((".", "/", "~")):
+    if target.startswith((".", "/", "~", "package:")):
         raise UserError(f"Model {name.text!r}: there is no folder {target}.", "Give the folder that has config.json.")
     kinds = _TEXT_KINDS if is_text else MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if name.library == "transformers" and target in kinds:

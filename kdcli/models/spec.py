@@ -16,10 +16,10 @@ from kdcli.text import short_repr
 Library = Literal["timm", "transformers"]
 
 _LIBRARIES: dict[str, Library] = {"timm": "timm", "hf": "transformers"}
-_PREFIXES = (*_LIBRARIES, "cifar", "random")
+_PREFIXES = (*_LIBRARIES, "cifar", "package", "random")
 _GRAMMAR = (
-    "Names are NAME, timm:NAME, cifar:NAME, hf:ORG/NAME or a local folder; random:NAME is the same architecture "
-    "untrained."
+    "Names are NAME, timm:NAME, cifar:NAME, hf:ORG/NAME, package:NAME/PATH or a local folder; random:NAME is the same "
+    "architecture untrained."
 )
 _QUERY = "Arguments follow the name, for example vit_tiny_patch16_224?depth=4&embed_dim=96."
 
@@ -30,8 +30,8 @@ class ModelName:
 
     Attributes:
         text: as the user wrote it.
-        target: without its prefixes and arguments: a timm name, a hub id or a folder; ``cifar:`` and an extension's
-            prefix stay.
+        target: without its prefixes and arguments: a timm name, a hub id or a folder; ``cifar:``, ``package:`` and an
+            extension's prefix stay.
         library: where ``timm:``, ``cifar:``, ``hf:`` or an extension's prefix says so.
         random: the architecture untrained.
         arguments: what ``?key=value&key=value`` changes of the architecture: plain values, or lists of these.
@@ -65,6 +65,8 @@ def parse_name(text: str) -> ModelName | None:
         library, rest = _LIBRARIES[prefix], after
     elif rest.startswith("cifar:"):
         library = "timm"
+    elif colon and prefix == "package":
+        pass  # a folder, of either library
     elif colon and prefix.isidentifier() and len(prefix) > 1:  # one letter is a Windows drive
         others = extensions.names("models")
         nearest = did_you_mean(prefix, [*_PREFIXES, *others])

@@ -113,15 +113,29 @@ def resolve_path(text: str) -> Path:
         if not is_file:
             raise UserError(f"There is no checkpoint file {text}.", "Give a .safetensors, .pth, .pt or .bin file.")
         return path
+    path = inside_package(text)
+    if not path.is_file():
+        raise UserError(f"{text} is no file.", "Give a .safetensors, .pth, .pt or .bin file.")
+    return path
+
+
+def inside_package(text: str) -> Path:
+    """Return the file or folder that ``package:NAME/PATH`` means, inside an installed package, which is not imported.
+
+    Raises:
+        UserError: no such file, folder or package.
+    """
     package, _, inside = text.removeprefix("package:").partition("/")
     if not package.isidentifier() or not inside or ".." in Path(inside).parts or Path(inside).is_absolute():
-        raise UserError(f"{text!r} is not package:NAME/PATH.", "NAME is an importable package, PATH a file inside it.")
+        raise UserError(
+            f"{text!r} is not package:NAME/PATH.", "NAME is an importable package, PATH a file or folder inside it."
+        )
     spec = find_spec(package)
     if spec is None:
         requirement = _PACKAGES.get(package, package)
         raise UserError(f"{text}: the package {package} is not installed.", f"pip install '{requirement}'")
     for folder in spec.submodule_search_locations or ():
-        if (path := Path(folder, inside)).is_file():
+        if (path := Path(folder, inside)).exists():
             return path
     raise UserError(f"{text}: the package {package} has no file {inside}.", "Check the path, or reinstall the package.")
 

@@ -378,7 +378,7 @@ def recipes() -> list[dict[str, Any]]:
     """The shipped recipes, with models and data that take milliseconds."""
     found = []
     for recipe in list_recipes():
-        if recipe.name.startswith("claims/"):  # they are much alike
+        if recipe.name.startswith(("claims/", "text/")):  # much alike; of other models
             continue
         values = load_recipe(recipe.path)
         values["teacher"] = {"name": values["teacher"]} if isinstance(values["teacher"], str) else values["teacher"]

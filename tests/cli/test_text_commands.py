@@ -239,3 +239,52 @@ def test_several_labels_and_numbers(make, metric, run_cli, tmp_path, reviews, be
     assert metrics_of(tmp_path / "run", "test")[-1][metric] > 0.6
     assert run_cli("export", "run").exit_code == 0
     assert "one class a text" in run_cli("evaluate", "run").stderr
+
+
+def test_no_epochs_measure_the_student_as_it_starts(run_cli, tmp_path, reviews, bert_folder):
+    """A teacher's own layers, all of them, are the teacher; one of them is not, and an untrained student less so."""
+    options = ("--task", "sentence-embedding", "--teacher", bert_folder, "--data", reviews, "--epochs", "0")
+    options += ("--batch-size", "16", "--device", "cpu")
+    found = {}
+    for name, student in (("all", "teacher?layers=2"), ("one", "teacher?layers=1"), ("new", bert_folder)):
+        outcome = run_cli("distill", *options, "--student", student, "--output", name)
+        assert outcome.exit_code == 0, outcome.stderr
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert (result["steps"], result["validation"]["epoch"]) == (0, 0)
+        assert [line["epoch"] for line in metrics_of(tmp_path / name, "validation")] == [0]
+        found[name] = result["test"]["spearman"]
+    assert found["all"] > 0.999 > found["one"] > found["new"]
+    theirs = load_file(bert_folder / "model.safetensors")
+    ours = load_file(tmp_path / "all" / "student" / "model.safetensors")
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+    assert run_cli("export", "all").exit_code == 0
+    compared = run_cli("compare", "all", "new", "--output", "comparison")
+    assert compared.exit_code == 0, compared.stderr
+    analyzed = run_cli("analyze-projector", "all")
+    assert analyzed.exit_code == 0, analyzed.stderr
+    again = run_cli("distill", "--resume", "one", "--epochs", "1")
+    assert again.exit_code == 0, again.stderr
+    assert json.loads((tmp_path / "one" / "result.json").read_text())["steps"] > 0
+
+
+def test_no_epochs_of_a_classifier(run_cli, tmp_path, reviews, bert_folder, distilbert_folder):
+    options = ("--teacher", bert_folder, "--student", distilbert_folder, "--data", reviews, "--baseline")
+    options += ("--task", "text-classification", "--device", "cpu", "--epochs", "0", "--output", "run")
+    outcome = run_cli("distill", *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 0
+    assert json.loads((tmp_path / "run" / "baseline" / "result.json").read_text())["steps"] == 0
+
+
+def test_a_student_without_a_teacher_is_lent_a_tokenizer(run_cli, tmp_path, reviews, bert_folder, distilbert_folder):
+    options = ("--teacher", "none", "--student", distilbert_folder, "--data", reviews, "--task", "text-classification")
+    options += ("--device", "cpu", "--epochs", "1", "--output", "run", "--set")
+    outcome = run_cli("distill", *options, f"student.tokenizer={bert_folder}")
+    assert outcome.exit_code == 0, outcome.stderr
+    vocabulary = json.loads((bert_folder / "tokenizer.json").read_text())["model"]["vocab"]
+    assert json.loads((tmp_path / "run" / "student" / "tokenizer.json").read_text())["model"]["vocab"] == vocabulary
+    refused = run_cli("distill", *options[:-3], "--output", "other", "--set", f"student.tokenizer={distilbert_folder}")
+    assert refused.exit_code == 2
+    assert "has no tokenizer" in refused.stderr
+    assert not (tmp_path / "other").exists()

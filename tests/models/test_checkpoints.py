@@ -234,6 +234,8 @@ def test_paths_in_packages():
     for odd in ("package:timm", "package:timm/../torch/version.py"):
         with pytest.raises(UserError, match="is not package:NAME/PATH"):
             resolve_path(odd)
+    with pytest.raises(UserError, match="is no file"):
+        resolve_path("package:timm/models")
     with pytest.raises(UserError, match="no checkpoint file"):
         resolve_path("no_such_file.pth")
 

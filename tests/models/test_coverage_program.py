@@ -52,6 +52,6 @@ def test_faults_are_rows(program, tmp_path, monkeypatch):
     monkeypatch.setattr(TimmModel, "save", save)
     monkeypatch.setattr(program, "check_image_features", lambda model, native: 1 / 0)
     (row,) = program.cover("timm", only=["starnet"], work=tmp_path / "work", output=tmp_path)
-    assert row.student.startswith("FAULT: AssertionError: logits of the reloaded student: differ")
+    assert row.student.startswith("FAULT: AssertionError: what the reloaded student returns: differ")
     assert row.teacher == "FAULT: ZeroDivisionError: division by zero"
     assert "0 work as teacher, 0 as student" in (tmp_path / "timm.md").read_text()

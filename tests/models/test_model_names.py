@@ -30,6 +30,8 @@ def unreachable(monkeypatch, tmp_path):
         ("hf:org/name", ModelName("hf:org/name", "org/name", "transformers", False)),
         ("random:hf:org/name", ModelName("random:hf:org/name", "org/name", "transformers", True)),
         ("random:some/folder", ModelName("random:some/folder", "some/folder", None, True)),
+        ("package:some/folder", ModelName("package:some/folder", "package:some/folder", None, False)),
+        ("hf:package:some/folder", ModelName("hf:package:some/folder", "package:some/folder", "transformers", False)),
         ("none", None),
     ],
 )
@@ -193,3 +195,27 @@ def test_a_missing_folder_beside_others_is_not_sought_on_the_hub(tmp_path, monke
     with pytest.raises(UserError, match=r"no folder runs/frist\. Did you mean runs/first") as error:
         locate(parse_name("runs/frist"), weights=True)
     assert "hf:runs/frist" in error.value.hint
+
+
+def test_a_model_inside_an_installed_package(bert_folder, tmp_path, monkeypatch):
+    package = tmp_path / "site" / "packaged_bert"
+    shutil.copytree(bert_folder, package / "model")
+    (package / "__init__.py").write_text("raise AssertionError('it is not imported')")
+    monkeypatch.syspath_prepend(package.parent)
+    for text in ("package:packaged_bert/model", "hf:package:packaged_bert/model"):
+        place = locate(parse_name(text), weights=True, is_text=True)
+        assert (place.library, place.name, place.folder) == (
+            "transformers",
+            "hf:package:packaged_bert/model",
+            package / "model",
+        )
+    smaller = locate(parse_name("package:packaged_bert/model?num_hidden_layers=1"), weights=False, is_text=True)
+    assert smaller.arguments == {"num_hidden_layers": 1}
+    for text, message in (
+        ("package:packaged_bert/other", "has no file other"),
+        ("package:no_such_package/model", "is not installed"),
+        ("package:packaged_bert/../site", "is not package:NAME/PATH"),
+        ("package:packaged_bert/__init__.py", "there is no folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            locate(parse_name(text), weights=True, is_text=True)

@@ -1,0 +1,101 @@
+"""The teacher's outputs for texts are computed once, and are what it gives each time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from kdcli.config import parse_config
+from kdcli.data import TextEvalLoader, TextSource
+from kdcli.devices import make_accelerator
+from kdcli.job import prepare_job
+from kdcli.progress import SilentReporter
+from kdcli.run_folder import RunFolder
+from kdcli.teacher import LiveTeacher, StoredTeacher
+from kdcli.trainer import Trainer
+
+
+@pytest.fixture
+def make_trainer(tmp_path, reviews, bert_folder, distilbert_folder):
+    def make(name="run", **train):
+        values = {
+            "task": "sentence-embedding",
+            "teacher": str(bert_folder),
+            "student": str(distilbert_folder),
+            "data": str(reviews),
+            "test": False,
+            "train": {"epochs": 3, "batch_size": 16, "device": "cpu", **train},
+        }
+        config = parse_config(values, source="test")
+        accelerator = make_accelerator(config.train)
+        job = prepare_job(config, mixed_precision="no")
+        run = RunFolder.create(tmp_path / name)
+        run.write_config(job.config)
+        return Trainer(job, run, accelerator, SilentReporter()), run
+
+    return make
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often the teacher has read each text, by training."""
+    counts = {}
+    original = LiveTeacher.__call__
+
+    def call(self, batch):
+        for text in batch.texts:
+            counts[text] = counts.get(text, 0) + 1
+        return original(self, batch)
+
+    monkeypatch.setattr(LiveTeacher, "__call__", call)
+    return counts
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    return [line["projection"] for line in lines if line["event"] == "train"]
+
+
+def test_it_reads_each_training_text_once_and_training_is_the_same(make_trainer, counted, monkeypatch):
+    trainer, stored = make_trainer("stored")
+    trainer.fit()
+    texts = set(trainer.job.data.train.texts)
+    assert counted == dict.fromkeys(texts, 1)
+
+    counted.clear()
+    monkeypatch.setattr("kdcli.trainer._MAX_STORED", 0)
+    trainer, live = make_trainer("live")
+    trainer.fit()
+    assert sum(counted.values()) == trainer.total_steps * 16
+    torch.testing.assert_close(losses(stored), losses(live), rtol=1e-4, atol=1e-6)
+
+
+def test_one_epoch_stores_nothing(make_trainer, counted):
+    trainer, _ = make_trainer(epochs=1)
+    trainer.fit()
+    assert isinstance(trainer.teacher, LiveTeacher)
+    assert sum(counted.values()) == trainer.total_steps * 16
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_rows_belong_to_their_texts(processes, make_trainer):
+    model = make_trainer()[0].job.teacher
+    live = LiveTeacher(model, taps=("pooled",), logits=False)
+    texts = ["good", "a bad plot and an awful ending", "the great film", "dull"]
+    source = TextSource(texts, [0] * 4, split="train")
+    tables, parts = [], []
+
+    def fill(add_up):
+        for rank in range(processes):
+            loader = TextEvalLoader(source, batch_size=2, rank=rank, world_size=processes)
+            parts.append(StoredTeacher.fill(live, texts, live, loader, add_up=add_up))
+
+    fill(lambda table: tables.append(table) or table)  # each process's own share, and then their sum
+    whole = sum(tables[:processes])
+    fill(lambda table: whole)
+    assert StoredTeacher.size(live, 4) == whole.numel() * whole.element_size()
+    for row in (3, 0, 2, 1, 0):
+        batch = source.batch([row])
+        torch.testing.assert_close(parts[-1](batch).features["pooled"], live(batch).features["pooled"])
