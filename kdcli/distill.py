@@ -349,6 +349,8 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
     rows = []
     for split in ("validation", "test"):
         found = [getattr(result, split) for result in results.values()]
+        if first.teacher:
+            found.append(first.teacher.get(split, {}))
         # Features alone have another metric than their baseline.
         for metric in dict.fromkeys(metric for metrics in found for metric in metrics):
             if metric not in ("epoch", "step", *METRICS):
@@ -362,7 +364,8 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
     if first.embedding:
         accuracies = (result.embedding.get("ncm_accuracy") for result in results.values())
         rows.insert(0, ["embedding ncm_accuracy", *("-" if a is None else f"{a:.4f}" for a in accuracies)])
-    show_table("Result", ["", *results], rows)
+    names = ["", *results, *(["teacher"] if first.teacher else [])]
+    show_table("Result", names, [row + ["-"] * (len(names) - len(row)) for row in rows])
     if (features := table_of(first.test)) is not None:
         show_table("Frozen features", *features)
     show_lines([f"Student: {run.student}", f"Export it: kdcli export {shlex.quote(str(run.path))}"])

@@ -448,8 +448,9 @@ def _same_data(config: RunConfig, data: str) -> bool:
 
 
 _ELSEWHERE = (
-    "result.json of the run has the metrics of validation and test; 'kdcli compare' puts runs side by side, 'kdcli models"
-    " probe --teacher RUN' the features of runs and models of images on labelled data."
+    "result.json of the run has the metrics of validation and test, a language model's teacher's too; 'kdcli compare'"
+    " puts runs side by side, 'kdcli models probe --teacher RUN' the features of runs and models of images on labelled"
+    " data."
 )
 
 

@@ -43,7 +43,7 @@ def gather_rows(share: Tensor) -> Tensor:
     distributed.all_gather(counts, own)
     numbers = [int(count) for count in counts]
     padding = share.new_zeros(max(numbers) - len(share), *share.shape[1:])
-    parts = gather_batch(torch.cat([share, padding])).split(max(numbers))
+    parts = gather_batch(torch.cat([share, padding])).unflatten(0, (len(numbers), max(numbers)))
     return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
 
 

@@ -110,6 +110,11 @@ class Job:
         """Build the student once more, as it was before training."""
         return _build_student(self.config, self.data, self.teacher)
 
+    @property
+    def measures_teacher(self) -> bool:
+        """Whether the teacher predicts just what the student does, so that its own metrics stand beside the student's."""
+        return self.teacher is not None and self.config.task in LANGUAGE_MODELING
+
     def labelled_samples(self) -> ImageSource | TextSource:
         """Return the training samples that have a label, each once."""
         train = self.data.train
@@ -383,6 +388,7 @@ _KEYS_OF_TASKS = {
     "teacher.pooling": (_OVER_TEXTS, "each token stands for itself"),
     "student.pooling": (_OVER_TEXTS, "each token stands for itself"),
     "data.mask_probability": (("masked-lm",), "nothing is masked"),
+    "data.label_kind": (("text-classification",), "it reads no such labels"),
 }
 """Options about texts -> the tasks that they are for, and why the others have none."""
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kdcli.config import (
+    CRDOptions,
     DeiTOptions,
     DKDOptions,
     EmbeddingConfig,
@@ -590,6 +591,11 @@ def _check_labels(key: str, methods: Sequence[MethodOptions], data: DataFacts) -
         reads_labels = options.trains_classifier or not options.reads_unlabelled
         if data.label_kind == "none" and reads_labels:
             raise UserError(f"{key}: {options.method} needs labels, and the task {data.task} has none.", "Remove it.")
+        if data.label_kind == "tokens" and isinstance(options, (DKDOptions, CRDOptions)):
+            raise UserError(
+                f"{key}: {options.method} needs one class a sample, and the labels are tokens.",
+                f"Remove {options.method}.",
+            )
         if isinstance(options, SupervisedOptions):
             if data.label_kind == "number" and options.label_smoothing:
                 raise UserError(

@@ -64,6 +64,7 @@ class Result:
         skipped: distinct files that could not be read.
         embedding: of the earlier stage, where there was one: its best student's validation metrics and ``epoch``, its
             ``steps`` and ``seconds``.
+        teacher: of a language model its teacher's own metrics, ``validation`` and, where the student has them, ``test``.
     """
 
     validation: dict[str, float]
@@ -72,6 +73,7 @@ class Result:
     seconds: float
     skipped: int
     embedding: dict[str, float] = field(default_factory=dict)
+    teacher: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
@@ -171,8 +173,9 @@ class Trainer:
         with self.control.listening(), _hardware_errors(self):
             self._train()
             test = self._test()
+            teacher = self._measure_teacher()
         self._end_tracking()
-        return Result(self.best, test, self.step, self.seconds, len(self.skipped))
+        return Result(self.best, test, self.step, self.seconds, len(self.skipped), teacher=teacher)
 
     def _train(self) -> None:
         started = time.perf_counter() - self.seconds
@@ -402,6 +405,17 @@ class Trainer:
         self._obey()  # a signal that came meanwhile: there may be a baseline still to be trained
         self._record("test", {"epoch": self.best["epoch"], "step": self.best["step"], **test})
         return test
+
+    def _measure_teacher(self) -> dict[str, dict[str, float]]:
+        """Return the teacher's own metrics by split, where they compare with the student's."""
+        if self.teacher is None or not self.job.measures_teacher:
+            return {}
+        splits = {"validation": self.job.data.validation}
+        if self.job.data.test is not None and self.job.config.test:
+            splits["test"] = self.job.data.test
+        metrics = {name: self._evaluate(self.teacher.model, source) for name, source in splits.items()}
+        self._obey()
+        return metrics
 
     def _load_student(self, student: Model, folder: Path) -> None:
         if self.is_main:

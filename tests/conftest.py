@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 # Before anything imports torch, the hub's client or rich: they read these once.
@@ -218,26 +219,33 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_tokenizer(max_length: int = 64, kind: str = "bert") -> Any:
-    """Return a tokenizer over the words of ``write_reviews``, trained here, as BERT's, GPT-2's or T5's."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    """Return a tokenizer over letters and the words of ``write_reviews``, as BERT's, GPT-2's or T5's.
+
+    The kind ``masked`` is ``bert`` with a mask token. It is not trained: the library's training numbers the tokens
+    differently in every process, so that models with it would differ too.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     around = {"bert": ("[CLS] ", " [SEP]"), "gpt2": ("", ""), "t5": ("", " [SEP]")}
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    around["masked"] = around["bert"]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(["[MASK]"] if kind == "masked" else [])]
+    tokens += [*ascii_lowercase, *(f"##{letter}" for letter in ascii_lowercase), *sorted({*GOOD, *BAD, *PLAIN} - {"a"})]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([" ".join(GOOD + BAD + PLAIN)] * 2, trainer)
     before, after = around[kind]
     if before + after:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{before}$A{after}", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
-    tokens = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+    special = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
     if kind != "gpt2":  # which has no token to pad with
-        tokens |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **tokens)
+        special |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    if kind == "masked":
+        special |= {"mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **special)
 
 
 @pytest.fixture(scope="session")
@@ -272,6 +280,57 @@ def distilbert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def language_models(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., Any]) -> Path:
+    """Untrained weights of a masked and of a causal teacher, vocabulary padded, and a student's config alone.
+
+    Folders ``masked``, ``masked-student``, ``causal`` and ``causal-student``. Not to be changed.
+    """
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        DistilBertConfig,
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+    )
+
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(kind="masked")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = BertConfig(vocab_size=len(tokenizer) + 3, max_position_embeddings=64, initializer_range=0.1, **sizes)
+    BertForMaskedLM(config).save_pretrained(root / "masked")
+    tokenizer.save_pretrained(root / "masked")
+    sizes = {"dim": 24, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
+    # Without dropout, of which two processes draw another one than one does.
+    DistilBertConfig(dropout=0.0, attention_dropout=0.0, **sizes).save_pretrained(root / "masked-student")
+    tokenizer = make_tokenizer(kind="gpt2")
+    config = GPT2Config(vocab_size=len(tokenizer) + 3, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    config.bos_token_id = config.eos_token_id = 3
+    GPT2LMHeadModel(config).save_pretrained(root / "causal")
+    tokenizer.save_pretrained(root / "causal")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    LlamaConfig(num_key_value_heads=1, tie_word_embeddings=True, **sizes).save_pretrained(root / "causal-student")
+    return root
+
+
+@pytest.fixture(scope="session")
+def embedding_teacher(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., Any]) -> Path:
+    """A tiny BERT, 32 wide, of one layer that sees no positions: a student can learn its space. Not to be changed."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer, folder = make_tokenizer(), tmp_path_factory.mktemp("models") / "embedding-teacher"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    sizes |= {"initializer_range": 0.2}
+    model = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))
+    torch.nn.init.zeros_(model.embeddings.position_embeddings.weight)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def _finish_text(
     tmp_path_factory: pytest.TempPathFactory, reviews: Path, bert_folder: Path, distilbert_folder: Path
 ) -> Callable[..., Path]:
@@ -293,9 +352,25 @@ def classified_run(_finish_text: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded_run(_finish_text: Callable[..., Path]) -> Path:
+def _finish_embedding(_finish_text: Callable[..., Path], embedding_teacher: Path) -> Callable[..., Path]:
+    models = ("--teacher", embedding_teacher, "--student", "hf:distilbert?dim=24&n_layers=1&n_heads=2&hidden_dim=32")
+
+    def finish(name: str, *arguments: str | Path) -> Path:
+        return _finish_text(name, "--task", "sentence-embedding", *models, "--lr", "0.005", *arguments)
+
+    return finish
+
+
+@pytest.fixture(scope="session")
+def embedded_run(_finish_embedding: Callable[..., Path]) -> Path:
     """A finished run of sentence-embedding: orthogonal projector, from 24 to 32. Not to be changed."""
-    return _finish_text("embedded", "--task", "sentence-embedding", "--epochs", "12", "--lr", "0.005")
+    return _finish_embedding("embedded", "--epochs", "12")
+
+
+@pytest.fixture(scope="session")
+def untrained_embedding(_finish_embedding: Callable[..., Path]) -> Path:
+    """The run of the same student without a single step. Not to be changed."""
+    return _finish_embedding("untrained", "--epochs", "0")
 
 
 @pytest.fixture(scope="session")

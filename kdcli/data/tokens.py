@@ -114,12 +114,16 @@ def cut_into_tokens(source: TextSource, tokenizer: Any, *, max_length: int, mask
         masking: as :class:`TokenSource` takes it.
 
     Raises:
-        UserError: nothing is left to predict, or the tokenizer can't cut.
+        UserError: nothing is left to predict, there is no room for it, or the tokenizer can't cut.
     """
     if not tokenizer.is_fast:
         raise UserError(
             f"The tokenizer {type(tokenizer).__name__} can't cut long texts into pieces.",
             "Give the model's folder a tokenizer.json.",
+        )
+    if max_length <= (number := tokenizer.num_special_tokens_to_add()):
+        raise UserError(
+            f"max_length {max_length} leaves no room for a text beside {number} special tokens.", "Raise max_length."
         )
     found = tokenizer(
         list(source.texts), truncation=True, max_length=max_length, return_overflowing_tokens=True, verbose=False

@@ -78,6 +78,13 @@ _HEAD_NAMES = {
     "masked": "masked language model",
     "causal": "causal language model",
 }
+_OF_TEXT = (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+)
+"""A model whose config is in one of them reads text."""
 _EMBEDDING_KEYS = ("pad", "bos", "eos", "cls", "sep")
 """Of the tokens that a config knows by number."""
 
@@ -174,7 +181,8 @@ class HFTextModel(Model):
             yield
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise UserError(
-                f"{origin.name} can't take texts: {error}", "Choose a model of text that reads nothing else."
+                f"{origin.name} can't be used for texts: {error}",
+                "Choose another model of text, one that reads nothing else.",
             ) from error
 
     def _prepare_encoder(self) -> nn.Module:
@@ -371,16 +379,12 @@ def read_text_config(place: Place) -> Any:
         UserError: as there, or the model is none of text.
     """
     config = read_config(place)
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not _is_encoder(config):
+    if not any(type(config) in mapping for mapping in _OF_TEXT):
         raise UserError(
-            f"{place.name} is no model of text: transformers has no text classifier of the kind {config.model_type!r}.",
+            f"{place.name} is no model of text: transformers has none of the kind {config.model_type!r}.",
             "Choose a model such as BERT, DistilBERT, RoBERTa, DeBERTa, ModernBERT, T5, GPT-2 or Llama.",
         )
     return config
-
-
-def _is_encoder(config: Any) -> bool:
-    return type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def build_text_teacher(place: Place, config: Any, *, task: str, pretrained: bool, pooling: TextPooling) -> nn.Module:

@@ -41,6 +41,11 @@ SUBSTITUTES = {
     ("--student", "minilm/?num_hidden_layers=1"): "minilm/?num_hidden_layers=1",
     ("--student", "tiny-bert/"): "tiny-bert/",
     ("--data", "demo:python_docs"): "demo:python_docs",
+    ("--task", "causal-lm"): "causal-lm",
+    ("--task", "masked-lm"): "masked-lm",
+    ("--teacher", "gpt/"): "gpt/",
+    ("--teacher", "bert/"): "bert/",
+    ("--student", "teacher?layers=1"): "teacher?layers=1",
     ("--data", "reviews.csv"): "reviews.csv",
     ("--recipe", "quickstart"): "quickstart",
     ("--recipe", "mine.yaml"): "mine.yaml",
@@ -127,7 +132,9 @@ def substituted(command: str) -> list[str]:
         arguments[arguments.index("--teacher") + 1] = "test_resnet"
     if words[:2] == ["models", "layers"]:
         arguments[2] = "test_resnet"
-    short = SHORT_TEXTS if {"text-classification", "sentence-embedding"} & set(words) else SHORT
+    short = (
+        SHORT_TEXTS if {"text-classification", "sentence-embedding", "causal-lm", "masked-lm"} & set(words) else SHORT
+    )
     added = [text for option, text in short.items() if option in words and words[0] == "distill"]
     if words[0] == "sweep":
         added.append(SHORT_SWEEP)
@@ -135,7 +142,7 @@ def substituted(command: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, photos, trained_teacher, reviews, bert_folder, distilbert_folder):
+def folder(tmp_path_factory, photos, trained_teacher, reviews, bert_folder, distilbert_folder, language_models):
     """A folder with what a reader of the README would have: photographs, texts, models and a checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(photos, folder / "photos")
@@ -145,6 +152,8 @@ def folder(tmp_path_factory, photos, trained_teacher, reviews, bert_folder, dist
     shutil.copy(reviews, folder / "reviews.csv")
     shutil.copytree(bert_folder, folder / "minilm")
     shutil.copytree(distilbert_folder, folder / "tiny-bert")
+    shutil.copytree(language_models / "causal", folder / "gpt")
+    shutil.copytree(language_models / "masked", folder / "bert")
     shutil.copytree(trained_teacher, folder / "teacher-folder")
     shutil.copy(trained_teacher / "model.safetensors", folder / "teacher.safetensors")
     return folder

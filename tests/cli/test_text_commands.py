@@ -89,16 +89,19 @@ def test_a_classifier_is_a_teacher_for_the_same_labels(classified_run, run_cli, 
         assert expected in outcome.stdout
 
 
-def test_embeddings_come_close_to_the_teachers(embedded_run):
+def test_embeddings_come_close_to_the_teachers(embedded_run, untrained_embedding):
+    """On test texts the student stands far above what it was before it had learnt anything."""
     plan = plan_of(embedded_run)
     assert plan["relation"] == "same"
     assert [m["projector"] for m in plan["methods"]] == ["orthogonal"]
-    validations = metrics_of(embedded_run, "validation")
-    assert validations[-1]["spearman"] > validations[0]["spearman"]
-    assert set(metrics_of(embedded_run, "test")[-1]) >= {"spearman", "recall_at_10", "loss"}
+    after, before = (metrics_of(run, "test")[-1] for run in (embedded_run, untrained_embedding))
+    assert set(after) >= {"spearman", "recall_at_10", "loss"}
+    # With other weights of teacher and student, seeds 0 to 4, the first gains 0.24 to 0.50, and the second falls twelvefold.
+    assert after["spearman"] > before["spearman"] + 0.15, (after, before)
+    assert after["loss"] < before["loss"] / 5, (after, before)
 
 
-def test_an_embedding_is_exported_into_the_teachers_space(embedded_run, run_cli, tmp_path, reviews, bert_folder):
+def test_an_embedding_is_exported_into_the_teachers_space(embedded_run, run_cli, tmp_path, reviews, embedding_teacher):
     """The exported folder, computed here by sentence-transformers' rules, gives the metric that the run reports."""
     outcome = run_cli("export", embedded_run, "--output", "out")
     assert outcome.exit_code == 0, outcome.stderr
@@ -111,15 +114,16 @@ def test_an_embedding_is_exported_into_the_teachers_space(embedded_run, run_cli,
     assert ours.shape == (len(texts), 32)
     from transformers import AutoModel, AutoTokenizer
 
-    tokens = AutoTokenizer.from_pretrained(bert_folder)(texts, padding=True, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(embedding_teacher)(texts, padding=True, return_tensors="pt")
     mask = tokens["attention_mask"]
     with torch.no_grad():
-        hidden = AutoModel.from_pretrained(bert_folder).eval()(tokens["input_ids"], mask).last_hidden_state
+        hidden = AutoModel.from_pretrained(embedding_teacher).eval()(tokens["input_ids"], mask).last_hidden_state
     theirs = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
     measured = compare_spaces(ours, torch.nn.functional.normalize(theirs.double(), dim=1))
     reported = metrics_of(embedded_run, "test")[-1]
     for name, value in measured.items():
-        assert value == pytest.approx(reported[name], abs=1e-4), name
+        # Rounding may exchange two neighbours that are equally near.
+        assert value == pytest.approx(reported[name], abs=0.01 if name == "recall_at_10" else 1e-4), name
     matrix = load_file(embedded_run / "projector.safetensors")["projection.projector.weight"]
     assert torch.equal(load_file(tmp_path / "out/2_Dense/model.safetensors")["linear.weight"], matrix.T)
 

@@ -1,0 +1,67 @@
+"""The whole batch out of the processes' shares: two processes against one."""
+
+import subprocess
+import sys
+
+import torch
+
+from kdcli.gather import gather_batch, gather_rows
+
+# Forked before anything of torch runs, so that torch is imported once.
+PROCESSES = """
+import os, sys
+import torch
+from torch import distributed
+from kdcli.gather import gather_batch, gather_rows
+
+def work(rank, file):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    whole = torch.arange(15.0).view(5, 3) + 1
+    weight = torch.full((3,), 2.0, requires_grad=True)
+    for counts in ((3, 2), (0, 5), (5, 0), (1, 4), (0, 0)):
+        first = rank * counts[0]
+        share = whole[first : first + counts[rank]].clone().requires_grad_()
+        found = gather_rows(share * weight)
+        total = sum(counts)
+        assert torch.equal(found, whole[:total] * 2), (rank, counts, found)
+        weight.grad = None
+        found.square().sum().backward()
+        # The mean over processes of the gradients, as data-parallel training takes it, is the whole batch's.
+        distributed.all_reduce(weight.grad)
+        expected = (2 * whole[:total].square() * 2).sum(0)
+        assert torch.allclose(weight.grad / 2, expected), (rank, counts, weight.grad, expected)
+        assert torch.allclose(share.grad, 2 * 2 * 8 / 2 * share.detach()), (rank, counts, share.grad)
+        indices = gather_rows(torch.arange(first, first + counts[rank]))
+        assert indices.dtype == torch.int64 and indices.tolist() == list(range(total))
+    assert torch.equal(gather_batch(whole[rank * 2 : rank * 2 + 2]), whole[:4])
+    distributed.destroy_process_group()
+
+if __name__ == "__main__":
+    other = os.fork()
+    rank = 0 if other else 1
+    try:
+        work(rank, sys.argv[1])
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        os._exit(1)
+    if rank == 0:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
+    os._exit(0)
+"""
+
+
+def test_rows_of_two_processes_are_one_batch(tmp_path):
+    """Of unequal numbers, with none at all among them; values, order and gradients."""
+    script = tmp_path / "work.py"
+    script.write_text(PROCESSES)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "meet")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alone_a_share_is_the_whole():
+    share = torch.ones(3, 2)
+    assert gather_rows(share) is gather_batch(share) is share

@@ -1,0 +1,86 @@
+"""The tasks masked-lm and causal-lm: loss and metrics, by hand."""
+
+import math
+
+import pytest
+import torch
+
+from kdcli.data import TokenBatch
+from kdcli.errors import UserError
+from kdcli.facts import DataFacts
+from kdcli.losses import OutputHead, VocabularyLogits
+from kdcli.tasks import build_task
+from kdcli.tasks.language_modeling import LanguageModeling
+
+CPU = torch.device("cpu")
+# Three positions over a vocabulary of four: probabilities a power of two each.
+PROBS = torch.tensor([[1 / 2, 1 / 4, 1 / 8, 1 / 8], [1 / 8, 1 / 2, 1 / 4, 1 / 8], [1 / 4, 1 / 4, 1 / 4, 1 / 4]])
+TARGETS = torch.tensor([0, 2, 3])
+LOSSES = torch.tensor([1.0, 2.0, 2.0]) * math.log(2)
+
+
+def dense(rows=slice(None)):
+    return PROBS[rows].log() + 3  # a softmax doesn't see what is added to all
+
+
+def vocabulary(rows=slice(None)):
+    """The same logits, never all there at once."""
+    return VocabularyLogits(dense(rows), OutputHead(torch.eye(4)), chunk=3)
+
+
+def batch_of(targets):
+    length = max(len(targets), 1)
+    predicted = torch.arange(length)[None] < len(targets)
+    ones = torch.ones(1, length, dtype=torch.int64)
+    return TokenBatch(ones, ones, predicted, targets, torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("task", ["masked-lm", "causal-lm"])
+def test_the_task_is_known_by_its_name(task):
+    built = build_task(DataFacts("d", task, (), 3, 3, 1, 1, label_kind="tokens"), reference=lambda batch: torch.ones(1))
+    assert isinstance(built, LanguageModeling)
+    assert (built.name, built.monitor) == (task, "log_likelihood")
+
+
+@pytest.mark.parametrize("logits", [dense, vocabulary])
+def test_the_loss_is_the_mean_cross_entropy(logits):
+    task = LanguageModeling("causal-lm")
+    loss = task.supervised_loss(logits(), TARGETS, label_smoothing=0.0)
+    torch.testing.assert_close(loss, LOSSES.mean())
+    # Smoothed: -log p averaged over the vocabulary is 9/4, 9/4 and 2 times log 2.
+    smoothed = 0.8 * LOSSES + 0.2 * torch.tensor([9 / 4, 9 / 4, 2]) * math.log(2)
+    loss = task.supervised_loss(logits(), TARGETS, label_smoothing=0.2)
+    torch.testing.assert_close(loss, smoothed.mean())
+
+
+@pytest.mark.parametrize("logits", [dense, vocabulary])
+def test_metrics_are_means_over_tokens_and_not_over_batches(logits):
+    parts = [slice(0, 1), slice(1, 3)]
+    batches = [batch_of(TARGETS[part]) for part in parts]
+    outputs = iter([logits(part) for part in parts])
+    found = LanguageModeling("masked-lm").evaluate(lambda batch: next(outputs), batches, CPU)
+    mean = 5 / 3 * math.log(2)
+    expected = {"log_likelihood": -mean, "perplexity": 2 ** (5 / 3), "accuracy": 1 / 3, "loss": mean}
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_metrics_are_added_up_over_processes():
+    found = LanguageModeling("masked-lm").evaluate(
+        lambda batch: dense(), [batch_of(TARGETS)], CPU,
+        # another process with 7 tokens that are all right, each at probability 1
+        add_up=lambda totals: totals + torch.tensor([0.0, 7.0, 7.0], dtype=torch.float64),
+    )  # fmt: skip
+    expected = {"log_likelihood": -0.5 * math.log(2), "accuracy": 0.8, "perplexity": 2**0.5}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_hopeless_model_has_a_perplexity_all_the_same():
+    logits = torch.tensor([[0.0, 2000.0]])
+    found = LanguageModeling("causal-lm").evaluate(lambda batch: logits, [batch_of(torch.tensor([0]))], CPU)
+    assert found["loss"] == 2000
+    assert math.isfinite(found["perplexity"])
+
+
+def test_nothing_to_evaluate_on_is_said():
+    with pytest.raises(UserError, match="no tokens to evaluate on"):
+        LanguageModeling("causal-lm").evaluate(lambda batch: dense(), [], CPU)
