@@ -7,7 +7,7 @@ import copy
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -134,6 +134,8 @@ class Trainer:
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=config.train.keep_checkpoints)
         self.control = Control(Every.parse(config.train.checkpoint_every), num_processes=accelerator.num_processes)
         self.watch = _Watch()
+        self.unbounded = _not_finite(self.distiller)
+        """Buffers that hold infinity as the model means it, such as the bounds of a clipping."""
         self.spectra = _SpectraRecord(
             run if self.is_main else None, every=math.ceil(config.train.epochs / _SPECTRA) or 1
         )
@@ -434,7 +436,7 @@ class Trainer:
         self.watch.check()
         self._gather_skipped()
         if self.is_main:
-            _check_finite(self.distiller, self.step)
+            _check_finite(self.distiller, self.step, but=self.unbounded)
             scaler = self.accelerator.scaler
             state = {
                 "config": _comparable(self.job.config),
@@ -732,8 +734,12 @@ def _refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) ->
         )
 
 
-def _check_finite(distiller: Distiller, step: int) -> None:
-    wrong = [name for name, value in distiller.state_dict().items() if not bool(value.isfinite().all())]
+def _not_finite(distiller: Distiller) -> list[str]:
+    return [name for name, value in distiller.state_dict().items() if not bool(value.isfinite().all())]
+
+
+def _check_finite(distiller: Distiller, step: int, *, but: Sequence[str]) -> None:
+    wrong = [name for name in _not_finite(distiller) if name not in but]
     if wrong:
         raise UserError(
             f"{len(wrong)} weights became NaN or infinite up to step {step}, {wrong[0]} for one.",

@@ -242,6 +242,19 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1, 2]
 
 
+def test_bounds_of_a_model_may_be_infinite(tmp_path, monkeypatch):
+    original = trainer_module.Trainer.__init__
+
+    def init(self, job, *arguments, **options):
+        job.distiller.register_buffer("bound", torch.tensor(math.inf))
+        original(self, job, *arguments, **options)
+
+    monkeypatch.setattr(trainer_module.Trainer, "__init__", init)
+    _, opened, _ = run(tmp_path / "run")
+    checkpoint = Checkpoints(opened.path / "checkpoints").load(warn=pytest.fail)
+    assert all(value.isfinite().all() for value in checkpoint.state["student"].values())
+
+
 def test_collapsing_features_are_warned_of(tmp_path, monkeypatch):
     """The student's features shrink to nothing (first run), or to one constant (second run)."""
     original = trainer_module.Trainer._train_step

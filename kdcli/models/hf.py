@@ -322,6 +322,11 @@ def _check_reads_images(place: Place, module: Any) -> None:
         raise UserError(
             f"{place.name} is no model of images: it reads {module.main_input_name}.", "Choose a vision model."
         )
+    if "noise" in signature(module.forward).parameters:
+        raise UserError(
+            f"{place.name} hides random parts of every image, in evaluation too.",
+            "timm has the encoders of masked autoencoders, such as vit_base_patch16_224.mae.",
+        )
 
 
 def build_teacher_with_weights(place: Place, checkpoint: Checkpoint) -> tuple[nn.Module, LoadReport]:

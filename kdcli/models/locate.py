@@ -23,7 +23,7 @@ from kdcli.extensions import Extension
 from kdcli.models import hub, kdcli_networks, sentence, tokenizer
 from kdcli.models.spec import Library, ModelName, find_extension, format_query
 from kdcli.models.weights import inside_package
-from kdcli.text import expand_user
+from kdcli.text import expand_user, short_repr
 
 _TEXT_KINDS = {
     *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -224,7 +224,13 @@ def library_of(folder: Path) -> Library:
             raise UserError(f"{path} is not JSON: {error}", "Give a folder that timm or transformers saved.") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no mapping.", "Give a folder that timm or transformers saved.")
-    if "architecture" in config:  # transformers' timm wrapper has both: the model is timm's
+    if "architecture" in config and "model_type" in config:
+        raise UserError(
+            f"{folder} was saved by transformers, which wrapped a model of timm.",
+            f"Name the model and give its weights: {short_repr(config['architecture'])}, and as --teacher-weights the"
+            " folder's model.safetensors.",
+        )
+    if "architecture" in config:
         return "timm"
     if "model_type" in config:
         return "transformers"

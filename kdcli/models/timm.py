@@ -242,6 +242,10 @@ def load(
                 f"{place.folder} can't be loaded by timm: {reason_of(error)}", "Check the folder's files."
             ) from error
         raise
+    if num_classes and module.num_classes != num_classes:
+        raise UserError(
+            f"timm has no classifier of {place.name}.", "It can be a teacher, or a student of --task image-embedding."
+        )
     for config in (module.pretrained_cfg, module.default_cfg):
         config.pop("state_dict", None)
     return module, _saved_model_args(place) | dict(place.arguments) | arguments

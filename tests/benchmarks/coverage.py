@@ -55,6 +55,7 @@ from kdcli.errors import UserError  # noqa: E402
 from kdcli.models import load_teacher, load_text_teacher  # noqa: E402
 from kdcli.models.base import Model  # noqa: E402
 from kdcli.models.hf import HFModel  # noqa: E402
+from kdcli.models.timm import TimmModel  # noqa: E402
 
 FOLDER = Path(__file__).parent / "coverage"
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 384)
@@ -183,7 +184,8 @@ def watched_saves() -> Iterator[list[tuple[Any, Tensor]]]:
                 expected = output.features["pooled"] if output.logits is None else output.logits
                 if isinstance(model, HFModel):
                     inputs = model._native_inputs(inputs)
-                    expected = last_features(call(model.module, inputs)) if output.logits is None else expected
+                if isinstance(model, HFModel | TimmModel) and output.logits is None:
+                    expected = last_features(model.module, inputs)
                 seen.append((inputs, expected))
             model.train(was_training)
             original(model, folder)
@@ -199,8 +201,11 @@ def watched_saves() -> Iterator[list[tuple[Any, Tensor]]]:
             kind.save = original  # type: ignore[method-assign]
 
 
-def last_features(output: Any) -> Tensor:
-    """Return the last hidden state; of what transformers has as a backbone alone (HGNet-V2) the last map."""
+def last_features(module: Any, inputs: Any) -> Tensor:
+    """Return a backbone's last hidden state or map, as its own library computes it."""
+    if isinstance(inputs, Tensor):
+        return module.forward_features(inputs)
+    output = module(**inputs)
     maps = getattr(output, "feature_maps", None)
     return maps[-1] if maps else output.last_hidden_state
 
@@ -360,9 +365,8 @@ def image_row(
             inputs, expected = saves[-1]
             module = reload(run / "student").eval()
             with torch.no_grad():
-                output = call(module, inputs)
-            found = getattr(output, "logits", output) if classifies else last_features(output)
-            check_equal(found, expected, "what the reloaded student returns")
+                output = call(module, inputs) if classifies else last_features(module, inputs)
+            check_equal(getattr(output, "logits", output), expected, "what the reloaded student returns")
 
     checked = verdict(facts)
     if size is None:
@@ -406,6 +410,7 @@ def timm_row(work: Work, family: str) -> Row:
     architecture = member
     with torch.device("meta"):
         module = timm.create_model(architecture)
+        classifies = timm.create_model(architecture, num_classes=2).num_classes == 2
     parameters = sum(p.numel() for p in module.parameters())
     if parameters > LARGE and "depth" in signature(type(module)).parameters:
         member += "?depth=2"
@@ -432,6 +437,7 @@ def timm_row(work: Work, family: str) -> Row:
         sizes=sizes,
         native=lambda model: model.module if model.facts.num_classes else None,
         reload=lambda folder: timm.create_model(f"local-dir:{folder}", pretrained=True),
+        classifies=classifies,
         check=check,
     )
 

@@ -139,3 +139,32 @@ def test_damaged_folders_of_timm(timm_folder, plan, content, part):
     outcome = plan(timm_folder)
     assert outcome.exit_code == 2
     assert part in outcome.stderr
+
+
+def test_what_transformers_wraps_of_timm(plan, tmp_path):
+    from transformers import TimmWrapperConfig, TimmWrapperModel
+
+    settings = {"architecture": "test_resnet", "pretrained_cfg": timm.get_pretrained_cfg("test_resnet").to_dict()}
+    TimmWrapperModel(TimmWrapperConfig(**settings)).save_pretrained(tmp_path / "wrapped")
+    outcome = plan(tmp_path / "wrapped")
+    assert outcome.exit_code == 2
+    assert "was saved by transformers, which wrapped a model of timm" in outcome.stderr
+    outcome = plan("test_resnet", "--teacher-weights", tmp_path / "wrapped" / "model.safetensors")
+    assert outcome.exit_code == 0, outcome.stderr
+
+
+def test_encoders_without_a_classifier_in_timm(plan):
+    outcome = plan("none", "--student", "gemma4_vit_167m_enc?depth=1&embed_dim=48&num_heads=2")
+    assert outcome.exit_code == 2
+    assert "timm has no classifier of" in outcome.stderr
+    assert "--task image-embedding" in outcome.stderr
+
+
+def test_masked_autoencoders_are_refused(plan, tmp_path):
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTMAEModel(ViTMAEConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(tmp_path / "mae")
+    outcome = plan(tmp_path / "mae")
+    assert outcome.exit_code == 2
+    assert "hides random parts of every image" in outcome.stderr
