@@ -14,7 +14,7 @@ from kdcli.analysis import decompose, linear_cka, rank_evolution, summarize
 from kdcli.data import ImageSource, TextSource
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError
-from kdcli.facts import OVER_TOKENS, Preprocessing, TextPreprocessing
+from kdcli.facts import LANGUAGE_MODELING, Preprocessing, TextPreprocessing
 from kdcli.job import Job, reopen_job
 from kdcli.methods.projection import Projection
 from kdcli.models.base import Model
@@ -98,12 +98,18 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
         result["decomposition"] = result.pop("parts").to_json()
     analysis = {
         "split": split,
-        "samples": "token" if job.config.task in OVER_TOKENS else job.data.facts.noun,
+        "samples": _noun(job),
         "num_samples": len(next(iter(student.values()))),
         "projectors": results,
     }
     run.write_text("analysis/analysis.json", json.dumps(analysis, indent=2) + "\n")
     return analysis, [run.path / "analysis" / "analysis.json", *files]
+
+
+def _noun(job: Job) -> str:
+    if job.config.task == "token-classification":
+        return "word"
+    return "token" if job.config.task in LANGUAGE_MODELING else job.data.facts.noun
 
 
 def tables(analysis: dict[str, Any]) -> Iterator[Table]:

@@ -142,8 +142,8 @@ def distill(
     task: Annotated[
         str | None,
         typer.Option(
-            help="image-classification (default), image-embedding (no labels), text-classification, sentence-embedding,"
-            " masked-lm or causal-lm.",
+            help="image-classification (default), image-embedding (no labels), text-classification, token-classification,"
+            " sentence-embedding, masked-lm or causal-lm.",
             rich_help_panel=_PLAN,
         ),
     ] = None,
@@ -289,6 +289,8 @@ def distill(
         kdcli distill --task image-embedding --teacher hf:facebook/dinov2-small --student resnet18 --data unsorted/
 
         kdcli distill --task text-classification --teacher hf:org/name --student tiny-bert/ --data reviews.csv
+
+        kdcli distill --task token-classification --teacher hf:org/name --student tiny-bert/ --data entities.conll
 
         kdcli distill --resume runs/quickstart --epochs 32
     """
@@ -691,7 +693,10 @@ def evaluate(
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the run's teacher out.")] = False,
     task: Annotated[
         str | None,
-        typer.Option(help="Of a model: image-classification (default) or text-classification.", show_default=False),
+        typer.Option(
+            help="Of a model: image-classification (default), text-classification or token-classification.",
+            show_default=False,
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch, also for images per second.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
@@ -708,7 +713,8 @@ def evaluate(
     """Measure a student beside its teacher and other models: accuracy, calibration, agreement and costs.
 
     Prints top-1 and top-5, expected calibration error (15 bins, l1), cross-entropy, agreement with the teacher's top-1,
-    parameters, MACs, size, latency, images per second and the accuracy of the worst classes; computes in float32.
+    parameters, MACs, size, latency, images per second and the accuracy of the worst classes; F1, precision and recall of
+    named entities; computes in float32.
     Writes evaluation.json and a confusion matrix for each model.
 
     Examples:

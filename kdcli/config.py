@@ -48,6 +48,7 @@ Task = Literal[
     "image-embedding",
     "text-classification",
     "sentence-embedding",
+    "token-classification",
     "masked-lm",
     "causal-lm",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kdcli.data import AnyBatch, TokenBatch
+from kdcli.data import AnyBatch, TokenBatch, WordBatch
 from kdcli.gather import gather_batch, gather_rows
 from kdcli.methods.base import Method
 from kdcli.models.base import Model, ModelOutput
@@ -63,8 +63,8 @@ class Distiller(nn.Module):
         taps = sorted({tap for _, method in self.each_method() for tap in method.student_taps})
         maps = sorted({tap for _, method in self.each_method() for tap in method.student_maps})
         inputs = self.student.prepare(batch)
-        # Of tokens each process has another number.
-        gather = gather_rows if isinstance(batch, TokenBatch) else gather_batch
+        # Of tokens and words each process has another number.
+        gather = gather_rows if isinstance(batch, (TokenBatch, WordBatch)) else gather_batch
         student_output = _whole_batch(
             self.student(
                 inputs,

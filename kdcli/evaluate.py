@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,9 +30,13 @@ from kdcli.data import (
     EvalLoader,
     ImageData,
     ImageSource,
+    Reader,
     TextData,
     TextEvalLoader,
     TextSource,
+    WordBatch,
+    WordSource,
+    cut_words,
     open_data,
     open_texts,
 )
@@ -41,12 +46,14 @@ from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
 from kdcli.models import load_saved, load_teacher, load_text_teacher, parse_name
 from kdcli.models.base import Model, to_device
+from kdcli.models.hf_text import HFTextModel
 from kdcli.models.locate import locate
 from kdcli.models.measure import time_passes
 from kdcli.plan import human_count
 from kdcli.relation import map_labels
 from kdcli.report import plot_confusion
 from kdcli.run_folder import RunFolder, replace_files
+from kdcli.tasks.token_classification import count_entities, entity_scores, tell_entities
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -210,15 +217,19 @@ def evaluate_models(
         _candidate(f"against-{number}", other, _open_run(other), facts) for number, other in enumerate(against, start=1)
     ]
 
+    noun: str = facts.noun
+    if isinstance(source, WordSource):
+        source, noun = _cut_words(source, candidates, facts, notes), "word"
+
     measured: dict[str, dict[str, Any]] = {}
     predictions: dict[str, Tensor] = {}
     skipped: dict[str, None] = {}
     for candidate in candidates:
         candidate.model.to(place)
-        scores: dict[str, Any] = dict.fromkeys(_SCORES)
+        scores: dict[str, Any] = dict.fromkeys(_score_names(facts))
         if candidate.label_map is not None:
             loader = _loader(source, candidate.model.facts.preprocessing, batch_size, config)
-            scores, predictions[candidate.role] = _score(candidate, loader, place, len(source), skipped)
+            scores, predictions[candidate.role] = _score(candidate, loader, place, source, facts, skipped)
         measured[candidate.role] = {
             "name": candidate.name,
             "labels": candidate.labels,
@@ -236,7 +247,7 @@ def evaluate_models(
     return {
         "data": config.name,
         "split": split,
-        "samples": facts.noun,
+        "samples": noun,
         "num_images": sum(counts),
         "num_unreadable": len(skipped),
         "unreadable": list(skipped),
@@ -314,6 +325,9 @@ def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
     if len(evaluation["class_names"]) > 5:
         rows.append(row("top-5 accuracy", number("top5")))
     rows += [
+        row(name.replace("_", " "), number(name)) for name in _ENTITY_SCORES if name in next(iter(models.values()))
+    ]
+    rows += [
         row("expected calibration error", number("expected_calibration_error")),
         row("cross-entropy", number("cross_entropy")),
     ]
@@ -325,7 +339,7 @@ def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
         row("size in MB", lambda model: f"{model['size_mb']:.2f}"),
         row("latency in ms", lambda model: f"{model['latency']['median_ms']:.2f}"),
         row("latency, interquartile range", lambda model: f"{model['latency']['iqr_ms']:.2f}"),
-        row(f"{evaluation['samples']}s per second", lambda model: f"{model['throughput']['images_per_second']:.0f}"),
+        row(f"{_input_noun(evaluation)}s per second", lambda model: f"{model['throughput']['images_per_second']:.0f}"),
     ]
     yield "Result", ["", *models], rows
 
@@ -362,7 +376,7 @@ def remarks(evaluation: dict[str, Any]) -> Iterator[str]:
     threads = evaluation["threads"]
     processor = f"{threads} CPU thread{'' if threads == 1 else 's'}"
     place = processor if evaluation["device"] == "cpu" else f"{evaluation['device']}, {evaluation['device_name']}"
-    noun = evaluation["samples"]
+    noun = _input_noun(evaluation)
     length = "" if noun == "image" else f" A text has {PROBE_TOKENS} tokens, or as many as the model takes."
     yield (
         f"Measured on {place}. Latency: one {noun}, median over repeats; {noun}s per second: in batches of"
@@ -371,6 +385,11 @@ def remarks(evaluation: dict[str, Any]) -> Iterator[str]:
     yield from evaluation["notes"]
     for name in evaluation["unreadable"]:
         yield f"Skipped an unreadable image: {name}"
+
+
+def _input_noun(evaluation: dict[str, Any]) -> str:
+    """Return what a model gets at once: of words a text."""
+    return "text" if evaluation["samples"] == "word" else str(evaluation["samples"])
 
 
 def _end_of(name: str) -> str:
@@ -471,7 +490,7 @@ def _open_samples(config: DataConfig, task: str, seed: int) -> ImageData | TextD
     if task == "image-classification":
         return open_data(config, seed=seed)
     texts = open_texts(config, task=task, seed=seed)
-    if texts.facts.label_kind != "class":
+    if texts.facts.label_kind not in ("class", "words"):
         raise UserError(
             f"kdcli evaluate measures classifiers with one class a text, and the labels of {config.name} are others.",
             _ELSEWHERE,
@@ -515,9 +534,8 @@ def _candidate(role: str, name: str, run: RunFolder | None, data: DataFacts) -> 
         UserError: when it can't be loaded, or its labels don't fit.
     """
     if run is None:
-        is_text = data.noun == "text"
-        model = _load(TeacherConfig(name=name), is_text=is_text, seed=0)
-        weights = _weights_folder(name, is_text=is_text)
+        model = _load(TeacherConfig(name=name), task=data.task, seed=0)
+        weights = _weights_folder(name, is_text=data.noun == "text")
     else:
         model, weights = load_saved(run.student), run.student
     if model.facts.num_classes == 0:
@@ -543,7 +561,7 @@ def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
     if config.teacher.name == "none":
         return None
     try:
-        model = _load(config.teacher, is_text=is_text, seed=config.seed)
+        model = _load(config.teacher, task=config.task, seed=config.seed)
     except UserError as error:
         raise UserError(error.message, f"{error.hint} --no-teacher leaves the teacher out.") from None
     assert student.label_map is not None
@@ -554,8 +572,10 @@ def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
     return Candidate("teacher", model.facts.name, model, weights, label_map, reason)
 
 
-def _load(config: TeacherConfig, *, is_text: bool, seed: int) -> Model:
-    return load_text_teacher(config, seed=seed) if is_text else load_teacher(config, seed=seed)
+def _load(config: TeacherConfig, *, task: str, seed: int) -> Model:
+    if task == "image-classification":
+        return load_teacher(config, seed=seed)
+    return load_text_teacher(config, seed=seed, task=task)
 
 
 def _weights_folder(name: str, *, is_text: bool) -> Path | None:
@@ -581,6 +601,30 @@ def _label_notes(candidate: Candidate) -> list[str]:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 _SCORES = ("top1", "top5", "expected_calibration_error", "cross_entropy", "per_class_accuracy", "confusion")
+_ENTITY_SCORES = ("entity_f1", "entity_precision", "entity_recall")
+
+
+def _score_names(data: DataFacts) -> tuple[str, ...]:
+    has_entities = data.label_kind == "words" and tell_entities(data.class_names)
+    return (*_SCORES, *_ENTITY_SCORES) if has_entities else _SCORES
+
+
+def _cut_words(source: WordSource, candidates: Sequence[Candidate], data: DataFacts, notes: list[str]) -> WordSource:
+    """Return the texts in pieces that all models with an accuracy can take, so that all have the same words."""
+    readers = [
+        Reader(candidate.model.tokenizer, candidate.model.preprocessing.max_length)
+        for candidate in candidates
+        if isinstance(candidate.model, HFTextModel) and candidate.label_map is not None
+    ]
+    pieces = cut_words(source, readers, class_names=data.class_names)
+    if len(pieces) > len(source):
+        notes.append(
+            f"{len(source)} texts are cut between words into {len(pieces)} pieces that every model takes whole."
+        )
+    if lost := source.num_words - pieces.num_words:
+        notes.append(f"{lost} words that a tokenizer makes nothing of are left out.")
+    # A piece of a labelled text may have no label.
+    return pieces.take(index for index, label in enumerate(pieces.labels) if label != UNLABELLED)
 
 
 @torch.inference_mode()
@@ -588,17 +632,20 @@ def _score(
     candidate: Candidate,
     loader: EvalLoader | TextEvalLoader,
     device: torch.device,
-    num_samples: int,
+    source: ImageSource | TextSource,
+    data: DataFacts,
     skipped: dict[str, None],
 ) -> tuple[dict[str, Any], Tensor]:
-    """Return the metrics and the predicted class of every sample, (N,), -1 for an unreadable image.
+    """Return the metrics and the predicted class of every sample, (N,), -1 for an unreadable image or no label.
 
     Names of unreadable images go into ``skipped``.
     """
     assert candidate.label_map is not None
     label_map = torch.tensor(candidate.label_map)
     meters = ClassificationMeters(len(label_map))
-    predictions = torch.full((num_samples,), -1)
+    starts = _first_rows(source)
+    predictions = torch.full((starts[-1],), -1)
+    entities = torch.zeros(3, dtype=torch.float64)
     for batch in loader:
         skipped.update(dict.fromkeys(batch.skipped))
         logits = candidate.model(candidate.model.prepare(batch.to(device))).logits
@@ -608,9 +655,20 @@ def _score(
             raise UserError(
                 f"{candidate.name} gives logits that are not finite numbers.", "Its weights are damaged: train it anew."
             )
-        meters.update(logits, batch.targets)
-        predictions[batch.indices] = logits.argmax(dim=1)
-    return meters.compute(), predictions
+        guesses, labelled = logits.argmax(dim=1), batch.targets != UNLABELLED
+        meters.update(logits[labelled], batch.targets[labelled])
+        rows = [row for index in batch.indices.tolist() for row in range(starts[index], starts[index + 1])]
+        predictions[torch.tensor(rows, dtype=torch.int64)[labelled]] = guesses[labelled]
+        if isinstance(batch, WordBatch):
+            entities += count_entities(guesses, batch, data.class_names)
+    scores = meters.compute()
+    return scores | (entity_scores(entities) if "entity_f1" in _score_names(data) else {}), predictions
+
+
+def _first_rows(source: ImageSource | TextSource) -> list[int]:
+    """Return where the predictions of every sample begin, one of an image or text, one a word; and their number."""
+    sizes = [len(words) for words in source.words] if isinstance(source, WordSource) else [1] * len(source)
+    return [0, *accumulate(sizes)]
 
 
 def measure_costs(model: Model, folder: Path | None, *, device: torch.device, batch_size: int) -> dict[str, Any]:

@@ -258,16 +258,17 @@ def _export_text(run: RunFolder, student: HFTextModel, folder: Path) -> float:
     if student.facts.num_classes:
         auto: Any = getattr(transformers, _AUTO_OF_TASK[student.facts.task])
         module = auto.from_pretrained(folder, trust_remote_code=False).eval()
+        names = student.facts.label_names
+        if names is not None and tuple(module.config.id2label.values()) != names:
+            raise UserError(
+                "The exported model lost its label names.", "Please report this with the run's config.yaml."
+            )
         if isinstance(student, HFTokenModel):
             real = tokens["attention_mask"].flatten().bool()
             logits = module(**tokens).logits.flatten(0, 1)[real, : student.facts.num_classes]
             output = student(ours)
             expected = output.logits if output.vocabulary is None else output.vocabulary.dense()
             return _compare(logits, expected, "transformers")
-        if tuple(module.config.id2label.values()) != student.facts.label_names:
-            raise UserError(
-                "The exported model lost its label names.", "Please report this with the run's config.yaml."
-            )
         return _compare(module(**tokens).logits, _logits(student, ours), "transformers")
     pooling = student.preprocessing.pooling
     assert pooling != "none", "models of tokens have heads"

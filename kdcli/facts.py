@@ -13,8 +13,9 @@ MAX_IMAGE_SIZE = 4096
 """Largest side of a model's input in pixels; beyond it an option or a model's config is taken to be a mistake."""
 
 
-LabelKind = Literal["class", "classes", "number", "tokens", "none"]
-"""What a sample's label is: one class, any number of classes, a number, the text's own tokens; or there is none."""
+LabelKind = Literal["class", "classes", "number", "words", "tokens", "none"]
+"""What a sample's label is: one class, any number of classes, a number, a class for each word, the text's own
+tokens; or there is none."""
 
 LANGUAGE_MODELING = ("masked-lm", "causal-lm")
 """The tasks whose labels are the text's own tokens; teacher and student have one tokenizer."""

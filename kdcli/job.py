@@ -28,13 +28,16 @@ from kdcli.data import (
     ImageSource,
     Masking,
     Mix,
+    Reader,
     TextData,
     TextEvalLoader,
     TextSource,
     TextTrainLoader,
     TokenSource,
     TrainLoader,
+    WordSource,
     cut_into_tokens,
+    cut_words,
     open_data,
     open_texts,
     open_unlabelled,
@@ -43,7 +46,7 @@ from kdcli.data.sources import Subset
 from kdcli.data.unlabelled import labelled_sample
 from kdcli.distiller import Distiller
 from kdcli.errors import UserError
-from kdcli.facts import LANGUAGE_MODELING, UNLABELLED, Preprocessing, TextPreprocessing
+from kdcli.facts import LANGUAGE_MODELING, OVER_TOKENS, UNLABELLED, Preprocessing, TextPreprocessing
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
@@ -70,7 +73,8 @@ class Job:
         data: the splits.
         teacher: frozen, or None.
         distiller: holds the student and every other trainable thing.
-        pieces: of a language model, from a split's texts to their tokens, made once; otherwise None.
+        pieces: of a task over tokens, from a split's texts to pieces that both models can take, made once; otherwise
+            None.
     """
 
     config: RunConfig
@@ -79,7 +83,7 @@ class Job:
     data: ImageData | TextData
     teacher: Model | None
     distiller: Distiller
-    pieces: Callable[[TextSource], TokenSource] | None = None
+    pieces: Callable[[TextSource], TokenSource | WordSource] | None = None
 
     @property
     def student(self) -> Model:
@@ -332,7 +336,7 @@ def _make_job(
         plan = plan.with_decisions([decision])
     if job.pieces is not None:
         assert isinstance(data, TextData)
-        plan = plan.with_decisions([_describe_pieces(config, job.pieces(data.train), student)])
+        plan = plan.with_decisions([_describe_pieces(config, data.train, job.pieces(data.train))])
     if isinstance(data, ImageData) and data.facts.label_kind == "none":
         plan = plan.with_decisions([_describe_measurement(config, data.labelled)])
     return replace(job, plan=plan.with_decisions(job_costs(job, mixed_precision=mixed_precision)))
@@ -366,7 +370,7 @@ def assemble_job(
         seed=config.seed,
     )
     distiller = Distiller(student, _build_methods(plan.methods, context, seed=config.seed))
-    pieces = _cutter(config, teacher, student) if config.task in LANGUAGE_MODELING else None
+    pieces = _cutter(config, teacher, student, data.facts.class_names) if config.task in OVER_TOKENS else None
     return Job(plan.resolve(config), plan, task, data, teacher, distiller, pieces)
 
 
@@ -389,6 +393,10 @@ _KEYS_OF_TASKS = {
     "student.pooling": (_OVER_TEXTS, "each token stands for itself"),
     "data.mask_probability": (("masked-lm",), "nothing is masked"),
     "data.label_kind": (("text-classification",), "it reads no such labels"),
+    "data.unlabelled": (
+        (*_OVER_TEXTS, *LANGUAGE_MODELING),
+        "words without labels are those of the data whose label is null",
+    ),
 }
 """Options about texts -> the tasks that they are for, and why the others have none."""
 
@@ -420,8 +428,42 @@ def _check_domain(config: RunConfig) -> None:
             raise UserError(f"{key} is about labels, and the task {config.task} reads none.", "Leave it out.")
 
 
-def _cutter(config: RunConfig, teacher: Model | None, student: Model) -> Callable[[TextSource], TokenSource]:
-    """Return what cuts a split's texts into tokens that teacher and student can take, each split once."""
+def _cutter(
+    config: RunConfig, teacher: Model | None, student: Model, class_names: Sequence[str]
+) -> Callable[[TextSource], TokenSource | WordSource]:
+    """Return what cuts a split's texts into pieces that teacher and student can take, each split once."""
+    cut: Callable[[TextSource], TokenSource | WordSource]
+    if config.task == "token-classification":
+        cut = _word_cutter(teacher, student, class_names)
+    else:
+        cut = _token_cutter(config, teacher, student)
+    known: dict[TextSource, TokenSource | WordSource] = {}
+
+    def cut_once(source: TextSource) -> TokenSource | WordSource:
+        if source not in known:
+            known[source] = cut(source)
+        return known[source]
+
+    return cut_once
+
+
+def _word_cutter(
+    teacher: Model | None, student: Model, class_names: Sequence[str]
+) -> Callable[[TextSource], WordSource]:
+    readers = [
+        Reader(model.tokenizer, model.preprocessing.max_length)
+        for model in (teacher, student)
+        if isinstance(model, HFTextModel)
+    ]
+
+    def cut(source: TextSource) -> WordSource:
+        assert isinstance(source, WordSource)
+        return cut_words(source, readers, class_names=class_names)
+
+    return cut
+
+
+def _token_cutter(config: RunConfig, teacher: Model | None, student: Model) -> Callable[[TextSource], TokenSource]:
     assert isinstance(student, HFTextModel)
     tokenizer, length = student.tokenizer, student.preprocessing.max_length
     if isinstance(teacher, HFTextModel):
@@ -434,14 +476,7 @@ def _cutter(config: RunConfig, teacher: Model | None, student: Model) -> Callabl
         masking = Masking(
             config.data.mask_probability, tokenizer.mask_token_id, special, student.facts.num_classes, config.seed
         )
-    known: dict[TextSource, TokenSource] = {}
-
-    def cut(source: TextSource) -> TokenSource:
-        if source not in known:
-            known[source] = cut_into_tokens(source, tokenizer, max_length=length, masking=masking)
-        return known[source]
-
-    return cut
+    return partial(cut_into_tokens, tokenizer=tokenizer, max_length=length, masking=masking)
 
 
 def _check_tokenizers(teacher: Model | None, student: Model, data: TextData) -> None:
@@ -472,8 +507,16 @@ def _check_tokenizers(teacher: Model | None, student: Model, data: TextData) -> 
         )
 
 
-def _describe_pieces(config: RunConfig, pieces: TokenSource, student: Model) -> Decision:
-    assert isinstance(student.preprocessing, TextPreprocessing)
+def _describe_pieces(config: RunConfig, texts: TextSource, pieces: TokenSource | WordSource) -> Decision:
+    if isinstance(pieces, WordSource):
+        assert isinstance(texts, WordSource)
+        value = f"{pieces.num_words} for training, in {len(pieces)} pieces"
+        reason = (
+            "A word stands by its first token; texts are cut between words where they are longer than a model takes."
+        )
+        if lost := texts.num_words - pieces.num_words:
+            reason += f" {lost} words that a tokenizer makes nothing of are left out."
+        return Decision("words", value, reason)
     value = f"{len(pieces)} pieces for training, {pieces.num_tokens} tokens"
     reason = (
         "Each text by itself, cut where it is longer than both models take; special tokens stand around every piece."

@@ -165,7 +165,7 @@ def make_plan(
     evidence = find_relation(teacher, data)
     relation, relation_reason = _settle_relation(config, evidence, teacher, data)
     label_map = evidence.label_map
-    has_classes = data.label_kind == "class"
+    has_classes = data.label_kind in ("class", "words")
     if relation == "same" and evidence.relation == "cross" and has_classes and _same_width(teacher, data):
         label_map = tuple(range(len(data.class_names)))
         relation_reason += " The teacher's classes are taken to be yours, in this order, because you say so."
@@ -290,7 +290,7 @@ def _choose_methods(
     else:
         if data.label_kind == "none":
             why = "there are no labels"
-        elif relation == "same" and data.label_kind != "class":
+        elif relation == "same" and data.label_kind not in ("class", "words"):
             why = "it is for samples with one class each"
         elif relation in ("same", "cross"):
             why = "there are no common labels"
@@ -550,9 +550,10 @@ def _check_methods(
     if teacher is None and needs_teacher:
         raise UserError(f"{key}: {needs_teacher[0]} needs a teacher, and teacher is none.", "Name one with --teacher.")
     _check_labels(key, methods, data)
-    if data.label_kind == "tokens" and not any(options.trains_classifier for options in methods):
+    if data.label_kind in ("tokens", "words") and not any(options.trains_classifier for options in methods):
         raise UserError(
-            f"{key}: nothing trains what predicts the tokens.", "Add supervised or logit_kd; there is no other stage."
+            f"{key}: nothing trains what predicts the {data.label_kind}.",
+            "Add supervised or logit_kd; there is no other stage.",
         )
     # Features alone are fit for nearest class means, as long as they are held by something.
     trains_features = bool(needs_teacher) and not any(
@@ -607,7 +608,12 @@ def _check_labels(key: str, methods: Sequence[MethodOptions], data: DataFacts) -
                     f"{key}: {options.method} wants all logits of a vocabulary at once, which would not fit in memory.",
                     "Use logit_kd, whose divergence can be chosen.",
                 )
-        elif data.label_kind in ("classes", "number", "tokens") and reads_labels and not options.reads_logits:
+        elif isinstance(options, CRDOptions) and data.label_kind == "words":
+            raise UserError(
+                f"{key}: crd keeps an embedding of every sample, and here samples are the words of texts.",
+                "Remove crd.",
+            )
+        elif data.label_kind in ("classes", "number", "words", "tokens") and reads_labels and not options.reads_logits:
             raise UserError(
                 f"{key}: {options.method} needs one class a sample, and the labels are others.",
                 f"Remove {options.method}.",
@@ -672,9 +678,8 @@ def _describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: 
         if isinstance(student.preprocessing, TextPreprocessing):
             reason = "Width in brackets; pooled is each model's own embedding of a text, layers are averaged over its tokens."
             if student.preprocessing.pooling == "none":
-                reason = (
-                    "Width in brackets; pooled is the last hidden state of each token, layers are those of each token."
-                )
+                of = "each word's first token" if student.task == "token-classification" else "each token"
+                reason = f"Width in brackets; pooled is the last hidden state of {of}, layers are those of {of}."
         if options.reads == "maps":
             reason = "Channels and grid in brackets; not averaged over positions."
         if isinstance(options, ProjectionOptions) and options.projector == "orthogonal" and teacher is not None:
@@ -750,6 +755,7 @@ def _describe_models(
         "class": f"{len(data.class_names)} classes",
         "classes": f"{len(data.class_names)} labels, any number a sample",
         "number": "a number a sample",
+        "words": f"{len(data.class_names)} classes of words",
         "tokens": "its own tokens",
         "none": "no labels",
     }

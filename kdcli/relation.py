@@ -42,7 +42,7 @@ def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEviden
         return RelationEvidence("same", reason, ())
     label_map, reason = map_labels(teacher, data)
     # A softmax over logits says nothing where a sample has several labels or a number.
-    shared = label_map if data.label_kind == "class" else None
+    shared = label_map if data.label_kind in ("class", "words") else None
     return RelationEvidence("same" if label_map else "cross", reason, shared)
 
 

@@ -218,6 +218,26 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv", 240)
 
 
+def write_entities(file: Path, count: int, *, seed: int = 0) -> Path:
+    """Write CoNLL lines: of the words of ``reviews`` one good word is B-GOOD, two bad ones are B-BAD I-BAD, others O."""
+    generator = np.random.default_rng(seed)
+    texts = []
+    for _ in range(count):
+        words = [(str(word), "O") for word in generator.choice(PLAIN, size=generator.integers(3, 9))]
+        where = int(generator.integers(len(words) + 1))
+        bad = [(str(word), f"{letter}-BAD") for letter, word in zip("BI", generator.choice(BAD, size=2), strict=True)]
+        words[where:where] = bad if generator.random() < 0.5 else [(str(generator.choice(GOOD)), "B-GOOD")]
+        texts.append("".join(f"{word} _ {label}\n" for word, label in words))
+    file.write_text("-DOCSTART- -X- O\n\n" + "\n".join(texts), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def entities(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CoNLL file of 300 short texts with the labels B-BAD, B-GOOD, I-BAD and O. Not to be changed."""
+    return write_entities(tmp_path_factory.mktemp("data") / "entities.conll", 300)
+
+
 def train_tokenizer(max_length: int = 64, kind: str = "bert") -> Any:
     """Return a tokenizer over letters and the words of ``write_reviews``, as BERT's, GPT-2's or T5's.
 
@@ -252,6 +272,32 @@ def train_tokenizer(max_length: int = 64, kind: str = "bert") -> Any:
 def make_tokenizer() -> Callable[..., Any]:
     """``make_tokenizer(max_length=64, kind="bert")``: see :func:`train_tokenizer`."""
     return train_tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_byte_tokenizer() -> Callable[..., Any]:
+    """``make_byte_tokenizer(prefix=False)``: of bytes, with a space as part of the word after it, as RoBERTa's."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(prefix: bool = False) -> Any:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+        special = ["<s>", "<pad>", "</s>"]
+        trainer = trainers.BpeTrainer(
+            vocab_size=380,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator([" ".join(GOOD + BAD + PLAIN)] * 2, trainer)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        )
+        tokens = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **tokens)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@
 :func:`open_data` turns a name into :class:`ImageData` (three splits and what is known about them), the loaders turn a
 split into :class:`Batch` objects of uint8 canvases, :class:`Mix` mixes a batch, and :func:`prepare` makes a canvas a
 model's input. :func:`open_texts` and its loaders do the same for texts, of which each model makes its own tokens; for language
-models :func:`cut_into_tokens` does that once.
+models :func:`cut_into_tokens` does that once. Of words with labels :func:`cut_words` makes pieces that all models can take.
 """
 
 from kdcli.data.augment import Augmentation
-from kdcli.data.batch import AnyBatch, Batch, TextBatch, TokenBatch
+from kdcli.data.batch import AnyBatch, Batch, TextBatch, TokenBatch, WordBatch
 from kdcli.data.images import UnreadableImage, decode_image
 from kdcli.data.loaders import EvalLoader, TrainLoader
 from kdcli.data.mix import Mix
@@ -18,6 +18,7 @@ from kdcli.data.splits import ImageData
 from kdcli.data.text_files import open_texts
 from kdcli.data.texts import TextData, TextEvalLoader, TextSource, TextTrainLoader
 from kdcli.data.tokens import Masking, TokenSource, cut_into_tokens
+from kdcli.data.words import Reader, WordSource, cut_words
 
 __all__ = [
     "AnyBatch",
@@ -28,6 +29,7 @@ __all__ = [
     "ImageSource",
     "Masking",
     "Mix",
+    "Reader",
     "TextBatch",
     "TextData",
     "TextEvalLoader",
@@ -37,7 +39,10 @@ __all__ = [
     "TokenSource",
     "TrainLoader",
     "UnreadableImage",
+    "WordBatch",
+    "WordSource",
     "cut_into_tokens",
+    "cut_words",
     "decode_image",
     "fit",
     "open_data",

@@ -102,5 +102,30 @@ class TokenBatch:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-AnyBatch = Batch | TextBatch | TokenBatch
+@dataclass(eq=False)
+class WordBatch:
+    """Texts as words; each model makes its own tokens of them.
+
+    Attributes:
+        words: of B texts, W in all.
+        targets: int64 ``(W,)`` class indices, text by text, ``UNLABELLED`` for none.
+        indices: int64 ``(B,)``, which texts of the source these are.
+        skipped: always empty: every text can be read.
+    """
+
+    words: list[list[str]]
+    targets: Tensor
+    indices: Tensor
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def to(self, device: torch.device | str) -> WordBatch:
+        """Return the batch with its tensors on ``device``."""
+        return replace(self, targets=self.targets.to(device), indices=self.indices.to(device))
+
+
+AnyTextBatch = TextBatch | TokenBatch | WordBatch
+AnyBatch = Batch | AnyTextBatch
 """What a loader yields and :meth:`kdcli.models.base.Model.prepare` takes."""

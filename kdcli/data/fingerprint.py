@@ -9,6 +9,7 @@ from typing import Any
 from kdcli.data.sources import ImageSource
 from kdcli.data.splits import ImageData
 from kdcli.data.texts import TextData, TextSource
+from kdcli.data.words import WordSource
 
 _SIZES = 10_000
 """At most so many files of a split are asked for their size, spread evenly."""
@@ -46,6 +47,9 @@ def _noun(source: ImageSource | TextSource) -> str:
 
 def _digest(source: ImageSource | TextSource, class_names: tuple[str, ...]) -> str:
     digest = hashlib.sha256(repr(class_names).encode())
+    if isinstance(source, WordSource):
+        digest.update(repr((source.words, source.tags)).encode())
+        return digest.hexdigest()
     if isinstance(source, TextSource):
         digest.update(repr((source.texts, source.labels)).encode())
         if source.values is not None:

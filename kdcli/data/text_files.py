@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -29,6 +29,10 @@ from kdcli.data.tables import (
     silence_datasets,
 )
 from kdcli.data.texts import TextData, TextSource, labelled_indices
+from kdcli.data.word_files import FORMATS as WORD_FORMATS
+from kdcli.data.word_files import FORMS as WORD_FORMS
+from kdcli.data.word_files import read_words, table_of_lines
+from kdcli.data.words import WordSource
 from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.facts import LANGUAGE_MODELING, UNLABELLED, DataFacts, LabelKind
 from kdcli.text import expand_user
@@ -45,6 +49,10 @@ _FORMS = (
     "Texts are a csv, tsv, jsonl, parquet or txt file, a folder of such files (train, validation and test by their "
     "names), a folder of class folders of txt files, hf:org/name, or demo:python_docs."
 )
+
+
+_Reads = Literal["texts", "labels", "words"]
+"""What is read: texts alone, texts with labels, or words with a label each."""
 
 
 @dataclass(frozen=True)
@@ -64,50 +72,64 @@ def open_texts(config: DataConfig, *, task: str, seed: int) -> TextData:
 
     Args:
         config: name, columns, splits and labels.
-        task: ``text-classification``, or one that reads no labels: their texts' own tokens are what language models
-            learn, and ``sentence-embedding`` has nothing but the teacher.
+        task: ``text-classification``, ``token-classification``, or one that reads no labels: their texts' own tokens are
+            what language models learn, and ``sentence-embedding`` has nothing but the teacher.
         seed: the run's; cuts the validation split. Test texts never depend on it.
 
     Raises:
         UserError: an unknown name, missing or unsuitable files or columns, or a split that can't be made.
     """
     with reading(config.name):
-        return _complete(_open(config, reads_labels=task == "text-classification"), config, task=task, seed=seed)
+        return _complete(_open(config, _READS_OF_TASK.get(task, "texts")), config, task=task, seed=seed)
 
 
-def _open(config: DataConfig, *, reads_labels: bool) -> _Splits:
+_READS_OF_TASK: dict[str, _Reads] = {"text-classification": "labels", "token-classification": "words"}
+
+
+def _open(config: DataConfig, reads: _Reads) -> _Splits:
     name = config.name
     if (entry := extension_of(name)) is not None:
-        return _from_tables(load_extension(entry, config), config, reads_labels)
+        return _from_tables(load_extension(entry, config), config, reads)
     if name.startswith("demo:"):
-        return _demo(name.removeprefix("demo:"), reads_labels)
+        return _demo(name.removeprefix("demo:"), reads)
     if name.startswith("hf:"):
-        return _from_tables(_load(name, name.removeprefix("hf:"), name=config.subset), config, reads_labels)
+        return _from_tables(_load(name, name.removeprefix("hf:"), name=config.subset), config, reads)
     if config.subset is not None:
         raise UserError(f"data.subset is set, but {name} is not a data set of the hub.", "Leave it out.")
     path = expand_user(name)
     if path.is_file():
-        return _from_tables(_load_files(path, path.suffix, data_files=str(path)), config, reads_labels)
+        return _from_tables(_load_files(path, path.suffix, reads, data_files=str(path)), config, reads)
     if not path.is_dir():
         demos = [*(f"demo:{demo}" for demo in DEMOS), *(f"{other}:" for other in extensions.names("data"))]
-        raise UserError(f"There is no set of texts {name!r}. {did_you_mean(name, demos)}".rstrip(), _FORMS)
+        raise UserError(f"There is no set of texts {name!r}. {did_you_mean(name, demos)}".rstrip(), _forms(reads))
+    formats = WORD_FORMATS if reads == "words" else _FORMATS
     kinds = {
-        file.suffix.lower() for file in path.iterdir() if file.suffix.lower() in _FORMATS and not is_hidden(file.name)
+        file.suffix.lower() for file in path.iterdir() if file.suffix.lower() in formats and not is_hidden(file.name)
     }
     if not kinds:
+        if reads == "words":
+            raise UserError(f"{path} has no files of labelled words.", WORD_FORMS)
         return _class_folders(path, config)
     if len(kinds) > 1:
         raise UserError(f"{path} has files of several kinds: {', '.join(sorted(kinds))}.", "Keep one kind.")
-    return _from_tables(_load_files(path, kinds.pop(), data_dir=str(path)), config, reads_labels)
+    return _from_tables(_load_files(path, kinds.pop(), reads, data_dir=str(path)), config, reads)
+
+
+def _forms(reads: _Reads) -> str:
+    return WORD_FORMS if reads == "words" else _FORMS
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _load_files(path: Path, suffix: str, **where: str) -> Any:
-    kind = _FORMATS.get(suffix.lower())
+def _load_files(path: Path, suffix: str, reads: _Reads, **where: str) -> MutableMapping[str, Dataset]:
+    kind = (WORD_FORMATS if reads == "words" else _FORMATS).get(suffix.lower())
     if kind is None:
-        raise UserError(f"{path} is no file of texts that kdcli reads.", _FORMS)
+        what = "labelled words" if reads == "words" else "texts"
+        raise UserError(f"{path} is no file of {what} that kdcli reads.", _forms(reads))
+    if reads == "words" and kind == "text":
+        loaded = _load(str(path), kind, **where, sample_by="document")
+        return {split: table_of_lines(table, split) for split, table in loaded.items()}
     options = {"sep": "\t"} if suffix.lower() == ".tsv" else {}
     return _load(str(path), kind, **where, **options)
 
@@ -130,11 +152,14 @@ def _load(shown: str, kind: str, **options: Any) -> Any:
         raise UserError(f"{shown} couldn't be read: {reason}", hint) from error
 
 
-def _from_tables(loaded: Mapping[str, Dataset], config: DataConfig, reads_labels: bool) -> _Splits:
+def _from_tables(loaded: Mapping[str, Dataset], config: DataConfig, reads: _Reads) -> _Splits:
     tables, notes = choose_splits(loaded, config.name)
+    if reads == "words":
+        names, found = read_words(tables, config, notes)
+        return _labelled(names, dict(found), "words", notes)
     features = tables["train"].features
     text_from = _text_column(features, config)
-    if not reads_labels:
+    if reads == "texts":
         notes.append(f"Columns: texts from {text_from}.")
         sources = {
             split: _source(table[text_from][:], [UNLABELLED] * len(table), None, split, notes)
@@ -145,6 +170,11 @@ def _from_tables(loaded: Mapping[str, Dataset], config: DataConfig, reads_labels
     kind = config.label_kind or _kind_of(tables["train"], labels_from)
     notes.append(f"Columns: texts from {text_from}, labels from {labels_from}.")
     names, sources = _READERS[kind](tables, text_from, labels_from, notes)
+    return _labelled(names, sources, kind, notes)
+
+
+def _labelled(names: tuple[str, ...], sources: dict[str, TextSource], kind: LabelKind, notes: list[str]) -> _Splits:
+    """Return the splits; of validation and test the labelled texts alone."""
     for split in ("validation", "test"):
         if split in sources:
             kept = labelled_indices(sources[split])
@@ -309,14 +339,14 @@ def _classes_in(folder: Path) -> tuple[str, ...]:
     return tuple(filled)
 
 
-def _demo(name: str, reads_labels: bool) -> _Splits:
+def _demo(name: str, reads: _Reads) -> _Splits:
     """Open the paragraphs of the documentation that comes with Python."""
     if name not in DEMOS:
         raise UserError(
             f"There is no set of texts demo:{name}. {did_you_mean(name, DEMOS)}".rstrip(),
             f"There is: {', '.join(f'demo:{demo}' for demo in DEMOS)}.",
         )
-    if reads_labels:
+    if reads != "texts":
         raise UserError(
             f"demo:{name} has no labels to classify by.", "It is for --task sentence-embedding, masked-lm or causal-lm."
         )
@@ -341,7 +371,7 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
     """Cut what is missing, leave out what is in two splits, and withhold as ``config`` says."""
     names, train, validation, test = official.class_names, official.train, official.validation, official.test
     notes = list(official.notes)
-    if official.kind in ("class", "classes") and len(names) < 2:
+    if official.kind in ("class", "classes", "words") and len(names) < 2:
         raise UserError(
             f"{config.name} has {len(names)} class{'' if len(names) == 1 else 'es'}; classification needs at least 2.",
             "data.label_column names another column.",
@@ -369,7 +399,9 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
             f"{config.name} has too few texts: {len(train)} to train on and {len(validation)} to validate on.",
             "Add texts.",
         )
-    if is_stratified and (absent := [name for label, name in enumerate(names) if label not in set(train.labels)]):
+    known = {tag for tags in train.tags for tag in tags} if isinstance(train, WordSource) else set(train.labels)
+    has_classes = is_stratified or official.kind == "words"
+    if has_classes and (absent := [name for label, name in enumerate(names) if label not in known]):
         notes.append(f"No training text has the label {', '.join(absent)}.")
     if config.train_texts is not None and config.train_texts < len(train):
         train = train.take(draw_indices(train.labels, config.train_texts, seed=seed, noun="text"))
@@ -439,7 +471,7 @@ def _append_unlabelled(
     train: TextSource, name: Path, others: Sequence[TextSource | None], notes: list[str]
 ) -> TextSource:
     """Return ``train`` with the texts of a file or folder that no split holds yet, unlabelled."""
-    further = _open(DataConfig(name=str(name)), reads_labels=False).train
+    further = _open(DataConfig(name=str(name)), "texts").train
     known = {text for source in (train, *others) if source is not None for text in source.texts}
     new = [text for text in dict.fromkeys(further.texts) if text not in known]
     if not new:

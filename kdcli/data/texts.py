@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcli.data.batch import TextBatch, TokenBatch
+from kdcli.data.batch import AnyTextBatch, TextBatch
 from kdcli.data.loaders import epoch_order
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED, DataFacts
@@ -62,7 +62,7 @@ class TextSource:
             split=self.split,
         )
 
-    def batch(self, indices: Sequence[int], epoch: int | None = None) -> TextBatch:
+    def batch(self, indices: Sequence[int], epoch: int | None = None) -> AnyTextBatch:
         """Return the texts ``indices`` as a batch, the same in every epoch."""
         targets = (
             torch.tensor([self.labels[index] for index in indices], dtype=torch.int64)
@@ -78,7 +78,7 @@ class Pieces(Protocol):
     def __len__(self) -> int:
         """Return the number of samples."""
 
-    def batch(self, indices: Sequence[int], epoch: int | None = None) -> TextBatch | TokenBatch:
+    def batch(self, indices: Sequence[int], epoch: int | None = None) -> AnyTextBatch:
         """Return the samples ``indices`` as a batch of a training epoch, or without one as they are evaluated."""
 
 
@@ -133,7 +133,7 @@ class TextTrainLoader:
         """Number of batches of a whole epoch."""
         return len(self._source) // self._batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[TextBatch | TokenBatch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[AnyTextBatch]:
         """Yield the batches of an epoch, from number ``start``."""
         order = epoch_order(len(self._source), seed=self._seed, epoch=epoch).tolist()
         for number in range(start, self.batches_per_epoch):
@@ -160,7 +160,7 @@ class TextEvalLoader:
         """Return the number of batches."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[TextBatch | TokenBatch]:
+    def __iter__(self) -> Iterator[AnyTextBatch]:
         """Yield the batches."""
         for indices in self._batches:
             yield self._source.batch(indices)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcli.data.batch import AnyBatch, TokenBatch
+from kdcli.data.batch import AnyBatch, TokenBatch, WordBatch
+from kdcli.data.words import encode_words, first_tokens
 from kdcli.errors import UserError
 from kdcli.losses.vocabulary import OutputHead, VocabularyLogits
 from kdcli.models.base import LayerTap, ModelOutput, Probe, run_once, tensor_of
@@ -34,8 +35,20 @@ class HFTokenModel(HFTextModel):
     def prepare(self, batch: AnyBatch) -> dict[str, Tensor]:
         """Return ``input_ids`` and ``attention_mask``, int64 (B, L), with ``tokens`` (M,) and ``predicted`` (N,).
 
-        Of plain texts every token is predicted.
+        Of plain texts every token is predicted, of words the first token of each.
         """
+        if isinstance(batch, WordBatch):
+            found = encode_words(
+                self.tokenizer,
+                batch.words,
+                padding=True,
+                truncation=True,
+                max_length=self.preprocessing.max_length,
+                return_tensors="pt",
+            )
+            rows = first_tokens(found, batch.words)
+            inputs = {**{name: found[name] for name in ("input_ids", "attention_mask")}, "tokens": rows}
+            return {name: value.to(batch.indices.device) for name, value in {**inputs, "predicted": rows}.items()}
         if not isinstance(batch, TokenBatch):
             inputs = super().prepare(batch)
             rows = inputs["attention_mask"].flatten().nonzero()[:, 0]

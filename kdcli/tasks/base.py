@@ -15,6 +15,7 @@ from kdcli.tasks.image_embedding import ImageEmbedding
 from kdcli.tasks.language_modeling import LanguageModeling
 from kdcli.tasks.sentence_embedding import SentenceEmbedding
 from kdcli.tasks.text_classification import SeveralLabels, TextClassification, TextRegression
+from kdcli.tasks.token_classification import TokenClassification
 
 
 class Task(Protocol):
@@ -76,6 +77,8 @@ def _kind_of(data: DataFacts) -> type[Task]:
             return ImageEmbedding
         case "image-classification":
             return ImageClassification
+        case "token-classification":
+            return TokenClassification
         case task if task in LANGUAGE_MODELING:
             return LanguageModeling
     match data.label_kind:

@@ -37,6 +37,7 @@ SUBSTITUTES = {
     ("--student", "runs/pretrained"): "runs/pretrained",
     ("--task", "sentence-embedding"): "sentence-embedding",
     ("--task", "text-classification"): "text-classification",
+    ("--task", "token-classification"): "token-classification",
     ("--teacher", "minilm/"): "minilm/",
     ("--student", "minilm/?num_hidden_layers=1"): "minilm/?num_hidden_layers=1",
     ("--student", "tiny-bert/"): "tiny-bert/",
@@ -47,6 +48,7 @@ SUBSTITUTES = {
     ("--teacher", "bert/"): "bert/",
     ("--student", "teacher?layers=1"): "teacher?layers=1",
     ("--data", "reviews.csv"): "reviews.csv",
+    ("--data", "entities.conll"): "entities.conll",
     ("--recipe", "quickstart"): "quickstart",
     ("--recipe", "mine.yaml"): "mine.yaml",
     ("--classes", "part:1/2"): "part:1/2",
@@ -132,9 +134,8 @@ def substituted(command: str) -> list[str]:
         arguments[arguments.index("--teacher") + 1] = "test_resnet"
     if words[:2] == ["models", "layers"]:
         arguments[2] = "test_resnet"
-    short = (
-        SHORT_TEXTS if {"text-classification", "sentence-embedding", "causal-lm", "masked-lm"} & set(words) else SHORT
-    )
+    text_tasks = {"text-classification", "sentence-embedding", "token-classification", "causal-lm", "masked-lm"}
+    short = SHORT_TEXTS if text_tasks & set(words) else SHORT
     added = [text for option, text in short.items() if option in words and words[0] == "distill"]
     if words[0] == "sweep":
         added.append(SHORT_SWEEP)
@@ -142,7 +143,9 @@ def substituted(command: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, photos, trained_teacher, reviews, bert_folder, distilbert_folder, language_models):
+def folder(
+    tmp_path_factory, photos, trained_teacher, reviews, entities, bert_folder, distilbert_folder, language_models
+):
     """A folder with what a reader of the README would have: photographs, texts, models and a checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(photos, folder / "photos")
@@ -150,6 +153,7 @@ def folder(tmp_path_factory, photos, trained_teacher, reviews, bert_folder, dist
     for number, file in enumerate(sorted(photos.rglob("*.jpg"))):
         shutil.copy(file, folder / "unsorted" / f"{number}.jpg")
     shutil.copy(reviews, folder / "reviews.csv")
+    shutil.copy(entities, folder / "entities.conll")
     shutil.copytree(bert_folder, folder / "minilm")
     shutil.copytree(distilbert_folder, folder / "tiny-bert")
     shutil.copytree(language_models / "causal", folder / "gpt")
