@@ -88,6 +88,8 @@ class Decision:
     reason: str
 
 
+_PROBED = ("image-classification", "text-classification")
+"""Tasks for which 'kdcli models probe' ranks teachers, where each sample has one class."""
 _REFILLED_REASONS = {
     "stochastic_triplet_kl": "The teacher's comparisons of the triplets that are hard for the student shape its features;"
     " no label's name is read, only which images are of one class.",
@@ -169,8 +171,12 @@ def make_plan(
     if relation == "same" and evidence.relation == "cross" and has_classes and _same_width(teacher, data):
         label_map = tuple(range(len(data.class_names)))
         relation_reason += " The teacher's classes are taken to be yours, in this order, because you say so."
-    if relation == "cross" and data.noun == "image":
-        relation_reason += " 'kdcli models probe' compares teachers on your data."
+    if relation == "cross" and has_classes and data.task in _PROBED:
+        option = "" if data.noun == "image" else f" --task {data.task}"
+        relation_reason += (
+            f" Before a long run, 'kdcli models probe{option}' tells what this and other teachers' features know of your"
+            " classes."
+        )
     _check_label_free(relation, relation_reason, teacher, data)
     decisions = [Decision("relation", relation, relation_reason)]
     reasons: dict[str, str] = {}

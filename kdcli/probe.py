@@ -16,12 +16,12 @@ from torch import Tensor
 
 from kdcli.analysis import effective_rank, log_me, singular_values
 from kdcli.config import DataConfig, TeacherConfig
-from kdcli.data import EvalLoader, ImageSource, open_data
+from kdcli.data import EvalLoader, ImageSource, TextEvalLoader, TextSource, open_data, open_texts
 from kdcli.data.sources import Subset
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import UNLABELLED, Preprocessing
-from kdcli.models import load_teacher
+from kdcli.facts import UNLABELLED, DataFacts, Preprocessing
+from kdcli.models import load_teacher, load_text_teacher
 from kdcli.models.base import Model
 from kdcli.plan import human_count
 from kdcli.run_folder import write_atomically
@@ -40,25 +40,27 @@ _BATCH = 64
 def probe_teachers(
     teachers: Sequence[str],
     *,
+    task: str,
     data: str,
     data_root: Path | None,
-    images: int,
+    samples: int,
     classes: str | None,
     tap: str,
     seed: int,
     device: str,
     report: Report,
 ) -> dict[str, Any]:
-    """Describe and rank the features of frozen teachers on a sample of the training images.
+    """Describe and rank the features of frozen teachers on a sample of the training images or texts.
 
     Accuracies are means over stratified cross-validation with the same folds for all: of a k-nearest-neighbours classifier
-    (cosine distance) and of a logistic regression on standardised features. Test images are never read.
+    (cosine distance) and of a logistic regression on standardised features. The test split is never looked at.
 
     Args:
         teachers: names, as ``--teacher`` takes them.
+        task: ``image-classification``, or ``text-classification`` with one class a text.
         data: name of the data.
         data_root: where torchvision's data lie.
-        images: size of the sample, drawn by class in proportion.
+        samples: size of the sample, drawn by class in proportion.
         classes: which of the data's classes to look at, as :func:`kdcli.data.classes.choose_classes` reads it.
         tap: ``pooled`` or ``embedding``.
         seed: of sample, folds and the weights of ``random:`` teachers.
@@ -69,7 +71,8 @@ def probe_teachers(
         What ``--json`` prints, the best teacher first.
 
     Raises:
-        UserError: there is no such teacher, class or tap, or there are too few images.
+        UserError: there is no such teacher, class or tap, there are too few images or texts, or the labels are not one
+            class each.
     """
     if tap not in TAPS:
         raise UserError(
@@ -80,14 +83,14 @@ def probe_teachers(
             raise UserError(f"The teacher {name} is named twice.", "Name every teacher once.")
         if name == "none":
             raise UserError("The teacher 'none' has no features.", "Name models.")
-    chosen = None if classes is None else (classes,)
-    opened = open_data(DataConfig(name=data, root=data_root, classes=chosen), seed=seed)
-    source, dropped = _sample(opened.train, opened.facts.class_names, images, seed)
+    train, facts = _open(task, data, data_root, classes, seed)
+    source, dropped = _sample(train, facts.class_names, samples, seed)
     folds = min(_FOLDS, min(np.unique(source.labels, return_counts=True)[1]))
     place = resolve_device(device)
     probed: list[dict[str, Any]] = []
     for number, name in enumerate(teachers):
-        model = load_teacher(TeacherConfig(name=name), seed=seed)
+        config = TeacherConfig(name=name)
+        model = load_teacher(config, seed=seed) if facts.noun == "image" else load_text_teacher(config, seed=seed)
         if tap not in model.facts.feature_dims:
             raise UserError(f"{name} has no features {tap!r}: it has no classifier.", "Use --features pooled.")
 
@@ -103,14 +106,15 @@ def probe_teachers(
                 **_scores(name, features, labels, folds=int(folds), seed=seed),
                 "width": features.shape[1],
                 "parameters": model.facts.num_parameters,
-                "ms_per_image": 1e3 * seconds / len(labels),
+                "ms_per_sample": 1e3 * seconds / len(labels),
             }
         )
     probed.sort(key=lambda entry: (-entry["linear_probe"], -entry["log_me"]))
-    counted = [opened.facts.class_names[label] for label in np.unique(source.labels)]
+    counted = [facts.class_names[label] for label in np.unique(source.labels)]
     return {
-        "data": opened.facts.name,
-        "num_images": len(source),
+        "task": task,
+        "data": facts.name,
+        "num_samples": len(source),
         "class_names": counted,
         "dropped_classes": dropped,
         "features": tap,
@@ -124,7 +128,8 @@ def probe_teachers(
 
 def table(probe: dict[str, Any]) -> Table:
     """Return the table for the terminal, the best teacher first."""
-    columns = ["teacher", "linear probe", f"{NEIGHBOURS}-NN", "LogME", "effective rank", "parameters", "ms per image"]
+    columns = ["teacher", "linear probe", f"{NEIGHBOURS}-NN", "LogME", "effective rank", "parameters"]
+    columns.append(f"ms per {_noun(probe)}")
     rows = [
         [
             entry["teacher"],
@@ -133,7 +138,7 @@ def table(probe: dict[str, Any]) -> Table:
             f"{entry['log_me']:.3f}",
             f"{entry['effective_rank']:.1f} of {entry['width']}",
             human_count(entry["parameters"]),
-            f"{entry['ms_per_image']:.1f}",
+            f"{entry['ms_per_sample']:.1f}",
         ]
         for entry in probe["teachers"]
     ]
@@ -146,12 +151,14 @@ def remarks(probe: dict[str, Any]) -> Iterator[str]:
         "Ranked by the linear probe's accuracy, then by LogME. Both accuracies are means over"
         f" {probe['folds']}-fold cross-validation."
     )
+    noun = _noun(probe)
+    own = "preprocessing" if noun == "image" else "tokenizer, length and pooling"
     yield (
-        f"Measured on {probe['num_images']} training images of {probe['data']}, {len(probe['class_names'])} classes:"
-        f" {probe['features']} features, each teacher with its own preprocessing; time in batches on {probe['device']}."
+        f"Measured on {probe['num_samples']} training {noun}s of {probe['data']}, {len(probe['class_names'])} classes:"
+        f" {probe['features']} features, each teacher with its own {own}; time in batches on {probe['device']}."
     )
     if probe["dropped_classes"]:
-        yield f"Left out, as the sample has a single image of each: {', '.join(probe['dropped_classes'])}."
+        yield f"Left out, as the sample has a single {noun} of each: {', '.join(probe['dropped_classes'])}."
 
 
 def to_json(probe: dict[str, Any]) -> str:
@@ -179,36 +186,71 @@ def write_probe(probe: dict[str, Any], file: Path) -> None:
     write_atomically(file, lambda temporary: temporary.write_text(to_json(probe), encoding="utf-8"))
 
 
-def _sample(train: ImageSource, names: Sequence[str], images: int, seed: int) -> tuple[Subset, list[str]]:
-    """Return labelled images, in proportion by class, and the classes of which a single one would be among them."""
+def _noun(probe: dict[str, Any]) -> str:
+    return "image" if probe["task"].startswith("image") else "text"
+
+
+def _open(
+    task: str, data: str, data_root: Path | None, classes: str | None, seed: int
+) -> tuple[ImageSource | TextSource, DataFacts]:
+    """Return the training split, and what is known of the data."""
+    if task == "image-classification":
+        chosen = None if classes is None else (classes,)
+        images = open_data(DataConfig(name=data, root=data_root, classes=chosen), seed=seed)
+        return images.train, images.facts
+    for option, value in (("--data-root", data_root), ("--classes", classes)):
+        if value is not None:
+            raise UserError(f"{option} is about images, and the task is {task}.", "Leave it out.")
+    texts = open_texts(DataConfig(name=data), task=task, seed=seed)
+    if texts.facts.label_kind != "class":
+        what = "several labels" if texts.facts.label_kind == "classes" else "a number"
+        raise UserError(
+            f"A text of {data} has {what}, and teachers are ranked by how well they tell classes apart.",
+            "Name texts with one class each.",
+        )
+    return texts.train, texts.facts
+
+
+def _sample(
+    train: ImageSource | TextSource, names: Sequence[str], samples: int, seed: int
+) -> tuple[Subset | TextSource, list[str]]:
+    """Return labelled samples, in proportion by class, and the classes of which a single one would be among them."""
     labels = np.array(train.labels)
     wanted = range(len(names))
     generator = np.random.default_rng(seed)
     shuffled = [generator.permutation(np.flatnonzero((labels == label) & (labels != UNLABELLED))) for label in wanted]
-    # An image's place among those of its class, from 0 to 1: the first so many of all are as many of each in proportion.
+    # A sample's place among those of its class, from 0 to 1: the first so many of all are as many of each in proportion.
     ranks = np.concatenate([(np.arange(len(members)) + 0.5) / max(len(members), 1) for members in shuffled])
-    chosen = np.concatenate(shuffled)[np.argsort(ranks, kind="stable")[:images]]
+    chosen = np.concatenate(shuffled)[np.argsort(ranks, kind="stable")[:samples]]
     counts = {label: int((labels[chosen] == label).sum()) for label in wanted}
     kept = np.sort(chosen[[counts[label] > 1 for label in labels[chosen]]])
     if len(np.unique(labels[kept])) < 2:
+        is_text = isinstance(train, TextSource)
         raise UserError(
-            f"The sample of {len(chosen)} labelled images has fewer than two classes with two images or more.",
-            "Give more --images, or other --classes.",
+            f"The sample of {len(chosen)} labelled {'text' if is_text else 'image'}s has fewer than two classes with two"
+            " or more.",
+            f"Give more --samples{'' if is_text else ', or other --classes'}.",
         )
-    return Subset(train, kept), [names[label] for label, count in counts.items() if count == 1]
+    taken = train.take(kept) if isinstance(train, TextSource) else Subset(train, kept)
+    return taken, [names[label] for label, count in counts.items() if count == 1]
+
+
+def _loader(source: Subset | TextSource, model: Model) -> EvalLoader | TextEvalLoader:
+    if isinstance(source, TextSource):
+        return TextEvalLoader(source, batch_size=_BATCH)
+    preprocessing = model.facts.preprocessing
+    assert isinstance(preprocessing, Preprocessing), "it is loaded as a model of images"
+    return EvalLoader(source, preprocessing=preprocessing, batch_size=_BATCH, workers=None, strict=False)
 
 
 @torch.inference_mode()
 def _features(
-    model: Model, source: Subset, tap: str, device: torch.device, count: Callable[[int], None]
+    model: Model, source: Subset | TextSource, tap: str, device: torch.device, count: Callable[[int], None]
 ) -> tuple[Tensor, NDArray[np.int64], float]:
-    """Return features (N, d) and labels (N,) of all readable images, and the seconds that the model took."""
+    """Return features (N, d) and labels (N,) of all readable samples, and the seconds that the model took."""
     model.to(device)
-    preprocessing = model.facts.preprocessing
-    assert isinstance(preprocessing, Preprocessing), "it is loaded as a model of images"
-    loader = EvalLoader(source, preprocessing=preprocessing, batch_size=_BATCH, workers=None, strict=False)
     features, labels, seconds = [], [], 0.0
-    for batch in loader:
+    for batch in _loader(source, model):
         if not len(batch):
             continue
         inputs = model.prepare(batch.to(device))

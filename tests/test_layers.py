@@ -25,6 +25,7 @@ LAYERS = [
     {"analyze", "distill", "compare", "evaluate", "probe"},
     {"episodes"},
     {"sweep"},
+    {"cli_models", "cli_recipes"},
     {"cli"},
     {"__main__"},
 ]

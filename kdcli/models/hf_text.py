@@ -502,7 +502,7 @@ def preprocessing_of(
         )
     length = max_length(place.name, module, tokenizer, asked=asked_length, own=own_length)
     tokenizer.model_max_length = length
-    config = _text_part(module.config)
+    config = text_part(module.config)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     if pooling != "none":
@@ -521,14 +521,14 @@ def _num_embeddings(module: Any) -> int | None:
     )  # Perceiver's are of its latents
 
 
-def _text_part(config: Any) -> Any:
+def text_part(config: Any) -> Any:
     """Return the config that knows the tokens: of a model of text and images the part for text."""
     return getattr(config, "text_config", config)
 
 
 def fit_vocabulary(config: Any, tokenizer: Any) -> None:
     """Let an untrained model's config have the tokenizer's number of tokens and its special ones."""
-    config = _text_part(config)
+    config = text_part(config)
     config.vocab_size = len(tokenizer)
     for key in _EMBEDDING_KEYS:
         number = getattr(tokenizer, f"{key}_token_id")

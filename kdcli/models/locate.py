@@ -25,7 +25,7 @@ from kdcli.models.spec import Library, ModelName, find_extension, format_query
 from kdcli.models.weights import inside_package
 from kdcli.text import expand_user, short_repr
 
-_TEXT_KINDS = {
+TEXT_KINDS = {
     *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     *MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -115,7 +115,7 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
         return _folder(folder, target, name)
     if target.startswith((".", "/", "~", "package:")):
         raise UserError(f"Model {name.text!r}: there is no folder {target}.", "Give the folder that has config.json.")
-    kinds = _TEXT_KINDS if is_text else MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    kinds = TEXT_KINDS if is_text else MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if name.library == "transformers" and target in kinds:
         if weights:
             raise UserError(

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 # Without a formula of torch's own up to 2.11.
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_EXPERTS = torch.ops.aten._grouped_mm
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def measure(module: nn.Module, forward: Callable[[], T]) -> Measured[T]:
         kept.setdefault(StorageWeakRef(storage), storage.nbytes())
         # Nothing is handed back, for nothing is run backward: so a large model's graph takes no memory here.
 
-    counter = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
+    formulas = {_CPU_ATTENTION: _attention_flops, _EXPERTS: _expert_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     with (
         _as_in_training(module),
         torch.random.fork_rng(devices=[]),
@@ -112,6 +114,11 @@ def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: 
     """Two FLOPs for every multiply-accumulate of query x key and of weights x value; shapes (B, heads, N, d)."""
     batch, heads, num_queries, width = query
     return 2 * batch * heads * num_queries * key[2] * (width + value[3])
+
+
+def _expert_flops(inputs: torch.Size, weights: torch.Size, *_: Any, **__: Any) -> int:
+    """Two FLOPs for every multiply-accumulate of rows (N, d), each with one of the matrices (experts, d, e)."""
+    return 2 * inputs[0] * inputs[1] * weights[2]
 
 
 def _no_backward(_: None) -> Tensor:

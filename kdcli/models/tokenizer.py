@@ -77,7 +77,7 @@ def max_length(name: str, module: Any, tokenizer: Any, *, asked: int | None, own
     Raises:
         UserError: more is asked for than the model has positions for.
     """
-    positions = _num_positions(module)
+    positions = num_positions(module)
     if asked is not None:
         if positions is not None and asked > positions:
             raise UserError(f"{name} takes texts of at most {positions} tokens, not {asked}.", "Lower max_length.")
@@ -86,7 +86,7 @@ def max_length(name: str, module: Any, tokenizer: Any, *, asked: int | None, own
     return int(min(limits if own is not None else [*limits, DEFAULT_MAX_LENGTH]))
 
 
-def _num_positions(module: Any) -> int | None:
+def num_positions(module: Any) -> int | None:
     """Return how many tokens a model has positions for; None for any number."""
     for name, child in module.named_modules():
         if name.endswith("position_embeddings") and isinstance(child, nn.Embedding):

@@ -110,7 +110,9 @@ def test_every_command_has_an_example(run_cli, command):
 
 
 def test_no_command_is_forgotten_here():
-    from kdcli.cli import app, models_app, recipes_app
+    from kdcli.cli import app
+    from kdcli.cli_models import models_app
+    from kdcli.cli_recipes import recipes_app
 
     def names(typer_app):
         return {

@@ -34,8 +34,33 @@ def test_search_prints_json_alone(run_cli):
     found = json.loads(stdout)
     assert found["num_classes"] == 1000
     (model,) = found["models"]
-    assert model.keys() == {"name", "parameters", "macs", "image_size", "pretrained", "latency_ms"}
-    assert model["image_size"] == [64, 64]
+    assert model.keys() == {"name", "parameters", "macs", "input_size", "pretrained", "latency_ms"}
+    assert model["input_size"] == [64, 64]
+
+
+def test_search_of_texts(run_cli, monkeypatch):
+    monkeypatch.setattr("kdcli.models.search.LARGEST_BUILT", 0)  # default configs are large
+    command = ("models", "search", "--task", "text-classification", "--name", "hf:*distilbert", "--length", "16")
+    exit_code, stdout, stderr = run_cli(*command)
+    assert (exit_code, stderr) == (0, "")
+    (row,) = (line.strip("│").split("│") for line in stdout.splitlines() if line.startswith("│ hf:"))
+    assert [cell.strip() for cell in row] == ["hf:distilbert", "66.96M", "682.43M", "16", "-", "-"]
+    assert "Counted with 2 classes" in stdout
+    assert "never built here: no latency" in stdout
+    assert "hf:bert?num_hidden_layers=4&hidden_size=384" in stdout
+    found = json.loads(run_cli(*command, "--json").stdout)
+    assert (found["task"], found["num_classes"]) == ("text-classification", 2)
+    assert found["models"][0]["input_size"] == [16]
+
+
+def test_the_smaller_kind_that_the_search_names_is_a_student(run_cli, reviews, bert_folder):
+    student = "hf:bert?num_hidden_layers=4&hidden_size=384"
+    models = ("--teacher", bert_folder, "--student", student)
+    outcome = run_cli(
+        "distill", "--task", "text-classification", *models, "--data", reviews, "--dry-run", "--device", "cpu"
+    )
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "kdcli models probe --task text-classification" in outcome.stdout
 
 
 @pytest.mark.parametrize(
@@ -45,6 +70,11 @@ def test_search_prints_json_alone(run_cli):
         (("--max-macs", "-1"), "--max-macs can't be '-1'", "1.5G"),
         (("--sort", "mac"), "Did you mean macs", "latency"),
         (("--task", "segmentation"), "--task", "image-classification"),
+        (("--task", "text-clasification"), "Did you mean text-classification", "masked-lm"),
+        (("--task", "causal-lm", "--image-size", "32"), "--image-size is about images", "--length"),
+        (("--task", "causal-lm", "--pretrained"), "--pretrained is about images", "no weights"),
+        (("--length", "64"), "--length is about texts", "--image-size"),
+        (("--task", "masked-lm", "--name", "bert*"), "bert*", "hf:*bert*"),
         (("--name", "resnetx*"), "resnetx*", "mobilenet*"),
     ],
 )
@@ -83,7 +113,7 @@ def test_probe_ranks_teachers(probed):
     for entry in entries:
         assert 0 <= entry["knn"] <= 1
         assert 1 <= entry["effective_rank"] <= entry["width"]
-        assert entry["ms_per_image"] > 0
+        assert entry["ms_per_sample"] > 0
     shown = [line.strip("│").split("│")[0].strip() for line in stdout.splitlines() if line.startswith("│ ")]
     assert shown == [entry["teacher"] for entry in entries]
     assert "Ranked by the linear probe's accuracy, then by LogME" in stdout
@@ -92,7 +122,7 @@ def test_probe_ranks_teachers(probed):
 
 def test_probe_reads_training_images_alone(probed):
     _, _, probe = probed
-    assert probe["num_images"] == 52, "of 72, 14 are test and 6 validation images"
+    assert probe["num_samples"] == 52, "of 72, 14 are test and 6 validation images"
     assert probe["folds"] == 5
 
 
@@ -117,18 +147,19 @@ def test_probe_features_are_the_models_own(probed, photos, hf_folder):
 
 def test_probe_json_classes_and_embedding(run_cli, photos, trained_teacher):
     exit_code, stdout, stderr = run_cli(
-        *("models", "probe", "--teacher", trained_teacher, "--data", photos, "--images", "20", "--seed", "3"),
+        *("models", "probe", "--teacher", trained_teacher, "--data", photos, "--samples", "20", "--seed", "3"),
         *("--classes", "sky,leaf", "--features", "embedding", "--json", "--device", "cpu"),
     )
     assert (exit_code, stderr) == (0, "")
     probe = json.loads(stdout)
-    assert (probe["class_names"], probe["num_images"], probe["seed"]) == (["leaf", "sky"], 20, 3)
+    assert (probe["class_names"], probe["num_samples"], probe["seed"]) == (["leaf", "sky"], 20, 3)
     assert probe["features"] == "embedding"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
+        (("--teacher", "random:test_vit", "--task", "sentence-embedding"), "--task", "text-classification"),
         (("--teacher", "none"), "no features", "Name models"),
         (("--teacher", "random:test_vit", "--teacher", "random:test_vit"), "named twice", "once"),
         (("--teacher", "random:test_vit", "--features", "poled"), "Did you mean pooled", "embedding"),
@@ -147,6 +178,86 @@ def test_probe_refuses(run_cli, tmp_path, photos, arguments, message, hint):
     assert message in stderr.split("Hint:")[0]
     assert hint in stderr.split("Hint:")[1]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="session")
+def text_classifier(bert_folder, tmp_path_factory):
+    """A tiny BERT with a classifier, whose weights are those of ``bert_folder``. Not to be changed."""
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("models") / "bert-classifier"
+    BertForSequenceClassification.from_pretrained(bert_folder).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bert_folder).save_pretrained(folder)
+    return folder
+
+
+def test_probe_of_texts(run_cli, tmp_path, reviews, bert_folder, text_classifier):
+    """LogME of one teacher, recomputed from its mean embeddings text by text."""
+    import torch
+
+    from kdcli.analysis import log_me
+    from kdcli.config import DataConfig, TeacherConfig
+    from kdcli.data import open_texts
+    from kdcli.models import load_text_teacher
+
+    task = ("models", "probe", "--task", "text-classification", "--device", "cpu", "--data", reviews)
+    teachers = ("--teacher", bert_folder, "--teacher", f"random:{bert_folder}")
+    exit_code, stdout, stderr = run_cli(*task, *teachers, "--images", "120", "--output", "probe.json")
+    assert (exit_code, stderr) == (0, "")
+    assert "ms per text" in stdout
+    assert "120 training texts" in stdout
+    assert "tokenizer" in stdout
+    probe = json.loads((tmp_path / "probe.json").read_text())
+    assert (probe["task"], probe["num_samples"]) == ("text-classification", 120)
+    assert probe["class_names"] == ["negative", "positive"]
+    entries = {entry["teacher"]: entry for entry in probe["teachers"]}
+    assert entries.keys() == {str(bert_folder), f"random:{bert_folder}"}
+    assert max(entry["linear_probe"] for entry in entries.values()) > 0.65, "two words of each text tell its class"
+
+    whole = json.loads(run_cli(*task, "--teacher", bert_folder, "--json").stdout)
+    data = open_texts(DataConfig(name=str(reviews)), task="text-classification", seed=0)
+    model = load_text_teacher(TeacherConfig(name=str(bert_folder)), seed=0)
+    with torch.inference_mode():
+        rows = [
+            model.module(**model.tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0)
+            for text in data.train.texts
+        ]
+    expected = log_me(torch.stack(rows), torch.tensor(data.train.labels))
+    assert whole["num_samples"] == len(data.train)
+    assert whole["teachers"][0]["log_me"] == pytest.approx(expected, rel=1e-4)
+
+    embedded = run_cli(*task, "--teacher", text_classifier, "--features", "embedding", "--samples", "40", "--json")
+    assert json.loads(embedded.stdout)["features"] == "embedding"
+
+
+@pytest.mark.parametrize(
+    ("last", "arguments", "message", "hint"),
+    [
+        ("1.5", (), "has a number", "one class each"),
+        ("1", ("--classes", "0"), "--classes is about images", "Leave it out"),
+        ("1", ("--data-root", "."), "--data-root is about images", "Leave it out"),
+        ("1", ("--features", "embedding"), "no classifier", "pooled"),
+    ],
+)
+def test_probe_of_texts_refuses(run_cli, tmp_path, bert_folder, last, arguments, message, hint):
+    rows = [f"film {number},{number % 2}" for number in range(40)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *rows, f"film,{last}"]))
+    exit_code, stdout, stderr = run_cli(
+        *("models", "probe", "--task", "text-classification", "--teacher", bert_folder, "--data", "texts.csv"),
+        *arguments,
+    )
+    assert (exit_code, stdout) == (2, "")
+    assert message in stderr.split("Hint:")[0]
+    assert hint in stderr.split("Hint:")[1]
+
+
+def test_probe_refuses_several_labels(run_cli, tmp_path, bert_folder):
+    rows = [{"text": f"film {number}", "label": ["good", "long"][: number % 2 + 1]} for number in range(20)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    exit_code, _, stderr = run_cli(
+        *("models", "probe", "--task", "text-classification", "--teacher", bert_folder, "--data", "texts.jsonl")
+    )
+    assert (exit_code, "has several labels" in stderr, "one class each" in stderr) == (2, True, True)
 
 
 def test_a_cross_plan_names_the_command(run_cli, photos):

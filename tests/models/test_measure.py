@@ -34,6 +34,17 @@ def test_a_small_network_by_hand():
     torch.testing.assert_close(found.result, network(image))
 
 
+def test_experts_by_hand():
+    """Six rows, four for the first expert and two for the second: each is multiplied by one matrix, 8 -> 16."""
+    experts = nn.Module()
+    experts.weight = nn.Parameter(torch.randn(2, 8, 16))
+    rows = torch.randn(6, 8)
+    ends = torch.tensor([4, 6], dtype=torch.int32)
+    found = measure(experts, lambda: torch.nn.functional.grouped_mm(rows, experts.weight, offs=ends))
+    assert found.macs == 6 * 8 * 16
+    torch.testing.assert_close(found.result[4:], rows[4:] @ experts.weight[1])
+
+
 def test_nothing_is_disturbed():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
     network[0].requires_grad_(False)

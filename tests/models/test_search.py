@@ -5,11 +5,23 @@ import json
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import kdcli
 from kdcli.errors import UserError
 from kdcli.models import search as searching
-from kdcli.models.search import NUM_CLASSES, Budget, Cache, search
+from kdcli.models.catalogue import (
+    NUM_CLASSES,
+    Built,
+    Catalogue,
+    ImageCatalogue,
+    TextCatalogue,
+    _made_up_text,
+    catalogue_of,
+)
+from kdcli.models.locate import Place
+from kdcli.models.search import Budget, Cache, search
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +32,13 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def find():
-    def run(pattern="test_vit?", cache=None, reports=None, **options):
+    def run(pattern="test_vit?", cache=None, reports=None, catalogue=None, **options):
         budget = Budget(*(options.pop(key, None) for key in ("max_parameters", "min_parameters", "max_macs")))
-        defaults = {"pretrained": False, "image_size": None, "sort": "params", "limit": 20} | options
+        task, size = options.pop("task", "image-classification"), options.pop("size", None)
+        catalogue = catalogue or catalogue_of(task, size=size, pretrained=options.pop("pretrained", False))
+        defaults = {"sort": "params", "limit": 20} | options
         report = (lambda *values: None) if reports is None else (lambda *values: reports.append(values))
-        return search(budget, pattern=pattern, cache=cache or Cache(), report=report, **defaults)
+        return search(catalogue, budget, pattern=pattern, cache=cache or Cache(), report=report, **defaults)
 
     return run
 
@@ -40,7 +54,7 @@ def test_counts_are_those_of_the_built_networks(find):
         assert entry.macs == pytest.approx(
             counter.get_total_flops() / 2, rel=0.02
         )  # the CPU's attention has no formula
-        assert entry.image_size == (160, 160)
+        assert entry.input_size == (160, 160)
         assert entry.latency_ms > 0
 
 
@@ -69,12 +83,12 @@ def test_order(find):
 
 
 def test_image_size_changes_the_costs_alone(find):
-    (own,), (small,) = find("test_resnet"), find("test_resnet", image_size=64)
+    (own,), (small,) = find("test_resnet"), find("test_resnet", size=64)
     assert small.parameters == own.parameters
-    assert small.image_size == (64, 64)
+    assert small.input_size == (64, 64)
     assert small.macs < own.macs / 4
-    (vit,) = find("test_vit", image_size=96)  # a fixed input size is built for the other one
-    assert vit.image_size == (96, 96)
+    (vit,) = find("test_vit", size=96)  # a fixed input size is built for the other one
+    assert vit.input_size == (96, 96)
 
 
 def test_only_those_with_weights(find):
@@ -108,8 +122,11 @@ def test_what_was_counted_is_not_counted_again(find, folder, monkeypatch):
     first = find()
     (file,) = folder.iterdir()
     assert timm.__version__ in file.name
+    assert f"kdcli-{kdcli.__version__}" in file.name
     counts = json.loads(file.read_text())
-    assert counts["test_vit2"] == next(entry.parameters for entry in first if entry.name == "test_vit2")
+    assert counts["test_vit2 image-classification"] == next(
+        entry.parameters for entry in first if entry.name == "test_vit2"
+    )
 
     def counted_again(*arguments):
         pytest.fail("counted again")
@@ -138,7 +155,7 @@ def test_a_damaged_cache_is_counted_anew(find, folder, content):
     folder.mkdir(parents=True)
     Cache().path.write_text(content)
     (entry,) = find("test_vit2")
-    assert json.loads(Cache().path.read_text())["test_vit2"] == entry.parameters
+    assert json.loads(Cache().path.read_text())["test_vit2 image-classification"] == entry.parameters
 
 
 def test_a_cache_that_can_not_be_written_costs_no_results(find, folder):
@@ -150,15 +167,15 @@ def test_a_cache_that_can_not_be_written_costs_no_results(find, folder):
 
 
 def test_what_can_not_be_built_is_left_out(find, monkeypatch):
-    def refuse(place, image_size):
+    def refuse(catalogue, place, size):
         raise ImportError("a package is missing")
 
-    monkeypatch.setattr(searching, "_build", refuse)
+    monkeypatch.setattr(ImageCatalogue, "build", refuse)
     assert find("test_vit2") == []
 
 
 def test_test_networks_are_shown_only_by_name(find, monkeypatch):
-    monkeypatch.setattr(searching, "_count_parameters", lambda place: 1 if place.name.startswith("test_") else None)
+    monkeypatch.setattr(searching, "_count_parameters", lambda _, place: 1 if place.name.startswith("test_") else None)
     assert find(None) == []
 
 
@@ -173,14 +190,111 @@ def test_progress_is_reported(find):
     assert all(0 <= done <= total for _, done, total in reports)
 
 
-def test_a_name_of_nothing():
+def test_a_name_of_nothing(find):
     with pytest.raises(UserError, match="resnetx") as error:
-        search(
-            Budget(), pattern="resnetx*", pretrained=False, image_size=None, sort="params", limit=1, cache=Cache(),
-            report=print,
-        )  # fmt: skip
+        find("resnetx*")
     assert "*" in error.value.hint
 
 
 def test_kdclis_own_networks_have_their_own_names(find):
     assert [entry.name for entry in find("cifar:resnet20")] == ["cifar:resnet20"]
+
+
+def test_image_embedding_counts_the_backbone_alone(find):
+    (whole,), (backbone,) = find("test_vit2"), find("test_vit2", task="image-embedding")
+    width = timm.create_model("test_vit2").num_features
+    assert whole.parameters - backbone.parameters == (width + 1) * NUM_CLASSES
+    assert whole.macs - backbone.macs == width * NUM_CLASSES
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_is_built(monkeypatch):
+    """Default configs are large: without latency nothing has memory."""
+    monkeypatch.setattr(searching, "LARGEST_BUILT", 0)
+
+
+@pytest.mark.parametrize("length", [None, 32])
+def test_text_counts_by_hand(find, nothing_is_built, length):
+    """DistilBERT: six layers of four d x d and two d x 4d products a token, and two of attention; then the heads."""
+    d, tokens = 768, length or 128
+    encoder = 6 * tokens * (4 * d * d + 2 * d * 4 * d + 2 * tokens * d)
+    heads = {
+        "text-classification": d * d + d * 2,
+        "sentence-embedding": 0,
+        "token-classification": tokens * d * 2,
+        "masked-lm": tokens * (d * d + d * 30522),
+    }
+    for task, head in heads.items():
+        (entry,) = find("hf:distilbert", task=task, size=length)
+        assert (entry.macs, entry.input_size) == (encoder + head, (tokens,))
+        assert entry.latency_ms is None
+        assert not entry.pretrained
+    assert entry.parameters == 66_985_530, "as of distilbert-base-uncased, its output embeddings shared"
+
+
+def test_kinds_without_the_head_or_the_positions_are_left_out(find, nothing_is_built):
+    assert find("hf:distilbert", task="causal-lm") == []
+    assert find("hf:distilbert", task="sentence-embedding", size=513) == []
+    assert len(find("hf:distilbert", task="sentence-embedding", size=512)) == 1
+
+
+def test_large_networks_are_counted_and_never_built(find, monkeypatch):
+    built = []
+    build = TextCatalogue.build
+
+    def remember(*arguments):
+        found = build(*arguments)
+        built.append({parameter.device.type for parameter in found.module.parameters()})
+        return found
+
+    monkeypatch.setattr(TextCatalogue, "build", remember)
+    (entry,) = find("hf:llama", task="sentence-embedding", sort="latency")
+    assert entry.parameters > 6e9
+    assert entry.macs > 128 * 6e9
+    assert entry.latency_ms is None
+    assert built == [{"meta"}] * 3
+
+
+class Peeking(nn.Linear):
+    """A network that looks at a value."""
+
+    def forward(self, inputs):
+        return super().forward(inputs) if inputs.sum().item() > 0 else inputs
+
+
+class PeekingCatalogue(Catalogue):
+    num_classes = 0
+
+    def is_published(self, place):
+        return False
+
+    def build(self, place, size):
+        module = Peeking(3, 4)
+        inputs = torch.ones(1, 3)
+        return Built(module, lambda: module(inputs), (3,))
+
+    def _places(self, pattern):
+        return {"peeking": Place("transformers", "peeking", architecture="peeking")}
+
+
+def test_what_looks_at_values_is_run_with_memory_where_it_is_small(find, monkeypatch, folder):
+    catalogue = PeekingCatalogue("sentence-embedding", None)
+    (entry,) = find(None, catalogue=catalogue)
+    assert (entry.parameters, entry.macs) == (16, 12)
+    assert entry.latency_ms > 0
+    Cache().path.unlink()
+    monkeypatch.setattr(searching, "LARGEST_BUILT", 15)
+    assert find(None, catalogue=catalogue) == []
+
+
+def test_made_up_texts():
+    from transformers import T5Config
+
+    config = T5Config(vocab_size=20, pad_token_id=0, eos_token_id=1)
+    text = _made_up_text(config, 200)
+    assert text.shape == (1, 200)
+    assert set(text[0, :-1].tolist()) == set(range(2, 20))
+    assert text[0, -1] == 1
