@@ -193,6 +193,9 @@ class HFTextModel(Model):
         encoder: nn.Module = module.get_encoder() if module.config.is_encoder_decoder else module.base_model
         self._encoder = next(name for name, child in module.named_modules() if child is encoder)
         self._encoder_arguments = self._arguments if encoder is module.base_model else {}
+        # Longformer's classifier lets the first token attend to all, which its encoder alone does not.
+        sets_attention = "global_attention_mask" in signature(encoder.forward).parameters
+        self._runs_alone = not (sets_attention and is_text_classifier(module))
         return encoder
 
     def _probe(self, inputs: dict[str, Tensor], num_classes: int) -> Probe:
@@ -229,7 +232,7 @@ class HFTextModel(Model):
         assert not pooled_map, "no tap of a text has a map"
         mask = self._mask.value = inputs["attention_mask"]
         output = ModelOutput({}, None)
-        if "embedding" not in taps and not logits:
+        if self._runs_alone and "embedding" not in taps and not logits:
             encoder = self.module.get_submodule(self._encoder)
             output.features["pooled"] = self._pooled(encoder(**inputs, **self._encoder_arguments), mask)
             return output

@@ -287,3 +287,16 @@ def test_what_does_not_fit_is_refused(bert_folder, hf_folder):
     teacher = load_text_teacher(TeacherConfig(name=str(bert_folder)), seed=0)
     with pytest.raises(UserError, match=r"Did you mean encoder\.layer\.0"):
         teacher.open_taps(["encoder.layr.0"])
+
+
+def test_longformer_s_features_are_the_same_with_and_without_logits(make_tokenizer, tmp_path):
+    """Its classifier, unlike its encoder alone, lets the first token attend to all."""
+    tokenizer = make_tokenizer()
+    sizes = BERT | {"max_position_embeddings": 66, "pad_token_id": 0, "attention_window": [8, 8]}
+    transformers.LongformerConfig(vocab_size=len(tokenizer), **sizes).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    student = build_text_student(StudentConfig(name=str(tmp_path)), data=DATA, teacher=None, seed=0).eval()
+    inputs = student.prepare(batch_of(TEXTS))
+    with torch.no_grad():
+        both, alone = (student(inputs, taps=("pooled",), logits=logits).features["pooled"] for logits in (True, False))
+    torch.testing.assert_close(alone, both)
