@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import os
 import shutil
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, NamedTuple
@@ -65,6 +68,67 @@ def run_command(*arguments: str | Path, cwd: Path) -> Outcome:
     return Outcome(code, stdout.getvalue(), stderr.getvalue())
 
 
+_TWO_PROCESSES = """
+import json, os, sys, traceback
+import kdcli.distill, torch, transformers
+from kdcli.cli import main
+torch.set_num_threads(1)
+os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+
+def start(rank, port, command, output):
+    child = os.fork()
+    if child:
+        return child
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port}
+    sys.argv = ["kdcli", *command]
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    code = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(code)
+
+for port, command, output in json.loads(sys.argv[1]):
+    children = [start(rank, port, command, output) for rank in range(2)]
+    if any([os.waitpid(child, 0)[1] for child in children]):
+        sys.exit(output)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """``run_in_two_processes([("distill", ...), ...])``: each in two processes that train together; what they print.
+
+    They are forked after the imports, which take longest, with a launcher's environment.
+    """
+
+    def run(commands: Sequence[Sequence[str | Path]]) -> list[str]:
+        folder = tmp_path_factory.mktemp("two")
+        jobs = []
+        for number, command in enumerate(commands):
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                port = str(free.getsockname()[1])
+            jobs.append((port, list(map(str, command)), str(folder / f"{number}.txt")))
+        done = subprocess.run(
+            [sys.executable, "-c", _TWO_PROCESSES, json.dumps(jobs)],
+            capture_output=True, text=True, timeout=500, check=False,
+            env=os.environ | {"NO_COLOR": "1", "COLUMNS": "300"},
+        )  # fmt: skip
+        outputs = [Path(file).read_text() if Path(file).exists() else "" for _, _, file in jobs]
+        assert done.returncode == 0, (done.stderr, outputs)
+        return outputs
+
+    return run
+
+
 def write_photos(root: Path, counts: dict[str, int], *, seed: int = 0, size: int = 40) -> Path:
     """Write ``{"train/apple": 3}`` as noisy images; a class shows in which colour prevails."""
     generator = np.random.default_rng(seed)
@@ -103,6 +167,12 @@ def make_photos(tmp_path: Path) -> Callable[..., Path]:
         return write_photos(tmp_path / name, counts, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_photos_in() -> Callable[..., Path]:
+    """The same in any folder: ``make_photos_in(folder, {"apple": 3, "sky": 3})``."""
+    return write_photos
 
 
 @pytest.fixture(scope="session")

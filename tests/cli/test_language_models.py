@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import socket
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -18,36 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdcli.data import TextBatch
 from kdcli.models import load_saved
 
-# Forked after the imports, which take longest; a launcher's environment makes them two processes that train together.
-TWO_PROCESSES = """
-import json, os, sys
-import kdcli.distill, torch, transformers
-from kdcli.cli import main
-torch.set_num_threads(1)
-os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-commands = json.loads(sys.argv[1])
-
-def start(rank, port, command):
-    child = os.fork()
-    if child:
-        return child
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port}
-    sys.argv = ["kdcli", *command]
-    try:
-        main()
-    except SystemExit as end:
-        sys.stdout.flush()
-        os._exit(end.code or 0)
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-    os._exit(1)
-
-for port, command in commands.items():
-    children = [start(rank, port, command) for rank in range(2)]
-    if any([os.waitpid(child, 0)[1] for child in children]):
-        sys.exit(1)
-"""
 SENTENCES = (
     "the film was good and the actor was great",
     "a very dull plot with a weak end",
@@ -270,9 +237,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(task, distil, run_cli, tmp_path)
     assert (whole["test"], whole["teacher"]) == (part["test"], part["teacher"])
 
 
-def test_two_processes_train_as_one(distil, tmp_path, language_models, sentences):
+def test_two_processes_train_as_one(distil, tmp_path, language_models, sentences, run_in_two_processes):
     """Texts of different length: each process has another number of tokens."""
-    commands = {}
+    commands = []
     for task in TASKS:
         kind = task.partition("-")[0]
         # Plain steps: AdamW's first ones would turn the rounding of tiny gradients into differences.
@@ -288,12 +255,8 @@ def test_two_processes_train_as_one(distil, tmp_path, language_models, sentences
         )
         options = ("--task", task, "--batch-size", "16", "--epochs", "1", "--device", "cpu")
         command = ("distill", *models, *options, *more, "--output", tmp_path / f"{kind}-two")
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            commands[str(free.getsockname()[1])] = list(map(str, command))
-    words = [sys.executable, "-c", TWO_PROCESSES, json.dumps(commands)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+        commands.append(command)
+    run_in_two_processes(commands)
     for kind in ("masked", "causal"):
         one, two = tmp_path / f"{kind}-one", tmp_path / f"{kind}-two"
         for file in ("student/model.safetensors", "projector.safetensors"):

@@ -85,49 +85,66 @@ def alone(tmp_path_factory, run_cli_in):
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def broken_photos(tmp_path_factory, make_photos_in):
+    """In each split the first and the last file are broken: with batches of two, other processes meet them."""
+    splits = {f"{split}/{name}": 8 for split in ("train", "val", "test") for name in ("apple", "sky")}
+    photos = make_photos_in(tmp_path_factory.mktemp("broken") / "photos", splits)
+    broken = [photos / split / name for split in ("train", "val", "test") for name in ("apple/00.jpg", "sky/07.png")]
+    for file in broken:
+        file.write_bytes(b"no image")
+    return photos, broken
+
+
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory, run_in_two_processes, broken_photos):
+    """The runs of this module that two processes bring to their end: their folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("in-two")
+    commands = {name: (*OPTIONS, *METHODS[name]) for name in METHODS}
+    commands["baseline"] = (*OPTIONS, "--epochs", "1", "--baseline", "--checkpoint-every", "1")
+    commands["broken"] = (
+        *("--teacher", "none", "--student", "test_vit", "--data", broken_photos[0], "--device", "cpu"),
+        *("--set", "student.image_size=32", "--set", "data.workers=0", "--epochs", "1", "--batch-size", "2"),
+    )
+    runs = [("distill", *options, "--output", folder / name) for name, options in commands.items()]
+    return folder, dict(zip(commands, run_in_two_processes(runs), strict=True))
+
+
 @pytest.mark.parametrize("methods", METHODS)
-def test_two_processes_train_as_one(run_cli, tmp_path, alone, methods):
+def test_two_processes_train_as_one(run_cli, tmp_path, alone, in_two, methods):
     """40 steps on few labels with mixing, losses over batch statistics: as in one process, up to rounding."""
     one = alone
     if METHODS[methods]:
         assert run_cli("distill", *OPTIONS, *METHODS[methods], "--output", "one").exit_code == 0
         one = tmp_path / "one"
-    output = finish(*OPTIONS, *METHODS[methods], "--num-processes", "2", "--output", tmp_path / "two")
+    folder, outputs = in_two
+    two, output = folder / methods, outputs[methods]
     assert output.count("Plan:") == output.count("Result") == 1, "only the main process prints"
-    assert_close(one, tmp_path / "two")
-    assert events(one) == events(tmp_path / "two")
+    assert_close(one, two)
+    assert events(one) == events(two)
     assert metrics(one, "validation")[-1]["step"] >= 40
     for event in ("train", "validation", "test"):
-        for first, second in zip(metrics(one, event), metrics(tmp_path / "two", event), strict=True):
+        for first, second in zip(metrics(one, event), metrics(two, event), strict=True):
             for key in first.keys() - {"event", "images_per_second", "data_wait"}:
                 assert first[key] == pytest.approx(second[key], rel=2e-3, abs=1e-4), (event, key)
-    assert (tmp_path / "two" / "result.json").exists()
+    assert (two / "result.json").exists()
 
 
-def test_two_processes_train_the_baseline_too(tmp_path):
+def test_two_processes_train_the_baseline_too(in_two):
     """With a checkpoint of the very last step as well, which only one of them writes."""
-    options = ("--epochs", "1", "--baseline", "--checkpoint-every", "1")
-    output = finish(*OPTIONS, *options, "--num-processes", "2", "--output", tmp_path / "two")
-    assert "student alone" in output
-    steps = [json.loads((tmp_path / name / "result.json").read_text())["steps"] for name in ("two", "two/baseline")]
+    folder, outputs = in_two
+    assert "student alone" in outputs["baseline"]
+    runs = ("baseline", "baseline/baseline")
+    steps = [json.loads((folder / name / "result.json").read_text())["steps"] for name in runs]
     assert steps[0] == steps[1] > 0
 
 
-def test_what_any_process_can_not_read_is_named_and_counted(tmp_path, make_photos):
-    """In each split the first and the last file are broken: with batches of two, other processes meet them."""
-    splits = {f"{split}/{name}": 8 for split in ("train", "val", "test") for name in ("apple", "sky")}
-    photos = make_photos(splits)
-    broken = [photos / split / name for split in ("train", "val", "test") for name in ("apple/00.jpg", "sky/07.png")]
+def test_what_any_process_can_not_read_is_named_and_counted(in_two, broken_photos):
+    folder, outputs = in_two
+    _, broken = broken_photos
+    assert json.loads((folder / "broken" / "result.json").read_text())["skipped"] == len(broken)
     for file in broken:
-        file.write_bytes(b"no image")
-    output = finish(
-        *("--teacher", "none", "--student", "test_vit", "--data", photos, "--device", "cpu", "--num-processes", "2"),
-        *("--set", "student.image_size=32", "--set", "data.workers=0", "--epochs", "1", "--batch-size", "2"),
-        *("--output", tmp_path / "run"),
-    )
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["skipped"] == len(broken)
-    for file in broken:
-        assert output.count(f"Skipped an unreadable image: {file}") == 1
+        assert outputs["broken"].count(f"Skipped an unreadable image: {file}") == 1
 
 
 def test_a_run_goes_on_in_two_processes_and_then_in_one(tmp_path, alone):
