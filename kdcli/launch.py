@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -42,7 +43,8 @@ def processes_to_start(train: TrainConfig) -> int:
     """Return how many processes to start here: as asked for, else one for each GPU; 1 for none but this one.
 
     Raises:
-        UserError: several were asked for on one named device, or more than a launcher started.
+        UserError: several were asked for on one named device, or more than a launcher started; or they can't share a
+            batch evenly.
     """
     import torch
 
@@ -53,6 +55,7 @@ def processes_to_start(train: TrainConfig) -> int:
                 f"--num-processes {train.num_processes} was asked for, and a launcher started {started}.",
                 "Drop --num-processes: the launcher decides.",
             )
+        check_share(train.batch_size, started)
         return 1
     gpus = torch.cuda.device_count() if train.device in ("auto", "cuda") else 0
     wanted = train.num_processes or max(gpus if train.device == "auto" else 0, 1)
@@ -64,7 +67,17 @@ def processes_to_start(train: TrainConfig) -> int:
         raise UserError(f"--num-processes {wanted}, and there are {gpus} GPUs.", "Use fewer, or --device cpu.")
     if not gpus and wanted > (most := max(num_cores(), 2)):
         raise UserError(f"--num-processes {wanted}, and there are {num_cores()} CPU cores.", f"Use at most {most}.")
+    check_share(train.batch_size, wanted)
     return wanted
+
+
+def check_share(batch_size: int, num_processes: int) -> None:
+    """Raise ``UserError`` where a batch is not the same number of samples for each process."""
+    if batch_size % num_processes:
+        raise UserError(
+            f"A batch of {batch_size} can't be shared evenly by {num_processes} processes.",
+            f"Use --batch-size {math.ceil(batch_size / num_processes) * num_processes}, or another --num-processes.",
+        )
 
 
 def num_cores() -> int:

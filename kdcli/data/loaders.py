@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,8 +51,8 @@ class TrainLoader:
         world_size: number of training processes; each gets its consecutive share of every batch, all of one size.
 
     Raises:
-        ValueError: a label is out of range.
-        UserError: ``batch_size`` is not a multiple of ``world_size``, or there are fewer images than processes.
+        UserError: there are fewer images than processes.
+        ValueError: ``batch_size`` is not a multiple of ``world_size``, or a label is out of range.
     """
 
     def __init__(
@@ -71,10 +70,7 @@ class TrainLoader:
         world_size: int = 1,
     ) -> None:
         if batch_size % world_size:
-            raise UserError(
-                f"A batch of {batch_size} can't be shared evenly by {world_size} processes.",
-                f"Use --batch-size {math.ceil(batch_size / world_size) * world_size}, or another --num-processes.",
-            )
+            raise ValueError(f"a batch of {batch_size} is no whole number for each of {world_size} processes")
         if not all(UNLABELLED <= label < num_classes for label in set(source.labels)):
             raise ValueError(f"labels are outside of [{UNLABELLED}, {num_classes})")
         if len(source) < world_size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -110,15 +109,13 @@ class TextTrainLoader:
         world_size: number of training processes; each gets its consecutive share of every batch, all of one size.
 
     Raises:
-        UserError: ``batch_size`` is not a multiple of ``world_size``, or there are fewer texts than processes.
+        UserError: there are fewer texts than processes.
+        ValueError: ``batch_size`` is not a multiple of ``world_size``.
     """
 
     def __init__(self, source: Pieces, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size % world_size:
-            raise UserError(
-                f"A batch of {batch_size} can't be shared evenly by {world_size} processes.",
-                f"Use --batch-size {math.ceil(batch_size / world_size) * world_size}, or another --num-processes.",
-            )
+            raise ValueError(f"a batch of {batch_size} is no whole number for each of {world_size} processes")
         if len(source) < world_size:
             raise UserError(
                 f"There are {len(source)} training texts for {world_size} processes.", "Use fewer processes."

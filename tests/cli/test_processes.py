@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import kdcli.launch
 from kdcli.errors import UserError
 from kdcli.launch import _raise_first_error
 
@@ -257,11 +258,17 @@ def test_a_users_error_in_the_workers_is_one_message(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_a_batch_that_can_not_be_shared_is_said_before_training(tmp_path):
-    process = start("distill", *OPTIONS, "--batch-size", "63", "--num-processes", "2", "--output", tmp_path / "r")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2, output
-    assert "A batch of 63 can't be shared evenly by 2 processes" in output
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_batch_that_can_not_be_shared_is_said_before_anything_else(run_cli, tmp_path, monkeypatch, launched):
+    processes = ("--num-processes", "2")
+    if launched:
+        monkeypatch.setattr(kdcli.launch, "is_launched", lambda: True)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        processes = ()
+    outcome = run_cli("distill", *OPTIONS, "--batch-size", "63", *processes, "--output", "r")
+    assert outcome.exit_code == 2
+    assert "A batch of 63 can't be shared evenly by 2 processes" in outcome.stderr
+    assert "--batch-size 64" in outcome.stderr
     assert not (tmp_path / "r").exists()
 
 

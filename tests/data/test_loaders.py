@@ -142,7 +142,7 @@ def test_processes_evaluate_every_sample_once(source: FileSource, world_size: in
 
 
 def test_wrong_arguments(source: FileSource) -> None:
-    with pytest.raises(UserError, match="6 can't be shared evenly by 4 processes"):
+    with pytest.raises(ValueError, match="6 is no whole number for each of 4 processes"):
         train_loader(source, world_size=4)
     with pytest.raises(ValueError, match="labels"):
         train_loader(source, num_classes=1)
