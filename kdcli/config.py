@@ -367,6 +367,12 @@ class LogitKDOptions(LogitOptions):
 
     takes_vocabulary: ClassVar[bool] = True
 
+    @model_validator(mode="after")
+    def _check_beta(self) -> LogitKDOptions:
+        if self.beta != type(self).model_fields["beta"].default and self.divergence != "jensen_shannon":
+            raise ValueError("beta is for divergence: jensen_shannon")
+        return self
+
 
 class DKDOptions(LogitOptions):
     """Decoupled distillation (Zhao et al., CVPR 2022) of the labelled images.
@@ -683,7 +689,7 @@ class EmbeddingConfig(Section):
     The best is chosen by the accuracy of nearest class means on the validation images.
     """
 
-    epochs: Count
+    epochs: Annotated[int, Field(ge=0, lt=2**31)]
     methods: tuple[MethodOptions, ...] = (StochasticTripletOptions(),)
     optim: OptimConfig | None = None
     """By default the run's own."""
@@ -701,7 +707,7 @@ class TrainConfig(Section):
     batch_size: Annotated[int, Field(ge=2, lt=2**31)] = 128
     """Images of one forward pass, over all processes."""
     accumulation: Count = 1
-    """Batches of one optimiser step."""
+    """Batches of one optimiser step. Each has the same weight, also where they differ in their number of tokens."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the student's weights; the average is then the result."""
     mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = "auto"

@@ -337,6 +337,9 @@ def _make_job(
     if job.pieces is not None:
         assert isinstance(data, TextData)
         plan = plan.with_decisions([_describe_pieces(config, data.train, job.pieces(data.train))])
+        for source in (data.validation, data.test if config.test else None):
+            if source is not None:
+                job.pieces(source)  # a split without any is refused now, and not after training
     if isinstance(data, ImageData) and data.facts.label_kind == "none":
         plan = plan.with_decisions([_describe_measurement(config, data.labelled)])
     return replace(job, plan=plan.with_decisions(job_costs(job, mixed_precision=mixed_precision)))
@@ -374,6 +377,10 @@ def assemble_job(
     return Job(plan.resolve(config), plan, task, data, teacher, distiller, pieces)
 
 
+_NOT_OF_EVAL_DATA = (
+    *("text_column", "label_kind", "train_texts", "mask_probability"),
+    *("labelled_share", "unlabelled", "workers", "strict"),
+)
 _LABEL_KEYS = ("data.classes", "data.labels_per_class", "data.labelled_share")
 _TEXT_KEYS = (
     *("teacher.max_length", "teacher.pooling", "student.max_length", "student.pooling"),
@@ -423,6 +430,11 @@ def _check_domain(config: RunConfig) -> None:
                 f"eval_data is for the task image-embedding, and the task is {config.task}.", "Leave --eval-data out."
             )
         return
+    for key in _NOT_OF_EVAL_DATA:
+        if config.eval_data is not None and getattr(config.eval_data, key) != getattr(default.data, key):
+            raise UserError(
+                f"eval_data.{key} has no effect: features are measured on labelled images.", "Leave it out."
+            )
     for key in _LABEL_KEYS:
         if reduce(getattr, key.split("."), config) != reduce(getattr, key.split("."), default):
             raise UserError(f"{key} is about labels, and the task {config.task} reads none.", "Leave it out.")

@@ -749,7 +749,9 @@ def _describe_models(
         )
     )
     if teacher is not None:
-        value = f"{teacher.num_parameters / student.num_parameters:.1f}x parameters, {teacher.macs / student.macs:.1f}x MACs"
+        value = f"{teacher.num_parameters / student.num_parameters:.1f}x parameters"
+        if student.macs:  # embeddings alone have none
+            value += f", {teacher.macs / student.macs:.1f}x MACs"
         reason = _compression_reason(student.preprocessing)
         if latencies is not None:
             before, after = latencies

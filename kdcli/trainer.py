@@ -242,6 +242,8 @@ class Trainer:
         is_over_tokens = self.job.config.task in OVER_TOKENS
         if not isinstance(source, TextSource) or is_over_tokens or self.total_steps <= self.steps_per_epoch:
             return teacher
+        if self.step == self.total_steps:  # nothing is left but the test
+            return teacher
         # Texts of one length after the other need the least padding.
         texts = sorted(set(source.texts), key=lambda text: (len(text), text))
         if not 0 < StoredTeacher.size(teacher, len(texts)) <= _MAX_STORED:

@@ -147,7 +147,7 @@ def test_what_cannot_work_is_refused_with_the_reason(teacher, values, problem):
     [
         ({"method": "refilld"}, "method: 'refilld' is not one of"),
         ({"embedding": {"methods": []}}, "embedding.epochs: missing"),
-        ({"embedding": {"epochs": 0}}, "embedding.epochs: input should be greater"),
+        ({"embedding": {"epochs": -1}}, "embedding.epochs: input should be greater"),
         ({"embedding": {"epochs": 1, "epoch": 1}}, "embedding.epoch: unknown key. Did you mean epochs"),
         (
             {"embedding": {"epochs": 1, "methods": [{**TRIPLETS, "margn": 1}]}},

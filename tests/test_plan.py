@@ -347,11 +347,13 @@ def test_hard_distillation_shows_no_temperature():
 
 def test_only_jensen_shannon_shows_its_beta():
     for divergence, shown in (("forward_kl", False), ("reverse_kl", False), ("jensen_shannon", True)):
-        options = {"method": "logit_kd", "divergence": divergence, "beta": 0.25}
+        options = {"method": "logit_kd", "divergence": divergence} | ({"beta": 0.25} if shown else {})
         made = plan(methods=[SUPERVISED, options])
         (decision,) = [d for d in made.decisions if d.name == "loss: logit kd"]
         assert f"divergence {divergence}" in decision.value
-        assert ("beta 0.25" in decision.value) == shown
+        assert ("beta 0.25" in decision.value) == ("beta" in decision.value) == shown
+    with pytest.raises(UserError, match="beta is for divergence: jensen_shannon"):
+        plan(methods=[SUPERVISED, {"method": "logit_kd", "beta": 0.25}])
 
 
 def test_compression_shows_the_latencies_that_were_measured():
@@ -361,3 +363,9 @@ def test_compression_shows_the_latencies_that_were_measured():
     assert "this machine" in line.reason
     (line,) = (decision for decision in plan().decisions if decision.name == "compression")
     assert "latency" not in line.value
+
+
+def test_a_student_of_embeddings_alone_has_no_operations_to_compare():
+    made = plan(student=dataclasses.replace(STUDENT, macs=0))
+    (line,) = (decision for decision in made.decisions if decision.name == "compression")
+    assert line.value == "1.0x parameters"

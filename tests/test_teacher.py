@@ -79,6 +79,15 @@ def test_one_epoch_stores_nothing(make_trainer, counted):
     assert sum(counted.values()) == trainer.total_steps * 16
 
 
+def test_a_finished_run_has_no_use_for_it(make_trainer, counted):
+    trainer, _ = make_trainer()
+    trainer.fit()
+    counted.clear()
+    trainer.teacher = LiveTeacher(trainer.job.teacher, taps=("pooled",), logits=False)
+    trainer.fit()
+    assert counted == {}
+
+
 @pytest.mark.parametrize("processes", [1, 3])
 def test_rows_belong_to_their_texts(processes, make_trainer):
     model = make_trainer()[0].job.teacher

@@ -49,6 +49,20 @@ def test_spaces_are_compared_as_by_loops():
     )
 
 
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_space_without_differences_has_no_order(constant):
+    """Not NaN, which no later epoch would be better than."""
+    spaces = [torch.nn.functional.normalize(torch.randn(5, 3, dtype=torch.float64), dim=1) for _ in range(2)]
+    spaces[constant] = torch.zeros(5, 3, dtype=torch.float64)
+    assert compare_spaces(*spaces)["spearman"] == 0.0
+
+
+def test_features_that_are_not_finite_are_said_to_be():
+    task = SentenceEmbedding(lambda batch: torch.ones(len(batch), 3))
+    with pytest.raises(UserError, match="not finite"):
+        task.evaluate(lambda batch: torch.full((len(batch), 3), torch.nan), batches(None, [4]), CPU)
+
+
 def test_a_rotated_and_scaled_space_is_the_same_space():
     space = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
     rotation = torch.linalg.qr(torch.randn(8, 5, generator=torch.Generator().manual_seed(2))).Q

@@ -54,7 +54,8 @@ def open_any_folder(root: Path) -> OfficialSplits:
     found = _named_splits(root)
     others = sorted(entry.name for entry in _visible_folders(root) if entry not in found.values())
     loose = sum(_is_image(entry.name) for entry in root.iterdir())
-    is_split = "train" in found and (not others or bool(_visible_folders(found["train"])))
+    # A folder called train alone may be one of many.
+    is_split = "train" in found and (not others or len(found) > 1 or bool(_visible_folders(found["train"])))
     if found and not is_split and not others:
         raise UserError(
             f"{root} has {', '.join(path.name for path in found.values())}, but no train folder.", _ANY_LAYOUT

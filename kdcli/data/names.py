@@ -48,7 +48,7 @@ def open_unlabelled(config: DataConfig, evaluation: DataConfig | None, *, seed: 
     """
     labelled: ImageData | None = None
     if evaluation is not None and evaluation.name != "none":
-        if evaluation.name == config.name:
+        if _place(evaluation) == _place(config):
             raise UserError(
                 f"--eval-data is --data itself: {config.name}.",
                 "Leave --eval-data out: the labels of --data are used, where they have any.",
@@ -57,6 +57,12 @@ def open_unlabelled(config: DataConfig, evaluation: DataConfig | None, *, seed: 
     with reading(config.name):
         official = _open(config, needs_labels=False)
         return complete_unlabelled(official, config, labelled, uses_own_labels=evaluation is None, seed=seed)
+
+
+def _place(config: DataConfig) -> str:
+    """Return the name, of a local file or folder its path as it is without links."""
+    path = expand_user(config.name)
+    return str(path.resolve()) if path.exists() else config.name
 
 
 def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:

@@ -61,7 +61,8 @@ def complete_unlabelled(
         train, note = append_unlabelled(train, config.unlabelled, others=(validation, test))
         notes.append(note)
     if labelled is not None:
-        train = _without(train, labelled.held_out[1], labelled.facts.name, notes)
+        train = _without(train, labelled, "training", notes)
+        validation = _without(validation, labelled, "validation", notes)
     splits = [_thin_out(validation, "validation", notes)]
     splits += [] if test is None else [_thin_out(test, "test", notes)]
     facts = DataFacts(
@@ -109,18 +110,18 @@ def _unlabelled(source: ImageSource) -> Subset:
     return Subset(source, range(len(source)), [UNLABELLED] * len(source))
 
 
-def _without(train: ImageSource, held_out: ImageSource, name: str, notes: list[str]) -> ImageSource:
-    """Return ``train`` without the files that ``held_out`` of the data ``name`` is measured on."""
-    taken = {file_identity(path) for path in file_paths(held_out)}
+def _without(source: ImageSource, labelled: ImageData, split: str, notes: list[str]) -> ImageSource:
+    """Return the images of a split without the files that ``labelled`` is reported on."""
+    taken = {file_identity(path) for path in file_paths(labelled.held_out[1])}
     if not taken:
-        return train
-    kept = [index for index in range(len(train)) if file_identity(train.describe(index)) not in taken]
-    if len(kept) == len(train):
-        return train
-    notes.append(f"{len(train) - len(kept)} images are held out by {name}, and not trained on.")
+        return source
+    kept = [index for index in range(len(source)) if file_identity(source.describe(index)) not in taken]
+    if len(kept) == len(source):
+        return source
+    notes.append(f"{len(source) - len(kept)} {split} images are held out by {labelled.facts.name}, and left out.")
     if len(kept) < _FEWEST:
-        raise UserError(f"{name} holds out all but {len(kept)} of the training images.", "Add images.")
-    return Subset(train, kept)
+        raise UserError(f"{labelled.facts.name} holds out all but {len(kept)} of the {split} images.", "Add images.")
+    return Subset(source, kept)
 
 
 def _thin_out(source: ImageSource, split: str, notes: list[str]) -> ImageSource:

@@ -118,7 +118,8 @@ def cut_words(source: WordSource, readers: Sequence[Reader], *, class_names: Seq
         kept = [number for number, word in enumerate(words) if all(min(cost[word]) for cost in costs)]
         start = 0
         while start < len(kept):
-            end = _end_of_piece([words[number] for number in kept[start:]], costs, room) + start
+            most = kept[start : start + min(room) + 1]  # every word has a token: no more than these can fit
+            end = _end_of_piece([words[number] for number in most], costs, room) + start
             whole = next((i for i in range(end, start, -1) if i == len(kept) or labels[kept[i]] not in inside), end)
             pieces.append([words[number] for number in kept[start:whole]])
             tags.append([labels[number] for number in kept[start:whole]])

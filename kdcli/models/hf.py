@@ -34,7 +34,7 @@ from kdcli.models.base import (
 )
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
-from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights, check_file, few, reason_of
+from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights, check_folder, few, reason_of
 from kdcli.text import short_repr
 
 # They would stand between kdcli's own lines; what is wrong with a model is the one message of its error.
@@ -69,6 +69,8 @@ class HFModel(VisionModel):
 
     def __init__(self, module: Any, origin: Origin, preprocessing: Preprocessing) -> None:
         self._patch_size = _input_patch_size(module)
+        # A masked autoencoder's encoder sorts the patches by this noise.
+        self._sorts_patches = "noise" in signature(module.forward).parameters
         self._arguments = _position_arguments(module, origin.image_size)
         super().__init__(module, origin, preprocessing, module.config.num_labels if is_classifier(module) else 0)
 
@@ -141,6 +143,12 @@ class HFModel(VisionModel):
 
     def _native_inputs(self, images: Tensor) -> dict[str, Any]:
         """Return what ``module`` takes for images (B, 3, H, W): those, or what they are cut into."""
+        if self._sorts_patches:
+            module: Any = self.module
+            side = module.config.patch_size
+            count = (images.shape[2] // side) * (images.shape[3] // side)
+            in_order = torch.arange(count, dtype=torch.float32, device=images.device).expand(len(images), count)
+            return {"pixel_values": images, "noise": in_order, **self._arguments}
         if self._patch_size is None:
             return {"pixel_values": images, **self._arguments}
         return _patches(images, self._patch_size) | self._arguments
@@ -322,11 +330,6 @@ def _check_reads_images(place: Place, module: Any) -> None:
         raise UserError(
             f"{place.name} is no model of images: it reads {module.main_input_name}.", "Choose a vision model."
         )
-    if "noise" in signature(module.forward).parameters:
-        raise UserError(
-            f"{place.name} hides random parts of every image, in evaluation too.",
-            "timm has the encoders of masked autoencoders, such as vit_base_patch16_224.mae.",
-        )
 
 
 def build_teacher_with_weights(place: Place, checkpoint: Checkpoint) -> tuple[nn.Module, LoadReport]:
@@ -404,10 +407,17 @@ def from_config(auto: Any, place: Place, config: Any, **arguments: Any) -> nn.Mo
     Raises:
         UserError: the values of ``config`` don't fit together.
     """
+    _unmask(config)
     try:
         return auto.from_config(config, dtype=torch.float32, trust_remote_code=False, **arguments)
     except Exception as error:  # on values that don't fit together transformers raises whatever it trips over
         raise UserError(f"{place.name} can't be built: {reason_of(error)}", "Choose another model.") from error
+
+
+def _unmask(config: Any) -> None:
+    """Let the encoder of a masked autoencoder see the whole image."""
+    if hasattr(config, "mask_ratio"):
+        config.mask_ratio = 0.0
 
 
 def load_weights(
@@ -425,12 +435,9 @@ def load_weights(
     Raises:
         UserError: the weights are damaged, or other parameters would stay untrained.
     """
-    if hasattr(config, "mask_ratio"):
-        config.mask_ratio = 0.0  # a masked autoencoder's encoder, seeing everything
+    _unmask(config)
     assert place.folder is not None  # locate found weights there
-    for file in place.folder.iterdir():
-        if file.suffix in {".safetensors", ".bin"}:
-            check_file(file)
+    check_folder(place.folder)
     try:
         module, info = auto.from_pretrained(
             place.folder,

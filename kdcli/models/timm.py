@@ -40,7 +40,7 @@ from kdcli.models.weights import (
     LoadReport,
     Tensors,
     build_with_weights,
-    check_file,
+    check_folder,
     load_raw,
     reason_of,
 )
@@ -202,9 +202,8 @@ def load(
         check_arguments(place.name, name, place.arguments)
     arguments: dict[str, Any] = {}
     native = cfg.get("input_size", (3, 224, 224))[-1]
-    for file in place.folder.iterdir() if place.folder else ():
-        if pretrained and file.suffix in {".safetensors", ".bin", ".pth", ".tar"}:
-            check_file(file)
+    if pretrained and place.folder:
+        check_folder(place.folder)
     if image_size is not None and cfg.get("fixed_input_size") and image_size != native:
         arguments["img_size"] = (image_size, image_size)
     overlay = _weights_overlay(place, cfg) if pretrained and not place.folder else None

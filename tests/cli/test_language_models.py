@@ -204,11 +204,12 @@ def test_what_comes_after_training(run, run_cli, tmp_path):
 
 @pytest.mark.parametrize(("task", "divergence"), [("masked-lm", "jensen_shannon"), ("causal-lm", "reverse_kl")])
 def test_other_divergences(task, divergence, distil, tmp_path):
-    methods = (
-        f"methods=[{{method: logit_kd, divergence: {divergence}, temperature: 2}}, {{method: logit_kd, beta: 0.3}}]"
-    )
-    outcome = distil(tmp_path, task, "--set", methods, "--output", "run")
+    methods = f"methods=[{{method: logit_kd, divergence: {divergence}}}, {{method: logit_kd}}]"
+    outcome = distil(tmp_path, task, "--set", methods, "--epochs", "3", "--output", "run")
     assert outcome.exit_code == 0, outcome.stderr
+    first, last = (metrics_of(tmp_path / "run", "train")[place] for place in (0, -1))
+    assert 0 < last["logit_kd"] < first["logit_kd"]
+    assert first["logit_kd"] != pytest.approx(first["logit_kd-2"], rel=1e-3)
 
 
 @pytest.mark.parametrize(("task", "layer"), [("masked-lm", "bert.encoder.layer.0"), ("causal-lm", "transformer.h.0")])
@@ -368,6 +369,18 @@ def test_what_can_not_work_is_refused(task, more, message, distil, tmp_path, lan
     assert outcome.exit_code == 2, outcome.stdout
     assert message in outcome.stderr, outcome.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_split_without_tokens_to_predict_is_refused_before_training(distil, tmp_path, sentences):
+    (tmp_path / "texts").mkdir()
+    shutil.copy(sentences, tmp_path / "texts" / "train.txt")
+    (tmp_path / "texts" / "test.txt").write_text("a\nb\n")
+    options = ("--data", tmp_path / "texts", "--output", "run")
+    outcome = distil(tmp_path, "causal-lm", *options)
+    assert outcome.exit_code == 2
+    assert "The test texts have no tokens to predict" in outcome.stderr
+    assert not (tmp_path / "run").exists()
+    assert distil(tmp_path, "causal-lm", *options, "--no-test", "--dry-run").exit_code == 0
 
 
 def test_tokenizers_that_cut_differently_are_refused(distil, tmp_path, language_models):

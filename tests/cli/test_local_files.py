@@ -118,6 +118,12 @@ def test_folders_of_timm(timm_folder, plan, kept):
     assert plan("test_resnet", "--teacher-weights", timm_folder / kept).exit_code == 0
 
 
+def test_what_lies_beside_safetensors_is_not_read(folders, plan):
+    (folders / "whole" / "pytorch_model.bin").write_text(POINTER)
+    outcome = plan(folders / "whole")
+    assert outcome.exit_code == 0, outcome.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [
@@ -158,13 +164,3 @@ def test_encoders_without_a_classifier_in_timm(plan):
     assert outcome.exit_code == 2
     assert "timm has no classifier of" in outcome.stderr
     assert "--task image-embedding" in outcome.stderr
-
-
-def test_masked_autoencoders_are_refused(plan, tmp_path):
-    from transformers import ViTMAEConfig, ViTMAEModel
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    ViTMAEModel(ViTMAEConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(tmp_path / "mae")
-    outcome = plan(tmp_path / "mae")
-    assert outcome.exit_code == 2
-    assert "hides random parts of every image" in outcome.stderr

@@ -226,6 +226,11 @@ def test_the_first_stage_is_not_trained_again_with_its_run(run_cli, tmp_path, wh
     assert outcome.exit_code == 0, outcome.stderr
 
 
+def test_no_epochs_evaluate_the_student_as_it_starts(run_cli, tmp_path, command):
+    assert run_cli(*command, "--method", "refilled", "--output", "run", "--epochs", "0").exit_code == 0
+    assert (result(tmp_path / "run")["steps"], result(tmp_path / "run")["embedding"]["steps"]) == (0, 0)
+
+
 def test_each_stage_alone(run_cli, tmp_path, command):
     """Features first and labels then; the classifier from the start; features and nothing else."""
     stages = {

@@ -65,6 +65,13 @@ def test_splits_of_a_folder_need_no_classes(make_folder: MakeFolder) -> None:
     assert data.labelled is None
 
 
+def test_folders_beside_those_of_the_splits_are_left_out(make_folder: MakeFolder) -> None:
+    data = opened(make_folder({"train": 6, "test": 5, "more": 7}))
+    assert data.facts.num_train + data.facts.num_validation == 6
+    assert (data.facts.num_test, data.labelled) == (5, None)
+    assert "Left out: more." in data.facts.notes
+
+
 def test_a_folder_called_train_may_be_one_of_many(make_folder: MakeFolder) -> None:
     data = opened(make_folder({"train": 10, "bus": 10, "car": 10}))
     assert data.facts.num_train + data.facts.num_validation + data.facts.num_test == 30
@@ -114,11 +121,26 @@ def test_held_out_images_are_not_trained_on(make_folder: MakeFolder) -> None:
     labelled = make_folder({"train/a": 4, "train/b": 4, "test/a": 3, "test/b": 3}, name="labelled")
     for path in (labelled / "test").rglob("*.png"):
         os.link(path, root / f"{path.parent.name}-{path.name}")
-    data = opened(root, evaluation=DataConfig(name=str(labelled)), test_fraction=0.1)
-    assert not any(Path(name).name.startswith(("a-", "b-")) for name in names(data.train))
-    assert any("held out by" in note for note in data.facts.notes)
+    data = opened(root, evaluation=DataConfig(name=str(labelled)), test_fraction=0.1, validation_fraction=0.5)
+    for split in (data.train, data.validation):
+        assert not any(Path(name).name.startswith(("a-", "b-")) for name in names(split))
+    for split in ("training", "validation"):
+        assert any(f"{split} images are held out by" in note for note in data.facts.notes)
     assert data.labelled is not None
     assert data.labelled.held_out == ("test", data.labelled.test)
+
+
+def test_data_are_not_their_own_labelled_images_under_another_name(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    files = sorted(str(path) for path in make_folder({"a": 20}).rglob("*.png"))
+    table = datasets.Dataset.from_dict({"image": files, "label": [number % 2 for number in range(20)]})
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "set.parquet")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--eval-data is --data itself"):
+        opened(tmp_path / "set.parquet", evaluation=DataConfig(name="./set.parquet"))
 
 
 def test_few_of_the_training_images_and_more_of_others(make_folder: MakeFolder) -> None:

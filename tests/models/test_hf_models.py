@@ -488,3 +488,27 @@ def test_models_that_are_not_for_images_are_refused(tmp_path):
     transformers.BertConfig().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no image classifier of the kind 'bert'"):
         build_student(StudentConfig(name=str(tmp_path)), label_names=LABELS, seed=0)
+
+
+@torch.no_grad()
+def test_the_encoder_of_a_masked_autoencoder_sees_all_in_order(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTMAEConfig(**sizes, image_size=32, patch_size=8)
+    transformers.ViTMAEModel(config).save_pretrained(tmp_path)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    student = build_student(StudentConfig(name=str(tmp_path)), label_names=(), seed=0).eval()
+    for model in (teacher, student):
+        images = model.example(2)
+        first, second = (model(images, taps=("pooled",), maps=("pooled",), logits=False) for _ in range(2))
+        torch.testing.assert_close(first.maps["pooled"], second.maps["pooled"])
+        assert first.maps["pooled"].shape == (2, 16, 4, 4)
+        changed = images.clone()
+        changed[:, :, 8:16, 24:] += 1
+        embedded = [
+            model.module.embeddings.patch_embeddings(pixels).unflatten(1, (4, 4)) for pixels in (images, changed)
+        ]
+        moved = (embedded[0] - embedded[1]).abs().sum(dim=3).nonzero()[:, 1:].unique(dim=0).tolist()
+        assert moved == [[1, 3]]
+        tokens = model.module.embeddings(changed, noise=model._native_inputs(changed)["noise"])[0][:, 1:]
+        before = model.module.embeddings(images, noise=model._native_inputs(images)["noise"])[0][:, 1:]
+        assert (tokens - before).abs().sum(dim=2).nonzero()[:, 1].unique().tolist() == [1 * 4 + 3]

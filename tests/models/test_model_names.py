@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -202,6 +203,9 @@ def test_a_model_inside_an_installed_package(bert_folder, tmp_path, monkeypatch)
     shutil.copytree(bert_folder, package / "model")
     (package / "__init__.py").write_text("raise AssertionError('it is not imported')")
     monkeypatch.syspath_prepend(package.parent)
+    without = ModuleType("without_a_spec")
+    without.__spec__ = None
+    monkeypatch.setitem(sys.modules, "without_a_spec", without)
     for text in ("package:packaged_bert/model", "hf:package:packaged_bert/model"):
         place = locate(parse_name(text), weights=True, is_text=True)
         assert (place.library, place.name, place.folder) == (
@@ -214,6 +218,7 @@ def test_a_model_inside_an_installed_package(bert_folder, tmp_path, monkeypatch)
     for text, message in (
         ("package:packaged_bert/other", "has no file other"),
         ("package:no_such_package/model", "is not installed"),
+        ("package:without_a_spec/model", "is not installed"),
         ("package:packaged_bert/../site", "is not package:NAME/PATH"),
         ("package:packaged_bert/__init__.py", "there is no folder"),
     ):
