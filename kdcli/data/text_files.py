@@ -146,8 +146,10 @@ def _load(shown: str, kind: str, **options: Any) -> Any:
             hint = "Check the name; a gated or private data set needs 'hf auth login' first."
         elif isinstance(error, ConnectionError):
             hint = "Without access to the hub, download its files elsewhere and name their folder."
+        elif isinstance(error.__cause__, UnicodeDecodeError):
+            hint = "Save the file as UTF-8."
         else:
-            hint = "Check the files; a csv file begins with the names of its columns."
+            hint = "Check that the files are whole and not empty; a csv file begins with the names of its columns."
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{shown} couldn't be read: {reason}", hint) from error
 

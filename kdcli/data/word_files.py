@@ -35,7 +35,8 @@ def table_of_lines(documents: Dataset, split: str) -> Dataset:
     """Return the texts of files with a word a line, the first column as ``word``, the last as ``tag``.
 
     Columns between them are ``column2`` and so on. They are apart by tabs, or by white space where a
-    line has none. A blank line ends a text; so does a line ``-DOCSTART-``, which is no word.
+    line has none. A blank line ends a text; so does a line ``-DOCSTART-``, which is no word. Nor is a first line that
+    names the columns, such as ``word`` and ``tag``.
 
     Args:
         documents: the text of a file in each row.
@@ -51,7 +52,8 @@ def table_of_lines(documents: Dataset, split: str) -> Dataset:
     for document in documents["text"][:]:
         for number, line in enumerate([*document.lstrip("\ufeff").split("\n"), ""], 1):
             cells = [cell for cell in map(str.strip, line.split("\t" if "\t" in line else None)) if cell]
-            if not cells or cells[0] == _DOCUMENT:
+            is_header = number == 1 and len(cells) > 1 and _names_columns(cells[0], cells[-1])
+            if not cells or cells[0] == _DOCUMENT or is_header:
                 texts.append([])
                 continue
             width = width or len(cells)
@@ -69,6 +71,10 @@ def table_of_lines(documents: Dataset, split: str) -> Dataset:
     return Dataset.from_dict(
         {name: [[cells[number] for cells in text] for text in texts] for number, name in enumerate(names)}
     )
+
+
+def _names_columns(first: str, last: str) -> bool:
+    return first.lower() in _WORD_NAMES and last.lower() in _TAG_NAMES
 
 
 def read_words(

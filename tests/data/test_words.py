@@ -264,3 +264,16 @@ def test_a_word_that_a_tokenizer_drops_is_left_out_for_all(make_tokenizer, make_
         cut_words(source, [Reader(ByT5Tokenizer(), 16)], class_names=("O", "X"))
     with pytest.raises(UserError, match="no room"):
         cut_words(source, [Reader(tokenizer, 2)], class_names=("O", "X"))
+
+
+def test_a_first_line_may_name_the_columns(tmp_path):
+    (tmp_path / "x.tsv").write_text("Word\tTag\n" + conll(between="\t"))
+    data = open_(tmp_path / "x.tsv")
+    assert all_pairs(data) == EXPECTED
+
+
+def test_files_that_are_not_utf_8_are_said_to_be_so(tmp_path):
+    (tmp_path / "x.conll").write_bytes(conll().encode() + "\ncaf\xe9 X O\n".encode("latin-1"))
+    with pytest.raises(UserError, match="x.conll couldn't be read") as error:
+        open_(tmp_path / "x.conll")
+    assert "UTF-8" in error.value.hint
