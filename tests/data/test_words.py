@@ -274,6 +274,6 @@ def test_a_first_line_may_name_the_columns(tmp_path):
 
 def test_files_that_are_not_utf_8_are_said_to_be_so(tmp_path):
     (tmp_path / "x.conll").write_bytes(conll().encode() + "\ncaf\xe9 X O\n".encode("latin-1"))
-    with pytest.raises(UserError, match="x.conll couldn't be read") as error:
+    with pytest.raises(UserError, match=r"x\.conll couldn't be read") as error:
         open_(tmp_path / "x.conll")
     assert "UTF-8" in error.value.hint
