@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -311,7 +309,7 @@ def test_an_error_in_the_second_stage_keeps_the_first(run_cli, tmp_path, command
     assert_same(weights(whole), weights(tmp_path / "run"))
 
 
-def test_two_processes_train_as_one(run_cli, tmp_path, photos, trained_teacher):
+def test_two_processes_train_as_one(run_cli, run_in_two_processes, tmp_path, photos, trained_teacher):
     """A student without batch statistics; and a mining that rounding does not change."""
     options = (
         *("--teacher", trained_teacher, "--data", photos, *SHORT, "--student", "test_vit", "--set", "train.ema=0.9"),
@@ -319,11 +317,7 @@ def test_two_processes_train_as_one(run_cli, tmp_path, photos, trained_teacher):
         *("--set", "embedding={epochs: 1, methods: [{method: stochastic_triplet_kl, margin: 2}]}", "--epochs", "1"),
     )
     assert run_cli("distill", *options, "--output", "one").exit_code == 0
-    process = subprocess.run(
-        [sys.executable, "-m", "kdcli", "distill", *map(str, options), "--num-processes", "2", "--output", "two"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.returncode == 0, process.stdout + process.stderr
+    run_in_two_processes([("distill", *options, "--output", tmp_path / "two")])
     for folder in (".", "embedding"):
         one, two = (tmp_path / name / folder for name in ("one", "two"))
         for first, second in zip(lines(one), lines(two), strict=True):
