@@ -37,16 +37,23 @@ def test_a_clock_that_is_set_does_not_matter(monkeypatch):
     assert control.after(3) == Verdict.GO_ON
 
 
-def test_the_first_signal_is_a_wish_and_the_second_is_carried_out():
+@pytest.fixture
+def python_s_own_handler():
+    """A shell starts what it runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_signal_is_a_wish_and_the_second_is_carried_out(python_s_own_handler):
     control = Control(Every.parse("10m"))
-    before = signal.getsignal(signal.SIGINT)
     with control.listening():
         signal.raise_signal(signal.SIGINT)
         assert control.stop_asked
         assert control.after(1) == Verdict.STOP_INT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is python_s_own_handler
     assert Control(Every.parse("10m")).after(1) == Verdict.GO_ON
 
 

@@ -167,7 +167,7 @@ def test_batches_are_a_function_of_seed_and_epoch(tmp_path):
     assert [batch.texts for batch in loader().epoch(3)] != whole
     halves = zip(loader(0, 2).epoch(2), loader(1, 2).epoch(2), strict=True)
     assert [first.texts + second.texts for first, second in halves] == whole
-    with pytest.raises(UserError, match="--batch-size 9"):
+    with pytest.raises(ValueError, match="8 is no whole number for each of 3 processes"):
         TextTrainLoader(source, batch_size=8, seed=0, world_size=3)
     evaluated = [text for rank in (0, 1) for batch in TextEvalLoader(source, batch_size=4, rank=rank, world_size=2) for text in batch.texts]  # fmt: skip
     assert sorted(evaluated) == sorted(source.texts)
