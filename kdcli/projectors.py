@@ -8,6 +8,7 @@ precision.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal, get_args
 
@@ -24,7 +25,7 @@ from kdcli.stiefel import retract_
 Direction = Literal["student_to_teacher", "teacher_to_student"]
 
 
-class Projector(nn.Module):
+class Projector(nn.Module, ABC):
     """Base of the projectors.
 
     Attributes:
@@ -47,9 +48,9 @@ class Projector(nn.Module):
         self.student_dim = student_dim
         self.teacher_dim = teacher_dim
 
+    @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``; ``in`` is the width of the side that ``direction`` names first."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Return the dimensions, for ``repr``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -205,7 +206,7 @@ class _Failure:
     hint: str
 
 
-class _BatchDataset(Dataset[Batch | _Failure], Generic[Key]):
+class _BatchDataset(Dataset[Batch | _Failure], ABC, Generic[Key]):
     """Maps the key of a whole batch to the batch."""
 
     def __init__(self, source: ImageSource, canvas: tuple[int, int], strict: bool) -> None:
@@ -231,9 +232,9 @@ class _BatchDataset(Dataset[Batch | _Failure], Generic[Key]):
             skipped=list(skipped),
         )
 
+    @abstractmethod
     def _read(self, key: Key, out: Tensor, skipped: dict[str, None]) -> int | None:
         """Write one image to ``out``, uint8 ``(3, H, W)``; return its index, or None if there is none."""
-        raise NotImplementedError
 
     def _skip(self, error: UnreadableImage, skipped: dict[str, None]) -> None:
         if self._strict:
