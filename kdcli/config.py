@@ -172,8 +172,9 @@ class AugmentConfig(Section):
     """Pixels of black around the resized image before a crop of its own size is taken at random."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
-    policy: Literal["none", "trivial", "rand"] = "none"
-    """``trivial`` is TrivialAugmentWide, ``rand`` is RandAugment."""
+    policy: Literal["none", "trivial", "rand", "three"] = "none"
+    """``trivial`` is TrivialAugmentWide, ``rand`` is RandAugment; ``three`` is 3-Augment (Touvron et al., *DeiT III*,
+    arXiv 2204.07118): one of greyscale, solarisation and blur, always."""
     color_jitter: Annotated[float, Field(ge=0)] = 0.0
     erase: Fraction = 0.0
     """Probability of random erasing."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from PIL import Image
+import torch
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -64,9 +65,18 @@ def _transforms(augment: AugmentConfig, canvas: tuple[int, int]) -> list[Any]:
         transforms.append(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
     elif augment.policy == "rand":
         transforms.append(v2.RandAugment(interpolation=InterpolationMode.BILINEAR))
+    elif augment.policy == "three":
+        transforms.append(v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), _Blur()]))
     if (strength := augment.color_jitter) > 0:
         transforms.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
     transforms.append(v2.PILToTensor())
     if augment.erase > 0:
         transforms.append(v2.RandomErasing(augment.erase, value=ERASED, inplace=True))
     return transforms
+
+
+class _Blur:
+    """PIL's Gaussian blur with a radius between 0.1 and 2 pixels, as in 3-Augment: torchvision's would leave PIL."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))

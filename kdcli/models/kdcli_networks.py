@@ -1,4 +1,4 @@
-"""Networks that timm lacks, in timm's registry: CIFAR's residual networks and narrow MobileNets V1.
+"""Networks that timm lacks, in timm's registry: CIFAR's residual networks, narrow MobileNets V1 and VkD's DeiTs.
 
 This file needs torch and timm, and nothing else of kdcli: a copy goes with every saved model of these architectures, and
 importing that copy makes ``timm.create_model("local-dir:FOLDER", pretrained=True)`` work without kdcli.
@@ -8,6 +8,8 @@ importing that copy makes ``timm.create_model("local-dir:FOLDER", pretrained=Tru
   with batch normalisation, and ``x4`` has twice the width in the stem and four times the width in the stages.
 - ``cifar_wrn_DEPTH_WIDTH``: S. Zagoruyko, N. Komodakis, *Wide Residual Networks*, arXiv 1605.07146, without dropout.
 - ``mobilenetv1_0*``: A. Howard et al., *MobileNets*, arXiv 1704.04861, at widths below timm's 1.0.
+- ``vkd_deit_*``: the students of R. Miles et al., *VkD*, arXiv 2403.06213, as in the authors' code: DeiT with a distillation
+  head, a stem of convolutions, and the mean of the patches in place of a learnt distillation token.
 
 CIFAR's networks name their parameters as the benchmark's code does, whose checkpoints therefore fit.
 """
@@ -19,9 +21,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import create_classifier
+import torch
+from timm.layers import PatchEmbed, create_classifier
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientnet import _gen_mobilenet_v1
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,8 +36,12 @@ _RESNETS = {  # depth; channels of the stem and of the three stages
 }
 _WIDE_RESNETS = {f"cifar_wrn_{depth}_{width}": (depth, width) for depth in (16, 40) for width in (1, 2)}
 _MOBILENETS = {f"mobilenetv1_{round(100 * width):03d}": width for width in (0.25, 0.5, 0.75)}
+_VKD_DEITS = {  # width, heads
+    "vkd_deit_tiny_patch16_224": (192, 3),
+    "vkd_deit_small_patch16_224": (384, 6),
+}
 
-NAMES = (*_RESNETS, *_WIDE_RESNETS, *_MOBILENETS)
+NAMES = (*_RESNETS, *_WIDE_RESNETS, *_MOBILENETS, *_VKD_DEITS)
 """What this file registers."""
 
 
@@ -184,6 +193,59 @@ def _stage(block: Any, count: int, in_chs: int, out_chs: int, stride: int) -> nn
     return nn.Sequential(block(in_chs, out_chs, stride), *rest)
 
 
+class ConvEmbed(PatchEmbed):
+    """Patches of 16 x 16 pixels by convolutions: 7x7 with stride 2, twice 3x3, all of 64 channels, then 8x8 with stride 8.
+
+    Batch normalisation and ReLU follow each but the last. Arguments are those of timm's ``PatchEmbed``.
+    """
+
+    def __init__(
+        self, img_size: Any = 224, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768, **kwargs: Any
+    ) -> None:
+        super().__init__(img_size, patch_size, in_chans, embed_dim, **kwargs)
+        if self.patch_size != (16, 16):
+            raise ValueError(f"the stem makes patches of 16 x 16 pixels, not {self.patch_size}")
+        self.proj = nn.Sequential(  # type: ignore[assignment]  # where timm has one convolution
+            _conv_norm_relu(in_chans, 64, 7, stride=2),
+            _conv_norm_relu(64, 64, 3),
+            _conv_norm_relu(64, 64, 3),
+            nn.Conv2d(64, embed_dim, 8, stride=8),
+        )
+
+    def init_weights(self) -> None:
+        """Initialise the convolutions."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+
+class MeanTokenDeiT(VisionTransformerDistilled):
+    """A DeiT whose distillation token is the mean of the patches, behind a stem of convolutions.
+
+    In evaluation the logits are the mean of both heads, as with every model of timm's class. Arguments are those of
+    timm's ``VisionTransformer``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, embed_layer=ConvEmbed, **kwargs)
+        del self.dist_token
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Initialise everything; there is no distillation token to initialise."""
+        VisionTransformer.init_weights(self, mode=mode, needs_reset=needs_reset)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        assert self.cls_token is not None
+        assert self.pos_embed is not None
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x.mean(dim=1, keepdim=True), x), dim=1)
+        return self.pos_drop(x + self.pos_embed)
+
+
+def _conv_norm_relu(in_chs: int, out_chs: int, size: int, *, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(in_chs, out_chs, size, stride, padding=size // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_chs), nn.ReLU(inplace=True))
+
+
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename what the benchmark's code calls ``block1.layer.0.convShortcut``."""
     return {
@@ -214,13 +276,25 @@ _IMAGENET = {
     "first_conv": "conv_stem",
     "classifier": "classifier",
 }
-default_cfgs = generate_default_cfgs({name: _IMAGENET if name in _MOBILENETS else _CIFAR for name in NAMES})
+_DEIT = _IMAGENET | {
+    "pool_size": None,
+    "fixed_input_size": True,
+    "first_conv": "patch_embed.proj.0.0",
+    "classifier": ("head", "head_dist"),
+}
+default_cfgs = generate_default_cfgs(
+    {name: _IMAGENET if name in _MOBILENETS else _DEIT if name in _VKD_DEITS else _CIFAR for name in NAMES}
+)
 
 
 def _register(name: str) -> None:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if name in _MOBILENETS:
             return _gen_mobilenet_v1(name, _MOBILENETS[name], pretrained=pretrained, **kwargs)
+        if name in _VKD_DEITS:
+            width, heads = _VKD_DEITS[name]
+            own: dict[str, Any] = {"patch_size": 16, "embed_dim": width, "depth": 12, "num_heads": heads}
+            return build_model_with_cfg(MeanTokenDeiT, name, pretrained, **(own | kwargs))
         if name in _RESNETS:
             depth, channels = _RESNETS[name]
             own = {"depths": [(depth - 2) // 6] * 3, "channels": channels}

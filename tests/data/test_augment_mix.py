@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 
 from kdcli.config import AugmentConfig
 from kdcli.data import Augmentation, Batch, Mix
@@ -14,7 +14,12 @@ from kdcli.data.seeding import seeded, stable_seed
 from kdcli.errors import UserError
 
 EVERYTHING = AugmentConfig(policy="trivial", color_jitter=0.4, erase=0.5)
-CONFIGS = [AugmentConfig(), EVERYTHING, AugmentConfig(policy="rand", crop_scale=(1, 1), erase=1.0, color_jitter=0.2)]
+CONFIGS = [
+    AugmentConfig(),
+    EVERYTHING,
+    AugmentConfig(policy="rand", crop_scale=(1, 1), erase=1.0, color_jitter=0.2),
+    AugmentConfig(policy="three", color_jitter=0.3),
+]
 
 
 def picture(seed: int = 0) -> Image.Image:
@@ -110,6 +115,29 @@ def test_a_padded_crop_moves_the_image_by_at_most_the_padding() -> None:
         assert len(places) == 1
         seen.add(places[0])
     assert {top for top, _ in seen} == {left for _, left in seen} == set(range(9))
+
+
+def test_three_augment_is_always_one_of_three() -> None:
+    """Grey: equal channels. Solarised: PIL's own, at 128. Blurred: PIL's own by the radius that is drawn, 0.1 to 2."""
+    image = picture()
+    grey = np.asarray(image.convert("L").convert("RGB"))
+    solarised = np.asarray(ImageOps.solarize(image, 128))
+    augmentation = Augmentation(AugmentConfig(crop_scale=(1, 1), flip=0, policy="three"), canvas=(30, 40), seed=0)
+    counts = {"grey": 0, "solarised": 0, "blurred": 0}
+    spreads = []
+    for index in range(150):
+        result = augmentation(image, epoch=0, index=index).permute(1, 2, 0).numpy()
+        if np.array_equal(result, grey):
+            counts["grey"] += 1
+        elif np.array_equal(result, solarised):
+            counts["solarised"] += 1
+        else:
+            counts["blurred"] += 1
+            spreads.append(result.std())
+    assert min(counts.values()) > 30
+    strongest = np.asarray(image.filter(ImageFilter.GaussianBlur(2))).std()
+    assert strongest <= min(spreads) < 1.5 * strongest
+    assert 0.8 * np.asarray(image).std() < max(spreads) <= np.asarray(image).std()
 
 
 def test_flip_and_erase() -> None:

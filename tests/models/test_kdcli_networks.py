@@ -74,6 +74,52 @@ def test_parameters_of_mobilenets(name):
     assert round(count(timm.create_model(name)) / 1e6, 1) == IN_MILLIONS[name]
 
 
+@pytest.mark.parametrize(("name", "width"), [("vkd_deit_tiny_patch16_224", 192), ("vkd_deit_small_patch16_224", 384)])
+def test_parameters_of_vkds_deits(name, width):
+    """By hand: stem, class token, positions of 196 patches and two tokens, twelve blocks, a norm and two heads."""
+    stem = 7 * 7 * 3 * 64 + 2 * 3 * 3 * 64 * 64 + 3 * 2 * 64 + 8 * 8 * 64 * width + width
+    block = 12 * width * width + 9 * width + 4 * width
+    expected = stem + width + 198 * width + 12 * block + 2 * width + 2 * (width * 1000 + 1000)
+    with torch.device("meta"):
+        assert count(timm.create_model(name)) == expected
+
+
+def test_vkds_deit_by_hand():
+    """The second token is the mean of the patches, before positions are added; evaluation takes the mean of both heads."""
+    torch.manual_seed(0)
+    module = timm.create_model(
+        "vkd_deit_tiny_patch16_224", depth=1, embed_dim=16, num_heads=2, num_classes=3, img_size=32
+    ).eval()
+    images = torch.randn(2, 3, 32, 32)
+    stem = module.patch_embed.proj
+    x = images
+    for number, stride, padding in ((0, 2, 3), (1, 1, 1), (2, 1, 1)):
+        convolution, norm, _ = stem[number]
+        assert (convolution.stride, convolution.padding, convolution.bias) == ((stride,) * 2, (padding,) * 2, None)
+        x = torch.relu(norm(torch.conv2d(x, convolution.weight, stride=stride, padding=padding)))
+    patches = torch.conv2d(x, stem[3].weight, stem[3].bias, stride=8).flatten(2).transpose(1, 2)
+    assert patches.shape == (2, 4, 16)
+    tokens = torch.cat([module.cls_token.expand(2, -1, -1), patches.mean(1, keepdim=True), patches], dim=1)
+    tokens = module.norm(module.blocks[0](tokens + module.pos_embed))
+    torch.testing.assert_close(module.forward_features(images), tokens)
+    expected = (module.head(tokens[:, 0]) + module.head_dist(tokens[:, 1])) / 2
+    torch.testing.assert_close(module(images), expected)
+    with pytest.raises(ValueError, match="16 x 16"):
+        timm.create_model("vkd_deit_tiny_patch16_224", patch_size=8)
+
+
+def test_vkds_deit_is_a_student_with_a_distillation_head(tmp_path):
+    name = "vkd_deit_tiny_patch16_224?depth=1&embed_dim=16&num_heads=2"
+    student = build_student(StudentConfig(name=name, image_size=32), label_names=["a", "b"], seed=0)
+    assert student.facts.distillation_head
+    assert student.facts.feature_dims["pooled"] == 16
+    images = torch.randn(2, 3, 32, 32)
+    pooled = student.eval()(images, taps=("pooled",)).features["pooled"]
+    torch.testing.assert_close(pooled, student.module.forward_features(images)[:, 2:].mean(dim=1))
+    student.save(tmp_path / "saved")
+    torch.testing.assert_close(load_saved(tmp_path / "saved")(images).logits, student(images).logits)
+
+
 @pytest.mark.parametrize("name", ["cifar_resnet8", "cifar_resnet8x4", "cifar_wrn_16_2"])
 @pytest.mark.parametrize("size", [28, 32, 64])
 def test_the_grid_is_halved_twice_at_any_size(name, size):

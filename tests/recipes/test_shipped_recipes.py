@@ -22,7 +22,7 @@ OWN_LABELS = {"imagenet", "torchvision:CIFAR100", "cub200"}
 FAMILIES = {
     r"cifar:resnet\d+(x4)?": "cifar_resnet8",
     r"cifar:wrn_\d+_\d": "cifar_wrn_16_1",
-    r"deit_.*": "test_vit",
+    r"vkd_deit_.*": "vkd_deit_tiny_patch16_224?depth=1&embed_dim=24&num_heads=2",
     r"mobilenetv1_.*": "test_efficientnet",
     r"mobilenetv3_.*": "test_efficientnet",
     r"resnet\d+.*": "test_resnet",
