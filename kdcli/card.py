@@ -9,6 +9,7 @@ from typing import Any
 from kdcli.config import ProjectionOptions, RunConfig
 from kdcli.errors import UserError
 from kdcli.models.spec import extension_of_architecture
+from kdcli.result import EpisodesResult, Mean
 from kdcli.run_folder import RunFolder
 from kdcli.text import printable
 
@@ -64,12 +65,12 @@ tags: [knowledge-distillation, kdcli]
 {_made_by(plan)}"""
 
 
-def episodes_card(run: RunFolder, result: dict[str, Any], *, arms: dict[str, str]) -> str:
+def episodes_card(run: RunFolder, result: EpisodesResult, *, arms: dict[str, str]) -> str:
     """Return the card of a run of episodes in Markdown: the setting and what every arm reaches.
 
     Args:
         run: its folder, with config and plan.
-        result: the content of ``result.json``.
+        result: what they came to.
         arms: arm to what it is called.
     """
     config, plan = run.read_config(), run.read_plan()
@@ -78,12 +79,12 @@ def episodes_card(run: RunFolder, result: dict[str, Any], *, arms: dict[str, str
     rows += [("Projector", _projector(config)), ("Seed", str(config.seed))]
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
 
-    def line(label: str, value: dict[str, float | None], style: str) -> str:
-        interval = "-" if value["low"] is None else f"{value['low']:{style}} to {value['high']:{style}}"
-        return f"| {label} | {value['mean']:{style}} | {interval} |"
+    def line(label: str, value: Mean, style: str) -> str:
+        interval = "-" if value.low is None else f"{value.low:{style}} to {value.high:{style}}"
+        return f"| {label} | {value.mean:{style}} | {interval} |"
 
-    reached = "\n".join(line(label, result["accuracy"][arm], ".4f") for arm, label in arms.items())
-    difference = line("distilled minus fine-tuned, paired", result["distilled_minus_fine_tuned"], "+.4f")
+    reached = "\n".join(line(label, result.accuracy[arm], ".4f") for arm, label in arms.items())
+    difference = line("distilled minus fine-tuned, paired", result.distilled_minus_fine_tuned, "+.4f")
     return f"""# {_inline(config.student.name.rpartition("/")[2])}, distilled in episodes with kdcli
 
 | | |

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from kdcli.config import RunConfig
+from kdcli.config import LABEL_FREE, RunConfig
 from kdcli.errors import UserError, did_you_mean, reading
+from kdcli.facts import LANGUAGE_MODELING
 from kdcli.report import plot_learning_curves
 from kdcli.run_folder import RunFolder
 from kdcli.text import check_argument
@@ -36,24 +37,19 @@ NOT_OF_THE_RECIPE = (
     "train.track",
 )
 """Keys that do not make another recipe: the seed, what a run is called, where it computes, what is tested, logged and saved."""
-EVALUATED_ON = (
-    "data.name",
-    "data.classes",
-    "data.subset",
-    "data.image_column",
-    "data.text_column",
-    "data.label_kind",
-    "data.label_column",
-    "data.validation_fraction",
-    "data.test_fraction",
-    "episodes.ways",
-    "episodes.queries",
-    "episodes.split",
+_OF_TRAINING = (
+    *("data.root", "data.unlabelled", "data.train_images", "data.train_texts"),
+    *("data.labels_per_class", "data.labelled_share", "data.strict"),
 )
-"""Keys that settle which images a run is validated and tested on."""
+"""Of the data's keys those that leave validation and test as they are; every other one settles what a run is evaluated on."""
+_EVALUATED_ON = ("task_extension", "episodes.ways", "episodes.queries", "episodes.split")
+_TOKENS_OF = ("student.tokenizer", "student.max_length", "teacher.max_length")
+"""What settles the tokens that a language model is evaluated on, beside the data."""
+_INPUT_OF = ("student.image_size", "student.max_length")
+"""How a model reads its samples: a part of the recipe, but one that its metrics depend on."""
 CONFIDENCE = 0.95
 _NOT_METRICS = ("event", "epoch", "step", "best")
-_ORDER = ("episodes", "validation", "test", "embedding", "best", "steps", "seconds")
+_ORDER = ("episodes", "validation", "test", "teacher", "embedding", "best", "steps", "seconds")
 """First words of the metrics' names, in the order of the table."""
 _DASH = "-"
 
@@ -67,8 +63,8 @@ class Run:
         name: the path below the folder that all compared runs have in common.
         seed: of the run.
         settings: the resolved config by dotted key, without ``NOT_OF_THE_RECIPE``.
-        metrics: ``validation NAME`` of the best epoch so far, ``test NAME``, ``embedding NAME`` of an earlier stage,
-            ``best epoch``, ``steps`` and ``seconds``, where recorded.
+        metrics: ``validation NAME`` of the best epoch so far, ``test NAME``, ``teacher SPLIT NAME``, ``embedding NAME``
+            of an earlier stage, ``best epoch``, ``steps`` and ``seconds``, where recorded.
         curves: ``validation NAME`` and ``training loss``, each from step to value.
         finished: whether training and test are done.
         recipe: of a run of a sweep, in ``RECIPE/seed-S``: its name without the seed.
@@ -225,7 +221,7 @@ def _read_run(path: Path, name: str, recipe: str | None) -> Run:
     settings = flatten_settings(config) | {"relation": folder.read_plan()["relation"]}
     if config.episodes is not None:  # one recipe, whatever the number of episodes so far
         means = folder.read_episodes_result()
-        found = {} if means is None else {f"episodes {arm}": value["mean"] for arm, value in means["accuracy"].items()}
+        found = {} if means is None else {f"episodes {arm}": value.mean for arm, value in means.accuracy.items()}
         return Run(path, name, config.seed, settings, found, {"training loss": {}}, means is not None, recipe)
     training, validation, test = (folder.read_metrics(event) for event in ("train", "validation", "test"))
     metrics: dict[str, float] = {}
@@ -244,8 +240,10 @@ def _read_run(path: Path, name: str, recipe: str | None) -> Run:
     curves["training loss"] = {line["step"]: line["loss"] for line in training}
     result = folder.read_result()
     if result is not None:
-        metrics["seconds"] = result["seconds"]
-        metrics |= {f"embedding {key}": value for key, value in _metrics(result["embedding"])}
+        metrics["seconds"] = result.seconds
+        metrics |= {f"embedding {key}": value for key, value in _metrics(result.embedding)}
+        for split, values in result.teacher.items():
+            metrics |= {f"teacher {split} {key}": value for key, value in _metrics(values)}
     return Run(path, name, config.seed, settings, metrics, curves, result is not None, recipe)
 
 
@@ -297,9 +295,15 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
     mixed = {run.recipe for run in runs if kinds.setdefault(run.recipe, run.settings) != run.settings}
     groups, warnings = _group([replace(run, recipe=None) if run.recipe in mixed else run for run in runs])
     settings = _differing_settings(groups)
-    if elsewhere := [key for key in EVALUATED_ON if key in settings]:
+    elsewhere = [key for key in settings if _is_of_evaluation(key, task=next(iter(tasks)))]
+    if elsewhere:
         warnings.append(
             f"The runs are evaluated on different data ({', '.join(elsewhere)}): don't compare their metrics."
+        )
+    if read := [key for key in _INPUT_OF if key in settings and key not in elsewhere]:
+        warnings.append(
+            f"The students read their samples at different sizes ({', '.join(read)}): their metrics are of the same samples,"
+            " but not of the same input."
         )
     reference = None
     if baseline is not None:
@@ -310,6 +314,16 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
         if unpaired:
             warnings.append(f"No difference without a finished run of a common seed: {', '.join(unpaired)}.")
     return Comparison(tuple(groups), settings, reference, tuple(warnings))
+
+
+def _is_of_evaluation(key: str, *, task: str) -> bool:
+    """Whether runs that differ in this setting are validated or tested on something else."""
+    if key in _EVALUATED_ON or key.startswith(("data.", "eval_data.")):
+        return key not in _OF_TRAINING
+    if task in LANGUAGE_MODELING:
+        return key.startswith(_TOKENS_OF)
+    # The metrics are then about the teacher's own space.
+    return task in LABEL_FREE and key.startswith(("teacher.", "student.image_size"))
 
 
 def _differing_settings(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -535,9 +549,10 @@ def _text(value: Any) -> str:
 def _show_summary(metric: str, summary: Summary | None) -> str:
     if summary is None:
         return _DASH
-    if not summary.std and not _is_evaluated(metric):  # the same count in every run
+    is_count = metric.split()[-1] in ("epoch", "steps", "seconds")
+    if not summary.std and is_count:  # the same in every run
         return f"{summary.mean:g}"
-    digits = 4 if _is_evaluated(metric) else 1
+    digits = 1 if is_count else 4
     spread = "" if summary.std is None else f" ± {summary.std:.{digits}f}"
     return f"{summary.mean:.{digits}f}{spread}"
 

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -23,8 +23,9 @@ from kdcli.errors import UserError
 from kdcli.job import Job, embedding_job, prepare_job
 from kdcli.launch import launch, processes_to_start, rank
 from kdcli.progress import LogFormat, Reporter, SilentReporter, make_reporter
+from kdcli.result import Result
 from kdcli.run_folder import RunFolder, check_new_folder, clear_os_errors, free_folder
-from kdcli.trainer import Result, Trainer, check_same_run
+from kdcli.trainer import Trainer, check_same_run
 
 _EMBEDDING = "embedding"
 _BASELINE = "baseline"
@@ -231,10 +232,10 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
         raise
     if before is not None:
         spent = {"steps": before.steps, "seconds": before.seconds}
-        result = replace(result, embedding={**before.validation, **spent})
+        result = result.model_copy(update={"embedding": {**before.validation, **spent}})
     if is_main:
         run.write_text("README.md", model_card(run))
-        run.write_result(result.to_json())
+        run.write_result(result)
     return result
 
 
@@ -334,7 +335,7 @@ def _is_done(run: RunFolder, config: RunConfig) -> bool:
 def _result_of(run: RunFolder) -> Result:
     found = run.read_result()
     assert found is not None
-    return Result(**found)
+    return found
 
 
 def _label(job: Job) -> str:

@@ -35,6 +35,7 @@ from kdcli.models import build_student, load_teacher
 from kdcli.models.base import Model
 from kdcli.plan import Decision, Plan, make_plan
 from kdcli.progress import QuietReporter
+from kdcli.result import EpisodesResult, Mean
 from kdcli.run_folder import RunFolder, check_new_folder, clear_os_errors, free_folder
 from kdcli.teacher import LiveTeacher
 from kdcli.text import redact_all
@@ -479,7 +480,7 @@ def has_all_episodes(path: Path, config: RunConfig) -> bool:
     """Whether nothing is left to do for ``config`` in the run folder ``path``, which need not exist."""
     assert config.episodes is not None
     result = RunFolder(path).read_episodes_result()
-    return result is not None and result["episodes"] == config.episodes.number
+    return result is not None and result.episodes == config.episodes.number
 
 
 def _read_lines(run: RunFolder) -> list[_Line]:
@@ -524,7 +525,7 @@ def _describe(setting: Setting, number: int) -> dict[str, Any]:
     }
 
 
-def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], output: Output) -> dict[str, Any]:
+def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], output: Output) -> EpisodesResult:
     """Add the episodes that are missing, write what they came to, and return it.
 
     Raises:
@@ -564,8 +565,8 @@ def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], output: Ou
     return result
 
 
-def summarize_episodes(accuracies: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Return the content of ``result.json``.
+def summarize_episodes(accuracies: Sequence[dict[str, float]]) -> EpisodesResult:
+    """Return what the episodes came to.
 
     Args:
         accuracies: of every arm, an entry an episode.
@@ -575,28 +576,28 @@ def summarize_episodes(accuracies: Sequence[dict[str, float]]) -> dict[str, Any]
         and ``high`` (None with one episode); ``distilled_minus_fine_tuned``, the same of the paired differences.
     """
 
-    def mean(values: Sequence[float]) -> dict[str, float | None]:
+    def mean(values: Sequence[float]) -> Mean:
         low, high = confidence_interval(values)
-        return {"mean": summarize(values).mean, "low": low, "high": high}
+        return Mean(mean=summarize(values).mean, low=low, high=high)
 
-    return {
-        "episodes": len(accuracies),
-        "accuracy": {arm: mean([values[arm] for values in accuracies]) for arm in ARMS},
-        "distilled_minus_fine_tuned": mean([values["distilled"] - values["fine_tuned"] for values in accuracies]),
-    }
+    return EpisodesResult(
+        episodes=len(accuracies),
+        accuracy={arm: mean([values[arm] for values in accuracies]) for arm in ARMS},
+        distilled_minus_fine_tuned=mean([values["distilled"] - values["fine_tuned"] for values in accuracies]),
+    )
 
 
-def _show_result(result: dict[str, Any], run: RunFolder, output: Output) -> None:
-    _print_event(output, "result", {"run": str(run.path), **result})
+def _show_result(result: EpisodesResult, run: RunFolder, output: Output) -> None:
+    _print_event(output, "result", {"run": str(run.path), **result.to_json()})
 
-    def row(label: str, value: dict[str, float | None], style: str) -> list[str]:
-        interval = "-" if value["low"] is None else f"{value['low']:{style}} to {value['high']:{style}}"
-        return [label, f"{value['mean']:{style}}", interval]
+    def row(label: str, value: Mean, style: str) -> list[str]:
+        interval = "-" if value.low is None else f"{value.low:{style}} to {value.high:{style}}"
+        return [label, f"{value.mean:{style}}", interval]
 
-    rows = [row(label, result["accuracy"][arm], ".4f") for arm, label in ARMS.items()]
-    rows.append(row("distilled minus fine-tuned, paired", result["distilled_minus_fine_tuned"], "+.4f"))
+    rows = [row(label, result.accuracy[arm], ".4f") for arm, label in ARMS.items()]
+    rows.append(row("distilled minus fine-tuned, paired", result.distilled_minus_fine_tuned, "+.4f"))
     show_table(
-        f"Result of {result['episodes']} episode{'s' if result['episodes'] != 1 else ''}",
+        f"Result of {result.episodes} episode{'s' if result.episodes != 1 else ''}",
         ["", "accuracy", "95 % interval"],
         rows,
     )

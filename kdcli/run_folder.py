@@ -16,7 +16,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
@@ -30,8 +30,10 @@ from kdcli.config import RunConfig, parse_config
 from kdcli.errors import UserError, reading
 from kdcli.plan import Plan
 from kdcli.recipes import load_yaml
+from kdcli.result import EpisodesResult, Result, Saved
 from kdcli.text import check_argument, redact, redact_all
 
+_Kind = TypeVar("_Kind", bound=BaseModel)
 _PACKAGES = ("torch", "timm", "transformers", "accelerate")
 
 
@@ -48,29 +50,6 @@ class _SavedPlan(BaseModel, extra="allow"):
     decisions: list[_SavedDecision]
     command: str
     versions: dict[str, str]
-
-
-class _SavedResult(BaseModel):
-    validation: dict[str, float]
-    test: dict[str, float]
-    steps: int
-    seconds: float
-    skipped: int
-    embedding: dict[str, float] = {}
-
-
-class _SavedMean(BaseModel):
-    mean: float
-    low: float | None
-    high: float | None
-
-
-class _SavedEpisodes(BaseModel):
-    """The ``result.json`` of a run of episodes."""
-
-    episodes: int
-    accuracy: dict[str, _SavedMean]
-    distilled_minus_fine_tuned: _SavedMean
 
 
 class RunFolder:
@@ -189,12 +168,12 @@ class RunFolder:
         Raises:
             UserError: when it can't be read or lacks what a plan has.
         """
-        return self._read_saved("plan.json", _SavedPlan)
+        return self._read_saved("plan.json", _SavedPlan).model_dump()
 
-    def _read_saved(self, name: str, kind: type[BaseModel]) -> dict[str, Any]:
+    def _read_saved(self, name: str, kind: type[_Kind]) -> _Kind:
         file = self.path / name
         try:
-            return kind.model_validate_json(file.read_bytes()).model_dump()
+            return kind.model_validate_json(file.read_bytes())
         except OSError as error:
             raise UserError(f"Can't read {file}: {error}.", "Give a folder that 'kdcli distill' made.") from None
         except ValidationError as error:
@@ -321,21 +300,21 @@ class RunFolder:
         with clear_os_errors(self.path):
             replace_files(self.student, save)
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: Saved) -> None:
         """Write ``result.json``: the run is finished."""
-        self.write_text("result.json", json.dumps(result, indent=2) + "\n")
+        self.write_text("result.json", json.dumps(result.to_json(), indent=2) + "\n")
 
-    def read_result(self) -> dict[str, Any] | None:
+    def read_result(self) -> Result | None:
         """Return the content of ``result.json``; None while the run is not finished."""
         if not (self.path / "result.json").is_file():
             return None
-        return self._read_saved("result.json", _SavedResult)
+        return self._read_saved("result.json", Result)
 
-    def read_episodes_result(self) -> dict[str, Any] | None:
+    def read_episodes_result(self) -> EpisodesResult | None:
         """Return the content of ``result.json`` of a run of episodes; None while it is not finished."""
         if not (self.path / "result.json").is_file():
             return None
-        return self._read_saved("result.json", _SavedEpisodes)
+        return self._read_saved("result.json", EpisodesResult)
 
     def restore_best(self, saved: Path | None) -> None:
         """Put back the best student and projectors as they were at a checkpoint: ``saved``, or none at all."""

@@ -249,12 +249,12 @@ def _headline(run: Run) -> str:
     if run.config.episodes is not None:
         episodes = RunFolder(run.path).read_episodes_result()
         assert episodes is not None, f"{run.path} is finished"
-        return f"{_EPISODES} {episodes['accuracy']['distilled']['mean']:.4f}"
+        return f"{_EPISODES} {episodes.accuracy['distilled'].mean:.4f}"
     result = RunFolder(run.path).read_result()
     assert result is not None, f"{run.path} is finished"
     told = []
-    for split in ("validation", "test"):
-        metrics = [(name, value) for name, value in result[split].items() if name not in ("epoch", "step")]
+    for split, found in (("validation", result.validation), ("test", result.test)):
+        metrics = [(name, value) for name, value in found.items() if name not in ("epoch", "step")]
         told += [f"{split} {name} {value:.4f}" for name, value in metrics[:1]]
     return ", ".join(told)
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from kdcli.models import load_saved
 from kdcli.models.base import Model, ModelOutput
 from kdcli.optim import make_optimizer, make_schedule
 from kdcli.progress import Reporter
+from kdcli.result import Result
 from kdcli.run_folder import RunFolder
 from kdcli.tasks.class_means import nearest_class_mean_accuracy
 from kdcli.teacher import LiveTeacher, StoredTeacher
@@ -50,34 +51,6 @@ _COLLAPSED = 1e-3
 """A feature's spread over the batch, relative to its size, below which it is all but constant."""
 _MAX_STORED = 2**30
 """Bytes of the teacher's outputs for texts that are kept in memory."""
-
-
-@dataclass
-class Result:
-    """What a run came to.
-
-    Attributes:
-        validation: metrics of the best student on the validation split, with its ``epoch``.
-        test: its metrics on the test split; empty when there is none, or when it is left alone.
-        steps: batches.
-        seconds: of training, validations included, over all of a resumed run's parts.
-        skipped: distinct files that could not be read.
-        embedding: of the earlier stage, where there was one: its best student's validation metrics and ``epoch``, its
-            ``steps`` and ``seconds``.
-        teacher: of a language model its teacher's own metrics, ``validation`` and, where the student has them, ``test``.
-    """
-
-    validation: dict[str, float]
-    test: dict[str, float]
-    steps: int
-    seconds: float
-    skipped: int
-    embedding: dict[str, float] = field(default_factory=dict)
-    teacher: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of ``result.json``."""
-        return asdict(self)
 
 
 class Trainer:
@@ -177,7 +150,14 @@ class Trainer:
             test = self._test()
             teacher = self._measure_teacher()
         self._end_tracking()
-        return Result(self.best, test, self.step, self.seconds, len(self.skipped), teacher=teacher)
+        return Result(
+            validation=self.best,
+            test=test,
+            steps=self.step,
+            seconds=self.seconds,
+            skipped=len(self.skipped),
+            teacher=teacher,
+        )
 
     def _train(self) -> None:
         started = time.perf_counter() - self.seconds

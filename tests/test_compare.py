@@ -284,6 +284,37 @@ def test_csv_has_a_row_a_run_in_full_precision():
     assert "optim.lr" not in first
 
 
+@pytest.mark.parametrize(
+    ("task", "key", "values"),
+    [
+        ("masked-lm", "data.mask_probability", (0.15, 0.3)),
+        ("causal-lm", "student.max_length", (32, 64)),
+        ("causal-lm", "teacher.max_length", (32, 64)),
+        ("causal-lm", "student.tokenizer.name", ("a", "b")),
+        ("sentence-embedding", "teacher.name", ("a", "b")),
+        ("image-embedding", "eval_data.name", ("a", "b")),
+        ("text-classification", "data.text_pair_column", (None, "hypothesis")),
+    ],
+)
+def test_what_a_run_is_evaluated_on_is_more_than_its_files(task, key, values):
+    runs = [make_run(name, **{"task": task, key: value}) for name, value in zip("ab", values, strict=True)]
+    (warning,) = compare_runs(runs).warnings
+    assert f"evaluated on different data ({key})" in warning
+
+
+def test_what_is_no_part_of_the_evaluation_is_no_warning():
+    same = {"train.epochs": (1, 2), "data.labels_per_class": (None, 4), "teacher.name": ("a", "b")}
+    for key, values in same.items():
+        runs = [make_run(name, **{key: value}) for name, value in zip("ab", values, strict=True)]
+        assert not compare_runs(runs).warnings, key
+
+
+def test_students_that_read_their_samples_at_other_sizes_are_said_to():
+    for key in ("student.image_size", "student.max_length"):
+        (warning,) = compare_runs([make_run("a", **{key: 32}), make_run("b", **{key: 64})]).warnings
+        assert f"at different sizes ({key})" in warning
+
+
 def test_markdown_has_the_table_the_notes_and_the_picture():
     runs = [make_run("a|b", seed=0), make_run("c", seed=1), make_run("d", **{"data.name": "x"})]
     comparison = compare_runs(runs)

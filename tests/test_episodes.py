@@ -120,7 +120,7 @@ def test_the_teachers_arms_against_plain_ones(seed):
 def test_means_intervals_and_the_paired_difference():
     generator = np.random.default_rng(0)
     values = [{arm: float(value) for arm, value in zip(ARMS, generator.uniform(size=5), strict=True)} for _ in range(7)]
-    result = summarize_episodes(values)
+    result = summarize_episodes(values).to_json()
     assert result["episodes"] == 7
     for arm in ARMS:
         column = [line[arm] for line in values]
@@ -135,6 +135,6 @@ def test_means_intervals_and_the_paired_difference():
 
 
 def test_one_episode_has_no_interval():
-    result = summarize_episodes([dict.fromkeys(ARMS, 0.5)])
+    result = summarize_episodes([dict.fromkeys(ARMS, 0.5)]).to_json()
     assert result["accuracy"]["distilled"] == {"mean": 0.5, "low": None, "high": None}
     assert confidence_interval([0.5]) == (None, None)

@@ -10,7 +10,7 @@ LAYERS = [
     {"text"},
     {"extensions"},
     {"config"},
-    {"relation", "recipes"},
+    {"relation", "recipes", "result"},
     {"plan", "variants"},
     {"run_folder", "data", "console", "launch", "control", "gather"},
     {"losses", "normalize"},

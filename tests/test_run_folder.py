@@ -1,3 +1,5 @@
+import json
+import math
 import os
 
 import pytest
@@ -6,6 +8,7 @@ from safetensors.torch import save_file
 
 from kdcli.config import parse_config
 from kdcli.errors import UserError
+from kdcli.result import Result
 from kdcli.run_folder import RunFolder, check_new_folder, free_folder, replace_files, write_atomically
 
 
@@ -37,6 +40,31 @@ def test_replace_files_keeps_the_old_when_saving_fails(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["student"]
     replace_files(folder, lambda f: (f / "a").write_text("3"))
     assert (folder / "a").read_text() == "3"
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    """Nothing is lost: the teacher's metrics, keys of later versions; NaN is null in the file, which strict JSON has."""
+    metrics = {"validation": {"pearson": 0.5, "loss": 1.5}, "test": {"pearson": math.nan}}
+    result = Result(
+        validation={"epoch": 2.0, "pearson": math.nan}, test={"loss": 0.25}, steps=7, seconds=1.5, skipped=1,
+        embedding={"ncm_accuracy": 0.5}, teacher=metrics,
+    )  # fmt: skip
+    folder = RunFolder(tmp_path)
+    folder.write_result(result.model_copy(update={"later": {"sum": "abc"}}))
+    text = (tmp_path / "result.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["teacher"]["test"] == {"pearson": None}
+    read = folder.read_result()
+    assert read.teacher["validation"] == metrics["validation"]
+    assert math.isnan(read.teacher["test"]["pearson"])
+    assert math.isnan(read.validation["pearson"])
+    assert read.to_json() == json.loads(text)
+    assert read.to_json()["later"] == {"sum": "abc"}
+
+
+def test_a_result_that_lacks_something_is_a_user_error(tmp_path):
+    (tmp_path / "result.json").write_text('{"validation": {}, "test": {}, "steps": 1, "skipped": 0}')
+    with pytest.raises(UserError, match="damaged: seconds: Field required"):
+        RunFolder(tmp_path).read_result()
 
 
 def test_folders_in_use_are_refused(tmp_path):

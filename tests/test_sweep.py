@@ -11,6 +11,7 @@ import torch
 from kdcli import sweep as module
 from kdcli.compare import Run, compare_runs
 from kdcli.config import EmbeddingConfig, parse_config
+from kdcli.result import Result
 from kdcli.run_folder import RunFolder
 from kdcli.sweep import Sweep
 from kdcli.variants import Variant
@@ -81,7 +82,7 @@ def test_a_run_in_two_stages_with_a_baseline_is_finished(tmp_path):
     recipe = parse_config(values | {"method": "refilled", "train": {"epochs": 2}}, source="t")
     resolved = recipe.model_copy(update={"method": None, "embedding": EmbeddingConfig(epochs=3)})
     (run,) = Sweep(tmp_path, (Variant("v", "v", recipe),), (0,)).runs
-    result = {"validation": {}, "test": {}, "steps": 1, "seconds": 1.0, "skipped": 0}
+    result = Result(validation={}, test={}, steps=1, seconds=1.0, skipped=0)
     for path, config in ((run.path, resolved), (run.path / "baseline", resolved.alone())):
         assert not run.is_finished
         path.mkdir(parents=True)
