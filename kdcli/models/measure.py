@@ -16,10 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T")
 
-# Without a formula of torch's own up to 2.11.
-_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_EXPERTS = torch.ops.aten._grouped_mm
-
 
 @dataclass(frozen=True)
 class Measured(Generic[T]):
@@ -27,8 +23,8 @@ class Measured(Generic[T]):
 
     Attributes:
         result: of the forward pass.
-        macs: multiply-accumulates: half of the FLOPs that torch counts for convolutions, matrix products and
-            attention. Element-wise work counts nothing.
+        macs: multiply-accumulates: half of the FLOPs that torch counts for convolutions, matrix products, recurrent
+            layers and attention, whichever kernel runs them. Masked positions count in full, element-wise work nothing.
         activation_bytes: of the distinct storages that autograd keeps for the backward pass, parameters and buffers
             left out.
     """
@@ -52,8 +48,7 @@ def measure(module: nn.Module, forward: Callable[[], T]) -> Measured[T]:
         kept.setdefault(StorageWeakRef(storage), storage.nbytes())
         # Nothing is handed back, for nothing is run backward: so a large model's graph takes no memory here.
 
-    formulas = {_CPU_ATTENTION: _attention_flops, _EXPERTS: _expert_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     with (
         _as_in_training(module),
         torch.random.fork_rng(devices=[]),
@@ -111,7 +106,10 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    """Two FLOPs for every multiply-accumulate of query x key and of weights x value; shapes (B, heads, N, d)."""
+    """Two FLOPs for every multiply-accumulate of query x key and of weights x value; shapes (B, heads, N, d).
+
+    Keys and values may have fewer heads than queries: each is used by several.
+    """
     batch, heads, num_queries, width = query
     return 2 * batch * heads * num_queries * key[2] * (width + value[3])
 
@@ -119,6 +117,31 @@ def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: 
 def _expert_flops(inputs: torch.Size, weights: torch.Size, *_: Any, **__: Any) -> int:
     """Two FLOPs for every multiply-accumulate of rows (N, d), each with one of the matrices (experts, d, e)."""
     return 2 * inputs[0] * inputs[1] * weights[2]
+
+
+def _recurrent_flops(inputs: torch.Size, weights: torch.Size, recurrent: torch.Size, *_: Any, **__: Any) -> int:
+    """Inputs (T, B, d); at every step each row is multiplied by both matrices, (gates, d) and (gates, hidden)."""
+    return 2 * inputs[0] * inputs[1] * (weights.numel() + recurrent.numel())
+
+
+def _matrix_vector_flops(matrix: torch.Size, *_: Any, **__: Any) -> int:
+    """A matrix (n, d) with a vector (d,)."""
+    return 2 * matrix.numel()
+
+
+# For kernels to which torch has no formula, in some of its versions or for some shapes: so a count depends on neither.
+_aten = torch.ops.aten
+_FORMULAS = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    _aten._scaled_dot_product_flash_attention: _attention_flops,
+    _aten._scaled_dot_product_efficient_attention: _attention_flops,
+    _aten._scaled_dot_product_cudnn_attention: _attention_flops,
+    _aten._scaled_dot_product_fused_attention_overrideable: _attention_flops,
+    _aten._scaled_dot_product_attention_math_for_mps: _attention_flops,
+    _aten._grouped_mm: _expert_flops,
+    _aten.mkldnn_rnn_layer: _recurrent_flops,
+    _aten.mv: _matrix_vector_flops,
+}
 
 
 def _no_backward(_: None) -> Tensor:
