@@ -210,7 +210,7 @@ class Trainer:
                     self.ema.update(self.distiller.student, step=update)
         self.step += 1
         self.meter.add(terms, len(batch) * accelerator.num_processes)
-        self.watch.add(terms, self.step)
+        self.watch.add({**_of_teacher(teacher_outputs), **terms}, self.step)
         self.reporter.stepped(self.step)
 
     def _stored(self, teacher: LiveTeacher) -> LiveTeacher | StoredTeacher:
@@ -609,11 +609,27 @@ class _Watch:
         if not bool(wrong.any()):
             return
         bad = [name for name, is_wrong in zip(names, wrong.tolist(), strict=True) if is_wrong]
+        if bad[0].startswith(_TEACHERS):
+            raise UserError(
+                f"{bad[0]} are NaN or infinite at step {step}.",
+                "Check its weights, or use --mixed-precision no. It may mask classes by -inf, but not all of them.",
+            )
         raise UserError(
             f"The loss term {bad[0]!r} became NaN or infinite at step {step}.",
             "Lower --lr, clip gradients harder (optim.clip_grad), or use --mixed-precision no. Checkpoints and the best"
             " student from before are kept.",
         )
+
+
+_TEACHERS = "The teacher's "
+
+
+def _of_teacher(outputs: ModelOutput | None) -> dict[str, Tensor]:
+    """Return what has to be finite of a teacher's outputs: features, and each sample's largest logit."""
+    if outputs is None:
+        return {}
+    logits = {} if outputs.logits is None else {f"{_TEACHERS}logits": outputs.logits.amax(dim=1)}
+    return logits | {f"{_TEACHERS}features {tap!r}": features for tap, features in outputs.features.items()}
 
 
 class _SpectraRecord:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,10 +21,12 @@ from kdcli.config import parse_config
 from kdcli.devices import make_accelerator, resolve_precision
 from kdcli.errors import UserError
 from kdcli.job import prepare_job, reopen_job, train_indices
+from kdcli.models.base import ModelOutput
 from kdcli.progress import SilentReporter
 from kdcli.run_folder import RunFolder
 from kdcli.stiefel import orthogonality_error
 from kdcli.tasks.image_classification import ImageClassification
+from kdcli.teacher import LiveTeacher
 from kdcli.trainer import Trainer
 
 BASE = {
@@ -207,6 +210,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path, monkeypa
     )
     with pytest.raises(UserError, match="'supervised' became NaN or infinite at step 1"):
         run(tmp_path / "run")
+
+
+def test_a_teacher_that_gives_no_numbers_is_named(tmp_path, monkeypatch):
+    original = LiveTeacher.__call__
+
+    def damaged(self, batch):
+        output = original(self, batch)
+        return replace(output, features={tap: features * math.nan for tap, features in output.features.items()})
+
+    monkeypatch.setattr(LiveTeacher, "__call__", damaged)
+    with pytest.raises(UserError, match="The teacher's features 'pooled' are NaN or infinite at step 1") as raised:
+        run(tmp_path / "run")
+    assert "mask classes by -inf" in raised.value.hint
+
+
+@pytest.mark.parametrize("row", [[-math.inf, -math.inf], [math.nan, 1.0], [math.inf, 1.0]])
+def test_a_teacher_may_mask_classes_but_not_all(row):
+    masked = torch.tensor([[1.0, -math.inf], [2.0, 3.0]])
+    assert all(value.isfinite().all() for value in trainer_module._of_teacher(ModelOutput({}, masked)).values())
+    bad = trainer_module._of_teacher(ModelOutput({}, torch.stack([masked[0], torch.tensor(row)])))
+    assert [name for name, value in bad.items() if not value.isfinite().all()] == ["The teacher's logits"]
 
 
 def test_a_later_nan_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):

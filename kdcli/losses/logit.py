@@ -13,6 +13,9 @@ from kdcli.config import DivergenceName
 from kdcli.losses.common import require_labels, require_positive, same_shape, unit, without_autocast
 from kdcli.normalize import centre
 
+LOWEST_LOGIT = torch.finfo(torch.float16).min
+"""A teacher's class whose logit is not above it is masked: libraries write a type's lowest number where they mean -inf."""
+
 
 def logit_kd(
     student_logits: Tensor,
@@ -34,6 +37,11 @@ def logit_kd(
       symmetric at ``β = 1/2``. It vanishes at both ends: divided by ``β`` it tends to ``KL(p ‖ q)`` as ``β → 0``, divided
       by ``1 − β`` to ``KL(q ‖ p)`` as ``β → 1``.
 
+    A class that the teacher masks (:func:`mask_logits`) has ``p = 0``. Whatever the student gives it counts in
+    ``KL(p ‖ q)``, ``p log p`` being 0 there, and in Jensen-Shannon. ``KL(q ‖ p)``, which would be infinite, is that over the
+    other classes, both sides' softmax being over these alone, plus ``−log`` of the probability that the student gives them.
+    A teacher that masks all classes gives NaN.
+
     Args:
         student_logits: ``(..., num_classes)``.
         teacher_logits: the same shape, over the same classes in the same order.
@@ -45,9 +53,19 @@ def logit_kd(
     require_positive("temperature", temperature)
     require_divergence(divergence, beta)
     student_log_probs = F.log_softmax(student_logits / temperature, dim=-1)
-    teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=-1)
+    teacher_log_probs = F.log_softmax(mask_logits(teacher_logits) / temperature, dim=-1)
+    outside: Tensor | float = 0.0
+    if divergence == "reverse_kl":
+        student_log_probs = student_log_probs.masked_fill(teacher_log_probs == -math.inf, -math.inf)
+        inside = student_log_probs.logsumexp(dim=-1, keepdim=True)
+        student_log_probs, outside = student_log_probs - inside, -inside[..., 0]
     terms, _ = divergence_terms(student_log_probs, teacher_log_probs, divergence, beta)
-    return temperature**2 * terms.sum(dim=-1).mean()
+    return temperature**2 * (terms.sum(dim=-1) + outside).mean()
+
+
+def mask_logits(teacher_logits: Tensor) -> Tensor:
+    """Return a teacher's logits, of any shape, with ``-inf`` for the classes that it masks: up to ``LOWEST_LOGIT``."""
+    return teacher_logits.masked_fill(teacher_logits <= LOWEST_LOGIT, -math.inf)
 
 
 def require_divergence(divergence: DivergenceName, beta: float) -> None:
@@ -64,17 +82,25 @@ def divergence_terms(
     """Return what each class adds to a divergence of :func:`logit_kd`, and its score for the gradient.
 
     The sum of the terms over the classes is the divergence; its derivative for the student's logits (those of the
-    softmax) is ``score − q · Σ score``, with the student's probabilities ``q``. Both of any shape.
+    softmax) is ``score − q · Σ score``, with the student's probabilities ``q``. Both of any shape; ``-inf`` is a probability
+    of 0, which no term of ``"reverse_kl"`` may have on the teacher's side alone.
     """
     if divergence == "forward_kl":
-        teacher_probs = teacher_log_probs.exp()
-        return teacher_probs * (teacher_log_probs - student_log_probs), -teacher_probs
+        return _relative(teacher_log_probs, student_log_probs), -teacher_log_probs.exp()
     if divergence == "reverse_kl":
-        terms = student_log_probs.exp() * (student_log_probs - teacher_log_probs)
+        terms = _relative(student_log_probs, teacher_log_probs)
         return terms, terms
-    mixture = torch.logaddexp(teacher_log_probs + math.log(beta), student_log_probs + math.log1p(-beta))
-    of_student = (1 - beta) * student_log_probs.exp() * (student_log_probs - mixture)
-    return beta * teacher_log_probs.exp() * (teacher_log_probs - mixture) + of_student, of_student
+    nowhere = (student_log_probs == -math.inf) & (teacher_log_probs == -math.inf)  # where logaddexp has no gradient
+    ours, theirs = student_log_probs.masked_fill(nowhere, 0), teacher_log_probs.masked_fill(nowhere, 0)
+    mixture = torch.logaddexp(theirs + math.log(beta), ours + math.log1p(-beta))
+    of_student = (1 - beta) * _relative(student_log_probs, mixture)
+    return beta * _relative(teacher_log_probs, mixture) + of_student, of_student
+
+
+def _relative(log_probs: Tensor, log_others: Tensor) -> Tensor:
+    """Return ``p · (log p − log p')``, and 0 with zero gradient where ``p`` is 0."""
+    nothing = log_probs == -math.inf
+    return log_probs.exp() * (log_probs.masked_fill(nothing, 0) - log_others.masked_fill(nothing, 0))
 
 
 def dkd(
@@ -91,7 +117,8 @@ def dkd(
     Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, Eq. 7. With ``b = (p_y, 1 − p_y)``, the
     probability of the sample's class against all others, and ``q`` the softmax over the other classes alone,
     ``TCKD = KL(b_t ‖ b_s)`` and ``NCKD = KL(q_t ‖ q_s)``; ``α = 1`` and ``β = 1 − p_y`` of the teacher would be
-    :func:`logit_kd`. ``T²`` is the authors' code's. Two classes have ``NCKD = 0``.
+    :func:`logit_kd`. ``T²`` is the authors' code's. Two classes have ``NCKD = 0``. Classes that the teacher masks
+    (:func:`mask_logits`) have probability 0; where those are all but the sample's own, ``NCKD`` is 0.
 
     Args:
         student_logits: ``(..., num_classes)``, at least two classes.
@@ -107,10 +134,10 @@ def dkd(
     if student_logits.shape[-1] < 2:
         raise ValueError("dkd compares a class with the others: it needs at least two classes.")
     student_target, student_others = _decouple(student_logits / temperature, labels)
-    teacher_target, teacher_others = _decouple(teacher_logits / temperature, labels)
-    tckd = F.kl_div(student_target, teacher_target, reduction="batchmean", log_target=True)
-    nckd = F.kl_div(student_others, teacher_others, reduction="batchmean", log_target=True)
-    return temperature**2 * (alpha * tckd + beta * nckd)
+    teacher_target, teacher_others = _decouple(mask_logits(teacher_logits) / temperature, labels)
+    tckd = _relative(teacher_target, student_target).sum(dim=1)
+    nckd = _relative(teacher_others, student_others).sum(dim=1)
+    return temperature**2 * (alpha * tckd + beta * nckd).mean()
 
 
 def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +149,8 @@ def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     target = logits.gather(1, labels[:, None])
     others = logits.gather(1, columns + (columns >= labels[:, None]))
     binary = torch.cat([target, others.logsumexp(dim=1, keepdim=True)], dim=1)
-    return binary.log_softmax(dim=1), others.log_softmax(dim=1)
+    is_alone = (others == -math.inf).all(dim=1, keepdim=True)
+    return binary.log_softmax(dim=1), others.log_softmax(dim=1).masked_fill(is_alone, -math.inf)
 
 
 @without_autocast
@@ -140,7 +168,8 @@ def dist(
     probabilities ``Y = softmax(z/T)``, ``L_inter`` is the mean over samples of ``1 − ρ(Y_s[i, :], Y_t[i, :])`` and
     ``L_intra`` the mean over classes of ``1 − ρ(Y_s[:, j], Y_t[:, j])``. ``T²`` is the authors' code's. That code also
     adds 1e-8 to the denominator of ``ρ``, which mutes classes whose probabilities hardly vary; the paper doesn't,
-    nor do we. Where one side is constant ``ρ`` is 0, without gradient. One sample has no ``L_intra``.
+    nor do we. Where one side is constant ``ρ`` is 0, without gradient: a class that the teacher masks in all samples has 1
+    in ``L_intra``. One sample has no ``L_intra``.
 
     Args:
         student_logits: ``(..., num_classes)``; every leading dimension counts as batch, as pixels do in the paper.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kdcli.config import DivergenceName
 from kdcli.losses.common import require_labels, require_positive
-from kdcli.losses.logit import divergence_terms, require_divergence
+from kdcli.losses.logit import divergence_terms, mask_logits, require_divergence
 from kdcli.normalize import full_precision
 
 
@@ -194,10 +194,11 @@ class _Normaliser:
         self.total = torch.zeros(len(like), 1, device=like.device)
 
     def add(self, logits: Tensor) -> None:
-        """Take more of the rows in, ``(N, C)``."""
+        """Take more of the rows in, ``(N, C)``; ``-inf`` among them is nothing."""
         largest = torch.maximum(self.largest, logits.amax(dim=1, keepdim=True))
-        pieces = (logits - largest).exp().sum(dim=1, keepdim=True)
-        self.total = self.total * (self.largest - largest).exp() + pieces
+        shift = torch.where(largest == -torch.inf, 0, largest)  # of rows that are nothing so far
+        pieces = (logits - shift).exp().sum(dim=1, keepdim=True)
+        self.total = self.total * (self.largest - shift).exp() + pieces
         self.largest = largest
 
     def log_probs(self, logits: Tensor) -> Tensor:
@@ -216,32 +217,56 @@ class _Loss(Protocol):
 
 
 class _Divergence:
+    """:func:`kdcli.losses.logit_kd` of every position; ``student`` is over the tokens that the divergence looks at."""
+
     def __init__(self, teacher: VocabularyLogits, divergence: DivergenceName, temperature: float, beta: float) -> None:
         self.teacher = teacher
         self.options: tuple[DivergenceName, float] = (divergence, beta)
         self.temperature = temperature
+        self.leaves_out = divergence == "reverse_kl"
 
     def values(self, logits: VocabularyLogits) -> Tensor:
-        self.student_normaliser, self.teacher_normaliser = _Normaliser(logits.hidden), _Normaliser(logits.hidden)
+        self.normaliser, self.student_normaliser, self.teacher_normaliser = (
+            _Normaliser(logits.hidden) for _ in range(3)
+        )
         for tokens in logits.parts:
-            self.student_normaliser.add(logits.part(tokens) / self.temperature)
-            self.teacher_normaliser.add(self.teacher.part(tokens) / self.temperature)
+            student, teacher = self._scaled(tokens, logits.part(tokens))
+            if self.leaves_out:
+                self.normaliser.add(student)
+            self.student_normaliser.add(self._among(student, teacher))
+            self.teacher_normaliser.add(teacher)
         total = self.total_score = torch.zeros(len(logits), device=logits.hidden.device)
         for tokens in logits.parts:
-            terms, scores = divergence_terms(*self._log_probs(tokens, logits.part(tokens)), *self.options)
+            terms, scores = divergence_terms(
+                *self._log_probs(*self._scaled(tokens, logits.part(tokens))), *self.options
+            )
             total, self.total_score = total + terms.sum(dim=1), self.total_score + scores.sum(dim=1)
+        if self.leaves_out:
+            inside = self.student_normaliser
+            total = total - (self.normaliser.log_probs(inside.largest) + inside.total.log())[:, 0]
         return self.temperature**2 * total
 
     def gradient(self, tokens: slice, logits: Tensor) -> Tensor:
-        student, teacher = self._log_probs(tokens, logits)
-        _, scores = divergence_terms(student, teacher, *self.options)
-        return self.temperature * (scores - student.exp() * self.total_score[:, None])
+        student, teacher = self._scaled(tokens, logits)
+        log_probs, teacher_log_probs = self._log_probs(student, teacher)
+        _, scores = divergence_terms(log_probs, teacher_log_probs, *self.options)
+        gradient = scores - log_probs.exp() * self.total_score[:, None]
+        if self.leaves_out:
+            gradient = gradient + self.normaliser.log_probs(student).exp() - log_probs.exp()
+        return self.temperature * gradient
 
-    def _log_probs(self, tokens: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the student's and the teacher's log-probabilities of some tokens, ``(N, C)``."""
+    def _scaled(self, tokens: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the student's and the teacher's logits of some tokens by the temperature, ``(N, C)``."""
+        return logits / self.temperature, mask_logits(self.teacher.part(tokens)) / self.temperature
+
+    def _among(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return student.masked_fill(teacher == -torch.inf, -torch.inf) if self.leaves_out else student
+
+    def _log_probs(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of both, ``(N, C)``."""
         return (
-            self.student_normaliser.log_probs(logits / self.temperature),
-            self.teacher_normaliser.log_probs(self.teacher.part(tokens) / self.temperature),
+            self.student_normaliser.log_probs(self._among(student, teacher)),
+            self.teacher_normaliser.log_probs(teacher),
         )
 
 

@@ -56,6 +56,13 @@ def loop_dkd(student, teacher, labels, temperature, alpha=1.0, beta=8.0):
     return temperature**2 * total / len(samples)
 
 
+def loop_of_masked_dkd(student, teacher, labels, temperature, alpha=1.0, beta=8.0):
+    """Sample 4's teacher has no other classes than the sample's own: there NCKD is 0."""
+    whole = loop_dkd(student[:4], teacher[:4], labels[:4], temperature, alpha, beta) * 4
+    own = softmax(student[4].tolist(), temperature)[labels[4]]
+    return (whole - temperature**2 * alpha * math.log(own)) / 5
+
+
 def pearson(x, y):
     x, y = [a - sum(x) / len(x) for a in x], [b - sum(y) / len(y) for b in y]
     product = math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
@@ -104,7 +111,7 @@ CASES = {
 }
 MUTATIONS = [
     ("logit_kd", "logit_kd", "temperature**2 * ", ""),
-    ("logit_kd", "logit_kd", ".sum(dim=-1).mean()", ".sum()"),
+    ("logit_kd", "logit_kd", "outside).mean()", "outside).sum()"),
     (
         "logit_kd",
         "logit_kd",
@@ -112,23 +119,28 @@ MUTATIONS = [
         "divergence_terms(teacher_log_probs, student_log_probs",
     ),
     ("logit_kd", "logit_kd", "student_logits / temperature", "student_logits"),
-    ("logit_kd", "divergence_terms", "return teacher_probs * (", "return ("),
-    ("reverse_kl", "divergence_terms", "terms = student_log_probs.exp() * ", "terms = teacher_log_probs.exp() * "),
+    ("logit_kd", "_relative", "return log_probs.exp() * (", "return ("),
+    (
+        "reverse_kl",
+        "divergence_terms",
+        "terms = _relative(student",
+        "terms = student_log_probs.exp() + _relative(student",
+    ),
     ("reverse_kl", "logit_kd", "divergence, beta)\n    return", "'forward_kl', beta)\n    return"),
     (
         "jensen_shannon-0.9",
         "divergence_terms",
-        "teacher_log_probs + math.log(beta)",
-        "student_log_probs + math.log(beta)",
+        "theirs + math.log(beta)",
+        "ours + math.log(beta)",
     ),
     ("jensen_shannon-0.9", "divergence_terms", "math.log1p(-beta)", "math.log(beta)"),
-    ("jensen_shannon-0.9", "divergence_terms", "(1 - beta) * student", "beta * student"),
-    ("jensen_shannon-0.9", "divergence_terms", "return beta * teacher", "return (1 - beta) * teacher"),
+    ("jensen_shannon-0.9", "divergence_terms", "(1 - beta) * _relative", "beta * _relative"),
+    ("jensen_shannon-0.9", "divergence_terms", "return beta * _relative", "return (1 - beta) * _relative"),
     ("jensen_shannon-0.9", "divergence_terms", " + of_student", ""),
     ("dkd", "dkd", "temperature**2 * (", "("),
     ("dkd", "dkd", "alpha * tckd + beta * nckd", "beta * tckd + alpha * nckd"),
     ("dkd", "dkd", "alpha * tckd +", "alpha * tckd -"),
-    ("dkd", "dkd", "student_others, teacher_others, red", "teacher_others, student_others, red"),
+    ("dkd", "dkd", "_relative(teacher_others, student_others)", "_relative(student_others, teacher_others)"),
     ("dkd", "_decouple", "columns >= labels", "columns > labels"),
     ("dkd", "_decouple", "others.logsumexp(", "logits.logsumexp("),
     ("dist", "dist", "temperature**2 * loss", "loss"),
@@ -186,6 +198,83 @@ class TestEveryLoss:
         student, teacher, *rest = case.tensors(3, 4)
         with pytest.raises(ValueError, match=r"same shape, got \(3, 4\) and \(1, 4\)"):
             case.loss(student, teacher[:1], *rest, **case.options)
+
+
+class TestMaskedClasses:
+    """Where a teacher's logit is -inf, or the lowest number of a type."""
+
+    LOWEST = (
+        -math.inf,
+        torch.finfo(torch.float32).min,
+        torch.finfo(torch.bfloat16).min,
+        torch.finfo(torch.float16).min,
+    )
+
+    @staticmethod
+    def masked(case):
+        """Its tensors, a sample's own class among the masked ones in dkd, and one sample with nothing but its own."""
+        student, teacher, *labels = case.tensors(5, 7)
+        where = torch.zeros(5, 7, dtype=torch.bool)
+        where[0, 2] = where[1, 0] = where[1, 3] = where[4, :6] = True
+        if labels:
+            where[0, labels[0][0]] = True
+            labels[0][4] = 6
+        return (student, teacher.masked_fill(where, -math.inf), *labels), where
+
+    @pytest.mark.parametrize("name", [name for name in CASES if name != "reverse_kl"])
+    def test_value_and_gradient(self, name, check_against_loop):
+        case = CASES[name]
+        tensors, _ = self.masked(case)
+        loop = loop_of_masked_dkd if case.loss is losses.dkd else case.loop
+        check_against_loop(case.loss, loop, tensors, case.options)
+
+    def test_reverse_kl_is_over_the_other_classes_and_has_mass_leave(self, check_against_loop):
+        case = CASES["reverse_kl"]
+        (student, teacher), where = self.masked(case)
+
+        def loop(student, teacher, temperature, divergence):
+            total = 0.0
+            for s, t, out in zip(student.tolist(), teacher.tolist(), where.tolist(), strict=True):
+                q, p, kept = softmax(s, temperature), softmax(t, temperature), [not masked for masked in out]
+                inside = sum(a for a, k in zip(q, kept, strict=True) if k)
+                total += kl([a / inside * k for a, k in zip(q, kept, strict=True)], p) - math.log(inside)
+            return temperature**2 * total / len(student)
+
+        check_against_loop(case.loss, loop, (student, teacher), case.options)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+    @pytest.mark.parametrize("name", CASES)
+    def test_a_lowest_number_is_no_other_than_minus_infinity(self, name, dtype, check_finite):
+        case = CASES[name]
+        (student, teacher, *labels), where = self.masked(case)
+        expected = case.loss(student.to(dtype), teacher.to(dtype), *labels, **case.options)
+        for lowest in self.LOWEST:
+            if lowest >= torch.finfo(dtype).min:
+                masked = teacher.masked_fill(where, lowest).to(dtype)
+                value, gradient = check_finite(case.loss, (student.to(dtype), masked, *labels), case.options)
+                assert value == expected.item()
+                assert gradient.any()
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_a_student_that_masks_them_too_is_compared_on_the_others(self, name, check_finite):
+        case = CASES[name]
+        student, teacher, *labels = case.tensors(5, 7)
+        labels = [label % 5 for label in labels]
+        keep = torch.tensor([0, 1, 2, 4, 6])
+        expected = case.loss(student[:, keep], teacher[:, keep], *labels, **case.options)
+        labels = [keep[label] for label in labels]
+        masked = torch.full((2, 5, 7), -math.inf, dtype=torch.float64)
+        masked[0, :, keep], masked[1, :, keep] = student[:, keep], teacher[:, keep]
+        value, _ = check_finite(case.loss, (masked[0], masked[1], *labels), case.options)
+        if case.loss is not losses.dist:  # whose means are over all classes
+            assert value == pytest.approx(expected.item(), rel=1e-9)
+
+    @pytest.mark.parametrize("name", [name for name in CASES if name != "deit_hard"])
+    def test_all_of_them_is_no_distribution(self, name):
+        case = CASES[name]
+        student, teacher, *labels = case.tensors(5, 7)
+        teacher[1] = -math.inf
+        assert not case.loss(student, teacher, *labels, **case.options).isfinite()
 
 
 @pytest.mark.parametrize(("name", "function", "old", "new"), MUTATIONS)
