@@ -452,40 +452,54 @@ class VectorOptions(LayerOptions):
 class FitNetOptions(MapOptions):
     """Hints (FitNets, Romero et al., ICLR 2015), trained together with the labels.
 
-    The weight goes with the mean error, and is that of Tian et al. (ICLR 2020) for their comparison; the paper has the
-    sum, with weight 1, in a stage of its own.
+    The weight goes with the mean error, and is that of Tian et al. (ICLR 2020) for their comparison, as is the default
+    regressor; the paper has the sum, with weight 1, in a stage of its own.
     """
 
     method: Literal["fitnet"] = "fitnet"
     weight: Positive = 100.0
-    regressor: Literal["convolutional", "linear"] = "convolutional"
-    """``convolutional`` has the kernel that takes the student's grid to the teacher's; ``linear`` maps the channels of
-    each position of the common grid."""
+    regressor: Literal["benchmark", "convolutional", "linear"] = "benchmark"
+    """``convolutional``, the paper's, has the kernel that takes the student's grid to the teacher's. ``benchmark`` has a
+    3x3 convolution of stride 2 where the student's grid is twice the teacher's, a transposed one of 4x4 where it is half,
+    else the paper's, and batch normalisation and ReLU after it. ``linear`` maps the channels of each position of the
+    common grid."""
     reduction: Literal["mean", "sum"] = "mean"
     """Over a sample's elements: the mean of squares, or the paper's half of their sum."""
 
 
 class AttentionTransferOptions(MapOptions):
-    """Attention transfer (Zagoruyko and Komodakis, ICLR 2017); power and weight of the authors' code."""
+    """Attention transfer (Zagoruyko and Komodakis, ICLR 2017).
+
+    Power, weight and the ends of the stages are those of Tian et al. (ICLR 2020) for their comparison.
+    """
 
     method: Literal["attention_transfer"] = "attention_transfer"
-    weight: Positive = 500.0
+    weight: Positive = 1000.0
     power: Annotated[float, Field(ge=1)] = 2.0
+
+    by_stage: ClassVar[bool] = True
 
 
 class NSTOptions(MapOptions):
-    """Neuron selectivity transfer (Huang and Wang, 2017); the weight is Tian et al.'s (ICLR 2020)."""
+    """Neuron selectivity transfer (Huang and Wang, 2017); weight and layers are Tian et al.'s (ICLR 2020)."""
 
     method: Literal["nst"] = "nst"
     weight: Positive = 50.0
     kernel: Literal["polynomial", "linear"] = "polynomial"
 
+    by_stage: ClassVar[bool] = True
+
 
 class VIDOptions(MapOptions):
-    """Variational information distillation (Ahn et al., CVPR 2019); the initial variance is that of the authors' code."""
+    """Variational information distillation (Ahn et al., CVPR 2019).
+
+    Initial variance, weight and layers are those of Tian et al. (ICLR 2020) for their comparison.
+    """
 
     method: Literal["vid"] = "vid"
     initial_variance: Annotated[float, Field(gt=1e-5)] = 5.0
+
+    by_stage: ClassVar[bool] = True
 
 
 class SimilarityPreservingOptions(MapOptions):
@@ -501,6 +515,8 @@ class ReviewKDOptions(MapOptions):
     method: Literal["review_kd"] = "review_kd"
     width: Count = 512
     """Most channels of the fusion modules."""
+    pooled: bool = True
+    """Whether the deepest layer's average over positions is a level of its own, deeper still."""
 
     by_stage: ClassVar[bool] = True
 

@@ -263,18 +263,19 @@ def layers_of(options):
 
 
 def test_one_method_comes_with_the_labels_loss_and_its_layers():
-    made = plan(STAGED_TEACHER, student=STAGED, method="nst")
-    assert [options.method for options in made.methods] == ["supervised", "nst"]
+    made = plan(STAGED_TEACHER, student=STAGED, method="similarity_preserving")
+    assert [options.method for options in made.methods] == ["supervised", "similarity_preserving"]
     assert layers_of(made.methods[1]) == [("pooled", "pooled")]
-    (features,) = [d for d in made.decisions if d.name == "features: nst"]
+    (features,) = [d for d in made.decisions if d.name == "features: similarity preserving"]
     assert features.value == "student pooled (64, 2x2) -> teacher pooled (128, 2x2)"
     named = plan(STAGED_TEACHER, student=STAGED, method="vid", feature_layers=["layer2:layer1"], feature_weight=3)
     assert (layers_of(named.methods[1]), named.methods[1].weight) == ([("layer2", "layer1")], 3)
     assert [d.value for d in named.decisions if d.name == "teacher runs"] == ["up to layer1"]
 
 
-def test_stages_are_paired_from_the_end():
-    made = plan(STAGED_TEACHER, student=STAGED, method="review_kd")
+@pytest.mark.parametrize("method", ["review_kd", "attention_transfer", "nst", "vid"])
+def test_stages_are_paired_from_the_end(method):
+    made = plan(STAGED_TEACHER, student=STAGED, method=method)
     assert layers_of(made.methods[1]) == [("layer1", "layer2"), ("layer2", "layer3")]
 
 

@@ -45,10 +45,11 @@ def log_sum(student: Tensor, teacher: Tensor, *, alpha: float = 4.0, eps: float 
     """Log-sum distance, ``log(Σ |s − t|^α + eps)``: one sum over all elements of the batch, one logarithm.
 
     Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024, with α = 4.
-    The reduction, and ``eps`` from its DeiT variant, are those of the authors' code; there both sides are normalised by
-    a batch norm without affine parameters first. The logarithm makes the gradient independent of the scale of the
-    differences: a mean in place of the sum would only shift the loss. ``eps`` bounds it from below, by ``log(eps)`` at
-    ``s = t``, where the gradient is zero. Any finite difference gives a finite loss: the largest one is factored out.
+    The reduction is that of the authors' code for ImageNet, in which both sides are normalised by a batch norm without
+    affine parameters first. ``eps`` is not in it: their DeiT code has it, in the logarithm of another sum, of powers of
+    ``1 − correlation``. The logarithm makes the gradient independent of the scale of the differences: a mean in place of
+    the sum would only shift the loss. ``eps`` bounds it from below, by ``log(eps)`` at ``s = t``, where the gradient is
+    zero. Any finite difference gives a finite loss: the largest one is factored out.
 
     Args:
         student: features of any shape.
@@ -88,7 +89,7 @@ def vid(student: Tensor, teacher: Tensor, *, raw_variance: Tensor, eps: float = 
     Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835: the negative
     log-likelihood of the teacher's features under a Gaussian of mean ``μ``, predicted from the student's, and one
     variance a channel, ``σ² = softplus(α) + ε``, without the constant. The paper sums over channels and positions; the
-    mean is the authors' code's. The loss can be negative.
+    mean is that of RepDistiller (Tian et al., ICLR 2020). The loss can be negative.
 
     Args:
         student: ``μ``, the regressor's output, ``(B, C, ...)``.
@@ -135,8 +136,9 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0) 
     """Activation-based attention transfer, ``(Q_s/‖Q_s‖ − Q_t/‖Q_t‖)²``, mean over samples and positions.
 
     Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928, Sec. 3.1. ``Q`` is the
-    attention map ``Σ_c |A_c|^p`` of a sample as a vector. The paper (Eq. 2) takes the norm of the difference; its square
-    and the mean, to which a weight of 500 belongs, are the authors' code's. Attention maps are pooled to a common grid
+    attention map ``Σ_c |A_c|^p`` of a sample as a vector. The paper (Eq. 2) takes the norm of the difference, with weight
+    β/2; its square and the mean, with weight 1000 for each of several stages, are those of RepDistiller (Tian et al., ICLR
+    2020) and mdistiller. Attention maps are pooled to a common grid
     with :func:`common_grid`. The value doesn't change when a sample's map is scaled.
 
     Args:

@@ -16,8 +16,9 @@ class FitNet(LayerMethod):
 
     Attributes:
         regressors: one a pair. A convolutional one has the kernel, ``H_s − H_t + 1`` a side, that takes the student's
-            grid to the teacher's; where the student's grid is smaller, the teacher's map is average-pooled to it. A
-            linear one is a 1x1 convolution on the common grid.
+            grid to the teacher's; where the student's grid is smaller, the teacher's map is average-pooled to it. That of
+            the benchmark halves or doubles a grid where that is all it takes, and ends in batch normalisation and ReLU.
+            A linear one is a 1x1 convolution on the common grid.
     """
 
     def __init__(self, options: FitNetOptions, context: Context) -> None:
@@ -27,13 +28,14 @@ class FitNet(LayerMethod):
         self.loss = losses.mse if options.reduction == "mean" else losses.fitnet
         self.regressors = nn.ModuleList()
         for student_tap, teacher_tap in self.layers:
-            (rows, columns), (fewer_rows, fewer_columns) = (
-                context.student.grids[student_tap],
-                context.teacher.grids[teacher_tap],
-            )
-            kernel = max(rows - fewer_rows, 0) + 1, max(columns - fewer_columns, 0) + 1
+            ours, theirs = context.student.grids[student_tap], context.teacher.grids[teacher_tap]
             narrow, wide = context.student.feature_dims[student_tap], context.teacher.feature_dims[teacher_tap]
-            self.regressors.append(nn.Conv2d(narrow, wide, kernel_size=1 if self.is_linear else kernel))
+            if options.regressor == "benchmark":
+                regressor = _halving_or_doubling(narrow, wide, ours, theirs) or _shrinking(narrow, wide, ours, theirs)
+                self.regressors.append(nn.Sequential(regressor, nn.BatchNorm2d(wide), nn.ReLU()))
+            else:
+                linear = nn.Conv2d(narrow, wide, kernel_size=1)
+                self.regressors.append(linear if self.is_linear else _shrinking(narrow, wide, ours, theirs))
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the sum; labels are not read."""
@@ -44,6 +46,21 @@ class FitNet(LayerMethod):
             regressed = regressor(ours)
             terms.append(self.loss(*losses.common_grid(regressed, theirs)))
         return torch.stack(terms).sum()
+
+
+def _halving_or_doubling(narrow: int, wide: int, ours: tuple[int, int], theirs: tuple[int, int]) -> nn.Module | None:
+    """Return the benchmark's convolution from one grid to half or twice of it; None between others."""
+    if ours == (2 * theirs[0], 2 * theirs[1]):
+        return nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1)
+    if theirs == (2 * ours[0], 2 * ours[1]):
+        return nn.ConvTranspose2d(narrow, wide, kernel_size=4, stride=2, padding=1)
+    return None
+
+
+def _shrinking(narrow: int, wide: int, ours: tuple[int, int], theirs: tuple[int, int]) -> nn.Conv2d:
+    """Return the convolution whose kernel takes a grid to a smaller one; of 1 along a side that is no larger."""
+    rows, columns = (max(own - other, 0) + 1 for own, other in zip(ours, theirs, strict=True))
+    return nn.Conv2d(narrow, wide, kernel_size=(rows, columns))
 
 
 build = FitNet

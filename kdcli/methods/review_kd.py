@@ -15,16 +15,18 @@ from kdcli.models.base import ModelOutput
 class ReviewKD(LayerMethod):
     """The student's layers are fused from the deepest on, each with what the deeper ones came to, and compared.
 
-    Layers are given from shallow to deep. The loss is the sum of :func:`kdcli.losses.review_kd` over them.
+    Layers are given from shallow to deep; with ``pooled`` the last one's average over positions, a map of 1x1, is the
+    deepest level. The loss is the sum of :func:`kdcli.losses.review_kd` over the levels.
 
     Attributes:
-        fusions: one a layer, the deepest first.
+        fusions: one a level, the deepest first.
     """
 
     def __init__(self, options: ReviewKDOptions, context: Context) -> None:
         super().__init__(options, context)
         assert context.teacher is not None
-        deepest_first = self.layers[::-1]
+        self.pooled = options.pooled
+        deepest_first = [*([self.layers[-1]] if options.pooled else []), *reversed(self.layers)]
         width = min(options.width, context.student.feature_dims[deepest_first[0][0]])
         self.fusions = nn.ModuleList(
             Fusion(
@@ -39,7 +41,10 @@ class ReviewKD(LayerMethod):
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the sum; labels are not read."""
         fused, terms = None, []
-        for fusion, (ours, theirs) in zip(self.fusions, reversed(list(self.pairs(student, teacher))), strict=True):
+        levels = list(self.pairs(student, teacher))
+        if self.pooled:
+            levels.append((levels[-1][0].mean((2, 3), keepdim=True), levels[-1][1].mean((2, 3), keepdim=True)))
+        for fusion, (ours, theirs) in zip(self.fusions, reversed(levels), strict=True):
             output, fused = fusion(ours, fused, (theirs.shape[2], theirs.shape[3]))
             terms.append(losses.review_kd(output, theirs))
         return torch.stack(terms).sum()
@@ -60,6 +65,9 @@ class Fusion(nn.Module):
         self.reduce = nn.Sequential(nn.Conv2d(in_width, width, 1, bias=False), nn.BatchNorm2d(width))
         self.attention = nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid()) if with_deeper else None
         self.expand = nn.Sequential(nn.Conv2d(width, out_width, 3, padding=1, bias=False), nn.BatchNorm2d(out_width))
+        for module in (*self.reduce, *self.expand):
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
 
     def forward(self, own: Tensor, deeper: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return what is compared with the teacher, ``(B, out_width, *grid)``, and what is handed on.

@@ -18,8 +18,8 @@ _EPS = 1e-5
 class VID(LayerMethod):
     """The teacher's maps under a Gaussian whose mean is predicted from the student's, summed over the layers.
 
-    Maps are average-pooled to a common grid. The regressor is that of the authors' code: three 1x1 convolutions as wide
-    as the teacher, with ReLU between.
+    Maps are average-pooled to a common grid. The regressor is that of RepDistiller (Tian et al., ICLR
+    2020): three 1x1 convolutions as wide as the teacher, with ReLU between.
 
     Attributes:
         regressors: one a pair.

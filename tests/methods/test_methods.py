@@ -101,6 +101,17 @@ def fitnet(method, s, t, targets):
     return sum(terms)
 
 
+def fitnet_benchmark(method, s, t, targets):
+    """From 1 x 1 to 2 x 2 by a transposed convolution; 4 x 4 against 6 x 6 is neither half nor twice: a kernel of 1."""
+    (up, up_norm, _), (same, same_norm, _) = method.regressors
+    (first, first_theirs), (last, last_theirs) = pairs(s, t)[1]
+    grown = F.conv_transpose2d(first, up.weight, up.bias, stride=2, padding=1)
+    assert (up.kernel_size, grown.shape) == ((4, 4), first_theirs.shape)
+    total = (torch.relu(up_norm(grown)) - first_theirs).square().mean()
+    kept = torch.relu(same_norm(F.conv2d(last, same.weight, same.bias)))
+    return total + (kept - F.adaptive_avg_pool2d(last_theirs, last.shape[2:])).square().mean()
+
+
 def vid(method, s, t, targets):
     terms = []
     for regressor, raw, (ours, theirs) in zip(method.regressors, method.raw_variances, pairs(s, t)[1], strict=True):
@@ -111,11 +122,19 @@ def vid(method, s, t, targets):
 
 
 def review_kd(method, s, t, targets):
-    """Deepest first, as in the paper; here the given order is from deep to shallow, so the last pair is the deepest."""
+    """Deepest first, as in the paper; here the given order is from deep to shallow, so the last pair is the deepest.
+
+    Before it comes its mean over positions, a map of 1 x 1.
+    """
     (first, first_theirs), (last, last_theirs) = pairs(s, t)[1]
-    deep, shallow = method.fusions
-    out, fused = deep(last, None, last_theirs.shape[2:])
-    total = losses.review_kd(out, last_theirs)
+    *pooled, deep, shallow = method.fusions
+    total, fused = 0, None
+    for fusion in pooled:
+        mean = last_theirs.mean((2, 3), keepdim=True)
+        out, fused = fusion(last.mean((2, 3), keepdim=True), None, (1, 1))
+        total = total + (out - mean).square().mean()
+    out, fused = deep(last, fused, last_theirs.shape[2:])
+    total = total + losses.review_kd(out, last_theirs)
     out, _ = shallow(first, fused, first_theirs.shape[2:])
     return total + losses.review_kd(out, first_theirs)
 
@@ -164,7 +183,8 @@ CASES = {
     "dist": ({"temperature": 2.0, "gamma": 0.5}, logits(losses.dist, temperature=2.0, gamma=0.5)),
     "deit": ({}, token(losses.deit_hard)),
     "deit-soft": ({"kind": "soft"}, token(losses.deit_soft, temperature=3.0)),
-    "fitnet": ({}, fitnet),
+    "fitnet": ({}, fitnet_benchmark),
+    "fitnet-convolutional": ({"regressor": "convolutional"}, fitnet),
     "fitnet-linear": ({"regressor": "linear"}, fitnet),
     "attention_transfer": ({"power": 3.0}, of_maps(lambda s, t: losses.attention_transfer(s, t, power=3.0))),
     "nst": ({}, of_maps(losses.nst)),
@@ -172,6 +192,7 @@ CASES = {
     "vid": ({"initial_variance": 2.0}, vid),
     "similarity_preserving": ({}, of_maps(losses.similarity_preserving)),
     "review_kd": ({"width": 16}, review_kd),
+    "review_kd-layers": ({"width": 16, "pooled": False}, review_kd),
     "pkt": ({}, of_features(losses.pkt)),
     "correlation_congruence": (
         {"gamma": 0.7, "order": 3},
@@ -273,7 +294,13 @@ def test_dkd_of_a_batch_without_labels_is_zero(student, teacher, batch):
 
 def test_fitnets_kernel_takes_the_students_grid_to_the_teachers(student, teacher, batch):
     """4 x 4 to 2 x 2 is a kernel of 3; the paper's loss is half the sum of squares, which weighs 1."""
-    hint = {"method": "fitnet", "layers": ["layer2:pooled"], "reduction": "sum", "weight": 1}
+    hint = {
+        "method": "fitnet",
+        "layers": ["layer2:pooled"],
+        "regressor": "convolutional",
+        "reduction": "sum",
+        "weight": 1,
+    }
     distiller = build(student, teacher, hint).eval()
     (regressor,) = distiller.methods["fitnet"].regressors
     assert (student.facts.grids["layer2"], teacher.facts.grids["pooled"]) == ((4, 4), (2, 2))
@@ -286,10 +313,25 @@ def test_fitnets_kernel_takes_the_students_grid_to_the_teachers(student, teacher
     torch.testing.assert_close(distiller(batch, outputs)["fitnet"], expected)
 
 
+def test_fitnets_regressor_of_the_benchmark_halves_a_grid(student, teacher, batch):
+    """4 x 4 to 2 x 2 by a convolution of 3 x 3 and stride 2, then batch normalisation and ReLU; the loss is a mean."""
+    distiller = build(student, teacher, {"method": "fitnet", "layers": ["layer2:pooled"]}).eval()
+    (regressor,) = distiller.methods["fitnet"].regressors
+    convolution, norm, _ = regressor
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    outputs = outputs_of_teacher(distiller, teacher, batch)
+    images = prepare(batch.images, student.facts.preprocessing)
+    ours = student(images, maps=("layer2",), logits=False).maps["layer2"]
+    halved = F.conv2d(ours, convolution.weight, convolution.bias, stride=2, padding=1)
+    assert (convolution.weight.shape[2:], halved.shape) == ((3, 3), outputs.maps["pooled"].shape)
+    expected = (torch.relu(norm(halved)) - outputs.maps["pooled"]).square().mean()
+    torch.testing.assert_close(distiller(batch, outputs)["fitnet"], expected)
+
+
 def test_review_kd_fuses_by_position(student, teacher, batch):
     """The fusion recomputed from its parts: two weights a position, deeper maps enlarged to the layer's grid."""
     layers = ["layer2:blocks.2", "pooled:pooled"]
-    distiller = build(student, teacher, {"method": "review_kd", "layers": layers}).eval()
+    distiller = build(student, teacher, {"method": "review_kd", "layers": layers, "pooled": False}).eval()
     fusions = distiller.methods["review_kd"].fusions
     assert [fusion.attention is None for fusion in fusions] == [True, False]
     images = prepare(batch.images, student.facts.preprocessing)
