@@ -90,6 +90,7 @@ class Decision:
 
 _PROBED = ("image-classification", "text-classification")
 """Tasks for which 'kdcli models probe' ranks teachers, where each sample has one class."""
+_SUPERVISED_OF_REFILLED = SupervisedOptions(label_smoothing=0)  # the authors' code smooths no labels
 _REFILLED_REASONS = {
     "stochastic_triplet_kl": "The teacher's comparisons of the triplets that are hard for the student shape its features;"
     " no label's name is read, only which images are of one class.",
@@ -325,7 +326,7 @@ def _choose_refilled(config: RunConfig, teacher: ModelFacts | None) -> RunConfig
         raise UserError(f"{option} {value} has no effect: REFILLED has no projector.", f"Drop {option}, or --method.")
     stage = config.embedding or EmbeddingConfig(epochs=config.train.epochs)
     return config.model_copy(
-        update={"method": None, "methods": (SupervisedOptions(), LocalClassifierOptions()), "embedding": stage}
+        update={"method": None, "methods": (_SUPERVISED_OF_REFILLED, LocalClassifierOptions()), "embedding": stage}
     )
 
 
