@@ -148,10 +148,13 @@ class DataConfig(Section):
     """Cut from the whole where the data have no splits at all."""
     image_column: Name | None = None
     text_column: Name | None = None
+    text_pair_column: Name | None = None
+    """The second text of a pair, such as the hypothesis beside a premise, for ``text-classification``; by default read
+    where both columns have names of pairs, such as ``premise`` and ``hypothesis``, and ``text_column`` isn't set."""
     label_column: Name | None = None
     label_kind: Literal["class", "classes", "number"] | None = None
     """What a text's label is: one class, several (a list, or a string with commas) or a number; by default what the
-    column's type says."""
+    column's values say, where they say it clearly."""
     mask_probability: Annotated[float, Field(gt=0, le=0.5)] = 0.15
     """Share of a text's tokens that a masked language model has to predict."""
     subset: Name | None = None

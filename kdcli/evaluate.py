@@ -449,7 +449,7 @@ def _data_config(
         if data is not None and not _same_data(config, data):
             # What belongs to the run's own files and to its training alone is left out.
             own = (
-                *("classes", "image_column", "text_column", "label_column", "label_kind", "subset"),
+                *("classes", "image_column", "text_column", "text_pair_column", "label_column", "label_kind", "subset"),
                 *("unlabelled", "labels_per_class", "train_images", "train_texts"),
             )
             chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
@@ -489,7 +489,7 @@ def _task_of(run: RunFolder | None, asked: str | None) -> str:
 def _open_samples(config: DataConfig, task: str, seed: int) -> ImageData | TextData:
     if task == "image-classification":
         return open_data(config, seed=seed)
-    texts = open_texts(config, task=task, seed=seed)
+    texts = open_texts(config, task=task, seed=seed, unclear_are_classes=True)
     if texts.facts.label_kind not in ("class", "words"):
         raise UserError(
             f"kdcli evaluate measures classifiers with one class a text, and the labels of {config.name} are others.",

@@ -55,6 +55,7 @@ from kdcli.models.base import Model, to_device
 from kdcli.models.hf_text import HFTextModel
 from kdcli.models.layers import resolve_indices
 from kdcli.models.measure import time_passes
+from kdcli.models.tokenizer import separates_pairs
 from kdcli.plan import Decision, Plan, describe_costs, make_plan
 from kdcli.run_folder import RunFolder
 from kdcli.tasks import Task, build_task
@@ -334,6 +335,8 @@ def _make_job(
         plan = plan.with_decisions([Decision("task", f"{config.task_extension}; {job.monitor} chooses", reason)])
     if (decision := _describe_epoch(config, plan, data)) is not None:
         plan = plan.with_decisions([decision])
+    if isinstance(data, TextData) and data.train.has_pairs:
+        plan = plan.with_decisions([_describe_pairs(teacher, student)])
     if job.pieces is not None:
         assert isinstance(data, TextData)
         plan = plan.with_decisions([_describe_pieces(config, data.train, job.pieces(data.train))])
@@ -378,13 +381,14 @@ def assemble_job(
 
 
 _NOT_OF_EVAL_DATA = (
-    *("text_column", "label_kind", "train_texts", "mask_probability"),
+    *("text_column", "text_pair_column", "label_kind", "train_texts", "mask_probability"),
     *("labelled_share", "unlabelled", "workers", "strict"),
 )
 _LABEL_KEYS = ("data.classes", "data.labels_per_class", "data.labelled_share")
 _TEXT_KEYS = (
     *("teacher.max_length", "teacher.pooling", "student.max_length", "student.pooling"),
-    *("student.tokenizer", "data.text_column", "data.label_kind", "data.train_texts", "data.mask_probability"),
+    *("student.tokenizer", "data.text_column", "data.text_pair_column", "data.label_kind", "data.train_texts"),
+    "data.mask_probability",
 )
 _TRIED_TEXTS = 200
 """So many training texts are cut by both tokenizers, to see that they do it alike."""
@@ -400,6 +404,7 @@ _KEYS_OF_TASKS = {
     "student.pooling": (_OVER_TEXTS, "each token stands for itself"),
     "data.mask_probability": (("masked-lm",), "nothing is masked"),
     "data.label_kind": (("text-classification",), "it reads no such labels"),
+    "data.text_pair_column": (("text-classification",), "it reads single texts"),
     "data.unlabelled": (
         (*_OVER_TEXTS, *LANGUAGE_MODELING),
         "words without labels are those of the data whose label is null",
@@ -517,6 +522,14 @@ def _check_tokenizers(teacher: Model | None, student: Model, data: TextData) -> 
             f"A language model is distilled token by token, and the tokenizers differ: {what}.",
             "Take a student without a tokenizer of its own, which gets the teacher's, or --student 'teacher?layers=N'.",
         )
+
+
+def _describe_pairs(teacher: Model | None, student: Model) -> Decision:
+    reason = "Each model's own encoding of two texts; the longer one is cut first."
+    for role, model in (("teacher", teacher), ("student", student)):
+        if isinstance(model, HFTextModel) and not separates_pairs(model.tokenizer):
+            reason += f" The {role}'s tokenizer puts nothing between them: the second goes on where the first ends."
+    return Decision("pairs", "two texts a sample, read together", reason)
 
 
 def _describe_pieces(config: RunConfig, texts: TextSource, pieces: TokenSource | WordSource) -> Decision:

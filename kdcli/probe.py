@@ -201,7 +201,7 @@ def _open(
     for option, value in (("--data-root", data_root), ("--classes", classes)):
         if value is not None:
             raise UserError(f"{option} is about images, and the task is {task}.", "Leave it out.")
-    texts = open_texts(DataConfig(name=data), task=task, seed=seed)
+    texts = open_texts(DataConfig(name=data), task=task, seed=seed, unclear_are_classes=True)
     if texts.facts.label_kind != "class":
         what = "several labels" if texts.facts.label_kind == "classes" else "a number"
         raise UserError(

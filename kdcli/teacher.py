@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kdcli.data import AnyBatch, TextBatch
+from kdcli.data import AnyBatch, Text, TextBatch
 from kdcli.models.base import Model, ModelOutput
 
 
@@ -41,11 +41,11 @@ class StoredTeacher:
 
     Args:
         model: the teacher.
-        rows: text -> its row in every table.
+        rows: text or pair -> its row in every table.
         outputs: of all texts: features (N, d) and logits (N, C) on the CPU.
     """
 
-    def __init__(self, model: Model, rows: Mapping[str, int], outputs: ModelOutput) -> None:
+    def __init__(self, model: Model, rows: Mapping[Text, int], outputs: ModelOutput) -> None:
         self.model = model
         self._rows = rows
         self._outputs = outputs
@@ -54,7 +54,7 @@ class StoredTeacher:
     def fill(
         cls,
         teacher: LiveTeacher,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         run: Callable[[AnyBatch], ModelOutput],
         batches: Iterable[AnyBatch],
         *,

@@ -225,7 +225,7 @@ class Trainer:
         if self.step == self.total_steps:  # nothing is left but the test
             return teacher
         # Texts of one length after the other need the least padding.
-        texts = sorted(set(source.texts), key=lambda text: (len(text), text))
+        texts = sorted(set(source.texts), key=lambda text: (len("".join(text)), text))
         if not 0 < StoredTeacher.size(teacher, len(texts)) <= _MAX_STORED:
             return teacher
         accelerator = self.accelerator

@@ -7,7 +7,7 @@ models :func:`cut_into_tokens` does that once. Of words with labels :func:`cut_w
 """
 
 from kdcli.data.augment import Augmentation
-from kdcli.data.batch import AnyBatch, Batch, TextBatch, TokenBatch, WordBatch
+from kdcli.data.batch import AnyBatch, Batch, Text, TextBatch, TextPair, TokenBatch, WordBatch
 from kdcli.data.images import UnreadableImage, decode_image
 from kdcli.data.loaders import EvalLoader, TrainLoader
 from kdcli.data.mix import Mix
@@ -30,9 +30,11 @@ __all__ = [
     "Masking",
     "Mix",
     "Reader",
+    "Text",
     "TextBatch",
     "TextData",
     "TextEvalLoader",
+    "TextPair",
     "TextSource",
     "TextTrainLoader",
     "TokenBatch",

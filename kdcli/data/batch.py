@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,19 +49,30 @@ class Batch:
         )
 
 
+class TextPair(NamedTuple):
+    """Two texts that are one sample, such as a premise and a hypothesis."""
+
+    first: str
+    second: str
+
+
+Text = str | TextPair
+"""A sample of text; those of one split are all single texts, or all pairs."""
+
+
 @dataclass(eq=False)
 class TextBatch:
     """Texts with their targets; each model makes its own tokens of them.
 
     Attributes:
-        texts: B of them.
+        texts: B of them, or of pairs.
         targets: int64 ``(B,)`` class indices, ``UNLABELLED`` for none; or float32 ``(B, C)``, zeros and ones of several
             labels, or a number, NaN for none.
         indices: int64 ``(B,)``, which samples of the source these are.
         skipped: always empty: every text can be read.
     """
 
-    texts: list[str]
+    texts: list[Text]
     targets: Tensor
     indices: Tensor
     skipped: list[str] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from kdcli.errors import UserError, did_you_mean
@@ -55,6 +56,26 @@ def choose_classes(specs: Sequence[str], class_names: Sequence[str], *, data: st
             _GRAMMAR,
         )
     return tuple(sorted(chosen))
+
+
+def alike(class_names: Sequence[str]) -> list[str]:
+    """Return a note on names that differ in nothing but blanks, case or Unicode form; none where there are none."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(class_names):
+        groups.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    found = [" and ".join(map(_shown, names)) for names in groups.values() if len(names) > 1]
+    if not found:
+        return []
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return [
+        f"Classes that differ in nothing but blanks, case or Unicode form: {'; '.join(found[:_SHOWN])}{more}. They are"
+        " taken as different classes."
+    ]
+
+
+def _shown(name: str) -> str:
+    """Return the name in quotes; of characters that have two forms the numbers."""
+    return ascii(name) if unicodedata.normalize("NFKC", name) != name else repr(name)
 
 
 def _split(spec: str, class_names: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from kdcli.config import DataConfig
-from kdcli.data.classes import choose_classes
+from kdcli.data.classes import alike, choose_classes
 from kdcli.data.folders import list_images
 from kdcli.data.sources import (
     Concatenation,
@@ -68,7 +68,7 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
             image file in two splits, fewer labels than ``labels_per_class``, or nothing at ``unlabelled``.
     """
     names, train, validation, test = official.class_names, official.train, official.validation, official.test
-    notes = list(official.notes)
+    notes = [*official.notes, *alike(names)]
     if len(names) < 2:
         raise UserError(
             f"{config.name} has {len(names)} class{'' if len(names) == 1 else 'es'}"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from kdcli.config import DataConfig
 from kdcli.data.images import UnreadableImage, decode_image
+from kdcli.data.labels import classes_of, is_discrete, label_indices, note_on_missing
 from kdcli.data.sources import ImageSource, OfficialSplits, Subset
 from kdcli.errors import UserError, did_you_mean
 from kdcli.extensions import Extension, find
@@ -30,6 +31,8 @@ _SUFFIXES = (".parquet", ".arrow")
 _PREFIXES = ("demo", "torchvision", "hf")
 """Of kdcli's own names of data."""
 _SAVED = ("dataset_dict.json", "dataset_info.json")
+_SHOWN = 8
+"""Columns that are listed."""
 
 
 def holds_tables(path: Path) -> bool:
@@ -176,7 +179,10 @@ def _official_splits(loaded: Any, config: DataConfig, needs_labels: bool) -> Off
     except UserError as error:
         if needs_labels or config.label_column is not None:
             raise
-        notes += [f"Columns: images from {image_column}.", f"No labels: {error.message}"]
+        notes += [
+            f"Columns: images from {image_column}.{unread(chosen['train'].features, image_column)}",
+            f"No labels: {error.message}",
+        ]
     sources = {
         split: TableSource(_undecoded(table, image_column), image_column, [UNLABELLED] * len(table), split=split)
         for split, table in chosen.items()
@@ -189,14 +195,24 @@ def _labelled_splits(
 ) -> OfficialSplits:
     features, notes = chosen["train"].features, list(so_far)
     labels_from = label_column(features, config.label_column, image_column)
-    notes.append(f"Columns: images from {image_column}, labels from {labels_from}.")
+    notes.append(
+        f"Columns: images from {image_column}, labels from {labels_from}.{unread(features, image_column, labels_from)}"
+    )
+    if not is_discrete(features[labels_from]):
+        raise UserError(
+            f"The label column {labels_from} holds {getattr(features[labels_from], 'dtype', 'nested values')}, not classes.",
+            "Labels are class labels, integers or strings; data.label_column names another column.",
+        )
     class_names, values = classes_of(chosen["train"], labels_from)
+    note_on_missing(class_names, notes)
     sources: dict[str, ImageSource] = {}
     for split, table in chosen.items():
         labels = label_indices(table, labels_from, class_names, values, split=split)
         source: ImageSource = TableSource(_undecoded(table, image_column), image_column, labels, split=split)
-        if split != "train" and UNLABELLED in labels:
-            labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
+        labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
+        if split == "train" and len(labelled) < len(labels):
+            notes.append(f"{len(labels) - len(labelled)} of {len(labels)} training images have no label.")
+        elif len(labelled) < len(labels):
             notes.append(f"{len(labels) - len(labelled)} images of the {split} split have no label and are left out.")
             if not labelled:
                 continue
@@ -251,7 +267,7 @@ def label_column(features: Features, asked: str | None, sample_column: str) -> s
         candidates = [
             name
             for name, feature in features.items()
-            if name in LABEL_NAMES and name != sample_column and _is_discrete(feature)
+            if name in LABEL_NAMES and name != sample_column and is_discrete(feature)
         ]
     return only_column(candidates, LABEL_NAMES, features, kind="label")
 
@@ -262,9 +278,11 @@ def _is_bytes(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in {"binary", "large_binary"}
 
 
-def _is_discrete(feature: Any) -> bool:
-    dtype = str(getattr(feature, "dtype", ""))
-    return dtype.startswith(("int", "uint", "bool", "string", "large_string"))
+def unread(features: Iterable[str], *read: str) -> str:
+    """Return the sentence that names the columns besides those that are ``read``; nothing where there are none."""
+    others = [name for name in features if name not in read]
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return f" Not read: {', '.join(others[:_SHOWN])}{more}." if others else ""
 
 
 def existing_column(column: str, features: Features, option: str) -> str:
@@ -286,50 +304,6 @@ def only_column(candidates: list[str], preferred: Sequence[str], features: Featu
     columns = ", ".join(f"{name} ({getattr(feature, 'dtype', 'struct')})" for name, feature in features.items())
     found = f"more than one {kind} column: {', '.join(candidates)}" if candidates else f"no {kind} column"
     raise UserError(f"Found {found}. The columns are {columns}.", f"Name it by data.{kind}_column.")
-
-
-def classes_of(train: Dataset, column: str) -> tuple[tuple[str, ...], list[Any]]:
-    """Return class names in label order, and the value that stands for each of them in the column."""
-    from datasets import ClassLabel
-
-    feature = train.features[column]
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names), list(range(feature.num_classes))
-    if not _is_discrete(feature):
-        raise UserError(
-            f"The label column {column} holds {getattr(feature, 'dtype', 'nested values')}, not classes.",
-            "Labels are class labels, integers or strings; data.label_column names another column.",
-        )
-    values = sorted({value for value in train[column][:] if not _is_no_label(value)})
-    return tuple(str(value) for value in values), values
-
-
-def label_indices(
-    table: Dataset, column: str, class_names: Sequence[str], values: Sequence[Any], *, split: str
-) -> list[int]:
-    """Return the class index of every row, ``UNLABELLED`` where there is none.
-
-    Raises:
-        UserError: a row has a label that is not among ``values``.
-    """
-    if column not in table.column_names:
-        return [UNLABELLED] * len(table)
-    index_of = {value: index for index, value in enumerate(values)}
-    labels = []
-    for row, value in enumerate(table[column][:]):
-        if not _is_no_label(value) and value not in index_of:
-            raise UserError(
-                f"{split}[{row}] has the label {value!r}, which is not among those of the training split: "
-                f"{', '.join(class_names)}.",
-                "Every split needs the same classes.",
-            )
-        labels.append(UNLABELLED if _is_no_label(value) else index_of[value])
-    return labels
-
-
-def _is_no_label(value: Any) -> bool:
-    """Null, or a negative number as the hub's test splits have it."""
-    return value is None or (isinstance(value, int) and value < 0)
 
 
 def _undecoded(table: Dataset, column: str) -> Dataset:

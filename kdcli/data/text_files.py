@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,19 +15,15 @@ from sklearn.model_selection import train_test_split
 
 from kdcli import extensions
 from kdcli.config import DataConfig
+from kdcli.data.batch import Text
+from kdcli.data.classes import alike
+from kdcli.data.csv_files import read_csv
 from kdcli.data.folders import is_hidden, split_folders
+from kdcli.data.labels import UnclearLabels, kind_of
 from kdcli.data.splits import MAX_PAIRS, TEST_SEED, cut_indices, draw_indices, keep_labels
-from kdcli.data.tables import (
-    LABEL_NAMES,
-    choose_splits,
-    classes_of,
-    existing_column,
-    extension_of,
-    label_indices,
-    load_extension,
-    only_column,
-    silence_datasets,
-)
+from kdcli.data.tables import choose_splits, extension_of, load_extension, silence_datasets, unread
+from kdcli.data.text_columns import label_column, read_texts, text_columns
+from kdcli.data.text_labels import read_class, read_classes, read_number, text_source
 from kdcli.data.texts import TextData, TextSource, labelled_indices
 from kdcli.data.word_files import FORMATS as WORD_FORMATS
 from kdcli.data.word_files import FORMS as WORD_FORMS
@@ -43,8 +39,6 @@ if TYPE_CHECKING:
 DEMOS = ("python_docs",)
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 """A file's extension -> the loader of ``datasets``."""
-_TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body", "comment", "question")
-_LABEL_NAMES = (*LABEL_NAMES, "sentiment", "category", "score", "rating", "stars")
 _FORMS = (
     "Texts are a csv, tsv, jsonl, parquet or txt file, a folder of such files (train, validation and test by their "
     "names), a folder of class folders of txt files, hf:org/name, or demo:python_docs."
@@ -65,9 +59,11 @@ class _Splits:
     test: TextSource | None
     kind: LabelKind
     notes: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    """That the texts, or both texts of a pair, are from."""
 
 
-def open_texts(config: DataConfig, *, task: str, seed: int) -> TextData:
+def open_texts(config: DataConfig, *, task: str, seed: int, unclear_are_classes: bool = False) -> TextData:
     """Open the texts that ``config`` names, and split them.
 
     Args:
@@ -75,30 +71,40 @@ def open_texts(config: DataConfig, *, task: str, seed: int) -> TextData:
         task: ``text-classification``, ``token-classification``, or one that reads no labels: their texts' own tokens are
             what language models learn, and ``sentence-embedding`` has nothing but the teacher.
         seed: the run's; cuts the validation split. Test texts never depend on it.
+        unclear_are_classes: take labels as classes that could be numbers as well; otherwise they are refused.
 
     Raises:
-        UserError: an unknown name, missing or unsuitable files or columns, or a split that can't be made.
+        UserError: an unknown name, missing or unsuitable files or columns, labels that could be classes as well as
+            numbers, or a split that can't be made.
     """
+    reads = _READS_OF_TASK.get(task, "texts")
+    if reads != "labels" and config.text_pair_column is not None:
+        raise UserError(f"data.text_pair_column is set, and the task {task} reads single texts.", "Leave it out.")
     with reading(config.name):
-        return _complete(_open(config, _READS_OF_TASK.get(task, "texts")), config, task=task, seed=seed)
+        official = _open(config, reads, unclear_are_classes=unclear_are_classes)
+        return _complete(official, config, task=task, seed=seed)
 
 
 _READS_OF_TASK: dict[str, _Reads] = {"text-classification": "labels", "token-classification": "words"}
 
 
-def _open(config: DataConfig, reads: _Reads) -> _Splits:
+def _open(config: DataConfig, reads: _Reads, *, unclear_are_classes: bool = False) -> _Splits:
     name = config.name
+    notes: list[str] = []
+    from_tables = partial(
+        _from_tables, config=config, reads=reads, notes=notes, unclear_are_classes=unclear_are_classes
+    )
     if (entry := extension_of(name)) is not None:
-        return _from_tables(load_extension(entry, config), config, reads)
+        return from_tables(load_extension(entry, config))
     if name.startswith("demo:"):
         return _demo(name.removeprefix("demo:"), reads)
     if name.startswith("hf:"):
-        return _from_tables(_load(name, name.removeprefix("hf:"), name=config.subset), config, reads)
+        return from_tables(_load(name, name.removeprefix("hf:"), name=config.subset))
     if config.subset is not None:
         raise UserError(f"data.subset is set, but {name} is not a data set of the hub.", "Leave it out.")
     path = expand_user(name)
     if path.is_file():
-        return _from_tables(_load_files(path, path.suffix, reads, data_files=str(path)), config, reads)
+        return from_tables(_load_files(path, path.suffix, reads, notes, data_files=str(path)))
     if not path.is_dir():
         demos = [*(f"demo:{demo}" for demo in DEMOS), *(f"{other}:" for other in extensions.names("data"))]
         raise UserError(f"There is no set of texts {name!r}. {did_you_mean(name, demos)}".rstrip(), _forms(reads))
@@ -112,7 +118,7 @@ def _open(config: DataConfig, reads: _Reads) -> _Splits:
         return _class_folders(path, config)
     if len(kinds) > 1:
         raise UserError(f"{path} has files of several kinds: {', '.join(sorted(kinds))}.", "Keep one kind.")
-    return _from_tables(_load_files(path, kinds.pop(), reads, data_dir=str(path)), config, reads)
+    return from_tables(_load_files(path, kinds.pop(), reads, notes, data_dir=str(path)))
 
 
 def _forms(reads: _Reads) -> str:
@@ -122,16 +128,25 @@ def _forms(reads: _Reads) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _load_files(path: Path, suffix: str, reads: _Reads, **where: str) -> MutableMapping[str, Dataset]:
-    kind = (WORD_FORMATS if reads == "words" else _FORMATS).get(suffix.lower())
+def _load_files(path: Path, suffix: str, reads: _Reads, notes: list[str], **where: str) -> Mapping[str, Dataset]:
+    suffix = suffix.lower()
+    kind = (WORD_FORMATS if reads == "words" else _FORMATS).get(suffix)
     if kind is None:
         what = "labelled words" if reads == "words" else "texts"
         raise UserError(f"{path} is no file of {what} that kdcli reads.", _forms(reads))
+    if kind == "csv":
+        from datasets import load_dataset_builder
+
+        found = load_dataset_builder("csv", **where).config.data_files or {}
+        files = {
+            str(split): [path for path in paths if path.lower().endswith(suffix)] for split, paths in found.items()
+        }
+        delimiter = "\t" if suffix == ".tsv" else ","
+        return read_csv({split: paths for split, paths in files.items() if paths}, delimiter=delimiter, notes=notes)
     if reads == "words" and kind == "text":
         loaded = _load(str(path), kind, **where, sample_by="document")
         return {split: table_of_lines(table, split) for split, table in loaded.items()}
-    options = {"sep": "\t"} if suffix.lower() == ".tsv" else {}
-    return _load(str(path), kind, **where, **options)
+    return _load(str(path), kind, **where)
 
 
 def _load(shown: str, kind: str, **options: Any) -> Any:
@@ -154,29 +169,45 @@ def _load(shown: str, kind: str, **options: Any) -> Any:
         raise UserError(f"{shown} couldn't be read: {reason}", hint) from error
 
 
-def _from_tables(loaded: Mapping[str, Dataset], config: DataConfig, reads: _Reads) -> _Splits:
-    tables, notes = choose_splits(loaded, config.name)
+def _from_tables(
+    loaded: Mapping[str, Dataset], *, config: DataConfig, reads: _Reads, notes: list[str], unclear_are_classes: bool
+) -> _Splits:
+    tables, said = choose_splits(loaded, config.name)
+    notes += said
     if reads == "words":
         names, found = read_words(tables, config, notes)
         return _labelled(names, dict(found), "words", notes)
-    features = tables["train"].features
-    text_from = _text_column(features, config)
+    train = tables["train"]
+    columns = text_columns(train, config, takes_pairs=reads == "labels")
+    texts = read_texts(tables, columns)
+    what = "texts from" if len(columns) == 1 else "pairs of texts from"
     if reads == "texts":
-        notes.append(f"Columns: texts from {text_from}.")
+        notes.append(f"Columns: {what} {' and '.join(columns)}.{unread(train.features, *columns)}")
         sources = {
-            split: _source(table[text_from][:], [UNLABELLED] * len(table), None, split, notes)
+            split: text_source(texts[split], [UNLABELLED] * len(table), None, split, notes)
             for split, table in tables.items()
         }
-        return _Splits((), sources["train"], sources.get("validation"), sources.get("test"), "none", tuple(notes))
-    labels_from = _label_column(features, config, text_from)
-    kind = config.label_kind or _kind_of(tables["train"], labels_from)
-    notes.append(f"Columns: texts from {text_from}, labels from {labels_from}.")
-    names, sources = _READERS[kind](tables, text_from, labels_from, notes)
-    return _labelled(names, sources, kind, notes)
+        splits = (sources["train"], sources.get("validation"), sources.get("test"))
+        return _Splits((), *splits, "none", tuple(notes), columns)
+    labels_from = label_column(train, config, columns)
+    notes.append(
+        f"Columns: {what} {' and '.join(columns)}, labels from {labels_from}."
+        f"{unread(train.features, *columns, labels_from)}"
+    )
+    try:
+        kind = config.label_kind or kind_of(train, labels_from, notes)
+    except UnclearLabels:
+        if not unclear_are_classes:
+            raise
+        kind = "class"
+    names, sources = _READERS[kind](tables, texts, labels_from, notes)
+    return replace(_labelled(names, sources, kind, notes), columns=columns)
 
 
 def _labelled(names: tuple[str, ...], sources: dict[str, TextSource], kind: LabelKind, notes: list[str]) -> _Splits:
     """Return the splits; of validation and test the labelled texts alone."""
+    if (train := sources["train"]) and len(known := labelled_indices(train)) < len(train):
+        notes.append(f"{len(train) - len(known)} of {len(train)} training texts have no label.")
     for split in ("validation", "test"):
         if split in sources:
             kept = labelled_indices(sources[split])
@@ -188,123 +219,7 @@ def _labelled(names: tuple[str, ...], sources: dict[str, TextSource], kind: Labe
     return _Splits(names, sources["train"], sources.get("validation"), sources.get("test"), kind, tuple(notes))
 
 
-def _source(
-    texts: Sequence[Any], labels: Sequence[int], values: np.ndarray | None, split: str, notes: list[str]
-) -> TextSource:
-    """Return the rows that have a text."""
-    kept = [index for index, text in enumerate(texts) if isinstance(text, str) and text.strip()]
-    if len(kept) < len(texts):
-        notes.append(f"{len(texts) - len(kept)} rows of {split} have no text and are left out.")
-    return TextSource(
-        (texts[index] for index in kept),
-        (labels[index] for index in kept),
-        values=None if values is None else values[kept],
-        split=split,
-    )
-
-
-def _read_class(
-    tables: Mapping[str, Dataset], text_from: str, labels_from: str, notes: list[str]
-) -> tuple[tuple[str, ...], dict[str, TextSource]]:
-    names, values = classes_of(tables["train"], labels_from)
-    return names, {
-        split: _source(
-            table[text_from][:], label_indices(table, labels_from, names, values, split=split), None, split, notes
-        )
-        for split, table in tables.items()
-    }
-
-
-def _read_classes(
-    tables: Mapping[str, Dataset], text_from: str, labels_from: str, notes: list[str]
-) -> tuple[tuple[str, ...], dict[str, TextSource]]:
-    rows = {split: _label_sets(table, labels_from) for split, table in tables.items()}
-    names = tuple(sorted({name for row in rows["train"] if row is not None for name in row}))
-    sources = {}
-    for split, table in tables.items():
-        values = np.full((len(table), len(names)), np.nan, dtype=np.float32)
-        for index, row in enumerate(rows[split]):
-            if row is not None:
-                if unknown := row - set(names):
-                    raise UserError(
-                        f"{split}[{index}] has the label {min(unknown)!r}, which no text of the training split has.",
-                        "Every split needs the same classes.",
-                    )
-                values[index] = [name in row for name in names]
-        labels = [UNLABELLED if row is None else 0 for row in rows[split]]
-        sources[split] = _source(table[text_from][:], labels, values, split, notes)
-    return names, sources
-
-
-def _label_sets(table: Dataset, column: str) -> list[set[str] | None]:
-    """Return each row's labels by name; of a column of strings, those between commas. None for no value."""
-    if column not in table.column_names:
-        return [None] * len(table)
-    from datasets import ClassLabel
-
-    inner = getattr(table.features[column], "feature", None)
-    to_name = inner.int2str if isinstance(inner, ClassLabel) else str
-    sets: list[set[str] | None] = []
-    for cell in table[column][:]:
-        if cell is None:
-            sets.append(None)
-        elif isinstance(cell, str):
-            sets.append({part.strip() for part in cell.split(",") if part.strip()})
-        elif isinstance(cell, list):
-            sets.append({to_name(value) for value in cell})
-        else:
-            sets.append({to_name(cell)})
-    return sets
-
-
-def _read_number(
-    tables: Mapping[str, Dataset], text_from: str, labels_from: str, notes: list[str]
-) -> tuple[tuple[str, ...], dict[str, TextSource]]:
-    sources = {}
-    for split, table in tables.items():
-        cells = table[labels_from][:] if labels_from in table.column_names else [None] * len(table)
-        try:
-            numbers = [math.nan if cell is None else float(cell) for cell in cells]
-        except (TypeError, ValueError):
-            raise UserError(
-                f"The label column {labels_from} of {split} holds something that is no number.",
-                "data.label_kind=class takes its values as classes.",
-            ) from None
-        labels = [UNLABELLED if math.isnan(number) else 0 for number in numbers]
-        sources[split] = _source(
-            table[text_from][:], labels, np.asarray(numbers, dtype=np.float32)[:, None], split, notes
-        )
-    return (labels_from,), sources
-
-
-_READERS = {"class": _read_class, "classes": _read_classes, "number": _read_number}
-
-
-def _text_column(features: Any, config: DataConfig) -> str:
-    if config.text_column is not None:
-        return existing_column(config.text_column, features, "data.text_column")
-    strings = [name for name, feature in features.items() if "string" in str(getattr(feature, "dtype", ""))]
-    named = [name for name in strings if name == config.label_column or name in _LABEL_NAMES]
-    return only_column([name for name in strings if name not in named], _TEXT_NAMES, features, kind="text")
-
-
-def _label_column(features: Any, config: DataConfig, text_from: str) -> str:
-    if config.label_column is not None:
-        return existing_column(config.label_column, features, "data.label_column")
-    others = [name for name in features if name != text_from]
-    return only_column([n for n in others if n in _LABEL_NAMES] or others, _LABEL_NAMES, features, kind="label")
-
-
-def _kind_of(train: Dataset, column: str) -> LabelKind:
-    """Return what the labels are by the column's type: lists are several, numbers with fractions are numbers."""
-    from datasets import LargeList, List
-
-    feature = train.features[column]
-    if isinstance(feature, (List, LargeList)):
-        return "classes"
-    if "float" in str(getattr(feature, "dtype", "")):
-        return "number"
-    return "class"
+_READERS = {"class": read_class, "classes": read_classes, "number": read_number}
 
 
 # --- folders and the demo ---------------------------------------------------------------------------------------------
@@ -312,8 +227,9 @@ def _kind_of(train: Dataset, column: str) -> LabelKind:
 
 def _class_folders(root: Path, config: DataConfig) -> _Splits:
     """Open ``DIR/CLASS/*.txt``, or ``DIR/train/CLASS/*.txt`` with ``val`` and ``test`` beside it; a file is a text."""
-    if config.text_column is not None or config.label_column is not None:
-        raise UserError(f"data.text_column or data.label_column is set, but {root} is no table.", "Leave it out.")
+    options = ("text_column", "text_pair_column", "label_column", "label_kind")
+    if given := [f"data.{key}" for key in options if getattr(config, key) is not None]:
+        raise UserError(f"{' and '.join(given)} is set, but {root} is no table.", "Leave it out.")
     found = split_folders(root) or {"train": root}
     names = _classes_in(found["train"])
     sources, notes = {}, [f"Classes: the {len(names)} folders in {found['train']}; a file is a text."]
@@ -329,7 +245,7 @@ def _class_folders(root: Path, config: DataConfig) -> _Splits:
                 if not is_hidden(file.name):
                     texts.append(file.read_text(encoding="utf-8", errors="replace"))
                     labels.append(label)
-        sources[split] = _source(texts, labels, None, split, notes)
+        sources[split] = text_source(texts, labels, None, split, notes)
     return _Splits(names, sources["train"], sources.get("validation"), sources.get("test"), "class", tuple(notes))
 
 
@@ -372,7 +288,7 @@ def _is_prose(text: str) -> bool:
 def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) -> TextData:
     """Cut what is missing, leave out what is in two splits, and withhold as ``config`` says."""
     names, train, validation, test = official.class_names, official.train, official.validation, official.test
-    notes = list(official.notes)
+    notes = [*official.notes, *alike(names)]
     if official.kind in ("class", "classes", "words") and len(names) < 2:
         raise UserError(
             f"{config.name} has {len(names)} class{'' if len(names) == 1 else 'es'}; classification needs at least 2.",
@@ -414,7 +330,7 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
         train = train.take(range(len(train)), keep_labels(train.labels, config.labels_per_class, names, seed=seed))
         notes.append(f"Labels: {config.labels_per_class} a class kept by seed {seed}, the rest withheld.")
     if config.unlabelled is not None:
-        train = _append_unlabelled(train, config.unlabelled, (validation, test), notes)
+        train = _append_unlabelled(train, config.unlabelled, (validation, test), official.columns, notes)
     kind = "tokens" if task in LANGUAGE_MODELING else official.kind
     facts = DataFacts(
         name=config.name,
@@ -459,7 +375,7 @@ def _thin_out(source: TextSource, notes: list[str]) -> TextSource:
     return source.take(number * count // MAX_PAIRS for number in range(MAX_PAIRS))
 
 
-def _without(source: TextSource, others: Iterable[str], where: str, notes: list[str]) -> TextSource:
+def _without(source: TextSource, others: Iterable[Text], where: str, notes: list[str]) -> TextSource:
     """Return ``source`` without the texts that are among ``others`` too."""
     known = set(others)
     kept = [index for index, text in enumerate(source.texts) if text not in known]
@@ -470,15 +386,17 @@ def _without(source: TextSource, others: Iterable[str], where: str, notes: list[
 
 
 def _append_unlabelled(
-    train: TextSource, name: Path, others: Sequence[TextSource | None], notes: list[str]
+    train: TextSource, name: Path, others: Sequence[TextSource | None], columns: Sequence[str], notes: list[str]
 ) -> TextSource:
-    """Return ``train`` with the texts of a file or folder that no split holds yet, unlabelled."""
-    further = _open(DataConfig(name=str(name)), "texts").train
+    """Return ``train`` with the texts of a file or folder that no split holds yet, unlabelled; pairs from ``columns``."""
+    pair = {"text_column": columns[0], "text_pair_column": columns[1]} if train.has_pairs else {}
+    official = _open(DataConfig(name=str(name), **pair), "texts")
+    further = official.train
     known = {text for source in (train, *others) if source is not None for text in source.texts}
     new = [text for text in dict.fromkeys(further.texts) if text not in known]
     if not new:
         raise UserError(f"data.unlabelled: every text of {name} is already in the data.", "Leave it out.")
-    notes.append(f"Unlabelled: {len(new)} texts of {name} added to the training split.")
+    notes.append(" ".join([f"Unlabelled: {len(new)} texts of {name} added to the training split.", *official.notes]))
     values = train.values
     if values is not None:
         values = np.concatenate([values, np.full((len(new), values.shape[1]), np.nan, dtype=np.float32)])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcli.data.batch import AnyTextBatch, TextBatch
+from kdcli.data.batch import AnyTextBatch, Text, TextBatch, TextPair
 from kdcli.data.loaders import epoch_order
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED, DataFacts
@@ -20,7 +20,7 @@ class TextSource:
     """One split, in memory.
 
     Args:
-        texts: none of them blank.
+        texts: or pairs of texts; none of them blank.
         labels: one class index a text, or 0 for a text with values; ``UNLABELLED`` for neither.
         values: where texts have several labels or a number: float32 (N, C), each row of zeros and ones, or the number
             alone; NaN for none.
@@ -29,7 +29,7 @@ class TextSource:
 
     def __init__(
         self,
-        texts: Iterable[str],
+        texts: Iterable[Text],
         labels: Iterable[int],
         *,
         values: NDArray[np.float32] | None = None,
@@ -43,8 +43,13 @@ class TextSource:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def load(self, index: int) -> str:
-        """Return one text."""
+    @property
+    def has_pairs(self) -> bool:
+        """Whether a sample is a pair of texts."""
+        return bool(self.texts) and isinstance(self.texts[0], TextPair)
+
+    def load(self, index: int) -> Text:
+        """Return one text or pair."""
         return self.texts[index]
 
     def describe(self, index: int) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdcli.config import DataConfig
-from kdcli.data.tables import existing_column, only_column
+from kdcli.data.labels import are_all_unlabelled, in_order, is_blank, note_on_missing
+from kdcli.data.tables import existing_column, only_column, unread
 from kdcli.data.words import WordSource
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import UNLABELLED
@@ -29,6 +30,8 @@ FORMS = (
 _WORD_NAMES = ("tokens", "words", "token", "word", "text", "sentence")
 _TAG_NAMES = ("ner_tags", "ner", "tags", "labels", "label", "pos_tags", "upos", "pos", "chunk_tags", "xpos", "tag")
 _DOCUMENT = "-DOCSTART-"
+_LEFT_OUT = -100
+"""The label that transformers' losses leave out."""
 
 
 def table_of_lines(documents: Dataset, split: str) -> Dataset:
@@ -82,7 +85,7 @@ def read_words(
 ) -> tuple[tuple[str, ...], dict[str, WordSource]]:
     """Return class names and the splits of tables with a list of words and a list of labels in each row.
 
-    Labels are class labels of ``datasets``, whole numbers or strings; none at all, or a negative number, is no label.
+    Labels are class labels of ``datasets``, whole numbers or strings; null is no label, -1 where the hub has it so.
 
     Args:
         tables: by split.
@@ -97,8 +100,12 @@ def read_words(
     lists = {name: inner for name, feature in features.items() if (inner := _inner(feature)) is not None}
     words_from = _word_column(lists, features, config.text_column)
     labels_from = _tag_column(lists, features, config.label_column, words_from)
-    notes.append(f"Columns: words from {words_from}, labels from {labels_from}.")
-    names, values = _classes(lists[labels_from], tables["train"][labels_from][:])
+    notes.append(
+        f"Columns: words from {words_from}, labels from {labels_from}.{unread(features, words_from, labels_from)}"
+    )
+    labels = {split: _cells(table, labels_from) for split, table in tables.items()}
+    names, values = _classes(lists[labels_from], labels["train"])
+    note_on_missing(names, notes)
     index_of = {value: index for index, value in enumerate(values)}
     sources = {}
     for split, table in tables.items():
@@ -107,8 +114,7 @@ def read_words(
                 f"The split {split} has no column {words_from}; its columns are {', '.join(table.column_names)}.",
                 "Every split needs the same columns.",
             )
-        labels = table[labels_from][:] if labels_from in table.column_names else [None] * len(table)
-        sources[split] = _source(table[words_from][:], labels, index_of, split, notes)
+        sources[split] = _source(table[words_from][:], labels[split], index_of, split, notes)
     return names, sources
 
 
@@ -158,13 +164,28 @@ def _classes(inner: Any, rows: Sequence[Any]) -> tuple[tuple[str, ...], list[Any
 
     if isinstance(inner, ClassLabel):
         return tuple(inner.names), list(range(inner.num_classes))
-    found = {value for row in rows if row is not None for value in row}
-    values = sorted(value for value in found if not _is_no_label(value))
+    values = in_order({value for row in rows if row is not None for value in row if value is not None})
     return tuple(str(value) for value in values), values
 
 
-def _is_no_label(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and value < 0)
+def _cells(table: Dataset, column: str) -> list[list[Any] | None]:
+    """Return each row's labels, None for a word or a text that has none.
+
+    That is null, a blank string, -100, which transformers leaves out, and -1 where the hub has it so: among class
+    labels with names, and where every label is -1.
+    """
+    from datasets import ClassLabel
+
+    if column not in table.column_names:
+        return [None] * len(table)
+    none = (_LEFT_OUT, UNLABELLED) if isinstance(_inner(table.features[column]), ClassLabel) else (_LEFT_OUT,)
+    rows = [
+        None if row is None else [None if is_blank(label) or label in none else label for label in row]
+        for row in table[column][:]
+    ]
+    if are_all_unlabelled([label for row in rows if row is not None for label in row]):
+        return [None if row is None else [None] * len(row) for row in rows]
+    return rows
 
 
 def _source(
@@ -184,7 +205,7 @@ def _source(
             raise UserError(
                 f"{split}[{row}] has {len(text)} words and {len(labels)} labels.", "Every word needs one label."
             )
-        if unknown := [label for label in labels if not _is_no_label(label) and label not in index_of]:
+        if unknown := [label for label in labels if label is not None and label not in index_of]:
             known = [str(value) for value in index_of]
             raise UserError(
                 f"{split}[{row}] has the label {unknown[0]!r}, which no training text has. "
@@ -192,7 +213,7 @@ def _source(
                 f"The training labels are {', '.join(known)}.",
             )
         kept = [
-            (word, UNLABELLED if _is_no_label(label) else index_of[label])
+            (word, UNLABELLED if label is None else index_of[label])
             for word, label in zip(text, labels, strict=True)
             if word is not None and word.strip()
         ]

@@ -33,7 +33,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from kdcli.config import Pooling
-from kdcli.data.batch import AnyBatch, TextBatch
+from kdcli.data.batch import AnyBatch, TextBatch, TextPair
 from kdcli.errors import UserError
 from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, DataFacts, LabelKind, TextPooling, TextPreprocessing
 from kdcli.models.base import LayerTap, Model, ModelOutput, Origin, Probe, run_once, tensor_of
@@ -41,7 +41,7 @@ from kdcli.models.hf import from_config, label_names, load_weights, read_config
 from kdcli.models.locate import Place
 from kdcli.models.sentence import SentenceSettings
 from kdcli.models.spec import Library
-from kdcli.models.tokenizer import max_length
+from kdcli.models.tokenizer import encode, max_length
 from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights
 
 _PROBLEMS: dict[LabelKind, str] = {
@@ -131,16 +131,23 @@ class HFTextModel(Model):
             self.facts = replace(self.facts, feature_dims={**self.facts.feature_dims, "pooled": width})
 
     def prepare(self, batch: AnyBatch) -> dict[str, Tensor]:
-        """Return ``input_ids`` and ``attention_mask``, int64 (B, L), L being the batch's longest text."""
+        """Return ``input_ids`` and ``attention_mask``, int64 (B, L), L being the batch's longest text.
+
+        Of pairs of texts also ``token_type_ids``, likewise, where tokenizer and model have them.
+        """
         assert isinstance(batch, TextBatch)
-        found = self.tokenizer(
+        found = encode(
+            self.tokenizer,
             batch.texts,
             padding=True,
             truncation=True,
             max_length=self.preprocessing.max_length,
             return_tensors="pt",
         )
-        return {name: found[name].to(batch.indices.device) for name in ("input_ids", "attention_mask")}
+        names = ["input_ids", "attention_mask"]
+        if self._takes_types and isinstance(batch.texts[0], TextPair) and "token_type_ids" in found:
+            names.append("token_type_ids")
+        return {name: found[name].to(batch.indices.device) for name in names}
 
     def example(self, batch_size: int = 1, *, seed: int = 0) -> dict[str, Tensor]:
         """Return texts of random tokens between the special ones, of ``PROBE_TOKENS`` or the model's own length."""
@@ -193,6 +200,8 @@ class HFTextModel(Model):
         encoder: nn.Module = module.get_encoder() if module.config.is_encoder_decoder else module.base_model
         self._encoder = next(name for name, child in module.named_modules() if child is encoder)
         self._encoder_arguments = self._arguments if encoder is module.base_model else {}
+        takes_types = all("token_type_ids" in signature(part.forward).parameters for part in (module, encoder))
+        self._takes_types = takes_types and getattr(module.config, "type_vocab_size", 2) > 1
         # Longformer's classifier lets the first token attend to all, which its encoder alone does not.
         sets_attention = "global_attention_mask" in signature(encoder.forward).parameters
         self._runs_alone = not (sets_attention and is_text_classifier(module))

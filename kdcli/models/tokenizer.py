@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import AutoTokenizer
 
+from kdcli.data.batch import Text, TextPair
 from kdcli.errors import UserError
 from kdcli.models.weights import reason_of
 
@@ -59,6 +61,25 @@ def read_tokenizer(folder: Path | None) -> Any | None:
             f"The tokenizer in {folder} has no token to pad with.", "Give its tokenizer_config.json a pad_token."
         )
     return tokenizer
+
+
+def encode(tokenizer: Any, texts: Sequence[Text], **options: Any) -> Any:
+    """Return the tokenizer's own encoding of texts, or of pairs of texts, which are cut at the longer one first.
+
+    Args:
+        tokenizer: a model's.
+        texts: all single ones, or all pairs.
+        options: of the tokenizer's call.
+    """
+    if any(isinstance(text, TextPair) for text in texts):
+        firsts, seconds = zip(*texts, strict=True)
+        return tokenizer(list(firsts), list(seconds), **options)
+    return tokenizer(list(texts), **options)
+
+
+def separates_pairs(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a token between the texts of a pair."""
+    return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
 
 
 def max_length(name: str, module: Any, tokenizer: Any, *, asked: int | None, own: int | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from kdcli.data import AnyBatch, Batch
 from kdcli.tasks.sentence_embedding import SentenceEmbedding
@@ -15,6 +15,6 @@ class ImageEmbedding(SentenceEmbedding):
     name = "image-embedding"
     noun = "image"
 
-    def _keys(self, batch: AnyBatch) -> Sequence[str | bytes]:
+    def _keys(self, batch: AnyBatch) -> Sequence[Hashable]:
         assert isinstance(batch, Batch)
         return [hashlib.blake2b(image.numpy(), digest_size=16).digest() for image in batch.images]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Self
 
 import torch
@@ -32,7 +32,7 @@ class SentenceEmbedding:
 
     def __init__(self, reference: Callable[[AnyBatch], Tensor]) -> None:
         self._reference = reference
-        self._known: dict[str | bytes, Tensor] = {}
+        self._known: dict[Hashable, Tensor] = {}
         """The teacher's embeddings of evaluated samples: it stays as it is, so each is computed once."""
 
     @classmethod
@@ -81,12 +81,12 @@ class SentenceEmbedding:
             )
         return compare_spaces(*spaces)
 
-    def _keys(self, batch: AnyBatch) -> Sequence[str | bytes]:
+    def _keys(self, batch: AnyBatch) -> Sequence[Hashable]:
         """Return what tells the samples of a batch from all others, whatever split they are of."""
         assert isinstance(batch, TextBatch)
         return batch.texts
 
-    def _embed(self, keys: Sequence[str | bytes], batch: AnyBatch) -> Tensor:
+    def _embed(self, keys: Sequence[Hashable], batch: AnyBatch) -> Tensor:
         """Return the teacher's embeddings (B, d) on the CPU."""
         if any(key not in self._known for key in keys):
             self._known.update(zip(keys, self._reference(batch).float().cpu(), strict=True))

@@ -127,7 +127,11 @@ def test_further_texts_without_labels(tmp_path):
         ([{"text": "x", "label": 1}], {"text_column": "txt"}, "the columns are text, label"),
         ([{"text": "x", "label": "q"}] * 4, {}, "has 1 class; classification needs at least 2"),
         ([{"text": "x", "label": "p"}, {"text": "y", "label": "q"}], {}, "Too few texts to cut a test split"),
-        ([{"text": "x", "label": "p"}], {"label_kind": "number"}, "holds something that is no number"),
+        (
+            [{"text": "x", "label": "p"}],
+            {"label_kind": "number"},
+            "has 'p' in the label column label, which is no number",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(tmp_path, content, options, message):
