@@ -56,6 +56,7 @@ from kdcli.models.hf_text import HFTextModel
 from kdcli.models.layers import resolve_indices
 from kdcli.models.measure import time_passes
 from kdcli.models.tokenizer import separates_pairs
+from kdcli.models.values import check_tensors
 from kdcli.plan import Decision, Plan, describe_costs, make_plan
 from kdcli.run_folder import RunFolder
 from kdcli.tasks import Task, build_task
@@ -704,13 +705,16 @@ def _describe_measurement(config: RunConfig, labelled: ImageData | None) -> Deci
 def reopen_job(run: RunFolder) -> Job:
     """Rebuild the job of a finished run with its best student and projectors."""
     job = prepare_job(run.read_config(), mixed_precision="no", student=load_saved(run.student))
+    methods, tensors = job.distiller.methods, run.read_tensors("projector.safetensors")
+    new = {name: tensor.clone() for name, tensor in methods.state_dict().items()}
     try:
-        job.distiller.methods.load_state_dict(run.read_tensors("projector.safetensors"))
+        methods.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(
             f"{run.path / 'projector.safetensors'} does not go with the run's config.yaml: {str(error).splitlines()[-1].strip()}",
             "The run has to be repeated.",
         ) from None
+    check_tensors(str(run.path / "projector.safetensors"), new, tensors)
     job.distiller.eval()
     return job
 

@@ -32,9 +32,11 @@ from kdcli.models.base import (
     map_of_places,
     mean_over_places,
 )
+from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
-from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights, check_folder, few, reason_of
+from kdcli.models.values import check_module, check_types, types_in
+from kdcli.models.weights import Checkpoint, check_folder, few, reason_of
 from kdcli.text import short_repr
 
 # They would stand between kdcli's own lines; what is wrong with a model is the one message of its error.
@@ -470,6 +472,8 @@ def load_weights(
             f" {' and '.join(problems)}.",
             "Choose complete weights, or take random:NAME for the architecture untrained.",
         )
+    check_types(place.name, types_in(place.folder), module)
+    check_module(place.name, module, lambda: from_config(auto, place, config, **arguments))
     return module
 
 

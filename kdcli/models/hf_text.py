@@ -37,12 +37,13 @@ from kdcli.data.batch import AnyBatch, TextBatch, TextPair
 from kdcli.errors import UserError
 from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, DataFacts, LabelKind, TextPooling, TextPreprocessing
 from kdcli.models.base import LayerTap, Model, ModelOutput, Origin, Probe, run_once, tensor_of
+from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.hf import from_config, label_names, load_weights, read_config
 from kdcli.models.locate import Place
 from kdcli.models.sentence import SentenceSettings
 from kdcli.models.spec import Library
 from kdcli.models.tokenizer import encode, max_length
-from kdcli.models.weights import Checkpoint, LoadReport, build_with_weights
+from kdcli.models.weights import Checkpoint
 
 _PROBLEMS: dict[LabelKind, str] = {
     "class": "single_label_classification",

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from kdcli.config import Pooling
 from kdcli.errors import UserError
+from kdcli.models.values import check_tensors
 from kdcli.models.weights import read_checkpoint
 from kdcli.text import short_repr
 
@@ -176,6 +177,8 @@ def _read_dense(folder: Path) -> nn.Module:
     weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
     if weight is None or weight.shape != (out, width) or (bias is not None and bias.shape != (out,)):
         raise UserError(f"{file} does not fit its config.json: {out} x {width}.", "Choose another model.")
+    given: dict[str, Tensor] = {n: tensors[n] for n in ("linear.weight", "linear.bias") if n in tensors}
+    check_tensors(str(file), {name: torch.zeros(tensor.shape) for name, tensor in given.items()}, given)
     with torch.device("meta"):
         linear = nn.Linear(width, out, bias=bias is not None)
     linear.weight = nn.Parameter(weight.float())

