@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from kdcli.card import model_card
 from kdcli.config import ProjectionOptions
-from kdcli.data import TextBatch
+from kdcli.data import TextBatch, TextPair
 from kdcli.errors import UserError
 from kdcli.job import named_methods
 from kdcli.models import load_saved
@@ -27,6 +27,7 @@ from kdcli.models.hf_text import HFTextModel, pool
 from kdcli.models.hf_token import HFTokenModel
 from kdcli.models.sentence import read_sentence_settings, write_sentence_settings
 from kdcli.models.tokenizer import FILES as TOKENIZER_FILES
+from kdcli.models.tokenizer import encode
 from kdcli.projectors import Projector, linear_layers, restore_projector
 from kdcli.run_folder import RunFolder, replace_files, write_redacted
 
@@ -269,7 +270,8 @@ def _export_text(run: RunFolder, student: HFTextModel, folder: Path) -> float:
             output = student(ours)
             expected = output.logits if output.vocabulary is None else output.vocabulary.dense()
             return _compare(logits, expected, "transformers")
-        return _compare(module(**tokens).logits, _logits(student, ours), "transformers")
+        difference = _compare(module(**tokens).logits, _logits(student, ours), "transformers")
+        return max(difference, _compare_pairs(student, tokenizer, module))
     pooling = student.preprocessing.pooling
     assert pooling != "none", "models of tokens have heads"
     module = getattr(transformers, type(student.module).__name__).from_pretrained(folder).eval()
@@ -293,6 +295,19 @@ def _export_text(run: RunFolder, student: HFTextModel, folder: Path) -> float:
     assert head is not None
     projected = F.normalize(expected if projector is None else projector(expected), dim=1)
     return max(difference, _compare(head(pooled), projected, "sentence-transformers", "embeddings"))
+
+
+def _compare_pairs(student: HFTextModel, tokenizer: Any, module: Any) -> float:
+    """Compare for pairs of texts what transformers' tokenizer and classifier give with ``student``."""
+    pairs = [TextPair(text, other) for text, other in zip(_TEXTS, reversed(_TEXTS), strict=True)]
+    indices = torch.arange(len(pairs))
+    ours = student.prepare(TextBatch([*pairs], indices, indices))
+    tokens = encode(tokenizer, pairs, padding=True, truncation=True, return_tensors="pt")
+    if not all(torch.equal(tokens[name], tensor) for name, tensor in ours.items()):
+        raise UserError(
+            "The exported tokenizer gives other tokens of pairs.", "Please report this with the run's config.yaml."
+        )
+    return _compare(module(**{name: tokens[name] for name in ours}).logits, _logits(student, ours), "transformers")
 
 
 def _embedding_projector(run: RunFolder, student_dim: int) -> Projector | None:

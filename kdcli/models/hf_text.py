@@ -202,7 +202,9 @@ class HFTextModel(Model):
         self._encoder = next(name for name, child in module.named_modules() if child is encoder)
         self._encoder_arguments = self._arguments if encoder is module.base_model else {}
         takes_types = all("token_type_ids" in signature(part.forward).parameters for part in (module, encoder))
-        self._takes_types = takes_types and getattr(module.config, "type_vocab_size", 2) > 1
+        # GPT-2 and its kin look types up among their tokens; of all others without a table of types XLNet alone has a use.
+        has_types = getattr(module.config, "type_vocab_size", 0) > 1 or module.config.model_type == "xlnet"
+        self._takes_types = takes_types and has_types
         # Longformer's classifier lets the first token attend to all, which its encoder alone does not.
         sets_attention = "global_attention_mask" in signature(encoder.forward).parameters
         self._runs_alone = not (sets_attention and is_text_classifier(module))
