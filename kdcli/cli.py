@@ -15,6 +15,7 @@ from kdcli import __version__
 from kdcli.cli_models import models_app
 from kdcli.cli_recipes import recipes_app
 from kdcli.errors import UserError
+from kdcli.library_messages import library_messages
 
 if TYPE_CHECKING:
     from kdcli.config import RunConfig
@@ -37,12 +38,13 @@ def main() -> None:
     from kdcli.launch import end_with_the_launcher, is_launched, reporting_to_launcher
 
     try:
-        if is_launched():
-            end_with_the_launcher()
-            with reporting_to_launcher():
+        with library_messages():
+            if is_launched():
+                end_with_the_launcher()
+                with reporting_to_launcher():
+                    app()
+            else:
                 app()
-        else:
-            app()
     except UserError as error:
         from kdcli.console import show_error
 

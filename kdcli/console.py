@@ -31,6 +31,11 @@ def show_error(error: UserError) -> None:
         errors.print(f"[bold]Hint:[/] {escape(_indented(error.hint))}", soft_wrap=True)
 
 
+def show_note(text: str) -> None:
+    """Print a line to standard error, beside what the command prints."""
+    errors.print(escape(text), soft_wrap=True)
+
+
 def _indented(text: str) -> str:
     """Return ``text`` with every line but the first indented: what a library said can't pass for a message of its own."""
     first, *rest = text.splitlines() or [""]

@@ -7,6 +7,7 @@ matplotlib is imported on first use. Every file is written to a temporary name b
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ def _integer_ticks(axis: Any, *, num_ticks: int = 9) -> None:
 def _title(axes: Axes, title: str, subtitle: str, *, gap: float = 27) -> None:
     """Put both above the axes, with ``gap`` points below them, by default for a legend."""
     # A run's name is no formula: between dollar signs matplotlib would look for one.
+    title, subtitle = _drawable(title), _drawable(subtitle)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=gap + 15, parse_math=False)
     axes.annotate(
         subtitle,
@@ -83,6 +85,7 @@ def _title(axes: Axes, title: str, subtitle: str, *, gap: float = 27) -> None:
         fontsize=9.5,
         color=_GREY,
         annotation_clip=False,
+        parse_math=False,
     )
 
 
@@ -107,6 +110,21 @@ def _save(figure: Figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path
+
+
+def _drawable(text: str) -> str:
+    r"""Return ``text`` with characters that the font has not as their code, ``\u82f9``: they would be drawn as boxes."""
+    known = _characters() | set(map(ord, "\t\n"))
+    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    """Return the code points of matplotlib's fonts, by its own settings."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    files = [findfont(FontProperties(family=[family])) for family in FontProperties().get_family()]
+    return frozenset().union(*(get_font(file).get_charmap() for file in files))
 
 
 def _array(values: Any, ndim: int, name: str) -> np.ndarray:
@@ -455,7 +473,10 @@ def plot_learning_curves(
     from matplotlib.ticker import LogLocator, NullFormatter
 
     groups_of_first = next(iter(panels.values()))
-    names = [name if len(name) <= _LABEL_LENGTH else f"…{name[1 - _LABEL_LENGTH :]}" for name in groups_of_first]
+    names = [
+        name if len(name) <= _LABEL_LENGTH else f"…{name[1 - _LABEL_LENGTH :]}"
+        for name in map(_drawable, groups_of_first)
+    ]
     num_columns = min(4, len(names), max(1, 112 // (max(map(len, names)) + 10)))
     num_rows = -(-len(names) // num_columns)
     figure = _figure(9.0, 0.9 + 2.7 * len(panels) + 0.22 * num_rows)
@@ -470,19 +491,21 @@ def plot_learning_curves(
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylabel(label)
+        axes.set_ylabel(_drawable(label), parse_math=False)
     steps = {step for groups in panels.values() for curves in groups.values() for curve in curves for step in curve}
     if steps:
         _limit_x(stack[-1], np.array(sorted(steps), dtype=np.float64))
     stack[-1].set_xlabel("step")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
+    figure.suptitle(_drawable(title), x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK, parse_math=False)
     if any(len(curves) > 1 for curves in groups_of_first.values()):
         subtitle = "bold: mean over the seeds; band: their range; thin: each seed"
         stack[0].set_title(subtitle, loc="left", fontsize=9.5, color=_GREY)
     lines = [_group_line(number) for number in range(len(names))]
-    figure.legend(
+    legend = figure.legend(
         lines, names, loc="outside lower left", ncols=num_columns, fontsize=9, frameon=False, handlelength=3.6
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return _save(figure, path)
 
 
@@ -555,7 +578,10 @@ def plot_confusion(path: str | Path, counts: Any, *, class_names: Sequence[str],
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if num_classes <= _MAX_NAMED_CLASSES:
-        names = [name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…" for name in class_names]
+        names = [
+            name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
+            for name in map(_drawable, class_names)
+        ]
         font_size = float(np.interp(num_classes, [15, _MAX_NAMED_CLASSES], [9, 6]))
         axes.set_xticks(range(num_classes), names, rotation=90, fontsize=font_size, parse_math=False)
         axes.set_yticks(range(num_classes), names, fontsize=font_size, parse_math=False)

@@ -165,6 +165,35 @@ def test_confusion_refuses_what_does_not_fit(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("picture", ["confusion", "curves"])
+def test_names_that_the_font_or_a_formula_can_not_draw(
+    picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of a box the character's code; half characters of file names too; between dollar signs no formula."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    drawn = []
+    save = Figure.savefig
+
+    def savefig(figure: Figure, *arguments: object, **options: object) -> None:
+        save(figure, *arguments, **options)
+        drawn.extend(text.get_text() for text in figure.findobj(Text))
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    names = ["\u82f9\u679c", "\U0001f34e red", "\udcff", r"$\frac$", "été"]
+    if picture == "confusion":
+        title = subtitle = "$\\frac$ \u82f9"
+        report.plot_confusion(tmp_path / "c.png", np.eye(5), class_names=names, title=title, subtitle=subtitle)
+        assert drawn.count(r"$\frac$ \u82f9") == 2
+    else:
+        panels = {"loss $\\frac$ \u82f9": {name: [{1: 1.0, 2: 0.5}] for name in names}}
+        report.plot_learning_curves(tmp_path / "c.png", panels, title="$\\frac$ \u82f9")
+        assert drawn.count(r"loss $\frac$ \u82f9") == drawn.count(r"$\frac$ \u82f9") == 1
+    assert {r"\u82f9\u679c", r"\U0001f34e red", r"\udcff", r"$\frac$", "été"} <= set(drawn)
+
+
 def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 

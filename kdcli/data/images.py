@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+from contextlib import suppress
 from os import PathLike, fspath
 
 import numpy as np
@@ -22,6 +24,8 @@ FORMATS: list[str] = [
 ]
 """What a file may be, whatever its name says: pixels, and no document that another program would have to interpret."""
 EpsImagePlugin.gs_binary = False  # for images that torchvision opens: PIL would hand EPS to Ghostscript
+with suppress(AttributeError, OSError):  # where PIL's libtiff is part of PIL itself, and its functions can't be found
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # it prints; PIL raises too
 
 
 class UnreadableImage(Exception):
