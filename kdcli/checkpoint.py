@@ -12,8 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcli.errors import UserError
-from kdcli.run_folder import clear_os_errors, link_file, link_files
+from kdcli.files import clear_os_errors, link_file, link_files, temporary_folder
 
 FORMAT = "kdcli-checkpoint-1"
 _FOLDER = re.compile(r"step-(\d{8,})")
@@ -83,28 +81,26 @@ class Checkpoints:
         target = self._path(step)
         with clear_os_errors(target):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
-            try:
+            with temporary_folder(self.folder) as temporary:
+                new = temporary / "new"
+                new.mkdir()
                 tensors: dict[str, Tensor] = {}
                 tree = pack(state, tensors)
-                save_file(tensors, temporary / "state.safetensors")
-                (temporary / "state.json").write_text(json.dumps({"format": FORMAT, "state": tree}), encoding="utf-8")
+                save_file(tensors, new / "state.safetensors")
+                (new / "state.json").write_text(json.dumps({"format": FORMAT, "state": tree}), encoding="utf-8")
                 if best is not None:
-                    link_files(best, temporary / "best" / "student")
+                    link_files(best, new / "best" / "student")
                 if projectors is not None and projectors.is_file():
-                    link_file(projectors, temporary / "best" / projectors.name)
-                files = sorted(path for path in temporary.rglob("*") if path.is_file())
-                manifest = {path.relative_to(temporary).as_posix(): _digest(path) for path in files}
-                (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-                for path in (*files, temporary / "manifest.json"):
+                    link_file(projectors, new / "best" / projectors.name)
+                files = sorted(path for path in new.rglob("*") if path.is_file())
+                manifest = {path.relative_to(new).as_posix(): _digest(path) for path in files}
+                (new / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+                for path in (*files, new / "manifest.json"):
                     _flush(path)
                 if target.exists():
                     self._remove(step)
-                temporary.rename(target)
+                new.rename(target)
                 _flush(self.folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
             for old in self.steps()[: -self.keep]:
                 self._remove(old)
         return target
@@ -141,15 +137,9 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def _remove(self, step: int) -> None:
-        # Renamed first: a folder that is half removed is not taken for a checkpoint.
-        doomed = self._path(step).rename(self.folder / f".old-{step}")
-        shutil.rmtree(doomed, ignore_errors=True)
-
-    def _sweep(self) -> None:
-        """Remove what a killed process left behind."""
-        for entry in self.folder.iterdir():
-            if entry.name.startswith((".new-", ".old-")):
-                shutil.rmtree(entry, ignore_errors=True)
+        # Moved first: a folder that is half removed is not taken for a checkpoint.
+        with temporary_folder(self.folder) as doomed:
+            self._path(step).rename(doomed / "old")
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:

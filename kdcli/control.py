@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from kdcli.signals import stop_signals
 
 
 class Verdict(IntEnum):
@@ -23,8 +23,19 @@ class Verdict(IntEnum):
 
     GO_ON = 0
     SAVE = 1
-    STOP_INT = 2
-    STOP_TERM = 3
+    STOP_HUP = 2
+    STOP_INT = 3
+    STOP_TERM = 4
+
+    @property
+    def is_stop(self) -> bool:
+        """Whether a signal asked for it."""
+        return self >= Verdict.STOP_HUP
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the number of the signal that asked to stop, as shells report it."""
+        return 128 + signal.Signals[self.name.replace("STOP_", "SIG")]
 
 
 class Stopped(Exception):
@@ -85,17 +96,21 @@ class Control:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT (Ctrl-C) and SIGTERM as wishes; a second one of a kind is carried out at once."""
+        """Take SIGINT (Ctrl-C), SIGTERM and SIGHUP as wishes; a second one of a kind is carried out at once.
+
+        SIGHUP stays ignored where it was ignored from the start, as under ``nohup``.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may handle signals
             return
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        before = {number: signal.getsignal(number) for number in stop_signals()}
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self._asked = max(self._asked, Verdict.STOP_INT if number == signal.SIGINT else Verdict.STOP_TERM)
+            wish = Verdict[signal.Signals(number).name.replace("SIG", "STOP_")]
+            self._asked = max(self._asked, wish)
             signal.signal(number, before[signal.Signals(number)])
 
-        for number in _SIGNALS:
+        for number in before:
             signal.signal(number, ask)
         try:
             yield

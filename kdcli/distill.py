@@ -20,11 +20,12 @@ from kdcli.control import Stopped
 from kdcli.devices import leave_processes, make_accelerator
 from kdcli.downstream import METRICS, table_of
 from kdcli.errors import UserError
+from kdcli.files import clear_os_errors
 from kdcli.job import Job, embedding_job, prepare_job
 from kdcli.launch import launch, processes_to_start, rank
 from kdcli.progress import LogFormat, Reporter, SilentReporter, make_reporter
 from kdcli.result import Result
-from kdcli.run_folder import RunFolder, check_new_folder, clear_os_errors, free_folder
+from kdcli.run_folder import RunFolder, check_new_folder, free_folder
 from kdcli.trainer import Trainer, check_same_run
 
 _EMBEDDING = "embedding"
@@ -66,7 +67,7 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
         dry_run: stop after the plan.
 
     Returns:
-        The exit code: 0, or 130 and 143 where a signal stopped it.
+        The exit code: 0, or 128 and the number of the signal that stopped it.
 
     Raises:
         UserError: for anything that can't be had, doesn't fit or goes wrong.
@@ -241,8 +242,6 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
 
 def _go_back(trainer: Trainer, job: Job, run: RunFolder, reporter: Reporter) -> None:
     """Put trainer and run folder to where the last checkpoint was taken, or to the beginning."""
-    if trainer.is_main:
-        run.sweep()
     checkpoint = trainer.checkpoints.load(warn=reporter.warned)
     if checkpoint is not None:
         trainer.restore(checkpoint)

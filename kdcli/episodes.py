@@ -22,13 +22,14 @@ from kdcli.card import episodes_card
 from kdcli.compare import confidence_interval, summarize
 from kdcli.config import EpisodesConfig, RunConfig
 from kdcli.console import console, errors, show_lines, show_plan, show_table
-from kdcli.control import Control, Every, Stopped, Verdict
+from kdcli.control import Control, Every, Stopped
 from kdcli.data import ImageData, ImageSource, TextSource, open_data
 from kdcli.data.seeding import stable_seed
 from kdcli.data.sources import Subset
 from kdcli.devices import make_accelerator, resolve_precision
 from kdcli.distill import Output, stoppable
 from kdcli.errors import UserError
+from kdcli.files import clear_os_errors
 from kdcli.job import Job, assemble_job, job_costs, open_taps, student_source
 from kdcli.launch import is_launched
 from kdcli.models import build_student, load_teacher
@@ -36,7 +37,7 @@ from kdcli.models.base import Model
 from kdcli.plan import Decision, Plan, make_plan
 from kdcli.progress import QuietReporter
 from kdcli.result import EpisodesResult, Mean
-from kdcli.run_folder import RunFolder, check_new_folder, clear_os_errors, free_folder
+from kdcli.run_folder import RunFolder, check_new_folder, free_folder
 from kdcli.teacher import LiveTeacher
 from kdcli.text import redact_all
 from kdcli.trainer import Trainer, check_same_run, evaluate
@@ -466,7 +467,6 @@ def resume_episodes(config: RunConfig, path: Path, *, output: Output, dry_run: b
             with console.status("Loading data and models"):
                 setting = prepare_episodes(config)
             _check_lines(lines, setting, run)
-            run.sweep()
             run.unfinish()
             run.write_text(_FILE, "".join(f"{line.model_dump_json()}\n" for line in lines))
             run.replace_decision(setting.plan, "episodes")
@@ -540,8 +540,8 @@ def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], output: Ou
 
     def obey() -> None:
         verdict = control.after(len(lines))
-        if verdict >= Verdict.STOP_INT:
-            raise Stopped(130 if verdict == Verdict.STOP_INT else 143, len(lines), total)
+        if verdict.is_stop:
+            raise Stopped(verdict.exit_code, len(lines), total)
 
     with control.listening():
         for number in range(len(lines) + 1, total + 1):

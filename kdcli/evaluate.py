@@ -44,6 +44,7 @@ from kdcli.data.sources import Subset
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
+from kdcli.files import clear_os_errors, replace_files
 from kdcli.models import load_saved, load_teacher, load_text_teacher, parse_name
 from kdcli.models.base import Model, to_device
 from kdcli.models.hf_text import HFTextModel
@@ -52,7 +53,7 @@ from kdcli.models.measure import time_passes
 from kdcli.plan import human_count
 from kdcli.relation import map_labels
 from kdcli.report import plot_confusion
-from kdcli.run_folder import RunFolder, replace_files
+from kdcli.run_folder import RunFolder
 from kdcli.tasks.token_classification import count_entities, entity_scores, tell_entities
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -300,14 +301,12 @@ def write_evaluation(evaluation: dict[str, Any], folder: Path) -> list[Path]:
                     subtitle=f"{model['top1']:.1%} of {num_images} {split} {evaluation['samples']}s of {_end_of(data)} right",
                 )
 
-    try:
+    with clear_os_errors(folder, hint="Free some space, or give another --output."):
         folder.parent.mkdir(parents=True, exist_ok=True)
         replace_files(folder, save)
         for file in folder.iterdir():
             if _is_own(file) and file.name not in names:
                 file.unlink()
-    except OSError as error:
-        raise UserError(f"Can't write to {folder}: {error.strerror}.", "Give another --output.") from error
     return [folder / name for name in names]
 
 

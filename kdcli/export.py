@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from kdcli.card import model_card
 from kdcli.config import ProjectionOptions
 from kdcli.data import TextBatch, TextPair
 from kdcli.errors import UserError
+from kdcli.files import clear_os_errors, replace_files, temporary_folder, write_redacted
 from kdcli.job import named_methods
 from kdcli.models import load_saved
 from kdcli.models.base import Inputs, Model
@@ -29,7 +31,7 @@ from kdcli.models.sentence import read_sentence_settings, write_sentence_setting
 from kdcli.models.tokenizer import FILES as TOKENIZER_FILES
 from kdcli.models.tokenizer import encode
 from kdcli.projectors import Projector, linear_layers, restore_projector
-from kdcli.run_folder import RunFolder, replace_files, write_redacted
+from kdcli.run_folder import RunFolder
 
 _TOLERANCE = 1e-4
 """Largest allowed difference of logits, relative to their largest magnitude."""
@@ -142,16 +144,14 @@ _OWN_FILES = {
 }
 
 
-def _write(output: Path, save: Any) -> None:
-    try:
-        if output.exists() and (not output.is_dir() or {file.name for file in output.iterdir()} - _OWN_FILES):
+def _write(output: Path, save: Callable[[Path], object]) -> None:
+    with clear_os_errors(output, hint="Free some space, or give another --output."):
+        if output.exists() and not (output.is_dir() and {file.name for file in output.iterdir()} <= _OWN_FILES):
             raise UserError(
                 f"{output} holds files that are not an export's.", "Give a new or empty folder as --output."
             )
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_files(output, save)
-    except OSError as error:
-        raise UserError(f"Can't write to {output}: {error.strerror}.", "Give another --output.") from error
 
 
 def _check_native(student: Model, folder: Path) -> float:
@@ -220,8 +220,8 @@ print(json.dumps(model.pretrained_cfg.get("label_names")))
 
 def _run_without_kdcli(folder: Path, images: Tensor) -> tuple[Tensor, list[str] | None]:
     """Load ``folder`` with its own copy of the architecture, where kdcli can't be imported; return output and labels."""
-    with tempfile.TemporaryDirectory() as place:
-        file = str(Path(place, "tensors.safetensors"))
+    with temporary_folder(Path(tempfile.gettempdir())) as place:
+        file = str(place / "tensors.safetensors")
         save_file({"images": images}, file)
         # -B leaves no __pycache__ in the export, -P keeps the working folder's modules out.
         command = [sys.executable, "-B", "-P", "-c", _WITHOUT_KDCLI, str(folder.resolve()), file]

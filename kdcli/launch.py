@@ -22,6 +22,7 @@ from typing import Any
 
 from kdcli.config import TrainConfig
 from kdcli.errors import UserError
+from kdcli.signals import stop_signals
 
 _ERRORS = "KDCLI_ERRORS"
 """Names the folder in which processes that kdcli started leave their errors, for the first of them to be shown."""
@@ -98,6 +99,8 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from kdcli.files import temporary_folder
+
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its reports would be a second message
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns where no parameter is unused
     os.environ.setdefault("OMP_NUM_THREADS", str(max(num_cores() // num_processes, 1)))
@@ -110,16 +113,17 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        signals_to_handle=",".join(["SIGQUIT", *(number.name for number in stop_signals())]),
     )
-    with tempfile.TemporaryDirectory(prefix="kdcli-") as errors:
-        os.environ[_ERRORS] = errors
+    with temporary_folder(Path(tempfile.gettempdir())) as errors:
+        os.environ[_ERRORS] = str(errors)
         try:
             elastic_launch(config, sys.executable)("-m", "kdcli", *arguments)
         except SignalException as stop:
             return 128 + int(stop.sigval)
         except ChildFailedError as failed:
             codes = {number: failure.exitcode for number, failure in failed.failures.items()}
-            _raise_first_error(Path(errors), codes)
+            _raise_first_error(errors, codes)
             return max(codes.values())
         finally:
             del os.environ[_ERRORS]
@@ -160,9 +164,18 @@ def reporting_to_launcher() -> Iterator[None]:
 
 
 def _leave(folder: Path, error: UserError, *, is_cause: bool) -> None:
-    content = {"message": error.message, "hint": error.hint, "is_cause": is_cause}
-    with contextlib.suppress(FileNotFoundError):  # the launcher has gone already
-        (folder / f"{rank()}.json").write_text(json.dumps(content), encoding="utf-8")
+    """Leave an error to the launcher.
+
+    Raises:
+        UserError: the error itself, where the launcher has gone or there is no room.
+    """
+    from kdcli.files import write_atomically
+
+    content = json.dumps({"message": error.message, "hint": error.hint, "is_cause": is_cause})
+    try:
+        write_atomically(folder / f"{rank()}.json", lambda file: file.write_text(content, encoding="utf-8"))
+    except UserError:
+        raise error from None
 
 
 def _raise_first_error(folder: Path, codes: dict[int, int]) -> None:

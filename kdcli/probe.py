@@ -21,10 +21,10 @@ from kdcli.data.sources import Subset
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import UNLABELLED, DataFacts, Preprocessing
+from kdcli.files import write_atomically
 from kdcli.models import load_teacher, load_text_teacher
 from kdcli.models.base import Model
 from kdcli.plan import human_count
-from kdcli.run_folder import write_atomically
 from kdcli.tasks.frozen_features import NEIGHBOURS, knn_classifier, linear_classifier
 from kdcli.text import short_repr
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from kdcli.errors import UserError, did_you_mean, reading
+from kdcli.files import write_atomically
 from kdcli.text import check_argument, short_repr
 
 _NAMED_SECTIONS = ("teacher", "student", "data", "eval_data", "source", "tokenizer")
@@ -283,10 +284,5 @@ def copy_recipe(name: str, destination: Path) -> Path:
     if exists:
         raise UserError(f"{target} exists already.", "Give another file name.")
     text = recipe_text(source)
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"Can't write {target}: {error.strerror or error}.", "Give a folder that exists and is writable."
-        ) from None
+    write_atomically(target, lambda file: file.write_text(text, encoding="utf-8"))
     return target

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcli.analysis import DEFAULT_RELATIVE_THRESHOLD, Decomposition
-from kdcli.run_folder import write_atomically
+from kdcli.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import os
 import platform
-import re
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,20 +19,33 @@ from typing import Any, TypeVar
 import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcli import __version__
 from kdcli.config import RunConfig, parse_config
 from kdcli.errors import UserError, reading
+from kdcli.files import (
+    clear_os_errors,
+    is_leftover,
+    link_file,
+    link_files,
+    remove_leftovers,
+    replace_files,
+    write_atomically,
+    write_redacted,
+)
 from kdcli.plan import Plan
 from kdcli.recipes import load_yaml
 from kdcli.result import EpisodesResult, Result, Saved
-from kdcli.text import check_argument, redact, redact_all
+from kdcli.text import check_argument, redact_all
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 _PACKAGES = ("torch", "timm", "transformers", "accelerate")
+_REMAINS = {".lock", ".lock-owner", "plan.json", "tracking"}
+"""What a killed process may leave of a run that was not one yet: its ``config.yaml`` comes last."""
+_PARTS = ("", "embedding", "baseline", "checkpoints", "analysis", "evaluation")
+"""Folders of a run that files are written into."""
 
 
 class _SavedDecision(BaseModel):
@@ -67,10 +78,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Make a new run folder.
+        """Make a new run folder; remains of a run that was killed before it was one are written over.
 
         Raises:
-            UserError: when the folder holds something already, or can't be made.
+            UserError: when the folder holds something else, or can't be made.
         """
         check_new_folder(path)
         run = cls(path)
@@ -113,6 +124,8 @@ class RunFolder:
                 raise UserError(
                     f"{path} is not a run folder: it has no config.yaml.", "Give a folder that 'kdcli distill' made."
                 )
+            for part in _PARTS:
+                remove_leftovers(path / part)
         return cls(path)
 
     def discard_if_empty(self) -> None:
@@ -140,7 +153,9 @@ class RunFolder:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+                who = "another process"
+                with contextlib.suppress(FileNotFoundError):  # it writes it next, or has just let go
+                    who = owner.read_text(encoding="utf-8")
                 raise UserError(
                     f"The run {self.path} is in use by {who}.", "Wait for it, or stop it; it can be resumed."
                 ) from None
@@ -248,14 +263,6 @@ class RunFolder:
         values["decisions"] = [decision if old["name"] == name else old for old in values["decisions"]]
         self.write_text("plan.json", json.dumps(values, indent=2) + "\n")
 
-    def sweep(self) -> None:
-        """Remove what a killed process was about to write."""
-        for entry in self.path.iterdir():
-            if re.fullmatch(r"\..+\.\d+\.tmp", entry.name):
-                entry.unlink()
-            elif entry.name.startswith(f".{self.student.name}."):
-                shutil.rmtree(entry, ignore_errors=True)
-
     def unfinish(self) -> None:
         """Take back that the run is finished, for it goes on."""
         for name in ("result.json", "README.md"):
@@ -329,11 +336,6 @@ class RunFolder:
                 write_atomically(projectors, lambda file: link_file(saved / projectors.name, file))
 
 
-def write_redacted(file: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, without tokens of hubs and trackers; half characters of file names become escapes."""
-    file.write_text(redact(text), encoding="utf-8", errors="backslashreplace")
-
-
 def _keep_nulls(values: dict[str, Any], changed: dict[str, Any]) -> None:
     """Put the nulls of ``changed`` into ``values``: options that were switched off although their default is on."""
     for key, value in changed.items():
@@ -344,12 +346,17 @@ def _keep_nulls(values: dict[str, Any], changed: dict[str, Any]) -> None:
 
 
 def check_new_folder(path: Path) -> None:
-    """Raise a UserError unless ``path`` is free: it does not exist, or is an empty folder."""
+    """Raise a UserError unless ``path`` is free: it does not exist, is empty, or has no more than :func:`is_remains`."""
     with reading(path):
         if (path / "config.yaml").is_file():
             raise UserError(f"{path} holds another run already.", "Give another --output, or remove that folder.")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and is_remains(path)):
             raise UserError(f"{path} exists already and is not an empty folder.", "Give another --output.")
+
+
+def is_remains(path: Path) -> bool:
+    """Whether a folder has nothing in it but what a killed process leaves of a run that was not one yet."""
+    return all(entry.name in _REMAINS or is_leftover(entry) for entry in path.iterdir())
 
 
 def free_folder(path: Path) -> Path:
@@ -360,88 +367,3 @@ def free_folder(path: Path) -> Path:
             free = path.with_name(f"{path.name}-{number}")
             number += 1
     return free
-
-
-def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` on a temporary file beside ``target``, then rename it to ``target``."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with clear_os_errors(target.parent):
-        try:
-            write(temporary)
-            _make_readable(temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def replace_files(folder: Path, save: Callable[[Path], object]) -> None:
-    """Let ``save`` write into a temporary folder beside ``folder``, then move its files over one by one.
-
-    Folders in it are taken over with the files below them.
-    """
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        save(temporary)
-        folder.mkdir(exist_ok=True)
-        for path in sorted(temporary.rglob("*")):
-            target = folder / path.relative_to(temporary)
-            if path.is_dir():
-                target.mkdir(exist_ok=True)
-            else:
-                _make_readable(path)
-                path.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _make_readable(file: Path) -> None:
-    """Give a file the permissions that new files have here: safetensors gives them to the owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    file.chmod(0o666 & ~umask)
-
-
-def link_files(source: Path, target: Path) -> None:
-    """Put the files of one folder into another, by :func:`link_file`."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        link_file(path, target / path.name)
-
-
-def link_file(source: Path, target: Path) -> None:
-    """Let ``target`` be the same file as ``source``, or a copy of it where the file system has no hard links.
-
-    A run never changes a file in place, it replaces it: so the one stays as it is when the other goes on.
-    """
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-@contextmanager
-def clear_os_errors(path: Path) -> Iterator[None]:
-    """Turn the file system's refusals into one message for the user."""
-    try:
-        yield
-    except (PermissionError, FileExistsError, NotADirectoryError, FileNotFoundError) as error:
-        raise UserError(
-            f"Can't write to {path}: {error.strerror}.", "Give an --output that can be written to."
-        ) from error
-    except (OSError, SafetensorError) as error:
-        number = error.errno if isinstance(error, OSError) else _os_error_in(error)
-        if number not in _NO_ROOM:
-            raise
-        raise UserError(
-            f"Can't write to {path}: {os.strerror(number)}.",
-            "Free some space, or give another --output; a run that has a checkpoint goes on with --resume.",
-        ) from error
-
-
-_NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
-
-
-def _os_error_in(error: SafetensorError) -> int | None:
-    """Return the number of the system's error in what safetensors reports, which is only text."""
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found.group(1)) if found else None

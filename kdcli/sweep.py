@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -25,9 +24,11 @@ from kdcli.console import show_lines
 from kdcli.distill import Output, distill_run, is_finished, resume_run
 from kdcli.episodes import has_all_episodes, resume_episodes, run_episodes
 from kdcli.errors import UserError, did_you_mean
+from kdcli.files import clear_os_errors
 from kdcli.launch import end_with_the_launcher, is_launched, num_cores
 from kdcli.recipes import load_yaml
-from kdcli.run_folder import RunFolder, clear_os_errors
+from kdcli.run_folder import RunFolder
+from kdcli.signals import stop_signals
 from kdcli.text import check_argument, redact_all
 from kdcli.variants import Variant
 
@@ -35,8 +36,6 @@ _RECIPE = "recipe.yaml"
 """In the folder of a variant: its config, as the next command's is compared with."""
 _EPISODES = "episodes distilled"
 """What the metric of the students of episodes is called in a comparison."""
-_REMAINS = {".lock", ".lock-owner", "plan.json", "tracking"}
-"""What a killed process may leave of a run that was not one yet."""
 
 
 @dataclass(frozen=True)
@@ -222,8 +221,6 @@ def _run_one(run: Run, output: Output, command: str) -> _Ending:
             if config.episodes is not None:
                 return _Ending(resume_episodes(config, run.path, output=output, dry_run=False))
             return _Ending(resume_run(config, run.path, command=command, output=output, dry_run=False))
-        if run.path.is_dir() and {entry.name for entry in run.path.iterdir() if entry.suffix != ".tmp"} <= _REMAINS:
-            shutil.rmtree(run.path)
         begin = distill_run if run.config.episodes is None else run_episodes
         return _Ending(begin(run.config, name=run.variant.name, command=command, output=output, dry_run=False))
     except UserError as error:
@@ -318,11 +315,11 @@ def _num_jobs(jobs: int | None, gpus: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Raise ``_Signalled`` at SIGINT and SIGTERM where no training takes them, which saves first."""
+    """Raise ``_Signalled`` at the signals to stop where no training takes them, which saves first."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
-    before = {number: signal.signal(number, _raise_signalled) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _raise_signalled) for number in stop_signals()}
     try:
         yield
     finally:
@@ -452,7 +449,9 @@ def _work(connection: Connection, command: str, verbose: bool) -> None:
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():  # it has ended while this process started
         return
-    signal.signal(signal.SIGTERM, _raise_signalled)
+    for number in stop_signals():
+        if number != signal.SIGINT:  # which is left to the process that started this one
+            signal.signal(number, _raise_signalled)
     output = Output("plain", quiet=not verbose)
     with contextlib.suppress(_Signalled):
         while True:

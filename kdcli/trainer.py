@@ -304,14 +304,14 @@ class Trainer:
         # Within a group of accumulated batches the gradient so far is nowhere but in memory.
         if verdict == Verdict.GO_ON or self.step % self.job.config.train.accumulation:
             return
-        if verdict >= Verdict.STOP_INT:
+        if verdict.is_stop:
             self._stop(verdict)
         self.save()
 
     def _stop(self, verdict: Verdict) -> None:
         self.save()
         self._end_tracking()
-        raise Stopped(130 if verdict == Verdict.STOP_INT else 143, self.step, self.total_steps)
+        raise Stopped(verdict.exit_code, self.step, self.total_steps)
 
     def _end_tracking(self) -> None:
         for tracker in self.accelerator.trackers:

@@ -209,8 +209,8 @@ def test_a_failed_write_leaves_the_others_as_they_were(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_is_swept_away_and_never_read(tmp_path):
     write(tmp_path, 5)
-    shutil.copytree(tmp_path / "step-00000005", tmp_path / ".new-abc")
-    (tmp_path / ".old-3").mkdir()
+    shutil.copytree(tmp_path / "step-00000005", tmp_path / ".kdcli-abc" / "new")
+    shutil.copytree(tmp_path / "step-00000005", tmp_path / ".kdcli-def" / "old")
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.steps() == [5]
     checkpoints.save(6, state(6), best=None, projectors=None)

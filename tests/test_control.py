@@ -57,6 +57,40 @@ def test_the_first_signal_is_a_wish_and_the_second_is_carried_out(python_s_own_h
     assert Control(Every.parse("10m")).after(1) == Verdict.GO_ON
 
 
+@pytest.fixture
+def hangup():
+    """Set how SIGHUP is handled; under ``nohup`` it is ignored from the start."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_lost_terminal_is_a_wish_to_stop(hangup):
+    hangup(signal.SIG_DFL)
+    control = Control(Every.parse("10m"))
+    with control.listening():
+        signal.raise_signal(signal.SIGHUP)
+        assert control.after(1) == Verdict.STOP_HUP
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_what_nohup_ignores_stays_ignored(hangup):
+    hangup(signal.SIG_IGN)
+    control = Control(Every.parse("10m"))
+    with control.listening():
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.raise_signal(signal.SIGHUP)
+        assert control.after(1) == Verdict.GO_ON
+
+
+def test_exit_codes_are_those_of_the_signals():
+    assert {verdict.name: verdict.exit_code for verdict in Verdict if verdict.is_stop} == {
+        "STOP_HUP": 129,
+        "STOP_INT": 130,
+        "STOP_TERM": 143,
+    }
+
+
 def test_a_stop_outweighs_a_checkpoint_and_a_sigterm_a_ctrl_c():
     control = Control(Every.parse("1"))
     with control.listening():

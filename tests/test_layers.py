@@ -8,7 +8,7 @@ import kdcli
 LAYERS = [
     {"errors", "__init__", "facts"},
     {"text"},
-    {"extensions"},
+    {"extensions", "files", "signals"},
     {"config"},
     {"relation", "recipes", "result"},
     {"plan", "variants"},

@@ -9,37 +9,7 @@ from safetensors.torch import save_file
 from kdcli.config import parse_config
 from kdcli.errors import UserError
 from kdcli.result import Result
-from kdcli.run_folder import RunFolder, check_new_folder, free_folder, replace_files, write_atomically
-
-
-def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    target = tmp_path / "file.txt"
-    target.write_text("old")
-
-    def fail(file):
-        file.write_text("half")
-        raise RuntimeError("torn")
-
-    with pytest.raises(RuntimeError):
-        write_atomically(target, fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
-    assert target.read_text() == "old"
-
-
-def test_replace_files_keeps_the_old_when_saving_fails(tmp_path):
-    folder = tmp_path / "student"
-    replace_files(folder, lambda f: (f / "a").write_text("1"))
-
-    def fail(f):
-        (f / "a").write_text("2")
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        replace_files(folder, fail)
-    assert (folder / "a").read_text() == "1"
-    assert [p.name for p in tmp_path.iterdir()] == ["student"]
-    replace_files(folder, lambda f: (f / "a").write_text("3"))
-    assert (folder / "a").read_text() == "3"
+from kdcli.run_folder import RunFolder, check_new_folder, free_folder
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path):
@@ -79,6 +49,14 @@ def test_folders_in_use_are_refused(tmp_path):
     (run / "config.yaml").write_text("")
     with pytest.raises(UserError, match="another run"):
         RunFolder.create(run)
+    for name in ("remains", "thesis"):
+        (tmp_path / name / ".kdcli-1a2b").mkdir(parents=True)
+        (tmp_path / name / ".lock").write_text("")
+        (tmp_path / name / "plan.json").write_text("{")
+    check_new_folder(tmp_path / "remains")
+    (tmp_path / "thesis" / "chapter.txt").write_text("")
+    with pytest.raises(UserError, match="not an empty folder"):
+        check_new_folder(tmp_path / "thesis")
     assert free_folder(run) == tmp_path / "run-2"
     assert free_folder(tmp_path / "other") == tmp_path / "other"
 
@@ -100,14 +78,6 @@ def test_a_discarded_run_takes_the_folders_made_for_it_along(tmp_path):
     for run in (discarded, saved, kept):
         run.discard_if_empty()
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["kept", "saved"]
-
-
-def test_no_space_is_a_user_error(tmp_path):
-    def full(file):
-        raise OSError(28, os.strerror(28))
-
-    with pytest.raises(UserError, match="No space left"):
-        write_atomically(tmp_path / "x", full)
 
 
 def test_open_refuses_what_is_no_run(tmp_path):

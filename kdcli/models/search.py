@@ -19,11 +19,11 @@ import transformers
 
 from kdcli import __version__
 from kdcli.errors import UserError
+from kdcli.files import write_atomically
 from kdcli.models.base import seeded
 from kdcli.models.catalogue import Catalogue
 from kdcli.models.locate import Place
 from kdcli.models.measure import measure, time_passes
-from kdcli.run_folder import write_atomically
 
 Sort = Literal["params", "macs", "latency"]
 Report = Callable[[str, int, int], None]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import kdcli.launch
 from kdcli.errors import UserError
-from kdcli.launch import _raise_first_error
+from kdcli.launch import _leave, _raise_first_error
 
 # A student without batch statistics: on a CPU there is no batch normalisation over all processes.
 OPTIONS = (
@@ -244,6 +244,28 @@ def test_a_lost_connection_is_the_word_where_there_is_no_better(tmp_path):
     with pytest.raises(UserError, match="lost"):
         _raise_first_error(tmp_path, {0: -signal.SIGTERM, 1: 2})
     _raise_first_error(tmp_path, {0: 1, 1: 2})  # the first has printed its traceback
+
+
+def test_an_error_that_is_being_written_is_not_read(tmp_path, monkeypatch):
+    """The launcher looks in the middle of the writing: it finds no half file, and afterwards the whole one."""
+    looks = []
+    original = Path.write_text
+
+    def write_text(self, text, **options):
+        original(self, text[: len(text) // 2], **options)
+        looks.append(_raise_first_error(tmp_path, {0: 2}))
+        return original(self, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    _leave(tmp_path, UserError("no such data", "look"), is_cause=True)
+    assert looks == [None]
+    with pytest.raises(UserError, match="no such data"):
+        _raise_first_error(tmp_path, {0: 2})
+
+
+def test_an_error_that_can_not_be_left_is_said_by_the_worker_itself(tmp_path):
+    with pytest.raises(UserError, match="no such data"):
+        _leave(tmp_path / "gone", UserError("no such data", "look"), is_cause=True)
 
 
 def test_a_users_error_in_the_workers_is_one_message(tmp_path):

@@ -84,7 +84,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path, whole):
     assert kill_and_resume.differences(whole, tmp_path / "run") == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_says_how_to_go_on(run_cli, tmp_path, whole, number, code):
     process = kill_and_resume.start(*SHORT, *EPOCHS, "--checkpoint-every", "1h", "--output", tmp_path / "run")
     wait_for(tmp_path / "run" / "metrics.jsonl")
@@ -251,10 +251,13 @@ def test_a_run_is_finished_when_all_of_it_is_there(run_cli, tmp_path, monkeypatc
         with pytest.raises(Interrupt):
             run_cli("distill", "--resume", "run")
     (tmp_path / "run" / "README.md").unlink(missing_ok=True)
-    (tmp_path / "run" / ".student.1a2b").mkdir()
-    (tmp_path / "run" / ".metrics.jsonl.77.tmp").write_text("x")
+    (tmp_path / "run" / ".kdcli-1a2b" / "new").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / ".kdcli-3c4d").mkdir()
     assert run_cli("distill", "--resume", "run").exit_code == 0
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(p.name for p in whole.iterdir())
+    for folder in (".", "checkpoints"):
+        assert sorted(p.name for p in (tmp_path / "run" / folder).iterdir()) == sorted(
+            p.name for p in (whole / folder).iterdir()
+        )
 
 
 def test_killed_while_it_is_taken_back_a_run_is_not_finished(run_cli, tmp_path, monkeypatch, whole):

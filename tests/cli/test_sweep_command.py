@@ -169,7 +169,7 @@ def signalled(monkeypatch):
     return arm
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_stops_after_saving_and_the_same_command_goes_on(
     swept, run_cli, write_recipe, tmp_path, monkeypatch, signalled, number, code
 ):
@@ -212,7 +212,7 @@ def test_a_run_that_was_killed_before_it_was_one(run_cli, write_recipe, tmp_path
     remains = tmp_path / "out" / "alone" / "seed-0"
     remains.mkdir(parents=True)
     (remains / "plan.json").write_text("{}")
-    (remains / ".plan.json.123.tmp").write_text("{")
+    (remains / ".kdcli-123").mkdir()
     assert run_cli("sweep", "alone.yaml", "--seeds", "1", "--output", "out").exit_code == 0
     assert (remains / "result.json").is_file()
 
