@@ -125,7 +125,7 @@ def distill(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="Take these classes alone: names, label numbers (0-4,7) or a part (part:1/2, part:2/2+20%).",
+            help="Take these classes alone: names, numbers (0-4,7) or a part (part:1/2, part:2/2+20%).",
             rich_help_panel=_MODEL,
         ),
     ] = None,

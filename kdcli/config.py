@@ -130,7 +130,7 @@ class DataConfig(Section):
     root: Location | None = None
     """Where ``torchvision:`` data sets lie or are downloaded to."""
     classes: Annotated[tuple[str, ...], BeforeValidator(_texts), Field(min_length=1)] | None = None
-    """Take these classes alone: names, label numbers and ranges (``0-4,7``), or a part of them (``part:1/2``,
+    """Take these classes alone: names, numbers and ranges (``0-4,7``; names where classes have such), or a part of them (``part:1/2``,
     ``part:2/2+20%``), as text or as a list; see :func:`kdcli.data.classes.choose_classes`."""
     unlabelled: Location | None = None
     """A folder of further training images without labels."""

@@ -254,6 +254,7 @@ def evaluate_models(
         "unreadable": list(skipped),
         "class_names": list(facts.class_names),
         "class_counts": counts,
+        "data_notes": list(facts.notes),
         "notes": notes + [note for candidate in candidates for note in _label_notes(candidate)],
         "device": str(place),
         "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
@@ -381,6 +382,7 @@ def remarks(evaluation: dict[str, Any]) -> Iterator[str]:
         f"Measured on {place}. Latency: one {noun}, median over repeats; {noun}s per second: in batches of"
         f" {evaluation['batch_size']}. The input is on the device already.{length}"
     )
+    yield from evaluation["data_notes"]
     yield from evaluation["notes"]
     for name in evaluation["unreadable"]:
         yield f"Skipped an unreadable image: {name}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from kdcli.config import DataConfig
-from kdcli.data.classes import alike, choose_classes
+from kdcli.data.classes import alike, choose_classes, list_classes, listing, order_notes
 from kdcli.data.folders import list_images
 from kdcli.data.sources import (
     Concatenation,
@@ -68,7 +68,7 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
             image file in two splits, fewer labels than ``labels_per_class``, or nothing at ``unlabelled``.
     """
     names, train, validation, test = official.class_names, official.train, official.validation, official.test
-    notes = [*official.notes, *alike(names)]
+    notes = [*official.notes, *alike(names), *order_notes(names)]
     if len(names) < 2:
         raise UserError(
             f"{config.name} has {len(names)} class{'' if len(names) == 1 else 'es'}"
@@ -91,7 +91,7 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
         )
         test = None if test is None else _take(test, chosen, "test")
         num_all, names = len(names), tuple(names[label] for label in chosen)
-        notes.append(f"Classes: {len(names)} of {num_all} taken: {_listing(names)}.")
+        notes.append(f"Classes: {len(names)} of {num_all} taken: {list_classes(names)}.")
     if test is None:
         notes.append("Test: none, as the data have a validation split but no test split.")
     elif official.test is None:
@@ -198,7 +198,7 @@ def cut_indices(
     hint = f"Add {noun}s, or give the data a {purpose} split of their own."
     if single := [class_names[label] for label in np.intersect1d(lone, chosen)]:
         raise UserError(
-            f"Too few {noun}s to cut a {purpose} split: {_listing(single)} {'has' if len(single) == 1 else 'have'} "
+            f"Too few {noun}s to cut a {purpose} split: {listing(single)} {'has' if len(single) == 1 else 'have'} "
             f"only 1 {noun}, and each class needs at least 2.",
             hint,
         )
@@ -211,7 +211,7 @@ def cut_indices(
     _, part = train_test_split(labelled, test_size=size, stratify=labels[labelled], random_state=seed)
     rest = np.setdiff1d(np.arange(len(labels)), part)
     if lost := [class_names[label] for label in np.intersect1d(np.setdiff1d(labels[labelled], labels[rest]), chosen)]:
-        raise UserError(f"Too few {noun}s to cut a {purpose} split: none of {_listing(lost)} would stay.", hint)
+        raise UserError(f"Too few {noun}s to cut a {purpose} split: none of {listing(lost)} would stay.", hint)
     return rest, np.sort(part)
 
 
@@ -262,7 +262,7 @@ def keep_labels(given: Sequence[int], num_kept: int, class_names: Sequence[str],
     if short := [f"{name} ({n})" for name, n in zip(class_names, counts, strict=True) if n < num_kept]:
         raise UserError(
             f"data.labels_per_class is {num_kept}, but after the validation cut there are fewer labels in "
-            f"{_listing(short)}.",
+            f"{listing(short)}.",
             f"Ask for at most {counts.min()}.",
         )
     generator = np.random.default_rng([seed, num_kept])
@@ -316,8 +316,3 @@ def check_disjoint(train: ImageSource, validation: ImageSource, test: ImageSourc
                 f"split, such as {example}.",
                 "Splits must not share images, not through links either: remove them from one of the two.",
             )
-
-
-def _listing(items: Sequence[str], *, limit: int = 5) -> str:
-    shown = ", ".join(items[:limit])
-    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

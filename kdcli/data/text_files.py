@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from kdcli import extensions
 from kdcli.config import DataConfig
 from kdcli.data.batch import Text
-from kdcli.data.classes import alike
+from kdcli.data.classes import alike, order_notes
 from kdcli.data.csv_files import read_csv
 from kdcli.data.folders import is_hidden, split_folders
 from kdcli.data.labels import UnclearLabels, kind_of
@@ -288,7 +288,7 @@ def _is_prose(text: str) -> bool:
 def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) -> TextData:
     """Cut what is missing, leave out what is in two splits, and withhold as ``config`` says."""
     names, train, validation, test = official.class_names, official.train, official.validation, official.test
-    notes = [*official.notes, *alike(names)]
+    notes = [*official.notes, *alike(names), *order_notes(names)]
     if official.kind in ("class", "classes", "words") and len(names) < 2:
         raise UserError(
             f"{config.name} has {len(names)} class{'' if len(names) == 1 else 'es'}; classification needs at least 2.",

@@ -29,7 +29,7 @@ def folder(tmp_path_factory, run_cli_in, tiny):
     )
     assert outcome.exit_code == 0, outcome.stderr
     assert "demo:digits: 5 classes" in outcome.stdout
-    assert "Classes: 5 of 10 taken: 0, 1, 2, 3, 4." in outcome.stdout
+    assert "Classes: 5 of 10 taken: 0 to 4." in outcome.stdout
     assert yaml.safe_load((cwd / TEACHER / "config.yaml").read_text())["data"]["classes"] == ["part:1/2"]
     return cwd
 
@@ -65,7 +65,7 @@ def test_a_student_of_other_classes(other_half):
     assert (plan["relation"], plan["label_map"]) == ("cross", None)
     assert decisions["relation"]["reason"].startswith("Both have 5 classes, but the teacher has no label '5'. ")
     assert "logit_kd" not in {options["method"] for options in plan["methods"]}
-    assert "Classes: 5 of 10 taken: 4, 5, 6, 7, 8." in decisions["data"]["reason"]
+    assert "Classes: 5 of 10 taken: 4 to 8." in decisions["data"]["reason"]
     labels = json.loads((other_half / "student" / "config.json").read_text())["label_names"]
     assert labels == ["4", "5", "6", "7", "8"]
 
@@ -85,7 +85,7 @@ def test_resume_works_from_anywhere_and_keeps_the_classes(folder, other_half, ru
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(config))
     outcome = run_cli_in("distill", "--recipe", "again.yaml", "--dry-run", cwd=tmp_path)
     assert outcome.exit_code == 0, outcome.stderr
-    assert "Classes: 5 of 10 taken: 4, 5, 6, 7, 8." in outcome.stdout
+    assert "Classes: 5 of 10 taken: 4 to 8." in outcome.stdout
 
 
 def test_evaluate_takes_the_classes_of_the_run_or_others(folder, other_half, run_cli_in, make_photos):
@@ -101,6 +101,7 @@ def test_evaluate_takes_the_classes_of_the_run_or_others(folder, other_half, run
     by_name = evaluate(other_half / "student", "--data", "demo:digits", "--classes", "4-8")
     assert by_name["models"]["model"]["top1"] == own["models"]["student"]["top1"]
     assert by_name["num_images"] == own["num_images"]
+    assert "Classes: 5 of 10 taken: 4 to 8." in by_name["data_notes"]
     photos = make_photos(dict.fromkeys("45678", 4))  # other data, of which all classes are taken
     assert evaluate(other_half, "--data", photos)["num_images"] == 5
     outcome = run_cli_in("evaluate", other_half, "--classes", "0-4", cwd=folder)

@@ -87,6 +87,64 @@ def test_every_class_can_be_named(spec: str, labels: list[int]) -> None:
     assert chosen(spec, spec, names=ODD) == labels
 
 
+FOLDERS = tuple(sorted(str(number) for number in range(12)))
+SIGNED = ("-1", "0", "1")
+CODES = ("01", "02", "03", "10")
+GAPS = ("3", "7", "9")
+
+
+@pytest.mark.parametrize(
+    ("names", "spec", "taken"),
+    [
+        (FOLDERS, "0-4", ["0", "1", "2", "3", "4"]),
+        (FOLDERS, "2-10", ["10", "2", "3", "4", "5", "6", "7", "8", "9"]),
+        (FOLDERS, "2,10", ["10", "2"]),
+        (FOLDERS, "part:1/4", ["0", "1", "10"]),
+        (SIGNED, "0-1", ["0", "1"]),
+        (SIGNED, "-1-0", ["-1", "0"]),
+        (SIGNED, "-1,1", ["-1", "1"]),
+        (CODES, "1-3", ["01", "02", "03"]),
+        (CODES, "10,2", ["02", "10"]),
+        (GAPS, "3-7", ["3", "7"]),
+        (ODD, "1-2", ["1", "2"]),  # both ends are names
+        (ODD, "0-2", ["1", "10", "2"]),  # 0 is none: labels
+    ],
+)
+def test_numbers_are_names_where_classes_have_such_names(names: tuple[str, ...], spec: str, taken: list[str]) -> None:
+    assert [names[label] for label in chosen(spec, names=names)] == taken
+
+
+@pytest.mark.parametrize(
+    ("names", "spec", "message"),
+    [
+        (GAPS, "0", "has no '0'. It has 3 classes, named 3, 7, 9"),
+        (GAPS, "0-2", "has no '0-2'"),
+        (GAPS, "3-8", "has no '3-8'"),
+        (FOLDERS, "0-12", "has no '0-12'. It has 12 classes, named 0 to 11"),
+        (SIGNED, "2", "has no '2'. It has 3 classes, named -1 to 1"),
+    ],
+)
+def test_numbers_that_are_no_names_are_no_labels_either(names: tuple[str, ...], spec: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        chosen(spec, names=names)
+    assert message in error.value.message
+
+
+def test_folders_that_are_numbers(make_folder: Callable[..., Path]) -> None:
+    root = make_folder({str(number): 8 for number in range(12)})
+    data = open_data(DataConfig(name=str(root), classes="0-4,11"), seed=0)
+    assert data.facts.class_names == ("0", "1", "11", "2", "3", "4")
+    assert {Path(data.train.describe(i)).parent.name for i in range(len(data.train))} == {"0", "1", "11", "2", "3", "4"}
+    for index, label in enumerate(data.train.labels):
+        assert data.facts.class_names[label] == Path(data.train.describe(index)).parent.name
+    assert "Classes: 6 of 12 taken: 0 to 4, 11." in data.facts.notes
+    in_order = "in the order of their names as text: 0, 1, 10, 11, 2 and 7 more. Numbers and ranges in data.classes"
+    assert any(in_order in note for note in data.facts.notes)
+    half = open_data(DataConfig(name=str(root), classes="part:1/2"), seed=0)
+    assert "Classes: 6 of 12 taken: 0 to 3, 10, 11." in half.facts.notes
+    assert not any("names as text" in note for note in open_data(DataConfig(name="demo:digits"), seed=0).facts.notes)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
