@@ -61,7 +61,7 @@ class TextPreprocessing:
     Attributes:
         max_length: in tokens, special ones included; longer texts are cut at their end.
         tokenizer: its class and where it came from, in one phrase.
-        vocab_size: number of its tokens.
+        vocab_size: number of its tokens, counted up to the one with the largest number.
         pooling: how the features of a text's tokens become one vector.
     """
 
@@ -82,7 +82,8 @@ class ModelFacts:
             of text ``text-classification``, ``sentence-embedding`` or one of ``OVER_TOKENS``.
         pretrained: False when the weights are as initialised.
         weights: where the weights came from, in one phrase.
-        num_classes: width of its own classifier, of a language model the number of tokens; 0 without one.
+        num_classes: width of its own classifier, of a language model the rows of its vocabulary, which may be more than
+            its tokenizer has tokens (see :func:`num_tokens`); 0 without one.
         label_names: names of those classes in order, where the model carries them.
         feature_dims: width of every tap that the model offers (``pooled``, ``embedding``).
         preprocessing: how it wants its images or texts.
@@ -110,6 +111,14 @@ class ModelFacts:
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     stages: tuple[str, ...] = ()
     distillation_head: bool = False
+
+
+def num_tokens(model: ModelFacts) -> int | None:
+    """Return how many of a language model's classes are tokens, which come first; None for other models."""
+    if model.task not in LANGUAGE_MODELING:
+        return None
+    assert isinstance(model.preprocessing, TextPreprocessing)
+    return model.preprocessing.vocab_size
 
 
 @dataclass(frozen=True)

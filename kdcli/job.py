@@ -492,7 +492,11 @@ def _token_cutter(config: RunConfig, teacher: Model | None, student: Model) -> C
             raise UserError(f"The tokenizer of {student.facts.name} has no mask token.", "Choose another --task.")
         special = frozenset(tokenizer.all_special_ids)
         masking = Masking(
-            config.data.mask_probability, tokenizer.mask_token_id, special, student.facts.num_classes, config.seed
+            config.data.mask_probability,
+            tokenizer.mask_token_id,
+            special,
+            student.preprocessing.vocab_size,
+            config.seed,
         )
     return partial(cut_into_tokens, tokenizer=tokenizer, max_length=length, masking=masking)
 

@@ -29,7 +29,15 @@ from kdcli.config import (
     find_method,
 )
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, DataFacts, ModelFacts, Preprocessing, TextPreprocessing
+from kdcli.facts import (
+    LANGUAGE_MODELING,
+    PROBE_TOKENS,
+    DataFacts,
+    ModelFacts,
+    Preprocessing,
+    TextPreprocessing,
+    num_tokens,
+)
 from kdcli.relation import RelationEvidence, find_relation, num_shared_labels
 
 _OTHER_CLASSES = "other classes"
@@ -835,7 +843,9 @@ def _epochs(number: int) -> str:
 
 def _model_line(facts: ModelFacts) -> str:
     unit = "tokens" if facts.task in LANGUAGE_MODELING else "classes"
-    head = f"{facts.num_classes} {unit}" if facts.num_classes else "no head"
+    padding = facts.num_classes - (num_tokens(facts) or facts.num_classes)
+    head = f"{facts.num_classes - padding} {unit}" if facts.num_classes else "no head"
+    head += f" and {padding} rows of padding" if padding else ""
     return f"{facts.name}: {human_count(facts.num_parameters)} parameters, {human_count(facts.macs)} MACs, {head}"
 
 

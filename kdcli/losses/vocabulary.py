@@ -12,7 +12,7 @@ and give one value a position: what counts as their mean is the caller's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -30,8 +30,8 @@ class OutputHead:
     """The last layer of a language model: ``z = scale · (h Wᵀ + b)``, then ``cap · tanh(z / cap)``.
 
     Attributes:
-        weight: ``W``, ``(V, d)``; the embedding's where the model ties them. Padding of a vocabulary counts as tokens:
-            leave it away with ``weight[:size]``, through which gradients flow.
+        weight: ``W``, ``(V, d)``; the embedding's where the model ties them. Rows that pad a vocabulary count as tokens,
+            as they do in the softmax of transformers' own losses.
         bias: ``b``, ``(V,)``, or None.
         scale: factor of the logits; MPT, Cohere and T5 have one.
         softcap: ``cap``, positive, as Gemma 2 has it, or None.
@@ -106,6 +106,12 @@ class VocabularyLogits:
         head = self.head
         return head.logits(self.hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
 
+    def first(self, count: int) -> VocabularyLogits:
+        """Return the logits of the first ``count`` tokens."""
+        head = self.head
+        bias = None if head.bias is None else head.bias[:count]
+        return replace(self, head=replace(head, weight=head.weight[:count], bias=bias))
+
     def dense(self) -> Tensor:
         """Return all logits, ``(N, V)``: for small vocabularies and tests."""
         return self.part(slice(None))
@@ -123,16 +129,15 @@ def chunked_divergence(
 
     Args:
         student: logits of the ``N`` positions.
-        teacher: logits of the same positions over the same ``V`` tokens; widths, scales and caps may differ. It is
-            read with the student's chunk.
+        teacher: logits of the same positions over the same ``V`` tokens, or over the first of them: then the others
+            have probability 0, as masked ones have. Widths, scales and caps may differ. It is read with the student's chunk.
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jensen_shannon"``.
         temperature: ``T``; positive.
         beta: the teacher's share in the mixture of ``"jensen_shannon"``; between 0 and 1.
     """
-    if student.num_classes != teacher.num_classes:
+    if student.num_classes < teacher.num_classes:
         raise ValueError(
-            "Student and teacher must have the same vocabulary, got "
-            f"{student.num_classes} and {teacher.num_classes} tokens."
+            f"The student's vocabulary must hold the teacher's, got {student.num_classes} and {teacher.num_classes} tokens."
         )
     if len(student) != len(teacher):
         raise ValueError(
@@ -257,7 +262,9 @@ class _Divergence:
 
     def _scaled(self, tokens: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the student's and the teacher's logits of some tokens by the temperature, ``(N, C)``."""
-        return logits / self.temperature, mask_logits(self.teacher.part(tokens)) / self.temperature
+        teacher = mask_logits(self.teacher.part(tokens)) / self.temperature
+        missing = logits.shape[1] - teacher.shape[1]
+        return logits / self.temperature, F.pad(teacher, (0, missing), value=-torch.inf)
 
     def _among(self, student: Tensor, teacher: Tensor) -> Tensor:
         return student.masked_fill(teacher == -torch.inf, -torch.inf) if self.leaves_out else student

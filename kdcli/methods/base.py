@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.config import LayerOptions, LogitOptions
-from kdcli.facts import ModelFacts
+from kdcli.facts import ModelFacts, num_tokens
+from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.models.base import ModelOutput
 from kdcli.tasks import Task
 
@@ -100,12 +103,26 @@ class LogitMethod(Method):
         super().__init__(options.weight)
         assert context.label_map is not None, "the plan lets it pass only with common labels"
         self.register_buffer("label_map", torch.tensor(context.label_map), persistent=False)
+        self.num_classes = context.student.num_classes
+        self.num_tokens = num_tokens(context.student)
 
     def common_logits(self, teacher: ModelOutput | None) -> Tensor:
-        """Return the teacher's logits in the student's label order, (B, num_classes)."""
+        """Return the teacher's logits in the student's label order, (B, num_classes).
+
+        Of language models, the rows of either vocabulary that are no token's have none: ``-inf``.
+        """
         assert teacher is not None
         assert teacher.logits is not None
+        if self.num_tokens is not None:
+            return F.pad(teacher.logits[:, : self.num_tokens], (0, self.num_classes - self.num_tokens), value=-math.inf)
         return teacher.logits.index_select(1, self.label_map) if len(self.label_map) else teacher.logits
+
+    def common_vocabulary(self, teacher: ModelOutput | None) -> VocabularyLogits:
+        """Return the teacher's logits of the tokens, without the rows of its vocabulary that are no token's."""
+        assert teacher is not None
+        assert teacher.vocabulary is not None
+        assert self.num_tokens is not None
+        return teacher.vocabulary.first(self.num_tokens)
 
 
 class LayerMethod(Method):

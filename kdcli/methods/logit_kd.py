@@ -27,9 +27,8 @@ class LogitKD(LogitMethod):
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the loss; labels are not read."""
         if student.vocabulary is not None:
-            assert teacher is not None
-            assert teacher.vocabulary is not None
-            return gather_rows(losses.chunked_divergence(student.vocabulary, teacher.vocabulary, **self.how)).mean()
+            theirs = self.common_vocabulary(teacher)
+            return gather_rows(losses.chunked_divergence(student.vocabulary, theirs, **self.how)).mean()
         assert student.logits is not None
         return losses.logit_kd(student.logits, self.common_logits(teacher), **self.how)
 

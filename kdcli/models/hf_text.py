@@ -42,7 +42,7 @@ from kdcli.models.hf import from_config, label_names, load_weights, read_config
 from kdcli.models.locate import Place
 from kdcli.models.sentence import SentenceSettings
 from kdcli.models.spec import Library
-from kdcli.models.tokenizer import encode, max_length
+from kdcli.models.tokenizer import encode, max_length, num_tokens
 from kdcli.models.weights import Checkpoint
 
 _PROBLEMS: dict[LabelKind, str] = {
@@ -510,9 +510,10 @@ def preprocessing_of(
         UserError: the tokenizer has more tokens than the model, or ``asked_length`` is too long.
     """
     number = _num_embeddings(module)
-    if number is not None and len(tokenizer) > number:
+    tokens = num_tokens(tokenizer)
+    if number is not None and tokens > number:
         raise UserError(
-            f"The tokenizer of {tokenizer_of} has {len(tokenizer)} tokens, and {place.name} has embeddings for {number}.",
+            f"The tokenizer of {tokenizer_of} has {tokens} tokens, and {place.name} has embeddings for {number}.",
             "Choose a student with a tokenizer of its own, or start untrained.",
         )
     length = max_length(place.name, module, tokenizer, asked=asked_length, own=own_length)
@@ -522,7 +523,7 @@ def preprocessing_of(
         config.pad_token_id = tokenizer.pad_token_id
     if pooling != "none":
         module.config.sentence_pooling = pooling
-    return TextPreprocessing(length, f"{type(tokenizer).__name__} of {tokenizer_of}", len(tokenizer), pooling)
+    return TextPreprocessing(length, f"{type(tokenizer).__name__} of {tokenizer_of}", tokens, pooling)
 
 
 def _num_embeddings(module: Any) -> int | None:
@@ -544,10 +545,10 @@ def text_part(config: Any) -> Any:
 def fit_vocabulary(config: Any, tokenizer: Any) -> None:
     """Let an untrained model's config have the tokenizer's number of tokens and its special ones."""
     config = text_part(config)
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = num_tokens(tokenizer)
     for key in _EMBEDDING_KEYS:
         number = getattr(tokenizer, f"{key}_token_id")
-        if number is not None or (getattr(config, f"{key}_token_id", None) or 0) >= len(tokenizer):
+        if number is not None or (getattr(config, f"{key}_token_id", None) or 0) >= config.vocab_size:
             setattr(config, f"{key}_token_id", number)
 
 

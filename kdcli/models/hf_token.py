@@ -15,7 +15,7 @@ from kdcli.data.words import encode_words, first_tokens
 from kdcli.errors import UserError
 from kdcli.losses.vocabulary import OutputHead, VocabularyLogits
 from kdcli.models.base import LayerTap, ModelOutput, Probe, run_once, tensor_of
-from kdcli.models.hf_text import HFTextModel, head_kind
+from kdcli.models.hf_text import HFTextModel, head_kind, text_part
 from kdcli.models.measure import Measured, measure
 
 _TOLERANCE = 1e-3
@@ -28,8 +28,8 @@ class HFTokenModel(HFTextModel):
     Its inputs tell, beside the texts, for which tokens: ``tokens``, int64 (M,), and ``predicted``, int64 (N,), are
     positions in the flattened (B, L). ``pooled`` is (M, d), the last hidden state of each of ``tokens``; any other
     layer likewise. Logits are (N, num_classes); of a causal language model they are
-    ``vocabulary``, which is never all there at once. Of a padded vocabulary only the
-    tokenizer's tokens count.
+    ``vocabulary``, which is never all there at once. A padded vocabulary has them for all its rows, as transformers'
+    own losses have: training takes the probability away from those that are no token's.
     """
 
     def prepare(self, batch: AnyBatch) -> dict[str, Tensor]:
@@ -70,7 +70,10 @@ class HFTokenModel(HFTextModel):
         kind = head_kind(module)
         if kind == "token":
             return int(module.config.num_labels)
-        return max(self.tokenizer.get_vocab().values()) + 1 if kind in ("masked", "causal") else 0
+        if kind not in ("masked", "causal"):
+            return 0
+        last = module.get_output_embeddings()
+        return int(last.out_features if isinstance(last, nn.Linear) else text_part(module.config).vocab_size)
 
     def _task(self, num_classes: int) -> str:
         tasks = {"token": "token-classification", "masked": "masked-lm", "causal": "causal-lm"}
@@ -78,7 +81,7 @@ class HFTokenModel(HFTextModel):
 
     def _probe(self, inputs: dict[str, Tensor], num_classes: int) -> Probe:
         self._prepare_encoder()
-        self._num_classes, self._head = num_classes, None
+        self._head = None
         self._rows, self._exchange = _Rows(), _Exchange()
         self.module.get_submodule(self._encoder).register_forward_hook(self._exchange)
         texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -89,13 +92,15 @@ class HFTokenModel(HFTextModel):
             hidden = self._hidden_states(inputs)
             if num_classes:
                 expected = measured.result.logits.detach().flatten(0, 1)
+                if expected.shape[1] != num_classes:
+                    raise ValueError(f"it has {expected.shape[1]} logits a token, and {num_classes} tokens")
                 if head_kind(self.module) == "causal":
                     self._head = _read_head(self.module, hidden, expected)
                     self._check_causality(inputs, hidden)
                 output = self._run(inputs, (), True)
                 found = output.logits if output.vocabulary is None else output.vocabulary.dense()
                 assert found is not None
-                if not _is_close(found, expected[:, :num_classes]):
+                if not _is_close(found, expected):
                     raise ValueError(
                         "its logits are not those of one token's last hidden state"
                         if output.vocabulary is None
@@ -130,13 +135,13 @@ class HFTokenModel(HFTextModel):
             texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             with self._exchange.armed(inputs["predicted"]):
                 result = self.module(**texts, **self._arguments)
-            output.logits = result.logits[0, :, : self._num_classes]
+            output.logits = result.logits[0]
             hidden = self._exchange.take()
         else:
             hidden = self._hidden_states(inputs)
             if logits:
                 assert self._head is not None
-                head = self._head.of(self.module.get_output_embeddings(), self._num_classes)  # type: ignore[operator]
+                head = self._head.of(self.module.get_output_embeddings())  # type: ignore[operator]
                 output.vocabulary = VocabularyLogits(hidden[inputs["predicted"]], head)
         if "pooled" in taps:
             output.features["pooled"] = hidden[inputs["tokens"]]
@@ -204,10 +209,9 @@ class _HeadSettings:
     scale: float
     softcap: float | None
 
-    def of(self, linear: nn.Linear, size: int) -> OutputHead:
-        """Return the head over the first ``size`` tokens."""
-        bias = None if linear.bias is None else linear.bias[:size]
-        return OutputHead(linear.weight[:size], bias, self.scale, self.softcap)
+    def of(self, linear: nn.Linear) -> OutputHead:
+        """Return the head with its own layer."""
+        return OutputHead(linear.weight, linear.bias, self.scale, self.softcap)
 
 
 def _read_head(module: Any, hidden: Tensor, logits: Tensor) -> _HeadSettings:

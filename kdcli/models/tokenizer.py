@@ -107,6 +107,11 @@ def max_length(name: str, module: Any, tokenizer: Any, *, asked: int | None, own
     return int(min(limits if own is not None else [*limits, DEFAULT_MAX_LENGTH]))
 
 
+def num_tokens(tokenizer: Any) -> int:
+    """Return one more than the largest number that a tokenizer gives out."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def num_positions(module: Any) -> int | None:
     """Return how many tokens a model has positions for; None for any number."""
     for name, child in module.named_modules():

@@ -187,6 +187,33 @@ def test_the_export_is_transformers_own(run, run_cli, tmp_path):
         assert found["generated_token_ids"] == [*tokens, logits[-1].argmax()]
 
 
+def test_losses_are_transformers_own_and_rows_that_are_no_tokens_get_nothing(distil, tmp_path, language_models):
+    """Of a student with a padded vocabulary, by what transformers loads alone, text by text."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = tmp_path / "run"
+    student = ("--student", language_models / "causal", "--set", "student.pretrained=true", "--teacher", "none")
+    outcome = distil(
+        tmp_path, "causal-lm", *student, "--method", "none", "--lr", "0.02", "--epochs", "5", "--output", run
+    )
+    assert outcome.exit_code == 0, outcome.stderr
+    model = AutoModelForCausalLM.from_pretrained(run / "student").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "student")
+    assert model.config.vocab_size == len(tokenizer) + 3
+    assert f"{len(tokenizer)} tokens and 3 rows of padding" in decisions_of(run)["student"]["value"]
+    total = count = outside = 0.0
+    for text in texts_of(run, "test"):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            output = model(ids, labels=ids)
+        total, count = total + output.loss.item() * (ids.shape[1] - 1), count + ids.shape[1] - 1
+        outside += (
+            output.logits[0, :-1, len(tokenizer) :].logsumexp(1).sub(output.logits[0, :-1].logsumexp(1)).exp().sum()
+        )
+    assert result_of(run)["test"]["loss"] == pytest.approx(total / count, rel=1e-4)
+    assert outside / count < 4e-3
+
+
 def test_what_comes_after_training(run, run_cli, tmp_path):
     analysed = shutil.copytree(run, tmp_path / "run")
     outcome = run_cli("analyze-projector", analysed)

@@ -8,12 +8,15 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.config import LogitKDOptions, StudentConfig, TeacherConfig
 from kdcli.data import Masking, TextBatch, TextSource, cut_into_tokens
 from kdcli.errors import UserError
 from kdcli.facts import DataFacts
+from kdcli.methods import build_method
+from kdcli.methods.base import Context
 from kdcli.models import build_text_student, load_saved, load_text_teacher
 from kdcli.models.hf_token import HFTokenModel
+from kdcli.tasks.language_modeling import LanguageModeling
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely film"]
 PADDING = 5
@@ -113,9 +116,10 @@ def test_logits_and_features_are_transformers_own(case):
     folder, task, layer = case
     teacher = load_text_teacher(TeacherConfig(name=str(folder)), seed=0, task=task)
     assert isinstance(teacher, HFTokenModel)
-    size = len(teacher.tokenizer)
-    assert (teacher.facts.task, teacher.facts.num_classes, teacher.preprocessing.pooling) == (task, size, "none")
     native = TASKS[task][1].from_pretrained(folder).eval()
+    size = native.config.vocab_size
+    assert (teacher.facts.task, teacher.facts.num_classes, teacher.preprocessing.pooling) == (task, size, "none")
+    assert teacher.preprocessing.vocab_size == len(teacher.tokenizer) < size
     prefix = f"{native.base_model_prefix}." if hasattr(native, native.base_model_prefix) else ""
     taps = ["pooled"] if layer is None else ["pooled", prefix + layer]
     teacher.open_taps(taps)
@@ -124,10 +128,18 @@ def test_logits_and_features_are_transformers_own(case):
     real, predicted = batch.attention_mask.bool(), batch.predicted
     assert predicted.sum() < real.sum() < real.numel()
     output = native(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
-    assert output.logits.shape[2] > size
     ours = teacher(teacher.prepare(batch), taps=tuple(taps))
     assert (ours.vocabulary is None) == (task == "masked-lm")
-    torch.testing.assert_close(logits_of(ours), output.logits[predicted][:, :size], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_of(ours), output.logits[predicted], rtol=1e-4, atol=1e-4)
+    labels = torch.full_like(batch.input_ids, -100)
+    if task == "masked-lm":
+        labels[predicted] = batch.targets
+    else:
+        labels[real] = batch.input_ids[real]
+    own = native(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
+    logits = ours.logits if ours.vocabulary is None else ours.vocabulary
+    loss = LanguageModeling(task).supervised_loss(logits, batch.targets, label_smoothing=0.0)
+    torch.testing.assert_close(loss, own, rtol=1e-4, atol=1e-5)
     assert output.logits.std() > 0.1
     encoder = native.get_submodule(prefix[:-1]) if prefix else native
     last = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
@@ -222,6 +234,34 @@ def test_a_teacher_with_another_head_is_refused(build, message, tokenizers, tmp_
     assert (untrained.facts.task, untrained.facts.pretrained) == ("masked-lm", False)
 
 
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+@pytest.mark.parametrize("task", TASKS)
+def test_rows_that_are_no_tokens_lose_their_probability(task, divergence, tokenizers, tmp_path):
+    """By distillation alone, whose teacher gives them some, too; what it gives the tokens is what is learnt."""
+    torch.manual_seed(0)
+    tokenizer, size = tokenizers[task], len(tokenizers[task])
+    config = config_of("Bert" if task == "masked-lm" else "GPT2", size + PADDING)
+    folders = [write(tmp_path / name, TASKS[task][1].from_config(config), tokenizer) for name in ("teacher", "student")]
+    teacher = load_text_teacher(TeacherConfig(name=str(folders[0])), seed=0, task=task)
+    own = StudentConfig(name=str(folders[1]), pretrained=True)
+    student = build_text_student(own, data=data_of(task), teacher=None, seed=1).eval()
+    options = LogitKDOptions(divergence=divergence, temperature=1.0)
+    method = build_method(options, Context(LanguageModeling(task), student.facts, teacher.facts, ()))
+    inputs = student.prepare(batch_of(student, task))
+    target = logits_of(teacher(inputs)).detach()[:, :size].softmax(dim=1)
+    optimizer, outside, apart = torch.optim.Adam(student.parameters(), lr=0.02), [], []
+    for _ in range(80):
+        output = student(inputs)
+        found = logits_of(output).softmax(dim=1)
+        outside.append(found[:, size:].sum(dim=1).mean().item())
+        apart.append((found[:, :size] - target).abs().sum(dim=1).mean().item())
+        optimizer.zero_grad()
+        method(output, teacher(inputs), torch.zeros(0), torch.zeros(0)).backward()
+        optimizer.step()
+    assert outside[0] > 0.02 > 5e-3 > outside[-1]
+    assert apart[-1] < apart[0] / 3
+
+
 def test_an_encoder_with_a_decoder_is_refused(tokenizers, tmp_path):
     tokenizer = tokenizers["masked-lm"]
     config = transformers.BartConfig(
@@ -261,7 +301,7 @@ def test_a_student_of_a_causal_teachers_layers(tokenizers, tmp_path):
         )
 
     half = student("teacher?layers=1")
-    assert (half.module.config.n_layer, half.facts.num_classes) == (1, len(tokenizer))
+    assert (half.module.config.n_layer, half.facts.num_classes) == (1, len(tokenizer) + PADDING)
     ours, theirs = half.module.state_dict(), teacher.module.state_dict()
     assert "copied from the teacher" in half.facts.weights
     assert ours.keys() < theirs.keys()
@@ -284,7 +324,7 @@ def test_a_student_without_a_tokenizer_gets_the_teachers(tokenizers, tmp_path):
         "hf:llama?hidden_size=16&num_hidden_layers=1&num_attention_heads=2&num_key_value_heads=1",
     ):
         student = build_text_student(StudentConfig(name=name), data=data_of("causal-lm"), teacher=teacher, seed=0)
-        assert student.facts.num_classes == teacher.facts.num_classes == len(tokenizer)
+        assert student.facts.num_classes == teacher.facts.num_classes - PADDING == len(tokenizer)
         assert student.tokenizer.get_vocab() == tokenizer.get_vocab()
         assert student.module.config.vocab_size == len(tokenizer)
         special = {
