@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 UNLABELLED = -1
@@ -33,6 +33,14 @@ PROBE_TOKENS = 128
 """Tokens of the text that a model is measured with, where it takes as many."""
 
 
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+"""A filter for resizing images, by the name that timm and torchvision have for it."""
+
+Geometry = Literal["crop", "squash", "border"]
+"""How an image of other proportions comes to the model's: resized until it covers them, resized to them whatever its own,
+or resized until it lies within them, with borders of the mean colour."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a vision model wants its images.
@@ -41,17 +49,35 @@ class Preprocessing:
         image_size: (height, width) in pixels.
         mean: of red, green and blue, of pixels scaled to [0, 1].
         std: likewise.
-        interpolation: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``.
-        crop_pct: for evaluation the short side is resized to ``image_size / crop_pct``, then centre-cropped.
+        interpolation: the filter for resizing.
+        resize: for evaluation an image is resized to this (height, width), as ``geometry`` says, before ``image_size`` is
+            cut out of its middle, with a black border where it is smaller; by default ``image_size`` itself.
+        geometry: plays no part in training, where teacher and student share one random crop.
         channels: the order in which the model takes them.
+        kernels: whose resizing and rounding are followed to the pixel: Pillow's, which timm calls, or those of torchvision
+            on tensors, which transformers calls.
+        note: where it is not what the model's own library would do: what differs, in one sentence.
     """
 
     image_size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.875
+    interpolation: Interpolation = "bicubic"
+    resize: tuple[int, int] = (0, 0)
+    geometry: Geometry = "crop"
     channels: Literal["RGB", "BGR"] = "RGB"
+    kernels: Literal["pillow", "torchvision"] = "pillow"
+    note: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.resize == (0, 0):
+            object.__setattr__(self, "resize", self.image_size)
+
+    def at(self, image_size: tuple[int, int]) -> Preprocessing:
+        """Return the same for another size; what is cut off keeps its share."""
+        (height, width), (old_height, old_width) = self.resize, self.image_size
+        resize = (image_size[0] * height // old_height, image_size[1] * width // old_width)
+        return replace(self, image_size=image_size, resize=resize)
 
 
 @dataclass(frozen=True)

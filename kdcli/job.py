@@ -193,7 +193,7 @@ class Job:
         if isinstance(student, TextPreprocessing) or isinstance(teacher, TextPreprocessing):
             return student
         height, width = (max(sizes) for sizes in zip(student.image_size, teacher.image_size, strict=True))
-        return replace(student, image_size=(height, width))
+        return student.at((height, width))
 
     def predict(self, model: Model, batch: AnyBatch) -> Tensor | VocabularyLogits:
         """Return what the task's metrics are about: the logits (B, C) of ``model``, or its embeddings (B, d).

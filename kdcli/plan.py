@@ -747,14 +747,15 @@ def _describe_models(
     decisions = []
     if teacher is not None:
         decisions.append(Decision("teacher", _model_line(teacher), teacher.weights))
-        own = "tokenizer" if isinstance(teacher.preprocessing, TextPreprocessing) else "preprocessing"
-        decisions.append(Decision("teacher input", _input_line(teacher.preprocessing), f"Its own {own}."))
+        pre = teacher.preprocessing
+        reason = "Its own tokenizer." if isinstance(pre, TextPreprocessing) else f"Its own preprocessing.{_caveat(pre)}"
+        decisions.append(Decision("teacher input", _input_line(pre), reason))
     decisions.append(Decision("student", _model_line(student), student.weights))
     decisions.append(
         Decision(
             "student input",
             _input_line(student.preprocessing),
-            _input_reason(student.preprocessing) if teacher else "Its own.",
+            _input_reason(student.preprocessing, has_teacher=teacher is not None),
         )
     )
     if teacher is not None:
@@ -849,10 +850,17 @@ def _model_line(facts: ModelFacts) -> str:
     return f"{facts.name}: {human_count(facts.num_parameters)} parameters, {human_count(facts.macs)} MACs, {head}"
 
 
-def _input_reason(pre: Preprocessing | TextPreprocessing) -> str:
+def _input_reason(pre: Preprocessing | TextPreprocessing, *, has_teacher: bool) -> str:
     if isinstance(pre, TextPreprocessing):
-        return "Its own tokenizer, of the same text as the teacher's."
-    return "Its own preprocessing, from the same augmented image as the teacher's."
+        return "Its own tokenizer, of the same text as the teacher's." if has_teacher else "Its own."
+    own = "Its own preprocessing, from the same augmented image as the teacher's." if has_teacher else "Its own."
+    return own + _caveat(pre)
+
+
+def _caveat(pre: Preprocessing) -> str:
+    """Return what is not as the model's library does it."""
+    cut = "" if pre.geometry == "crop" else " That is in evaluation; training images are random crops."
+    return cut + (f" {pre.note}" if pre.note else "")
 
 
 def _compression_reason(pre: Preprocessing | TextPreprocessing) -> str:
@@ -867,4 +875,5 @@ def _input_line(pre: Preprocessing | TextPreprocessing) -> str:
         return f"{pre.max_length} tokens, {pre.tokenizer} ({human_count(pre.vocab_size)}), {pooled}"
     mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (pre.mean, pre.std))
     order = ", BGR" if pre.channels == "BGR" else ""
-    return f"{pre.image_size[0]}x{pre.image_size[1]} {pre.interpolation}, mean ({mean}), std ({std}){order}"
+    geometry = {"crop": "", "squash": ", squashed", "border": ", bordered"}[pre.geometry]
+    return f"{pre.image_size[0]}x{pre.image_size[1]} {pre.interpolation}{geometry}, mean ({mean}), std ({std}){order}"

@@ -328,7 +328,7 @@ def test_a_very_long_image_does_not_fill_the_memory(monkeypatch, size):
     monkeypatch.setattr(Image.Image, "resize", watched)
     image = Image.linear_gradient("L").convert("RGB").resize(size)
     resized.clear()
-    preprocessing = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, crop_pct=0.9)
+    preprocessing = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, resize=(248, 248))
     assert fit(image, preprocessing).size == (224, 224)
     assert max(resized) < 20 * (224 / 0.9) ** 2
 
@@ -338,7 +338,7 @@ def test_a_long_image_is_cropped_to_the_same_middle():
     picture = np.zeros((20, 400, 3), np.uint8)
     picture[..., 0] = np.linspace(0, 255, 400)
     picture[..., 1] = np.linspace(0, 255, 20)[:, None]
-    preprocessing = Preprocessing((40, 40), (0.5,) * 3, (0.5,) * 3, interpolation="bilinear", crop_pct=1.0)
+    preprocessing = Preprocessing((40, 40), (0.5,) * 3, (0.5,) * 3, interpolation="bilinear")
     long, short = (fit(Image.fromarray(part), preprocessing) for part in (picture, picture[:, 50:350]))
     assert np.abs(np.asarray(long).astype(int) - np.asarray(short)).max() <= 1
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
+from typing import TypeVar
 
+import numpy as np
 import torch
+import torchvision
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -13,39 +15,70 @@ from torchvision.transforms.v2 import functional
 
 from kdcli.facts import Preprocessing
 
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
-
+Pixels = TypeVar("Pixels", Image.Image, Tensor)
 
 _MAX_ASPECT = 16
 """A longer image is cropped to this ratio of its sides before it is resized: as a whole it could fill the memory."""
 
+_HAS_LANCZOS = tuple(int(part) for part in torchvision.__version__.split(".")[:2]) >= (0, 27)
+_TORCHVISION = {
+    "nearest": InterpolationMode.NEAREST_EXACT,
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "lanczos": InterpolationMode.LANCZOS if _HAS_LANCZOS else InterpolationMode.BICUBIC,
+}
+"""What transformers resizes tensors by; before Lanczos was there it took bicubic in its place, and the others never were."""
+_SMOOTH = {"lanczos": "bicubic", "box": "bilinear", "hamming": "bilinear"}
+"""What a canvas is resized by in training, on any device, where torch has no such filter."""
+
 
 def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize so that the image just covers ``image_size / crop_pct``, then centre-crop to ``image_size``.
+    """Resize to ``preprocessing.resize`` as its geometry says, then cut ``image_size`` out of the middle.
 
-    For square sizes this is the usual ``Resize(floor(size / crop_pct))`` of the short side and ``CenterCrop(size)``,
-    pixel for pixel.
-
-    Raises:
-        ValueError: the interpolation has no PIL equivalent.
+    Pixel for pixel what the model's library does: timm's evaluation transform where the kernels are Pillow's, transformers'
+    image processor where they are torchvision's. Only an image whose sides are further apart than 16:1 and that is to be
+    cropped may differ by a rounding.
     """
-    if preprocessing.interpolation not in _RESAMPLING:
-        raise ValueError(f"interpolation is {preprocessing.interpolation!r}, not one of {', '.join(_RESAMPLING)}")
-    image = _shortened(image)
-    height, width = preprocessing.image_size
-    cover_height = math.floor(height / preprocessing.crop_pct)
-    cover_width = math.floor(width / preprocessing.crop_pct)
-    if cover_height * image.width >= cover_width * image.height:
-        size = (int(cover_height * image.width / image.height), cover_height)
-    else:
-        size = (cover_width, int(cover_width * image.height / image.width))
-    if size != image.size:
-        image = image.resize(size, _RESAMPLING[preprocessing.interpolation])
-    return functional.center_crop(image, [height, width])
+    if preprocessing.geometry == "crop":
+        image = _shortened(image)
+    height, width = _resized(image, preprocessing)
+    if preprocessing.kernels == "torchvision":
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        mode = _TORCHVISION[preprocessing.interpolation]
+        pixels = functional.resize(pixels, [height, width], interpolation=mode, antialias=True)
+        return Image.fromarray(_middle(pixels, preprocessing).permute(1, 2, 0).contiguous().numpy())
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
+    return _middle(image, preprocessing)
+
+
+def _resized(image: Image.Image, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the (height, width) that an image is resized to, rounded as the libraries do."""
+    height, width = preprocessing.resize
+    if preprocessing.geometry == "squash":
+        return height, width
+    if preprocessing.geometry == "crop" and height == width:
+        if image.width <= image.height:
+            return int(width * image.height / image.width), width
+        return height, int(height * image.width / image.height)
+    ratios = (image.height / height, image.width / width)
+    ratio = max(ratios) if preprocessing.geometry == "border" else min(ratios)
+    return max(1, round(image.height / ratio)), max(1, round(image.width / ratio))
+
+
+def _middle(image: Pixels, preprocessing: Preprocessing) -> Pixels:
+    """Cut ``image_size`` out of the middle; where it is larger, after a border: black, or the mean colour's."""
+    height, width = functional.get_size(image)
+    tall, wide = preprocessing.image_size
+    if tall > height or wide > width:
+        down, right = max(0, tall - height), max(0, wide - width)
+        fill = [round(255 * value) for value in preprocessing.mean] if preprocessing.geometry == "border" else 0
+        image = functional.pad(image, [right // 2, down // 2, (right + 1) // 2, (down + 1) // 2], fill=fill)
+        height, width = height + down, width + right
+    above, before = (height - tall) / 2, (width - wide) / 2
+    if preprocessing.kernels == "pillow":
+        above, before = round(above), round(before)
+    return functional.crop(image, int(above), int(before), tall, wide)
 
 
 def _shortened(image: Image.Image) -> Image.Image:
@@ -66,14 +99,14 @@ def prepare(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
     Args:
         images: RGB ``(B, 3, H, W)``, uint8 or floating, in [0, 255]; left as they are.
-        preprocessing: the model's; ``crop_pct`` plays no part.
+        preprocessing: the model's; ``resize`` and ``geometry`` play no part.
 
     Returns:
         float32 ``(B, 3, h, w)``.
     """
     images = images.to(torch.float32)
     if tuple(images.shape[-2:]) != preprocessing.image_size:
-        mode = InterpolationMode(preprocessing.interpolation)
+        mode = InterpolationMode(_SMOOTH.get(preprocessing.interpolation, preprocessing.interpolation))
         images = functional.resize(images, list(preprocessing.image_size), interpolation=mode, antialias=True)
         if mode is InterpolationMode.BICUBIC:  # it overshoots at edges
             images = images.clamp(0, 255)

@@ -22,8 +22,9 @@ from kdcli.models.measure import Measured, measure
 from kdcli.models.spec import Library
 from kdcli.text import short_repr
 
-_MIN_CROP_PCT = 0.1
-"""Images are resized to ``image_size / crop_pct`` before they are cropped: a tiny one would fill the memory."""
+_MAX_RESIZE = 10
+"""Images are resized before they are cropped to a model's size: to more than this many times that they could fill the
+memory."""
 
 Inputs = Tensor | dict[str, Tensor]
 """What a library's own model takes: images (B, 3, H, W), or a tokenizer's tensors by name."""
@@ -358,7 +359,7 @@ class VisionModel(Model):
     preprocessing: Preprocessing
 
     def __init__(self, module: nn.Module, origin: Origin, preprocessing: Preprocessing, num_classes: int) -> None:
-        _check_preprocessing(origin.name, preprocessing)
+        check_preprocessing(origin.name, preprocessing)
         super().__init__(module, origin, preprocessing, num_classes)
 
     def prepare(self, batch: AnyBatch) -> Tensor:
@@ -415,14 +416,25 @@ def check_image_size(name: str, sides: Iterable[object]) -> None:
             )
 
 
-def _check_preprocessing(name: str, preprocessing: Preprocessing) -> None:
+def check_preprocessing(name: str, preprocessing: Preprocessing) -> None:
+    """Refuse what no image can be made into.
+
+    Raises:
+        UserError: sizes, mean or deviation are no sensible numbers.
+    """
     check_image_size(name, preprocessing.image_size)
-    mean, std, crop_pct = preprocessing.mean, preprocessing.std, preprocessing.crop_pct
-    are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*mean, *std, crop_pct))
-    if not (are_numbers and len(mean) == len(std) == 3 and min(std) > 0 and _MIN_CROP_PCT <= crop_pct <= 1):
+    mean, std = preprocessing.mean, preprocessing.std
+    are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*mean, *std))
+    if not (are_numbers and len(mean) == len(std) == 3 and min(std) > 0):
         raise UserError(
-            f"{name} wants impossible images: mean {short_repr(mean)}, std {short_repr(std)}, crop_pct "
-            f"{short_repr(crop_pct)}.",
+            f"{name} wants impossible images: mean {short_repr(mean)}, std {short_repr(std)}.",
+            "Check the model's config, or choose another model.",
+        )
+    sides = zip(preprocessing.resize, preprocessing.image_size, strict=True)
+    if not all(1 <= side <= size * _MAX_RESIZE for side, size in sides):
+        raise UserError(
+            f"{name} wants images resized to {short_repr(preprocessing.resize)} pixels before they are cropped to"
+            f" {short_repr(preprocessing.image_size)}.",
             "Check the model's config, or choose another model.",
         )
 

@@ -83,8 +83,7 @@ def _teacher(place: Place, name: ModelName, size: int | None, checkpoint: weight
         module = hf.build_teacher(place, pretrained=not name.random)
     names = hf.label_names(module.config) if hf.is_classifier(module) and not name.random else None
     origin = _teacher_origin(place, name, module, names, size, phrase)
-    settings = processor.read_settings(place.folder, module.config)
-    preprocessing = processor.preprocessing_of(settings, size)
+    preprocessing = processor.preprocessing_of(place.folder, module.config, size)
     return hf.HFModel(module, origin, preprocessing)
 
 
@@ -240,8 +239,7 @@ def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> 
         )
     own_names = hf.label_names(hf.read_config(place))
     module = hf.build_student(place, names, pretrained=config.pretrained, image_size=config.image_size)
-    settings = processor.read_settings(place.folder, module.config)
-    preprocessing = processor.preprocessing_of(settings, config.image_size)
+    preprocessing = processor.preprocessing_of(place.folder, module.config, config.image_size)
     origin = _student_origin(place, config, module, names)
     model = hf.HFModel(module, origin, preprocessing)
     if config.pretrained and own_names != names:
@@ -397,8 +395,7 @@ def load_saved(folder: Path) -> Model:
         return _load_saved_text(place, folder, tokenizer)
     module = hf.load_saved_module(place)
     origin = Origin(place.name, True, f"saved in {folder}", hf.label_names(module.config))
-    settings = processor.read_settings(folder, module.config)
-    return hf.HFModel(module, origin, processor.preprocessing_of(settings, None)).eval()
+    return hf.HFModel(module, origin, processor.preprocessing_of(folder, module.config, None)).eval()
 
 
 def _load_saved_text(place: Place, folder: Path, tokenizer: Any) -> Model:

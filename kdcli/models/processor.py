@@ -3,47 +3,113 @@
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
 from transformers import AutoImageProcessor, CLIPImageProcessor, MobileViTImageProcessor, Siglip2ImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
+from kdcli.data import fit, prepare
 from kdcli.errors import UserError
-from kdcli.facts import Preprocessing
+from kdcli.facts import Interpolation, Preprocessing
+from kdcli.models.base import check_image_size, check_preprocessing
+from kdcli.models.weights import reason_of
+from kdcli.text import short_repr
 
-_RESAMPLE = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
-"""PIL's filters by number; Lanczos (1) has no differentiable counterpart and is close to bicubic."""
-_PIL_FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+_FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""PIL's filters by number; for its other two torchvision has no tensors, and transformers fails."""
+
+_READ = {
+    *("size", "crop_size", "crop_pct", "resample", "rescale_factor", "rescale_offset", "image_mean", "image_std"),
+    *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_flip_channel_order", "include_top"),
+    # Of no effect on one image in RGB.
+    *("do_convert_rgb", "default_to_square", "data_format", "input_data_format", "disable_grouping", "device"),
+    *("return_tensors", "do_reduce_labels"),
+}
+"""Settings that are translated, or that change nothing of one image."""
+
+_PATCHES = "Siglip2ImageProcessor"
+"""The image processor that cuts images of any proportions into patches."""
+
+_EXACT = 0.01
+"""Of 255 levels: as far as a pixel may be from the image processor's by the order of float32's operations."""
+_ROUNDING = 1.05
+"""Likewise by rounding to whole levels, which image processors leave out that scale pixels before they resize."""
 
 
-def read_settings(folder: Path | None, config: Any) -> dict[str, Any]:
-    """Return the settings of the folder's image processor.
+class _NotRead(Exception):
+    """An image processor makes something of an image that :class:`Preprocessing` has no words for."""
 
-    Without a folder or a ``preprocessor_config.json``: mean, standard deviation and filter of the processor class that transformers
-    gives to this kind of model, else ImageNet's, and ``config.image_size`` (224 without one), not cropped.
+
+def preprocessing_of(folder: Path | None, config: Any, image_size: int | None) -> Preprocessing:
+    """Return what the folder's image processor does, checked against itself on a few images.
+
+    Without a folder or a ``preprocessor_config.json``: channels, scale and filter of the processor class that transformers
+    gives to this kind of model, else ImageNet's, and a centre crop of ``config.image_size`` (224 without one).
+
+    Args:
+        folder: where the model lies.
+        config: of the model.
+        image_size: in place of its own. With it a processor whose geometry kdcli does not have is no error: images are
+            resized and centre-cropped to that size, and ``note`` says so.
 
     Raises:
-        UserError: there is one that transformers can't read.
+        UserError: there is an image processor that transformers can't read, that has impossible settings, or that makes
+            something else of an image than what kdcli can.
     """
-    if folder is not None and any(
-        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
-    ):
+    if folder is None or not any((folder / name).is_file() for name in _FILES):
+        return _default(config, image_size, is_of_folder=folder is not None)
+    hint = "Check its preprocessor_config.json."
+    try:
+        own = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        settings, kind = own.to_dict(), type(own).__name__
+    except Exception as error:  # on values of the wrong type transformers raises whatever it trips over
+        raise UserError(f"The image processor in {folder} can't be read: {error}", hint) from error
+    try:
+        for key in ("size", "crop_size", "pad_size"):
+            sides = settings.get(key) or {}
+            check_image_size(
+                str(folder), [sides[side] for side in ("height", "width", "shortest_edge") if sides.get(side)]
+            )
+        scale = _scale(settings, kind)
         try:
-            return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
-        except Exception as error:  # on values of the wrong type transformers raises whatever it trips over
-            raise UserError(
-                f"The image processor in {folder} can't be read: {error}", "Check its preprocessor_config.json."
-            ) from error
-    size = own_image_size(config) or (224, 224)
-    default = _default_processor(config)
-    return {
-        "size": {"height": size[0], "width": size[1]},
-        "image_mean": getattr(default, "image_mean", None) or IMAGENET_DEFAULT_MEAN,
-        "image_std": getattr(default, "image_std", None) or IMAGENET_DEFAULT_STD,
-        "resample": getattr(default, "resample", None) or 3,
-    }
+            found = _translate(settings, kind, scale)
+            check_preprocessing(str(folder), found)
+            if kind.startswith(_PATCHES):
+                _check_scale(own, found)
+            elif _check(own, settings, found) > _EXACT:
+                found = replace(found, note=f"{kind} does not round pixels when it resizes: up to 1 of 255 levels.")
+        except _NotRead as difference:
+            if image_size is None:
+                raise UserError(
+                    f"{kind} of {folder} prepares images in a way that kdcli does not have: {difference}.",
+                    "With an image size of your own (teacher.image_size, student.image_size) images are resized and"
+                    " centre-cropped to it in its place; or choose another model.",
+                ) from None
+            found = Preprocessing(
+                (image_size, image_size),
+                *scale,
+                _FILTERS.get(settings.get("resample", 2), "bicubic"),
+                channels=_channels(settings, kind),
+                kernels="torchvision",
+                note=f"Not as its {kind} would: {difference}.",
+            )
+            _check_scale(own, found)
+    except _NotRead as difference:
+        raise UserError(f"{kind} of {folder} scales pixels as kdcli can't: {difference}.", hint) from None
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(f"The model's image processor has impossible settings: {error}", hint) from error
+    return found if image_size is None else found.at((image_size, image_size))
+
+
+_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def own_image_size(config: Any) -> tuple[int, int] | None:
@@ -52,55 +118,19 @@ def own_image_size(config: Any) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else size and (size[0], size[1])
 
 
-def preprocessing_of(settings: dict[str, Any], image_size: int | None) -> Preprocessing:
-    """Translate an image processor's settings; ``image_size`` overrides its own.
-
-    A processor that squashes to a square has ``crop_pct`` 1 here: short side to size, then a centre crop.
-
-    Raises:
-        UserError: the settings are none.
-    """
-    try:
-        return _translate(settings, image_size)
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(
-            f"The model's image processor has impossible settings: {error}", "Check its preprocessor_config.json."
-        ) from error
-
-
-def _translate(settings: dict[str, Any], image_size: int | None) -> Preprocessing:
-    size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
-    shortest = size.get("shortest_edge")
-    resized = (shortest, shortest) if shortest else (size.get("height", 224), size.get("width", 224))
-    if number := settings.get("max_num_patches"):  # SigLIP2's, of any proportions
-        resized = (math.isqrt(number) * settings["patch_size"],) * 2
-    crop_pct = 1.0
-    if settings.get("do_center_crop") and crop:
-        final = (crop.get("height") or crop["shortest_edge"], crop.get("width") or crop["shortest_edge"])
-        crop_pct = min(1.0, final[0] / resized[0])
-    else:
-        final = resized
-        if shortest and shortest < 384:  # ConvNeXt's: below 384 the size is that of the crop
-            crop_pct = settings.get("crop_pct") or 1.0
-    if image_size is not None:
-        final = (image_size, image_size)
-    mean, std = _normalisation(settings)
-    resample = int(settings.get("resample") or 3)
-    channels: Literal["RGB", "BGR"] = "BGR" if settings.get("do_flip_channel_order") else "RGB"
-    return Preprocessing(final, mean, std, _RESAMPLE.get(resample, "bicubic"), crop_pct, channels)
-
-
 def write(preprocessing: Preprocessing, folder: Path, *, patch_size: int | None = None) -> None:
-    """Write ``preprocessor_config.json``: short side to ``size / crop_pct``, centre crop, normalise, as kdcli does.
+    """Write a ``preprocessor_config.json`` with which transformers makes of an image what kdcli does, to the pixel.
 
     BGR goes by MobileViT's image processor, which is the only one to give it, and does not normalise. For a model that
     takes patches it is SigLIP2's, which crops nothing: an image has at most as many patches as one of ``image_size``.
     """
     height, width = preprocessing.image_size
-    resample = _PIL_FILTERS[preprocessing.interpolation]
+    rows, columns = preprocessing.resize
+    resample = next(number for number, name in _FILTERS.items() if name == preprocessing.interpolation)
     normalisation: dict[str, Any] = {"image_mean": list(preprocessing.mean), "image_std": list(preprocessing.std)}
+    squash = preprocessing.geometry == "squash"
     geometry: dict[str, Any] = {
-        "size": {"shortest_edge": round(min(height, width) / preprocessing.crop_pct)},
+        "size": {"height": rows, "width": columns} if squash else {"shortest_edge": rows},
         "crop_size": {"height": height, "width": width},
     }
     written: Any
@@ -116,24 +146,27 @@ def write(preprocessing: Preprocessing, folder: Path, *, patch_size: int | None 
     written.save_pretrained(folder)
 
 
-def _normalisation(settings: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and std for pixels in [0, 1]."""
-    if not settings.get("do_normalize", True) or settings.get("do_flip_channel_order"):
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    red, green, blue = _triple(settings.get("image_mean"), IMAGENET_DEFAULT_MEAN)
-    std = _triple(settings.get("image_std"), IMAGENET_DEFAULT_STD)
-    if settings.get("include_top"):  # EfficientNet divides by the deviation a second time
-        std = (std[0] ** 2, std[1] ** 2, std[2] ** 2)
-    return (red, green, blue), std
+Scale = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of red, green and blue in [0, 1]."""
 
 
-def _triple(value: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:
-    if value is None:
-        return default
-    if isinstance(value, (int, float)):
-        return (float(value),) * 3
-    red, green, blue = (float(number) for number in value)
-    return red, green, blue
+def _default(config: Any, image_size: int | None, *, is_of_folder: bool) -> Preprocessing:
+    kind = _default_processor(config)
+    name = kind.__name__ if kind else "ImageNet"
+    settings: dict[str, Any] = {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255, "resample": 3}
+    if kind is not None:
+        keys = (*settings, "image_mean", "image_std", "rescale_offset", "include_top", "do_flip_channel_order")
+        settings = {key: getattr(kind, key, None) for key in keys}
+    size = (image_size, image_size) if image_size else own_image_size(config) or (224, 224)
+    return Preprocessing(
+        size,
+        *_scale(settings, name),
+        _interpolation(settings),
+        geometry="crop" if size[0] == size[1] else "squash",
+        channels=_channels(settings, name),
+        kernels="torchvision",
+        note=f"It has no preprocessor_config.json, so pixels are scaled as for {name}." if is_of_folder else "",
+    )
 
 
 def _default_processor(config: Any) -> Any:
@@ -142,4 +175,152 @@ def _default_processor(config: Any) -> Any:
     except KeyError:
         return None
     candidates = found.values() if isinstance(found, dict) else found
-    return next((candidate for candidate in candidates if candidate is not None), None)
+    # Its settings are attributes of the class, but for some that wrap other libraries or take videos.
+    return next((candidate for candidate in candidates if getattr(candidate, "do_rescale", None)), None)
+
+
+def _translate(settings: dict[str, Any], kind: str, scale: Scale) -> Preprocessing:
+    """Return what a processor of the class ``kind`` does, as far as its settings tell.
+
+    Raises:
+        _NotRead: it can't be said, by a setting that is named.
+    """
+    if not settings.get("do_resize"):
+        raise _NotRead("do_resize is false, so that images stay of different sizes")
+    size, crop, crop_pct = settings.get("size") or {}, settings.get("crop_size") or {}, settings.get("crop_pct", 1.0)
+    if unknown := size.keys() - {"height", "width", "shortest_edge"} or crop.keys() - {
+        "height",
+        "width",
+        "shortest_edge",
+    }:
+        raise _NotRead(f"sizes are bounded by {', '.join(sorted(unknown))}")
+    shortest: int | None = size.get("shortest_edge")
+    resize: tuple[int, int] = (shortest or size.get("height", 0), shortest or size.get("width", 0))
+    squash, final, note = not shortest, None, ""
+    if kind.startswith(_PATCHES):
+        resize = final = (math.isqrt(settings["max_num_patches"]) * settings["patch_size"],) * 2
+        squash, note = False, f"{kind} keeps an image's proportions; here a square is cut out of its middle."
+    elif kind.startswith("ConvNextImageProcessor"):
+        squash, final = resize[0] >= 384, resize
+        resize = resize if squash else (int(resize[0] / crop_pct),) * 2
+    elif kind.startswith("PoolFormerImageProcessor") and crop_pct:
+        squash = resize[0] != resize[1]
+        resize = (int(resize[0] / crop_pct), int(resize[1] / crop_pct))
+    elif kind.startswith("LevitImageProcessor") and shortest:
+        resize = (int(256 / 224 * shortest),) * 2
+    if not all(resize):
+        raise _NotRead(f"size is {short_repr(size)}, with which images stay of different sizes")
+    if settings.get("do_center_crop"):
+        final = (crop.get("height") or crop["shortest_edge"], crop.get("width") or crop["shortest_edge"])
+    if final is None and not squash:
+        raise _NotRead(f"size is {short_repr(size)} without a crop, with which images stay of different sizes")
+    return Preprocessing(
+        final or resize,
+        *scale,
+        _interpolation(settings),
+        resize,
+        "squash" if squash else "crop",
+        _channels(settings, kind),
+        "torchvision",
+        note,
+    )
+
+
+def _interpolation(settings: dict[str, Any]) -> Interpolation:
+    number = settings.get("resample")
+    if number is None:
+        return "bilinear"
+    if int(number) not in _FILTERS:
+        raise _NotRead(f"resample is {int(number)}, which transformers itself can't do with torchvision")
+    return _FILTERS[int(number)]
+
+
+def _channels(settings: dict[str, Any], kind: str) -> Literal["RGB", "BGR"]:
+    flips = settings.get("do_flip_channel_order") or kind.startswith("PPLCNetImageProcessor")
+    return "BGR" if flips else "RGB"
+
+
+def _scale(settings: dict[str, Any], kind: str) -> Scale:
+    """Fold scaling by a factor, shifting and normalising into one mean and deviation."""
+    factor, offset = 255.0, 0.0
+    if settings.get("do_rescale"):
+        factor, offset = 255 * settings["rescale_factor"], -1.0 if settings.get("rescale_offset") else 0.0
+    mean, std, own_std = _triple(0), _triple(1), _triple(settings.get("image_std"), IMAGENET_DEFAULT_STD)
+    if settings.get("do_normalize") and not kind.startswith("MobileViTImageProcessor"):
+        mean, std = _triple(settings.get("image_mean"), IMAGENET_DEFAULT_MEAN), own_std
+    if settings.get("include_top"):  # EfficientNet divides by the deviation a second time
+        std = _triple([value * again for value, again in zip(std, own_std, strict=True)])
+    return _triple([(value - offset) / factor for value in mean]), _triple([value / factor for value in std])
+
+
+def _triple(value: Any, default: tuple[float, float, float] | None = None) -> tuple[float, float, float]:
+    if value is None and default is not None:
+        return default
+    if isinstance(value, (int, float)):
+        return (float(value),) * 3
+    red, green, blue = (float(number) for number in value)
+    return red, green, blue
+
+
+def _check(own: Any, settings: dict[str, Any], found: Preprocessing) -> float:
+    """Compare ``found`` with the image processor ``own`` on noise: a wide, a tall and a small, long image.
+
+    Returns:
+        The largest difference in levels of 255: nothing, or the rounding that the image processor leaves out.
+
+    Raises:
+        _NotRead: it is more.
+    """
+    others = {key: settings.get(key) for key in own.valid_kwargs.__annotations__.keys() - _READ}
+    given = ", ".join(f"{key}={short_repr(value)}" for key, value in sorted(others.items()) if value)
+    unread = f"; kdcli does not know {given}" if given else ""
+    rows, columns = found.image_size
+    noise = np.random.default_rng(0)
+    worst = 0.0
+    for height, width in ((rows * 4 // 3 + 1, columns * 2 + 1), (rows * 2 + 1, columns), (41, 203)):
+        image = Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        theirs = _made(own, image)
+        ours = prepare(torch.from_numpy(np.array(fit(image, found))).permute(2, 0, 1)[None], found)
+        if theirs.shape != ours.shape:
+            made, expected = (" x ".join(map(str, values.shape)) for values in (theirs, ours))
+            raise _NotRead(f"an image of {width}x{height} pixels becomes {made} values, and {expected} here{unread}")
+        off = _levels(theirs - ours, found)
+        if not off < _ROUNDING:
+            raise _NotRead(f"pixels of an image of {width}x{height} differ by up to {off:.0f} of 255 levels{unread}")
+        worst = max(worst, off)
+    return worst
+
+
+def _check_scale(own: Any, found: Preprocessing) -> None:
+    """Compare what becomes of black, of white and of a colour, whatever the geometry.
+
+    Raises:
+        _NotRead: it differs.
+    """
+    for colour in ((0, 0, 0), (255, 255, 255), (30, 120, 210)):
+        theirs = _made(own, Image.new("RGB", found.image_size[::-1], colour))
+        if theirs.ndim == 3:  # patches, the channels of a pixel side by side
+            pixel = theirs.flatten()[:3]
+        elif theirs.ndim == 4 and theirs.shape[1] == 3:
+            pixel = theirs[0, :, theirs.shape[2] // 2, theirs.shape[3] // 2]
+        else:
+            raise _NotRead(f"an image becomes {' x '.join(map(str, theirs.shape))} values")
+        ours = prepare(torch.tensor(colour, dtype=torch.uint8).view(1, 3, 1, 1), found.at((1, 1)))
+        if not _levels((pixel - ours.flatten()).view(1, 3, 1, 1), found) < _EXACT:
+            made, here = ([round(value, 3) for value in values.flatten().tolist()] for values in (pixel, ours))
+            raise _NotRead(f"the colour {colour} becomes {made}, and {here} here")
+
+
+def _made(own: Any, image: Image.Image) -> Tensor:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            made = own(image, return_tensors="pt")["pixel_values"]
+        return made.to(torch.float32)
+    except Exception as error:  # whatever its own code trips over
+        raise _NotRead(f"it fails on an image: {reason_of(error)}") from error
+
+
+def _levels(difference: Tensor, found: Preprocessing) -> float:
+    """Return the largest difference of two inputs, (1, 3, H, W), in levels of 255."""
+    std = found.std[::-1] if found.channels == "BGR" else found.std
+    return float((difference.abs() * torch.tensor(std).view(3, 1, 1) * 255).max())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import timm
 import torch
@@ -19,7 +20,7 @@ from timm.models._hub import download_cached_file, load_model_config_from_path, 
 from torch import Tensor, nn
 
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import Preprocessing
+from kdcli.facts import Geometry, Interpolation, Preprocessing
 from kdcli.models import hub, kdcli_networks
 from kdcli.models.base import (
     Layout,
@@ -40,7 +41,8 @@ from kdcli.models.values import check_module, check_types, types_in, types_of
 from kdcli.models.weights import Checkpoint, Tensors, check_folder, load_raw, reason_of
 from kdcli.text import short_repr
 
-_INTERPOLATIONS = {"nearest", "bilinear", "bicubic"}
+_GEOMETRIES: dict[str, Geometry] = {"center": "crop", "squash": "squash", "border": "border"}
+"""timm's ``crop_mode``."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class TimmModel(VisionModel):
         if size is not None:
             _set_input_size(module, size)
         self._model_args = model_args
-        super().__init__(module, origin, _preprocessing(module), module.num_classes)
+        super().__init__(module, origin, _preprocessing(module, origin.name), module.num_classes)
 
     def _probe(self, image: Tensor, num_classes: int) -> Probe:
         module: Any = self.module
@@ -195,10 +197,14 @@ def load(
     if place.arguments:
         check_arguments(place.name, name, place.arguments)
     arguments: dict[str, Any] = {}
-    native = cfg.get("input_size", (3, 224, 224))[-1]
+    channels, *native = cfg.get("input_size", (3, 224, 224))
+    if channels != 3:
+        raise UserError(
+            f"{place.name} takes images of {channels} channels, and kdcli gives RGB.", "Choose another model."
+        )
     if pretrained and place.folder:
         check_folder(place.folder)
-    if image_size is not None and cfg.get("fixed_input_size") and image_size != native:
+    if image_size is not None and cfg.get("fixed_input_size") and [image_size, image_size] != native:
         arguments["img_size"] = (image_size, image_size)
     overlay = _weights_overlay(place, cfg) if pretrained and not place.folder else None
     stochastic: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
@@ -219,7 +225,7 @@ def load(
         if arguments and isinstance(error, (RuntimeError, AssertionError, TypeError, ValueError)):
             raise UserError(
                 f"{place.name} can't be built for images of {image_size} pixels: {error}",
-                f"It takes {native} pixels: leave image_size out, or choose another model.",
+                f"It takes {native[0]}x{native[1]} pixels: leave image_size out, or choose another model.",
             ) from error
         if place.arguments and (fixed := re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))):
             raise UserError(
@@ -406,16 +412,29 @@ def _set_input_size(module: Any, size: int) -> None:
     module.pretrained_cfg = module.default_cfg = cfg | {"input_size": (3, size, size)}
 
 
-def _preprocessing(module: nn.Module) -> Preprocessing:
+def _preprocessing(module: Any, name: str) -> Preprocessing:
+    """Return what timm's evaluation transform does by the model's config.
+
+    Raises:
+        UserError: it has a setting that is not one of timm's, or impossible ones.
+    """
     config = resolve_model_data_config(module)
-    interpolation = config["interpolation"]
-    return Preprocessing(
-        image_size=tuple(config["input_size"][1:]),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",
-        crop_pct=config["crop_pct"],
-    )
+    hint = "Check the model's config.json, or choose another model."
+    for key, known in (("interpolation", get_args(Interpolation)), ("crop_mode", tuple(_GEOMETRIES))):
+        if config[key] not in known:
+            raise UserError(
+                f"{name}: {key} is {short_repr(config[key])}, and kdcli knows {', '.join(known)}.",
+                hint,
+            )
+    try:
+        _, height, width = config["input_size"]
+        crop_pct = float(config["crop_pct"])
+        resize = (math.floor(height / crop_pct), math.floor(width / crop_pct))
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(f"{name} wants impossible images: {error}.", hint) from error
+    geometry = _GEOMETRIES[config["crop_mode"]]
+    return Preprocessing((height, width), mean, std, config["interpolation"], resize, geometry)
 
 
 def classifier_of(module: Any) -> tuple[int, set[str]]:

@@ -18,14 +18,23 @@ HEIGHT, WIDTH = 240, 320
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def resized(share, *sides):
+    """Return the size to which an image is resized so that ``sides`` are this share of it."""
+    return tuple(int(side / share) for side in sides)
+
+
 MODELS = {
-    "32": Preprocessing((32, 32), *IMAGENET, "bilinear", 0.875),
-    "96": Preprocessing((96, 96), *HALF, "bicubic", 1.0),
-    "45": Preprocessing((45, 45), *UNIT, "bicubic", 0.9),
-    "224": Preprocessing((224, 224), *IMAGENET, "bicubic", 0.95),
-    "64 nearest": Preprocessing((64, 64), *HALF, "nearest", 0.95),
-    "48x80": Preprocessing((48, 80), *IMAGENET, "bilinear", 0.875),
-    "64 BGR": Preprocessing((64, 64), *UNIT, "bilinear", 0.9, "BGR"),
+    "32": Preprocessing((32, 32), *IMAGENET, "bilinear", resized(0.875, 32, 32)),
+    "96": Preprocessing((96, 96), *HALF, "bicubic"),
+    "45": Preprocessing((45, 45), *UNIT, "bicubic", resized(0.9, 45, 45)),
+    "224": Preprocessing((224, 224), *IMAGENET, "bicubic", resized(0.95, 224, 224), kernels="torchvision"),
+    "64 nearest": Preprocessing((64, 64), *HALF, "nearest", resized(0.95, 64, 64)),
+    "48x80": Preprocessing((48, 80), *IMAGENET, "bilinear", resized(0.875, 48, 80)),
+    "64 BGR": Preprocessing((64, 64), *UNIT, "bilinear", resized(0.9, 64, 64), channels="BGR"),
+    "56 squashed": Preprocessing((56, 56), *HALF, "lanczos", (64, 64), "squash", kernels="torchvision"),
+    "56 bordered": Preprocessing((56, 56), *HALF, "bicubic", (64, 64), "border"),
 }
 PAIRS = list(itertools.combinations(MODELS, 2))
 AUGMENTS = {
@@ -114,8 +123,10 @@ def test_evaluation_shows_the_middle(coordinates, name):
     (batch,) = EvalLoader(coordinates, preprocessing=model, batch_size=6, workers=0, strict=True)
     images = shown(batch, model)
     height, width = model.image_size
-    scale = max(height / HEIGHT, width / WIDTH) / model.crop_pct  # pixels of the input for one of the picture
-    seen = (width / scale / WIDTH, height / scale / HEIGHT)
+    scales = (model.resize[1] / WIDTH, model.resize[0] / HEIGHT)  # pixels of the input for one of the picture
+    if model.geometry != "squash":
+        scales = (max(scales) if model.geometry == "crop" else min(scales),) * 2
+    seen = (width / scales[0] / WIDTH, height / scales[1] / HEIGHT)
     for channel, part, side in ((0, seen[0], width), (1, seen[1], height)):
         expected = 127.5 + 205 * part * torch.linspace(-0.4, 0.4, 17)
         found = at_places(images)[0, channel]

@@ -224,19 +224,39 @@ def test_evaluation_leaves_unreadable_images_out(source: FileSource, damaged: li
     assert [name for batch in batches for name in batch.skipped] == names
 
 
-@pytest.mark.parametrize("size", [(40, 30), (30, 40), (33, 33), (10, 61), (500, 375)])
-@pytest.mark.parametrize(("side", "crop_pct", "interpolation"), [(16, 0.875, "bicubic"), (24, 0.95, "bilinear"), (16, 1.0, "bicubic")])  # fmt: skip
-def test_fit_and_prepare_agree_with_timm(size: tuple[int, int], side: int, crop_pct: float, interpolation: str) -> None:
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (33, 33), (10, 61), (500, 375), (641, 479), (100, 37), (37, 100)])
+@pytest.mark.parametrize("image_size", [(16, 16), (24, 24), (48, 31)])
+@pytest.mark.parametrize(
+    ("crop_pct", "interpolation", "mode"),
+    [
+        *(
+            (0.875, "bicubic", "center"),
+            (0.95, "bilinear", "center"),
+            (1.0, "bicubic", "center"),
+            (1.15, "lanczos", "center"),
+        ),
+        *((0.9, "box", "squash"), (1.0, "bicubic", "squash"), (0.9, "hamming", "border"), (1.0, "nearest", "border")),
+    ],
+)
+def test_fit_and_prepare_agree_with_timm(size, image_size, crop_pct, interpolation, mode) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     mean, std = PREPROCESSING.mean, PREPROCESSING.std
-    ours = Preprocessing((side, side), mean, std, interpolation, crop_pct)
-    reference = create_transform((3, side, side), interpolation=interpolation, crop_pct=crop_pct, mean=mean, std=std)
+    config = {"input_size": (3, *image_size), "interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": mode}
+    ours = Preprocessing(
+        image_size,
+        mean,
+        std,
+        interpolation,
+        tuple(int(side / crop_pct) for side in image_size),
+        {"center": "crop"}.get(mode, mode),
+    )
     (batch,) = eval_loader(ArraySource(np.asarray(image)[None], [0], split="test"), preprocessing=ours)
-    torch.testing.assert_close(prepare(batch.images, ours)[0], reference(image), rtol=0, atol=1e-6)
+    expected = create_transform(**config, mean=mean, std=std)(image)
+    torch.testing.assert_close(prepare(batch.images, ours)[0], expected, rtol=0, atol=1e-6)
 
 
 def test_fit_to_a_rectangle() -> None:
-    wide = Preprocessing((16, 32), (0.5,) * 3, (0.5,) * 3, crop_pct=1.0)
+    wide = Preprocessing((16, 32), (0.5,) * 3, (0.5,) * 3)
     gradient = np.repeat(np.arange(64, dtype=np.uint8)[:, None, None], 64, axis=1).repeat(3, axis=2)
     fitted = np.asarray(fit(Image.fromarray(gradient), wide))
     assert fitted.shape == (16, 32, 3)

@@ -258,7 +258,7 @@ def test_a_published_checkpoint_recognises_photographs():
     transform = v2.Compose(
         [
             v2.ToImage(),
-            v2.Resize(round(wanted.image_size[0] / wanted.crop_pct)),
+            v2.Resize(wanted.resize[0]),
             v2.CenterCrop(wanted.image_size),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(wanted.mean, wanted.std),

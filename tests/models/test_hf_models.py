@@ -382,51 +382,6 @@ def test_a_local_checkpoint_decides_the_number_of_classes(tmp_path):
     assert teacher.facts.num_classes == 5
 
 
-@pytest.mark.parametrize(
-    ("settings", "size", "crop_pct", "mean"),
-    [
-        ({"image_processor_type": "ViTImageProcessor", "size": {"height": 48, "width": 48}}, 48, 1.0, 0.5),
-        (
-            {
-                "image_processor_type": "CLIPImageProcessor",
-                "size": {"shortest_edge": 64},
-                "crop_size": {"height": 48, "width": 48},
-                "image_mean": [0.1, 0.1, 0.1],
-            },
-            48,
-            0.75,
-            0.1,
-        ),
-        ({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 56}}, 56, 0.875, 0.5),
-        (
-            {"image_processor_type": "ViTImageProcessor", "size": {"height": 48, "width": 48}, "do_normalize": False},
-            48,
-            1,
-            0,
-        ),
-    ],
-)
-def test_image_processors(tmp_path, settings, size, crop_pct, mean):
-    import json
-
-    from kdcli.models import processor
-
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    found = processor.preprocessing_of(processor.read_settings(tmp_path, None), None)
-    assert found.image_size == (size, size)
-    assert found.crop_pct == pytest.approx(crop_pct)
-    assert found.mean == pytest.approx((mean,) * 3)
-
-
-def test_without_an_image_processor_the_class_decides(tmp_path):
-    from kdcli.models import processor
-
-    vit = processor.preprocessing_of(processor.read_settings(tmp_path, config_of("ViT")), None)
-    assert (vit.image_size, vit.mean) == ((32, 32), (0.5, 0.5, 0.5))
-    resnet = processor.preprocessing_of(processor.read_settings(tmp_path, config_of("ResNet")), None)
-    assert resnet.image_size == (224, 224)
-
-
 def test_a_teacher_of_bgr_images_gets_them(tmp_path):
     module = transformers.MobileViTForImageClassification(config_of("MobileViT")).eval()
     module.save_pretrained(tmp_path)

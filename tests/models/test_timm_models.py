@@ -3,11 +3,17 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import create_transform, resolve_model_data_config
+from timm.models._hub import save_config_for_hf
 
 from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.data import fit, prepare
 from kdcli.errors import UserError
 from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.base import Model
@@ -318,3 +324,56 @@ def test_synsets_name_imagenet_for_registered_models_only(tmp_path):
 def _eager_again():
     yield
     torch._dynamo.reset()
+
+
+CONFIGS = {
+    "squashed": {"crop_mode": "squash", "crop_pct": 0.9, "interpolation": "bilinear"},
+    "bordered": {"crop_mode": "border", "crop_pct": 1.0},
+    "padded": {"crop_pct": 1.15, "interpolation": "lanczos"},
+    "a rectangle": {"input_size": (3, 48, 33), "crop_pct": 0.8, "interpolation": "hamming"},
+    "other numbers": {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "nearest"},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_config_is_followed_and_saved(tmp_path, name):
+    """timm's own evaluation transform, by the config and by the saved model's, gives the same pixels."""
+    folder, again = tmp_path / "folder", tmp_path / "again"
+    module = timm.create_model("test_resnet", num_classes=3)
+    module.pretrained_cfg |= {"input_size": (3, 40, 40), **CONFIGS[name]}
+    folder.mkdir()
+    save_file(module.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    save_config_for_hf(module, str(folder / "config.json"))
+    teacher = load_teacher(TeacherConfig(name=str(folder)), seed=0)
+    teacher.save(again)
+    saved = timm.create_model(f"local-dir:{again}", pretrained=True)
+    found = teacher.facts.preprocessing
+    assert load_saved(again).facts.preprocessing == found
+    for size in ((61, 47), (47, 100), (30, 90)):
+        image = Image.effect_noise(size, 90).convert("RGB")
+        pixels = torch.from_numpy(np.array(fit(image, found))).permute(2, 0, 1)[None]
+        for model in (module, saved):
+            transform = create_transform(**resolve_model_data_config(model))
+            torch.testing.assert_close(prepare(pixels, found)[0], transform(image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"crop_mode": "corner"}, "crop_mode is 'corner', and kdcli knows center, squash, border"),
+        ({"interpolation": "random"}, "interpolation is 'random', and kdcli knows nearest"),
+        ({"crop_pct": "most"}, "impossible images"),
+        ({"crop_pct": 0.01}, "resized to"),
+        ({"mean": [0.5]}, "impossible images"),
+        ({"input_size": [1, 64, 64]}, "images of 1 channels"),
+    ],
+)
+def test_configs_that_are_not_understood(tmp_path, config, named):
+    build_student(SMALL, label_names=LABELS, seed=1).save(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["pretrained_cfg"] |= config
+    settings["model_args"].pop("in_chans", None)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError) as error:
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    assert named in error.value.message
