@@ -119,7 +119,7 @@ def run_in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[.
             jobs.append((port, list(map(str, command)), str(folder / f"{number}.txt")))
         done = subprocess.run(
             [sys.executable, "-c", _TWO_PROCESSES, json.dumps(jobs)],
-            capture_output=True, text=True, timeout=500, check=False,
+            capture_output=True, text=True, check=False,
             env=os.environ | {"NO_COLOR": "1", "COLUMNS": "300"},
         )  # fmt: skip
         outputs = [Path(file).read_text() if Path(file).exists() else "" for _, _, file in jobs]

@@ -456,10 +456,10 @@ def laughs(template: str, levels: int = 12) -> str:
 )
 def test_a_recipe_that_unfolds_without_end_is_refused_at_once(tmp_path, text):
     (tmp_path / "r.yaml").write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError) as caught:
         parse_config(load_yaml(tmp_path / "r.yaml"), source="r.yaml")
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert len(caught.value.message) < 10_000
 
 

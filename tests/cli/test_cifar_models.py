@@ -70,7 +70,6 @@ def test_the_model_cards_lines_load_it_without_kdcli(run_cli, cifar_run, tmp_pat
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=240,
         )
         assert result.returncode == 0, result.stderr
         found = json.loads(result.stdout.splitlines()[-1])

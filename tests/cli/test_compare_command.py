@@ -140,7 +140,6 @@ def test_numbers_and_keys_are_whole_in_a_narrow_terminal(folder, tmp_path):
         env=os.environ | {"COLUMNS": "70"},
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     tables = result.stdout.partition("kd-0: ")[0]

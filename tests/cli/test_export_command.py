@@ -84,7 +84,6 @@ def test_the_library_alone_gives_the_same_logits_and_labels(run_cli, tmp_path, r
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
     )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])

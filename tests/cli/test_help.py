@@ -40,7 +40,7 @@ COMMANDS = [
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_scripts_run(command, tmp_path):
     script = ROOT / shlex.split(command)[1]
     small = {"projector_speed.py": ["--steps", "3", "--rounds", "2", "--sizes", "8x16", "--maps", "retraction,cayley"]}
     result = subprocess.run(
-        [sys.executable, str(script), *small[script.name]], cwd=tmp_path, capture_output=True, text=True, timeout=200
+        [sys.executable, str(script), *small[script.name]], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     assert "retraction" in result.stdout

@@ -11,7 +11,6 @@ import shutil
 import signal
 import statistics
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -384,16 +383,18 @@ def test_a_signal_stops_the_workers_after_saving(run_cli, write_recipe, tmp_path
     write_recipe(tmp_path / "alone.yaml", train=BASE["train"] | {"epochs": 2000})
     runs = [tmp_path / "out" / "alone" / f"seed-{seed}" for seed in (0, 1)]
 
+    ended = threading.Event()
+
     def stop_once_both_train() -> None:
-        for _ in range(2400):
-            if all(list(run.glob("checkpoints/step-*")) for run in runs):
-                break
-            time.sleep(0.05)
+        while not all(list(run.glob("checkpoints/step-*")) for run in runs):
+            if ended.wait(0.05):
+                return
         os.kill(os.getpid(), signal.SIGTERM)
 
     watcher = threading.Thread(target=stop_once_both_train)
     watcher.start()
     exit_code, stdout, stderr = run_cli("sweep", "alone.yaml", "--seeds", "2", "--jobs", "2", "--output", "out")
+    ended.set()
     watcher.join()
     assert (exit_code, stderr) == (143, "")
     assert "Go on with the same command" in stdout
