@@ -147,6 +147,9 @@ class DataConfig(Section):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Cut from the whole where the data have no splits at all."""
     image_column: Name | None = None
+    deep_range: tuple[float, float] | None = None
+    """What is black and white in grayscale images of more than 8 bits; by default found from some of the images, as in
+    :func:`kdcli.data.deep.find_range`, for the whole set and for whatever the run's models are evaluated on."""
     text_column: Name | None = None
     text_pair_column: Name | None = None
     """The second text of a pair, such as the hypothesis beside a premise, for ``text-classification``; by default read
@@ -163,6 +166,12 @@ class DataConfig(Section):
     """Loader processes; by default from the number of CPU cores."""
     strict: bool = False
     """Stop at an unreadable image instead of skipping it."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> DataConfig:
+        if self.deep_range is not None and not self.deep_range[0] < self.deep_range[1]:
+            raise ValueError(f"deep_range goes up, from black to white, and is {list(self.deep_range)}")
+        return self
 
 
 class AugmentConfig(Section):

@@ -285,6 +285,7 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
             if config.task in LABEL_FREE
             else open_data(config.data, seed=config.seed)
         )
+        config = config.model_copy(update={"data": config.data.model_copy(update={"deep_range": data.deep_range})})
         teacher = load_teacher(config.teacher, seed=config.seed) if has_teacher else None
     else:
         data = open_texts(config.data, task=config.task, seed=config.seed)
@@ -395,6 +396,7 @@ _TRIED_TEXTS = 200
 """So many training texts are cut by both tokenizers, to see that they do it alike."""
 _IMAGE_KEYS = (
     *("teacher.image_size", "student.image_size", "student.drop_path", "data.image_column", "data.root"),
+    "data.deep_range",
     *("data.classes", "data.train_images", "data.workers", "data.strict", "augment", "train.channels_last"),
 )
 

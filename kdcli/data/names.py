@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kdcli import extensions
 from kdcli.config import DataConfig
+from kdcli.data.deep import find_range, set_range
 from kdcli.data.demo import DEMOS, open_demo
 from kdcli.data.folders import open_any_folder, open_folder
+from kdcli.data.images import Range
 from kdcli.data.sources import OfficialSplits
 from kdcli.data.splits import ImageData, complete
 from kdcli.data.tables import extension_of, holds_tables, open_extension, open_hub, open_local_tables
@@ -31,7 +35,9 @@ def open_data(config: DataConfig, *, seed: int) -> ImageData:
         UserError: an unknown name, missing or unsuitable files, a failed download, or a split that can't be made.
     """
     with reading(config.name):
-        return complete(_open(config, needs_labels=True), config, seed=seed)
+        official = _open(config, needs_labels=True)
+        deep_range, notes = find_range(official.train, config.deep_range)
+        return _with_range(complete(official, config, seed=seed), deep_range, notes)
 
 
 def open_unlabelled(config: DataConfig, evaluation: DataConfig | None, *, seed: int) -> ImageData:
@@ -47,16 +53,27 @@ def open_unlabelled(config: DataConfig, evaluation: DataConfig | None, *, seed: 
         UserError: as :func:`open_data`, or ``evaluation`` is ``config``'s own data.
     """
     labelled: ImageData | None = None
-    if evaluation is not None and evaluation.name != "none":
-        if _place(evaluation) == _place(config):
-            raise UserError(
-                f"--eval-data is --data itself: {config.name}.",
-                "Leave --eval-data out: the labels of --data are used, where they have any.",
-            )
-        labelled = open_data(evaluation, seed=seed)
+    if evaluation is not None and evaluation.name != "none" and _place(evaluation) == _place(config):
+        raise UserError(
+            f"--eval-data is --data itself: {config.name}.",
+            "Leave --eval-data out: the labels of --data are used, where they have any.",
+        )
     with reading(config.name):
         official = _open(config, needs_labels=False)
-        return complete_unlabelled(official, config, labelled, uses_own_labels=evaluation is None, seed=seed)
+        deep_range, notes = find_range(official.train, config.deep_range)
+    if evaluation is not None and evaluation.name != "none":
+        if evaluation.deep_range is None:  # the student reads both alike
+            evaluation = evaluation.model_copy(update={"deep_range": deep_range})
+        labelled = open_data(evaluation, seed=seed)
+    with reading(config.name):
+        data = complete_unlabelled(official, config, labelled, uses_own_labels=evaluation is None, seed=seed)
+        return _with_range(data, deep_range, notes)
+
+
+def _with_range(data: ImageData, deep_range: Range | None, notes: list[str]) -> ImageData:
+    set_range((data.train, data.validation, data.test), deep_range)
+    facts = replace(data.facts, notes=(*data.facts.notes, *notes))
+    return replace(data, facts=facts, deep_range=deep_range)
 
 
 def _place(config: DataConfig) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcli.data.images import decode_image
+from kdcli.data.images import File, Range, decode_image
 from kdcli.facts import UNLABELLED
 
 
@@ -62,6 +62,9 @@ class FileSource:
         labels: one class index an image; by default all are unlabelled.
     """
 
+    deep_range: Range | None = None
+    """As :func:`~kdcli.data.images.decode_image` takes it."""
+
     def __init__(self, paths: Iterable[str], labels: Iterable[int] | None = None) -> None:
         self.paths = tuple(paths)
         self.labels: Sequence[int] = (UNLABELLED,) * len(self.paths) if labels is None else tuple(labels)
@@ -71,7 +74,11 @@ class FileSource:
 
     def load(self, index: int) -> Image.Image:
         """Decode one file."""
-        return decode_image(self.paths[index])
+        return decode_image(self.paths[index], deep_range=self.deep_range)
+
+    def encoded(self, index: int) -> File:
+        """Return the file's path."""
+        return self.paths[index]
 
     def describe(self, index: int) -> str:
         """Return the file's path."""
@@ -157,6 +164,15 @@ class Concatenation:
     def _locate(self, index: int) -> tuple[ImageSource, int]:
         border = len(self.first)
         return (self.first, index) if index < border else (self.second, index - border)
+
+
+def origins(source: ImageSource) -> list[ImageSource]:
+    """Return the sources that ``source`` is a view of, or itself."""
+    if isinstance(source, Subset):
+        return origins(source.source)
+    if isinstance(source, Concatenation):
+        return [*origins(source.first), *origins(source.second)]
+    return [source]
 
 
 def is_in_memory(source: ImageSource) -> bool:

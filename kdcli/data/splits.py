@@ -14,6 +14,7 @@ from sklearn.model_selection import train_test_split
 from kdcli.config import DataConfig
 from kdcli.data.classes import alike, choose_classes, list_classes, listing, order_notes
 from kdcli.data.folders import list_images
+from kdcli.data.images import Range
 from kdcli.data.sources import (
     Concatenation,
     FileSource,
@@ -43,6 +44,7 @@ class ImageData:
         validation: for choosing; labelled, unless the task reads no labels.
         test: for reporting; likewise; None where the data have a validation split and no test split.
         labelled: of a task that reads no labels: labelled images to measure the student's features on at the end.
+        deep_range: what is black and white in deep grayscale; None where there is none.
     """
 
     facts: DataFacts
@@ -50,6 +52,7 @@ class ImageData:
     validation: ImageSource
     test: ImageSource | None
     labelled: ImageData | None = None
+    deep_range: Range | None = None
 
     @property
     def held_out(self) -> tuple[str, ImageSource]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from kdcli.config import DataConfig
-from kdcli.data.images import UnreadableImage, decode_image
+from kdcli.data.images import File, Range, UnreadableImage, decode_image
 from kdcli.data.labels import classes_of, is_discrete, label_indices, note_on_missing
 from kdcli.data.sources import ImageSource, OfficialSplits, Subset
 from kdcli.errors import UserError, did_you_mean
@@ -139,7 +139,7 @@ def silence_datasets() -> None:
 
 
 class TableSource:
-    """Encoded images in a column of a table.
+    """File images in a column of a table.
 
     Args:
         table: with an undecoded image column: cells are ``{"bytes": ..., "path": ...}``.
@@ -147,6 +147,9 @@ class TableSource:
         labels: one class index a row.
         split: what :meth:`describe` calls it.
     """
+
+    deep_range: Range | None = None
+    """As :func:`~kdcli.data.images.decode_image` takes it."""
 
     def __init__(self, table: Dataset, column: str, labels: Iterable[int], *, split: str) -> None:
         self.labels: Sequence[int] = tuple(labels)
@@ -159,11 +162,15 @@ class TableSource:
 
     def load(self, index: int) -> Image.Image:
         """Decode one row's image, from its bytes or else from the file that it names."""
-        cell = self._table[index][self._column] or {}
-        encoded = cell.get("bytes") or cell.get("path")
-        if not encoded:
+        encoded = self.encoded(index)
+        if encoded is None:
             raise UnreadableImage(self.describe(index), "the cell is empty")
-        return decode_image(encoded, name=self.describe(index))
+        return decode_image(encoded, name=self.describe(index), deep_range=self.deep_range)
+
+    def encoded(self, index: int) -> File | None:
+        """Return one row's bytes, or else the path of its file; None of an empty cell."""
+        cell = self._table[index][self._column] or {}
+        return cell.get("bytes") or cell.get("path") or None
 
     def describe(self, index: int) -> str:
         """Return ``split[index]``."""
