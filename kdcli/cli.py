@@ -84,7 +84,8 @@ def distill(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="timm or Hugging Face name, local folder, run folder, random:NAME for an untrained one, or none.",
+            help="timm or Hugging Face name, local folder, run folder, a training script's checkpoint that tells its"
+            " architecture, random:NAME for an untrained one, or none.",
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -692,6 +693,14 @@ def evaluate(
         typer.Option(metavar="RUN|MODEL", help="Measure this one too. May be repeated.", show_default=False),
     ] = None,
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the run's teacher out.")] = False,
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Local checkpoint for MODEL, as for distill; also as 'MODEL?weights=FILE', or the file as MODEL.",
+            show_default=False,
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -725,10 +734,13 @@ def evaluate(
         kdcli evaluate runs/quickstart --against runs/quickstart/baseline --json
 
         kdcli evaluate runs/quickstart/export --data demo:digits --split validation
+
+        kdcli evaluate resnet18 --teacher-weights model_best.pth.tar --data photos/
     """
     from kdcli.text import check_argument
 
-    for what, values in (("A run or model", (name, *(against or ()))), ("--data", (data,)), ("--output", (output,))):
+    named = (("A run or model", (name, *(against or ()))), ("--data", (data,)), ("--output", (output,)))
+    for what, values in (*named, ("--teacher-weights", (teacher_weights,))):
         for value in values:
             if value is not None:
                 check_argument(what, value)
@@ -748,6 +760,7 @@ def evaluate(
             device=device,
             batch_size=batch_size,
             task=task,
+            weights=teacher_weights,
         )
     if as_json:
         typer.echo(to_json(evaluation), nl=False)

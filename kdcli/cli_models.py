@@ -53,9 +53,11 @@ def models_layers(
     from kdcli.facts import Preprocessing
     from kdcli.models import load_teacher
     from kdcli.models.layers import list_layers
+    from kdcli.models.settle import settle_teacher
 
-    untrained = name if name.startswith("random:") else f"random:{name}"
-    model = load_teacher(TeacherConfig(name=untrained, image_size=image_size), seed=0)
+    config = settle_teacher(TeacherConfig(name=name, image_size=image_size))
+    untrained = config.name if config.name.startswith("random:") else f"random:{config.name}"
+    model = load_teacher(config.model_copy(update={"name": untrained, "weights": None}), seed=0)
     layers = list_layers(model, every=every)
     preprocessing, dims = model.facts.preprocessing, model.facts.feature_dims
     assert isinstance(preprocessing, Preprocessing), "it is loaded as a model of images"
@@ -206,9 +208,17 @@ def models_search(
 @models_app.command("probe")
 def models_probe(
     teacher: Annotated[
-        list[str], typer.Option(help="A model, as distill takes it. Repeat it to compare.", show_default=False)
+        list[str],
+        typer.Option(
+            help="A model, as distill takes it; with weights of a file 'NAME?weights=FILE'. Repeat it to compare.",
+            show_default=False,
+        ),
     ],
     data: Annotated[str, typer.Option(help="Data by name, as for distill.", show_default=False)],
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Local checkpoint for the only --teacher.", show_default=False),
+    ] = None,
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", show_default=False)
     ] = None,
@@ -246,11 +256,15 @@ def models_probe(
 
         kdcli models probe --teacher runs/a/student --teacher runs/b/student --data photos/ --samples 500 --json
 
+        kdcli models probe --teacher resnet18 --teacher 'resnet18?weights=model_best.pth.tar' --data photos/
+
         kdcli models probe --task text-classification --teacher minilm/ --teacher bert/ --data reviews.csv
     """
     from kdcli.text import check_argument
 
-    for what, values in (("--teacher", teacher), ("--data", [data]), ("--output", [output] if output else [])):
+    weights = [] if teacher_weights is None else [teacher_weights]
+    named = (("--teacher", teacher), ("--teacher-weights", weights), ("--data", [data]))
+    for what, values in (*named, ("--output", [output] if output else [])):
         for value in values:
             check_argument(what, value)
     _check_choice("--task", task, ("image-classification", "text-classification"))
@@ -262,6 +276,7 @@ def models_probe(
     with show_progress() as report:
         probe = probe_teachers(
             teacher,
+            weights=teacher_weights,
             task=task,
             data=data,
             data_root=data_root,

@@ -29,7 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from kdcli import extensions
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import MAX_IMAGE_SIZE, MAX_TEXT_LENGTH, OVER_TOKENS
+from kdcli.facts import MAX_IMAGE_SIZE, MAX_TEXT_LENGTH, OVER_TOKENS, Interpolation
 from kdcli.text import check_name, short_repr
 
 Relation = Literal["same", "cross", "random", "none"]
@@ -77,9 +77,18 @@ class TeacherConfig(Section):
 
     name: Name
     weights: Name | None = None
-    """Local checkpoint, ``.safetensors`` or ``.pth``; ``package:NAME/PATH`` is a file inside an installed package."""
+    """Local checkpoint, ``.safetensors`` or ``.pth``; ``package:NAME/PATH`` is a file inside an installed package. Also
+    as ``NAME?weights=FILE``; a file that tells its architecture may be the name itself."""
     image_size: ImageSize | None = None
-    """Side of its input in pixels, at most 4096; by default the model's own."""
+    """Side of its input in pixels, at most 4096; by default what its weights' file tells, else the model's own."""
+    mean: tuple[float, float, float] | None = None
+    """Of red, green and blue, of pixels scaled to [0, 1]; by default likewise, as the four after it."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    interpolation: Interpolation | None = None
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """An image of other proportions is cropped, squashed or given borders."""
+    crop_pct: Annotated[float, Field(ge=0.1, le=1)] | None = None
+    """An image is resized to ``image_size / crop_pct`` before the crop."""
     max_length: MaxLength | None = None
     """Longest text in tokens; by default the model's own, at most 512."""
     pooling: Pooling | None = None
@@ -929,7 +938,8 @@ class RunConfig(Section):
             student = student.model_copy(update={"source": self.teacher})
         is_text = self.task in ("text-classification", *OVER_TOKENS)
         if is_text and student.tokenizer is None and self.teacher.name != "none":
-            student = student.model_copy(update={"tokenizer": self.teacher})
+            named = self.teacher.model_copy(update={"weights": None})
+            student = student.model_copy(update={"tokenizer": named})
         return self.model_copy(
             update={
                 "teacher": TeacherConfig(name="none"),

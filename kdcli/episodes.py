@@ -34,6 +34,7 @@ from kdcli.job import Job, assemble_job, job_costs, open_taps, student_source
 from kdcli.launch import is_launched
 from kdcli.models import build_student, load_teacher
 from kdcli.models.base import Model
+from kdcli.models.settle import settle_models
 from kdcli.plan import Decision, Plan, make_plan
 from kdcli.progress import QuietReporter
 from kdcli.result import EpisodesResult, Mean
@@ -235,6 +236,7 @@ def prepare_episodes(config: RunConfig) -> Setting:
         UserError: for anything in the config that can't be had, doesn't fit, or has no place in episodes.
     """
     _check_options(config)
+    config = settle_models(config)
     episodes = config.episodes
     assert episodes is not None
     data = open_data(config.data, seed=config.seed)

@@ -50,6 +50,7 @@ from kdcli.models.base import Model, to_device
 from kdcli.models.hf_text import HFTextModel
 from kdcli.models.locate import locate
 from kdcli.models.measure import time_passes
+from kdcli.models.settle import settle_teacher
 from kdcli.plan import human_count
 from kdcli.relation import map_labels
 from kdcli.report import plot_confusion
@@ -86,6 +87,7 @@ class Candidate:
             differ, and nothing but costs can be measured.
         labels: the sentence that says how the label spaces fit.
         trained: whether its classifier is trained; a run of features alone leaves it as it was at the start.
+        file: of weights from a checkpoint file, which it is and how they fitted; empty for others.
     """
 
     role: str
@@ -95,6 +97,7 @@ class Candidate:
     label_map: tuple[int, ...] | None
     labels: str
     trained: bool = True
+    file: str = ""
 
 
 class ClassificationMeters:
@@ -178,6 +181,7 @@ def evaluate_models(
     device: str,
     batch_size: int,
     task: str | None = None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Measure a run's student or a model, its teacher, and others beside it.
 
@@ -192,6 +196,7 @@ def evaluate_models(
         device: ``auto`` is the first GPU, else the CPU.
         batch_size: samples of a batch, also for the throughput.
         task: of a model, ``image-classification`` by default; a run has its own.
+        weights: a checkpoint file for the model ``name``.
 
     Returns:
         The content of ``evaluation.json``.
@@ -207,11 +212,13 @@ def evaluate_models(
             raise UserError(f"{other} is named twice.", "Name every model once.")
     place = resolve_device(device)
     run = _open_run(name)
+    if run is not None and weights is not None:
+        raise UserError(f"{name} is a run: it has weights of its own.", "Leave --teacher-weights out.")
     config, seed = _data_config(run, data, data_root, classes)
     samples = _open_samples(config, _task_of(run, task), seed)
     facts = samples.facts
     split, source, notes = _choose_split(samples, split)
-    candidates = [_candidate("model" if run is None else "student", name, run, facts)]
+    candidates = [_candidate("model" if run is None else "student", name, run, facts, weights=weights)]
     if run is not None and with_teacher and (teacher := _teacher(run, candidates[0])) is not None:
         candidates.append(teacher)
     candidates += [
@@ -255,7 +262,7 @@ def evaluate_models(
         "class_names": list(facts.class_names),
         "class_counts": counts,
         "data_notes": list(facts.notes),
-        "notes": notes + [note for candidate in candidates for note in _label_notes(candidate)],
+        "notes": notes + [note for candidate in candidates for note in _notes(candidate)],
         "device": str(place),
         "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -528,17 +535,21 @@ def _choose_split(samples: ImageData | TextData, asked: str | None) -> tuple[str
     return split, found.take(labelled) if isinstance(found, TextSource) else Subset(found, labelled), notes
 
 
-def _candidate(role: str, name: str, run: RunFolder | None, data: DataFacts) -> Candidate:
+def _candidate(
+    role: str, name: str, run: RunFolder | None, data: DataFacts, *, weights: str | None = None
+) -> Candidate:
     """Load a run's student or a model, and match its labels to the data's.
 
     Raises:
         UserError: when it can't be loaded, or its labels don't fit.
     """
     if run is None:
-        model = _load(TeacherConfig(name=name), task=data.task, seed=0)
-        weights = _weights_folder(name, is_text=data.noun == "text")
+        config = settle_teacher(TeacherConfig(name=name, weights=weights), is_text=data.noun == "text")
+        model = _load(config, task=data.task, seed=0)
+        folder = None if config.weights else _weights_folder(config.name, is_text=data.noun == "text")
+        file = model.facts.weights if config.weights else ""
     else:
-        model, weights = load_saved(run.student), run.student
+        model, folder, file = load_saved(run.student), run.student, ""
     if model.facts.num_classes == 0:
         raise UserError(f"{name} has no classifier: it can't be evaluated.", f"Choose a classifier of {data.noun}s.")
     if model.facts.task != data.task:
@@ -552,7 +563,7 @@ def _candidate(role: str, name: str, run: RunFolder | None, data: DataFacts) -> 
             "Give data with the model's classes (--data), or a model for these classes.",
         )
     is_trained = run is None or not run.read_config().leaves_classifier_untrained
-    return Candidate(role, name, model, weights, label_map, reason, is_trained)
+    return Candidate(role, name, model, folder, label_map, reason, is_trained, file)
 
 
 def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
@@ -570,7 +581,8 @@ def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
     label_map = None if ours is None else tuple(ours[label] for label in student.label_map)
     (reason,) = (decision["reason"] for decision in plan["decisions"] if decision["name"] == "relation")
     weights = None if config.teacher.weights else _weights_folder(config.teacher.name, is_text=is_text)
-    return Candidate("teacher", model.facts.name, model, weights, label_map, reason)
+    file = model.facts.weights if config.teacher.weights else ""
+    return Candidate("teacher", model.facts.name, model, weights, label_map, reason, file=file)
 
 
 def _load(config: TeacherConfig, *, task: str, seed: int) -> Model:
@@ -585,8 +597,12 @@ def _weights_folder(name: str, *, is_text: bool) -> Path | None:
     return None if parsed.random else locate(parsed, weights=True, is_text=is_text).folder
 
 
+def _notes(candidate: Candidate) -> list[str]:
+    """Return what is not a matter of course about the weights and the labels."""
+    return [*([f"{candidate.name}: {candidate.file}"] if candidate.file else []), *_label_notes(candidate)]
+
+
 def _label_notes(candidate: Candidate) -> list[str]:
-    """Return what is not a matter of course about the labels."""
     if not candidate.trained:
         return [
             f"{candidate.name}: no method of the run trained its classifier, so that its accuracy is by chance; the run's own"

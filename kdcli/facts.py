@@ -41,6 +41,10 @@ Geometry = Literal["crop", "squash", "border"]
 or resized until it lies within them, with borders of the mean colour."""
 
 
+GEOMETRIES: dict[str, Geometry] = {"center": "crop", "squash": "squash", "border": "border"}
+"""timm's ``crop_mode``."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a vision model wants its images.

@@ -55,6 +55,7 @@ from kdcli.models.base import Model, to_device
 from kdcli.models.hf_text import HFTextModel
 from kdcli.models.layers import resolve_indices
 from kdcli.models.measure import time_passes
+from kdcli.models.settle import settle_models
 from kdcli.models.tokenizer import separates_pairs
 from kdcli.models.values import check_tensors
 from kdcli.plan import Decision, Plan, describe_costs, make_plan
@@ -62,6 +63,7 @@ from kdcli.run_folder import RunFolder
 from kdcli.tasks import Task, build_task
 from kdcli.tasks.class_means import NCM_ACCURACY
 from kdcli.tasks.frozen_features import NEIGHBOURS, STRENGTHS
+from kdcli.text import short_repr
 
 
 @dataclass(frozen=True)
@@ -273,9 +275,11 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
     Raises:
         UserError: for anything in the config that can't be had or doesn't fit.
     """
-    if config.teacher.name == "none" and (config.teacher.weights or config.teacher.image_size):
-        raise UserError("The teacher is none, but teacher.weights or teacher.image_size is set.", "Name the teacher.")
+    if config.teacher.name == "none":
+        for key, value in config.teacher.model_dump(exclude={"name"}, exclude_none=True).items():
+            raise UserError(f"The teacher is none, but teacher.{key} is set: {short_repr(value)}.", "Name the teacher.")
     _check_domain(config)
+    config = settle_models(config)
     has_teacher = config.teacher.name != "none"
     data: ImageData | TextData
     teacher: Model | None = None
@@ -395,8 +399,9 @@ _TEXT_KEYS = (
 _TRIED_TEXTS = 200
 """So many training texts are cut by both tokenizers, to see that they do it alike."""
 _IMAGE_KEYS = (
-    *("teacher.image_size", "student.image_size", "student.drop_path", "data.image_column", "data.root"),
-    "data.deep_range",
+    *("teacher.image_size", "teacher.mean", "teacher.std", "teacher.interpolation"),
+    *("teacher.crop_mode", "teacher.crop_pct"),
+    *("student.image_size", "student.drop_path", "data.image_column", "data.root", "data.deep_range"),
     *("data.classes", "data.train_images", "data.workers", "data.strict", "augment", "train.channels_last"),
 )
 

@@ -24,6 +24,7 @@ from kdcli.facts import UNLABELLED, DataFacts, Preprocessing
 from kdcli.files import write_atomically
 from kdcli.models import load_teacher, load_text_teacher
 from kdcli.models.base import Model
+from kdcli.models.settle import settle_teacher
 from kdcli.plan import human_count
 from kdcli.tasks.frozen_features import NEIGHBOURS, knn_classifier, linear_classifier
 from kdcli.text import short_repr
@@ -40,6 +41,7 @@ _BATCH = 64
 def probe_teachers(
     teachers: Sequence[str],
     *,
+    weights: str | None = None,
     task: str,
     data: str,
     data_root: Path | None,
@@ -57,6 +59,7 @@ def probe_teachers(
 
     Args:
         teachers: names, as ``--teacher`` takes them.
+        weights: a checkpoint file for the only one.
         task: ``image-classification``, or ``text-classification`` with one class a text.
         data: name of the data.
         data_root: where torchvision's data lie.
@@ -83,13 +86,18 @@ def probe_teachers(
             raise UserError(f"The teacher {name} is named twice.", "Name every teacher once.")
         if name == "none":
             raise UserError("The teacher 'none' has no features.", "Name models.")
+    if weights is not None and len(teachers) > 1:
+        raise UserError(
+            f"--teacher-weights {weights} is for one teacher, and {len(teachers)} are named.",
+            "Name the files with the teachers: --teacher 'NAME?weights=FILE'",
+        )
     train, facts = _open(task, data, data_root, classes, seed)
     source, dropped = _sample(train, facts.class_names, samples, seed)
     folds = min(_FOLDS, min(np.unique(source.labels, return_counts=True)[1]))
     place = resolve_device(device)
     probed: list[dict[str, Any]] = []
     for number, name in enumerate(teachers):
-        config = TeacherConfig(name=name)
+        config = settle_teacher(TeacherConfig(name=name, weights=weights), is_text=facts.noun == "text")
         model = load_teacher(config, seed=seed) if facts.noun == "image" else load_text_teacher(config, seed=seed)
         if tap not in model.facts.feature_dims:
             raise UserError(f"{name} has no features {tap!r}: it has no classifier.", "Use --features pooled.")
@@ -103,6 +111,8 @@ def probe_teachers(
             {
                 "teacher": name,
                 "resolved": model.facts.name,
+                "weights": model.facts.weights,
+                "weights_file": config.weights,
                 **_scores(name, features, labels, folds=int(folds), seed=seed),
                 "width": features.shape[1],
                 "parameters": model.facts.num_parameters,
@@ -157,6 +167,9 @@ def remarks(probe: dict[str, Any]) -> Iterator[str]:
         f"Measured on {probe['num_samples']} training {noun}s of {probe['data']}, {len(probe['class_names'])} classes:"
         f" {probe['features']} features, each teacher with its own {own}; time in batches on {probe['device']}."
     )
+    for entry in probe["teachers"]:
+        if entry["weights_file"] is not None:
+            yield f"{entry['teacher']}: weights of {entry['weights']}."
     if probe["dropped_classes"]:
         yield f"Left out, as the sample has a single {noun} of each: {', '.join(probe['dropped_classes'])}."
 

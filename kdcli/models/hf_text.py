@@ -444,7 +444,7 @@ def build_text_teacher_with_weights(
         auto = _auto_class(place, config, "none" if num_classes == 0 and kind == "sequence" else kind)
         return from_config(auto, place, config, **_pooler_arguments(auto, config, pooling))
 
-    return build_with_weights(build, checkpoint, classifier=_classifier_of)
+    return build_with_weights(build, checkpoint, classifier=classifier_of)
 
 
 def build_text_student(
@@ -590,7 +590,8 @@ def _pooler_arguments(auto: Any, config: Any, pooling: TextPooling) -> dict[str,
     return {"add_pooling_layer": False} if "add_pooling_layer" in signature(kind).parameters else {}
 
 
-def _classifier_of(module: Any) -> tuple[int, set[str]]:
+def classifier_of(module: Any) -> tuple[int, set[str]]:
+    """Return a model's number of classes, of texts or of tokens, and the names of its classifier's parameters."""
     if head_kind(module) not in ("sequence", "token"):
         return 0, set()
     prefix = f"{module.base_model_prefix}."

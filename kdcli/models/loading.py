@@ -15,9 +15,12 @@ from kdcli.errors import UserError
 from kdcli.facts import LANGUAGE_MODELING, OVER_TOKENS, DataFacts, TextPooling
 from kdcli.models import hf, hf_text, processor, timm, weights
 from kdcli.models.base import Model, Origin, freeze, seeded
+from kdcli.models.fit import LoadReport
 from kdcli.models.hf_token import HFTokenModel
 from kdcli.models.locate import Place, library_of, locate
+from kdcli.models.recorded import Recorded
 from kdcli.models.sentence import read_sentence_settings
+from kdcli.models.settle import change_input, check_against, settle_teacher, wanted_input
 from kdcli.models.shrink import CopyReport, Shrinking, copy_tensors, parse_shrinking, shrink
 from kdcli.models.spec import ModelName, parse_name
 from kdcli.models.tokenizer import read_tokenizer
@@ -28,6 +31,7 @@ def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
     """Load the model that is imitated, with its own head and labels, in eval mode and without gradients.
 
     Weights come from the model's publisher or from ``config.weights``; a teacher is untrained only as ``random:NAME``.
+    What a checkpoint tells of its model's input and classes is taken over where the config says nothing else.
     A checkpoint that fits a timm architecture's 1000 (or 11821, 21841, ...) classes is taken to be ImageNet's.
 
     Args:
@@ -37,13 +41,14 @@ def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
     Raises:
         UserError: no such model, its weights can't be had or don't fit, or it can't take ``image_size``.
     """
+    config = settle_teacher(config)
     name = _parse(config.name)
     _check_teacher_name(config, name)
     path = weights.resolve_path(config.weights) if config.weights else None
     place = locate(name, weights=not name.random and path is None)
     checkpoint = weights.read_checkpoint(path, source=str(config.weights)) if path else None
     with seeded(seed):
-        teacher = freeze(_teacher(place, name, config.image_size, checkpoint))
+        teacher = freeze(_teacher(place, name, config, checkpoint))
     own = place.run if not name.random and path is None else None
     if own is not None and RunFolder(own).read_config().leaves_classifier_untrained:
         # What it knows of its labels is in its features alone: it is no classifier.
@@ -65,26 +70,50 @@ def _check_teacher_name(config: TeacherConfig, name: ModelName) -> None:
         )
 
 
-def _teacher(place: Place, name: ModelName, size: int | None, checkpoint: weights.Checkpoint | None) -> Model:
+def _teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoint: weights.Checkpoint | None) -> Model:
     phrase = "untrained" if name.random else ""
+    wanted, told = wanted_input(config, checkpoint.recorded if checkpoint else None)
+    module: Any
     if place.library == "timm":
         if checkpoint:
+            size = wanted.get("image_size")
             module, arguments, report = timm.load_with_weights(place, checkpoint, image_size=size)
-            phrase = f"{checkpoint.source}: {report.summary()}"
+            phrase = _file_phrase(checkpoint, report, told, name, module.num_classes)
         else:
-            module, arguments = timm.load(place, pretrained=not name.random, image_size=size)
+            module, arguments = timm.load(place, pretrained=not name.random, image_size=config.image_size)
+        timm.set_input(module, wanted)
         names = None if name.random else timm.label_names(module, is_registered=_is_published_by_timm(place))
-        origin = _teacher_origin(place, name, module, names, size, phrase)
+        if checkpoint:
+            names = _names_of_file(checkpoint.recorded, names, module.num_classes)
+        origin = _teacher_origin(place, name, module, names, config.image_size, phrase)
         return timm.TimmModel(module, origin, arguments)
     if checkpoint:
         module, report = hf.build_teacher_with_weights(place, checkpoint)
-        phrase = f"{checkpoint.source}: {report.summary()}"
     else:
         module = hf.build_teacher(place, pretrained=not name.random)
     names = hf.label_names(module.config) if hf.is_classifier(module) and not name.random else None
-    origin = _teacher_origin(place, name, module, names, size, phrase)
-    preprocessing = processor.preprocessing_of(place.folder, module.config, size)
-    return hf.HFModel(module, origin, preprocessing)
+    if checkpoint:
+        num_classes, _ = hf.classifier_of(module)
+        phrase = _file_phrase(checkpoint, report, told, name, num_classes)
+        names = _names_of_file(checkpoint.recorded, names, num_classes)
+    origin = _teacher_origin(place, name, module, names, config.image_size, phrase)
+    preprocessing = processor.preprocessing_of(place.folder, module.config, config.image_size)
+    return hf.HFModel(module, origin, change_input(preprocessing, wanted))
+
+
+def _file_phrase(
+    checkpoint: weights.Checkpoint, report: LoadReport, told: Sequence[str], name: ModelName, num_classes: int
+) -> str:
+    """Return in one phrase which file the weights are from, how they fitted, and what else the file tells."""
+    phrases = [report.summary(), *told, *check_against(checkpoint.recorded, name, num_classes)]
+    return f"{checkpoint.source}: {'; '.join(phrases)}"
+
+
+def _names_of_file(recorded: Recorded, own: tuple[str, ...] | None, num_classes: int) -> tuple[str, ...] | None:
+    """Return the classes' names that a file tells of; where it hides their order none, and else the architecture's."""
+    if recorded.class_names is not None and len(recorded.class_names) == num_classes:
+        return recorded.class_names
+    return None if recorded.hides_classes else own
 
 
 def _teacher_origin(
@@ -146,6 +175,12 @@ def build_student(
 
 
 def _check_student_name(config: StudentConfig, name: ModelName) -> None:
+    if "weights" in name.arguments:
+        raise UserError(
+            f"Student {config.name}: weights of a file are for teachers.",
+            "A student starts untrained, from its published weights (--student-pretrained), from a local folder, or from"
+            " the teacher's (--student 'teacher?layers=N').",
+        )
     if name.arguments and config.pretrained:
         raise UserError(
             f"Student {config.name}: published weights are for the architecture as it is, not for these arguments.",
@@ -166,8 +201,12 @@ def _student_of_teacher(
     assert source is not None
     teacher_config, teacher = source
     config = config.model_copy(update={"image_size": config.image_size or teacher_config.image_size})
+    assert isinstance(teacher, (timm.TimmModel, hf.HFModel)), "it is a model of images"
     with seeded(seed):
-        model = (_timm_student if place.library == "timm" else _hf_student)(place, config, names)
+        if isinstance(teacher, timm.TimmModel):
+            model = _timm_student(place, config, names, like=teacher)
+        else:
+            model = _hf_student(place, config, names, like=teacher)
     report = _copy(teacher, model)
     model.facts = replace(model.facts, weights=report.summary())
     return model.train()
@@ -213,7 +252,10 @@ def _student_origin(place: Place, config: StudentConfig, module: nn.Module, name
     return Origin(place.name, False, "untrained", names, config.image_size)
 
 
-def _timm_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> Model:
+def _timm_student(
+    place: Place, config: StudentConfig, names: tuple[str, ...], *, like: timm.TimmModel | None = None
+) -> Model:
+    """Build it; what is made of ``like`` has its images prepared alike, but for their size."""
     size = config.image_size
     module, arguments = timm.load(
         place,
@@ -228,10 +270,14 @@ def _timm_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -
         if own_names != names:
             module.reset_classifier(len(names))  # type: ignore[operator]
     timm.set_labels(module, names)
+    if like is not None:
+        timm.copy_input(like.module, module)
     return timm.TimmModel(module, origin, arguments)
 
 
-def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> Model:
+def _hf_student(
+    place: Place, config: StudentConfig, names: tuple[str, ...], *, like: hf.HFModel | None = None
+) -> Model:
     if config.drop_path is not None:
         raise UserError(
             "student.drop_path is for timm's models; those of transformers have it in their config.",
@@ -240,6 +286,8 @@ def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...]) -> 
     own_names = hf.label_names(hf.read_config(place))
     module = hf.build_student(place, names, pretrained=config.pretrained, image_size=config.image_size)
     preprocessing = processor.preprocessing_of(place.folder, module.config, config.image_size)
+    if like is not None:
+        preprocessing = like.preprocessing.at(preprocessing.image_size)
     origin = _student_origin(place, config, module, names)
     model = hf.HFModel(module, origin, preprocessing)
     if config.pretrained and own_names != names:
@@ -256,6 +304,7 @@ def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-cla
         UserError: no such model, it has no tokenizer or is no language model where one is wanted, its weights can't be
             had or don't fit.
     """
+    config = settle_teacher(config, is_text=True)
     name = _parse(config.name)
     _check_teacher_name(config, name)
     path = weights.resolve_path(config.weights) if config.weights else None
@@ -275,8 +324,11 @@ def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-cla
             module, report = hf_text.build_text_teacher_with_weights(
                 place, native, checkpoint, task=task, pooling=pooling
             )
-            phrase = f"{checkpoint.source}: {report.summary()}"
+            num_classes, _ = hf_text.classifier_of(module)
+            phrase = _file_phrase(checkpoint, report, (), name, num_classes)
     names = _text_labels(module) if not name.random else None
+    if path is not None:
+        names = _names_of_file(checkpoint.recorded, names, num_classes)
     preprocessing = hf_text.preprocessing_of(
         place,
         module,
@@ -370,6 +422,11 @@ def build_text_student(
 
 def _lent_tokenizer(config: TeacherConfig) -> tuple[Any, str]:
     """Return the tokenizer of a model that is not loaded, with its length as a teacher's, and whose it is."""
+    if config.weights is not None:
+        raise UserError(
+            f"student.tokenizer: {config.name} has weights of a file, and no more than its tokenizer is taken.",
+            "Name the model alone.",
+        )
     place = locate(_parse(config.name), weights=False, is_text=True)
     if (tokenizer := read_tokenizer(place.folder)) is None:
         raise UserError(f"student.tokenizer: {config.name} has no tokenizer.", "Name a model that has one.")

@@ -32,7 +32,7 @@ TEXT_KINDS = {
     *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
 """Kinds of network of transformers that read text."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ def locate(name: ModelName, *, weights: bool, is_text: bool = False) -> Place:
 
 def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
     target = name.target
+    if "weights" in name.arguments:
+        raise UserError(
+            f"Model {name.text!r}: weights=FILE is for a model that is loaded with them.",
+            "For a teacher, and in 'kdcli evaluate' and 'kdcli models probe'; elsewhere name the architecture alone.",
+        )
     if target.startswith("cifar:"):
         return _cifar(name)
     if ":" in target and not is_text and (entry := find_extension(target.partition(":")[0])) is not None:
@@ -89,7 +94,7 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
         return Place("timm", f"timm:{target}", architecture=target)
     folder = inside_package(target) if target.startswith("package:") else expand_user(target)
     with reading(target):
-        is_folder = folder.is_dir()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
         is_model = (folder / "config.json").is_file()
         is_run = not is_model and (folder / "config.yaml").is_file()
         has_student = (folder / "student" / "config.json").is_file()
@@ -106,6 +111,11 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
         )
     if is_run:
         return replace(_folder(folder / "student", target, name), run=folder)
+    if is_file and name.library is None:
+        raise UserError(
+            f"Model {name.text!r} is a file, and a name or a folder is wanted here.",
+            f"Weights of a teacher are named beside its architecture: --teacher ARCH --teacher-weights {target}",
+        )
     if is_folder and not is_model:
         raise UserError(
             f"Model {name.text!r}: {folder} is neither a model (no config.json) nor a run folder (no config.yaml).",
@@ -123,13 +133,13 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
                 f"Name a model on the hub (hf:ORG/NAME), or take random:hf:{target} for it untrained.",
             )
         return Place("transformers", f"hf:{target}", architecture=target)
-    if name.library is None and _HUB_ID.fullmatch(target) and folder.parent.is_dir():
+    if name.library is None and HUB_ID.fullmatch(target) and folder.parent.is_dir():
         beside = (f"{folder.parent.name}/{other.name}" for other in folder.parent.iterdir() if other.is_dir())
         raise UserError(
             f"Model {name.text!r}: there is no folder {target}. {did_you_mean(target, beside)}".rstrip(),
             f"Name a folder in {folder.parent}, or write hf:{target} for the hub's model.",
         )
-    if _HUB_ID.fullmatch(target) or name.library == "transformers":
+    if HUB_ID.fullmatch(target) or name.library == "transformers":
         if is_text:
             return _folder(_text_snapshot(target, weights=weights), target, name)
         return _folder(hub.snapshot(target, weights=weights), target, name)

@@ -20,7 +20,7 @@ from timm.models._hub import download_cached_file, load_model_config_from_path, 
 from torch import Tensor, nn
 
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import Geometry, Interpolation, Preprocessing
+from kdcli.facts import GEOMETRIES, Interpolation, Preprocessing
 from kdcli.models import hub, kdcli_networks
 from kdcli.models.base import (
     Layout,
@@ -40,9 +40,6 @@ from kdcli.models.spec import Library, extension_of_architecture
 from kdcli.models.values import check_module, check_types, types_in, types_of
 from kdcli.models.weights import Checkpoint, Tensors, check_folder, load_raw, reason_of
 from kdcli.text import short_repr
-
-_GEOMETRIES: dict[str, Geometry] = {"center": "crop", "squash": "squash", "border": "border"}
-"""timm's ``crop_mode``."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class TimmModel(VisionModel):
     def __init__(self, module: Any, origin: Origin, model_args: dict[str, Any]) -> None:
         size = origin.image_size
         if size is not None:
-            _set_input_size(module, size)
+            set_input(module, {"image_size": (size, size)})
         self._model_args = model_args
         super().__init__(module, origin, _preprocessing(module, origin.name), module.num_classes)
 
@@ -174,7 +171,7 @@ def load(
     *,
     pretrained: bool,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     drop_path: float | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Create a model of timm.
@@ -183,7 +180,7 @@ def load(
         place: a registry name or a folder.
         pretrained: with its weights; never silently without.
         num_classes: of a new classifier; None keeps the model's own.
-        image_size: side in pixels of the input that the model is built for; None for its own.
+        image_size: side, or height and width, in pixels of the input that the model is built for; None for its own.
         drop_path: rate of stochastic depth in training; None for the architecture's own.
 
     Returns:
@@ -202,10 +199,11 @@ def load(
         raise UserError(
             f"{place.name} takes images of {channels} channels, and kdcli gives RGB.", "Choose another model."
         )
+    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size or ())
     if pretrained and place.folder:
         check_folder(place.folder)
-    if image_size is not None and cfg.get("fixed_input_size") and [image_size, image_size] != native:
-        arguments["img_size"] = (image_size, image_size)
+    if sides and cfg.get("fixed_input_size") and sides != native:
+        arguments["img_size"] = tuple(sides)
     overlay = _weights_overlay(place, cfg) if pretrained and not place.folder else None
     stochastic: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
@@ -264,7 +262,7 @@ def _model_name(place: Place) -> str:
 
 
 def load_with_weights(
-    place: Place, checkpoint: Checkpoint, *, image_size: int | None
+    place: Place, checkpoint: Checkpoint, *, image_size: int | tuple[int, int] | None
 ) -> tuple[nn.Module, dict[str, Any], LoadReport]:
     """Create a model and load a local checkpoint into it; its classifier is as wide as the file's.
 
@@ -407,9 +405,27 @@ def _weights_overlay(place: Place, cfg: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _set_input_size(module: Any, size: int) -> None:
-    cfg = {key: v for key, v in module.pretrained_cfg.items() if key not in {"test_input_size", "test_crop_pct"}}
-    module.pretrained_cfg = module.default_cfg = cfg | {"input_size": (3, size, size)}
+def set_input(module: Any, wanted: Mapping[str, Any]) -> None:
+    """Write how images are to be prepared into a model's config.
+
+    Args:
+        module: of timm.
+        wanted: any of ``image_size`` (height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct`` and
+            ``crop_mode``, as timm calls them.
+    """
+    cfg = dict(module.pretrained_cfg)
+    values = dict(wanted)
+    if size := values.pop("image_size", None):
+        values["input_size"] = (3, *size)
+        for key in ("test_input_size", "test_crop_pct"):
+            cfg.pop(key, None)
+    module.pretrained_cfg = module.default_cfg = cfg | values
+
+
+def copy_input(source: Any, target: Any) -> None:
+    """Let ``target`` have its images prepared as ``source`` has them, but for their size."""
+    cfg = resolve_model_data_config(source)
+    set_input(target, {key: cfg[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")})
 
 
 def _preprocessing(module: Any, name: str) -> Preprocessing:
@@ -420,7 +436,7 @@ def _preprocessing(module: Any, name: str) -> Preprocessing:
     """
     config = resolve_model_data_config(module)
     hint = "Check the model's config.json, or choose another model."
-    for key, known in (("interpolation", get_args(Interpolation)), ("crop_mode", tuple(_GEOMETRIES))):
+    for key, known in (("interpolation", get_args(Interpolation)), ("crop_mode", tuple(GEOMETRIES))):
         if config[key] not in known:
             raise UserError(
                 f"{name}: {key} is {short_repr(config[key])}, and kdcli knows {', '.join(known)}.",
@@ -433,7 +449,7 @@ def _preprocessing(module: Any, name: str) -> Preprocessing:
         mean, std = tuple(config["mean"]), tuple(config["std"])
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"{name} wants impossible images: {error}.", hint) from error
-    geometry = _GEOMETRIES[config["crop_mode"]]
+    geometry = GEOMETRIES[config["crop_mode"]]
     return Preprocessing((height, width), mean, std, config["interpolation"], resize, geometry)
 
 

@@ -7,7 +7,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdcli.errors import UserError, reading
+from kdcli.models.recorded import Recorded, read_recorded
 from kdcli.text import expand_user, short_repr
 
 Tensors = dict[str, Tensor]
@@ -57,11 +58,13 @@ class Checkpoint:
         source: the file, as the user named it.
         parts: its dictionaries of tensors, the one that training scripts mean by the model first.
         is_ordered: whether their order is the model's: pickled dictionaries keep it, safetensors sorts.
+        recorded: what else the file tells of the model.
     """
 
     source: str
     parts: tuple[Part, ...]
     is_ordered: bool
+    recorded: Recorded = field(default_factory=Recorded)
 
     @property
     def tensors(self) -> Tensors:
@@ -114,8 +117,12 @@ def inside_package(text: str) -> Path:
     raise UserError(f"{text}: the package {package} has no file {inside}.", "Check the path, or reinstall the package.")
 
 
-def load_raw(path: Path) -> Mapping[str, Any]:
+def load_raw(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
     """Load a checkpoint as it is, onto the CPU, without unpickling objects.
+
+    Args:
+        path: the file.
+        mapped: leave its tensors in the file, where it has torch's newer format: for a look at what else is there.
 
     Raises:
         UserError: the file is damaged, no checkpoint, compressed, or needs unpickling.
@@ -127,7 +134,7 @@ def load_raw(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         # timm's training script stores its arguments beside the weights; a Namespace holds nothing but values.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     # On rubbish the restricted unpickler raises whatever it trips over: IndexError, TypeError, struct.error, ...
     except Exception as error:
         raise UserError(f"{path} can't be loaded safely: {reason_of(error)}", hint) from error
@@ -236,7 +243,8 @@ def read_checkpoint(path: Path, *, source: str) -> Checkpoint:
             f"none ({few(tuple(odd))}).",
             "Save them as plain tensors.",
         )
-    return Checkpoint(source, tuple(parts), is_ordered=path.suffix != ".safetensors")
+    is_ordered = path.suffix != ".safetensors"
+    return Checkpoint(source, tuple(parts), is_ordered, read_recorded(loaded, path))
 
 
 def _find_parts(loaded: Mapping[str, Any]) -> list[Part]:
