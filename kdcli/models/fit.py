@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdcli.errors import UserError
 from kdcli.models.values import check_tensors
 from kdcli.models.weights import Checkpoint, Part, Tensors, few, is_harmless
+from kdcli.text import short_repr
 
 Remap = Callable[[Tensors, nn.Module], Tensors | None]
 
@@ -23,6 +24,8 @@ _AVERAGED = {"ema", "averaged", "avg", "swa", "teacher", "target", "momentum", "
 """Words in the keys of weights that are averages of others, which training scripts evaluate."""
 _BEGINNERS = {"student", "online"}
 """Words in the keys of the weights that they are averages of."""
+_WORTH_NAMING = 0.2
+"""Share of a model's tensors from which on a prefix counts as one; a block of another network has the names of a few."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +259,7 @@ def _nearest(state: Tensors, checkpoint: Checkpoint) -> list[_Choice]:
     most = max((count for count, _ in found), default=0)
     best = [choice for count, choice in found if count == most]
     whole = _Choice(first, plain)
-    return [whole] if not best or whole in best else [best[0], whole]
+    return [whole] if most < _WORTH_NAMING * len(state) or whole in best else [best[0], whole]
 
 
 def _hits(state: Tensors, tensors: Tensors) -> Counter[str]:
@@ -334,8 +337,10 @@ def _refusal(fit: _Fit, module: nn.Module, checkpoint: Checkpoint, choice: _Choi
         problems.append(f"{len(fit.missing)} missing ({few(fit.missing)})")
     if fit.unexpected:
         problems.append(f"{len(fit.unexpected)} that the model lacks ({few(fit.unexpected)})")
+    said = checkpoint.recorded.architectures
+    named = f" The file calls its architecture {short_repr(said[0])}." if said else ""
     return UserError(
-        f"{checkpoint.source} does not fit the model: {len(state)} tensors wanted; {'; '.join(problems)}.",
+        f"{checkpoint.source} does not fit the model: {len(state)} tensors wanted; {'; '.join(problems)}.{named}",
         "Name the architecture and image_size that the file was trained with.",
     )
 

@@ -111,7 +111,7 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
         )
     if is_run:
         return replace(_folder(folder / "student", target, name), run=folder)
-    if is_file and name.library is None:
+    if is_file and name.library is None and not target.startswith("package:"):
         raise UserError(
             f"Model {name.text!r} is a file, and a name or a folder is wanted here.",
             f"Weights of a teacher are named beside its architecture: --teacher ARCH --teacher-weights {target}",

@@ -193,6 +193,8 @@ def test_a_file_that_names_no_known_architecture_says_how_to_name_it(plain, besi
 def test_a_contradiction_is_said_in_the_plan(plain):
     teacher = load_teacher(TeacherConfig(name=NAME, weights=plain(arch="resnet34")), seed=0)
     assert "the file calls its architecture 'resnet34'" in teacher.facts.weights
+    with pytest.raises(UserError, match=r"does not fit the model.*The file calls its architecture 'test_resnet'"):
+        load_teacher(TeacherConfig(name="test_vit", weights=plain(arch=NAME)), seed=0)
     assert "calls its" not in load_teacher(TeacherConfig(name=NAME, weights=plain(arch=NAME)), seed=0).facts.weights
 
 
