@@ -132,6 +132,14 @@ def _texts(value: Any) -> Any:
     return [_text(item) for item in value] if isinstance(value, (list, tuple)) else [_text(value)]
 
 
+class SplitsConfig(Section):
+    """What the data's own splits are called: folders, files (without suffix too) or splits of a table."""
+
+    train: Name | None = None
+    validation: Name | None = None
+    test: Name | None = None
+
+
 class DataConfig(Section):
     """Where the samples come from and how they are split."""
 
@@ -143,6 +151,8 @@ class DataConfig(Section):
     ``part:2/2+20%``), as text or as a list; see :func:`kdcli.data.classes.choose_classes`."""
     unlabelled: Location | None = None
     """A folder of further training images without labels."""
+    splits: SplitsConfig | None = None
+    """Other names of the splits than the usual ones, which :data:`kdcli.data.split_names.SPLIT_NAMES` lists."""
     train_images: Count | None = None
     """Train on so many of the training images, drawn by seed and class; the others are left out."""
     train_texts: Count | None = None

@@ -96,6 +96,10 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
             f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} set, but {config.name} is not a table.",
             "Leave it out: it is for hf: data sets, parquet and arrow files.",
         )
+    if config.splits is not None and (not path.is_dir() or (colon and scheme in ("demo", "torchvision"))):
+        raise UserError(
+            f"data.splits is set, but {config.name} is neither a folder nor an hf: data set.", "Leave it out."
+        )
     if colon and scheme == "demo":
         return open_demo(rest)
     if colon and scheme == "torchvision":
@@ -103,7 +107,7 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
     if is_tables:
         return open_local_tables(path, config, needs_labels=needs_labels)
     if path.is_dir():
-        return open_folder(path) if needs_labels else open_any_folder(path)
+        return open_folder(path, config.splits) if needs_labels else open_any_folder(path, config.splits)
     if path.exists():
         raise UserError(f"{path} is neither a folder nor a parquet or arrow file.", _FORMS)
     raise UserError(f"There is no data set or folder {config.name!r}.", f"{_suggestion(config.name)} {_FORMS}".strip())

@@ -15,6 +15,11 @@ def stable_seed(*key: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def stable_share(*key: int | str) -> float:
+    """Return a number in [0, 1) that depends on ``key`` alone, spread evenly over keys."""
+    return stable_seed(*key) / 2**63
+
+
 @contextmanager
 def seeded(*key: int | str) -> Iterator[None]:
     """Within the block, torch's global CPU generator is seeded by ``key``; afterwards it is as it was before.

@@ -60,13 +60,17 @@ class FileSource:
     Args:
         paths: one file an image.
         labels: one class index an image; by default all are unlabelled.
+        root: the data folder, in which the files' names last; None where there is none.
     """
 
     deep_range: Range | None = None
     """As :func:`~kdcli.data.images.decode_image` takes it."""
 
-    def __init__(self, paths: Iterable[str], labels: Iterable[int] | None = None) -> None:
+    def __init__(
+        self, paths: Iterable[str], labels: Iterable[int] | None = None, *, root: str | os.PathLike[str] | None = None
+    ) -> None:
         self.paths = tuple(paths)
+        self.root = None if root is None else os.fspath(root)
         self.labels: Sequence[int] = (UNLABELLED,) * len(self.paths) if labels is None else tuple(labels)
 
     def __len__(self) -> int:
@@ -196,6 +200,16 @@ def _paths(source: ImageSource) -> Sequence[str | None]:
     if isinstance(source, Concatenation):
         return [*_paths(source.first), *_paths(source.second)]
     return source.paths if isinstance(source, FileSource) else [None] * len(source)
+
+
+def sample_names(source: ImageSource) -> list[str] | None:
+    """Return what each image is called in its data folder; None of images that are in none."""
+    if isinstance(source, Subset):
+        names = sample_names(source.source)
+        return None if names is None else [names[index] for index in source.indices]
+    if isinstance(source, FileSource) and source.root is not None:
+        return [path.removeprefix(source.root + os.sep) for path in source.paths]
+    return None
 
 
 def file_identity(path: str) -> tuple[int, int] | str:

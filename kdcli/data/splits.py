@@ -13,8 +13,9 @@ from sklearn.model_selection import train_test_split
 
 from kdcli.config import DataConfig
 from kdcli.data.classes import alike, choose_classes, list_classes, listing, order_notes
-from kdcli.data.folders import list_images
 from kdcli.data.images import Range
+from kdcli.data.listing import is_image, list_files, unread_notes
+from kdcli.data.seeding import stable_share
 from kdcli.data.sources import (
     Concatenation,
     FileSource,
@@ -23,6 +24,7 @@ from kdcli.data.sources import (
     Subset,
     file_identity,
     file_paths,
+    sample_names,
 )
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED, DataFacts
@@ -158,7 +160,8 @@ def _cut(
 
     A class with a single image can't be cut: it stays in the rest, or is an error where it is ``chosen``.
     """
-    rest, part = cut_indices(source.labels, fraction, class_names, chosen, seed=seed, purpose=purpose)
+    names = sample_names(source)
+    rest, part = cut_indices(source.labels, fraction, class_names, chosen, seed=seed, purpose=purpose, names=names)
     return Subset(source, rest), Subset(source, part)
 
 
@@ -171,10 +174,12 @@ def cut_indices(
     seed: int,
     purpose: str,
     noun: str = "image",
+    names: Sequence[str] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (the rest, a stratified ``fraction`` of the labelled samples); unlabelled samples stay in the rest.
 
-    A class with a single sample can't be cut: it stays in the rest, or is an error where it is ``chosen``.
+    A class with a single sample can't be cut: it stays in the rest, or is an error where it is ``chosen``. Samples with
+    names are cut by :func:`hold_out`, class by class, so that another sample moves none of them; others by their place.
 
     Args:
         given: one class index a sample, ``UNLABELLED`` for none.
@@ -184,6 +189,7 @@ def cut_indices(
         seed: decides which.
         purpose: of the part, for messages.
         noun: what a sample is, for messages.
+        names: one a sample, which it keeps whatever else the data have.
 
     Returns:
         The indices of both, in order.
@@ -205,17 +211,44 @@ def cut_indices(
             f"only 1 {noun}, and each class needs at least 2.",
             hint,
         )
-    if len(labelled) - size < max(num_classes, 1):
+    if not num_classes or (names is None and len(labelled) - size < num_classes):
         raise UserError(
             f"Too few {noun}s to cut a {purpose} split: {len(labelled)} labelled {noun}s of {num_classes} classes, of "
             f"which {size} are to be cut and {len(labelled) - size} would stay.",
             hint,
         )
-    _, part = train_test_split(labelled, test_size=size, stratify=labels[labelled], random_state=seed)
+    if names is None:
+        _, part = train_test_split(labelled, test_size=size, stratify=labels[labelled], random_state=seed)
+    else:
+        classes = [labelled[labels[labelled] == label] for label in np.unique(labels[labelled])]
+        held_out = [
+            members[hold_out([names[index] for index in members], fraction, seed=seed, purpose=purpose)]
+            for members in classes
+        ]
+        part = np.concatenate(held_out)
     rest = np.setdiff1d(np.arange(len(labels)), part)
     if lost := [class_names[label] for label in np.intersect1d(np.setdiff1d(labels[labelled], labels[rest]), chosen)]:
         raise UserError(f"Too few {noun}s to cut a {purpose} split: none of {listing(lost)} would stay.", hint)
     return rest, np.sort(part)
+
+
+def hold_out(names: Sequence[str], fraction: float, *, seed: int, purpose: str, fewest: int = 1) -> NDArray[np.int64]:
+    """Return which samples are held out, in order: those whose hash of ``purpose``, ``seed`` and name is below ``fraction``.
+
+    So it is decided for each sample alone, and their number varies about the fraction. Only where that would hold out
+    fewer than ``fewest``, or keep fewer than two (one of two), those with the next hashes go too, or stay.
+
+    Args:
+        names: one a sample, at least two.
+        fraction: of the samples.
+        seed: decides which.
+        purpose: two cuts by one seed are independent.
+        fewest: of them to be held out.
+    """
+    shares = np.array([stable_share(purpose, seed, name) for name in names])
+    most = max(len(names) - 2, 1)  # so that the rest can be cut once more
+    size = min(max(int(np.count_nonzero(shares < fraction)), fewest), most)
+    return np.sort(np.argsort(shares, kind="stable")[:size])
 
 
 def _draw(source: ImageSource, size: int, *, seed: int) -> Subset:
@@ -288,7 +321,8 @@ def append_unlabelled(
     hint = "data.unlabelled names a folder with images, in any depth."
     if not folder.is_dir():
         raise UserError(f"data.unlabelled: there is no folder {folder}.", hint)
-    paths = list_images(folder)
+    found = list_files(folder, is_image)
+    paths = sorted(found.files)
     if not paths:
         raise UserError(f"data.unlabelled: there is no image in {folder}.", hint)
     known = {file_identity(path) for source in (train, *others) if source is not None for path in file_paths(source)}
@@ -298,7 +332,7 @@ def append_unlabelled(
     note = f"Unlabelled: {len(new)} images of {folder} added to the training split."
     if len(new) < len(paths):
         note += f" {len(paths) - len(new)} others there are left out, as they are already in the data."
-    return Concatenation(train, FileSource(new)), note
+    return Concatenation(train, FileSource(new)), " ".join([note, *unread_notes(found.unread)])
 
 
 def check_disjoint(train: ImageSource, validation: ImageSource, test: ImageSource | None) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from kdcli.config import DataConfig
+from kdcli.config import DataConfig, SplitsConfig
 from kdcli.data.images import File, Range, UnreadableImage, decode_image
 from kdcli.data.labels import classes_of, is_discrete, label_indices, note_on_missing
+from kdcli.data.listing import is_hidden, list_files, suffix_of, unread_notes
 from kdcli.data.sources import ImageSource, OfficialSplits, Subset
+from kdcli.data.split_names import check_understood, match_splits, split_files
 from kdcli.errors import UserError, did_you_mean
 from kdcli.extensions import Extension, find
 from kdcli.facts import UNLABELLED
@@ -20,17 +24,14 @@ from kdcli.facts import UNLABELLED
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
-_SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 _IMAGE_NAMES = ("image", "img", "images", "pixel_values")
 LABEL_NAMES = ("label", "labels", "target", "class", "fine_label")
-_SUFFIXES = (".parquet", ".arrow")
+SUFFIXES = (".parquet", ".arrow")
 _PREFIXES = ("demo", "torchvision", "hf")
 """Of kdcli's own names of data."""
 _SAVED = ("dataset_dict.json", "dataset_info.json")
+_INFO = (*_SAVED, "dataset_infos.json", "config.json")
+"""What lies beside tables in json and is none."""
 _SHOWN = 8
 """Columns that are listed."""
 
@@ -38,10 +39,18 @@ _SHOWN = 8
 def holds_tables(path: Path) -> bool:
     """Whether ``path`` is a parquet or arrow file, or a folder of them or with such folders right below."""
     if path.is_file():
-        return path.suffix.lower() in _SUFFIXES
+        return path.suffix.lower() in SUFFIXES
+    if not path.is_dir():
+        return False
     if any((path / name).is_file() for name in _SAVED):
         return True
-    return any(True for suffix in _SUFFIXES for depth in ("*", "*/*") for _ in path.glob(depth + suffix))
+    folders = [path, *(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))]
+    return any(list_files(folder, is_table, deep=False).files for folder in folders)
+
+
+def is_table(path: str) -> bool:
+    """Whether a file is a table by its suffix."""
+    return suffix_of(path) in SUFFIXES
 
 
 def open_hub(name: str, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
@@ -64,7 +73,7 @@ def open_hub(name: str, config: DataConfig, *, needs_labels: bool = True) -> Off
         else:
             hint = "data.subset chooses the configuration where a data set has several."
         raise UserError(f"hf:{name} couldn't be loaded: {error}", hint) from error
-    return _official_splits(loaded, config, needs_labels)
+    return _official_splits(loaded, config, needs_labels, config.splits)
 
 
 def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
@@ -78,20 +87,48 @@ def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = Tr
     from datasets import load_dataset, load_from_disk
 
     silence_datasets()
+    asked, notes = config.splits, list[str]()
     try:
         if path.is_file():
-            loaded = load_dataset(path.suffix.lower()[1:], data_files=str(path))
+            loaded = load_dataset(path.suffix.lower()[1:], data_files=as_patterns({"train": [str(path)]}))
         elif any((path / name).is_file() for name in _SAVED):
             loaded = load_from_disk(str(path))
         else:
-            kind = "parquet" if any(path.rglob("*.parquet")) else "arrow"
-            loaded = load_dataset(kind, data_dir=str(path))
+            present = {suffix_of(file) for file in list_files(path, is_table).files}
+            suffix = next(suffix for suffix in SUFFIXES if suffix in present)
+            files, notes = files_by_split(path, suffix, asked)
+            loaded, asked = load_dataset(suffix[1:], data_files=as_patterns(files)), None
+    except UserError:
+        raise
     except Exception as error:  # on damaged files datasets and pyarrow raise whatever they trip over
         raise UserError(
             f"{path} couldn't be read: {error}",
             "Expected parquet or arrow files with a column of images and one of labels.",
         ) from error
-    return _official_splits(loaded, config, needs_labels)
+    return _official_splits(loaded, config, needs_labels, asked, notes)
+
+
+def files_by_split(folder: Path, suffix: str, asked: SplitsConfig | None) -> tuple[dict[str, list[str]], list[str]]:
+    """Return split -> its files, and notes: also on what is not read.
+
+    Args:
+        folder: with tables in any depth.
+        suffix: of the tables.
+        asked: ``data.splits``.
+
+    Raises:
+        UserError: the splits are not understood.
+    """
+    found = list_files(folder, lambda path: suffix_of(path) == suffix and not path.endswith(_INFO))
+    names = [path.removeprefix(f"{folder}{os.sep}") for path in found.files]
+    by_split, notes = split_files(names, asked, where=str(folder))
+    files = {split: [str(folder / name) for name in of] for split, of in by_split.items()}
+    return files, [*notes, *unread_notes(found.unread)]
+
+
+def as_patterns(files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return ``data_files`` of ``datasets``, which takes names as patterns, for these files and no others."""
+    return {split: [glob.escape(path) for path in paths] for split, paths in files.items()}
 
 
 def extension_of(name: str) -> Extension | None:
@@ -127,7 +164,7 @@ def open_extension(entry: Extension, config: DataConfig, *, needs_labels: bool =
     Raises:
         UserError: as :func:`load_extension`, or the columns don't fit.
     """
-    return _official_splits(load_extension(entry, config), config, needs_labels)
+    return _official_splits(load_extension(entry, config), config, needs_labels, config.splits)
 
 
 def silence_datasets() -> None:
@@ -177,9 +214,12 @@ class TableSource:
         return f"{self._split}[{index}]"
 
 
-def _official_splits(loaded: Any, config: DataConfig, needs_labels: bool) -> OfficialSplits:
+def _official_splits(
+    loaded: Any, config: DataConfig, needs_labels: bool, asked: SplitsConfig | None, so_far: Sequence[str] = ()
+) -> OfficialSplits:
     tables: Mapping[str, Dataset] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    chosen, notes = choose_splits(tables, config.name)
+    chosen, notes = choose_splits(tables, config.name, asked)
+    notes = [*so_far, *notes]
     image_column = _image_column(chosen["train"].features, config.image_column)
     try:
         return _labelled_splits(chosen, image_column, config, notes)
@@ -230,22 +270,26 @@ def _labelled_splits(
     )
 
 
-def choose_splits(tables: Mapping[str, Dataset], name: str) -> tuple[dict[str, Dataset], list[str]]:
-    """Return our split -> table, and notes. A single split, whatever its name, is the whole."""
+def choose_splits(
+    tables: Mapping[str, Dataset], name: str, asked: SplitsConfig | None
+) -> tuple[dict[str, Dataset], list[str]]:
+    """Return our split -> table, and notes. A single split, whatever its name, is the whole.
+
+    Args:
+        tables: by the data's own names of splits.
+        name: of the data, for messages.
+        asked: ``data.splits``.
+
+    Raises:
+        UserError: as :func:`match_splits` and :func:`check_understood`.
+    """
+    found = match_splits(tables, asked, where=name, kind="split")
     if len(tables) == 1:
         return {"train": next(iter(tables.values()))}, []
-    found = {
-        split: match
-        for split, names in _SPLIT_NAMES.items()
-        if (match := next((candidate for candidate in names if candidate in tables), None))
-    }
-    if "train" not in found:
-        raise UserError(
-            f"{name} has no training split; its splits are {', '.join(tables)}.", "Name data with a split 'train'."
-        )
-    unused = [split for split in tables if split not in found.values()]
-    notes = [f"Unused splits: {', '.join(unused)}."] if unused else []
-    return {split: tables[match] for split, match in found.items()}, notes
+    note = check_understood(
+        found, [split for split in tables if split not in found.values()], asked, where=name, kind="split"
+    )
+    return {split: tables[match] for split, match in found.items()}, [note] if note else []
 
 
 def _image_column(features: Features, asked: str | None) -> str:

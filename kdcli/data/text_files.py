@@ -14,15 +14,24 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from kdcli import extensions
-from kdcli.config import DataConfig
+from kdcli.config import DataConfig, SplitsConfig
 from kdcli.data.batch import Text
 from kdcli.data.classes import alike, order_notes
 from kdcli.data.csv_files import read_csv
-from kdcli.data.folders import is_hidden, split_folders
 from kdcli.data.labels import UnclearLabels, kind_of
-from kdcli.data.splits import MAX_PAIRS, TEST_SEED, cut_indices, draw_indices, keep_labels
-from kdcli.data.tables import choose_splits, extension_of, load_extension, silence_datasets, unread
+from kdcli.data.listing import list_files, suffix_of
+from kdcli.data.splits import MAX_PAIRS, TEST_SEED, cut_indices, draw_indices, hold_out, keep_labels
+from kdcli.data.tables import (
+    as_patterns,
+    choose_splits,
+    extension_of,
+    files_by_split,
+    load_extension,
+    silence_datasets,
+    unread,
+)
 from kdcli.data.text_columns import label_column, read_texts, text_columns
+from kdcli.data.text_folders import read_class_folders
 from kdcli.data.text_labels import read_class, read_classes, read_number, text_source
 from kdcli.data.texts import TextData, TextSource, labelled_indices
 from kdcli.data.word_files import FORMATS as WORD_FORMATS
@@ -43,7 +52,6 @@ _FORMS = (
     "Texts are a csv, tsv, jsonl, parquet or txt file, a folder of such files (train, validation and test by their "
     "names), a folder of class folders of txt files, hf:org/name, or demo:python_docs."
 )
-
 
 _Reads = Literal["texts", "labels", "words"]
 """What is read: texts alone, texts with labels, or words with a label each."""
@@ -95,30 +103,32 @@ def _open(config: DataConfig, reads: _Reads, *, unclear_are_classes: bool = Fals
         _from_tables, config=config, reads=reads, notes=notes, unclear_are_classes=unclear_are_classes
     )
     if (entry := extension_of(name)) is not None:
-        return from_tables(load_extension(entry, config))
+        return from_tables(load_extension(entry, config), asked=config.splits)
+    path = expand_user(name)
+    if config.splits is not None and not name.startswith("hf:") and not path.is_dir():
+        raise UserError(f"data.splits is set, but {name} is neither a folder nor an hf: data set.", "Leave it out.")
     if name.startswith("demo:"):
         return _demo(name.removeprefix("demo:"), reads)
     if name.startswith("hf:"):
-        return from_tables(_load(name, name.removeprefix("hf:"), name=config.subset))
+        return from_tables(_load(name, name.removeprefix("hf:"), name=config.subset), asked=config.splits)
     if config.subset is not None:
         raise UserError(f"data.subset is set, but {name} is not a data set of the hub.", "Leave it out.")
-    path = expand_user(name)
     if path.is_file():
-        return from_tables(_load_files(path, path.suffix, reads, notes, data_files=str(path)))
+        return from_tables(_load_files(path, path.suffix, reads, notes, {"train": [str(path)]}), asked=None)
     if not path.is_dir():
         demos = [*(f"demo:{demo}" for demo in DEMOS), *(f"{other}:" for other in extensions.names("data"))]
         raise UserError(f"There is no set of texts {name!r}. {did_you_mean(name, demos)}".rstrip(), _forms(reads))
     formats = WORD_FORMATS if reads == "words" else _FORMATS
-    kinds = {
-        file.suffix.lower() for file in path.iterdir() if file.suffix.lower() in formats and not is_hidden(file.name)
-    }
+    kinds = {suffix_of(file) for file in list_files(path, lambda file: suffix_of(file) in formats, deep=False).files}
     if not kinds:
         if reads == "words":
             raise UserError(f"{path} has no files of labelled words.", WORD_FORMS)
         return _class_folders(path, config)
     if len(kinds) > 1:
         raise UserError(f"{path} has files of several kinds: {', '.join(sorted(kinds))}.", "Keep one kind.")
-    return from_tables(_load_files(path, kinds.pop(), reads, notes, data_dir=str(path)))
+    files, said = files_by_split(path, suffix := kinds.pop(), config.splits)
+    notes += said
+    return from_tables(_load_files(path, suffix, reads, notes, files), asked=None)
 
 
 def _forms(reads: _Reads) -> str:
@@ -128,25 +138,21 @@ def _forms(reads: _Reads) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _load_files(path: Path, suffix: str, reads: _Reads, notes: list[str], **where: str) -> Mapping[str, Dataset]:
+def _load_files(
+    path: Path, suffix: str, reads: _Reads, notes: list[str], files: Mapping[str, list[str]]
+) -> Mapping[str, Dataset]:
     suffix = suffix.lower()
     kind = (WORD_FORMATS if reads == "words" else _FORMATS).get(suffix)
     if kind is None:
         what = "labelled words" if reads == "words" else "texts"
         raise UserError(f"{path} is no file of {what} that kdcli reads.", _forms(reads))
     if kind == "csv":
-        from datasets import load_dataset_builder
-
-        found = load_dataset_builder("csv", **where).config.data_files or {}
-        files = {
-            str(split): [path for path in paths if path.lower().endswith(suffix)] for split, paths in found.items()
-        }
         delimiter = "\t" if suffix == ".tsv" else ","
-        return read_csv({split: paths for split, paths in files.items() if paths}, delimiter=delimiter, notes=notes)
+        return read_csv(files, delimiter=delimiter, notes=notes)
     if reads == "words" and kind == "text":
-        loaded = _load(str(path), kind, **where, sample_by="document")
+        loaded = _load(str(path), kind, data_files=as_patterns(files), sample_by="document")
         return {split: table_of_lines(table, split) for split, table in loaded.items()}
-    return _load(str(path), kind, **where)
+    return _load(str(path), kind, data_files=as_patterns(files))
 
 
 def _load(shown: str, kind: str, **options: Any) -> Any:
@@ -170,9 +176,15 @@ def _load(shown: str, kind: str, **options: Any) -> Any:
 
 
 def _from_tables(
-    loaded: Mapping[str, Dataset], *, config: DataConfig, reads: _Reads, notes: list[str], unclear_are_classes: bool
+    loaded: Mapping[str, Dataset],
+    *,
+    asked: SplitsConfig | None,
+    config: DataConfig,
+    reads: _Reads,
+    notes: list[str],
+    unclear_are_classes: bool,
 ) -> _Splits:
-    tables, said = choose_splits(loaded, config.name)
+    tables, said = choose_splits(loaded, config.name, asked)
     notes += said
     if reads == "words":
         names, found = read_words(tables, config, notes)
@@ -230,31 +242,9 @@ def _class_folders(root: Path, config: DataConfig) -> _Splits:
     options = ("text_column", "text_pair_column", "label_column", "label_kind")
     if given := [f"data.{key}" for key in options if getattr(config, key) is not None]:
         raise UserError(f"{' and '.join(given)} is set, but {root} is no table.", "Leave it out.")
-    found = split_folders(root) or {"train": root}
-    names = _classes_in(found["train"])
-    sources, notes = {}, [f"Classes: the {len(names)} folders in {found['train']}; a file is a text."]
-    for split, folder in found.items():
-        if _classes_in(folder) != names:
-            raise UserError(
-                f"The class folders of {folder} don't match those of {found['train']}.",
-                "Every split needs the same class folders, spelt alike.",
-            )
-        texts, labels = [], []
-        for label, name in enumerate(names):
-            for file in sorted((folder / name).rglob("*.txt")):
-                if not is_hidden(file.name):
-                    texts.append(file.read_text(encoding="utf-8", errors="replace"))
-                    labels.append(label)
-        sources[split] = text_source(texts, labels, None, split, notes)
+    names, read, notes = read_class_folders(root, config.splits)
+    sources = {split: text_source(texts, labels, None, split, notes) for split, (texts, labels) in read.items()}
     return _Splits(names, sources["train"], sources.get("validation"), sources.get("test"), "class", tuple(notes))
-
-
-def _classes_in(folder: Path) -> tuple[str, ...]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
-    filled = [name for name in names if any((folder / name).rglob("*.txt"))]
-    if not filled:
-        raise UserError(f"{folder} has no texts: neither tables nor class folders of txt files.", _FORMS)
-    return tuple(filled)
 
 
 def _demo(name: str, reads: _Reads) -> _Splits:
@@ -295,15 +285,18 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
             "data.label_column names another column.",
         )
     is_stratified = official.kind == "class"
+    by_hash = not config.name.startswith("demo:")  # of which nothing is added or taken away
     how = ", stratified by class" if is_stratified else ""
     if validation is None and test is None:
-        train, test = _cut(train, config.test_fraction, names, is_stratified, seed=TEST_SEED, purpose="test")
+        train, test = _cut(
+            train, config.test_fraction, names, is_stratified, seed=TEST_SEED, purpose="test", by_hash=by_hash
+        )
         notes.append(f"Test: {len(test)} texts cut from the whole by a fixed seed{how}.")
     elif test is None:
         notes.append("Test: none, as the data have a validation split but no test split.")
     if validation is None:
         train, validation = _cut(
-            train, config.validation_fraction, names, is_stratified, seed=seed, purpose="validation"
+            train, config.validation_fraction, names, is_stratified, seed=seed, purpose="validation", by_hash=by_hash
         )
         notes.append(f"Validation: {len(validation)} texts cut from the training split by seed {seed}{how}.")
     if task == "sentence-embedding":
@@ -348,22 +341,42 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
 
 
 def _cut(
-    source: TextSource, fraction: float, names: Sequence[str], is_stratified: bool, *, seed: int, purpose: str
+    source: TextSource,
+    fraction: float,
+    class_names: Sequence[str],
+    is_stratified: bool,
+    *,
+    seed: int,
+    purpose: str,
+    by_hash: bool,
 ) -> tuple[TextSource, TextSource]:
-    """Return (the rest, a ``fraction`` of the texts); of texts with classes a part of the labelled ones."""
+    """Return (the rest, a ``fraction`` of the texts, by their hash or by their place); of texts with classes a part of the
+    labelled ones.
+    """
+    names = [text if isinstance(text, str) else "\0".join(text) for text in source.texts] if by_hash else None
     if is_stratified:
         rest, part = cut_indices(
-            source.labels, fraction, names, range(len(names)), seed=seed, purpose=purpose, noun="text"
+            source.labels,
+            fraction,
+            class_names,
+            range(len(class_names)),
+            seed=seed,
+            purpose=purpose,
+            noun="text",
+            names=names,
         )
         return source.take(rest), source.take(part)
-    labelled = labelled_indices(source) or range(len(source))
+    labelled = np.asarray(labelled_indices(source) or range(len(source)), dtype=np.int64)
     size = max(round(fraction * len(labelled)), 1)
     if size >= len(labelled):
         raise UserError(
             f"Too few texts to cut a {purpose} split: {len(labelled)}.",
             f"Add texts, or give the data a {purpose} split of their own.",
         )
-    _, part = train_test_split(np.asarray(labelled), test_size=size, random_state=seed)
+    if names is None:
+        _, part = train_test_split(labelled, test_size=size, random_state=seed)
+    else:
+        part = labelled[hold_out([names[index] for index in labelled], fraction, seed=seed, purpose=purpose)]
     return source.take(np.setdiff1d(np.arange(len(source)), part)), source.take(np.sort(part))
 
 

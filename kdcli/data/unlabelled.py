@@ -7,8 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdcli.config import DataConfig
-from kdcli.data.sources import ImageSource, OfficialSplits, Subset, file_identity, file_paths
-from kdcli.data.splits import MAX_PAIRS, TEST_SEED, ImageData, append_unlabelled, check_disjoint, draw_indices
+from kdcli.data.sources import ImageSource, OfficialSplits, Subset, file_identity, file_paths, sample_names
+from kdcli.data.splits import (
+    MAX_PAIRS,
+    TEST_SEED,
+    ImageData,
+    append_unlabelled,
+    check_disjoint,
+    draw_indices,
+    hold_out,
+)
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED, DataFacts
 
@@ -36,12 +44,12 @@ def complete_unlabelled(
     train, validation, test = official.train, official.validation, official.test
     notes = list(official.notes)
     if validation is None and test is None:
-        train, test = _cut(train, config.test_fraction, seed=TEST_SEED)
+        train, test = _cut(train, config.test_fraction, seed=TEST_SEED, purpose="test")
         notes.append(f"Test: {len(test)} images cut from the whole by a fixed seed.")
     elif test is None:
         notes.append("Test: none, as the data have a validation split but no test split.")
     if validation is None:
-        train, validation = _cut(train, config.validation_fraction, seed=seed)
+        train, validation = _cut(train, config.validation_fraction, seed=seed, purpose="validation")
         notes.append(f"Validation: {len(validation)} images cut from the training split by seed {seed}.")
     sizes = {"training": len(train), "validation": len(validation)} | ({} if test is None else {"test": len(test)})
     if min(sizes.values()) < _FEWEST:
@@ -60,7 +68,7 @@ def complete_unlabelled(
     if config.unlabelled is not None:
         train, note = append_unlabelled(train, config.unlabelled, others=(validation, test))
         notes.append(note)
-    if labelled is not None:
+    if labelled is not None and not uses_own_labels:
         train = _without(train, labelled, "training", notes)
         validation = _without(validation, labelled, "validation", notes)
     splits = [_thin_out(validation, "validation", notes)]
@@ -79,12 +87,16 @@ def complete_unlabelled(
     return ImageData(facts, train, splits[0], splits[1] if splits[1:] else None, labelled)
 
 
-def _cut(source: ImageSource, fraction: float, *, seed: int) -> tuple[Subset, Subset]:
+def _cut(source: ImageSource, fraction: float, *, seed: int, purpose: str) -> tuple[Subset, Subset]:
     """Return (the rest, a ``fraction`` of the images, at least ``_FEWEST`` where there are as many)."""
     count = len(source)
-    order = np.random.default_rng(seed).permutation(count)
-    size = min(max(round(fraction * count), _FEWEST), count)
-    return Subset(source, np.sort(order[size:])), Subset(source, np.sort(order[:size]))
+    names = sample_names(source)
+    if names is not None and count > 1:
+        part = hold_out(names, fraction, seed=seed, purpose=purpose, fewest=_FEWEST)
+    else:
+        order = np.random.default_rng(seed).permutation(count)
+        part = np.sort(order[: min(max(round(fraction * count), _FEWEST), count)])
+    return Subset(source, np.setdiff1d(np.arange(count), part)), Subset(source, part)
 
 
 def _with_labels(

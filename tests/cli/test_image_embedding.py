@@ -138,7 +138,7 @@ def test_a_backbone_of_transformers(hf_folder, unsorted, run_cli, tmp_path, trai
     assert outcome.exit_code == 0, outcome.stderr
     assert "Frozen features" not in outcome.stdout
     assert "unreadable images skipped" in outcome.stdout
-    assert "lie outside of class folders" in decisions_of(tmp_path / "run")["data"]["reason"]
+    assert "images beside its class folders, and only" in decisions_of(tmp_path / "run")["data"]["reason"]
     assert "--eval-data names labelled images" in decisions_of(tmp_path / "run")["evaluation"]["reason"]
     assert run_cli("export", "run").exit_code == 0
     assert_same_features(tmp_path / "run" / "export", "transformers", tmp_path / "run")

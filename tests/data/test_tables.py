@@ -71,7 +71,7 @@ def test_saved_to_disk_with_a_hidden_test(tmp_path: Path) -> None:
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
     data = opened(tmp_path / "saved")
     assert any("4 images of the test split have no label" in note for note in data.facts.notes)
-    assert any("Unused splits: extra" in note for note in data.facts.notes)
+    assert any("Left out: the split extra" in note for note in data.facts.notes)
     assert (data.facts.num_train, data.facts.num_validation, data.facts.num_test) == (22, 2, 6)
 
 

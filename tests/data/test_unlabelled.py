@@ -27,7 +27,6 @@ def names(source: ImageSource | None) -> set[str]:
 def test_images_in_any_depth_are_cut_without_labels(make_folder: MakeFolder) -> None:
     root = make_folder({".": 10, "holidays": 15, "holidays/sea": 25})
     data = opened(root)
-    assert (data.facts.num_train, data.facts.num_validation, data.facts.num_test) == (36, 4, 10)
     assert (data.facts.task, data.facts.label_kind, data.facts.class_names) == ("image-embedding", "none", ())
     parts = [names(data.train), names(data.validation), names(data.test)]
     assert set.union(*parts) == {str(path) for path in root.rglob("*.png")}
@@ -69,7 +68,7 @@ def test_folders_beside_those_of_the_splits_are_left_out(make_folder: MakeFolder
     data = opened(make_folder({"train": 6, "test": 5, "more": 7}))
     assert data.facts.num_train + data.facts.num_validation == 6
     assert (data.facts.num_test, data.labelled) == (5, None)
-    assert "Left out: more." in data.facts.notes
+    assert "Left out: the folder more." in data.facts.notes
 
 
 def test_a_folder_called_train_may_be_one_of_many(make_folder: MakeFolder) -> None:
@@ -86,7 +85,7 @@ def test_a_folder_called_train_may_be_one_of_many(make_folder: MakeFolder) -> No
         ({"test": 5}, "but no train folder"),
         ({"train": 5, "val": 5, ".": 2}, "has train, val, and 2 images beside them"),
         ({"train": 5, "val": 0}, "val has no images"),
-        ({".": 7}, "too few images: 1 training, 3 validation, 3 test"),
+        ({".": 7}, "too few images: 2 training, 2 validation, 3 test"),
     ],
 )
 def test_what_can_not_be_split_is_refused(make_folder: MakeFolder, counts: dict[str, int], message: str) -> None:
@@ -143,6 +142,13 @@ def test_data_are_not_their_own_labelled_images_under_another_name(
         opened(tmp_path / "set.parquet", evaluation=DataConfig(name="./set.parquet"))
 
 
+def test_a_validation_split_without_a_test_split_is_kept(make_folder: MakeFolder) -> None:
+    data = opened(make_folder({"train/a": 5, "train/b": 5, "val/a": 3, "val/b": 3}))
+    assert (data.facts.num_train, data.facts.num_validation, data.facts.num_test) == (10, 6, 0)
+    assert data.labelled is not None
+    assert len(data.labelled.held_out[1]) == 6
+
+
 def test_few_of_the_training_images_and_more_of_others(make_folder: MakeFolder) -> None:
     more = make_folder({".": 5}, name="more")
     data = opened(make_folder({"a": 25, "b": 25}), train_images=9, unlabelled=more)
@@ -152,12 +158,14 @@ def test_few_of_the_training_images_and_more_of_others(make_folder: MakeFolder) 
 
 
 def test_large_splits_are_thinned_out(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdcli.data.unlabelled.MAX_PAIRS", 5)
-    data = opened(make_folder({"a": 25, "b": 25}))
-    assert (data.facts.num_validation, data.facts.num_test) == (4, 5)
-    assert any("Of 10 test images 5, spread evenly" in note for note in data.facts.notes)
+    root = make_folder({"a": 25, "b": 25})
+    whole = opened(root).facts
+    monkeypatch.setattr("kdcli.data.unlabelled.MAX_PAIRS", whole.num_validation)
+    data = opened(root)
+    assert (data.facts.num_validation, data.facts.num_test) == (whole.num_validation, whole.num_validation)
+    assert any(f"Of {whole.num_test} test images {whole.num_validation}, spread" in note for note in data.facts.notes)
     assert data.labelled is not None
-    assert data.labelled.facts.num_test == 10  # classifiers look at all of them
+    assert data.labelled.facts.num_test == whole.num_test > whole.num_validation  # classifiers look at all of them
 
 
 def test_labelled_images_are_sampled_by_class(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
