@@ -29,6 +29,9 @@ SUBSTITUTES = {
     ("--student", "resnet50"): "test_resnet",
     ("--student", "resnet18"): "test_resnet",
     ("--data", "photos/"): "photos/",
+    ("--data", "signs/"): "signs/",
+    ("--set", "data.splits.train=train2017"): "data.splits.train=train2017",
+    ("--set", "data.splits.validation=val2017"): "data.splits.validation=val2017",
     ("--data", "demo:digits"): "demo:digits",
     ("--task", "image-embedding"): "image-embedding",
     ("--data", "unsorted/"): "unsorted/",
@@ -152,6 +155,8 @@ def folder(
     """A folder with what a reader of the README would have: photographs, texts, models and a checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(photos, folder / "photos")
+    for split in ("train2017", "val2017"):
+        shutil.copytree(photos, folder / "signs" / split)
     (folder / "unsorted").mkdir()
     for number, file in enumerate(sorted(photos.rglob("*.jpg"))):
         shutil.copy(file, folder / "unsorted" / f"{number}.jpg")
