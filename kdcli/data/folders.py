@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kdcli.config import SplitsConfig
+from kdcli.data.classes import listing
 from kdcli.data.listing import IMAGE_SUFFIXES, is_hidden, is_image, list_files, lost, told, unread_notes
 from kdcli.data.sources import FileSource, OfficialSplits, file_identity
-from kdcli.data.split_names import EXPECTED, check_understood, listing, match_splits, split_like
+from kdcli.data.split_names import EXPECTED, check_understood, match_splits, split_like
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED
 

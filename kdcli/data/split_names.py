@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 
 from kdcli.config import SplitsConfig
+from kdcli.data.classes import listing
 from kdcli.errors import UserError, did_you_mean
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -20,14 +21,6 @@ _OPTION = "data.splits.{train,validation,test}=NAME names others."
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}.*")
-_SHOWN = 8
-
-
-def listing(names: Iterable[str], *, limit: int = _SHOWN) -> str:
-    """Return the names with commas, of many the first."""
-    names = list(names)
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def match_splits(names: Collection[str], asked: SplitsConfig | None, *, where: str, kind: str) -> dict[str, str]:
