@@ -34,6 +34,7 @@ from kdcli.job import Job, assemble_job, job_costs, open_taps, student_source
 from kdcli.launch import is_launched
 from kdcli.models import build_student, load_teacher
 from kdcli.models.base import Model
+from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
 from kdcli.plan import Decision, Plan, make_plan
 from kdcli.progress import QuietReporter
@@ -253,6 +254,7 @@ def prepare_episodes(config: RunConfig) -> Setting:
     head = [f"class {number + 1} of {episodes.ways}" for number in range(episodes.ways)]
     source = student_source(config, teacher)
     student = build_student(config.student, label_names=head, seed=config.seed, source=source)
+    check_reloads(student, label=config.student.name)
     config = open_taps(config, teacher, student)
     plan = make_plan(config, teacher=teacher.facts, student=student.facts, data=data.facts)
     resolved = plan.resolve(config)

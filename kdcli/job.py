@@ -55,6 +55,7 @@ from kdcli.models.base import Model, to_device
 from kdcli.models.hf_text import HFTextModel
 from kdcli.models.layers import resolve_indices
 from kdcli.models.measure import time_passes
+from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
 from kdcli.models.tokenizer import separates_pairs
 from kdcli.models.values import check_tensors
@@ -324,6 +325,7 @@ def _make_job(
 ) -> Job:
     if student is None:
         student = _build_student(config, data, teacher)
+        check_reloads(student, label=config.student.name)
     if config.task in LANGUAGE_MODELING:
         assert isinstance(data, TextData)
         _check_tokenizers(teacher, student, data)
