@@ -217,6 +217,8 @@ def evaluate_models(
     config, seed = _data_config(run, data, data_root, classes)
     samples = _open_samples(config, _task_of(run, task), seed)
     facts = samples.facts
+    if run is not None and isinstance(samples, TextData):
+        _check_pairs(run, samples)
     split, source, notes = _choose_split(samples, split)
     candidates = [_candidate("model" if run is None else "student", name, run, facts, weights=weights)]
     if run is not None and with_teacher and (teacher := _teacher(run, candidates[0])) is not None:
@@ -504,6 +506,18 @@ def _open_samples(config: DataConfig, task: str, seed: int) -> ImageData | TextD
             _ELSEWHERE,
         )
     return texts
+
+
+def _check_pairs(run: RunFolder, texts: TextData) -> None:
+    """Refuse single texts for a student that was trained on pairs of them, and the other way round."""
+    wants = run.read_config().data.text_pair_column is not None
+    if wants != texts.train.has_pairs:
+        kinds = ("single texts", "pairs of texts")
+        raise UserError(
+            f"The run's student was trained on {kinds[wants]}, and {texts.facts.name} has {kinds[not wants]}.",
+            "Evaluate it on data of the same kind; pairs are told by the names of their columns, such as premise and "
+            "hypothesis.",
+        )
 
 
 def _loader(

@@ -294,6 +294,9 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
         teacher = load_teacher(config.teacher, seed=config.seed) if has_teacher else None
     else:
         data = open_texts(config.data, task=config.task, seed=config.seed)
+        if data.train.has_pairs:
+            columns = dict(zip(("text_column", "text_pair_column"), data.columns, strict=True))
+            config = config.model_copy(update={"data": config.data.model_copy(update=columns)})
         teacher = load_text_teacher(config.teacher, seed=config.seed, task=config.task) if has_teacher else None
     is_new = student is None
     return _make_job(config, data, teacher, student, mixed_precision=mixed_precision, with_latencies=is_new)
