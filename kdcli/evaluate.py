@@ -41,6 +41,7 @@ from kdcli.data import (
     open_texts,
 )
 from kdcli.data.sources import Subset
+from kdcli.data.unreadable import check_readable
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
@@ -240,6 +241,7 @@ def evaluate_models(
         if candidate.label_map is not None:
             loader = _loader(source, candidate.model.facts.preprocessing, batch_size, config)
             scores, predictions[candidate.role] = _score(candidate, loader, place, source, facts, skipped)
+            check_readable(list(skipped), len(source), what=f"{split} images of {config.name}")
         measured[candidate.role] = {
             "name": candidate.name,
             "labels": candidate.labels,
@@ -331,6 +333,8 @@ def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
         return lambda model: None if model[key] is None else f"{model[key]:.4f}"
 
     rows = [row("top-1 accuracy", number("top1"))]
+    if evaluation.get("num_unreadable"):
+        rows.append(row("unreadable", lambda _: str(evaluation["num_unreadable"])))
     if len(evaluation["class_names"]) > 5:
         rows.append(row("top-5 accuracy", number("top5")))
     rows += [

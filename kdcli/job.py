@@ -122,7 +122,7 @@ class Job:
     @property
     def measures_teacher(self) -> bool:
         """Whether the teacher predicts just what the student does, so that its own metrics stand beside the student's."""
-        return self.teacher is not None and self.config.task in LANGUAGE_MODELING
+        return self.teacher is not None and self.plan.relation == "same" and not self.is_label_free
 
     def labelled_samples(self) -> ImageSource | TextSource:
         """Return the training samples that have a label, each once."""
@@ -277,7 +277,7 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
         UserError: for anything in the config that can't be had or doesn't fit.
     """
     if config.teacher.name == "none":
-        for key, value in config.teacher.model_dump(exclude={"name"}, exclude_none=True).items():
+        for key, value in config.teacher.model_dump(exclude={"name"}, exclude_defaults=True).items():
             raise UserError(f"The teacher is none, but teacher.{key} is set: {short_repr(value)}.", "Name the teacher.")
     _check_domain(config)
     config = settle_models(config)
@@ -372,7 +372,7 @@ def assemble_job(
         student: likewise open; it is trained as it is.
     """
     build = build_task if config.task_extension is None else load_task(config.task_extension).from_facts
-    task = build(data.facts, reference=_embedder(teacher))
+    task = build(data.facts, reference=teacher_embedder(teacher))
     context = Context(
         task,
         student.facts,
@@ -576,7 +576,9 @@ def _build_student(config: RunConfig, data: ImageData | TextData, teacher: Model
     return build_student(config.student, label_names=data.facts.class_names, seed=config.seed, source=source)
 
 
-def _embedder(teacher: Model | None) -> Callable[[AnyBatch], Tensor]:
+def teacher_embedder(teacher: Model | None) -> Callable[[AnyBatch], Tensor]:
+    """Return what makes the teacher's pooled features (B, d) of a batch."""
+
     def embed(batch: AnyBatch) -> Tensor:
         assert teacher is not None, "the plan lets no task that compares with a teacher pass without one"
         return teacher(teacher.prepare(batch), taps=("pooled",), logits=False).features["pooled"]
