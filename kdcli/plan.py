@@ -38,8 +38,7 @@ from kdcli.facts import (
     TextPreprocessing,
     num_tokens,
 )
-from kdcli.relation import RelationEvidence, describe_shared, find_relation, num_shared_labels
-from kdcli.result import finite
+from kdcli.relation import RelationEvidence, find_relation, num_shared_labels
 
 _OTHER_CLASSES = "other classes"
 """The relation cross where teacher and student both classify the same kind of samples."""
@@ -125,7 +124,6 @@ class Plan:
         methods: the losses with their weights and options.
         embedding: the stage before, with its own; None without one.
         decisions: in the order in which they are shown.
-        teacher_metrics: of the teacher itself on validation samples, before the first step; None where it was not measured.
     """
 
     relation: Relation
@@ -133,11 +131,6 @@ class Plan:
     methods: tuple[MethodOptions, ...]
     embedding: EmbeddingConfig | None
     decisions: tuple[Decision, ...]
-    teacher_metrics: Mapping[str, float] | None = None
-
-    def with_teacher(self, metrics: Mapping[str, float], decision: Decision) -> Plan:
-        """Return the plan with what the teacher was measured to be, and the decision that tells of it at its end."""
-        return replace(self, teacher_metrics=metrics, decisions=(*self.decisions, decision))
 
     def with_decisions(self, decisions: Sequence[Decision]) -> Plan:
         """Return the plan with more decisions at its end."""
@@ -156,7 +149,6 @@ class Plan:
             "label_map": self.label_map,
             "methods": [options.model_dump(mode="json") for options in self.methods],
             "embedding": None if self.embedding is None else self.embedding.model_dump(mode="json"),
-            "teacher_metrics": None if self.teacher_metrics is None else finite(self.teacher_metrics),
             "decisions": [asdict(decision) for decision in self.decisions],
         }
 
@@ -315,10 +307,6 @@ def _choose_methods(
             why = "there are no labels"
         elif relation == "same" and data.label_kind not in ("class", "words"):
             why = "it is for samples with one class each"
-        elif relation == "cross" and label_map is not None:
-            why = "you say so, although all labels are the teacher's too"
-        elif relation == "cross" and teacher.task == data.task:
-            why = f"it needs all labels. {describe_shared(teacher, data)}".removesuffix(".")
         elif relation in ("same", "cross"):
             why = "there are no common labels"
         else:
@@ -869,10 +857,14 @@ def _input_reason(pre: Preprocessing | TextPreprocessing, *, has_teacher: bool) 
     return own + _caveat(pre)
 
 
+_GEOMETRIES = {"crop": "", "squash": "squashed", "border": "bordered"}
+
+
 def _caveat(pre: Preprocessing) -> str:
     """Return what is not as the model's library does it."""
-    cut = "" if pre.geometry == "crop" else " That is in evaluation; training images are random crops."
-    return cut + (f" {pre.note}" if pre.note else "")
+    cut = _GEOMETRIES[pre.geometry]
+    caveats = ([f"Not {cut} in training, where images are random crops."] if cut else []) + [pre.note] * bool(pre.note)
+    return "".join(f" {caveat}" for caveat in caveats)
 
 
 def _compression_reason(pre: Preprocessing | TextPreprocessing) -> str:
@@ -887,5 +879,5 @@ def _input_line(pre: Preprocessing | TextPreprocessing) -> str:
         return f"{pre.max_length} tokens, {pre.tokenizer} ({human_count(pre.vocab_size)}), {pooled}"
     mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (pre.mean, pre.std))
     order = ", BGR" if pre.channels == "BGR" else ""
-    geometry = {"crop": "", "squash": ", squashed", "border": ", bordered"}[pre.geometry]
+    geometry = f", {_GEOMETRIES[pre.geometry]}" if _GEOMETRIES[pre.geometry] else ""
     return f"{pre.image_size[0]}x{pre.image_size[1]} {pre.interpolation}{geometry}, mean ({mean}), std ({std}){order}"

@@ -18,7 +18,6 @@ from kdcli.analysis import effective_rank, log_me, singular_values
 from kdcli.config import DataConfig, TeacherConfig
 from kdcli.data import EvalLoader, ImageSource, TextEvalLoader, TextSource, open_data, open_texts
 from kdcli.data.sources import Subset
-from kdcli.data.unreadable import check_readable
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import UNLABELLED, DataFacts, Preprocessing
@@ -112,6 +111,7 @@ def probe_teachers(
             {
                 "teacher": name,
                 "resolved": model.facts.name,
+                "note": getattr(model.facts.preprocessing, "note", ""),
                 "weights": model.facts.weights,
                 "weights_file": config.weights,
                 **_scores(name, features, labels, folds=int(folds), seed=seed),
@@ -125,8 +125,7 @@ def probe_teachers(
     return {
         "task": task,
         "data": facts.name,
-        "num_samples": len(labels),
-        "num_unreadable": len(source) - len(labels),
+        "num_samples": len(source),
         "class_names": counted,
         "dropped_classes": dropped,
         "features": tap,
@@ -172,8 +171,7 @@ def remarks(probe: dict[str, Any]) -> Iterator[str]:
     for entry in probe["teachers"]:
         if entry["weights_file"] is not None:
             yield f"{entry['teacher']}: weights of {entry['weights']}."
-    if probe["num_unreadable"]:
-        yield f"{probe['num_unreadable']} {noun}s of the sample can't be read and are left out."
+    yield from (f"{entry['teacher']}: {entry['note']}" for entry in probe["teachers"] if entry["note"])
     if probe["dropped_classes"]:
         yield f"Left out, as the sample has a single {noun} of each: {', '.join(probe['dropped_classes'])}."
 
@@ -266,9 +264,8 @@ def _features(
 ) -> tuple[Tensor, NDArray[np.int64], float]:
     """Return features (N, d) and labels (N,) of all readable samples, and the seconds that the model took."""
     model.to(device)
-    features, labels, seconds, lost = [], [], 0.0, dict[str, None]()
+    features, labels, seconds = [], [], 0.0
     for batch in _loader(source, model):
-        lost.update(dict.fromkeys(batch.skipped))
         if not len(batch):
             continue
         inputs = model.prepare(batch.to(device))
@@ -277,7 +274,6 @@ def _features(
         seconds += time.perf_counter() - start
         labels.append(batch.targets)
         count(sum(map(len, labels)))
-    check_readable(list(lost), len(source), what="images of the sample")
     return torch.cat(features), torch.cat(labels).numpy(), seconds
 
 

@@ -381,3 +381,17 @@ def test_refilled_is_that_of_the_authors_newest_code():
     ]
     assert made.methods[0].label_smoothing == 0
     assert (made.embedding.epochs, made.embedding.methods[0].weight) == (7, 500)
+
+
+def test_what_a_teachers_library_does_and_training_does_not_is_said():
+    """Squashing is for evaluation; a note stands beside it; nothing is said of a centre crop."""
+    own = dataclasses.replace(PREPROCESSING, geometry="squash", note="Not as its X would: so.")
+    (decision,) = (
+        d for d in plan(dataclasses.replace(TEACHER, preprocessing=own)).decisions if d.name == "teacher input"
+    )
+    assert decision.value == "32x32 bicubic, squashed, mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5)"
+    assert decision.reason == (
+        "Its own preprocessing. Not squashed in training, where images are random crops. Not as its X would: so."
+    )
+    (decision,) = (d for d in plan().decisions if d.name == "teacher input")
+    assert decision.reason == "Its own preprocessing."

@@ -40,7 +40,7 @@ _PATCHES = "Siglip2ImageProcessor"
 
 _EXACT = 0.01
 """Of 255 levels: as far as a pixel may be from the image processor's by the order of float32's operations."""
-_ROUNDING = 1.05
+_ROUNDING = 1.5
 """Likewise by rounding to whole levels, which image processors leave out that scale pixels before they resize."""
 
 
@@ -85,13 +85,15 @@ def preprocessing_of(folder: Path | None, config: Any, image_size: int | None) -
             if kind.startswith(_PATCHES):
                 _check_scale(own, found)
             elif _check(own, settings, found) > _EXACT:
-                found = replace(found, note=f"{kind} does not round pixels when it resizes: up to 1 of 255 levels.")
+                found = replace(
+                    found, note=f"{kind} does not round pixels when it resizes: about 1 of 255 levels at most."
+                )
         except _NotRead as difference:
             if image_size is None:
                 raise UserError(
                     f"{kind} of {folder} prepares images in a way that kdcli does not have: {difference}.",
-                    "With an image size of your own (teacher.image_size, student.image_size) images are resized and"
-                    " centre-cropped to it in its place; or choose another model.",
+                    "Where 'kdcli distill' is given teacher.image_size or student.image_size, images are resized and"
+                    " centre-cropped to that in its place. Or choose another model.",
                 ) from None
             found = Preprocessing(
                 (image_size, image_size),
@@ -116,6 +118,28 @@ def own_image_size(config: Any) -> tuple[int, int] | None:
     """Return the (height, width) that a config, or its vision tower's, is made for; None where any size will do."""
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
     return (size, size) if isinstance(size, int) else size and (size[0], size[1])
+
+
+def check_writable(name: str, preprocessing: Preprocessing) -> None:
+    """Refuse what none of transformers' image processors does, so that :func:`write` could not say it.
+
+    Raises:
+        UserError: with the setting that is at fault.
+    """
+    mean, std = preprocessing.mean, preprocessing.std
+    rows, columns = preprocessing.resize
+    faults = {
+        f"the filter {preprocessing.interpolation}": preprocessing.interpolation not in _FILTERS.values(),
+        "a border": preprocessing.geometry == "border",
+        f"a crop out of {columns}x{rows}": preprocessing.geometry == "crop" and rows != columns,
+        f"BGR with mean {short_repr(mean)} and std {short_repr(std)}": preprocessing.channels == "BGR"
+        and (mean, std) != (_triple(0), _triple(1)),
+    }
+    if wrong := [fault for fault, is_there in faults.items() if is_there]:
+        raise UserError(
+            f"{name} is a model of transformers, which has no image processor for {', '.join(wrong)}.",
+            "Leave that setting out, or choose another model.",
+        )
 
 
 def write(preprocessing: Preprocessing, folder: Path, *, patch_size: int | None = None) -> None:

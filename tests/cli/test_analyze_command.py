@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -86,7 +85,7 @@ def test_decomposition_adds_up_to_the_projection_loss(case):
 
     job = reopen_job(RunFolder.open(folder))
     ours, theirs = job.student.facts.preprocessing, job.teacher.facts.preprocessing
-    canvas = dataclasses.replace(ours, image_size=tuple(map(max, ours.image_size, theirs.image_size)))
+    canvas = ours.at(tuple(map(max, ours.image_size, theirs.image_size)))
     features = {}
     for name, model in (("student", job.student.eval()), ("teacher", job.teacher)):
         parts = []

@@ -13,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kdcli.facts import Preprocessing
+from kdcli.models import load_saved
+
 CLASSES = ["apple", "leaf", "sky"]
 WITHOUT_KDCLI = """
 import sys
@@ -119,6 +122,11 @@ def test_onnx_for_any_batch_size(run_cli, tmp_path, run):
     import onnxruntime
 
     assert "model.onnx" in {file.name for file in (tmp_path / "deploy").iterdir()}
+    said, own = json.loads((tmp_path / "deploy" / "preprocessing.json").read_text()), load_saved(run / "student")
+    labels = said.pop("labels")
+    assert tuple(labels) == own.facts.label_names
+    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+    assert Preprocessing(**tuples) == own.facts.preprocessing
     session = onnxruntime.InferenceSession(tmp_path / "deploy" / "model.onnx", providers=["CPUExecutionProvider"])
     for batch in (1, 3):
         reference = reference_of(run, batch)
