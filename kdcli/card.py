@@ -9,13 +9,18 @@ from typing import Any
 from kdcli.config import ProjectionOptions, RunConfig
 from kdcli.errors import UserError
 from kdcli.models.spec import extension_of_architecture
-from kdcli.result import EpisodesResult, Mean
+from kdcli.result import EpisodesResult, Mean, Result, show_metric
 from kdcli.run_folder import RunFolder
 from kdcli.text import printable
 
 
-def model_card(run: RunFolder) -> str:
-    """Return the card in Markdown: how the student came about, what it reaches, how to load it."""
+def model_card(run: RunFolder, result: Result | None) -> str:
+    """Return the card in Markdown: how the student came about, what it reaches, how to load it.
+
+    Args:
+        run: its folder.
+        result: what it came to; None while it is not finished.
+    """
     config, plan = run.read_config(), run.read_plan()
     native = json.loads((run.student / "config.json").read_text(encoding="utf-8"))
     library = "timm" if "architecture" in native else "transformers"
@@ -42,6 +47,7 @@ def model_card(run: RunFolder) -> str:
         ("Seed", str(config.seed)),
         *_metric_rows(run, "validation", "Validation"),
         *_metric_rows(run, "test", "Test"),
+        *_teacher_rows(result, plan),
     ]
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
     return f"""---
@@ -188,6 +194,15 @@ def _stage_rows(run: RunFolder, config: RunConfig) -> list[tuple[str, str]]:
     return [("Embedding stage", f"{config.embedding.epochs} epochs of {kinds} before the others"), *rows]
 
 
+def _teacher_rows(result: Result | None, plan: dict[str, Any]) -> list[tuple[str, str]]:
+    measured = {"validation": plan["teacher_metrics"] or {}} if result is None else result.teacher
+    return [
+        (f"Teacher, {split} {name}", show_metric(name, value))
+        for split, metrics in measured.items()
+        for name, value in metrics.items()
+    ]
+
+
 def _metric_rows(run: RunFolder, event: str, title: str) -> list[tuple[str, str]]:
     lines = run.read_metrics(event)
     # The kept student is the one of the last test or, without a test split, of the best validation.
@@ -195,4 +210,6 @@ def _metric_rows(run: RunFolder, event: str, title: str) -> list[tuple[str, str]
     epoch = tests[-1].get("epoch") if tests else None
     kept = [line for line in lines if (line.get("epoch") == epoch if tests else line.get("best"))][-1:]
     hidden = ("event", "epoch", "step", "best")
-    return [(f"{title} {key}", f"{value:.4f}") for line in kept for key, value in line.items() if key not in hidden]
+    return [
+        (f"{title} {key}", show_metric(key, value)) for line in kept for key, value in line.items() if key not in hidden
+    ]

@@ -95,6 +95,14 @@ def distill(
             metavar="FILE", help="Local checkpoint (.safetensors, .pth) for the teacher.", rich_help_panel=_MODEL
         ),
     ] = None,
+    unchecked_teacher: Annotated[
+        bool,
+        typer.Option(
+            "--unchecked-teacher",
+            help="Go on with a teacher that was measured to do no better than guessing, or that mixes the classes up.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
     student: Annotated[
         str | None,
         typer.Option(
@@ -321,6 +329,7 @@ def distill(
     options = {
         "teacher.name": teacher,
         "teacher.weights": teacher_weights,
+        "teacher.unchecked": unchecked_teacher or None,
         "student.name": student,
         "student.pretrained": student_pretrained,
         "data.name": data,

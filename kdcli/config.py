@@ -72,6 +72,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _texts(value: Any) -> Any:
+    """Return a list of texts for one value or several: a label number may stand for a class."""
+    return [_text(item) for item in value] if isinstance(value, (list, tuple)) else [_text(value)]
+
+
 class TeacherConfig(Section):
     """The model that is imitated. ``name`` is ``none`` for no teacher."""
 
@@ -93,6 +102,10 @@ class TeacherConfig(Section):
     """Longest text in tokens; by default the model's own, at most 512."""
     pooling: Pooling | None = None
     """How the features of a text's tokens become one vector; by default as the model means it."""
+    label_names: Annotated[tuple[str, ...], BeforeValidator(_texts)] | None = None
+    """Names of its classes in the order of its outputs; by default those that the model carries."""
+    unchecked: bool = False
+    """Take it although it was measured to do no better than guessing."""
 
 
 def _named(value: Any) -> Any:
@@ -121,15 +134,6 @@ class StudentConfig(Section):
     def is_from_teacher(self) -> bool:
         """Whether it is a smaller copy of a teacher."""
         return self.name.startswith("teacher?")
-
-
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _texts(value: Any) -> Any:
-    """Return a list of texts for one value or several: a label number may stand for a class."""
-    return [_text(item) for item in value] if isinstance(value, (list, tuple)) else [_text(value)]
 
 
 class SplitsConfig(Section):

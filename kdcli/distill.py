@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -24,8 +24,9 @@ from kdcli.files import clear_os_errors
 from kdcli.job import Job, embedding_job, prepare_job
 from kdcli.launch import launch, processes_to_start, rank
 from kdcli.progress import LogFormat, Reporter, SilentReporter, make_reporter
-from kdcli.result import Result
+from kdcli.result import Result, show_metric
 from kdcli.run_folder import RunFolder, check_new_folder, free_folder
+from kdcli.teacher_check import check_teacher
 from kdcli.trainer import Trainer, check_same_run
 
 _EMBEDDING = "embedding"
@@ -84,6 +85,8 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
         accelerator = make_accelerator(config.train, tracking=path / "tracking")
         with console.status("Loading data and models"):
             job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
+        with console.status("Measuring the teacher"):
+            job = check_teacher(job, accelerator)
         show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}")
         if output.log_format == "json" and not output.quiet and is_main:
             print(json.dumps({"event": "plan", **job.plan.to_json()}), flush=True)
@@ -142,6 +145,11 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
             accelerator = make_accelerator(config.train, tracking=path / "tracking")
             with console.status("Loading data and models"):
                 job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
+            known = run.read_plan()["teacher_metrics"]
+            if known is None:  # the run was begun by a version that did not measure it, or has nothing to measure
+                job = check_teacher(job, accelerator, refuses=False)
+            else:
+                job = replace(job, plan=replace(job.plan, teacher_metrics=known))
             results[_label(job)] = _train(job, run, accelerator, command=None, output=output)
         if config.baseline:
             results["student alone"] = _train_alone(config, run, command=command, output=output)
@@ -235,7 +243,7 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
         spent = {"steps": before.steps, "seconds": before.seconds}
         result = result.model_copy(update={"embedding": {**before.validation, **spent}})
     if is_main:
-        run.write_text("README.md", model_card(run))
+        run.write_text("README.md", model_card(run, result))
         run.write_result(result)
     return result
 
@@ -354,7 +362,7 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
         # Features alone have another metric than their baseline.
         for metric in dict.fromkeys(metric for metrics in found for metric in metrics):
             if metric not in ("epoch", "step", *METRICS):
-                told = (f"{metrics[metric]:.4f}" if metric in metrics else "-" for metrics in found)
+                told = (show_metric(metric, metrics[metric]) if metric in metrics else "-" for metrics in found)
                 rows.append([f"{split} {metric}", *told])
     rows.append(["best epoch", *(f"{result.validation['epoch']:.0f}" for result in results.values())])
     rows.append(["steps", *(_with_embedding(result, "steps", result.steps) for result in results.values())])

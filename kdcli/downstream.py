@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcli.data import ImageData, ImageSource
 from kdcli.data.unlabelled import labelled_sample
+from kdcli.data.unreadable import check_readable
 from kdcli.errors import UserError
 from kdcli.job import Job
 from kdcli.models.base import Model
@@ -93,7 +95,7 @@ def _features(
     add_up: Callable[[Tensor], Tensor],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the pooled features (N, d) and the labels (N,) of the images that can be read, in order."""
-    parts, indices, num_skipped = [], [], 0
+    parts, indices, lost = [], [], dict[str, None]()
     loader = job.eval_loader(
         source,
         model.facts.preprocessing,
@@ -102,7 +104,7 @@ def _features(
     )
     for batch in loader:
         skip(batch.skipped)
-        num_skipped += len(batch.skipped)
+        lost.update(dict.fromkeys(batch.skipped))
         if len(batch):
             with accelerator.autocast():
                 inputs = model.prepare(batch.to(accelerator.device))
@@ -110,6 +112,7 @@ def _features(
             labels = batch.targets[:, None].double()
             parts.append(torch.cat([labels, features.double().cpu()], dim=1))
             indices.append(batch.indices)
-    size = int(add_up(torch.tensor(sum(map(len, indices)) + num_skipped, dtype=torch.float64)))
+    size = len(source)
+    check_readable(gather_object(list(lost)), size, what="images that features are measured on")
     space = whole_space(parts, indices, size, add_up).numpy()
     return space[:, 1:], space[:, 0].astype(np.int64)

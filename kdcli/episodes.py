@@ -30,18 +30,22 @@ from kdcli.devices import make_accelerator, resolve_precision
 from kdcli.distill import Output, stoppable
 from kdcli.errors import UserError
 from kdcli.files import clear_os_errors
-from kdcli.job import Job, assemble_job, job_costs, open_taps, student_source
+from kdcli.job import Job, assemble_job, job_costs, open_taps, student_source, teacher_embedder
 from kdcli.launch import is_launched
 from kdcli.models import build_student, load_teacher
 from kdcli.models.base import Model
+from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
 from kdcli.plan import Decision, Plan, make_plan
 from kdcli.progress import QuietReporter
 from kdcli.result import EpisodesResult, Mean
 from kdcli.run_folder import RunFolder, check_new_folder, free_folder
+from kdcli.scoring import evaluate
+from kdcli.tasks import build_task
 from kdcli.teacher import LiveTeacher
+from kdcli.teacher_check import check_teacher
 from kdcli.text import redact_all
-from kdcli.trainer import Trainer, check_same_run, evaluate
+from kdcli.trainer import Trainer, check_same_run
 
 ARMS = {
     "distilled": "distilled student",
@@ -253,6 +257,7 @@ def prepare_episodes(config: RunConfig) -> Setting:
     head = [f"class {number + 1} of {episodes.ways}" for number in range(episodes.ways)]
     source = student_source(config, teacher)
     student = build_student(config.student, label_names=head, seed=config.seed, source=source)
+    check_reloads(student, label=config.student.name)
     config = open_taps(config, teacher, student)
     plan = make_plan(config, teacher=teacher.facts, student=student.facts, data=data.facts)
     resolved = plan.resolve(config)
@@ -276,6 +281,14 @@ def prepare_episodes(config: RunConfig) -> Setting:
     job = setting.job(1, sampler.draw(1), last, student)
     plan = plan.with_decisions(job_costs(job, mixed_precision=resolve_precision(config.train)))
     return replace(setting, plan=plan)
+
+
+def _measured(setting: Setting) -> Plan:
+    """Return the plan with what the teacher is measured to know of all the data's classes, where it has them."""
+    accelerator = make_accelerator(setting.config.train)
+    job = setting.job(1, setting.sampler.draw(1), setting.stages["distilled"][-1], setting.student)
+    task = build_task(setting.data.facts, reference=teacher_embedder(setting.teacher))
+    return check_teacher(replace(job, plan=setting.plan, task=task, data=setting.data), accelerator).plan
 
 
 def _check_options(config: RunConfig) -> None:
@@ -419,6 +432,7 @@ def run_episodes(config: RunConfig, *, name: str, command: str, output: Output, 
     with output.applied():
         with console.status("Loading data and models"):
             setting = prepare_episodes(config)
+            setting = replace(setting, plan=_measured(setting))
         show_plan(setting.plan, title=f"Plan: {config.student.name} from {config.teacher.name}, in episodes")
         _print_event(output, "plan", setting.plan.to_json())
         if dry_run:

@@ -41,6 +41,7 @@ from kdcli.data import (
     open_texts,
 )
 from kdcli.data.sources import Subset
+from kdcli.data.unreadable import check_readable
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
@@ -217,6 +218,8 @@ def evaluate_models(
     config, seed = _data_config(run, data, data_root, classes)
     samples = _open_samples(config, _task_of(run, task), seed)
     facts = samples.facts
+    if run is not None and isinstance(samples, TextData):
+        _check_pairs(run, samples)
     split, source, notes = _choose_split(samples, split)
     candidates = [_candidate("model" if run is None else "student", name, run, facts, weights=weights)]
     if run is not None and with_teacher and (teacher := _teacher(run, candidates[0])) is not None:
@@ -238,6 +241,7 @@ def evaluate_models(
         if candidate.label_map is not None:
             loader = _loader(source, candidate.model.facts.preprocessing, batch_size, config)
             scores, predictions[candidate.role] = _score(candidate, loader, place, source, facts, skipped)
+            check_readable(list(skipped), len(source), what=f"{split} images of {config.name}")
         measured[candidate.role] = {
             "name": candidate.name,
             "labels": candidate.labels,
@@ -329,6 +333,8 @@ def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
         return lambda model: None if model[key] is None else f"{model[key]:.4f}"
 
     rows = [row("top-1 accuracy", number("top1"))]
+    if evaluation.get("num_unreadable"):
+        rows.append(row("unreadable", lambda _: str(evaluation["num_unreadable"])))
     if len(evaluation["class_names"]) > 5:
         rows.append(row("top-5 accuracy", number("top5")))
     rows += [
@@ -504,6 +510,18 @@ def _open_samples(config: DataConfig, task: str, seed: int) -> ImageData | TextD
             _ELSEWHERE,
         )
     return texts
+
+
+def _check_pairs(run: RunFolder, texts: TextData) -> None:
+    """Refuse single texts for a student that was trained on pairs of them, and the other way round."""
+    wants = run.read_config().data.text_pair_column is not None
+    if wants != texts.train.has_pairs:
+        kinds = ("single texts", "pairs of texts")
+        raise UserError(
+            f"The run's student was trained on {kinds[wants]}, and {texts.facts.name} has {kinds[not wants]}.",
+            "Evaluate it on data of the same kind; pairs are told by the names of their columns, such as premise and "
+            "hypothesis.",
+        )
 
 
 def _loader(

@@ -61,7 +61,7 @@ def export_safetensors(run: RunFolder, output: Path) -> float:
             differences.append(_export_text(run, student, folder))
         else:
             differences.append(_check_native(student, folder))
-        write_redacted(folder / "README.md", model_card(run))
+        write_redacted(folder / "README.md", model_card(run, run.read_result()))
 
     _write(output, save)
     return differences[0]
@@ -123,7 +123,7 @@ def export_onnx(run: RunFolder, output: Path) -> float:
             differences.append(_compare(torch.from_numpy(np.asarray(found)), expected, "onnxruntime", output_name))
         wanted = {**asdict(student.facts.preprocessing), "labels": student.facts.label_names}
         (folder / "preprocessing.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        write_redacted(folder / "README.md", model_card(run))
+        write_redacted(folder / "README.md", model_card(run, run.read_result()))
 
     _write(output, save)
     return max(differences)

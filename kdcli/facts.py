@@ -123,6 +123,7 @@ class ModelFacts:
         activation_bytes: float32 bytes that autograd keeps for one such sample in training.
         grids: (rows, columns) of the map of every tap that has one; a vector has none.
         stages: taps at the ends of the model's stages, in the order in which they run, where they were looked for.
+        label_aliases: another name of each class, where there is one: its WordNet id, or the words of that.
         distillation_head: whether it has a second classifier, on a distillation token, beside the class token's.
     """
 
@@ -141,6 +142,7 @@ class ModelFacts:
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     stages: tuple[str, ...] = ()
     distillation_head: bool = False
+    label_aliases: tuple[str, ...] | None = None
 
 
 def num_tokens(model: ModelFacts) -> int | None:

@@ -55,6 +55,7 @@ from kdcli.models.base import Model, to_device
 from kdcli.models.hf_text import HFTextModel
 from kdcli.models.layers import resolve_indices
 from kdcli.models.measure import time_passes
+from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
 from kdcli.models.tokenizer import separates_pairs
 from kdcli.models.values import check_tensors
@@ -121,7 +122,7 @@ class Job:
     @property
     def measures_teacher(self) -> bool:
         """Whether the teacher predicts just what the student does, so that its own metrics stand beside the student's."""
-        return self.teacher is not None and self.config.task in LANGUAGE_MODELING
+        return self.teacher is not None and self.plan.relation == "same" and not self.is_label_free
 
     def labelled_samples(self) -> ImageSource | TextSource:
         """Return the training samples that have a label, each once."""
@@ -276,7 +277,7 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
         UserError: for anything in the config that can't be had or doesn't fit.
     """
     if config.teacher.name == "none":
-        for key, value in config.teacher.model_dump(exclude={"name"}, exclude_none=True).items():
+        for key, value in config.teacher.model_dump(exclude={"name"}, exclude_defaults=True).items():
             raise UserError(f"The teacher is none, but teacher.{key} is set: {short_repr(value)}.", "Name the teacher.")
     _check_domain(config)
     config = settle_models(config)
@@ -293,6 +294,9 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
         teacher = load_teacher(config.teacher, seed=config.seed) if has_teacher else None
     else:
         data = open_texts(config.data, task=config.task, seed=config.seed)
+        if data.train.has_pairs:
+            columns = dict(zip(("text_column", "text_pair_column"), data.columns, strict=True))
+            config = config.model_copy(update={"data": config.data.model_copy(update=columns)})
         teacher = load_text_teacher(config.teacher, seed=config.seed, task=config.task) if has_teacher else None
     is_new = student is None
     return _make_job(config, data, teacher, student, mixed_precision=mixed_precision, with_latencies=is_new)
@@ -324,6 +328,7 @@ def _make_job(
 ) -> Job:
     if student is None:
         student = _build_student(config, data, teacher)
+        check_reloads(student, label=config.student.name)
     if config.task in LANGUAGE_MODELING:
         assert isinstance(data, TextData)
         _check_tokenizers(teacher, student, data)
@@ -367,7 +372,7 @@ def assemble_job(
         student: likewise open; it is trained as it is.
     """
     build = build_task if config.task_extension is None else load_task(config.task_extension).from_facts
-    task = build(data.facts, reference=_embedder(teacher))
+    task = build(data.facts, reference=teacher_embedder(teacher))
     context = Context(
         task,
         student.facts,
@@ -571,7 +576,9 @@ def _build_student(config: RunConfig, data: ImageData | TextData, teacher: Model
     return build_student(config.student, label_names=data.facts.class_names, seed=config.seed, source=source)
 
 
-def _embedder(teacher: Model | None) -> Callable[[AnyBatch], Tensor]:
+def teacher_embedder(teacher: Model | None) -> Callable[[AnyBatch], Tensor]:
+    """Return what makes the teacher's pooled features (B, d) of a batch."""
+
     def embed(batch: AnyBatch) -> Tensor:
         assert teacher is not None, "the plan lets no task that compares with a teacher pass without one"
         return teacher(teacher.prepare(batch), taps=("pooled",), logits=False).features["pooled"]

@@ -38,7 +38,8 @@ from kdcli.facts import (
     TextPreprocessing,
     num_tokens,
 )
-from kdcli.relation import RelationEvidence, find_relation, num_shared_labels
+from kdcli.relation import RelationEvidence, describe_shared, find_relation, num_shared_labels
+from kdcli.result import finite
 
 _OTHER_CLASSES = "other classes"
 """The relation cross where teacher and student both classify the same kind of samples."""
@@ -124,6 +125,7 @@ class Plan:
         methods: the losses with their weights and options.
         embedding: the stage before, with its own; None without one.
         decisions: in the order in which they are shown.
+        teacher_metrics: of the teacher itself on validation samples, before the first step; None where it was not measured.
     """
 
     relation: Relation
@@ -131,6 +133,11 @@ class Plan:
     methods: tuple[MethodOptions, ...]
     embedding: EmbeddingConfig | None
     decisions: tuple[Decision, ...]
+    teacher_metrics: Mapping[str, float] | None = None
+
+    def with_teacher(self, metrics: Mapping[str, float], decision: Decision) -> Plan:
+        """Return the plan with what the teacher was measured to be, and the decision that tells of it at its end."""
+        return replace(self, teacher_metrics=metrics, decisions=(*self.decisions, decision))
 
     def with_decisions(self, decisions: Sequence[Decision]) -> Plan:
         """Return the plan with more decisions at its end."""
@@ -149,6 +156,7 @@ class Plan:
             "label_map": self.label_map,
             "methods": [options.model_dump(mode="json") for options in self.methods],
             "embedding": None if self.embedding is None else self.embedding.model_dump(mode="json"),
+            "teacher_metrics": None if self.teacher_metrics is None else finite(self.teacher_metrics),
             "decisions": [asdict(decision) for decision in self.decisions],
         }
 
@@ -307,6 +315,10 @@ def _choose_methods(
             why = "there are no labels"
         elif relation == "same" and data.label_kind not in ("class", "words"):
             why = "it is for samples with one class each"
+        elif relation == "cross" and label_map is not None:
+            why = "you say so, although all labels are the teacher's too"
+        elif relation == "cross" and teacher.task == data.task:
+            why = f"it needs all labels. {describe_shared(teacher, data)}".removesuffix(".")
         elif relation in ("same", "cross"):
             why = "there are no common labels"
         else:

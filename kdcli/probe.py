@@ -18,6 +18,7 @@ from kdcli.analysis import effective_rank, log_me, singular_values
 from kdcli.config import DataConfig, TeacherConfig
 from kdcli.data import EvalLoader, ImageSource, TextEvalLoader, TextSource, open_data, open_texts
 from kdcli.data.sources import Subset
+from kdcli.data.unreadable import check_readable
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
 from kdcli.facts import UNLABELLED, DataFacts, Preprocessing
@@ -125,7 +126,8 @@ def probe_teachers(
     return {
         "task": task,
         "data": facts.name,
-        "num_samples": len(source),
+        "num_samples": len(labels),
+        "num_unreadable": len(source) - len(labels),
         "class_names": counted,
         "dropped_classes": dropped,
         "features": tap,
@@ -171,6 +173,8 @@ def remarks(probe: dict[str, Any]) -> Iterator[str]:
     for entry in probe["teachers"]:
         if entry["weights_file"] is not None:
             yield f"{entry['teacher']}: weights of {entry['weights']}."
+    if probe["num_unreadable"]:
+        yield f"{probe['num_unreadable']} {noun}s of the sample can't be read and are left out."
     yield from (f"{entry['teacher']}: {entry['note']}" for entry in probe["teachers"] if entry["note"])
     if probe["dropped_classes"]:
         yield f"Left out, as the sample has a single {noun} of each: {', '.join(probe['dropped_classes'])}."
@@ -264,8 +268,9 @@ def _features(
 ) -> tuple[Tensor, NDArray[np.int64], float]:
     """Return features (N, d) and labels (N,) of all readable samples, and the seconds that the model took."""
     model.to(device)
-    features, labels, seconds = [], [], 0.0
+    features, labels, seconds, lost = [], [], 0.0, dict[str, None]()
     for batch in _loader(source, model):
+        lost.update(dict.fromkeys(batch.skipped))
         if not len(batch):
             continue
         inputs = model.prepare(batch.to(device))
@@ -274,6 +279,7 @@ def _features(
         seconds += time.perf_counter() - start
         labels.append(batch.targets)
         count(sum(map(len, labels)))
+    check_readable(list(lost), len(source), what="images of the sample")
     return torch.cat(features), torch.cat(labels).numpy(), seconds
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdcli.console import console, errors
+from kdcli.result import show_metric
 
 LogFormat = Literal["auto", "plain", "json"]
 
@@ -74,6 +75,9 @@ class Reporter(Protocol):
                 time spent waiting for data, in [0, 1]), ``loss`` (the weighted total) and every loss term by its name; statistics have a slash
                 in theirs, such as ``feature_std/pooled``.
         """
+
+    def measured(self, values: Mapping[str, float]) -> None:
+        """The teacher's own metrics on the validation split; called once, before the first step."""
 
     def validated(self, values: dict[str, float], *, best: bool) -> None:
         """Metrics on the validation split, with ``epoch`` and ``step``; ``best`` so far or not."""
@@ -124,6 +128,9 @@ class SilentReporter:
 
     def logged(self, values: dict[str, float]) -> None:
         """Means since the last call."""
+
+    def measured(self, values: Mapping[str, float]) -> None:
+        """The teacher's own metrics on the validation split; called once, before the first step."""
 
     def validated(self, values: dict[str, float], *, best: bool) -> None:
         """Metrics on the validation split."""
@@ -188,9 +195,13 @@ class PlainReporter(QuietReporter):
         head = f"{self.label} epoch {values['epoch']:.0f}  step {self.pace.step}/{self.pace.total_steps}"
         self._print("  ".join([head, *losses, *rest]))
 
+    def measured(self, values: Mapping[str, float]) -> None:
+        """Print the teacher's metrics."""
+        self._print(f"{self.label} teacher  validation {_metric_line(values)}")
+
     def validated(self, values: dict[str, float], *, best: bool) -> None:
         """Print the metrics."""
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in _metrics(values).items())
+        metrics = _metric_line(_metrics(values))
         loss = f"train loss {self.values['loss']:.4f}  " if self.values else ""
         mark = [("  best", "green")] if best else []
         self._print(f"{self.label} epoch {values['epoch']:.0f}  {loss}validation {metrics}", *mark)
@@ -207,6 +218,7 @@ class LiveReporter(PlainReporter):
         self.losses: list[_Loss] = []
         self.history: dict[str, list[float]] = {}
         self.validations: list[_Validation] = []
+        self.teacher: dict[str, float] = {}
         self.checkpoint: int | None = None
         self.live = Live(
             self,
@@ -245,6 +257,11 @@ class LiveReporter(PlainReporter):
             losses.append(_Loss(name, value, change, sparkline(history, width=_HISTORY)))
         self.values, self.losses = values, losses
 
+    def measured(self, values: Mapping[str, float]) -> None:
+        """Print the teacher's metrics above the view, and show them in it."""
+        super().measured(values)
+        self.teacher = dict(values)
+
     def validated(self, values: dict[str, float], *, best: bool) -> None:
         """Print the metrics above the view, and show them in it."""
         super().validated(values, best=best)
@@ -264,9 +281,10 @@ class LiveReporter(PlainReporter):
         if self.values:
             parts += [self._status(), Text(), _loss_table(self.losses, width=space)]
             height += 2 + _num_loss_rows(self.losses)
-        rows = min(_VALIDATIONS, min(_MAX_HEIGHT, self.console.height) - height - 3)
+        height += 3 + bool(self.teacher)
+        rows = min(_VALIDATIONS, min(_MAX_HEIGHT, self.console.height) - height)
         if self.validations and rows > 0:
-            parts += [Text(), _validation_table(self.validations, rows=rows, width=space)]
+            parts += [Text(), _validation_table(self.validations, self.teacher, rows=rows, width=space)]
         return Panel(Group(*parts), title=Text(self.label), title_align="left", border_style="cyan", width=width)
 
     def _status(self) -> RenderableType:
@@ -295,6 +313,10 @@ class JsonReporter(SilentReporter):
     def logged(self, values: dict[str, float]) -> None:
         """Write ``train``."""
         self._write("train", values)
+
+    def measured(self, values: Mapping[str, float]) -> None:
+        """Write ``teacher``."""
+        self._write("teacher", dict(values))
 
     def validated(self, values: dict[str, float], *, best: bool) -> None:
         """Write ``validation``, with ``best``."""
@@ -452,8 +474,13 @@ def _change(change: float | None) -> Text:
     return Text(f"↓ {-change:.2g}", "green") if change < 0 else Text(f"↑ {change:.2g}", "yellow")
 
 
-def _validation_table(validations: Sequence[_Validation], *, rows: int, width: int) -> Table:
-    """Show the last ``rows`` validations, the best one among them; leave out the metrics that ``width`` can't hold."""
+def _validation_table(
+    validations: Sequence[_Validation], teacher: Mapping[str, float], *, rows: int, width: int
+) -> Table:
+    """Show the last ``rows`` validations, the best one among them, and the teacher, where it has the same metrics.
+
+    The metrics that ``width`` can't hold are left out.
+    """
     best = max((index for index, validation in enumerate(validations) if validation.best), default=None)
     first = max(len(validations) - rows, 0)
     shown = list(range(first, len(validations)))
@@ -475,6 +502,8 @@ def _validation_table(validations: Sequence[_Validation], *, rows: int, width: i
         values = validations[index].metrics  # another stage of a method has other metrics
         cells = [_number(values[name]) if name in values else "" for name in names]
         table.add_row(labels[index], *cells, style="green" if index == best else "")
+    if any(name in teacher for name in names):
+        table.add_row("teacher", *(_number(teacher[name]) if name in teacher else "" for name in names))
     if len(validations) > 1:
         history = [[each.metrics[name] for each in validations if name in each.metrics] for name in names]
         table.add_row(f"all {len(validations)}", *(Text(sparkline(h, width=_METRIC), "cyan") for h in history))
@@ -489,6 +518,10 @@ def _losses(values: dict[str, float]) -> dict[str, float]:
 
 def _metrics(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if name not in ("epoch", "step")}
+
+
+def _metric_line(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {show_metric(name, value)}" for name, value in metrics.items())
 
 
 def _rates(values: dict[str, float]) -> tuple[str, str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator
@@ -15,6 +16,20 @@ def _number(value: Any) -> Any:
 
 Metrics = dict[str, Annotated[float, BeforeValidator(_number)]]
 """Numbers by name. JSON has none that is not finite: it is written as null, and read as NaN."""
+
+
+UNREADABLE = "unreadable"
+"""What the number of samples that were left out is called among a split's metrics, where there are any."""
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Return metrics as JSON has them: null for what is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def show_metric(name: str, value: float) -> str:
+    """Return a metric's value as it is shown."""
+    return f"{value:.0f}" if name == UNREADABLE else f"{value:.4f}"
 
 
 class Saved(BaseModel, frozen=True, extra="allow", ser_json_inf_nan="null"):

@@ -37,7 +37,7 @@ from kdcli.files import (
 )
 from kdcli.plan import Plan
 from kdcli.recipes import load_yaml
-from kdcli.result import EpisodesResult, Result, Saved
+from kdcli.result import EpisodesResult, Metrics, Result, Saved
 from kdcli.text import check_argument, redact_all
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
@@ -54,13 +54,14 @@ class _SavedDecision(BaseModel):
     reason: str
 
 
-class _SavedPlan(BaseModel, extra="allow"):
+class _SavedPlan(Saved):
     """What every ``plan.json`` has."""
 
     relation: str
     decisions: list[_SavedDecision]
     command: str
     versions: dict[str, str]
+    teacher_metrics: Metrics | None = None
 
 
 class RunFolder:
@@ -258,7 +259,7 @@ class RunFolder:
 
     def replace_decision(self, plan: Plan, name: str) -> None:
         """Put ``plan``'s decision of this name in the place of the one in ``plan.json``."""
-        values = self.read_plan()
+        values = self._read_saved("plan.json", _SavedPlan).to_json()
         (decision,) = [asdict(decision) for decision in plan.decisions if decision.name == name]
         values["decisions"] = [decision if old["name"] == name else old for old in values["decisions"]]
         self.write_text("plan.json", json.dumps(values, indent=2) + "\n")

@@ -7,7 +7,7 @@ import copy
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,15 +32,16 @@ from kdcli.downstream import measure_features
 from kdcli.errors import UserError
 from kdcli.facts import OVER_TOKENS, UNLABELLED
 from kdcli.job import Job
-from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.models import load_saved
 from kdcli.models.base import Model, ModelOutput
 from kdcli.optim import make_optimizer, make_schedule
 from kdcli.progress import Reporter
 from kdcli.result import Result
 from kdcli.run_folder import RunFolder
-from kdcli.tasks.class_means import nearest_class_mean_accuracy
+from kdcli.scoring import add_up, evaluate
+from kdcli.tasks import rank_students
 from kdcli.teacher import LiveTeacher, StoredTeacher
+from kdcli.teacher_check import measure_teacher
 from kdcli.text import redact_all
 
 _LOG_EVERY = 50
@@ -49,6 +50,10 @@ _SPECTRA = 200
 """Largest number of times that singular values are recorded in a run."""
 _COLLAPSED = 1e-3
 """A feature's spread over the batch, relative to its size, below which it is all but constant."""
+_AFTER_NAN = (
+    "Lower --lr, clip gradients harder (optim.clip_grad), or use --mixed-precision no. Checkpoints and a best student"
+    " from before are kept."
+)
 _MAX_STORED = 2**30
 """Bytes of the teacher's outputs for texts that are kept in memory."""
 
@@ -145,10 +150,17 @@ class Trainer:
         """
         self.accelerator.init_trackers("kdcli")
         self.reporter.started(total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch, step=self.step)
+        if self.job.plan.teacher_metrics is not None:
+            self.reporter.measured(self.job.plan.teacher_metrics)
         with self.control.listening(), _hardware_errors(self):
             self._train()
+            if not self.best:
+                raise UserError(
+                    "No student of this run gave a finite loss on the validation split: there is none to keep.",
+                    _AFTER_NAN,
+                )
             test = self._test()
-            teacher = self._measure_teacher()
+            teacher = self._teacher_metrics(tested=bool(test))
         self._end_tracking()
         return Result(
             validation=self.best,
@@ -242,7 +254,7 @@ class Trainer:
             world_size=accelerator.num_processes,
         )
         batches = (batch.to(accelerator.device) for batch in loader)
-        return StoredTeacher.fill(teacher, texts, run, batches, add_up=partial(_add_up, accelerator))
+        return StoredTeacher.fill(teacher, texts, run, batches, add_up=partial(add_up, accelerator))
 
     def _look_ahead(self) -> None:
         """Show the teacher's outputs for the training images to the methods that ask for them."""
@@ -266,7 +278,7 @@ class Trainer:
 
         for _, method in self.distiller.each_method():
             if method.looks_ahead:
-                method.look(outputs(), partial(_add_up, accelerator))
+                method.look(outputs(), partial(add_up, accelerator))
 
     def _ends_epoch(self) -> bool:
         return self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
@@ -275,8 +287,9 @@ class Trainer:
         epoch = math.ceil(self.step / self.steps_per_epoch)
         is_last = self.step == self.total_steps
         if is_last or epoch % self.job.config.train.validate_every == 0:
+            self._check_weights()  # a damaged student must not take the best one's place
             metrics = {"epoch": epoch, "step": self.step} | self._evaluate(self.student, self.job.data.validation)
-            is_best = not self.best or _rank(self.job, metrics) >= _rank(self.job, self.best)
+            is_best = self._is_best(metrics)
             if is_best:
                 self.best = metrics
                 if self.is_main:
@@ -289,6 +302,15 @@ class Trainer:
             self.accelerator.log(ranks, step=self.step)
         self.closed = self.step
         self.seconds = time.perf_counter() - started
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        ranks = [rank_students(found, self.job.monitor) for found in (metrics, self.best) if found]
+        if not ranks[0][0]:
+            self.reporter.warned(
+                f"The validation loss at step {self.step} is not a finite number: this student can't be the best."
+            )
+            return False
+        return ranks[0] >= ranks[-1]
 
     def _evaluate(self, model: Model, source: ImageSource | TextSource) -> dict[str, float]:
         return evaluate(self.job, model, source, self.accelerator, self._after_batch)
@@ -382,23 +404,24 @@ class Trainer:
         self._load_student(student, self.run.student)
         test = {} if source is None else self._evaluate(student, source)
         if labelled is not None:
-            add_up = partial(_add_up, self.accelerator)
             student.eval()
-            test |= measure_features(self.job, labelled, student, self.accelerator, self._after_batch, add_up)
+            test |= measure_features(
+                self.job, labelled, student, self.accelerator, self._after_batch, partial(add_up, self.accelerator)
+            )
         self._gather_skipped()
         self._obey()  # a signal that came meanwhile: there may be a baseline still to be trained
         self._record("test", {"epoch": self.best["epoch"], "step": self.best["step"], **test})
         return test
 
-    def _measure_teacher(self) -> dict[str, dict[str, float]]:
-        """Return the teacher's own metrics by split, where they compare with the student's."""
-        if self.teacher is None or not self.job.measures_teacher:
+    def _teacher_metrics(self, *, tested: bool) -> dict[str, dict[str, float]]:
+        """Return the teacher's own metrics by split, where it was measured before the first step."""
+        before, source = self.job.plan.teacher_metrics, self.job.data.test
+        if before is None:
             return {}
-        splits = {"validation": self.job.data.validation}
-        if self.job.data.test is not None and self.job.config.test:
-            splits["test"] = self.job.data.test
-        metrics = {name: self._evaluate(self.teacher.model, source) for name, source in splits.items()}
-        self._obey()
+        metrics = {"validation": dict(before)}
+        if tested and source is not None:
+            metrics["test"] = measure_teacher(self.job, source, self.accelerator, self._after_batch)
+            self._obey()
         return metrics
 
     def _load_student(self, student: Model, folder: Path) -> None:
@@ -418,7 +441,7 @@ class Trainer:
         self.watch.check()
         self._gather_skipped()
         if self.is_main:
-            _check_finite(self.distiller, self.step, but=self.unbounded)
+            self._check_weights()
             scaler = self.accelerator.scaler
             state = {
                 "config": _comparable(self.job.config),
@@ -446,6 +469,16 @@ class Trainer:
             )
             self.reporter.saved(self.step)
         self.control.saved(self.step)
+
+    def _check_weights(self) -> None:
+        """Refuse to go on with weights that are not finite, those of an averaged student among them."""
+        names = _not_finite(self.distiller)
+        if self.ema is not None:
+            names += [f"student.{name}" for name in _not_finite(self.ema.module)]
+        if wrong := [name for name in names if name not in self.unbounded]:
+            raise UserError(
+                f"{len(wrong)} weights became NaN or infinite up to step {self.step}, {wrong[0]} for one.", _AFTER_NAN
+            )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where ``checkpoint`` was written: this object, and the run folder's files.
@@ -488,67 +521,6 @@ class Trainer:
     def _gather_skipped(self) -> None:
         if self.accelerator.num_processes > 1:
             self._note_skipped(gather_object(list(self.skipped)))
-
-
-def evaluate(
-    job: Job,
-    model: Model,
-    source: ImageSource | TextSource,
-    accelerator: Accelerator,
-    skip: Callable[[Iterable[str]], None] = lambda names: None,
-) -> dict[str, float]:
-    """Return the task's metrics of ``model`` on ``source``; the model is left in the mode it was in.
-
-    Where no method trains the classifier, it is ``ncm_accuracy`` alone, of the nearest class means of the labelled
-    training images without augmentation. Several processes share the samples, each taken once, and all get the same
-    metrics. ``skip`` is told after every batch which files could not be read.
-    """
-    was_training = model.training
-    model.eval()
-
-    def predict(batch: AnyBatch) -> Tensor | VocabularyLogits:
-        with accelerator.autocast():
-            return job.predict(model, batch)
-
-    def embeddings(source: ImageSource | TextSource) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in batches(source):
-            if not len(batch):
-                continue
-            with torch.inference_mode(), accelerator.autocast():
-                inputs = model.prepare(batch.to(accelerator.device))
-                features = model(inputs, taps=("embedding",), logits=False).features["embedding"]
-            yield features, batch.targets
-
-    def batches(source: ImageSource | TextSource) -> Iterator[AnyBatch]:
-        loader = job.eval_loader(
-            source,
-            job.shared_preprocessing() if job.is_label_free else model.facts.preprocessing,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        )
-        for batch in loader:
-            skip(batch.skipped)
-            yield batch
-
-    add_up = partial(_add_up, accelerator)
-    try:
-        if job.trains_classifier or job.is_label_free:
-            return job.task.evaluate(predict, batches(source), accelerator.device, add_up=add_up)
-        accuracy = nearest_class_mean_accuracy(
-            embeddings(job.labelled_samples()),
-            embeddings(source),
-            len(job.task.class_names),
-            model.facts.feature_dims["embedding"],
-            add_up=add_up,
-        )
-        return {job.monitor: accuracy}
-    finally:
-        model.train(was_training)
-
-
-def _add_up(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """Sum over all processes."""
-    return accelerator.reduce(values.to(accelerator.device)) if accelerator.num_processes > 1 else values
 
 
 @dataclass
@@ -614,11 +586,7 @@ class _Watch:
                 f"{bad[0]} are NaN or infinite at step {step}.",
                 "Check its weights, or use --mixed-precision no. It may mask classes by -inf, but not all of them.",
             )
-        raise UserError(
-            f"The loss term {bad[0]!r} became NaN or infinite at step {step}.",
-            "Lower --lr, clip gradients harder (optim.clip_grad), or use --mixed-precision no. Checkpoints and the best"
-            " student from before are kept.",
-        )
+        raise UserError(f"The loss term {bad[0]!r} became NaN or infinite at step {step}.", _AFTER_NAN)
 
 
 _TEACHERS = "The teacher's "
@@ -680,6 +648,7 @@ _MAY_CHANGE = {
     "data.unlabelled",
     "data.workers",
     "episodes.number",
+    "teacher.unchecked",
     "teacher.weights",
     "test",
     "train.checkpoint_every",
@@ -732,18 +701,8 @@ def _refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) ->
         )
 
 
-def _not_finite(distiller: Distiller) -> list[str]:
-    return [name for name, value in distiller.state_dict().items() if not bool(value.isfinite().all())]
-
-
-def _check_finite(distiller: Distiller, step: int, *, but: Sequence[str]) -> None:
-    wrong = [name for name in _not_finite(distiller) if name not in but]
-    if wrong:
-        raise UserError(
-            f"{len(wrong)} weights became NaN or infinite up to step {step}, {wrong[0]} for one.",
-            "Lower --lr, clip gradients harder (optim.clip_grad), or use --mixed-precision no. Checkpoints and the best"
-            " student from before are kept.",
-        )
+def _not_finite(module: torch.nn.Module) -> list[str]:
+    return [name for name, value in module.state_dict().items() if not bool(value.isfinite().all())]
 
 
 def _match_memory_formats(optimizer: Optimizer) -> None:
@@ -788,7 +747,3 @@ def _place_teacher(job: Job, device: torch.device) -> LiveTeacher | None:
         job.teacher.to(memory_format=torch.channels_last)
     reads = job.distiller
     return LiveTeacher(job.teacher, taps=reads.teacher_taps, maps=reads.teacher_maps, logits=reads.teacher_logits)
-
-
-def _rank(job: Job, metrics: dict[str, float]) -> tuple[float, ...]:
-    return metrics[job.monitor], -metrics.get("loss", 0.0)

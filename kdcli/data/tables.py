@@ -258,7 +258,7 @@ def _labelled_splits(
         source: ImageSource = TableSource(_undecoded(table, image_column), image_column, labels, split=split)
         labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
         if split == "train" and len(labelled) < len(labels):
-            notes.append(f"{len(labels) - len(labelled)} of {len(labels)} training images have no label.")
+            notes.append(f"{len(labels) - len(labelled)} of {len(labels)} images of the train split have no label.")
         elif len(labelled) < len(labels):
             notes.append(f"{len(labels) - len(labelled)} images of the {split} split have no label and are left out.")
             if not labelled:

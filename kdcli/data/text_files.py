@@ -219,7 +219,7 @@ def _from_tables(
 def _labelled(names: tuple[str, ...], sources: dict[str, TextSource], kind: LabelKind, notes: list[str]) -> _Splits:
     """Return the splits; of validation and test the labelled texts alone."""
     if (train := sources["train"]) and len(known := labelled_indices(train)) < len(train):
-        notes.append(f"{len(train) - len(known)} of {len(train)} training texts have no label.")
+        notes.append(f"{len(train) - len(known)} of {len(train)} texts of the train split have no label.")
     for split in ("validation", "test"):
         if split in sources:
             kept = labelled_indices(sources[split])
@@ -337,7 +337,7 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
         label_kind=kind,
         label_scale=_scale(train) if official.kind == "number" else None,
     )
-    return TextData(facts, train, validation, test)
+    return TextData(facts, train, validation, test, official.columns)
 
 
 def _cut(

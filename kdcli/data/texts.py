@@ -95,12 +95,14 @@ class TextData:
         train: unlabelled texts included.
         validation: for choosing.
         test: for reporting; None where the data have a validation split and no test split.
+        columns: of a table, that the texts, or both texts of a pair, are from.
     """
 
     facts: DataFacts
     train: TextSource
     validation: TextSource
     test: TextSource | None
+    columns: tuple[str, ...] = ()
 
 
 class TextTrainLoader:

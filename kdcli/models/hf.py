@@ -272,6 +272,19 @@ def configure(config: Any, arguments: Mapping[str, Any], *, label: str) -> None:
             raise UserError(
                 f"{label}: {key} can't be {short_repr(value)}: {reason_of(error)}", "Give another value."
             ) from error
+    if arguments and getattr(tower, "stage_names", None) and not {"out_features", "out_indices"} & set(arguments):
+        _renew_stages(tower, label)
+
+
+def _renew_stages(config: Any, label: str) -> None:
+    """Let a config name its stages anew, as many as there are now; transformers does so only when it makes one."""
+    derived = ("stage_names", "out_features", "out_indices")
+    try:
+        new = type(config)(**{key: value for key, value in config.to_dict().items() if key not in derived})
+    except Exception as error:  # transformers checks values in its own ways
+        raise UserError(f"{label} can't be built: {reason_of(error)}", "Give other values.") from error
+    for key in ("stage_names", "_out_features", "_out_indices"):
+        setattr(config, key, getattr(new, key))
 
 
 def _changeable(config: Any) -> list[str]:

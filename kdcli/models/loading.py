@@ -17,6 +17,7 @@ from kdcli.models import hf, hf_text, processor, timm, weights
 from kdcli.models.base import Model, Origin, freeze, seeded
 from kdcli.models.fit import LoadReport
 from kdcli.models.hf_token import HFTokenModel
+from kdcli.models.imagenet import aliases_of
 from kdcli.models.locate import Place, library_of, locate
 from kdcli.models.recorded import Recorded
 from kdcli.models.sentence import read_sentence_settings
@@ -49,6 +50,7 @@ def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
     checkpoint = weights.read_checkpoint(path, source=str(config.weights)) if path else None
     with seeded(seed):
         teacher = freeze(_teacher(place, name, config, checkpoint))
+    _name_labels(teacher, config)
     own = place.run if not name.random and path is None else None
     if own is not None and RunFolder(own).read_config().leaves_classifier_untrained:
         # What it knows of its labels is in its features alone: it is no classifier.
@@ -343,7 +345,21 @@ def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-cla
     kind = HFTokenModel if over_tokens else hf_text.HFTextModel
     model = kind(module, origin, tokenizer, preprocessing, head=head)
     freeze(model)
+    _name_labels(model, config)
     return model
+
+
+def _name_labels(teacher: Model, config: TeacherConfig) -> None:
+    """Give the teacher's classes the names that the config has for them, and their other names."""
+    names, facts = config.label_names or teacher.facts.label_names, teacher.facts
+    if names is None:
+        return
+    if len(names) != facts.num_classes:
+        raise UserError(
+            f"teacher.label_names has {len(names)} names, and {facts.name} has {facts.num_classes} classes.",
+            "Name every class, in the order of its outputs.",
+        )
+    teacher.facts = replace(facts, label_names=names, label_aliases=aliases_of(names))
 
 
 def build_text_student(

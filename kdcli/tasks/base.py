@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, Self
 
 import torch
@@ -23,7 +24,8 @@ class Task(Protocol):
 
     Attributes:
         name: as in the config.
-        monitor: the metric that the best student is chosen by; higher is better, ties go to the lower ``loss``.
+        monitor: the metric that the best student is chosen by; higher is better; see
+            :func:`rank_students`.
         class_names: of the student's head, in order; empty where it has none.
     """
 
@@ -57,6 +59,21 @@ class Task(Protocol):
         Raises:
             UserError: when there is nothing to evaluate on.
         """
+
+
+def rank_students(metrics: Mapping[str, float], monitor: str) -> tuple[bool, bool, float, float]:
+    """Return what orders students by their metrics: the greater is the better one, whatever the task.
+
+    A loss that is not finite is worst. A monitored metric that is not finite, as the correlation of a constant
+    prediction, ranks below every one that is. Ties go to the lower loss.
+
+    Args:
+        metrics: as :meth:`Task.evaluate` returns them; without a ``loss`` it counts as 0.
+        monitor: the metric that decides.
+    """
+    value, loss = metrics[monitor], metrics.get("loss", 0.0)
+    has_loss, has_value = math.isfinite(loss), math.isfinite(value)
+    return has_loss, has_value, value if has_value else 0.0, -loss if has_loss else 0.0
 
 
 def build_task(data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Task:

@@ -63,6 +63,8 @@ def distil(run_cli_in, language_models, sentences):
         }
         given = [word for option, value in models.items() if option not in more for word in (option, value)]
         options = ("--task", task, "--batch-size", "16", "--epochs", "1", "--device", "cpu")
+        if "--teacher" not in more:
+            options += ("--unchecked-teacher",)
         return run_cli_in("distill", *options, *given, *more, cwd=cwd)
 
     return run
@@ -281,7 +283,7 @@ def test_two_processes_train_as_one(distil, tmp_path, language_models, sentences
             "--data",
             sentences,
         )
-        options = ("--task", task, "--batch-size", "16", "--epochs", "1", "--device", "cpu")
+        options = ("--task", task, "--batch-size", "16", "--epochs", "1", "--device", "cpu", "--unchecked-teacher")
         command = ("distill", *models, *options, *more, "--output", tmp_path / f"{kind}-two")
         commands.append(command)
     run_in_two_processes(commands)
@@ -327,7 +329,8 @@ def test_the_logits_of_a_causal_batch_are_never_whole(distil, tmp_path, make_tok
     )
     tokenizer.save_pretrained(tmp_path / "t")
     student = "hf:gpt2?n_embd=8&n_layer=1&n_head=1&n_inner=8&n_positions=64"
-    options = ("--teacher", "t", "--student", student, "--batch-size", "64", "--epochs", "2", "--output")
+    options = ("--teacher", "t", "--unchecked-teacher", "--student", student)
+    options += ("--batch-size", "64", "--epochs", "2", "--output")
     made = []
 
     def small(*arguments, chunk=32):

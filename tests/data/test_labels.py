@@ -83,7 +83,7 @@ def test_labels_of_csv_files_are_text_as_written(tmp_path, labels, names):
 def test_labels_that_look_like_missing_ones_are_said_and_empty_ones_are_none(tmp_path):
     data = open_(write_csv(tmp_path / "x.csv", ["NA", "yes", "no", ""]))
     assert noted(data, "'NA' is a class, as written: no label is an empty cell.")
-    assert noted(data, "6 of 24 training texts have no label.")
+    assert noted(data, "6 of 24 texts of the train split have no label.")
     assert data.facts.num_train - data.facts.num_labelled == 6
     assert not noted(open_(write_csv(tmp_path / "y.csv", ["yes", "no"])), "is a class, as written")
 

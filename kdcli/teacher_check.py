@@ -1,0 +1,203 @@
+"""The teacher is measured on labelled validation samples before it teaches, and refused where it does no better than guessing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from kdcli.chance import Finding, Mixed, find_mixed, judge_classes, judge_numbers, judge_scores, judge_tokens
+from kdcli.data import AnyBatch, ImageSource, TextSource
+from kdcli.data.sources import Subset
+from kdcli.errors import UserError
+from kdcli.facts import UNLABELLED
+from kdcli.job import Job
+from kdcli.plan import Decision
+from kdcli.relation import map_labels
+from kdcli.result import show_metric
+from kdcli.scoring import Skip, ignore, measure
+
+MOST_SAMPLES = 5000
+"""A larger validation split is measured on so many of its samples, evenly spread over it."""
+_SHOWN_CLASSES = 6
+"""Most classes that are named where they are mixed up."""
+
+
+def check_teacher(job: Job, accelerator: Accelerator, *, refuses: bool = True) -> Job:
+    """Return ``job`` with the teacher's validation metrics in its plan, where the teacher predicts what the student does.
+
+    Its classes are brought to the data's by the plan's label map. Several processes share the samples.
+
+    Args:
+        job: not begun.
+        accelerator: device, precision, processes.
+        refuses: False lets a teacher pass that is no better than guessing; ``teacher.unchecked`` does too.
+
+    Raises:
+        UserError: the teacher does no better than guessing, or has its classes in another order; it says what to try.
+    """
+    if not job.measures_teacher:
+        return job
+    validation = job.data.validation
+    sample = _sample(validation)
+    evidence = _Evidence()
+    metrics = measure_teacher(job, sample, accelerator, evidence=evidence)
+    mixed, finding = evidence.judge(job, metrics, accelerator)
+    noun = job.data.facts.noun
+    shown = _show(metrics)
+    where = f"{len(sample)} validation {noun}s"
+    if refuses and not job.config.teacher.unchecked:
+        if mixed is not None:
+            raise _mixed_up(job, mixed, f"{shown} on {where}")
+        if finding.level == "near":
+            raise _near_chance(job, f"{shown} on {where}", finding)
+    reason = "Measured before the first step"
+    if len(sample) < len(validation):
+        reason += f", on {len(sample)} of the {len(validation)} validation {noun}s, evenly spread"
+    reason += f". Guessing gives {finding.guessing}"
+    if mixed is not None:
+        reason += "; its classes seem to be in another order than yours, and it is taken all the same"
+    elif finding.level == "near":
+        reason += ", and this is no better; it is taken all the same"
+    elif finding.level == "unsure":
+        reason += f"; {len(sample)} {noun}s are too few to tell this from it"
+    return replace(
+        job, plan=job.plan.with_teacher(metrics, Decision("teacher measured", f"{shown}, {where}", f"{reason}."))
+    )
+
+
+def measure_teacher(
+    job: Job,
+    source: ImageSource | TextSource,
+    accelerator: Accelerator,
+    skip: Skip = ignore,
+    *,
+    evidence: _Evidence | None = None,
+) -> dict[str, float]:
+    """Return the task's metrics of the teacher on ``source``, its outputs brought into the student's order.
+
+    Args:
+        job: whose :attr:`~kdcli.job.Job.measures_teacher` is true.
+        source: a split.
+        accelerator: device, precision, processes.
+        skip: told after every batch which files could not be read.
+        evidence: gets what the teacher predicts.
+    """
+    teacher = job.teacher
+    assert teacher is not None
+    teacher.to(accelerator.device)
+    columns = torch.tensor(_columns(job), device=accelerator.device)
+
+    @torch.inference_mode()
+    def predict(batch: AnyBatch) -> Any:
+        with accelerator.autocast():
+            outputs = job.predict(teacher, batch)
+        if isinstance(outputs, Tensor) and len(columns):
+            outputs = outputs.index_select(1, columns)
+        if evidence is not None and isinstance(outputs, Tensor):
+            evidence.add(outputs, batch.targets)
+        return outputs
+
+    return measure(job, teacher, source, accelerator, predict, skip)
+
+
+def _columns(job: Job) -> Sequence[int]:
+    """Return the teacher's class of each of the student's; nothing where all are the same."""
+    if job.plan.label_map is not None:
+        return job.plan.label_map
+    assert job.teacher is not None
+    label_map, _ = map_labels(job.teacher.facts, job.data.facts)
+    return label_map or ()
+
+
+def _sample(source: ImageSource | TextSource) -> ImageSource | TextSource:
+    if len(source) <= MOST_SAMPLES:
+        return source
+    spread = [number * len(source) // MOST_SAMPLES for number in range(MOST_SAMPLES)]
+    return source.take(spread) if isinstance(source, TextSource) else Subset(source, spread)
+
+
+class _Evidence:
+    """What the teacher predicts of each labelled sample, and what is true."""
+
+    def __init__(self) -> None:
+        self._guesses: list[Any] = []
+        self._targets: list[Any] = []
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch: of classes the likeliest (n,), else all outputs (n, C)."""
+        if not targets.is_floating_point():
+            labelled = targets != UNLABELLED
+            outputs, targets = outputs.argmax(dim=1)[labelled], targets[labelled]
+        self._guesses.append(outputs.float().cpu().numpy() if outputs.is_floating_point() else outputs.cpu().numpy())
+        self._targets.append(targets.cpu().numpy())
+
+    def judge(self, job: Job, metrics: dict[str, float], accelerator: Accelerator) -> tuple[Mixed | None, Finding]:
+        """Return which classes are mixed up, and how the teacher stands to guessing."""
+        assert job.teacher is not None
+        kind = job.data.facts.label_kind
+        if kind == "tokens":
+            return None, judge_tokens(metrics["loss"], job.teacher.facts.num_classes)
+        parts = [self._guesses, self._targets]
+        if accelerator.num_processes > 1:
+            parts = [gather_object(part) for part in parts]
+        guesses, targets = (np.concatenate(part) for part in parts)
+        if kind == "number":
+            return None, judge_numbers(guesses[:, 0], targets[:, 0])
+        if kind == "classes":
+            return None, judge_scores(guesses, targets)
+        return find_mixed(guesses, targets, job.data.facts.class_names), judge_classes(guesses, targets)
+
+
+def _show(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {show_metric(name, value)}" for name, value in metrics.items())
+
+
+_GO_ON = "--unchecked-teacher takes the teacher as it is."
+
+
+def _near_chance(job: Job, shown: str, finding: Finding) -> UserError:
+    assert job.teacher is not None
+    tries = []
+    if job.config.reads_images:
+        tries.append("its input at the size that it was trained with (--set teacher.image_size=N)")
+    tries.append("other weights (--teacher-weights)")
+    if job.data.facts.label_kind in ("class", "words"):
+        tries.append("its classes in its own order (--set 'teacher.label_names=[...]')")
+    features = "" if job.data.facts.label_kind == "tokens" else " --relation cross distils its features alone."
+    return UserError(
+        f"The teacher {job.teacher.facts.name} does no better than guessing: {shown}, where guessing gives"
+        f" {finding.guessing}.",
+        f"Try {', '.join(tries)}.{features} {_GO_ON}",
+    )
+
+
+def _mixed_up(job: Job, mixed: Mixed, shown: str) -> UserError:
+    assert job.teacher is not None
+    names = job.data.facts.class_names
+    moved = mixed.moved
+    pairs = ", ".join(f"{names[label]} as {names[mixed.order[label]]}" for label in moved[:_SHOWN_CLASSES])
+    more = f" and {len(moved) - _SHOWN_CLASSES} more" if len(moved) > _SHOWN_CLASSES else ""
+    known = f" That is their {mixed.known_as}." if mixed.known_as else ""
+    return UserError(
+        f"The teacher {job.teacher.facts.name} has your classes in another order: {shown}, and {mixed.accuracy:.4f} where"
+        f" {len(moved)} of the {len(names)} change places ({pairs}{more}).{known}",
+        f"Tell its classes in its own order: --set 'teacher.label_names={_own_names(job, mixed)}'. {_GO_ON}",
+    )
+
+
+def _own_names(job: Job, mixed: Mixed) -> str:
+    """Return the list of the teacher's classes that sets the order right, or its outline where that is long."""
+    assert job.teacher is not None
+    names, columns = job.data.facts.class_names, list(_columns(job))
+    own = list(job.teacher.facts.label_names or [""] * job.teacher.facts.num_classes)
+    for label, other in enumerate(mixed.order):
+        own[columns[other]] = names[label]
+    shown = own if len(own) <= 2 * _SHOWN_CLASSES + 8 else [*own[:_SHOWN_CLASSES], "..."]
+    return f"[{', '.join(shown)}]"
