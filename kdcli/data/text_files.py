@@ -110,7 +110,7 @@ def _open(config: DataConfig, reads: _Reads, *, unclear_are_classes: bool = Fals
     if name.startswith("demo:"):
         return _demo(name.removeprefix("demo:"), reads)
     if name.startswith("hf:"):
-        return from_tables(_load(name, name.removeprefix("hf:"), name=config.subset), asked=config.splits)
+        return from_tables(_load_hub(name, config.subset), asked=config.splits)
     if config.subset is not None:
         raise UserError(f"data.subset is set, but {name} is not a data set of the hub.", "Leave it out.")
     if path.is_file():
@@ -153,6 +153,20 @@ def _load_files(
         loaded = _load(str(path), kind, data_files=as_patterns(files), sample_by="document")
         return {split: table_of_lines(table, split) for split, table in loaded.items()}
     return _load(str(path), kind, data_files=as_patterns(files))
+
+
+def _load_hub(name: str, subset: str | None) -> Any:
+    """Load ``hf:NAME``; of csv files all cells as they are written, unless their columns have types of their own."""
+    from datasets import Features, Value
+
+    place = name.removeprefix("hf:")
+    loaded = _load(name, place, name=subset)
+    tables = list(loaded.values())
+    features = tables[0].features if tables else {}
+    if not tables or tables[0].info.builder_name != "csv" or not all(isinstance(f, Value) for f in features.values()):
+        return loaded
+    written = Features({column: Value("string") for column in features})
+    return _load(name, place, name=subset, features=written, keep_default_na=False, na_values=[""])
 
 
 def _load(shown: str, kind: str, **options: Any) -> Any:

@@ -80,6 +80,15 @@ def test_labels_of_csv_files_are_text_as_written(tmp_path, labels, names):
     assert set(labels_by_text(data).values()) == {label or None for label in labels}
 
 
+def test_csv_files_of_a_repository_are_text_as_written_too(tmp_path):
+    folder = tmp_path / "repository"  # which datasets opens as one of the hub
+    folder.mkdir()
+    write_csv(folder / "train.csv", ["NA", "01", "1"], texts=["null", "123", "a"])
+    data = open_(f"hf:{folder}")
+    assert data.facts.class_names == ("01", "1", "NA")
+    assert {"null": "NA", "123": "01", "a": "1"}.items() <= labels_by_text(data).items()
+
+
 def test_labels_that_look_like_missing_ones_are_said_and_empty_ones_are_none(tmp_path):
     data = open_(write_csv(tmp_path / "x.csv", ["NA", "yes", "no", ""]))
     assert noted(data, "'NA' is a class, as written: no label is an empty cell.")
