@@ -25,6 +25,7 @@ from kdcli.models.base import ModelOutput
 from kdcli.progress import SilentReporter
 from kdcli.run_folder import RunFolder
 from kdcli.stiefel import orthogonality_error
+from kdcli.tasks import rank_students
 from kdcli.tasks.image_classification import ImageClassification
 from kdcli.teacher import LiveTeacher
 from kdcli.trainer import Trainer
@@ -132,6 +133,72 @@ def test_the_best_student_by_validation_is_kept_and_the_test_split_is_read_once(
     assert result.test["accuracy"] == 0.7
     assert_same(weights(opened), snapshots[1])
     assert_same(snapshots[4], snapshots[1])
+
+
+def test_students_are_ranked_by_one_rule():
+    """Higher is better; NaN ranks below the lowest number; ties go to the lower loss; a loss that is NaN is worst."""
+    ascending = [(0.9, math.nan), (math.nan, 2.0), (math.nan, 1.0), (-0.5, 1.0), (-0.5, 0.5), (0.25, 9.0)]
+    ranks = [rank_students({"pearson": value, "loss": loss}, "pearson") for value, loss in ascending]
+    assert ranks == sorted(ranks)
+    assert len(set(ranks)) == len(ranks)
+    assert rank_students({"own": 1.0}, "own") > rank_students({"own": 0.5}, "own"), "another package's, without a loss"
+
+
+def validations(monkeypatch, *answers):
+    """Let the validations have these accuracies and losses; the test at the end has the last ones."""
+    left, snapshots = list(answers), []
+
+    def evaluate(job, model, source, accelerator, skip):
+        snapshots.append({name: value.clone() for name, value in model.module.state_dict().items()})
+        accuracy, loss = left.pop(0) if len(left) > 1 else left[0]
+        return {"accuracy": accuracy, "loss": loss}
+
+    monkeypatch.setattr(trainer_module, "evaluate", evaluate)
+    return snapshots
+
+
+def test_a_metric_that_is_no_number_at_first_keeps_no_student_for_ever(tmp_path, monkeypatch):
+    """The correlation of a constant prediction is NaN; the second epoch's is -0.1, and that student is the best."""
+    snapshots = validations(monkeypatch, (math.nan, 1.0), (-0.1, 2.0), (math.nan, 0.1), (0.0, 0.0))
+    result, opened, _ = run(tmp_path / "run", train__epochs=3, train__batch_size=1024)
+    assert (result.validation["epoch"], result.validation["accuracy"]) == (2, -0.1)
+    assert_same(weights(opened), snapshots[1])
+
+
+def test_a_student_whose_loss_is_no_number_is_never_the_best(tmp_path, monkeypatch):
+    snapshots = validations(monkeypatch, (0.9, math.nan), (0.1, 1.0), (0.9, math.inf), (0.5, 0.5))
+    reporter = Silent()
+    result, opened, _ = run(tmp_path / "run", reporter, train__epochs=3, train__batch_size=1024)
+    assert result.validation["epoch"] == 2
+    assert_same(weights(opened), snapshots[1])
+    assert sum("can't be the best" in warning for warning in reporter.warnings) == 2
+
+
+def test_a_run_without_any_fit_student_is_an_error(tmp_path, monkeypatch):
+    validations(monkeypatch, (0.9, math.nan))
+    with pytest.raises(UserError, match="gave a finite loss"):
+        run(tmp_path / "run", train__epochs=1, train__batch_size=1024)
+    assert not (tmp_path / "run" / "student").exists()
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_damaged_weights_do_not_replace_the_best_student(tmp_path, monkeypatch, ema):
+    """Weights are NaN after the last step of the second epoch, and accuracy would still be a number."""
+    snapshots = validations(monkeypatch, (0.1, 1.0), (0.9, 1.0))
+    original = trainer_module.Trainer._train_step
+
+    def train_step(self, batch, epoch):
+        original(self, batch, epoch)
+        if epoch == 1:
+            with torch.no_grad():
+                next((self.distiller.student if self.ema is None else self.ema.module).parameters()).fill_(math.nan)
+
+    monkeypatch.setattr(trainer_module.Trainer, "_train_step", train_step)
+    with pytest.raises(UserError, match="weights became NaN or infinite up to step 2") as caught:
+        run(tmp_path / "run", train__epochs=2, train__batch_size=1024, train__ema=ema)
+    assert "best student from before are kept" in caught.value.hint
+    assert_same(weights(RunFolder(tmp_path / "run")), snapshots[0])
+    assert len(snapshots) == 1
 
 
 def test_the_moving_average_is_what_is_kept(tmp_path, monkeypatch):

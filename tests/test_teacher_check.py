@@ -1,0 +1,197 @@
+"""A teacher is measured before it teaches: what it reaches stands everywhere, what only guesses is refused."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+from kdcli import teacher_check
+from kdcli.chance import natural_key
+
+NUMBERS = [str(number) for number in range(12)]  # in natural order; kdcli's is string order
+SIZE = ("--set", "teacher.image_size=32", "--set", "student.image_size=32", "--set", "data.workers=0")
+RUN = ("--student", "test_vit", "--data", "colours", "--batch-size", "32", "--epochs", "1", "--device", "cpu", *SIZE)
+
+
+def draw(label, generator):
+    colour = 255 * np.array(colorsys.hsv_to_rgb(label / 12, 1, 1))
+    return np.clip(colour + generator.normal(0, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """A folder with ``colours/{train,val,test}/{0..11}`` and weights of test_resnet by the order of their classes.
+
+    Its last layer is fitted to its random features by least squares: no training, and all classes right.
+    """
+    cwd, generator = tmp_path_factory.mktemp("check"), np.random.default_rng(0)
+    counts, images = {"train": 8, "val": 5, "test": 4}, []
+    for split, count in counts.items():
+        for label, name in enumerate(NUMBERS):
+            folder = cwd / "colours" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = draw(label, generator)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+                if split == "train":
+                    images.append(pixels)
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=12).eval()
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        features = model.forward_head(model.forward_features((batch - 0.5) / 0.5), pre_logits=True)
+        fitted = torch.linalg.lstsq(
+            torch.cat([features, torch.ones(len(features), 1)], dim=1),
+            10 * torch.eye(12).repeat_interleave(counts["train"], dim=0), driver="gelsd",
+        ).solution  # fmt: skip
+    strings = [NUMBERS.index(name) for name in sorted(NUMBERS)]
+    state = model.state_dict()
+    for name, weights in (("natural", fitted), ("string", fitted[:, strings]), ("useless", 0 * fitted + 1)):
+        head = {"fc.weight": weights[:-1].T.contiguous(), "fc.bias": weights[-1].contiguous()}
+        torch.save({**state, **head}, cwd / f"{name}.pth")
+    return cwd
+
+
+def teacher(name):
+    return ("--teacher", "test_resnet", "--teacher-weights", f"{name}.pth")
+
+
+def test_a_teacher_in_natural_order_is_refused_with_the_order(colours, run_cli):
+    """Folders 0 to 11 in natural order against string order: 2 of 12 classes right, all where ten change places."""
+    outcome = run_cli("distill", *teacher("natural"), *RUN, "--output", "natural", cwd=colours)
+    assert (outcome.exit_code, outcome.stdout) == (2, "")
+    assert "accuracy 0.1667" in outcome.stderr
+    assert "on 60 validation images, and 1.0000 where 10 of the 12 change places" in outcome.stderr
+    assert "(10 as 8, 11 as 9, 2 as 10, 3 as 11, 4 as 2, 5 as 3 and 4 more)" in outcome.stderr
+    assert "natural order (2 before 10)" in outcome.stderr
+    assert f"'teacher.label_names=[{', '.join(NUMBERS)}]'" in outcome.stderr
+    assert not (colours / "natural").exists()
+
+
+def test_its_own_names_set_the_order_right(colours, run_cli):
+    names = f"teacher.label_names=[{', '.join(NUMBERS)}]"
+    outcome = run_cli(
+        "distill", *teacher("natural"), *RUN, "--dry-run", "--set", names, "--log-format", "json", cwd=colours
+    )
+    assert outcome.exit_code == 0, outcome.stderr
+    plan = json.loads(outcome.stdout)
+    assert plan["label_map"] == [NUMBERS.index(name) for name in sorted(NUMBERS)]
+    assert plan["teacher_metrics"]["accuracy"] == 1.0
+    assert plan["decisions"][-1]["name"] == "teacher measured"
+    assert plan["decisions"][-1]["value"].startswith("accuracy 1.0000")
+    wrong = run_cli(
+        "distill", *teacher("natural"), *RUN, "--dry-run", "--set", "teacher.label_names=[a, b]", cwd=colours
+    )
+    assert (wrong.exit_code, "has 2 names" in wrong.stderr) == (2, True)
+
+
+def test_a_teacher_that_guesses_is_refused_and_taken_when_asked(colours, run_cli):
+    """One class for everything: 5 of 60 right."""
+    outcome = run_cli("distill", *teacher("useless"), *RUN, "--dry-run", cwd=colours)
+    assert outcome.exit_code == 2
+    assert "does no better than guessing: accuracy 0.0833" in outcome.stderr
+    for tried in ("teacher.image_size=N", "--teacher-weights", "teacher.label_names", "--relation cross"):
+        assert tried in outcome.stderr
+    taken = run_cli("distill", *teacher("useless"), *RUN, "--dry-run", "--unchecked-teacher", cwd=colours)
+    assert taken.exit_code == 0, taken.stderr
+    assert "it is taken all the same" in taken.stdout
+    features = run_cli("distill", *teacher("useless"), *RUN, "--dry-run", "--relation", "cross", cwd=colours)
+    assert features.exit_code == 0, features.stderr
+    assert "teacher measured" not in features.stdout
+
+
+@pytest.fixture(scope="module")
+def run(colours, run_cli_in):
+    """A finished run with a baseline, and what it printed. Not to be changed."""
+    outcome = run_cli_in("distill", *teacher("string"), *RUN, "--output", "run", "--baseline", cwd=colours)
+    assert outcome.exit_code == 0, outcome.stderr
+    return colours / "run", outcome.stdout
+
+
+def test_the_teachers_metrics_stand_everywhere(run, run_cli, colours):
+    folder, printed = run
+    result = json.loads((folder / "result.json").read_text())
+    plan = json.loads((folder / "plan.json").read_text())
+    assert result["teacher"]["validation"] == plan["teacher_metrics"]
+    assert {split: metrics["accuracy"] for split, metrics in result["teacher"].items()} == {
+        "validation": 1.0,
+        "test": 1.0,
+    }
+    assert "distil teacher  validation accuracy 1.0000" in printed
+    table = printed[printed.index("Result") :].splitlines()
+    assert [cell.strip() for cell in table[2].strip("┃").split("┃")] == ["", "distilled", "student alone", "teacher"]
+    for split in ("validation", "test"):
+        (line,) = (line for line in table if f"{split} accuracy" in line)
+        assert line.strip("│ ").endswith("1.0000")
+    assert "| Teacher, test accuracy | 1.0000 |" in (folder / "README.md").read_text()
+    compared = run_cli("compare", "run", cwd=colours)
+    assert "teacher validation accuracy" in compared.stdout
+    again = run_cli("distill", "--resume", "run", cwd=colours)
+    assert "finished" in again.stdout
+    assert [line for line in again.stdout.splitlines() if "test accuracy" in line and "1.0000" in line]
+
+
+def test_a_run_that_goes_on_does_not_measure_again(run, run_cli, colours, monkeypatch):
+    """What was measured is in the run folder; the test split is still to come."""
+    import shutil
+
+    folder, _ = run
+    shutil.copytree(folder, colours / "longer", ignore=shutil.ignore_patterns("baseline"))
+    monkeypatch.setattr("kdcli.distill.check_teacher", lambda *_, **__: pytest.fail("measured again"))
+    more = ("--epochs", "2", "--no-baseline", "--log-format", "json")
+    outcome = run_cli("distill", "--resume", "longer", *more, cwd=colours)
+    assert outcome.exit_code == 0, outcome.stderr
+    events = [json.loads(line) for line in outcome.stdout.splitlines()]
+    (measured,) = (event for event in events if event["event"] == "teacher")
+    assert measured["accuracy"] == 1.0
+    assert events[-1]["distilled"]["teacher"] == json.loads((folder / "result.json").read_text())["teacher"]
+
+
+def test_a_large_split_is_measured_on_a_sample_spread_over_it(colours, run_cli, monkeypatch):
+    monkeypatch.setattr(teacher_check, "MOST_SAMPLES", 24)
+    command = ("distill", *teacher("string"), *RUN, "--dry-run", "--log-format", "json")
+    decision = json.loads(run_cli(*command, cwd=colours).stdout)["decisions"][-1]
+    assert decision["value"].endswith("24 validation images")
+    assert (
+        "on 24 of the 60 validation images, evenly spread. Guessing gives an accuracy of 0.0833" in decision["reason"]
+    )
+
+
+def test_the_teachers_classes_may_be_more_than_the_datas(colours, run_cli):
+    """Six of its twelve classes: logits of those alone, and all of them right."""
+    command = ("distill", *teacher("string"), *RUN, "--dry-run", "--log-format", "json")
+    names = f"teacher.label_names=[{', '.join(sorted(NUMBERS))}]"
+    outcome = run_cli(*command, "--set", names, "--set", "data.classes=['9','10','3','4','5','6']", cwd=colours)
+    assert outcome.exit_code == 0, outcome.stderr
+    plan = json.loads(outcome.stdout)
+    assert plan["relation"] == "same"
+    assert sorted(NUMBERS, key=natural_key) == NUMBERS
+    assert [sorted(NUMBERS)[place] for place in plan["label_map"]] == ["10", "3", "4", "5", "6", "9"]
+    assert plan["teacher_metrics"]["accuracy"] == 1.0
+    assert "logit_kd" in [options["method"] for options in plan["methods"]]
+
+
+def test_the_flag_is_a_setting_of_the_run(colours, run_cli):
+    outcome = run_cli("distill", "--teacher", "none", "--unchecked-teacher", *RUN[:-6], "--dry-run", cwd=colours)
+    assert outcome.exit_code == 2
+    assert "teacher.unchecked is set" in outcome.stderr
+
+
+def test_two_processes_measure_what_one_does(run, colours, run_in_two_processes):
+    folder, _ = run
+    command = ("distill", *teacher("string"), *RUN, "--output", "two")
+    command = [str(colours / word) if (colours / str(word)).exists() else word for word in command]
+    command[-1] = str(colours / "two")
+    run_in_two_processes([command])
+    first, second = (json.loads((path / "result.json").read_text())["teacher"] for path in (folder, colours / "two"))
+    assert first.keys() == second.keys()
+    for split, metrics in first.items():
+        assert second[split] == pytest.approx(metrics, rel=1e-5)
+    assert yaml.safe_load((colours / "two" / "config.yaml").read_text())["train"]["epochs"] == 1
