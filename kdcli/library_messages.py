@@ -36,8 +36,13 @@ _UNNEEDED = (
         )
     ),
     _Unneeded(RuntimeWarning, "Image size ("),  # DecompressionBombWarning
+    _Unneeded(
+        UserWarning, "Grad strides do not match bucket view strides."
+    ),  # "not an error", of models such as ConvNeXt
 )
-_UNNEEDED_RECORDS: tuple[tuple[str, str], ...] = ()
+_UNNEEDED_RECORDS = (
+    ("torch.", "No CUDA runtime is found"),  # of a build with CUDA, when it compiles for the CPU
+)
 """Logger and beginning of the text."""
 
 

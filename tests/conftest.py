@@ -29,12 +29,23 @@ os.environ |= {
 for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TERMINAL_WIDTH"):
     os.environ.pop(name, None)
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
+
+hypothesis.settings.register_profile(
+    "kdcli",
+    derandomize=not os.environ.get("KDCLI_FUZZ_CASES"),  # the suite draws the same cases every time
+    database=None,
+    deadline=None,
+    print_blob=False,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("kdcli")
 
 CLASSES = ("apple", "leaf", "sky")
 IMAGES_PER_CLASS = 24

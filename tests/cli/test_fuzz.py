@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 import typer
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from typer.core import TyperGroup, TyperOption
@@ -48,14 +48,7 @@ STARTING = ["--set", "data.workers=0", "--set", "train.compile=false"]
 
 
 def cases(share: float) -> settings:
-    return settings(
-        max_examples=round(share * (LONG or 400)),
-        derandomize=not LONG,
-        database=None,
-        deadline=None,
-        print_blob=False,
-        suppress_health_check=list(HealthCheck),
-    )
+    return settings(max_examples=round(share * (LONG or 400)))
 
 
 # --- where it happens -------------------------------------------------------------------------------------------------
