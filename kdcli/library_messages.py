@@ -36,6 +36,8 @@ _UNNEEDED = (
         )
     ),
     _Unneeded(RuntimeWarning, "Image size ("),  # DecompressionBombWarning
+    _Unneeded(UserWarning, "Detected pickle protocol"),  # of a checkpoint that is loaded all the same, or refused
+    _Unneeded(UserWarning, "Metric `SpearmanCorrcoef` will save all targets"),  # two numbers for each text
     _Unneeded(
         UserWarning, "Grad strides do not match bucket view strides."
     ),  # "not an error", of models such as ConvNeXt

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from string import ascii_lowercase
@@ -61,7 +62,10 @@ class Outcome(NamedTuple):
 
 
 def run_command(*arguments: str | Path, cwd: Path) -> Outcome:
-    """Run ``kdcli ARGUMENTS`` in this process, as its entry point does."""
+    """Run ``kdcli ARGUMENTS`` in this process, as its entry point does; no library may have anything to say.
+
+    Warnings are filtered as Python does by default, not as pytest does.
+    """
     from kdcli import console
     from kdcli.cli import main
 
@@ -69,13 +73,22 @@ def run_command(*arguments: str | Path, cwd: Path) -> Outcome:
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     argv, sys.argv = sys.argv, ["kdcli", *map(str, arguments)]
     try:
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        with (
+            contextlib.chdir(cwd),
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+            warnings.catch_warnings(),
+        ):
+            warnings.resetwarnings()
+            for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+                warnings.simplefilter("ignore", category)
             try:
                 main()
             except SystemExit as stop:
                 code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
         sys.argv = argv
+    assert "Note from " not in stderr.getvalue(), stderr.getvalue()
     return Outcome(code, stdout.getvalue(), stderr.getvalue())
 
 
