@@ -106,6 +106,8 @@ class TeacherConfig(Section):
     """Names of its classes in the order of its outputs; by default those that the model carries."""
     unchecked: bool = False
     """Take it although it was measured to do no better than guessing."""
+    prompt: str | None = None
+    """What stands before every text; by default what sentence-transformers' folder has as its default prompt."""
 
 
 def _named(value: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ from torch.nn import functional as F
 
 from kdcli.card import model_card
 from kdcli.config import ProjectionOptions
-from kdcli.data import TextBatch, TextPair
+from kdcli.data import Text, TextBatch, TextPair
 from kdcli.errors import UserError
+from kdcli.facts import LANGUAGE_MODELING
 from kdcli.files import clear_os_errors, replace_files, temporary_folder, write_redacted
 from kdcli.job import named_methods
 from kdcli.models import load_saved
 from kdcli.models.base import Inputs, Model
 from kdcli.models.hf_text import HFTextModel, pool
 from kdcli.models.hf_token import HFTokenModel
-from kdcli.models.sentence import read_sentence_settings, write_sentence_settings
+from kdcli.models.sentence import MODEL_FILE, read_sentence_settings, write_sentence_settings
 from kdcli.models.tokenizer import FILES as TOKENIZER_FILES
 from kdcli.models.tokenizer import encode
 from kdcli.projectors import Projector, linear_layers, restore_projector
@@ -139,6 +140,7 @@ _OWN_FILES = {
     "model.onnx",
     "preprocessing.json",
     *TOKENIZER_FILES,
+    *("generation_config.json", "additional_chat_templates", MODEL_FILE),
     *("modules.json", "sentence_bert_config.json", "1_Pooling", "2_Dense", "3_Dense"),
     *("2_Normalize", "3_Normalize", "4_Normalize"),
 }
@@ -250,12 +252,7 @@ def _export_text(run: RunFolder, student: HFTextModel, folder: Path) -> float:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    tokens = tokenizer(list(_TEXTS), padding=True, truncation=True, return_tensors="pt")
-    tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-    indices = torch.arange(len(_TEXTS))
-    ours = student.prepare(TextBatch(list(_TEXTS), indices, indices))
-    if not all(torch.equal(tokens[name], ours[name]) for name in tokens):
-        raise UserError("The exported tokenizer gives other tokens.", "Please report this with the run's config.yaml.")
+    ours = _same_tokens(student, tokenizer, _TEXTS)
     if student.facts.num_classes:
         auto: Any = getattr(transformers, _AUTO_OF_TASK[student.facts.task])
         module = auto.from_pretrained(folder, trust_remote_code=False).eval()
@@ -265,19 +262,26 @@ def _export_text(run: RunFolder, student: HFTextModel, folder: Path) -> float:
                 "The exported model lost its label names.", "Please report this with the run's config.yaml."
             )
         if isinstance(student, HFTokenModel):
-            real = tokens["attention_mask"].flatten().bool()
-            logits = module(**tokens).logits.flatten(0, 1)[real]
+            tokens = {name: ours[name] for name in ("input_ids", "attention_mask")}
+            logits = module(**tokens).logits.flatten(0, 1)[tokens["attention_mask"].flatten().bool()]
             output = student(ours)
             expected = output.logits if output.vocabulary is None else output.vocabulary.dense()
             return _compare(logits, expected, "transformers")
-        difference = _compare(module(**tokens).logits, _logits(student, ours), "transformers")
-        return max(difference, _compare_pairs(student, tokenizer, module))
+        pairs = [TextPair(text, other) for text, other in zip(_TEXTS, reversed(_TEXTS), strict=True)]
+        differences = []
+        for inputs in (ours, _same_tokens(student, tokenizer, pairs)):
+            logits = torch.cat([module(**text).logits for text in _each(inputs)])
+            differences.append(_compare(logits, _logits(student, inputs), "transformers"))
+        return max(differences)
     pooling = student.preprocessing.pooling
     assert pooling != "none", "models of tokens have heads"
     module = getattr(transformers, type(student.module).__name__).from_pretrained(folder).eval()
-    output = module(**tokens)
-    pooled = (
-        output.pooler_output if pooling == "pooler" else pool(output.last_hidden_state, ours["attention_mask"], pooling)
+    outputs = [(module(**text), text["attention_mask"]) for text in _each(ours)]
+    pooled = torch.cat(
+        [
+            output.pooler_output if pooling == "pooler" else pool(output.last_hidden_state, mask, pooling)
+            for output, mask in outputs
+        ]
     )
     expected = student(ours, taps=("pooled",)).features["pooled"]
     difference = _compare(pooled, expected, "transformers", "embeddings")
@@ -297,17 +301,35 @@ def _export_text(run: RunFolder, student: HFTextModel, folder: Path) -> float:
     return max(difference, _compare(head(pooled), projected, "sentence-transformers", "embeddings"))
 
 
-def _compare_pairs(student: HFTextModel, tokenizer: Any, module: Any) -> float:
-    """Compare for pairs of texts what transformers' tokenizer and classifier give with ``student``."""
-    pairs = [TextPair(text, other) for text, other in zip(_TEXTS, reversed(_TEXTS), strict=True)]
-    indices = torch.arange(len(pairs))
-    ours = student.prepare(TextBatch([*pairs], indices, indices))
-    tokens = encode(tokenizer, pairs, padding=True, truncation=True, return_tensors="pt")
-    if not all(torch.equal(tokens[name], tensor) for name, tensor in ours.items()):
-        raise UserError(
-            "The exported tokenizer gives other tokens of pairs.", "Please report this with the run's config.yaml."
-        )
-    return _compare(module(**{name: tokens[name] for name in ours}).logits, _logits(student, ours), "transformers")
+def _same_tokens(student: HFTextModel, tokenizer: Any, texts: Sequence[Text]) -> dict[str, Tensor]:
+    """Return the student's inputs for ``texts``.
+
+    Raises:
+        UserError: the exported tokenizer, which pads on a side of its own, gives a text other tokens.
+    """
+    ours = student.prepare(TextBatch(list(texts), indices := torch.arange(len(texts)), indices))
+    options: dict[str, Any] = {"truncation": True}
+    if student.facts.task in LANGUAGE_MODELING:  # whose tokenizers keep a length of their own
+        tokenizer.truncation_side = "right"
+        options["max_length"] = student.preprocessing.max_length
+    before = student.preprocessing.prompt
+    for text, row in zip(texts, _each(ours), strict=True):
+        found = encode(tokenizer, [f"{before}{text}" if isinstance(text, str) else text], **options)
+        if any(found[name] != tensor.tolist() for name, tensor in row.items() if name in found):
+            raise UserError(
+                "The exported tokenizer gives other tokens.", "Please report this with the run's config.yaml."
+            )
+    return ours
+
+
+def _each(inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield the inputs of each text by itself, without padding."""
+    for row, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
+        yield {
+            name: inputs[name][row : row + 1, :length]
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+            if name in inputs
+        }
 
 
 def _embedding_projector(run: RunFolder, student_dim: int) -> Projector | None:

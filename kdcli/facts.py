@@ -89,16 +89,21 @@ class TextPreprocessing:
     """How a model of text wants its texts.
 
     Attributes:
-        max_length: in tokens, special ones included; longer texts are cut at their end.
+        max_length: in tokens, special ones included; longer texts are cut at the side where the tokenizer
+            cuts, mostly their end.
         tokenizer: its class and where it came from, in one phrase.
         vocab_size: number of its tokens, counted up to the one with the largest number.
         pooling: how the features of a text's tokens become one vector.
+        prompt: what stands before every text; empty for nothing.
+        remarks: one sentence each on settings of the model's that are not used, or used in another way.
     """
 
     max_length: int
     tokenizer: str
     vocab_size: int
     pooling: TextPooling
+    prompt: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -397,7 +397,7 @@ _NOT_OF_EVAL_DATA = (
 )
 _LABEL_KEYS = ("data.classes", "data.labels_per_class", "data.labelled_share")
 _TEXT_KEYS = (
-    *("teacher.max_length", "teacher.pooling", "student.max_length", "student.pooling"),
+    *("teacher.max_length", "teacher.pooling", "teacher.prompt", "student.max_length", "student.pooling"),
     *("student.tokenizer", "data.text_column", "data.text_pair_column", "data.label_kind", "data.train_texts"),
     "data.mask_probability",
 )
@@ -414,6 +414,7 @@ _IMAGE_KEYS = (
 _OVER_TEXTS = ("text-classification", "sentence-embedding")
 _KEYS_OF_TASKS = {
     "teacher.pooling": (_OVER_TEXTS, "each token stands for itself"),
+    "teacher.prompt": (_OVER_TEXTS, "it reads texts as they are"),
     "student.pooling": (_OVER_TEXTS, "each token stands for itself"),
     "data.mask_probability": (("masked-lm",), "nothing is masked"),
     "data.label_kind": (("text-classification",), "it reads no such labels"),

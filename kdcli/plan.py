@@ -40,6 +40,7 @@ from kdcli.facts import (
 )
 from kdcli.relation import RelationEvidence, describe_shared, find_relation, num_shared_labels
 from kdcli.result import finite
+from kdcli.text import short_repr
 
 _OTHER_CLASSES = "other classes"
 """The relation cross where teacher and student both classify the same kind of samples."""
@@ -760,8 +761,8 @@ def _describe_models(
     if teacher is not None:
         decisions.append(Decision("teacher", _model_line(teacher), teacher.weights))
         pre = teacher.preprocessing
-        reason = "Its own tokenizer." if isinstance(pre, TextPreprocessing) else f"Its own preprocessing.{_caveat(pre)}"
-        decisions.append(Decision("teacher input", _input_line(pre), reason))
+        own = "tokenizer" if isinstance(pre, TextPreprocessing) else "preprocessing"
+        decisions.append(Decision("teacher input", _input_line(pre), f"Its own {own}.{_caveat(pre)}"))
     decisions.append(Decision("student", _model_line(student), student.weights))
     decisions.append(
         Decision(
@@ -863,17 +864,21 @@ def _model_line(facts: ModelFacts) -> str:
 
 
 def _input_reason(pre: Preprocessing | TextPreprocessing, *, has_teacher: bool) -> str:
-    if isinstance(pre, TextPreprocessing):
-        return "Its own tokenizer, of the same text as the teacher's." if has_teacher else "Its own."
-    own = "Its own preprocessing, from the same augmented image as the teacher's." if has_teacher else "Its own."
+    own = "Its own."
+    if has_teacher and isinstance(pre, TextPreprocessing):
+        own = "Its own tokenizer, of the same text as the teacher's."
+    elif has_teacher:
+        own = "Its own preprocessing, from the same augmented image as the teacher's."
     return own + _caveat(pre)
 
 
 _GEOMETRIES = {"crop": "", "squash": "squashed", "border": "bordered"}
 
 
-def _caveat(pre: Preprocessing) -> str:
+def _caveat(pre: Preprocessing | TextPreprocessing) -> str:
     """Return what is not as the model's library does it."""
+    if isinstance(pre, TextPreprocessing):
+        return "".join(f" {remark}" for remark in pre.remarks)
     cut = _GEOMETRIES[pre.geometry]
     caveats = ([f"Not {cut} in training, where images are random crops."] if cut else []) + [pre.note] * bool(pre.note)
     return "".join(f" {caveat}" for caveat in caveats)
@@ -888,7 +893,8 @@ def _compression_reason(pre: Preprocessing | TextPreprocessing) -> str:
 def _input_line(pre: Preprocessing | TextPreprocessing) -> str:
     if isinstance(pre, TextPreprocessing):
         pooled = "each for itself" if pre.pooling == "none" else f"pooled by {pre.pooling}"
-        return f"{pre.max_length} tokens, {pre.tokenizer} ({human_count(pre.vocab_size)}), {pooled}"
+        prompt = f", after the prompt {short_repr(pre.prompt)}" if pre.prompt else ""
+        return f"{pre.max_length} tokens, {pre.tokenizer} ({human_count(pre.vocab_size)}), {pooled}{prompt}"
     mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (pre.mean, pre.std))
     order = ", BGR" if pre.channels == "BGR" else ""
     geometry = f", {_GEOMETRIES[pre.geometry]}" if _GEOMETRIES[pre.geometry] else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
     AutoModelForTokenClassification,
+    GenerationConfig,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -33,17 +34,17 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from kdcli.config import Pooling
-from kdcli.data.batch import AnyBatch, TextBatch, TextPair
+from kdcli.data.batch import AnyBatch, Text, TextBatch, TextPair
 from kdcli.errors import UserError
 from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, DataFacts, LabelKind, TextPooling, TextPreprocessing
 from kdcli.models.base import LayerTap, Model, ModelOutput, Origin, Probe, run_once, tensor_of
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.hf import from_config, label_names, load_weights, read_config
 from kdcli.models.locate import Place
-from kdcli.models.sentence import SentenceSettings
+from kdcli.models.sentence import SentenceSettings, write_prompt
 from kdcli.models.spec import Library
-from kdcli.models.tokenizer import encode, max_length, num_tokens
-from kdcli.models.weights import Checkpoint
+from kdcli.models.tokenizer import encode, max_length, num_tokens, save_tokenizer
+from kdcli.models.weights import Checkpoint, reason_of
 
 _PROBLEMS: dict[LabelKind, str] = {
     "class": "single_label_classification",
@@ -132,14 +133,25 @@ class HFTextModel(Model):
             self.facts = replace(self.facts, feature_dims={**self.facts.feature_dims, "pooled": width})
 
     def prepare(self, batch: AnyBatch) -> dict[str, Tensor]:
-        """Return ``input_ids`` and ``attention_mask``, int64 (B, L), L being the batch's longest text.
+        """Return ``input_ids`` and ``attention_mask``, int64 (B, L), L being the batch's longest text with its prompt.
 
         Of pairs of texts also ``token_type_ids``, likewise, where tokenizer and model have them.
+
+        Raises:
+            UserError: there is a prompt, and texts are pairs.
         """
         assert isinstance(batch, TextBatch)
+        texts: Sequence[Text] = batch.texts
+        if prompt := self.preprocessing.prompt:
+            if not all(isinstance(text, str) for text in texts):
+                raise UserError(
+                    f"{self.facts.name} puts {prompt!r} before every text, and these are pairs of texts.",
+                    "Set teacher.prompt to '' to go on without it.",
+                )
+            texts = [f"{prompt}{text}" for text in texts]
         found = encode(
             self.tokenizer,
-            batch.texts,
+            texts,
             padding=True,
             truncation=True,
             max_length=self.preprocessing.max_length,
@@ -157,11 +169,17 @@ class HFTextModel(Model):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def save(self, folder: Path) -> None:
-        """Write the model and its tokenizer, for ``from_pretrained`` of their auto classes."""
+        """Write the model and its tokenizer, for ``from_pretrained`` of their auto classes.
+
+        The tokenizer is its folder's own; only that of a model that reads a text as a whole cuts it at the length of
+        training. A prompt is what sentence-transformers, too, puts before every text.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items()}
         self.module.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
-        self.tokenizer.save_pretrained(folder)
+        length = None if head_kind(self.module) in ("masked", "causal") else self.preprocessing.max_length
+        save_tokenizer(self.tokenizer, folder, max_length=length)
+        write_prompt(folder, self.preprocessing.prompt)
 
     def reset_classifier(self) -> None:
         """Initialise the classifier anew, as an untrained model of this kind has it, from torch's generator."""
@@ -503,6 +521,8 @@ def preprocessing_of(
     own_length: int | None,
     pooling: TextPooling,
     tokenizer_of: str,
+    prompt: str = "",
+    remarks: tuple[str, ...] = (),
 ) -> TextPreprocessing:
     """Return how a model wants its texts, and tell its tokenizer and its config.
 
@@ -517,13 +537,36 @@ def preprocessing_of(
             "Choose a student with a tokenizer of its own, or start untrained.",
         )
     length = max_length(place.name, module, tokenizer, asked=asked_length, own=own_length)
-    tokenizer.model_max_length = length
+    tokenizer.model_max_length = module.config.text_max_length = length
     config = text_part(module.config)
-    if getattr(config, "pad_token_id", None) is None:
+    if getattr(config, "pad_token_id", None) is None and head_kind(module) not in ("masked", "causal"):
         config.pad_token_id = tokenizer.pad_token_id
     if pooling != "none":
         module.config.sentence_pooling = pooling
-    return TextPreprocessing(length, f"{type(tokenizer).__name__} of {tokenizer_of}", tokens, pooling)
+        if tokenizer.truncation_side != "right":
+            remarks += ("Its tokenizer cuts long texts at their beginning.",)
+    phrase = f"{type(tokenizer).__name__} of {tokenizer_of}"
+    return TextPreprocessing(length, phrase, tokens, pooling, prompt, remarks)
+
+
+def own_length(config: Any, tokenizer: Any) -> int:
+    """Return the longest text in tokens of a model that :meth:`HFTextModel.save` wrote."""
+    length = getattr(config, "text_max_length", None)  # of runs of before there is the tokenizer's
+    return int(tokenizer.model_max_length if length is None else length)
+
+
+def keep_generation(module: Any, folder: Path) -> None:
+    """Let an untrained language model write texts by the settings in its architecture's folder, where there are any.
+
+    Raises:
+        UserError: they can't be read.
+    """
+    if not module.can_generate() or not (folder / "generation_config.json").is_file():
+        return
+    try:
+        module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # on damaged files transformers raises whatever it trips over
+        raise UserError(f"{folder / 'generation_config.json'} can't be read: {reason_of(error)}", "Mend it.") from error
 
 
 def _num_embeddings(module: Any) -> int | None:

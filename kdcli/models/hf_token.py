@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from kdcli.data.batch import AnyBatch, TokenBatch, WordBatch
 from kdcli.data.words import encode_words, first_tokens
 from kdcli.errors import UserError
+from kdcli.facts import TextPreprocessing
 from kdcli.losses.vocabulary import OutputHead, VocabularyLogits
-from kdcli.models.base import LayerTap, ModelOutput, Probe, run_once, tensor_of
+from kdcli.models.base import LayerTap, ModelOutput, Origin, Probe, run_once, tensor_of
 from kdcli.models.hf_text import HFTextModel, head_kind, text_part
 from kdcli.models.measure import Measured, measure
 
@@ -31,6 +32,10 @@ class HFTokenModel(HFTextModel):
     ``vocabulary``, which is never all there at once. A padded vocabulary has them for all its rows, as transformers'
     own losses have: training takes the probability away from those that are no token's.
     """
+
+    def __init__(self, module: Any, origin: Origin, tokenizer: Any, preprocessing: TextPreprocessing) -> None:
+        tokenizer.truncation_side = "right"  # texts are cut into pieces, from their beginning on
+        super().__init__(module, origin, tokenizer, preprocessing)
 
     def prepare(self, batch: AnyBatch) -> dict[str, Tensor]:
         """Return ``input_ids`` and ``attention_mask``, int64 (B, L), with ``tokens`` (M,) and ``predicted`` (N,).

@@ -20,12 +20,13 @@ from kdcli.models.hf_token import HFTokenModel
 from kdcli.models.imagenet import aliases_of
 from kdcli.models.locate import Place, library_of, locate
 from kdcli.models.recorded import Recorded
-from kdcli.models.sentence import read_sentence_settings
+from kdcli.models.sentence import SentenceSettings, prompt_of, read_sentence_settings
 from kdcli.models.settle import change_input, check_against, settle_teacher, wanted_input
 from kdcli.models.shrink import CopyReport, Shrinking, copy_tensors, parse_shrinking, shrink
 from kdcli.models.spec import ModelName, parse_name
-from kdcli.models.tokenizer import read_tokenizer
+from kdcli.models.tokenizer import lower_case, read_tokenizer
 from kdcli.run_folder import RunFolder
+from kdcli.text import short_repr
 
 
 def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
@@ -314,6 +315,8 @@ def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-cla
     if (tokenizer := read_tokenizer(place.folder)) is None:
         raise UserError(f"{config.name} has no tokenizer.", "Put its tokenizer.json beside config.json.")
     settings = read_sentence_settings(place.folder)
+    if settings.lower_case:
+        lower_case(tokenizer, place.name)
     native = hf_text.read_text_config(place)
     over_tokens = task in OVER_TOKENS
     pooling: TextPooling = "none" if over_tokens else config.pooling or hf_text.own_pooling(native, settings)
@@ -331,6 +334,10 @@ def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-cla
     names = _text_labels(module) if not name.random else None
     if path is not None:
         names = _names_of_file(checkpoint.recorded, names, num_classes)
+    remarks, head = settings.remarks, settings.head
+    if over_tokens or config.pooling not in (None, settings.pooling):
+        head = None
+        remarks += _left_out(settings)
     preprocessing = hf_text.preprocessing_of(
         place,
         module,
@@ -339,11 +346,14 @@ def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-cla
         own_length=settings.max_length,
         pooling=pooling,
         tokenizer_of=place.name,
+        prompt="" if over_tokens else prompt_of(settings, asked=config.prompt, name=place.name),
+        remarks=() if over_tokens else remarks,
     )
     origin = _teacher_origin(place, name, module, names, None, phrase)
-    head = settings.head if not over_tokens and config.pooling in (None, settings.pooling) else None
-    kind = HFTokenModel if over_tokens else hf_text.HFTextModel
-    model = kind(module, origin, tokenizer, preprocessing, head=head)
+    if over_tokens:
+        model: hf_text.HFTextModel = HFTokenModel(module, origin, tokenizer, preprocessing)
+    else:
+        model = hf_text.HFTextModel(module, origin, tokenizer, preprocessing, head=head)
     freeze(model)
     _name_labels(model, config)
     return model
@@ -395,6 +405,9 @@ def build_text_student(
     native = hf_text.read_text_config(place)
     settings = read_sentence_settings(place.folder)
     tokenizer, tokenizer_of = read_tokenizer(place.folder), place.name
+    has_own = tokenizer is not None
+    if has_own and settings.lower_case:
+        lower_case(tokenizer, place.name)
     if tokenizer is None and config.tokenizer is not None:
         tokenizer, tokenizer_of = _lent_tokenizer(config.tokenizer)
     if tokenizer is None:
@@ -409,8 +422,14 @@ def build_text_student(
     own_names = hf.label_names(native) if hf_text.head_of_config(native) in ("sequence", "token") else None
     over_tokens = data.task in OVER_TOKENS
     pooling: TextPooling = "none" if over_tokens else config.pooling or hf_text.own_pooling(native, settings)
+    embeds = data.task == "sentence-embedding"
+    remarks = () if over_tokens else settings.remarks + _left_out(settings)
+    if not (over_tokens or embeds) and settings.prompt:
+        remarks += (f"Its own prompt {short_repr(settings.prompt)} is for embeddings, and is left out.",)
     with seeded(seed):
         module = hf_text.build_text_student(place, native, data, pretrained=config.pretrained, pooling=pooling)
+        if has_own and place.folder is not None and not config.pretrained:
+            hf_text.keep_generation(module, place.folder)
         preprocessing = hf_text.preprocessing_of(
             place,
             module,
@@ -419,6 +438,8 @@ def build_text_student(
             own_length=settings.max_length,
             pooling=pooling,
             tokenizer_of=tokenizer_of,
+            prompt=prompt_of(settings, asked=None, name=place.name) if embeds else "",
+            remarks=remarks,
         )
         origin = _student_origin(place, config, module, data.class_names)
         model = (HFTokenModel if over_tokens else hf_text.HFTextModel)(module, origin, tokenizer, preprocessing)
@@ -436,6 +457,10 @@ def build_text_student(
     return model
 
 
+def _left_out(settings: SentenceSettings) -> tuple[str, ...]:
+    return () if settings.head is None else ("The layers that come after its pooling are left out.",)
+
+
 def _lent_tokenizer(config: TeacherConfig) -> tuple[Any, str]:
     """Return the tokenizer of a model that is not loaded, with its length as a teacher's, and whose it is."""
     if config.weights is not None:
@@ -446,7 +471,10 @@ def _lent_tokenizer(config: TeacherConfig) -> tuple[Any, str]:
     place = locate(_parse(config.name), weights=False, is_text=True)
     if (tokenizer := read_tokenizer(place.folder)) is None:
         raise UserError(f"student.tokenizer: {config.name} has no tokenizer.", "Name a model that has one.")
-    length = config.max_length or read_sentence_settings(place.folder).max_length
+    settings = read_sentence_settings(place.folder)
+    if settings.lower_case:
+        lower_case(tokenizer, place.name)
+    length = config.max_length or settings.max_length
     if length is not None:
         tokenizer.model_max_length = min(length, tokenizer.model_max_length)
     return tokenizer, place.name
@@ -474,15 +502,17 @@ def load_saved(folder: Path) -> Model:
 def _load_saved_text(place: Place, folder: Path, tokenizer: Any) -> Model:
     module = hf_text.load_saved_text_module(place)
     over_tokens = hf_text.head_kind(module) in ("token", "masked", "causal")
-    pooling: TextPooling = "none" if over_tokens else hf_text.own_pooling(module.config, read_sentence_settings(folder))
+    settings = read_sentence_settings(folder)
+    pooling: TextPooling = "none" if over_tokens else hf_text.own_pooling(module.config, settings)
     preprocessing = hf_text.preprocessing_of(
         place,
         module,
         tokenizer,
         asked_length=None,
-        own_length=tokenizer.model_max_length,
+        own_length=hf_text.own_length(module.config, tokenizer),
         pooling=pooling,
         tokenizer_of=place.name,
+        prompt=settings.prompt,
     )
     origin = Origin(place.name, True, f"saved in {folder}", _text_labels(module))
     return (HFTokenModel if over_tokens else hf_text.HFTextModel)(module, origin, tokenizer, preprocessing).eval()

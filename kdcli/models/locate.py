@@ -184,9 +184,17 @@ def load_architectures(entry: Extension) -> None:
         raise entry.unfit(f"a module that registers models called {entry.name}_... with timm.models.register_model")
 
 
+_BESIDE_TEXT_MODELS = (
+    *tokenizer.FILES,
+    *sentence.TRANSFORMER_FILES,
+    sentence.MODEL_FILE,
+    "generation_config.json",
+)
+
+
 def _text_snapshot(repo: str, *, weights: bool) -> Path:
     """Return the folder of a hub's model of text with its tokenizer, and with what sentence-transformers adds to it."""
-    folder = hub.snapshot(repo, weights=weights, others=(*tokenizer.FILES, "sentence_bert_config.json"))
+    folder = hub.snapshot(repo, weights=weights, others=_BESIDE_TEXT_MODELS)
     if (modules := hub.download(repo, "modules.json")) is not None:
         for filename in sentence.module_files(modules):
             hub.download(repo, filename)

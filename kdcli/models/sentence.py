@@ -1,7 +1,7 @@
 """What a folder of sentence-transformers says beside the model: how to pool, how long texts may be, what follows.
 
 The folder's ``modules.json`` lists a Transformer, a Pooling and perhaps Dense layers and a Normalize. No class that a
-file names is imported: other modules are refused.
+file names is imported: other modules are refused, and so is a setting that is not known.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,51 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid)
 }
 _TYPE = "sentence_transformers.models."
+TRANSFORMER_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Where the settings of a Transformer may be; the first that there is counts."""
+MODEL_FILE = "config_sentence_transformers.json"
+"""Where prompts are."""
+_TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+_EMBEDDING = (None, "sentence_embedding")
+_KNOWN: dict[str, dict[str, tuple[Any, ...] | None]] = {
+    "model": {
+        "__version__": None,
+        "model_type": (None, "SentenceTransformer"),
+        "prompts": None,
+        "default_prompt_name": None,
+        "similarity_fn_name": None,
+    },
+    "Transformer": {
+        "max_seq_length": None,
+        "do_lower_case": None,
+        "transformer_task": (None, "feature-extraction"),
+        "modality_config": (None, _TEXT_ONLY),
+        "module_output_name": (None, "token_embeddings"),
+        "processing_kwargs": (None, {}),
+        "unpad_inputs": None,
+    },
+    "Pooling": {
+        "word_embedding_dimension": None,
+        "embedding_dimension": None,
+        "pooling_mode": None,
+        "include_prompt": None,
+        **{f"pooling_mode_{flag}": None for flag in (*_FLAGS.values(), *_OTHER_FLAGS)},
+    },
+    "Dense": {
+        "in_features": None,
+        "out_features": None,
+        "bias": None,
+        "activation_function": None,
+        "module_input_name": _EMBEDDING,
+        "module_output_name": _EMBEDDING,
+        "use_residual": (None, False),
+    },
+    "Normalize": {"module_input_name": _EMBEDDING, "module_output_name": _EMBEDDING},
+}
+"""The settings of each file that kdcli obeys, or that change nothing; the values allowed, None for any."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +89,19 @@ class SentenceSettings:
         pooling: None where the folder says nothing of it.
         max_length: in tokens; None likewise.
         head: what follows the pooling, Dense and Normalize; None for nothing.
+        prompt: what stands before every text; empty for nothing.
+        pools_prompt: whether its tokens count in the pooling.
+        lower_case: whether texts are read in small letters.
+        remarks: one sentence each on what else is there.
     """
 
     pooling: Pooling | None = None
     max_length: int | None = None
     head: nn.Sequential | None = None
+    prompt: str = ""
+    pools_prompt: bool = True
+    lower_case: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 class Normalize(nn.Module):
@@ -67,7 +120,7 @@ def module_files(modules: Path) -> list[str]:
     """
     files = []
     for kind, path in _read_modules(modules):
-        files += [f"{path}/config.json"] if kind in ("Pooling", "Dense") else []
+        files += [f"{path}/config.json"] if kind != "Transformer" else []
         files += [f"{path}/model.safetensors"] if kind == "Dense" else []
     return files
 
@@ -76,33 +129,103 @@ def read_sentence_settings(folder: Path | None) -> SentenceSettings:
     """Read what sentence-transformers keeps in ``folder``.
 
     Raises:
-        UserError: a file is damaged, or a module is none that kdcli has.
+        UserError: a file is damaged, or a module or a setting is none that kdcli has.
     """
     if folder is None:
         return SentenceSettings()
-    length = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    file = folder / next((name for name in TRANSFORMER_FILES if (folder / name).is_file()), TRANSFORMER_FILES[0])
+    transformer = _read_settings(file, "Transformer")
+    length, lower = transformer.get("max_seq_length"), transformer.get("do_lower_case") or False
     if length is not None and (not isinstance(length, int) or length < 1):
-        raise UserError(
-            f"{folder / 'sentence_bert_config.json'}: max_seq_length is {short_repr(length)}.", "Set max_length."
-        )
+        raise UserError(f"{file}: max_seq_length is {short_repr(length)}.", "Set max_length.")
+    if not isinstance(lower, bool):
+        raise UserError(f"{file}: do_lower_case is {short_repr(lower)}.", "Set it to true or false.")
+    prompt, remarks = _read_prompt(folder / MODEL_FILE)
+    settings = SentenceSettings(None, length, None, prompt, True, lower, remarks)
     if not (folder / "modules.json").is_file():
-        return SentenceSettings(max_length=length)
-    pooling: Pooling | None = None
+        return settings
     layers: list[nn.Module] = []
     for kind, path in _read_modules(folder / "modules.json"):
+        found = _read_settings(folder / path / "config.json", kind) if kind != "Transformer" else {}
         if kind == "Pooling":
-            pooling = _read_pooling(folder / path)
+            include = found.get("include_prompt", True)
+            settings = replace(settings, pooling=_read_pooling(folder / path, found), pools_prompt=bool(include))
         elif kind == "Dense":
-            layers.append(_read_dense(folder / path))
+            layers.append(_read_dense(folder / path, found))
         elif kind == "Normalize":
             layers.append(Normalize())
-    return SentenceSettings(pooling, length, nn.Sequential(*layers) if layers else None)
+    return replace(settings, head=nn.Sequential(*layers) if layers else None)
+
+
+def prompt_of(settings: SentenceSettings, *, asked: str | None, name: str) -> str:
+    """Return what stands before every text: what is asked for, else the model's own.
+
+    Raises:
+        UserError: the model ``name`` leaves its prompt's tokens out of the pooling, which kdcli does not.
+    """
+    prompt = settings.prompt if asked is None else asked
+    if prompt and not settings.pools_prompt:
+        raise UserError(
+            f"{name} leaves the prompt {short_repr(prompt)} out of its pooling (include_prompt), which kdcli does not have.",
+            "Set teacher.prompt to '' to go on without it, or choose another model.",
+        )
+    return prompt
+
+
+def write_prompt(folder: Path, prompt: str) -> None:
+    """Let a folder's model put ``prompt`` before every text, in kdcli and in sentence-transformers; not if it is empty."""
+    if prompt:
+        _write_json(folder / MODEL_FILE, {"prompts": {"default": prompt}, "default_prompt_name": "default"})
+
+
+def _read_prompt(file: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the prompt that stands before every text, and remarks on what else the model's file says."""
+    settings = _read_settings(file, "model")
+    prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, (str, type(None))) for text in prompts.values()):
+        raise UserError(f"{file}: prompts is {short_repr(prompts)}.", "Give each prompt's name its text.")
+    if default is not None and default not in prompts:
+        raise UserError(
+            f"{file}: default_prompt_name is {short_repr(default)}, and the prompts are {', '.join(prompts) or 'none'}.",
+            "Name one of them.",
+        )
+    prompt = "" if default is None else prompts[default] or ""
+    remarks = []
+    others = [name for name, text in prompts.items() if text and name != default]
+    if others:
+        remarks.append(f"Its prompts {', '.join(others)} are for other uses, and put before no text.")
+    if (similarity := settings.get("similarity_fn_name") or "cosine") != "cosine":
+        remarks.append(f"Its own similarity is {similarity}; kdcli compares embeddings by their cosines.")
+    return prompt, tuple(remarks)
+
+
+def _read_settings(file: Path, kind: str) -> dict[str, Any]:
+    """Return the settings in ``file``.
+
+    Raises:
+        UserError: one of them is not known, or has a value that kdcli does not have.
+    """
+    settings: dict[str, Any] = _read_json(file)
+    known = _KNOWN[kind]
+    for name, value in settings.items():
+        if value is not None and name not in known:
+            raise UserError(
+                f"{file} sets {short_repr(name)} to {short_repr(value)}, a setting that kdcli does not know.",
+                "Remove it if it changes nothing, or choose another model.",
+            )
+        if (allowed := known.get(name)) is not None and value not in allowed:
+            raise UserError(
+                f"{file} sets {name} to {short_repr(value)}, which kdcli does not have.", "Choose another model."
+            )
+    return settings
 
 
 def write_sentence_settings(
     folder: Path, *, pooling: Pooling, width: int, max_length: int, layers: Sequence[nn.Linear | nn.ReLU]
 ) -> None:
     """Make a model's folder one that sentence-transformers loads too: pooling, Dense layers, Normalize.
+
+    Its prompt is there already, by :func:`write_prompt`, and its tokenizer sees to small letters.
 
     Args:
         folder: that holds the model and its tokenizer.
@@ -144,16 +267,28 @@ def _read_modules(file: Path) -> list[tuple[str, str]]:
                 "Choose a model of Transformer, Pooling, Dense and Normalize; without modules.json the model alone is read.",
             )
         modules.append((kind, path))
+    kinds = [kind for kind, _ in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
+        raise UserError(
+            f"{file} lists {', '.join(kinds) or 'no modules'}, and kdcli reads a Transformer, a Pooling, then others.",
+            "Choose another model; without modules.json the model alone is read.",
+        )
+    if modules[0][1]:
+        raise UserError(
+            f"{file} has its Transformer in the folder {modules[0][1]}.",
+            f"Name that folder as the model, or move its files beside {file.name}.",
+        )
     return modules
 
 
-def _read_pooling(folder: Path) -> Pooling:
-    settings = _read_json(folder / "config.json")
+def _read_pooling(folder: Path, settings: dict[str, Any]) -> Pooling:
     mode = settings.get("pooling_mode")
     if mode is None:
         flags = {**{flag: name for name, flag in _FLAGS.items()}, **{flag: flag for flag in _OTHER_FLAGS}}
         found = [name for flag, name in flags.items() if settings.get(f"pooling_mode_{flag}")]
         mode = found[0] if len(found) == 1 else found or "mean"
+    if isinstance(mode, list) and len(mode) == 1:
+        mode = mode[0]
     if not isinstance(mode, str) or mode not in _MODES:
         raise UserError(
             f"{folder / 'config.json'} pools by {short_repr(mode)}, which kdcli does not have.",
@@ -162,8 +297,7 @@ def _read_pooling(folder: Path) -> Pooling:
     return _MODES[mode]
 
 
-def _read_dense(folder: Path) -> nn.Module:
-    settings = _read_json(folder / "config.json")
+def _read_dense(folder: Path, settings: dict[str, Any]) -> nn.Module:
     activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     width, out = settings.get("in_features"), settings.get("out_features")
     if activation not in _ACTIVATIONS or not isinstance(width, int) or not isinstance(out, int):

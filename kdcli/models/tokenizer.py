@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import normalizers
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -24,6 +26,7 @@ FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "tokenizer.model",
+    "chat_template.jinja",
 )
 """What a tokenizer may consist of."""
 _VOCABULARIES = (
@@ -41,6 +44,8 @@ DEFAULT_MAX_LENGTH = 512
 def read_tokenizer(folder: Path | None) -> Any | None:
     """Return the tokenizer in ``folder``, which pads on the right; None where there is none.
 
+    As it was found it stays in ``as_found``, for :func:`save_tokenizer`.
+
     Raises:
         UserError: it can't be read, or has no token that could pad.
     """
@@ -53,7 +58,8 @@ def read_tokenizer(folder: Path | None) -> Any | None:
             f"The tokenizer in {folder} can't be read: {reason_of(error)}",
             "Check its files; kdcli runs no code from model folders.",
         ) from error
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.as_found = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
@@ -61,6 +67,40 @@ def read_tokenizer(folder: Path | None) -> Any | None:
             f"The tokenizer in {folder} has no token to pad with.", "Give its tokenizer_config.json a pad_token."
         )
     return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, *, max_length: int | None) -> None:
+    """Write what :func:`read_tokenizer` returned as it was found: its sides, template and tokens are the folder's own.
+
+    Args:
+        tokenizer: a model's.
+        folder: where to.
+        max_length: the longest text that the model was trained on, to cut longer ones there; a token to pad with is
+            then given, too, where the folder's tokenizer has none. None leaves both as they are, for language models.
+    """
+    own = copy.deepcopy(tokenizer.as_found)
+    if max_length is not None:
+        own.model_max_length = max_length
+        if own.pad_token is None:
+            own.pad_token = tokenizer.pad_token
+    own.save_pretrained(folder)
+
+
+def lower_case(tokenizer: Any, source: str) -> None:
+    """Let a tokenizer see all letters as small ones.
+
+    Raises:
+        UserError: it can't be told to.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{source} wants do_lower_case, which its tokenizer {type(tokenizer).__name__} can't be told.",
+            "Give its folder a tokenizer.json.",
+        )
+    for changed in (tokenizer, tokenizer.as_found):
+        backend = changed.backend_tokenizer
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
 
 
 def encode(tokenizer: Any, texts: Sequence[Text], **options: Any) -> Any:
