@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kdcli.errors import UserError, did_you_mean
+from kdcli.models.bounds import bounded
 
 _ELSEWHERE = {
     "img_size": "Set student.image_size or teacher.image_size.",
@@ -49,7 +50,7 @@ def read_constructor(model: str, arguments: Mapping[str, Any]) -> Constructor:
     """
     with torch.device("meta"):
         kind = type(timm.create_model(model))
-        with _first_call(kind) as values:
+        with _first_call(kind) as values, bounded(model):
             architecture = timm.create_model(model, **arguments)
     names = {*_parameters(kind), *_generator_parameters(architecture)}
     cfg = values.get("cfg")

@@ -32,6 +32,7 @@ from kdcli.models.base import (
     map_of_places,
     mean_over_places,
 )
+from kdcli.models.bounds import bounded, check_extent
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.locate import Place
 from kdcli.models.spec import Library
@@ -424,8 +425,13 @@ def from_config(auto: Any, place: Place, config: Any, **arguments: Any) -> nn.Mo
         UserError: the values of ``config`` don't fit together.
     """
     _unmask(config)
+    if place.arguments or place.folder:
+        check_extent(place.name, lambda: auto.from_config(config, dtype=torch.float32, **arguments))
     try:
-        return auto.from_config(config, dtype=torch.float32, trust_remote_code=False, **arguments)
+        with bounded(place.name):
+            return auto.from_config(config, dtype=torch.float32, trust_remote_code=False, **arguments)
+    except UserError:
+        raise
     except Exception as error:  # on values that don't fit together transformers raises whatever it trips over
         raise UserError(f"{place.name} can't be built: {reason_of(error)}", "Choose another model.") from error
 
@@ -455,16 +461,19 @@ def load_weights(
     assert place.folder is not None  # locate found weights there
     check_folder(place.folder)
     try:
-        module, info = auto.from_pretrained(
-            place.folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **arguments,
-        )
+        with bounded(place.name):
+            module, info = auto.from_pretrained(
+                place.folder,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **arguments,
+            )
+    except UserError:
+        raise
     except Exception as error:  # on damaged files transformers raises whatever it trips over
         raise UserError(
             f"The weights of {place.name} can't be loaded: {reason_of(error)}",

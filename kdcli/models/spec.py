@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,6 +22,10 @@ _GRAMMAR = (
     "Names are NAME, timm:NAME, cifar:NAME, hf:ORG/NAME, package:NAME/PATH or a local folder; random:NAME is the same "
     "architecture untrained."
 )
+_LARGEST = 2**21
+"""More than any number of layers, channels or tokens, and few enough to make a list of."""
+_FACTORS = re.compile("mult|coefficient|ratio|factor")
+_LARGEST_FACTOR = 1000
 _QUERY = "Arguments follow the name, for example vit_tiny_patch16_224?depth=4&embed_dim=96."
 
 
@@ -112,6 +117,12 @@ def _parse_query(text: str, query: str) -> dict[str, Any]:
         except ValueError:
             value = _Nothing
         parts = value if isinstance(value, list) else [value]
+        largest = _LARGEST_FACTOR if _FACTORS.search(key) else _LARGEST
+        if any(isinstance(part, (int, float)) and abs(part) > largest for part in parts):
+            raise UserError(
+                f"Model name {short_repr(text)}: {key} is {short_repr(value)}, and {largest} is the most.",
+                "Give a smaller value.",
+            )
         if not all(_is_plain(part) for part in parts):
             raise UserError(
                 f"Model name {short_repr(text)}: {key} can't be {short_repr(raw)}.",

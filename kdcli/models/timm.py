@@ -33,6 +33,7 @@ from kdcli.models.base import (
     map_of_places,
     mean_over_places,
 )
+from kdcli.models.bounds import bounded, check_extent
 from kdcli.models.constructor import check_arguments, read_constructor
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.locate import Place, load_architectures
@@ -206,16 +207,16 @@ def load(
         arguments["img_size"] = tuple(sides)
     overlay = _weights_overlay(place, cfg) if pretrained and not place.folder else None
     stochastic: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
+    changed = {**place.arguments, **arguments, **stochastic}
+    if changed or place.folder:
+        check_extent(place.name, lambda: timm.create_model(name, num_classes=num_classes, **changed))
     try:
-        module: Any = timm.create_model(
-            name,
-            pretrained=pretrained,
-            num_classes=num_classes,
-            pretrained_cfg_overlay=overlay,
-            **place.arguments,
-            **arguments,
-            **stochastic,
-        )
+        with bounded(place.name):
+            module: Any = timm.create_model(
+                name, pretrained=pretrained, num_classes=num_classes, pretrained_cfg_overlay=overlay, **changed
+            )
+    except UserError:
+        raise
     # A folder's config and weights can be anything: on values that don't fit timm and torch raise what they trip over.
     except Exception as error:
         if stochastic and "drop_path_rate" in str(error):

@@ -1,5 +1,8 @@
 """``NAME?option=value``: the grammar, the models, the saved students; and ``teacher?layers=N&width=F``."""
 
+import json
+import resource
+
 import pytest
 import timm
 import torch
@@ -316,3 +319,46 @@ def test_names_with_arguments_become_absolute(tmp_path, monkeypatch):
     values = {"teacher": "none", "student": "./models/a?depth=2", "data": "x"}
     name = parse_config(values, source="test").with_absolute_paths().student.name
     assert name == f"{tmp_path / 'models/a'}?depth=2"
+
+
+# --- absurd sizes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("vit_tiny_patch16_224?depth=100000", "would have more than 2000 parts"),
+        ("hf:resnet?depths=[100000,1,1,1]", "would have more than 2000 parts"),
+        ("mobilenetv3_small_050?depth_multiplier=1000", "would have more than 2000 parts"),
+        ("test_vit?embed_dim=2000000&num_heads=2", r"would have [\d,]+ parameters or more"),
+        ("hf:vit?hidden_size=1000000", r"would have [\d,]+ parameters or more"),
+        ("test_vit?depth=10000000000000", "and 2097152 is the most"),
+        ("mobilenetv3_small_050?depth_multiplier=1001", "and 1000 is the most"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_memory_is_spent(monkeypatch, name, said):
+    monkeypatch.setattr("kdcli.models.bounds.MOST_MODULES", 2000)
+    monkeypatch.setattr("kdcli.models.bounds.total_memory", lambda: 2**40)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=said):
+        student(name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # in KiB: a gigabyte
+
+
+def test_memory_is_the_bound_of_parameters(monkeypatch):
+    number = student("test_vit?depth=20").facts.num_parameters
+    monkeypatch.setattr("kdcli.models.bounds.total_memory", lambda: 4 * number)
+    student("test_vit?depth=20")
+    monkeypatch.setattr("kdcli.models.bounds.total_memory", lambda: 4 * number - 1)
+    with pytest.raises(UserError, match="parameters or more"):
+        student("test_vit?depth=20")
+
+
+def test_a_folders_network_has_the_same_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdcli.models.bounds.MOST_MODULES", 2000)
+    student("test_vit").save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"] = {"depth": 100000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="would have more than 2000 parts"):
+        load_saved(tmp_path)

@@ -1,0 +1,84 @@
+"""Networks of absurd size are refused before memory or time is spent on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from kdcli.errors import UserError
+
+MOST_MODULES = 20_000
+"""Parts of a network. The deepest that are published have some thousands; this many take a second or two to build."""
+_HINT = "Give smaller values, or choose another model."
+
+
+def total_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return int(psutil.virtual_memory().total)
+
+
+@contextmanager
+def bounded(label: str) -> Iterator[None]:
+    """Stop the building of a network at its ``MOST_MODULES``-th part, or where its weights would fill the memory.
+
+    Args:
+        label: what to call the model.
+
+    Raises:
+        UserError: it got that far.
+    """
+    memory, parts, numbers = total_memory(), 0, 0
+
+    def count_part(parent: nn.Module, name: str, part: nn.Module | None) -> None:
+        nonlocal parts
+        parts += 1
+        if parts > MOST_MODULES:
+            raise UserError(f"{label} would have more than {MOST_MODULES} parts: no network is as deep.", _HINT)
+
+    def count_numbers(parent: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal numbers
+        numbers += 0 if parameter is None else parameter.numel()
+        if 4 * numbers > memory:
+            raise UserError(
+                f"{label} would have {numbers:,} parameters or more: in float32 they take {4 * numbers / 2**30:,.1f} GiB,"
+                f" and this machine has {memory / 2**30:,.1f} GiB of memory.",
+                _HINT,
+            )
+
+    handles = [
+        register_module_module_registration_hook(count_part),
+        register_module_parameter_registration_hook(count_numbers),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_extent(label: str, build: Callable[[], Any]) -> None:
+    """Build a network without memory, within :func:`bounded`.
+
+    Args:
+        label: what to call the model.
+        build: makes it; what else fails there fails again, and is told, where it is built in earnest.
+
+    Raises:
+        UserError: it is too large.
+    """
+    with bounded(label), torch.device("meta"), torch.random.fork_rng(devices=[]):
+        try:
+            build()
+        except UserError:
+            raise
+        except Exception:
+            return
