@@ -200,6 +200,20 @@ def test_a_low_terminal_shows_fewer_validations(height, rows):
     assert sum(bool(re.match(r"│ epoch \d (best)? ", line)) for line in lines) == rows
 
 
+@pytest.mark.parametrize(("height", "rows"), [(40, 3), (14, 1), (13, 0)])
+def test_the_teacher_stands_below_the_validations(height, rows):
+    """Its line is printed once; in the view it has a row of its own, wherever there is room for a validation."""
+    console, clock = make_console(height=height), Clock()
+    reporter = LiveReporter("distil", console, clock=clock)
+    reporter.measured({"accuracy": 0.875, "loss": 0.5})
+    assert printed(console) == ["distil teacher  validation accuracy 0.8750  loss 0.5000"]
+    play(reporter, clock)
+    lines = seen(reporter, console)
+    assert len(lines) <= min(height, 18)
+    assert sum(bool(re.match(r"│ epoch \d (best)? ", line)) for line in lines) == rows
+    assert sum(bool(re.match(r"│ teacher +0\.8750 ", line)) for line in lines) == (rows > 0)
+
+
 def test_losses_and_metrics_of_another_stage_replace_those_before():
     console = make_console()
     reporter = LiveReporter("distil", console, clock=Clock())
@@ -297,6 +311,7 @@ def test_json_lines_hold_every_event_in_full():
     console, clock = make_console(width=20), Clock()
     with JsonReporter("distil", console) as reporter:
         reporter.started(total_steps=80, steps_per_epoch=20, step=5)
+        reporter.measured({"accuracy": 2 / 3, "loss": math.nan})
         reporter.stepped(6)
         reporter.logged(train_values(6, {"supervised": 0.1 + 0.2, "projection": math.nan, "other": -math.inf}))
         reporter.validated({"epoch": 1, "step": 20, "accuracy": 1 / 3}, best=True)
@@ -306,6 +321,7 @@ def test_json_lines_hold_every_event_in_full():
     events = [json.loads(line, parse_constant=refuse) for line in console.file.getvalue().splitlines()]
     assert events == [
         {"event": "started", "run": "distil", "total_steps": 80, "steps_per_epoch": 20, "step": 5},
+        {"event": "teacher", "run": "distil", "accuracy": 2 / 3, "loss": None},
         {"event": "train", "run": "distil"}
         | train_values(6, {"supervised": 0.30000000000000004, "projection": None, "other": None}),
         {"event": "validation", "run": "distil", "epoch": 1, "step": 20, "accuracy": 1 / 3, "best": True},
