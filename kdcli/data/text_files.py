@@ -435,9 +435,11 @@ def _scale(train: TextSource) -> tuple[float, float]:
     """Return mean and standard deviation of the training texts' numbers.
 
     Raises:
-        UserError: they are all the same.
+        UserError: there are none, or they are all the same.
     """
     assert train.values is not None
+    if np.isnan(train.values).all():
+        raise UserError("No training text has a number.", "data.label_column names another column.")
     mean, deviation = float(np.nanmean(train.values)), float(np.nanstd(train.values))
     if not deviation > 0:
         raise UserError("All training texts have the same number: there is nothing to learn.", "Check the labels.")

@@ -143,6 +143,11 @@ def test_numbers_are_numbers_throughout(tmp_path):
         open_(file, label_kind="number")
 
 
+def test_numbers_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match="No training text has a number"):
+        open_(write_csv(tmp_path / "x.csv", [""]), label_kind="number")
+
+
 def test_minus_one_is_no_label_by_the_hubs_convention_alone(tmp_path):
     named = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
     rows = {"text": [f"text {n}" for n in range(18)], "label": [-1, 0, 1] * 6}
