@@ -161,7 +161,8 @@ def _further_bands(image: Image.Image) -> tuple[bool, bool]:
         has_alpha = any(kind in _ALPHAS for kind in kinds)
         return has_alpha, number > _BANDS.get(tags.get(262, 2), number) + has_alpha
     if image.format == "JPEG2000" and image.mode in ("LA", "RGBA"):
-        has_alpha = _defines_alpha(image.fp)  # type: ignore[attr-defined]
+        file = getattr(image, "fp", None)
+        has_alpha = file is None or _defines_alpha(file)  # of a decoded one nothing but its bands is left
         return has_alpha, not has_alpha
     return True, False
 

@@ -196,6 +196,9 @@ def test_a_fourth_band_is_alpha_where_the_file_says_so(tmp_path):
         buffer = io.BytesIO()
         Image.fromarray(bands).save(buffer, "JPEG2000", irreversible=False, **options)
         assert colour(buffer.getvalue()) == expected
+        decoded = Image.open(buffer)
+        decoded.load()
+        assert colour(decoded) == on_white  # nothing tells any more
     for name in ("ant", "bee"):
         (tmp_path / "set" / name).mkdir(parents=True)
         for number in range(8):
