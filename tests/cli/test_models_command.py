@@ -163,7 +163,7 @@ def test_probe_json_classes_and_embedding(run_cli, photos, trained_teacher):
         (("--teacher", "none"), "no features", "Name models"),
         (("--teacher", "random:test_vit", "--teacher", "random:test_vit"), "named twice", "once"),
         (("--teacher", "random:test_vit", "--features", "poled"), "Did you mean pooled", "embedding"),
-        (("--teacher", "random:test_vit", "--classes", "ski"), "Did you mean sky", "label numbers"),
+        (("--teacher", "random:test_vit", "--classes", "ski"), "Did you mean sky", "Classes are names"),
         (("--teacher", "random:test_vi"), "test_vit", "timm.list_models"),
         (
             ("--teacher", "random:test_vit", "--images", "4", "--output", "missing/probe.json"),
@@ -240,7 +240,8 @@ def test_probe_of_texts(run_cli, tmp_path, reviews, bert_folder, text_classifier
     ],
 )
 def test_probe_of_texts_refuses(run_cli, tmp_path, bert_folder, last, arguments, message, hint):
-    rows = [f"film {number},{number % 2}" for number in range(40)]
+    numbers = (number / 8 if last == "1.5" else number % 2 for number in range(40))
+    rows = [f"film {number},{label}" for number, label in enumerate(numbers)]
     (tmp_path / "texts.csv").write_text("\n".join(["text,label", *rows, f"film,{last}"]))
     exit_code, stdout, stderr = run_cli(
         *("models", "probe", "--task", "text-classification", "--teacher", bert_folder, "--data", "texts.csv"),

@@ -98,7 +98,8 @@ def test_the_comparison_has_a_group_for_each_recipe_by_name(swept):
     differences = [ours - theirs for theirs, ours in zip(*values, strict=True)]
     assert cell(stdout, "Δ test loss", 2).startswith(f"{statistics.mean(differences):+.4f} [")
     assert cell(stdout, "Δ test loss", 1) == "-"
-    assert cell(stdout, "Δ test loss", 3).startswith("+0.0000"), "the student alone is the recipe alone"
+    difference = float(cell(stdout, "Δ test loss", 3).split()[0])
+    assert abs(difference) < 2e-3, "the student alone is the recipe alone, up to the kernels that a library version has"
     assert "Ranking" not in stdout
     with (root / "compare.csv").open(newline="") as text:
         rows = list(csv.DictReader(text))
