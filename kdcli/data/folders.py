@@ -58,13 +58,16 @@ def open_any_folder(root: Path, splits: SplitsConfig | None = None) -> OfficialS
             understood.
     """
     found, notes = split_folders(root, splits, reads=is_image, classes=False)
-    if found and (loose := list_files(root, is_image, deep=False).files):
-        raise UserError(
-            f"{root} has {', '.join(path.name for path in found.values())}, and {len(loose)} images beside them.",
-            _ANY_LAYOUT,
-        )
     paths: dict[str, list[str]] = {}
     unread: Counter[str] = Counter()
+    if found:
+        beside = list_files(root, is_image, deep=False)
+        if beside.files:
+            raise UserError(
+                f"{root} has {', '.join(path.name for path in found.values())}, and {len(beside.files)} images beside them.",
+                _ANY_LAYOUT,
+            )
+        unread += beside.unread
     for split, folder in (found or {"train": root}).items():
         files = list_files(folder, is_image)
         unread += files.unread

@@ -64,6 +64,12 @@ def test_splits_of_a_folder_need_no_classes(make_folder: MakeFolder) -> None:
     assert data.labelled is None
 
 
+def test_files_beside_the_folders_of_the_splits_are_counted(make_folder: MakeFolder) -> None:
+    root = make_folder({"train": 5, "val": 5})
+    (root / "notes.txt").write_text("a note")
+    assert "Not read: 1 file (.txt: 1)." in opened(root).facts.notes
+
+
 def test_folders_beside_those_of_the_splits_are_left_out(make_folder: MakeFolder) -> None:
     data = opened(make_folder({"train": 6, "test": 5, "more": 7}))
     assert data.facts.num_train + data.facts.num_validation == 6
