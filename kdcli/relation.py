@@ -74,7 +74,8 @@ def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> 
         how = f"by {' and '.join(dict.fromkeys(match.how for match in matches if match is not None))}"
         if width == size:
             return label_map, (
-                f"Both have the same {size} labels, {how}; the {role}'s logits are put into the data's order."
+                f"Both have the same {size} labels{'' if how == 'by name' else f', {how}'}; the {role}'s logits are put into"
+                " the data's order."
             )
         return label_map, (
             f"All your {size} labels are among the {role}'s {width}, {how}: its logits are those of these {size} alone, with"
