@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +26,8 @@ SUBSTITUTES = {
     ("--teacher", "random:resnet50"): "random:test_resnet",
     ("--teacher", "none"): "none",
     ("--teacher-weights", "teacher.safetensors"): "teacher.safetensors",
+    ("--teacher", "model_best.pth.tar"): "model_best.pth.tar",
+    ("--teacher", "resnet50?weights=model_best.pth.tar"): "test_resnet?weights=model_best.pth.tar",
     ("--student", "mobilenetv3_small_050"): "test_efficientnet",
     ("--teacher", "runs/first-half"): "runs/first-half",
     ("--student", "resnet50"): "test_resnet",
@@ -168,6 +172,8 @@ def folder(
     shutil.copytree(language_models / "masked", folder / "bert")
     shutil.copytree(trained_teacher, folder / "teacher-folder")
     shutil.copy(trained_teacher / "model.safetensors", folder / "teacher.safetensors")
+    state = load_file(trained_teacher / "model.safetensors")
+    torch.save({"arch": "test_resnet", "state_dict": state}, folder / "model_best.pth.tar")
     return folder
 
 
