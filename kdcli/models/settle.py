@@ -128,8 +128,10 @@ def check_against(recorded: Recorded, name: ModelName, num_classes: int) -> list
         phrases.append(f"its model_kwargs {', '.join(unused)} are not taken over")
     if num_classes and recorded.num_classes not in (None, num_classes):
         phrases.append(f"the file says {recorded.num_classes} classes, and its classifier has {num_classes}")
-    if num_classes and recorded.class_names is not None and len(recorded.class_names) != num_classes:
-        number = len(recorded.class_names)
+    number = len(recorded.class_names or ())
+    if num_classes and number == num_classes:
+        phrases.append("its classes have the names that the file gives")
+    elif num_classes and number:
         phrases.append(
             f"the file names {number} classes, and its classifier has {num_classes}: they are not taken over"
         )

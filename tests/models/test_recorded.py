@@ -290,6 +290,7 @@ def test_a_teacher_has_the_files_classes(plain):
         TeacherConfig(name=NAME, weights=plain(class_to_idx={c: i for i, c in enumerate("edcba")})), seed=0
     )
     assert teacher.facts.label_names == tuple("edcba")
+    assert "its classes have the names that the file gives" in teacher.facts.weights
     other = load_teacher(TeacherConfig(name=NAME, weights=plain(classes=["a", "b"], args={"num_classes": 9})), seed=0)
     assert other.facts.label_names is None
     assert "the file names 2 classes, and its classifier has 5" in other.facts.weights
