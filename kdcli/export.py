@@ -26,8 +26,9 @@ from kdcli.files import clear_os_errors, replace_files, temporary_folder, write_
 from kdcli.job import named_methods
 from kdcli.models import load_saved
 from kdcli.models.base import Inputs, Model
-from kdcli.models.hf_text import HFTextModel, pool
+from kdcli.models.hf_text import HFTextModel
 from kdcli.models.hf_token import HFTokenModel
+from kdcli.models.padding import pool
 from kdcli.models.sentence import MODEL_FILE, read_sentence_settings, write_sentence_settings
 from kdcli.models.tokenizer import FILES as TOKENIZER_FILES
 from kdcli.models.tokenizer import encode

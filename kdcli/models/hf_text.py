@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -41,6 +41,7 @@ from kdcli.models.base import LayerTap, Model, ModelOutput, Origin, Probe, run_o
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.hf import from_config, label_names, load_weights, read_config
 from kdcli.models.locate import Place
+from kdcli.models.padding import by_length, is_changed_by_padding, last_tokens, pool
 from kdcli.models.sentence import SentenceSettings, write_prompt
 from kdcli.models.spec import Library
 from kdcli.models.tokenizer import encode, max_length, num_tokens, save_tokenizer
@@ -97,7 +98,8 @@ class HFTextModel(Model):
     ``pooled`` is the text's embedding, by ``preprocessing.pooling``: ``mean`` and ``max`` over all tokens but padding,
     special ones included as in sentence-transformers; ``cls`` is the first token, ``last`` the last one, ``pooler`` the
     backbone's own pooler. A teacher of sentence-transformers adds the Dense layers and the normalisation that come with
-    it. ``embedding`` is the input of the classifier's last layer. Any other layer is averaged over the tokens.
+    it. ``embedding`` is the input of the classifier's last layer. Any other layer is averaged over the tokens. A model
+    that padding would change gets texts of each length by themselves.
 
     Of an encoder-decoder, features are the encoder's.
 
@@ -112,6 +114,7 @@ class HFTextModel(Model):
     library: ClassVar[Library] = "transformers"
     preprocessing: TextPreprocessing
     _has_head = False
+    _by_length = False
 
     def __init__(
         self,
@@ -131,6 +134,21 @@ class HFTextModel(Model):
             with torch.no_grad():
                 width = head(torch.zeros(1, self.facts.feature_dims["pooled"])).shape[1]
             self.facts = replace(self.facts, feature_dims={**self.facts.feature_dims, "pooled": width})
+        if self._is_changed_by_padding():
+            self._say_padding()
+
+    def forward(
+        self,
+        inputs: Any,
+        *,
+        taps: tuple[str, ...] = (),
+        maps: tuple[str, ...] = (),
+        logits: bool = True,
+        distillation_logits: bool = False,
+    ) -> ModelOutput:
+        """Run the model as :meth:`Model.forward` does; where padding would change it, texts of each length by themselves."""
+        run = partial(super().forward, taps=taps, maps=maps, logits=logits, distillation_logits=distillation_logits)
+        return by_length(run, inputs) if self._by_length else run(inputs)
 
     def prepare(self, batch: AnyBatch) -> dict[str, Tensor]:
         """Return ``input_ids`` and ``attention_mask``, int64 (B, L), L being the batch's longest text with its prompt.
@@ -240,6 +258,36 @@ class HFTextModel(Model):
         measured = self._measure(inputs, taps=taps, logits=bool(num_classes))
         return Probe({tap: measured.result.features[tap].shape[1] for tap in taps}, measured, {})
 
+    def _is_changed_by_padding(self) -> bool:
+        taps = ("pooled",) if self._last is None else ("pooled", "embedding")
+
+        def run(inputs: dict[str, Tensor]) -> list[Tensor]:
+            output = self._run(inputs, taps, self.facts.num_classes > 0)
+            return [*output.features.values(), *([] if output.logits is None else [output.logits])]
+
+        return self._in_eval_mode(run)
+
+    def _in_eval_mode(self, run: Callable[[dict[str, Tensor]], list[Tensor]]) -> bool:
+        was_training = self.training
+        self.eval()
+        try:
+            long, short = (self._template.fill(1, size, torch.Generator()) for size in self._two_lengths())
+            return is_changed_by_padding(run, long, short, self.tokenizer.pad_token_id)
+        finally:
+            self.train(was_training)
+
+    def _two_lengths(self) -> tuple[int, int]:
+        length = min(PROBE_TOKENS, self.preprocessing.max_length)
+        return length, length // 2
+
+    def _say_padding(self) -> None:
+        self._by_length = True
+        self._remark("Padding would change it: texts of each length are run by themselves, which takes longer.")
+
+    def _remark(self, remark: str) -> None:
+        self.preprocessing = replace(self.preprocessing, remarks=(*self.preprocessing.remarks, remark))
+        self.facts = replace(self.facts, preprocessing=self.preprocessing)
+
     def _head_names(self) -> None:
         return None
 
@@ -276,7 +324,12 @@ class HFTextModel(Model):
             output.features["pooled"] = self._pooled(hidden, mask)
         if "embedding" in taps:
             assert isinstance(before, Tensor)
-            output.features["embedding"] = pool(before, mask, "last") if before.ndim == 3 else before
+            if before.ndim == 3:  # of all tokens; the logits come from one of them
+                pad_token = text_part(self.module.config).pad_token_id
+                before = before[
+                    torch.arange(len(before), device=before.device), last_tokens(inputs["input_ids"], pad_token)
+                ]
+            output.features["embedding"] = before
         if logits:
             output.logits = result.logits
         return output
@@ -289,29 +342,6 @@ class HFTextModel(Model):
         else:
             pooled = pool(output.last_hidden_state, mask, self.preprocessing.pooling)
         return self.head(pooled) if self._has_head else pooled
-
-
-def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """Bring the features of a text's tokens to one vector.
-
-    Args:
-        hidden: (B, L, d).
-        mask: int64 (B, L), 1 for a token and 0 for padding, which is on the right.
-        pooling: ``mean`` or ``max`` over the tokens, ``cls`` for the first or ``last`` for the last one.
-
-    Returns:
-        (B, d), in the type of ``hidden``; zeros for a text without tokens, by ``mean``.
-    """
-    if pooling == "cls":
-        return hidden[:, 0]
-    if pooling == "last":
-        last = (mask.sum(dim=1) - 1).clamp(min=0)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
-    if pooling == "max":
-        return hidden.masked_fill(mask[:, :, None] == 0, -math.inf).amax(dim=1)
-    # Summed in float32: half precision loses the small differences of long texts.
-    weights = mask[:, :, None].float()
-    return ((hidden.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(hidden.dtype)
 
 
 class _Mask:
@@ -538,8 +568,10 @@ def preprocessing_of(
         )
     length = max_length(place.name, module, tokenizer, asked=asked_length, own=own_length)
     tokenizer.model_max_length = module.config.text_max_length = length
-    config = text_part(module.config)
-    if getattr(config, "pad_token_id", None) is None and head_kind(module) not in ("masked", "causal"):
+    config, kind = text_part(module.config), head_kind(module)
+    # A decoder's classifier takes the last token that the config does not name as padding.
+    finds_last = kind == "sequence" and not module.config.is_encoder_decoder
+    if finds_last or (getattr(config, "pad_token_id", None) is None and kind not in ("masked", "causal")):
         config.pad_token_id = tokenizer.pad_token_id
     if pooling != "none":
         module.config.sentence_pooling = pooling

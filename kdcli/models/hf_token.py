@@ -114,6 +114,17 @@ class HFTokenModel(HFTextModel):
         self.module.train(was_training)
         return Probe({"pooled": hidden.shape[1]}, Measured(None, measured.macs, measured.activation_bytes), {})
 
+    def _is_changed_by_padding(self) -> bool:
+        def run(inputs: dict[str, Tensor]) -> list[Tensor]:
+            batch, length = inputs["input_ids"].shape
+            half = self._two_lengths()[1]  # what is real of the padded one
+            return [self._hidden_states(inputs).unflatten(0, (batch, length))[:, :half]]
+
+        return self._in_eval_mode(run)
+
+    def _say_padding(self) -> None:
+        self._remark("Padding changes it: what it says of a token depends on the longest text of the batch.")
+
     def _check_causality(self, inputs: dict[str, Tensor], hidden: Tensor) -> None:
         ids = inputs["input_ids"].clone()
         ids[:, -1] = ids[:, 0]

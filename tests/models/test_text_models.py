@@ -14,7 +14,7 @@ from kdcli.data import TextBatch
 from kdcli.errors import UserError
 from kdcli.facts import DataFacts
 from kdcli.models import build_text_student, load_saved, load_text_teacher
-from kdcli.models.hf_text import pool
+from kdcli.models.padding import pool
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely"]
 LABELS = ("bad", "fine", "good")
@@ -265,7 +265,7 @@ def test_a_model_without_a_table_of_tokens(make_tokenizer, tmp_path):
     transformers.CanineConfig(max_position_embeddings=128, **sizes).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     student = build_text_student(StudentConfig(name=str(tmp_path)), data=DATA, teacher=None, seed=0)
-    inputs = student.prepare(batch_of(TEXTS))
+    inputs = student.prepare(batch_of(TEXTS[:1]))  # padding would change it
     torch.testing.assert_close(student.eval()(inputs).logits, student.module(**inputs).logits)
 
 
