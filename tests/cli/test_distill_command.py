@@ -101,9 +101,9 @@ def test_test_images_are_opened_once_and_last(run_cli, tmp_path, make_photos, ti
     folder = make_photos(splits)
     opened = []
 
-    def record(path):
+    def record(path, **options):
         opened.append(Path(path).relative_to(folder).parts[0])
-        return decode(path)
+        return decode(path, **options)
 
     from kdcli.data import sources
 

@@ -130,9 +130,9 @@ def test_queries_are_not_looked_at_before_the_student_is_trained(run_cli, tmp_pa
     folder = make_photos({f"{split}/{name}": 6 for split in ("train", "val", "test") for name in ("apple", "sky")})
     opened = []
 
-    def record(path):
+    def record(path, **options):
         opened.append(Path(path).relative_to(folder).parts[0])
-        return decode(path)
+        return decode(path, **options)
 
     from kdcli.data import sources
 
