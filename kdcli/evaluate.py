@@ -616,18 +616,14 @@ def _weights_folder(name: str, *, is_text: bool) -> Path | None:
 
 
 def _notes(candidate: Candidate) -> list[str]:
-    """Return what is not a matter of course about the weights and the labels."""
-    return [*([f"{candidate.name}: {candidate.file}"] if candidate.file else []), *_label_notes(candidate)]
-
-
-def _candidate_notes(candidate: Candidate) -> list[str]:
-    """Return what is not a matter of course about a model."""
+    """Return what is not a matter of course about the weights, the input and the labels."""
     pre = candidate.model.facts.preprocessing
-    differs = [f"{candidate.name}: {pre.note}"] if isinstance(pre, Preprocessing) and pre.note else []
-    return differs + _label_notes(candidate)
+    said = (candidate.file, pre.note if isinstance(pre, Preprocessing) else "")
+    return [*(f"{candidate.name}: {phrase}" for phrase in said if phrase), *_label_notes(candidate)]
 
 
 def _label_notes(candidate: Candidate) -> list[str]:
+    """Return what is not a matter of course about the labels."""
     if not candidate.trained:
         return [
             f"{candidate.name}: no method of the run trained its classifier, so that its accuracy is by chance; the run's own"

@@ -179,7 +179,7 @@ Scale = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 def _default(config: Any, image_size: int | None, *, is_of_folder: bool) -> Preprocessing:
     kind = _default_processor(config)
-    name = kind.__name__ if kind else "ImageNet"
+    name = kind.__name__.removesuffix("Pil") if kind else "ImageNet"
     settings: dict[str, Any] = {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255, "resample": 3}
     if kind is not None:
         keys = (*settings, "image_mean", "image_std", "rescale_offset", "include_top", "do_flip_channel_order")

@@ -284,6 +284,38 @@ def test_transformers_run(evaluate, hf_run, tmp_path):
     assert 0 <= models["student"]["agreement_with_teacher"] <= 1
 
 
+def test_image_processors_are_obeyed_and_a_missing_one_is_said(evaluate, refused, tmp_path, photos):
+    """One network and one function of the pixels, written in two ways: one result. Without any it is a guess, named so."""
+    import transformers
+
+    names = dict(enumerate(("leaf", "sky", "apple")))
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 16,
+    }
+    config = transformers.ViTConfig(**sizes, patch_size=8, id2label=names, label2id={n: i for i, n in names.items()})
+    network = transformers.ViTForImageClassification(config)
+    size = {"height": 16, "width": 16}
+    ways = {
+        "plain": {"size": size},
+        "doubled": {"size": size, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+        "kept": {"size": size, "do_resize": False},
+    }
+    for name in ("bare", *ways):
+        network.save_pretrained(tmp_path / name)
+    for name, settings in ways.items():
+        transformers.ViTImageProcessor(**settings).save_pretrained(tmp_path / name)
+    found = {name: evaluate(tmp_path / name, "--data", photos) for name in ("plain", "doubled", "bare")}
+    entropies = {name: next(iter(result["models"].values()))["cross_entropy"] for name, result in found.items()}
+    assert entropies["doubled"] == pytest.approx(entropies["plain"], rel=1e-5)
+    guess = "It has no preprocessor_config.json, so pixels are scaled as for ViTImageProcessor."
+    assert [name for name, result in found.items() if any(guess in note for note in result["notes"])] == ["bare"]
+    assert "do_resize is false" in refused(tmp_path / "kept", "--data", photos)
+
+
 def test_labels_in_another_order_are_put_into_the_datas(evaluate, tmp_path, trained_teacher, photos):
     """What was trained as apple is now called leaf, and so on: the columns of the confusion change places."""
     folder = Path(shutil.copytree(trained_teacher, tmp_path / "renamed"))
