@@ -7,6 +7,7 @@ the SHA-256 of each of them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -20,9 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdcli.checksums import file_digest
 from kdcli.errors import UserError
-from kdcli.files import clear_os_errors, link_file, link_files, temporary_folder
+from kdcli.files import clear_os_errors, link_file, link_files, temporary_folder, utf8_path
 
 FORMAT = "kdcli-checkpoint-1"
 _FOLDER = re.compile(r"step-(\d{8,})")
@@ -93,7 +93,7 @@ class Checkpoints:
                 if projectors is not None and projectors.is_file():
                     link_file(projectors, new / "best" / projectors.name)
                 files = sorted(path for path in new.rglob("*") if path.is_file())
-                manifest = {path.relative_to(new).as_posix(): file_digest(path) for path in files}
+                manifest = {path.relative_to(new).as_posix(): _digest(path) for path in files}
                 (new / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
                 for path in (*files, new / "manifest.json"):
                     _flush(path)
@@ -211,7 +211,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
-        state = unpack(content["state"], load_file(path / "state.safetensors"))
+        state = unpack(content["state"], load_file(utf8_path(path / "state.safetensors")))
         if not isinstance(state, dict):
             raise TypeError("its state is no mapping")
     except Exception as error:  # its checksums are right: it was written so, by something else
@@ -232,11 +232,16 @@ def _damage(path: Path) -> str | None:
             file = path / name
             if not file.resolve().is_relative_to(path.resolve()):
                 return f"{name} is outside of it"
-            if file_digest(file) != digest:
+            if _digest(file) != digest:
                 return f"{name} has changed"
     except (OSError, ValueError) as error:
         return str(error)
     return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import distributed
 
 from kdcli.config import TrainConfig
 from kdcli.errors import UserError
+from kdcli.files import utf8_path
 from kdcli.launch import is_launched
 
 _SUPPORTED = {
@@ -63,7 +64,7 @@ def make_accelerator(train: TrainConfig, *, tracking: Path | None = None) -> Acc
             cpu=train.device == "cpu" or (is_launched() and not torch.cuda.is_available()),
             gradient_accumulation_steps=train.accumulation,
             log_with=list(train.track) or None,
-            project_dir=tracking,
+            project_dir=tracking and utf8_path(tracking.parent) / tracking.name,
             # A student may have parameters that its loss never reaches, such as a class token that nothing reads.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )

@@ -38,7 +38,6 @@ from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
 from kdcli.plan import Decision, Plan, make_plan
 from kdcli.progress import QuietReporter
-from kdcli.provenance import Record, recheck, take_record, write_record
 from kdcli.result import EpisodesResult, Mean
 from kdcli.run_folder import RunFolder, check_new_folder, free_folder
 from kdcli.scoring import evaluate
@@ -442,10 +441,8 @@ def run_episodes(config: RunConfig, *, name: str, command: str, output: Output, 
         with stoppable(run, output, unit="episode") as stop, run.locked():
             run.write_plan(setting.plan, command=command)
             run.write_config(setting.config)
-            record = take_record(setting.data, setting.teacher)
-            write_record(run, record)
             try:
-                result = _go_through(setting, run, [], record, output)
+                result = _go_through(setting, run, [], output)
             except UserError:
                 if not (run.path / _FILE).exists():
                     run.discard_if_empty()
@@ -454,13 +451,12 @@ def run_episodes(config: RunConfig, *, name: str, command: str, output: Output, 
     return stop.code
 
 
-def resume_episodes(config: RunConfig, path: Path, *, output: Output, dry_run: bool, force: bool = False) -> int:
+def resume_episodes(config: RunConfig, path: Path, *, output: Output, dry_run: bool) -> int:
     """Go on after the last whole episode; there may be more of them than before.
 
     Arguments, exit code and errors are those of :func:`kdcli.distill.resume_run`.
     """
-    run = RunFolder.started(path, force=force)
-    run.check()
+    run = RunFolder.started(path)
     stored = run.read_config()
     check_same_run(stored, config, path / "config.yaml")
     assert config.episodes is not None
@@ -486,16 +482,12 @@ def resume_episodes(config: RunConfig, path: Path, *, output: Output, dry_run: b
         if result is None:
             with console.status("Loading data and models"):
                 setting = prepare_episodes(config)
-            begun = f"episode {len(lines)}" if lines else None
-            record, note = recheck(run, take_record(setting.data, setting.teacher), begun=begun)
-            if note:
-                show_lines([f"Warning: {note}"])
             _check_lines(lines, setting, run)
             run.unfinish()
-            run.write_text(_FILE, "".join(f"{line.model_dump_json()}\n" for line in lines))
+            run.write_text(_FILE, "".join(f"{json.dumps(line.model_dump(mode='json'))}\n" for line in lines))
             run.replace_decision(setting.plan, "episodes")
             run.write_config(setting.config)
-            result = _go_through(setting, run, lines, record, output)
+            result = _go_through(setting, run, lines, output)
         _show_result(result, run, output)
     return stop.code
 
@@ -515,11 +507,10 @@ def _read_lines(run: RunFolder) -> list[_Line]:
     lines = []
     for number, text in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            line = _Line.model_validate_json(text)
-        except ValidationError as error:
-            raise UserError(
-                f"Line {number} of {file} is damaged: {error.errors()[0]['msg']}.", "The run has to be repeated."
-            ) from None
+            line = _Line.model_validate(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            raise UserError(f"Line {number} of {file} is damaged: {problem}.", "The run has to be repeated.") from None
         if line.episode != number or line.accuracy.keys() != ARMS.keys():
             raise UserError(f"Line {number} of {file} is not episode {number}.", "The run has to be repeated.")
         lines.append(line)
@@ -549,7 +540,7 @@ def _describe(setting: Setting, number: int) -> dict[str, Any]:
     }
 
 
-def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], record: Record, output: Output) -> EpisodesResult:
+def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], output: Output) -> EpisodesResult:
     """Add the episodes that are missing, write what they came to, and return it.
 
     Raises:
@@ -576,7 +567,7 @@ def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], record: Re
                     raise Stopped(stopped.exit_code, len(lines), total) from None
             line = _Line(**_describe(setting, number), accuracy=accuracies)
             with clear_os_errors(run.path), (run.path / _FILE).open("a", encoding="utf-8") as file:
-                file.write(f"{line.model_dump_json()}\n")
+                file.write(f"{json.dumps(line.model_dump(mode='json'))}\n")
             lines.append(line)
             shown = "  ".join(f"{arm} {value:.4f}" for arm, value in accuracies.items())
             show_lines([f"episode {number}/{total}  {shown}"])
@@ -585,7 +576,8 @@ def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], record: Re
                 obey()
     result = summarize_episodes([line.accuracy for line in lines])
     run.write_text("README.md", episodes_card(run, result, arms=ARMS))
-    return run.write_result(result.model_copy(update=record.of_result()))
+    run.write_result(result)
+    return result
 
 
 def summarize_episodes(accuracies: Sequence[dict[str, float]]) -> EpisodesResult:

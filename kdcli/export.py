@@ -227,7 +227,7 @@ def _run_without_kdcli(folder: Path, images: Tensor) -> tuple[Tensor, list[str] 
         file = str(place / "tensors.safetensors")
         save_file({"images": images}, file)
         # -B leaves no __pycache__ in the export, -P keeps the working folder's modules out.
-        command = [sys.executable, "-B", "-P", "-c", _WITHOUT_KDCLI, str(folder.resolve()), file]
+        command = [sys.executable, "-B", "-P", "-c", _WITHOUT_KDCLI, str(folder.absolute()), file]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]

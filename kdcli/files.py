@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -49,7 +51,7 @@ def replace_files(folder: Path, save: Callable[[Path], object]) -> None:
     with temporary_folder(folder.parent) as temporary:
         new = temporary / "new"
         new.mkdir()
-        save(new)
+        save(utf8_path(new))
         found = sorted(new.rglob("*"))
         for path in found:
             if path.is_file():
@@ -104,6 +106,23 @@ def remove_leftovers(folder: Path) -> None:
 def is_leftover(path: Path) -> bool:
     """Whether ``path`` is a temporary folder, of a living process or a killed one."""
     return path.name.startswith(_PREFIX)
+
+
+@cache
+def _links() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="kdcli-links-")  # gone with the process
+
+
+def utf8_path(path: Path) -> Path:
+    """Return ``path``, or where its name is not UTF-8 a link to it that is: libraries written in Rust open no others."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        link = Path(_links().name, hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + path.suffix)
+        if not link.is_symlink():
+            link.symlink_to(path.absolute())
+        return link
+    return path
 
 
 def write_redacted(file: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from kdcli.checksums import breaks_off
 from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.files import write_atomically
 from kdcli.text import check_argument, short_repr
@@ -103,6 +103,10 @@ class _StrictLoader(yaml.SafeLoader):
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
+    def check_printable(self, data: str) -> None:
+        """Let the bytes of names that are not UTF-8 pass."""
+        super().check_printable(re.sub("[\udc80-\udcff]", "", data))
+
 
 def parse_yaml(text: str) -> Any:
     """Return the value of a YAML document, made of plain values alone.
@@ -153,13 +157,10 @@ def load_yaml(file: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
-        UserError: when it can't be read, is half of what kdcli wrote, isn't YAML or isn't a mapping.
+        UserError: when it can't be read, isn't YAML or isn't a mapping.
     """
-    text = read_recipe(file)
-    if breaks_off(text):
-        raise UserError(f"{file} breaks off: its last line is missing.", "Put it back from a copy.")
     try:
-        values = parse_yaml(text)
+        values = parse_yaml(read_recipe(file))
     except ValueError as error:
         raise UserError(
             f"{file} is not valid YAML: {error}", "'kdcli recipes show quickstart' prints an example."

@@ -22,6 +22,8 @@ _SECRETS = (
     (re.compile(r"\b(bearer )[\w.~+/-]{8,}", re.IGNORECASE), r"\1REDACTED"),
 )
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udc7f\udd00-\udfff]")
+"""What is in no name; bytes that are not UTF-8 are in some, and stand in text as U+DC80 to U+DCFF (``os.fsdecode``)."""
 _MAX_PART, _MAX_PATH = 255, 4096
 """Bytes that file systems take for a file's name, and the system for a path."""
 
@@ -65,11 +67,11 @@ def check_name(text: str) -> str:
     Raises:
         ValueError: control characters, half characters, or more bytes than a path or a part of one can have.
     """
-    if found := re.search(r"[\t\n]", text) or _UNPRINTABLE.search(text):
+    if found := _NO_NAME.search(text):
         raise ValueError(f"it has the character {found[0]!r}")
-    if len(text.encode()) > _MAX_PATH:
+    if len(os.fsencode(text)) > _MAX_PATH:
         raise ValueError(f"it is longer than {_MAX_PATH} bytes")
-    if any(len(part.encode()) > _MAX_PART for part in text.split("/")):
+    if any(len(os.fsencode(part)) > _MAX_PART for part in text.split("/")):
         raise ValueError(f"a part of it is longer than {_MAX_PART} bytes")
     return text
 

@@ -191,7 +191,8 @@ def make_variants(
                 "train": parsed.train.model_copy(update={"num_processes": 1}),
             }
             variant = Variant(safe_name(recipe + told), recipe, parsed.model_copy(update=update))
-            content = variant.config.with_absolute_paths().model_copy(update={"description": ""}).model_dump_json()
+            whole = variant.config.with_absolute_paths().model_copy(update={"description": ""})
+            content = json.dumps(whole.model_dump(mode="json"))
             if content in by_config:
                 raise UserError(
                     f"{recipe}{told} and {by_config[content]} are the same config.", "Give each variant once."

@@ -211,7 +211,7 @@ def cut_indices(
             f"only 1 {noun}, and each class needs at least 2.",
             hint,
         )
-    if not num_classes or (names is None and len(labelled) - size < num_classes):
+    if len(labelled) - size < max(num_classes, 1):
         raise UserError(
             f"Too few {noun}s to cut a {purpose} split: {len(labelled)} labelled {noun}s of {num_classes} classes, of "
             f"which {size} are to be cut and {len(labelled) - size} would stay.",
@@ -332,7 +332,7 @@ def append_unlabelled(
     note = f"Unlabelled: {len(new)} images of {folder} added to the training split."
     if len(new) < len(paths):
         note += f" {len(paths) - len(new)} others there are left out, as they are already in the data."
-    return Concatenation(train, FileSource(new, root=folder)), " ".join([note, *unread_notes(found.unread)])
+    return Concatenation(train, FileSource(new)), " ".join([note, *unread_notes(found.unread)])
 
 
 def check_disjoint(train: ImageSource, validation: ImageSource, test: ImageSource | None) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
 from PIL import Image
 
 from kdcli.config import DataConfig, SplitsConfig
@@ -21,6 +20,7 @@ from kdcli.data.split_names import check_understood, match_splits, split_files
 from kdcli.errors import UserError, did_you_mean
 from kdcli.extensions import Extension, find
 from kdcli.facts import UNLABELLED
+from kdcli.files import utf8_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -30,8 +30,6 @@ LABEL_NAMES = ("label", "labels", "target", "class", "fine_label")
 SUFFIXES = (".parquet", ".arrow")
 _PREFIXES = ("demo", "torchvision", "hf")
 """Of kdcli's own names of data."""
-_ROWS = 1000
-"""Rows that are looked at together: where a table is a choice of rows of another, they are copied."""
 _SAVED = ("dataset_dict.json", "dataset_info.json")
 _INFO = (*_SAVED, "dataset_infos.json", "config.json")
 """What lies beside tables in json and is none."""
@@ -95,7 +93,7 @@ def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = Tr
         if path.is_file():
             loaded = load_dataset(path.suffix.lower()[1:], data_files=as_patterns({"train": [str(path)]}))
         elif any((path / name).is_file() for name in _SAVED):
-            loaded = load_from_disk(str(path))
+            loaded = load_from_disk(str(utf8_path(path)))
         else:
             present = {suffix_of(file) for file in list_files(path, is_table).files}
             suffix = next(suffix for suffix in SUFFIXES if suffix in present)
@@ -131,7 +129,7 @@ def files_by_split(folder: Path, suffix: str, asked: SplitsConfig | None) -> tup
 
 def as_patterns(files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Return ``data_files`` of ``datasets``, which takes names as patterns, for these files and no others."""
-    return {split: [glob.escape(path) for path in paths] for split, paths in files.items()}
+    return {split: [glob.escape(str(utf8_path(Path(path)))) for path in paths] for split, paths in files.items()}
 
 
 def extension_of(name: str) -> Extension | None:
@@ -212,27 +210,9 @@ class TableSource:
         cell = self._table[index][self._column] or {}
         return cell.get("bytes") or cell.get("path") or None
 
-    def sizes(self) -> list[int]:
-        """Return the number of bytes of every row's image without reading it; -1 where there are none."""
-        found: list[int] = []
-        table = self._table.with_format("arrow")
-        for start in range(0, len(self), _ROWS):
-            cells = table[start : start + _ROWS][self._column]
-            lengths = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
-            paths = pc.struct_field(cells, "path").to_pylist()
-            found += [length or _file_size(path) for length, path in zip(lengths, paths, strict=True)]
-        return found
-
     def describe(self, index: int) -> str:
         """Return ``split[index]``."""
         return f"{self._split}[{index}]"
-
-
-def _file_size(path: str | None) -> int:
-    try:
-        return Path(path).stat().st_size if path else -1
-    except OSError:
-        return -1
 
 
 def _official_splits(

@@ -13,6 +13,7 @@ from torch import nn
 from kdcli.config import StudentConfig, TeacherConfig
 from kdcli.errors import UserError
 from kdcli.facts import LANGUAGE_MODELING, OVER_TOKENS, DataFacts, TextPooling
+from kdcli.files import utf8_path
 from kdcli.models import hf, hf_text, processor, timm, weights
 from kdcli.models.base import Model, Origin, freeze, seeded
 from kdcli.models.fit import LoadReport
@@ -487,7 +488,7 @@ def load_saved(folder: Path) -> Model:
         UserError: the folder is not one of those, or is damaged.
     """
     library = library_of(folder)
-    place = Place(library, f"{'timm' if library == 'timm' else 'hf'}:{folder}", folder=folder)
+    place = Place(library, f"{'timm' if library == 'timm' else 'hf'}:{folder}", folder=utf8_path(folder))
     if library == "timm":
         module, arguments = timm.load(place, pretrained=True)
         names = timm.label_names(module, is_registered=False)

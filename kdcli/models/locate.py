@@ -20,10 +20,10 @@ from transformers.models.auto.modeling_auto import (
 
 from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.extensions import Extension
+from kdcli.files import utf8_path
 from kdcli.models import hub, kdcli_networks, sentence, tokenizer
 from kdcli.models.spec import Library, ModelName, find_extension, format_query
 from kdcli.models.weights import inside_package
-from kdcli.run_folder import RunFolder
 from kdcli.text import expand_user, short_repr
 
 TEXT_KINDS = {
@@ -111,7 +111,6 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
             f"Wait for its first validation; if it was stopped: kdcli distill --resume {folder}",
         )
     if is_run:
-        _check_run(folder, weights=weights)
         return replace(_folder(folder / "student", target, name), run=folder)
     if is_file and name.library is None and not target.startswith("package:"):
         raise UserError(
@@ -150,16 +149,6 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
             f"There is no model of text {name.text!r}.", "A name is a hub id such as hf:org/name, or a local folder."
         )
     raise _unknown(name)
-
-
-def _check_run(folder: Path, *, weights: bool) -> None:
-    """Refuse a run whose config or student is not as the run left it."""
-    run = RunFolder(folder)
-    try:
-        run.read_config()
-        run.check_student(weights=weights)
-    except UserError as error:
-        raise UserError(error.message, f"Put it back from a copy; {folder}/student is taken as it is.") from None
 
 
 def _cifar(name: ModelName) -> Place:
@@ -235,7 +224,7 @@ def _folder(folder: Path, target: str, name: ModelName) -> Place:
     if name.library and name.library != library:
         prefix = "timm" if library == "timm" else "hf"
         raise UserError(f"Model {name.text!r} is a model of {library}.", f"Write {prefix}:{target}, or {target} alone.")
-    return Place(library, f"{'timm' if library == 'timm' else 'hf'}:{target}", folder=folder)
+    return Place(library, f"{'timm' if library == 'timm' else 'hf'}:{target}", folder=utf8_path(folder))
 
 
 def library_of(folder: Path) -> Library:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from kdcli.errors import UserError
+from kdcli.files import utf8_path
 from kdcli.models.weights import few, is_harmless, load_raw
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -117,7 +118,7 @@ def types_of(state: Mapping[str, object]) -> dict[str, str]:
 
 
 def _types_of_safetensors(file: Path) -> Iterable[tuple[str, str]]:
-    with safe_open(file, framework="pt") as opened:
+    with safe_open(utf8_path(file), framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118 - it is no mapping
             found = re.fullmatch(r"(\D+)(\d*)(.*)", opened.get_slice(name).get_dtype())
             assert found is not None

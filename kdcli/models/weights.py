@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdcli.errors import UserError, reading
+from kdcli.files import utf8_path
 from kdcli.models.recorded import Recorded, read_recorded
 from kdcli.text import expand_user, short_repr
 
@@ -131,7 +132,7 @@ def load_raw(path: Path, *, mapped: bool = False) -> Mapping[str, Any]:
     check_file(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_file(utf8_path(path))
         # timm's training script stores its arguments beside the weights; a Namespace holds nothing but values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))

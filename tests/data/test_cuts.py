@@ -55,7 +55,7 @@ def test_seeds_and_purposes_are_independent() -> None:
             assert len(first & second) == pytest.approx(200, abs=75)
 
 
-@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.7])
 def test_every_class_is_on_both_sides(fraction: float) -> None:
     names, labels = samples(12)
     part = cut(names, labels, fraction=fraction)
