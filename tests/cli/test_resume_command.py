@@ -257,7 +257,7 @@ def test_a_run_is_finished_when_all_of_it_is_there(run_cli, tmp_path, monkeypatc
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("kdcli.distill.model_card", die)
+        patch.setattr("kdcli.distill.model_card", die_at_last)
         with pytest.raises(Interrupt):
             run_cli("distill", "--resume", "run")
     (tmp_path / "run" / "README.md").unlink(missing_ok=True)
