@@ -19,6 +19,7 @@ from kdcli.job import Job, reopen_job
 from kdcli.methods.projection import Projection
 from kdcli.models.base import Model
 from kdcli.normalize import identity
+from kdcli.provenance import OLD, changes_since, insist_unchanged, read_record, take_record
 from kdcli.report import plot_decomposition, plot_evolution, plot_spectrum
 from kdcli.run_folder import RunFolder
 
@@ -47,6 +48,7 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
     if source is None:
         raise UserError(f"{job.data.facts.name} has no test split.", "Use --split validation.")
     assert job.teacher is not None
+    forced, notes = _check_record(run, job, split)
     methods = {name: method for name, method in job.distiller.each_method() if name in projections}
     if unknown := set(projections) - methods.keys():
         raise UserError(
@@ -101,9 +103,23 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
         "samples": _noun(job),
         "num_samples": len(next(iter(student.values()))),
         "projectors": results,
+        "forced": [*dict.fromkeys((*run.forced, *forced))],
+        "notes": notes,
     }
     run.write_text("analysis/analysis.json", json.dumps(analysis, indent=2) + "\n")
     return analysis, [run.path / "analysis" / "analysis.json", *files]
+
+
+def _check_record(run: RunFolder, job: Job, split: str) -> tuple[list[str], list[str]]:
+    """Return what was forced, and notes, a sentence each.
+
+    Raises:
+        UserError: the split or the teacher has changed, and the run was not opened by force.
+    """
+    if (record := read_record(run)) is None:
+        return [], [f"It can't be told whether data or teacher have changed: {OLD}."]
+    changes = changes_since(record, take_record(job.data, job.teacher, splits=(split,)), splits=(split,))
+    return [*record.forced, *insist_unchanged(run, changes, what="Analysed")], []
 
 
 def _noun(job: Job) -> str:

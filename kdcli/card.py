@@ -9,6 +9,7 @@ from typing import Any
 from kdcli.config import ProjectionOptions, RunConfig
 from kdcli.errors import UserError
 from kdcli.models.spec import extension_of_architecture
+from kdcli.provenance import read_forced
 from kdcli.result import EpisodesResult, Mean, Result, show_metric
 from kdcli.run_folder import RunFolder
 from kdcli.text import printable
@@ -48,6 +49,7 @@ def model_card(run: RunFolder, result: Result | None) -> str:
         *_metric_rows(run, "validation", "Validation"),
         *_metric_rows(run, "test", "Test"),
         *_teacher_rows(result, plan),
+        *_forced_rows(run),
     ]
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
     return f"""---
@@ -82,7 +84,7 @@ def episodes_card(run: RunFolder, result: EpisodesResult, *, arms: dict[str, str
     config, plan = run.read_config(), run.read_plan()
     shown = ("student", "teacher", "relation", "data", "episodes", "training")
     rows = [(entry["name"].capitalize(), entry["value"]) for entry in plan["decisions"] if entry["name"] in shown]
-    rows += [("Projector", _projector(config)), ("Seed", str(config.seed))]
+    rows += [("Projector", _projector(config)), ("Seed", str(config.seed)), *_forced_rows(run)]
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
 
     def line(label: str, value: Mean, style: str) -> str:
@@ -107,6 +109,11 @@ Mean accuracy on the queries, with its 95 % t-interval over the episodes. All ar
 `episodes.jsonl` has a line an episode. No student is kept: each episode has its own.
 
 {_made_by(plan)}"""
+
+
+def _forced_rows(run: RunFolder) -> list[tuple[str, str]]:
+    """Return what had changed, where somebody went on all the same."""
+    return [("Forced", sentence) for sentence in dict.fromkeys((*read_forced(run), *run.forced))]
 
 
 def _made_by(plan: dict[str, Any]) -> str:

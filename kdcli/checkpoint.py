@@ -7,7 +7,6 @@ the SHA-256 of each of them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kdcli.checksums import file_digest
 from kdcli.errors import UserError
 from kdcli.files import clear_os_errors, link_file, link_files, temporary_folder, utf8_path
 
@@ -93,7 +93,7 @@ class Checkpoints:
                 if projectors is not None and projectors.is_file():
                     link_file(projectors, new / "best" / projectors.name)
                 files = sorted(path for path in new.rglob("*") if path.is_file())
-                manifest = {path.relative_to(new).as_posix(): _digest(path) for path in files}
+                manifest = {path.relative_to(new).as_posix(): file_digest(path) for path in files}
                 (new / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
                 for path in (*files, new / "manifest.json"):
                     _flush(path)
@@ -232,16 +232,11 @@ def _damage(path: Path) -> str | None:
             file = path / name
             if not file.resolve().is_relative_to(path.resolve()):
                 return f"{name} is outside of it"
-            if _digest(file) != digest:
+            if file_digest(file) != digest:
                 return f"{name} has changed"
     except (OSError, ValueError) as error:
         return str(error)
     return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -269,6 +269,14 @@ def distill(
             rich_help_panel=_TRAIN,
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Resume although data, teacher or files of the run have changed; card and result say so.",
+            rich_help_panel=_TRAIN,
+        ),
+    ] = False,
     log_format: Annotated[
         str, typer.Option(help="auto (a live view on a terminal), plain or json.", rich_help_panel=_TRAIN)
     ] = "auto",
@@ -305,7 +313,7 @@ def distill(
         kdcli distill --resume runs/quickstart --epochs 32
     """
     from kdcli.config import parse_config
-    from kdcli.recipes import apply_overrides, find_recipe, load_recipe, load_yaml, set_key
+    from kdcli.recipes import apply_overrides, find_recipe, load_recipe, set_key
 
     if log_format not in ("auto", "plain", "json"):
         raise UserError(f"There is no log format {log_format!r}.", "Use auto, plain or json.")
@@ -318,8 +326,9 @@ def distill(
             )
         from kdcli.run_folder import RunFolder
 
-        file = RunFolder.started(resume).path / "config.yaml"
-        values, source = load_yaml(file), str(file)
+        values, source = RunFolder.started(resume, force=force).read_values(), str(resume / "config.yaml")
+    elif force:
+        raise UserError("--force is for --resume: a new run has nothing that could have changed.", "Leave it out.")
     if recipe is not None:
         file = find_recipe(recipe)
         values, source = load_recipe(file), str(file)
@@ -387,11 +396,11 @@ def distill(
         from kdcli.episodes import resume_episodes, run_episodes
 
         if resume is not None:
-            code = resume_episodes(config, resume, output=shown, dry_run=dry_run)
+            code = resume_episodes(config, resume, output=shown, dry_run=dry_run, force=force)
         else:
             code = run_episodes(config, name=name, command=_command(), output=shown, dry_run=dry_run)
     elif resume is not None:
-        code = resume_run(config, resume, command=_command(), output=shown, dry_run=dry_run)
+        code = resume_run(config, resume, command=_command(), output=shown, dry_run=dry_run, force=force)
     else:
         code = distill_run(config, name=name, command=_command(), output=shown, dry_run=dry_run)
     if code:
@@ -533,6 +542,9 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Where to write; RUN/export by default.", show_default=False)
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="safetensors or onnx.")] = "safetensors",
+    force: Annotated[
+        bool, typer.Option("--force", help="Export although files of the run have changed; the card says so.")
+    ] = False,
 ) -> None:
     """Write the best student for use without kdcli, and check it.
 
@@ -557,12 +569,13 @@ def export(
             f"There is no format {short_repr(format_)}. {did_you_mean(format_, formats)}".rstrip(),
             "Use safetensors or onnx.",
         )
-    opened = RunFolder.open(run)
+    opened = RunFolder.open(run, force=force)
     target = output or run / "export"
     check_argument("--output", target)
     from kdcli.export import export_onnx, export_safetensors
 
     difference = (export_safetensors if format_ == "safetensors" else export_onnx)(opened, target)
+    show_lines(f"Warning: {sentence}" for sentence in opened.forced)
     show_lines([f"Exported to {target}; loaded back, its outputs differ by at most {difference:.1e} of the largest."])
 
 
@@ -571,6 +584,12 @@ def analyze_projector(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of kdcli distill.", show_default=False)],
     split: Annotated[str, typer.Option(help="Held-out data to analyse on: validation or test.")] = "validation",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Analyse although data, teacher or files of the run have changed; analysis.json says so."
+        ),
+    ] = False,
 ) -> None:
     """Show what the projector kept, what it threw away, and how that evolved.
 
@@ -586,13 +605,14 @@ def analyze_projector(
     from kdcli.console import console, show_lines, show_table
     from kdcli.run_folder import RunFolder
 
-    opened = RunFolder.open(run)
+    opened = RunFolder.open(run, force=force)
     from kdcli.analyze import analyze_run, tables
 
     with console.status("Analysing"):
         analysis, files = analyze_run(opened, split=split, device=device)
     for title, columns, rows in tables(analysis):
         show_table(title, columns, rows)
+    show_lines([*analysis["forced"], *analysis["notes"]])
     show_lines(f"Wrote {file}" for file in files)
 
 
@@ -615,6 +635,12 @@ def compare(
         typer.Option(metavar="DIR", help="Write compare.csv, compare.md and curves.png there.", show_default=False),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Compare although files have changed, or data of one name were not the same; it is said."
+        ),
+    ] = False,
 ) -> None:
     """Put runs side by side: the settings that differ, and metrics.
 
@@ -634,7 +660,7 @@ def compare(
     from kdcli.compare import compare_runs, find_runs, notes, read_runs, table, to_json, write_comparison
     from kdcli.console import show_lines
 
-    comparison = compare_runs(read_runs(find_runs(runs)), baseline=baseline)
+    comparison = compare_runs(read_runs(find_runs(runs), force=force), baseline=baseline)
     files = [] if output is None else write_comparison(comparison, output)
     if json_:
         typer.echo(json.dumps(to_json(comparison), indent=2))
@@ -728,6 +754,12 @@ def evaluate(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Measure although data, teacher or files of a run have changed; evaluation.json says so."
+        ),
+    ] = False,
 ) -> None:
     """Measure a student beside its teacher and other models: accuracy, calibration, agreement and costs.
 
@@ -770,6 +802,7 @@ def evaluate(
             batch_size=batch_size,
             task=task,
             weights=teacher_weights,
+            force=force,
         )
     if as_json:
         typer.echo(to_json(evaluation), nl=False)

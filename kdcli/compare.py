@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import numpy as np
 from kdcli.config import LABEL_FREE, RunConfig
 from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.facts import LANGUAGE_MODELING
+from kdcli.provenance import changes_since, read_record
 from kdcli.report import plot_learning_curves
+from kdcli.result import Finished
 from kdcli.run_folder import RunFolder
 from kdcli.text import check_argument
 
@@ -68,6 +70,8 @@ class Run:
         curves: ``validation NAME`` and ``training loss``, each from step to value.
         finished: whether training and test are done.
         recipe: of a run of a sweep, in ``RECIPE/seed-S``: its name without the seed.
+        data: of a finished run a digest of every split, where recorded.
+        forced: what was forced in the run or now, a sentence each.
     """
 
     path: Path
@@ -78,6 +82,8 @@ class Run:
     curves: Mapping[str, Mapping[int, float]]
     finished: bool
     recipe: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    forced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,11 +175,16 @@ class Comparison:
         return paired_difference(group.values(metric), self.baseline.values(metric))
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path], *, force: bool = False) -> list[Run]:
     """Read run folders, finished or not.
 
+    Args:
+        paths: of the folders.
+        force: go on although files have changed, or data of one name were not the same for all runs.
+
     Raises:
-        UserError: for a folder that is no run or is given twice, or a damaged file.
+        UserError: for a folder that is no run or is given twice, a damaged or changed file, or data that have changed
+            between the runs.
     """
     whole = [RunFolder.started(path).path.resolve() for path in paths]
     for path, count in Counter(whole).items():
@@ -181,14 +192,53 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             raise UserError(f"The run {path} is given {count} times.", "Give each run once.")
     recipes = [_split_seed(path)[0] for path in whole]
     root = os.path.commonpath([(recipe or path).parent for path, recipe in zip(whole, recipes, strict=True)])
-    return [
+    runs = [
         _read_run(
-            given,
+            RunFolder.started(given, force=force),
             path.relative_to(root).as_posix(),
             None if recipe is None else recipe.relative_to(root).as_posix(),
         )
         for given, path, recipe in zip(paths, whole, recipes, strict=True)
     ]
+    return _with_same_data(runs, force=force)
+
+
+def _with_same_data(runs: Sequence[Run], *, force: bool) -> list[Run]:
+    """Return the runs, after looking whether those with the same settings of data had the same samples held out.
+
+    The validation split may depend on the seed, the test split does not.
+
+    Raises:
+        UserError: they had others, and nobody insists.
+    """
+    first: dict[tuple[Any, ...], Run] = {}
+    checked = []
+    for run in runs:
+        task = run.settings["task"]
+        told = []
+        for split, seed in (("validation", run.seed), ("test", None)):
+            if split not in run.data:
+                continue
+            same = sorted(
+                (key, repr(value)) for key, value in run.settings.items() if _is_of_evaluation(key, task=task)
+            )
+            other = first.setdefault((split, seed, *same), run)
+            if other.data[split] != run.data[split] and (changes := _held_out_changes(other, run, split)):
+                found = f"{other.name} and {run.name} name the same data, but these have changed in between: {changes}."
+                if not force:
+                    raise UserError(
+                        found, "Their metrics are of different samples: repeat one of them. --force compares them."
+                    )
+                told.append(f"Compared with --force although {found}")
+        checked.append(replace(run, forced=(*run.forced, *told)))
+    return checked
+
+
+def _held_out_changes(first: Run, second: Run, split: str) -> str:
+    records = [read_record(RunFolder(run.path, force=True)) for run in (first, second)]
+    if records[0] is None or records[1] is None:
+        return f"{split} has other samples or labels"
+    return "; ".join(changes_since(records[0], records[1], splits=(split,), teacher=False))
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -215,14 +265,15 @@ def _split_seed(path: Path) -> tuple[Path | None, str]:
     return (None, "") if match is None else (seeded.parent / rest, match[1])
 
 
-def _read_run(path: Path, name: str, recipe: str | None) -> Run:
-    folder = RunFolder.started(path)
+def _read_run(folder: RunFolder, name: str, recipe: str | None) -> Run:
+    path = folder.path
     config = folder.read_config()
     settings = flatten_settings(config) | {"relation": folder.read_plan()["relation"]}
     if config.episodes is not None:  # one recipe, whatever the number of episodes so far
         means = folder.read_episodes_result()
         found = {} if means is None else {f"episodes {arm}": value.mean for arm, value in means.accuracy.items()}
-        return Run(path, name, config.seed, settings, found, {"training loss": {}}, means is not None, recipe)
+        curves: dict[str, dict[int, float]] = {"training loss": {}}
+        return Run(path, name, config.seed, settings, found, curves, means is not None, recipe, *_origin(folder, means))
     training, validation, test = (folder.read_metrics(event) for event in ("train", "validation", "test"))
     metrics: dict[str, float] = {}
     best = [line for line in validation if line["best"]][-1:]
@@ -233,7 +284,7 @@ def _read_run(path: Path, name: str, recipe: str | None) -> Run:
     if training or validation:
         metrics["steps"] = max(line["step"] for line in training + validation)
     # Of two lines for one step the later holds: a run may have been taken up again before it.
-    curves: dict[str, dict[int, float]] = {}
+    curves = {}
     for line in validation:
         for key, value in _metrics(line):
             curves.setdefault(f"validation {key}", {})[line["step"]] = value
@@ -244,7 +295,13 @@ def _read_run(path: Path, name: str, recipe: str | None) -> Run:
         metrics |= {f"embedding {key}": value for key, value in _metrics(result.embedding)}
         for split, values in result.teacher.items():
             metrics |= {f"teacher {split} {key}": value for key, value in _metrics(values)}
-    return Run(path, name, config.seed, settings, metrics, curves, result is not None, recipe)
+    origin = _origin(folder, result)
+    return Run(path, name, config.seed, settings, metrics, curves, result is not None, recipe, *origin)
+
+
+def _origin(folder: RunFolder, result: Finished | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Return a digest of every split, and what was forced."""
+    return ({}, tuple(folder.forced)) if result is None else (result.data, (*result.forced, *folder.forced))
 
 
 def _metrics(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -294,6 +351,7 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
     kinds: dict[str | None, Mapping[str, Any]] = {}
     mixed = {run.recipe for run in runs if kinds.setdefault(run.recipe, run.settings) != run.settings}
     groups, warnings = _group([replace(run, recipe=None) if run.recipe in mixed else run for run in runs])
+    warnings += [f"{run.name}: {sentence}" for run in runs for sentence in run.forced]
     settings = _differing_settings(groups)
     elsewhere = [key for key in settings if _is_of_evaluation(key, task=next(iter(tasks)))]
     if elsewhere:

@@ -24,6 +24,16 @@ from kdcli.files import clear_os_errors
 from kdcli.job import Job, embedding_job, prepare_job
 from kdcli.launch import launch, processes_to_start, rank
 from kdcli.progress import LogFormat, Reporter, SilentReporter, make_reporter
+from kdcli.provenance import (
+    Record,
+    changes_since,
+    insist_unchanged,
+    read_record,
+    recheck,
+    take_record,
+    with_forced,
+    write_record,
+)
 from kdcli.result import Result, show_metric
 from kdcli.run_folder import RunFolder, check_new_folder, free_folder
 from kdcli.teacher_check import check_teacher
@@ -101,7 +111,9 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
     return stop.code
 
 
-def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, dry_run: bool) -> int:
+def resume_run(
+    config: RunConfig, path: Path, *, command: str, output: Output, dry_run: bool, force: bool = False
+) -> int:
     """Go on with a run, from its last checkpoint to the end of ``config``'s epochs.
 
     Args:
@@ -110,14 +122,17 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
         command: the command line, for the records of a baseline that was not begun.
         output: what to print.
         dry_run: stop after saying where the run stands.
+        force: go on although data, teacher or files of the run have changed.
 
     Returns:
         The exit code, as of :func:`distill_run`.
 
     Raises:
-        UserError: there is no such run, it is in use, its checkpoints can't be used, or ``config`` differs too much.
+        UserError: there is no such run, it is in use, its checkpoints can't be used, ``config`` differs too much, or its
+            files, data or teacher have changed.
     """
-    run = RunFolder.started(path)
+    run = RunFolder.started(path, force=force)
+    run.check()
     stored = run.read_config()
     check_same_run(stored, config, path / "config.yaml")
     _check_not_a_part(path, changed=config.train.epochs != stored.train.epochs)
@@ -142,6 +157,11 @@ def resume_run(config: RunConfig, path: Path, *, command: str, output: Output, d
             if is_main and config != stored:  # with a baseline, say: the next resume has to know of it
                 run.write_config(config)
         else:
+            if run.is_finished and not Checkpoints(path / "checkpoints").steps():
+                raise UserError(
+                    f"The run {path} has no checkpoint any more that it could go on from.",
+                    "Start a new run with as many --epochs as wanted.",
+                )
             accelerator = make_accelerator(config.train, tracking=path / "tracking")
             with console.status("Loading data and models"):
                 job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
@@ -207,7 +227,15 @@ def stoppable(run: RunFolder, output: Output, *, unit: str = "step") -> Iterator
     leave_processes()
 
 
-def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str | None, output: Output) -> Result:
+def _train(
+    job: Job,
+    run: RunFolder,
+    accelerator: Accelerator,
+    *,
+    command: str | None,
+    output: Output,
+    beside: RunFolder | None = None,
+) -> Result:
     """Train to the end, from the run's last checkpoint where there is one.
 
     Args:
@@ -216,22 +244,31 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
         accelerator: made for the job's config.
         command: for the records of a new run; None to go on with one.
         output: what to print.
+        beside: the run that a new one is compared with, and has to have the data of.
     """
     is_main, is_new = accelerator.is_main_process, command is not None
     label = ("distil" if job.trains_classifier or job.is_label_free else "embedding") if job.teacher else "alone"
     reporter = make_reporter(label, log_format=output.log_format, quiet=output.quiet) if is_main else SilentReporter()
     before: Result | None = None
+    record: Record | None = None
+    note = ""
     try:
         if is_main and command is not None:  # the config last: with it, it is a run that can be resumed
             run.write_plan(job.plan, command=command)
             run.write_config(job.config)
+        if is_main:
+            record, note = (_record(job, run, beside), "") if is_new else _checked(job, run)
         if job.config.embedding is not None:
             before = _train_embedding(job, run, output=output)
             accelerator = make_accelerator(job.config.train, tracking=run.path / "tracking")
         with reporter as shown:
+            if note:
+                shown.warned(note)
             trainer = Trainer(job, run, accelerator, shown)
             if before is not None:
-                trainer.start_from(_embedding_of(run).student)
+                stage = _embedding_of(run)
+                stage.check_student()
+                trainer.start_from(stage.student)
             if not is_new:
                 _go_back(trainer, job, run, shown)
             result = trainer.fit()
@@ -242,10 +279,28 @@ def _train(job: Job, run: RunFolder, accelerator: Accelerator, *, command: str |
     if before is not None:
         spent = {"steps": before.steps, "seconds": before.seconds}
         result = result.model_copy(update={"embedding": {**before.validation, **spent}})
-    if is_main:
+    if record is not None:
         run.write_text("README.md", model_card(run, result))
-        run.write_result(result)
+        result = run.write_result(result.model_copy(update=record.of_result()))
     return result
+
+
+def _record(job: Job, run: RunFolder, beside: RunFolder | None) -> Record:
+    """Write down what a new run learns from."""
+    record = take_record(job.data, job.teacher)
+    reference = None if beside is None else read_record(beside)
+    if beside is not None and reference is not None:
+        changes = changes_since(reference, record, splits=record.data.splits, teacher=False)
+        told = insist_unchanged(beside, changes, what=f"Begun beside {beside.path.resolve().name}")
+        record = with_forced(record, record, told)
+    write_record(run, record)
+    return record
+
+
+def _checked(job: Job, run: RunFolder) -> tuple[Record, str]:
+    steps = Checkpoints(run.path / "checkpoints").steps()
+    now = take_record(job.data, job.teacher)
+    return recheck(run, now, begun=f"step {steps[-1]}" if steps else None, without=() if job.config.test else ("test",))
 
 
 def _go_back(trainer: Trainer, job: Job, run: RunFolder, reporter: Reporter) -> None:
@@ -286,7 +341,7 @@ def _train_embedding(job: Job, run: RunFolder, *, output: Output) -> Result:
 
 
 def _embedding_of(run: RunFolder) -> RunFolder:
-    return RunFolder(run.path / _EMBEDDING)
+    return RunFolder(run.path / _EMBEDDING, force=run.force)
 
 
 def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Output) -> Result:
@@ -299,7 +354,7 @@ def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Out
         output: what to print.
     """
     path, alone = run.path / _BASELINE, config.alone()
-    baseline = RunFolder(path)
+    baseline = RunFolder(path, force=run.force)
     is_begun = (path / "config.yaml").is_file()
     if is_begun and _is_done(baseline, alone):
         return _result_of(baseline)
@@ -309,7 +364,7 @@ def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Out
         with clear_os_errors(path):
             path.mkdir(exist_ok=True)  # what a killed process left of it before it was a run is written over
     with baseline.locked() if accelerator.is_main_process else contextlib.nullcontext():
-        return _train(job, baseline, accelerator, command=None if is_begun else command, output=output)
+        return _train(job, baseline, accelerator, command=None if is_begun else command, output=output, beside=run)
 
 
 def _where(run: RunFolder, config: RunConfig) -> str:

@@ -38,6 +38,7 @@ from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
 from kdcli.plan import Decision, Plan, make_plan
 from kdcli.progress import QuietReporter
+from kdcli.provenance import Record, recheck, take_record, write_record
 from kdcli.result import EpisodesResult, Mean
 from kdcli.run_folder import RunFolder, check_new_folder, free_folder
 from kdcli.scoring import evaluate
@@ -441,8 +442,10 @@ def run_episodes(config: RunConfig, *, name: str, command: str, output: Output, 
         with stoppable(run, output, unit="episode") as stop, run.locked():
             run.write_plan(setting.plan, command=command)
             run.write_config(setting.config)
+            record = take_record(setting.data, setting.teacher)
+            write_record(run, record)
             try:
-                result = _go_through(setting, run, [], output)
+                result = _go_through(setting, run, [], record, output)
             except UserError:
                 if not (run.path / _FILE).exists():
                     run.discard_if_empty()
@@ -451,12 +454,13 @@ def run_episodes(config: RunConfig, *, name: str, command: str, output: Output, 
     return stop.code
 
 
-def resume_episodes(config: RunConfig, path: Path, *, output: Output, dry_run: bool) -> int:
+def resume_episodes(config: RunConfig, path: Path, *, output: Output, dry_run: bool, force: bool = False) -> int:
     """Go on after the last whole episode; there may be more of them than before.
 
     Arguments, exit code and errors are those of :func:`kdcli.distill.resume_run`.
     """
-    run = RunFolder.started(path)
+    run = RunFolder.started(path, force=force)
+    run.check()
     stored = run.read_config()
     check_same_run(stored, config, path / "config.yaml")
     assert config.episodes is not None
@@ -482,12 +486,16 @@ def resume_episodes(config: RunConfig, path: Path, *, output: Output, dry_run: b
         if result is None:
             with console.status("Loading data and models"):
                 setting = prepare_episodes(config)
+            begun = f"episode {len(lines)}" if lines else None
+            record, note = recheck(run, take_record(setting.data, setting.teacher), begun=begun)
+            if note:
+                show_lines([f"Warning: {note}"])
             _check_lines(lines, setting, run)
             run.unfinish()
             run.write_text(_FILE, "".join(f"{json.dumps(line.model_dump(mode='json'))}\n" for line in lines))
             run.replace_decision(setting.plan, "episodes")
             run.write_config(setting.config)
-            result = _go_through(setting, run, lines, output)
+            result = _go_through(setting, run, lines, record, output)
         _show_result(result, run, output)
     return stop.code
 
@@ -540,7 +548,7 @@ def _describe(setting: Setting, number: int) -> dict[str, Any]:
     }
 
 
-def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], output: Output) -> EpisodesResult:
+def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], record: Record, output: Output) -> EpisodesResult:
     """Add the episodes that are missing, write what they came to, and return it.
 
     Raises:
@@ -576,8 +584,7 @@ def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], output: Ou
                 obey()
     result = summarize_episodes([line.accuracy for line in lines])
     run.write_text("README.md", episodes_card(run, result, arms=ARMS))
-    run.write_result(result)
-    return result
+    return run.write_result(result.model_copy(update=record.of_result()))
 
 
 def summarize_episodes(accuracies: Sequence[dict[str, float]]) -> EpisodesResult:

@@ -40,6 +40,7 @@ from kdcli.data import (
     open_data,
     open_texts,
 )
+from kdcli.data.fingerprint import find_trained_on
 from kdcli.data.sources import Subset
 from kdcli.data.unreadable import check_readable
 from kdcli.devices import resolve_device
@@ -53,6 +54,7 @@ from kdcli.models.locate import locate
 from kdcli.models.measure import time_passes
 from kdcli.models.settle import settle_teacher
 from kdcli.plan import human_count
+from kdcli.provenance import OLD, Record, changes_since, insist_unchanged, read_record, take_record
 from kdcli.relation import map_labels
 from kdcli.report import plot_confusion
 from kdcli.run_folder import RunFolder
@@ -183,6 +185,7 @@ def evaluate_models(
     batch_size: int,
     task: str | None = None,
     weights: str | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Measure a run's student or a model, its teacher, and others beside it.
 
@@ -198,13 +201,14 @@ def evaluate_models(
         batch_size: samples of a batch, also for the throughput.
         task: of a model, ``image-classification`` by default; a run has its own.
         weights: a checkpoint file for the model ``name``.
+        force: go on although data, teacher or files of a run have changed.
 
     Returns:
         The content of ``evaluation.json``.
 
     Raises:
-        UserError: for a name, split or device that isn't there, a model whose labels don't fit the data's, or images
-            that can't be read.
+        UserError: for a name, split or device that isn't there, a model whose labels don't fit the data's, images that
+            can't be read, a run whose files, data or teacher have changed, or one that was trained on the samples.
     """
     if split is not None and split not in SPLITS:
         raise UserError(f"There is no split {split!r}. {did_you_mean(split, SPLITS)}".rstrip(), _one_of(SPLITS))
@@ -212,7 +216,7 @@ def evaluate_models(
         if [name, *against].count(other) > 1:
             raise UserError(f"{other} is named twice.", "Name every model once.")
     place = resolve_device(device)
-    run = _open_run(name)
+    run = _open_run(name, force=force)
     if run is not None and weights is not None:
         raise UserError(f"{name} is a run: it has weights of its own.", "Leave --teacher-weights out.")
     config, seed = _data_config(run, data, data_root, classes)
@@ -224,9 +228,19 @@ def evaluate_models(
     candidates = [_candidate("model" if run is None else "student", name, run, facts, weights=weights)]
     if run is not None and with_teacher and (teacher := _teacher(run, candidates[0])) is not None:
         candidates.append(teacher)
+    others = {other: _open_run(other, force=force) for other in against}
     candidates += [
-        _candidate(f"against-{number}", other, _open_run(other), facts) for number, other in enumerate(against, start=1)
+        _candidate(f"against-{number}", other, opened, facts)
+        for number, (other, opened) in enumerate(others.items(), 1)
     ]
+    forced: list[str] = []
+    runs = [opened for opened in (run, *others.values()) if opened is not None]
+    if runs:
+        teacher_now = next((candidate.model for candidate in candidates if candidate.role == "teacher"), None)
+        now = take_record(samples, teacher_now, splits=(split,))
+        for opened in runs:
+            is_own = opened is run and (data is None or _same_data(run.read_config(), data))
+            forced += _check_record(opened, now, config, split, notes, is_own=is_own)
 
     noun: str = facts.noun
     if isinstance(source, WordSource):
@@ -266,6 +280,7 @@ def evaluate_models(
         "class_names": list(facts.class_names),
         "class_counts": counts,
         "data_notes": list(facts.notes),
+        "forced": [*dict.fromkeys((*(sentence for opened in runs for sentence in opened.forced), *forced))],
         "notes": notes + [note for candidate in candidates for note in _notes(candidate)],
         "device": str(place),
         "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
@@ -396,6 +411,7 @@ def remarks(evaluation: dict[str, Any]) -> Iterator[str]:
         f" {evaluation['batch_size']}. The input is on the device already.{length}"
     )
     yield from evaluation["data_notes"]
+    yield from evaluation["forced"]
     yield from evaluation["notes"]
     for name in evaluation["unreadable"]:
         yield f"Skipped an unreadable image: {name}"
@@ -425,7 +441,7 @@ def _is_run(name: str) -> bool:
     return (Path(name) / "config.yaml").is_file() and not (Path(name) / "config.json").is_file()
 
 
-def _open_run(name: str) -> RunFolder | None:
+def _open_run(name: str, *, force: bool) -> RunFolder | None:
     """Return the run called ``name``; None for a model.
 
     Raises:
@@ -433,7 +449,7 @@ def _open_run(name: str) -> RunFolder | None:
     """
     path = Path(name)
     if _is_run(name):
-        return RunFolder.open(path)
+        return RunFolder.open(path, force=force)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(
             f"{name} is neither a run folder (no config.yaml) nor a model (no config.json).",
@@ -634,6 +650,46 @@ def _label_notes(candidate: Candidate) -> list[str]:
     if candidate.model.facts.label_names is None or list(candidate.label_map) != sorted(candidate.label_map):
         return [f"{candidate.name}: {candidate.labels}"]
     return []
+
+
+def _check_record(
+    run: RunFolder, now: Record, config: DataConfig, split: str, notes: list[str], *, is_own: bool
+) -> list[str]:
+    """Refuse to measure a run on other samples than it began with, beside another teacher, or on what it has learnt.
+
+    Args:
+        run: whose student is measured.
+        now: the split that is measured on, and the teacher where it is measured too.
+        config: of the data.
+        split: its name.
+        notes: get a note where the run has no record.
+        is_own: whether these are the data and the teacher of the run.
+
+    Returns:
+        What was forced, a sentence each.
+
+    Raises:
+        UserError: it is refused, and the run was not opened by force.
+    """
+    record = read_record(run)
+    if record is None:
+        notes.append(f"{run.path}: it can't be told whether data or teacher have changed: {OLD}.")
+        return []
+    told = list(record.forced)
+    if is_own:
+        before = record.of_classes(now.data.class_names) if config.classes is not None else record
+        changes = changes_since(before, now, splits=(split,), teacher=now.teacher is not None)
+        return told + insist_unchanged(run, changes, what="Evaluated")
+    if split == "train":
+        return told
+    has_same_name = run.read_config().data.name == config.name
+    learnt = find_trained_on(record.data, now.data, split=split, by_content=has_same_name)
+    if not learnt:
+        return told
+    found = f"{len(learnt)} of the {split} samples are among those that {run.path} was trained on, such as {learnt[0]}."
+    if not run.force:
+        raise UserError(found, "Measure it on what it has not seen. --force goes on all the same.")
+    return [*told, f"Evaluated with --force although {found}"]
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from kdcli.checksums import breaks_off
 from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.files import write_atomically
 from kdcli.text import check_argument, short_repr
@@ -157,10 +158,13 @@ def load_yaml(file: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
-        UserError: when it can't be read, isn't YAML or isn't a mapping.
+        UserError: when it can't be read, is half of what kdcli wrote, isn't YAML or isn't a mapping.
     """
+    text = read_recipe(file)
+    if breaks_off(text):
+        raise UserError(f"{file} breaks off: its last line is missing.", "Put it back from a copy.")
     try:
-        values = parse_yaml(read_recipe(file))
+        values = parse_yaml(text)
     except ValueError as error:
         raise UserError(
             f"{file} is not valid YAML: {error}", "'kdcli recipes show quickstart' prints an example."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, model_validator
 
 
 def _number(value: Any) -> Any:
@@ -42,7 +43,45 @@ class Saved(BaseModel, frozen=True, extra="allow", ser_json_inf_nan="null"):
         return content
 
 
-class Result(Saved):
+class Finished(Saved):
+    """What every finished run leaves beside its numbers.
+
+    Attributes:
+        files: SHA-256 of the run's other files, by which a change in one is noticed.
+        data: of every split the number of its samples and a digest of their content and labels.
+        teacher_weights: a digest of the teacher's tensors; None without a teacher.
+        forced: what had changed where ``--force`` went on all the same, a sentence each.
+        checksum: of all the rest, by which a change in ``result.json`` itself is noticed; empty before it is written.
+    """
+
+    files: dict[str, str] = {}
+    data: dict[str, dict[str, int | str]] = {}
+    teacher_weights: str | None = None
+    forced: list[str] = []
+    checksum: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.checksum and self.checksum != self._sum():
+            raise ValueError("its checksum is another")
+        return self
+
+    def with_checksums(self, files: dict[str, str]) -> Self:
+        """Return it with the checksums of the run's other files and its own."""
+        complete = self.model_copy(update={"files": files})
+        return complete.model_copy(update={"checksum": complete._sum()})
+
+    def _sum(self) -> str:
+        content = {name: value for name, value in self.to_json().items() if name != "checksum"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``result.json``, the numbers first."""
+        content = super().to_json()
+        return {name: content[name] for name in sorted(content, key=lambda name: name in Finished.model_fields)}
+
+
+class Result(Finished):
     """What a run came to.
 
     Attributes:
@@ -73,7 +112,7 @@ class Mean(Saved):
     high: float | None
 
 
-class EpisodesResult(Saved):
+class EpisodesResult(Finished):
     """What a run of episodes came to: their number, each arm's accuracy, and the paired differences of two arms."""
 
     episodes: int

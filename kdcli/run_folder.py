@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcli import __version__
+from kdcli.checksums import file_digest, is_as_signed, signed
 from kdcli.config import RunConfig, parse_config
 from kdcli.errors import UserError, reading
 from kdcli.files import (
@@ -38,13 +39,19 @@ from kdcli.files import (
 )
 from kdcli.plan import Plan
 from kdcli.recipes import load_yaml
-from kdcli.result import EpisodesResult, Metrics, Result, Saved
-from kdcli.text import check_argument, redact_all
+from kdcli.result import EpisodesResult, Finished, Metrics, Result, Saved
+from kdcli.text import check_argument, redact, redact_all
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
+_Result = TypeVar("_Result", bound=Finished)
 _PACKAGES = ("torch", "timm", "transformers", "accelerate")
 _REMAINS = {".lock", ".lock-owner", "plan.json", "tracking"}
 """What a killed process may leave of a run that was not one yet: its ``config.yaml`` comes last."""
+_FILES = (
+    *("plan.json", "metrics.jsonl", "episodes.jsonl", "data.jsonl.gz"),
+    *("projector.safetensors", "spectra.safetensors"),
+)
+"""Files of a finished run that have a checksum in ``result.json``, as those of the student."""
 _PARTS = ("", "embedding", "baseline", "checkpoints", "analysis", "evaluation")
 """Folders of a run that files are written into."""
 
@@ -72,10 +79,23 @@ class RunFolder:
     ``spectra.safetensors``, ``checkpoints/``, and, once it is finished, ``result.json`` and ``README.md`` (model card).
     A run in stages has the earlier one in ``embedding/``, a run folder too.
     A run of episodes has ``config.yaml``, ``plan.json``, ``episodes.jsonl``, and, once it is finished, the last two.
+    ``data.jsonl.gz`` says what its samples were, see :mod:`kdcli.provenance`.
+
+    ``config.yaml`` carries its own checksum; those of a finished run's other files are in ``result.json``. A file that is
+    not as the run left it is refused when it is read.
+
+    Args:
+        path: of the folder.
+        force: take changed files as they are.
+
+    Attributes:
+        forced: what was taken although it had changed, a sentence each.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, force: bool = False) -> None:
         self.path = path
+        self.force = force
+        self.forced: list[str] = []
         self._made: list[Path] = []
 
     @classmethod
@@ -93,13 +113,13 @@ class RunFolder:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """Open an existing run.
+    def open(cls, path: Path, *, force: bool = False) -> RunFolder:
+        """Open an existing run to read its student.
 
         Raises:
-            UserError: when there is no run, or it has not produced a student yet.
+            UserError: when there is no run, it has not produced a student yet, or that has changed.
         """
-        run = cls.started(path)
+        run = cls.started(path, force=force)
         with reading(path):
             if not (path / "student" / "config.json").is_file():
                 if run.read_config().episodes is not None:
@@ -111,10 +131,11 @@ class RunFolder:
                     f"The run {path} has no student yet.",
                     f"Wait for its first validation; if it was stopped: kdcli distill --resume {path}",
                 )
+        run.check_student()
         return run
 
     @classmethod
-    def started(cls, path: Path) -> RunFolder:
+    def started(cls, path: Path, *, force: bool = False) -> RunFolder:
         """Open a run that was started, whatever it came to.
 
         Raises:
@@ -128,7 +149,7 @@ class RunFolder:
                 )
             for part in _PARTS:
                 remove_leftovers(path / part)
-        return cls(path)
+        return cls(path, force=force)
 
     def discard_if_empty(self) -> None:
         """Remove the folder and those above it that were made for it, unless there is a student or a checkpoint in it."""
@@ -166,7 +187,8 @@ class RunFolder:
             self.write_text(".lock-owner", f"process {os.getpid()} on {socket.gethostname()} since {now}")
             yield
         finally:
-            owner.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                owner.unlink(missing_ok=True)
             lock.release()
 
     @property
@@ -174,10 +196,58 @@ class RunFolder:
         """The folder of the best student, in its library's own format."""
         return self.path / "student"
 
-    def read_config(self) -> RunConfig:
-        """Return the resolved config."""
-        file = self.path / "config.yaml"
-        return parse_config(load_yaml(file), source=str(file))
+    def check(self, *names: str) -> None:
+        """Check files against the checksums that the finished run left; an unfinished one has none yet.
+
+        Args:
+            names: of files that are to be read; by default all that have a checksum.
+
+        Raises:
+            UserError: one is missing or has changed.
+        """
+        checksums = self._checksums()
+        for name in names or checksums:
+            if name not in checksums:
+                continue
+            file = self.path / name
+            with reading(file):
+                if not file.is_file():
+                    self._blame(file, "is a folder" if file.is_dir() else "is missing")
+                elif file_digest(file) != checksums[name]:
+                    self._blame(file, "is not as the run left it: its checksum is another")
+
+    def check_student(self, *, weights: bool = True) -> None:
+        """Check the files of the student as :meth:`check` does, its weights too unless they are not read."""
+        names = [name for name in self._checksums() if name.startswith("student/")]
+        if names := [name for name in names if weights or not name.endswith(".safetensors")]:
+            self.check(*names)
+
+    def _checksums(self) -> dict[str, str]:
+        return self._read_saved("result.json", Finished).files if self.is_finished else {}
+
+    def _blame(self, file: Path, what: str) -> None:
+        if not self.force:
+            raise UserError(
+                f"{file} {what}.", "Put it back from a copy, or repeat the run; --force takes the run as it is."
+            )
+        if (sentence := f"{file.relative_to(self.path)} {what}.") not in self.forced:
+            self.forced.append(sentence)
+
+    def read_values(self, name: str = "config.yaml") -> dict[str, Any]:
+        """Return the values of the resolved config, or of another that :meth:`write_config` wrote.
+
+        Raises:
+            UserError: it can't be read, or is not as it was written.
+        """
+        file = self.path / name
+        with reading(file):
+            if not is_as_signed(file.read_bytes()):
+                self._blame(file, "is not as kdcli wrote it: it is damaged or was changed")
+        return load_yaml(file)
+
+    def read_config(self, name: str = "config.yaml") -> RunConfig:
+        """Return the resolved config; errors are those of :meth:`read_values`."""
+        return parse_config(self.read_values(name), source=str(self.path / name))
 
     def read_plan(self) -> dict[str, Any]:
         """Return the content of ``plan.json``.
@@ -185,6 +255,7 @@ class RunFolder:
         Raises:
             UserError: when it can't be read or lacks what a plan has.
         """
+        self.check("plan.json")
         return self._read_saved("plan.json", _SavedPlan).model_dump()
 
     def _read_saved(self, name: str, kind: type[_Kind]) -> _Kind:
@@ -206,8 +277,9 @@ class RunFolder:
         A last line that breaks off, as a killed run leaves it, is left out.
 
         Raises:
-            UserError: when any other line is not JSON.
+            UserError: when any other line is not JSON, or the file has changed.
         """
+        self.check("metrics.jsonl")
         file = self.path / "metrics.jsonl"
         if not file.is_file():
             return []
@@ -234,6 +306,7 @@ class RunFolder:
         Raises:
             UserError: when the file is damaged.
         """
+        self.check(name)
         file = self.path / name
         if not file.is_file():
             return {}
@@ -248,7 +321,9 @@ class RunFolder:
         whole = config.with_absolute_paths()
         values = whole.model_dump(mode="json", exclude_none=True, exclude={"output"})
         _keep_nulls(values, whole.model_dump(mode="json", exclude_defaults=True, exclude={"output"}))
-        self.write_text(name, yaml.safe_dump(redact_all(values), sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(redact_all(values), sort_keys=False, allow_unicode=True)
+        content = signed(redact(text).encode("utf-8", "backslashreplace"))
+        write_atomically(self.path / name, lambda file: file.write_bytes(content))
 
     def write_plan(self, plan: Plan, *, command: str) -> None:
         """Write ``plan.json``, with the command line and the versions of what computes."""
@@ -269,8 +344,9 @@ class RunFolder:
 
     def unfinish(self) -> None:
         """Take back that the run is finished, for it goes on."""
-        for name in ("result.json", "README.md"):
-            (self.path / name).unlink(missing_ok=True)
+        with clear_os_errors(self.path):
+            for name in ("result.json", "README.md"):
+                (self.path / name).unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
         """Write one file whole or not at all, without tokens of hubs and trackers."""
@@ -311,21 +387,31 @@ class RunFolder:
         with clear_os_errors(self.path):
             replace_files(self.student, save)
 
-    def write_result(self, result: Saved) -> None:
-        """Write ``result.json``: the run is finished."""
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a ``result.json``."""
+        return (self.path / "result.json").exists()
+
+    def write_result(self, result: _Result) -> _Result:
+        """Write ``result.json``: the run is finished.
+
+        Returns:
+            ``result`` with the checksums of the run's files, as it is written.
+        """
+        files = [self.path / name for name in _FILES]
+        files += sorted(self.student.rglob("*")) if self.student.is_dir() else []
+        checksums = {file.relative_to(self.path).as_posix(): file_digest(file) for file in files if file.is_file()}
+        result = result.with_checksums(checksums)
         self.write_text("result.json", json.dumps(result.to_json(), indent=2) + "\n")
+        return result
 
     def read_result(self) -> Result | None:
         """Return the content of ``result.json``; None while the run is not finished."""
-        if not (self.path / "result.json").is_file():
-            return None
-        return self._read_saved("result.json", Result)
+        return self._read_saved("result.json", Result) if self.is_finished else None
 
     def read_episodes_result(self) -> EpisodesResult | None:
         """Return the content of ``result.json`` of a run of episodes; None while it is not finished."""
-        if not (self.path / "result.json").is_file():
-            return None
-        return self._read_saved("result.json", EpisodesResult)
+        return self._read_saved("result.json", EpisodesResult) if self.is_finished else None
 
     def restore_best(self, saved: Path | None) -> None:
         """Put back the best student and projectors as they were at a checkpoint: ``saved``, or none at all."""

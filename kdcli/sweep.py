@@ -19,14 +19,13 @@ from typing import Any
 import torch
 
 from kdcli.compare import NOT_OF_THE_RECIPE, Comparison, Summary, compare_runs, flatten_settings, read_runs
-from kdcli.config import RunConfig, parse_config
+from kdcli.config import RunConfig
 from kdcli.console import show_lines
 from kdcli.distill import Output, distill_run, is_finished, resume_run
 from kdcli.episodes import has_all_episodes, resume_episodes, run_episodes
 from kdcli.errors import UserError, did_you_mean
 from kdcli.files import clear_os_errors
 from kdcli.launch import end_with_the_launcher, is_launched, num_cores
-from kdcli.recipes import load_yaml
 from kdcli.run_folder import RunFolder
 from kdcli.signals import stop_signals
 from kdcli.text import check_argument, redact_all
@@ -268,7 +267,7 @@ def _check_variant(variant: Variant, folder: Path) -> None:
     other = "Give another --output, or remove that folder."
     if not (folder / _RECIPE).is_file():
         raise UserError(f"{folder} holds runs that are of no sweep: it has no {_RECIPE}.", other)
-    stored = parse_config(load_yaml(folder / _RECIPE), source=str(folder / _RECIPE))
+    stored = RunFolder(folder).read_config(_RECIPE)
     old, new = (redact_all(flatten_settings(config.with_absolute_paths())) for config in (stored, variant.config))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if keys:

@@ -25,7 +25,6 @@ from kdcli.checkpoint import Checkpoint, Checkpoints, restore_module
 from kdcli.config import RunConfig
 from kdcli.control import Control, Every, Stopped, Verdict
 from kdcli.data import AnyBatch, ImageSource, TextSource
-from kdcli.data.fingerprint import describe_changes, fingerprint
 from kdcli.data.seeding import stable_seed
 from kdcli.distiller import Distiller
 from kdcli.downstream import measure_features
@@ -122,7 +121,6 @@ class Trainer:
         """Batches that are trained on and accounted for."""
         self.closed = 0
         """The step up to which ends of epochs are dealt with: validated, recorded."""
-        self.data_fingerprint = fingerprint(job.data) if self.is_main else {}
         self.best: dict[str, float] = {}
         self.first_norms: dict[str, float] = {}
         self.collapsed: set[str] = set()
@@ -445,7 +443,6 @@ class Trainer:
             scaler = self.accelerator.scaler
             state = {
                 "config": _comparable(self.job.config),
-                "data": self.data_fingerprint,
                 "step": self.step,
                 "closed": self.closed,
                 "best": self.best,
@@ -488,9 +485,6 @@ class Trainer:
         """
         state, path = checkpoint.state, checkpoint.path
         _refuse_differences(state["config"], self.job.config, path)
-        if self.is_main:
-            for difference in describe_changes(state["data"], self.data_fingerprint):
-                self.reporter.warned(f"The data have changed since the run was stopped: {difference}.")
         if state["step"] > self.total_steps:
             raise UserError(
                 f"The run has already been trained for {state['step']} steps, and {self.job.config.train.epochs} epochs"
@@ -660,7 +654,7 @@ _MAY_CHANGE = {
     "train.track",
     "train.validate_every",
 }
-"""What may be another when a run goes on. Where data and weights lie is up to the machine; changed data are warned of."""
+"""What may be another when a run goes on. Where data and weights lie is up to the machine; what they are is in the run's record."""
 
 
 def _comparable(config: RunConfig) -> dict[str, Any]:

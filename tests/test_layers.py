@@ -8,7 +8,7 @@ import kdcli
 LAYERS = [
     {"errors", "__init__", "facts"},
     {"text"},
-    {"extensions", "files", "signals"},
+    {"extensions", "files", "signals", "checksums"},
     {"config"},
     {"relation", "recipes", "result"},
     {"plan", "variants"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"stiefel", "chance", "tasks", "analysis", "checkpoint", "devices", "progress"},
     {"projectors", "report"},
     {"methods"},
-    {"distiller", "teacher"},
+    {"distiller", "teacher", "provenance"},
     {"job", "card", "optim"},
     {"downstream", "scoring"},
     {"teacher_check"},

@@ -112,6 +112,10 @@ class ArraySource:
         """Return one image."""
         return Image.fromarray(self._images[index])
 
+    def pixels(self, index: int) -> bytes:
+        """Return one image's values."""
+        return self._images[index].tobytes()
+
     def describe(self, index: int) -> str:
         """Return ``split[index]``."""
         return f"{self._split}[{index}]"

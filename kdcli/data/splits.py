@@ -332,7 +332,7 @@ def append_unlabelled(
     note = f"Unlabelled: {len(new)} images of {folder} added to the training split."
     if len(new) < len(paths):
         note += f" {len(paths) - len(new)} others there are left out, as they are already in the data."
-    return Concatenation(train, FileSource(new)), " ".join([note, *unread_notes(found.unread)])
+    return Concatenation(train, FileSource(new, root=folder)), " ".join([note, *unread_notes(found.unread)])
 
 
 def check_disjoint(train: ImageSource, validation: ImageSource, test: ImageSource | None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 from PIL import Image
 
 from kdcli.config import DataConfig, SplitsConfig
@@ -30,6 +31,8 @@ LABEL_NAMES = ("label", "labels", "target", "class", "fine_label")
 SUFFIXES = (".parquet", ".arrow")
 _PREFIXES = ("demo", "torchvision", "hf")
 """Of kdcli's own names of data."""
+_ROWS = 1000
+"""Rows that are looked at together: where a table is a choice of rows of another, they are copied."""
 _SAVED = ("dataset_dict.json", "dataset_info.json")
 _INFO = (*_SAVED, "dataset_infos.json", "config.json")
 """What lies beside tables in json and is none."""
@@ -210,9 +213,27 @@ class TableSource:
         cell = self._table[index][self._column] or {}
         return cell.get("bytes") or cell.get("path") or None
 
+    def sizes(self) -> list[int]:
+        """Return the number of bytes of every row's image without reading it; -1 where there are none."""
+        found: list[int] = []
+        table = self._table.with_format("arrow")
+        for start in range(0, len(self), _ROWS):
+            cells = table[start : start + _ROWS][self._column]
+            lengths = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
+            paths = pc.struct_field(cells, "path").to_pylist()
+            found += [length or _file_size(path) for length, path in zip(lengths, paths, strict=True)]
+        return found
+
     def describe(self, index: int) -> str:
         """Return ``split[index]``."""
         return f"{self._split}[{index}]"
+
+
+def _file_size(path: str | None) -> int:
+    try:
+        return Path(path).stat().st_size if path else -1
+    except OSError:
+        return -1
 
 
 def _official_splits(

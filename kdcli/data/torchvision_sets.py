@@ -14,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets
 
@@ -156,6 +158,10 @@ class TorchvisionSource:
         except Exception as error:  # what PIL's decoders trip over, as in decode_image
             raise UnreadableImage(self.describe(index), f"{type(error).__name__}: {error}") from error
         return decode_image(image, name=self.describe(index))
+
+    def arrays(self) -> NDArray[Any] | None:
+        """Return all images as (N, ...), as the set has them in memory; None where it opens each when asked."""
+        return np.asarray(self._dataset.data) if self.in_memory else None
 
     def describe(self, index: int) -> str:
         """Return ``split[index]``."""

@@ -24,6 +24,7 @@ from kdcli.files import utf8_path
 from kdcli.models import hub, kdcli_networks, sentence, tokenizer
 from kdcli.models.spec import Library, ModelName, find_extension, format_query
 from kdcli.models.weights import inside_package
+from kdcli.run_folder import RunFolder
 from kdcli.text import expand_user, short_repr
 
 TEXT_KINDS = {
@@ -111,6 +112,7 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
             f"Wait for its first validation; if it was stopped: kdcli distill --resume {folder}",
         )
     if is_run:
+        _check_run(folder, weights=weights)
         return replace(_folder(folder / "student", target, name), run=folder)
     if is_file and name.library is None and not target.startswith("package:"):
         raise UserError(
@@ -149,6 +151,16 @@ def _locate(name: ModelName, *, weights: bool, is_text: bool) -> Place:
             f"There is no model of text {name.text!r}.", "A name is a hub id such as hf:org/name, or a local folder."
         )
     raise _unknown(name)
+
+
+def _check_run(folder: Path, *, weights: bool) -> None:
+    """Refuse a run whose config or student is not as the run left it."""
+    run = RunFolder(folder)
+    try:
+        run.read_config()
+        run.check_student(weights=weights)
+    except UserError as error:
+        raise UserError(error.message, f"Put it back from a copy; {folder}/student is taken as it is.") from None
 
 
 def _cifar(name: ModelName) -> Place:

@@ -186,10 +186,11 @@ def test_a_run_that_has_just_begun(run_cli, killed, alone_run, tmp_path):
     assert (tmp_path / "out" / "curves.png").is_file()
 
 
-def test_a_run_without_a_test_split_is_finished_with_its_result(run_cli, random_run, alone_run, tmp_path):
+def test_a_run_without_a_test_split_is_finished_with_its_result(run_cli, random_run, alone_run, tmp_path, sign_again):
     run = Path(shutil.copytree(random_run, tmp_path / "untested"))
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:-1]))
+    sign_again(run)
     stdout = run_cli("compare", run, alone_run).stdout
     assert "│ state" not in stdout
     assert cell(stdout, "test accuracy", 1) == "-"

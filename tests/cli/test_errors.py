@@ -622,7 +622,8 @@ def test_analysis_of_a_run_whose_data_have_gone(refused, tmp_path, random_run):
     config.write_text(
         "\n".join("  name: gone/" if "/photos" in line else line for line in config.read_text().splitlines())
     )
-    assert "gone" in refused("analyze-projector", "run")
+    assert "run/config.yaml is not as kdcli wrote it" in refused("analyze-projector", "run")
+    assert "gone" in refused("analyze-projector", "run", "--force")
 
 
 @pytest.mark.parametrize("format_", ["safetensors", "onnx"])

@@ -242,10 +242,10 @@ def test_an_error_on_resume_loses_nothing(run_cli, tmp_path, whole, at_step):
 
 def test_killed_while_it_starts_a_run_can_be_resumed(run_cli, tmp_path, monkeypatch, whole):
     """Before the first step: data are looked through, models go to their device."""
-    import kdcli.trainer
+    import kdcli.distill
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.trainer, "fingerprint", die)
+        patch.setattr(kdcli.distill, "take_record", die_at_last)
         with pytest.raises(Interrupt):
             run_cli("distill", *SHORT, *EPOCHS, "--output", "run")
     assert run_cli("distill", "--resume", "run").exit_code == 0
@@ -368,18 +368,41 @@ def test_a_run_in_use_is_not_touched(run_cli, tmp_path, whole):
     assert run_cli("distill", "--resume", "run").exit_code == 0
 
 
-def test_changed_data_are_warned_of(run_cli, tmp_path, monkeypatch, make_photos):
+def test_changed_data_are_refused_or_told_of(run_cli, tmp_path, monkeypatch, make_photos):
     photos = make_photos({"train/apple": 30, "train/sky": 30, "test/apple": 5, "test/sky": 5})
     arguments = (
         *("distill", "--teacher", "none", "--student", "test_resnet", "--data", photos, "--device", "cpu"),
         *("--epochs", "2", "--batch-size", "16", "--set", "student.image_size=32", "--checkpoint-every", "1"),
     )
     interrupted(run_cli, monkeypatch, 4, *arguments, "--output", "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     (photos / "test" / "sky" / "00.jpg").unlink()
+    for name in ("01.png", "02.jpg"):
+        (photos / "train" / "apple" / name).rename(photos / "train" / "sky" / f"moved-{name}")
     outcome = run_cli("distill", "--resume", "run")
+    assert outcome.exit_code == 2
+    assert "test: 1 removed (test/sky/00.jpg)" in outcome.stderr
+    assert "train/sky/moved-01.png" in outcome.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    outcome = run_cli("distill", "--resume", "run", "--force")
     assert outcome.exit_code == 0, outcome.stderr
-    assert "data have changed" in outcome.stdout + outcome.stderr
-    assert "test has 9 images, not 10" in outcome.stdout + outcome.stderr
+    told = "Resumed at step 3 with --force although this had changed since the run began: "
+    assert told in outcome.stdout + outcome.stderr
+    (sentence,) = json.loads((tmp_path / "run" / "result.json").read_text())["forced"]
+    assert sentence.startswith(told)
+    assert f"| Forced | {sentence}" in (tmp_path / "run" / "README.md").read_text()
+    assert run_cli("distill", "--resume", "run", "--epochs", "3").exit_code == 0, "it goes by the data as they are now"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["forced"] == [sentence]
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(run_cli, tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    outcome = run_cli("distill", "--resume", "run", "--epochs", "3")
+    assert outcome.exit_code == 2
+    assert "no checkpoint any more" in outcome.stderr
+    assert (tmp_path / "run" / "student" / "model.safetensors").exists()
+    assert run_cli("distill", "--resume", "run").exit_code == 0
 
 
 @pytest.mark.parametrize("what", [(), ("--recipe", "quickstart"), ("--output", "new")])

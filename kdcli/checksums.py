@@ -1,0 +1,34 @@
+"""Checksums by which a changed or broken file of a run is found."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+_FIRST = b"# Written by kdcli; its last line is a checksum of the others.\n"
+_LAST = b"# sha256: "
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def signed(text: bytes) -> bytes:
+    """Return lines of YAML with comments before and after them, by which :func:`is_as_signed` knows them again."""
+    lines = _FIRST + text
+    return lines + _LAST + hashlib.sha256(lines).hexdigest().encode() + b"\n"
+
+
+def is_as_signed(content: bytes) -> bool:
+    """Whether what :func:`signed` returned is whole and unchanged; true of what it has never seen."""
+    if not content.startswith(_FIRST):
+        return True
+    lines, mark, _ = content.rpartition(_LAST)
+    return bool(mark) and content == signed(lines.removeprefix(_FIRST))
+
+
+def breaks_off(text: str) -> bool:
+    """Whether what :func:`signed` returned has lost its end."""
+    return text.startswith(_FIRST.decode()) and not text.splitlines()[-1].startswith(_LAST.decode())
