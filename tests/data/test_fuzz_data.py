@@ -324,6 +324,8 @@ def test_tables_of_texts(
             check_refusal("tables", error)
             return
         assume(data.facts.label_kind == "class" if hasattr(data.facts, "label_kind") else True)
+        if "quotes are taken as written" in "\n".join(data.facts.notes):
+            return  # every line of a tsv file is a whole row: it could be either, and the plan says which
         for source in filter(None, (data.train, data.validation, data.test)):
             for text, label in zip(source.texts, source.labels, strict=True):
                 assert isinstance(text, str)
