@@ -178,7 +178,7 @@ def _known_orders(class_names: Sequence[str]) -> dict[tuple[int, ...], str]:
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Return what sorts names as a person does: runs of digits as numbers."""
     parts = re.split(r"([0-9]+)", name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def _first_of_two(targets: NDArray[np.int64]) -> NDArray[np.bool_]:

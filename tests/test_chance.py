@@ -69,6 +69,7 @@ def test_tokens_are_compared_with_an_even_guess():
 def test_natural_order_for_string_order_is_named(count, accuracy):
     """The teacher's class k is the folder k; the data's classes are 0, 1, 10, 11, 2, ..., 9."""
     natural = sorted(NAMES, key=natural_key)
+    assert sorted(["x²", "②", "①", "٣", "2"], key=natural_key) == ["2", "٣", "x²", "①", "②"]
     assert natural == [str(number) for number in range(12)]
     order = np.array([natural.index(name) for name in NAMES])
     targets = balanced(count, 12)
