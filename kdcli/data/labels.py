@@ -37,11 +37,19 @@ def label_cells(table: Dataset, column: str) -> list[Any]:
 
     There is none in a cell that is null, not a number, or a blank string, nor in any row of a table without the column.
     -1 is none where the hub has it so: in a column of class labels with names, and where every row has it.
+
+    Raises:
+        UserError: the column holds lists or dictionaries.
     """
     from datasets import ClassLabel
 
     if column not in table.column_names:
         return [None] * len(table)
+    if not hasattr(table.features[column], "dtype"):
+        raise UserError(
+            f"The label column {column} holds {table.features[column]}: lists or dictionaries, no single labels.",
+            "data.label_kind=classes reads lists as several labels; data.label_column names another column.",
+        )
     cells = [None if is_blank(cell) else cell for cell in table[column][:]]
     if isinstance(table.features[column], ClassLabel):
         return [None if cell == UNLABELLED else cell for cell in cells]

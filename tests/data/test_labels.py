@@ -254,6 +254,8 @@ def test_tsv_files_with_and_without_quotes(tmp_path):
         ([[["x"]], [["y"]]], {}, "not lists of labels"),
         (["['x', 'y']", "['y']"], {"label_kind": "classes"}, "a list that is written as a string"),
         ([{"a": 1}, {"a": 2}], {}, "not classes"),
+        ([[1], [2]], {"label_kind": "number"}, "lists or dictionaries, no single labels"),
+        ([{"a": 1}, {"a": 2}], {"label_kind": "number"}, "lists or dictionaries, no single labels"),
     ],
 )
 def test_lists_of_labels_that_are_others(tmp_path, labels, options, message):
