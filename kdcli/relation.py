@@ -66,7 +66,10 @@ def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> 
             )
         reason = f"Both have {size} classes; the {role} carries no label names, so their order is taken as equal."
         return tuple(range(size)), reason
-    if [*map(_normal, model.label_names)] == [*map(_normal, data.class_names)]:
+    theirs = [*map(_normal, model.label_names)]
+    if model.label_names == data.class_names or (
+        theirs == [*map(_normal, data.class_names)] and len(set(theirs)) == size
+    ):
         return tuple(range(size)), f"Both have the same {size} labels."
     matches = _match_labels(model, data)
     label_map = tuple(match.place for match in matches if match is not None)
@@ -117,8 +120,13 @@ def _match_labels(model: ModelFacts, data: DataFacts) -> tuple[_Match | None, ..
 
     Names are compared before other names of the classes (WordNet ids, their words), those before the first of several
     synonyms, and that before the others; in a larger label space those of the first three ranks together, so that
-    ImageNet's cardigan is no dog. A folder such as ``n02085620-Chihuahua`` also goes by its id.
+    ImageNet's cardigan is no dog. A folder such as ``n02085620-Chihuahua`` also goes by its id. Where both have the same
+    names as they are written, these alone count: -1 is not 1 then.
     """
+    names = model.label_names or ()
+    place = {name: number for number, name in enumerate(names)}
+    if len(place) == len(names) and place.keys() == set(data.class_names):
+        return tuple(_Match(place[name], "name") for name in data.class_names)
     return _match(model.label_names or (), model.label_aliases or (), data.class_names)
 
 

@@ -53,6 +53,14 @@ def test_what_is_two_things_or_none_is_not_found(label_names, name):
     assert "1 of your 2 labels is among the teacher's 1000" in evidence.reason
 
 
+@pytest.mark.parametrize("names", [("-1", "1"), ("A", "a"), ("C", "C-"), ("a_b", "a b")])
+def test_names_that_differ_in_signs_or_case_alone_are_put_in_order(names):
+    evidence = find_relation(model(names[::-1]), data(*names))
+    assert (evidence.relation, evidence.label_map) == ("same", (1, 0))
+    assert find_relation(model(names), data(*names)).label_map == (0, 1)
+    assert find_relation(model((f"{names[0]} ", names[1])), data(*names)).relation == "cross"
+
+
 def test_two_labels_of_one_class_are_not_told_apart():
     assert find_relation(model(IDS), data("tabby", "tabby cat")).relation == "cross"
 
