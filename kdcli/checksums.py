@@ -31,4 +31,4 @@ def is_as_signed(content: bytes) -> bool:
 
 def breaks_off(text: str) -> bool:
     """Whether what :func:`signed` returned has lost its end."""
-    return text.startswith(_FIRST.decode()) and not text.splitlines()[-1].startswith(_LAST.decode())
+    return text.startswith(_FIRST.decode()) and not any(line.startswith(_LAST.decode()) for line in text.splitlines())

@@ -162,7 +162,10 @@ def load_yaml(file: Path) -> dict[str, Any]:
     """
     text = read_recipe(file)
     if breaks_off(text):
-        raise UserError(f"{file} breaks off: its last line is missing.", "Put it back from a copy.")
+        raise UserError(
+            f"{file} breaks off: the line with its checksum is missing.",
+            "Put it back from a copy; where you have removed that line, remove the first one too.",
+        )
     try:
         values = parse_yaml(text)
     except ValueError as error:

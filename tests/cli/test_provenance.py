@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from kdcli.errors import UserError
+from kdcli.recipes import load_yaml
 from kdcli.run_folder import RunFolder
 
 SPLITS = {
@@ -220,6 +221,10 @@ def test_a_config_that_breaks_off_anywhere_is_found(tmp_path, place):
     assert RunFolder(run.path, force=True).read_config().seed == 1
     (run.path / "config.yaml").write_bytes(yaml.safe_dump(yaml.safe_load(edited)).encode())
     assert run.read_config().seed == 1, "one of an earlier kdcli has no checksum"
+    (tmp_path / "mine.yaml").write_bytes(edited + b"output: elsewhere\n")
+    assert load_yaml(tmp_path / "mine.yaml")["output"] == "elsewhere", (
+        "a copy to which a line was added does not break off"
+    )
 
 
 def test_force_is_for_resuming(run_cli):
