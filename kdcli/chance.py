@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -61,13 +61,27 @@ class Mixed:
         return [label for label, other in enumerate(self.order) if label != other]
 
 
-def judge_classes(guesses: NDArray[np.int64], targets: NDArray[np.int64]) -> Finding:
+def judge_classes(
+    guesses: NDArray[np.int64], targets: NDArray[np.int64], scores: NDArray[np.float32] | None = None
+) -> Finding:
     """Compare the number of hits with that of guesses of the same frequencies that know nothing of the labels.
+
+    Where they are no more, the ``scores`` may still tell: of classes of very different sizes the likeliest is nearly always
+    the largest one, though samples of the others have higher probabilities of theirs.
 
     Args:
         guesses: (n,) predicted classes.
         targets: (n,) true classes, at least one.
+        scores: (n, C) probabilities.
     """
+    finding = _judge_hits(guesses, targets)
+    if finding.level != "near" or scores is None:
+        return finding
+    truth = targets[:, None] == np.arange(scores.shape[1])
+    return replace(finding, level="above") if judge_scores(scores, truth).level == "above" else finding
+
+
+def _judge_hits(guesses: NDArray[np.int64], targets: NDArray[np.int64]) -> Finding:
     size = int(max(guesses.max(), targets.max())) + 1
     shares = [np.bincount(labels, minlength=size) / len(labels) for labels in (guesses, targets)]
     by_chance = float(shares[0] @ shares[1])
@@ -82,7 +96,7 @@ def judge_classes(guesses: NDArray[np.int64], targets: NDArray[np.int64]) -> Fin
     return Finding("near" if (most - by_chance) / (1 - by_chance) < _USEFUL else "unsure", guessing)
 
 
-def judge_scores(scores: NDArray[np.float64], targets: NDArray[np.float64]) -> Finding:
+def judge_scores(scores: NDArray[np.floating], targets: NDArray[np.floating | np.bool_]) -> Finding:
     """Compare the mean area under the ROC curve over classes with that of scores that know nothing of the labels.
 
     Args:

@@ -25,6 +25,8 @@ from kdcli.scoring import Skip, ignore, measure
 
 MOST_SAMPLES = 5000
 """A larger validation split is measured on so many of its samples, evenly spread over it."""
+_MOST_SCORED = 1000
+"""Classes up to which all probabilities are kept, not only the likeliest class."""
 _SHOWN_CLASSES = 6
 """Most classes that are named where they are mixed up."""
 
@@ -129,12 +131,18 @@ class _Evidence:
     def __init__(self) -> None:
         self._guesses: list[Any] = []
         self._targets: list[Any] = []
+        self._scores: list[Any] = []
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Add a batch: of classes the likeliest (n,), else all outputs (n, C)."""
+        """Add a batch: of classes the likeliest (n,) and, where they are not too many, their probabilities, else all
+        outputs (n, C).
+        """
         if not targets.is_floating_point():
             labelled = targets != UNLABELLED
-            outputs, targets = outputs.argmax(dim=1)[labelled], targets[labelled]
+            outputs, targets = outputs[labelled], targets[labelled]
+            if outputs.shape[1] <= _MOST_SCORED:
+                self._scores.append(outputs.float().softmax(dim=1).cpu().numpy())
+            outputs = outputs.argmax(dim=1)
         self._guesses.append(outputs.float().cpu().numpy() if outputs.is_floating_point() else outputs.cpu().numpy())
         self._targets.append(targets.cpu().numpy())
 
@@ -144,15 +152,16 @@ class _Evidence:
         kind = job.data.facts.label_kind
         if kind == "tokens":
             return None, judge_tokens(metrics["loss"], job.teacher.facts.num_classes)
-        parts = [self._guesses, self._targets]
+        parts = [self._guesses, self._targets, self._scores]
         if accelerator.num_processes > 1:
             parts = [gather_object(part) for part in parts]
-        guesses, targets = (np.concatenate(part) for part in parts)
+        guesses, targets = (np.concatenate(part) for part in parts[:2])
+        scores = np.concatenate(parts[2]) if parts[2] else None
         if kind == "number":
             return None, judge_numbers(guesses[:, 0], targets[:, 0])
         if kind == "classes":
             return None, judge_scores(guesses, targets)
-        return find_mixed(guesses, targets, job.data.facts.class_names), judge_classes(guesses, targets)
+        return find_mixed(guesses, targets, job.data.facts.class_names), judge_classes(guesses, targets, scores)
 
 
 def _show(metrics: dict[str, float]) -> str:

@@ -50,6 +50,17 @@ def test_one_class_for_everything_is_guessing_whatever_its_share():
     assert (finding.level, finding.guessing) == ("near", "an accuracy of 0.9500")
 
 
+@pytest.mark.parametrize(("level", "shift"), [("above", 1.5), ("near", 0.0)])
+def test_a_rare_class_that_is_never_the_likeliest_may_be_told_all_the_same(level, shift):
+    targets = np.repeat([0, 1], [4750, 250])
+    rare = np.clip(0.05 + 0.1 * (np.random.default_rng(0).normal(size=5000) + shift * targets), 0, 0.45)
+    scores = np.stack([1 - rare, rare], axis=1)
+    guesses = scores.argmax(axis=1)
+    assert not guesses.any()
+    assert judge_classes(guesses, targets).level == "near"
+    assert judge_classes(guesses, targets, scores).level == level
+
+
 @pytest.mark.parametrize(("level", "share"), [("above", 0.4), ("near", 0.0)])
 def test_scores_and_numbers(level, share):
     generator = np.random.default_rng(0)
