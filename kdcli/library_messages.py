@@ -39,6 +39,9 @@ _UNNEEDED = (
     _Unneeded(UserWarning, "Detected pickle protocol"),  # of a checkpoint that is loaded all the same, or refused
     _Unneeded(UserWarning, "Metric `SpearmanCorrcoef` will save all targets"),  # two numbers for each text
     _Unneeded(
+        UserWarning, "The variance of predictions or target is close to zero."
+    ),  # the correlation is shown as nan
+    _Unneeded(
         UserWarning, "Grad strides do not match bucket view strides."
     ),  # "not an error", of models such as ConvNeXt
 )

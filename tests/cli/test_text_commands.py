@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 WITHOUT_KDCLI = """
 import json, sys
@@ -244,6 +244,26 @@ def test_several_labels_and_numbers(make, metric, run_cli, tmp_path, reviews, be
     assert outcome.exit_code == 0, outcome.stderr
     assert metrics_of(tmp_path / "run", "test")[-1][metric] > 0.6
     assert run_cli("export", "run").exit_code == 0
+    options = (
+        "--data",
+        "set.jsonl",
+        "--task",
+        "text-classification",
+        "--set",
+        f"data.label_kind={kind}",
+        "--device",
+        "cpu",
+    )
+    good = run_cli("distill", "--teacher", "run", "--student", distilbert_folder, *options, "--dry-run")
+    assert (good.exit_code, "teacher measured" in good.stdout) == (0, True)
+    file = shutil.copytree(tmp_path / "run" / "student", tmp_path / "guesser") / "model.safetensors"
+    weights = {name: tensor * ("classifier" not in name) for name, tensor in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})  # it says the same of every text
+    bad = run_cli("distill", "--teacher", "guesser", "--student", distilbert_folder, *options, "--dry-run")
+    if kind == "number":
+        assert (bad.exit_code, "does no better than guessing: pearson nan" in bad.stderr) == (2, True)
+    else:
+        assert (bad.exit_code, "too few to tell" in " ".join(bad.stdout.replace("│", " ").split())) == (0, True)
     assert "one class a text" in run_cli("evaluate", "run").stderr
 
 
