@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from torch import Tensor
 
-from kdcli.facts import GEOMETRIES, Interpolation
+from kdcli.facts import GEOMETRIES, MAX_IMAGE_SIZE, Interpolation
 from kdcli.text import short_repr
+
+_Read = TypeVar("_Read")
 
 _SECTIONS = (
     *("args", "hyper_parameters", "hparams", "hyperparameters", "config", "cfg", "opt", "opts", "options", "params"),
@@ -127,15 +129,27 @@ class _Settings:
 
         look("", loaded, 0)
 
-    def values(self, keys: Sequence[str], accepts: Any = None) -> Iterator[Any]:
-        """Yield the values of ``keys``, section by section, that are set and that ``accepts`` is true of."""
+    def entries(self, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        """Yield those of ``keys`` that are set, section by section, with their values."""
         for _, section in self.sections:
             for key in keys:
                 value = section.get(key)
                 if isinstance(value, Tensor):
                     value = value.tolist() if value.numel() <= 3 else None
-                if value is not None and value != "" and (accepts is None or accepts(value)):
-                    yield value
+                if value is not None and value != "":
+                    yield key, value
+
+    def values(self, keys: Sequence[str], accepts: Any = None) -> Iterator[Any]:
+        """Yield the values of ``keys`` that are set and that ``accepts`` is true of."""
+        yield from (value for _, value in self.entries(keys) if accepts is None or accepts(value))
+
+    def read(self, keys: Sequence[str], reads: Callable[[Any], _Read | None], notes: list[str]) -> _Read | None:
+        """Return what ``reads`` makes of the first value that it takes; where it takes none, a note names the first."""
+        entries = list(self.entries(keys))
+        if (found := next(filter(None, (reads(value) for _, value in entries)), None)) is None and entries:
+            key, value = entries[0]
+            notes.append(f"{key} {short_repr(value)} is not taken over")
+        return found
 
     def architectures(self) -> Iterator[str]:
         for name, section in self.sections:
@@ -164,19 +178,18 @@ def _arguments(settings: _Settings) -> dict[str, Any]:
 
 
 def _preprocessing(settings: _Settings, notes: list[str]) -> tuple[Any, Any, Any, Any]:
-    sizes = (_size(value) for value in settings.values(_SIZE))
     of_arguments = (given.get("img_size") for given in settings.values(_ARGUMENTS, lambda v: isinstance(v, Mapping)))
-    size = next((found for found in (*sizes, *map(_size, of_arguments)) if found), None)
-    crop_pct = next(settings.values(_CROP, lambda value: _is_number(value) and 0 < value <= 1), None)
+    size = settings.read(_SIZE, _size, notes) or next(filter(None, map(_size, of_arguments)), None)
+    crop_pct = settings.read(_CROP, lambda value: value if _is_number(value) and 0 < value <= 1 else None, notes)
     resized = next(settings.values(_RESIZE, lambda value: type(value) is int), None)
     if crop_pct is None and size is not None and resized is not None and resized >= min(size):
         crop_pct = min(size) / resized
-    mean = next((found for value in settings.values(_MEAN) if (found := _triple(value))), None)
-    std = next((found for value in settings.values(_STD) if (found := _triple(value))), None)
-    if mean is not None and max(mean) > 1:
-        if std is None:
-            notes.append(f"mean {short_repr(mean)} is not taken over without a std")
-            mean = None
+    mean, std = settings.read(_MEAN, _triple, notes), settings.read(_STD, _triple, notes)
+    if max(*(mean or (0,)), *(std or (0,))) > 1:
+        if mean is None or std is None:
+            alone = f"std {short_repr(std)} is not taken over without a mean"
+            notes.append(alone if mean is None else f"mean {short_repr(mean)} is not taken over without a std")
+            mean = std = None
         else:
             notes.append("its mean and std are of pixels from 0 to 255 and are divided by that")
             mean, std = (_triple([part / 255 for part in values]) for values in (mean, std))
@@ -193,11 +206,13 @@ def _choice(settings: _Settings, keys: Sequence[str], valid: Sequence[str], note
 
 
 def _size(value: Any) -> tuple[int, int] | None:
-    """Return (height, width) of a side, of both, or of a channel count and both."""
+    """Return (height, width) of a side, of both, or of a channel count and both; None of what no image has."""
     sides = [value, value] if type(value) is int else value
-    if not isinstance(sides, (list, tuple)) or not all(type(side) is int and side > 0 for side in sides):
+    if not isinstance(sides, (list, tuple)) or len(sides) not in (2, 3):
         return None
-    return (sides[-2], sides[-1]) if len(sides) in (2, 3) else None
+    if not all(type(side) is int and 0 < side <= MAX_IMAGE_SIZE for side in sides):
+        return None
+    return sides[-2], sides[-1]
 
 
 def _triple(value: Any) -> tuple[float, float, float] | None:
@@ -230,6 +245,10 @@ def _class_names(settings: _Settings, file: Path, notes: list[str]) -> tuple[tup
                 return names, False
         notes.append(f"it was trained with the class map {short_repr(value)}, which is not there to be read")
         return None, True
+    for key, value in settings.entries(dict.fromkeys((*_INDEX_TO_NAME, *_NAME_TO_INDEX, *_NAMES))):
+        if isinstance(value, (Mapping, list, tuple)) and len(value) > 1:
+            notes.append(f"{key} is no order of classes 0, 1, 2, ... with a name each, and is not taken over")
+            break
     return None, False
 
 

@@ -260,6 +260,13 @@ def test_what_matters_and_is_not_taken_over_is_said(tmp_path):
         "mean (120.0, 120.0, 120.0)",
     ):
         assert f"{part} is not taken over" in notes
+    odd = recorded(tmp_path, args={"img_size": "48", "mean": "0.5", "crop_pct": 1.5}, class_to_idx={"a": 0, "b": 2})
+    notes = " ".join(odd.notes)
+    for part in ("img_size '48'", "mean '0.5'", "crop_pct 1.5", "class_to_idx is no order of classes"):
+        assert part in notes
+    large = recorded(tmp_path, args={"img_size": 100000, "std": [58.0, 57.0, 57.0]})
+    assert (large.input_size, large.std) == (None, None)
+    assert "img_size 100000 is not taken over" in large.notes
     assert not recorded(tmp_path, args=timm_arguments(), optimizer={"lr": 1}).notes
 
 
