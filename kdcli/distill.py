@@ -166,7 +166,8 @@ def resume_run(
             with console.status("Loading data and models"):
                 job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
             known = run.read_plan()["teacher_metrics"]
-            if known is None:  # the run was begun by a version that did not measure it, or has nothing to measure
+            # A version that did not measure it began the run, or there is nothing to measure; by force it may be another.
+            if known is None or force:
                 job = check_teacher(job, accelerator, refuses=False)
             else:
                 job = replace(job, plan=replace(job.plan, teacher_metrics=known))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -138,10 +139,19 @@ def test_the_teachers_metrics_stand_everywhere(run, run_cli, colours):
     assert [line for line in again.stdout.splitlines() if "test accuracy" in line and "1.0000" in line]
 
 
+def test_another_teacher_that_is_taken_by_force_is_measured(run, run_cli, colours):
+    folder, _ = run
+    shutil.copytree(folder, colours / "forced", ignore=shutil.ignore_patterns("baseline"))
+    again = ("distill", "--resume", "forced", "--epochs", "2", "--no-baseline", "--teacher-weights", "natural.pth")
+    assert "the teacher has other weights" in run_cli(*again, cwd=colours).stderr
+    outcome = run_cli(*again, "--force", cwd=colours)
+    assert outcome.exit_code == 0, outcome.stderr
+    measured = json.loads((colours / "forced" / "result.json").read_text())["teacher"]
+    assert measured["validation"]["accuracy"] == measured["test"]["accuracy"] < 0.5
+
+
 def test_a_run_that_goes_on_does_not_measure_again(run, run_cli, colours, monkeypatch):
     """What was measured is in the run folder; the test split is still to come."""
-    import shutil
-
     folder, _ = run
     shutil.copytree(folder, colours / "longer", ignore=shutil.ignore_patterns("baseline"))
     monkeypatch.setattr("kdcli.distill.check_teacher", lambda *_, **__: pytest.fail("measured again"))
