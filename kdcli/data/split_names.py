@@ -75,15 +75,17 @@ def check_understood(
         UserError: there is no training split, or nothing but one and names that may be of splits too.
     """
     names = ", ".join([*found.values(), *others])
+    classes = " A class whose name is like that of a split needs another name." if kind == "folder" else ""
     if "train" not in found:
-        raise UserError(f"{where} has no training split; its {kind}s are {names}.", f"{EXPECTED} {_OPTION}")
+        raise UserError(f"{where} has no training split; its {kind}s are {names}.", f"{EXPECTED} {_OPTION}{classes}")
     if not others:
         return None
     if len(found) == 1 and (asked is None or asked.train is None):
         raise UserError(
             f"{where} has the {kind} {found['train']}, and {listing(others)}, which {'is' if len(others) == 1 else 'are'} "
             "not understood as another split.",
-            f"{EXPECTED} {_OPTION} data.splits.train={found['train']} alone takes that {kind} and leaves out the others.",
+            f"{EXPECTED} {_OPTION} data.splits.train={found['train']} alone takes that {kind} and leaves out the others."
+            f"{classes}",
         )
     return f"Left out: the {kind}{'' if len(others) == 1 else 's'} {listing(others)}."
 

@@ -212,3 +212,11 @@ def test_names_with_wildcards_are_no_patterns(name: str, tmp_path: Path) -> None
         data = open_texts(DataConfig(name=str(path)), task="text-classification", seed=0)
         assert sum(counts(data)) == 20
         assert "text 0" not in data.train.texts
+
+
+def test_classes_whose_names_are_like_those_of_splits_are_told_what_to_do(make_folder: MakeFolder) -> None:
+    with pytest.raises(UserError) as refused:
+        open_data(DataConfig(name=str(make_folder({"train": 6, "test track": 6, "bus": 6}))), seed=0)
+    assert "needs another name" in (refused.value.hint or "")
+    data = open_data(DataConfig(name=str(make_folder({"rail": 6, "test track": 6, "bus": 6}, name="renamed"))), seed=0)
+    assert data.facts.class_names == ("bus", "rail", "test track")
