@@ -25,6 +25,7 @@ _USEFUL = 0.2
 _NORMAL_99 = 2.326
 _SWAPPED_LEVEL = 0.001
 _MOST_SEARCHED = 2000
+SHOWN_CLASSES = 6
 """Classes up to which the best of all orders is searched for: that takes their number cubed."""
 
 
@@ -59,6 +60,16 @@ class Mixed:
     def moved(self) -> list[int]:
         """The classes that are mixed up."""
         return [label for label, other in enumerate(self.order) if label != other]
+
+    def describe(self, class_names: Sequence[str]) -> str:
+        """Return in words what would be right, and which classes change places; several are cut."""
+        moved = self.moved
+        pairs = ", ".join(
+            f"{class_names[label]} as {class_names[self.order[label]]}" for label in moved[:SHOWN_CLASSES]
+        )
+        more = f" and {len(moved) - SHOWN_CLASSES} more" if len(moved) > SHOWN_CLASSES else ""
+        known = f" That is their {self.known_as}." if self.known_as else ""
+        return f"{self.accuracy:.4f} where {len(moved)} of the {len(class_names)} change places ({pairs}{more}).{known}"
 
 
 def judge_classes(

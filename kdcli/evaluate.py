@@ -25,6 +25,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
+from kdcli.chance import Mixed, find_mixed
 from kdcli.config import LABEL_FREE, DataConfig, RunConfig, Task, TeacherConfig
 from kdcli.data import (
     EvalLoader,
@@ -128,6 +129,10 @@ class ClassificationMeters:
         self._loss += float(F.cross_entropy(logits.double(), targets, reduction="sum"))
         self._predictions.append(logits.argmax(dim=1))
         self._targets.append(targets)
+
+    def find_mixed(self, class_names: Sequence[str]) -> Mixed | None:
+        """Return which classes are predicted for one another, where that is beyond doubt."""
+        return find_mixed(torch.cat(self._predictions).numpy(), torch.cat(self._targets).numpy(), class_names)
 
     def compute(self) -> dict[str, Any]:
         """Return the metrics as numbers and lists.
@@ -254,7 +259,7 @@ def evaluate_models(
         scores: dict[str, Any] = dict.fromkeys(_score_names(facts))
         if candidate.label_map is not None:
             loader = _loader(source, candidate.model.facts.preprocessing, batch_size, config)
-            scores, predictions[candidate.role] = _score(candidate, loader, place, source, facts, skipped)
+            scores, predictions[candidate.role] = _score(candidate, loader, place, source, facts, skipped, notes)
             check_readable(list(skipped), len(source), what=f"{split} images of {config.name}")
         measured[candidate.role] = {
             "name": candidate.name,
@@ -729,10 +734,11 @@ def _score(
     source: ImageSource | TextSource,
     data: DataFacts,
     skipped: dict[str, None],
+    notes: list[str],
 ) -> tuple[dict[str, Any], Tensor]:
     """Return the metrics and the predicted class of every sample, (N,), -1 for an unreadable image or no label.
 
-    Names of unreadable images go into ``skipped``.
+    Names of unreadable images go into ``skipped``; ``notes`` get one where classes are certainly taken for one another.
     """
     assert candidate.label_map is not None
     label_map = torch.tensor(candidate.label_map)
@@ -756,6 +762,9 @@ def _score(
         if isinstance(batch, WordBatch):
             entities += count_entities(guesses, batch, data.class_names)
     scores = meters.compute()
+    mixed = meters.find_mixed(data.class_names)
+    if mixed is not None:
+        notes.append(f"{candidate.name} seems to have the classes in another order: {mixed.describe(data.class_names)}")
     return scores | (entity_scores(entities) if "entity_f1" in _score_names(data) else {}), predictions
 
 

@@ -12,7 +12,16 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from kdcli.chance import Finding, Mixed, find_mixed, judge_classes, judge_numbers, judge_scores, judge_tokens
+from kdcli.chance import (
+    SHOWN_CLASSES,
+    Finding,
+    Mixed,
+    find_mixed,
+    judge_classes,
+    judge_numbers,
+    judge_scores,
+    judge_tokens,
+)
 from kdcli.data import AnyBatch, ImageSource, TextSource
 from kdcli.data.sources import Subset
 from kdcli.errors import UserError
@@ -27,7 +36,6 @@ MOST_SAMPLES = 5000
 """A larger validation split is measured on so many of its samples, evenly spread over it."""
 _MOST_SCORED = 1000
 """Classes up to which all probabilities are kept, not only the likeliest class."""
-_SHOWN_CLASSES = 6
 """Most classes that are named where they are mixed up."""
 
 
@@ -189,14 +197,9 @@ def _near_chance(job: Job, shown: str, finding: Finding) -> UserError:
 
 def _mixed_up(job: Job, mixed: Mixed, shown: str) -> UserError:
     assert job.teacher is not None
-    names = job.data.facts.class_names
-    moved = mixed.moved
-    pairs = ", ".join(f"{names[label]} as {names[mixed.order[label]]}" for label in moved[:_SHOWN_CLASSES])
-    more = f" and {len(moved) - _SHOWN_CLASSES} more" if len(moved) > _SHOWN_CLASSES else ""
-    known = f" That is their {mixed.known_as}." if mixed.known_as else ""
     return UserError(
-        f"The teacher {job.teacher.facts.name} has your classes in another order: {shown}, and {mixed.accuracy:.4f} where"
-        f" {len(moved)} of the {len(names)} change places ({pairs}{more}).{known}",
+        f"The teacher {job.teacher.facts.name} has your classes in another order: {shown}, and"
+        f" {mixed.describe(job.data.facts.class_names)}",
         f"Tell its classes in its own order: --set 'teacher.label_names={_own_names(job, mixed)}'. {_GO_ON}",
     )
 
@@ -208,5 +211,5 @@ def _own_names(job: Job, mixed: Mixed) -> str:
     own = list(job.teacher.facts.label_names or [""] * job.teacher.facts.num_classes)
     for label, other in enumerate(mixed.order):
         own[columns[other]] = names[label]
-    shown = own if len(own) <= 2 * _SHOWN_CLASSES + 8 else [*own[:_SHOWN_CLASSES], "..."]
+    shown = own if len(own) <= 2 * SHOWN_CLASSES + 8 else [*own[:SHOWN_CLASSES], "..."]
     return f"[{', '.join(shown)}]"

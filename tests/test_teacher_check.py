@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import json
 import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -74,6 +75,22 @@ def test_a_teacher_in_natural_order_is_refused_with_the_order(colours, run_cli):
     assert "natural order (2 before 10)" in outcome.stderr
     assert f"'teacher.label_names=[{', '.join(NUMBERS)}]'" in outcome.stderr
     assert not (colours / "natural").exists()
+
+
+def test_evaluate_says_that_classes_are_in_another_order(colours, run_cli):
+    read = Namespace(model="test_resnet", img_size=32)
+    for name, sentences in (("natural", 1), ("string", 0)):
+        state = torch.load(colours / f"{name}.pth")
+        torch.save({"arch": "test_resnet", "args": read, "state_dict": state}, colours / f"{name}.pth.tar")
+        outcome = run_cli(
+            "evaluate", f"{name}.pth.tar", "--data", "colours", "--split", "validation", "--json", cwd=colours
+        )
+        assert outcome.exit_code == 0, outcome.stderr
+        evaluation = json.loads(outcome.stdout)
+        assert round(evaluation["models"]["model"]["top1"], 4) == (0.1667 if sentences else 1.0)
+        said = [note for note in evaluation["notes"] if "in another order" in note]
+        assert len(said) == sentences
+        assert all("1.0000 where 10 of the 12 change places (10 as 8, " in note for note in said)
 
 
 def test_its_own_names_set_the_order_right(colours, run_cli):
