@@ -528,9 +528,12 @@ def test_weights_that_are_damaged(refused, tmp_path, trained_teacher, photos):
 
     folder = Path(shutil.copytree(trained_teacher, tmp_path / "damaged"))
     state = load_file(folder / "model.safetensors")
-    state["fc.bias"] = torch.full_like(state["fc.bias"], torch.nan)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "not finite" in refused("damaged", "--data", photos)
+    largest = torch.finfo(torch.float32).max
+    state["fc.weight"] = torch.full_like(state["fc.weight"], largest)
+    for value, said in ((torch.nan, "undefined values (fc.bias)"), (largest, "logits that are not finite")):
+        state["fc.bias"] = torch.full_like(state["fc.bias"], value)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        assert said in refused("damaged", "--data", photos)
 
 
 @pytest.mark.parametrize(
