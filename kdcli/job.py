@@ -47,6 +47,7 @@ from kdcli.data.unlabelled import labelled_sample
 from kdcli.distiller import Distiller
 from kdcli.errors import UserError
 from kdcli.facts import LANGUAGE_MODELING, OVER_TOKENS, UNLABELLED, Preprocessing, TextPreprocessing
+from kdcli.launch import rank
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
@@ -328,7 +329,8 @@ def _make_job(
 ) -> Job:
     if student is None:
         student = _build_student(config, data, teacher)
-        check_reloads(student, label=config.student.name)
+        if rank() == 0:  # several processes build the same one, and transformers saves in the first alone
+            check_reloads(student, label=config.student.name)
     if config.task in LANGUAGE_MODELING:
         assert isinstance(data, TextData)
         _check_tokenizers(teacher, student, data)
