@@ -86,6 +86,7 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
             f"data.classes takes 1 class of {config.name} ({names[chosen[0]]}); classification needs at least 2.",
             f"Take more of its {len(names)} classes.",
         )
+    how = how_cut(by_hash=sample_names(train) is not None)
     if validation is None and test is None:
         train, test = _cut(train, config.test_fraction, names, chosen, seed=TEST_SEED, purpose="test")
     if validation is None:
@@ -100,11 +101,9 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
     if test is None:
         notes.append("Test: none, as the data have a validation split but no test split.")
     elif official.test is None:
-        notes.append(f"Test: {len(test)} images cut from the whole by a fixed seed, stratified by class.")
+        notes.append(f"Test: {len(test)} images cut from the whole by a fixed seed, {how}.")
     if official.validation is None:
-        notes.append(
-            f"Validation: {len(validation)} images cut from the training split by seed {seed}, stratified by class."
-        )
+        notes.append(f"Validation: {len(validation)} images cut from the training split by seed {seed}, {how}.")
     check_disjoint(train, validation, test)
     if absent := [name for name, count in zip(names, _count(train.labels, len(names)), strict=True) if count == 0]:
         notes.append(f"No training image has the label {', '.join(absent)}.")
@@ -147,6 +146,11 @@ def _take(source: ImageSource, chosen: Sequence[int], split: str) -> Subset:
     return Subset(source, kept, renumbered.tolist())
 
 
+def how_cut(*, by_hash: bool) -> str:
+    """Return how samples with classes are cut, for the notes."""
+    return "in every class by the hash of each name" if by_hash else "stratified by class"
+
+
 def _cut(
     source: ImageSource,
     fraction: float,
@@ -156,7 +160,7 @@ def _cut(
     seed: int,
     purpose: str,
 ) -> tuple[Subset, Subset]:
-    """Return (the rest, a stratified ``fraction`` of the labelled images); unlabelled images stay in the rest.
+    """Return (the rest, a ``fraction`` of the labelled images of every class); unlabelled images stay in the rest.
 
     A class with a single image can't be cut: it stays in the rest, or is an error where it is ``chosen``.
     """
@@ -176,7 +180,7 @@ def cut_indices(
     noun: str = "image",
     names: Sequence[str] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (the rest, a stratified ``fraction`` of the labelled samples); unlabelled samples stay in the rest.
+    """Return (the rest, a ``fraction`` of the labelled samples of every class); unlabelled samples stay in the rest.
 
     A class with a single sample can't be cut: it stays in the rest, or is an error where it is ``chosen``. Samples with
     names are cut by :func:`hold_out`, class by class, so that another sample moves none of them; others by their place.
@@ -236,7 +240,8 @@ def hold_out(names: Sequence[str], fraction: float, *, seed: int, purpose: str, 
     """Return which samples are held out, in order: those whose hash of ``purpose``, ``seed`` and name is below ``fraction``.
 
     So it is decided for each sample alone, and their number varies about the fraction. Only where that would hold out
-    fewer than ``fewest``, or keep fewer than two (one of two), those with the next hashes go too, or stay.
+    fewer than ``fewest`` or than half of the fraction, or keep fewer than two (one of two), those with the next hashes go
+    too, or stay.
 
     Args:
         names: one a sample, at least two.
@@ -247,7 +252,8 @@ def hold_out(names: Sequence[str], fraction: float, *, seed: int, purpose: str, 
     """
     shares = np.array([stable_share(purpose, seed, name) for name in names])
     most = max(len(names) - 2, 1)  # so that the rest can be cut once more
-    size = min(max(int(np.count_nonzero(shares < fraction)), fewest), most)
+    least = max(round(fraction * len(names) / 2), fewest)
+    size = min(max(int(np.count_nonzero(shares < fraction)), least), most)
     return np.sort(np.argsort(shares, kind="stable")[:size])
 
 

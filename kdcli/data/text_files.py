@@ -20,7 +20,7 @@ from kdcli.data.classes import alike, order_notes
 from kdcli.data.csv_files import read_csv
 from kdcli.data.labels import UnclearLabels, kind_of
 from kdcli.data.listing import list_files, suffix_of
-from kdcli.data.splits import MAX_PAIRS, TEST_SEED, cut_indices, draw_indices, hold_out, keep_labels
+from kdcli.data.splits import MAX_PAIRS, TEST_SEED, cut_indices, draw_indices, hold_out, how_cut, keep_labels
 from kdcli.data.tables import (
     as_patterns,
     choose_splits,
@@ -300,7 +300,7 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
         )
     is_stratified = official.kind == "class"
     by_hash = not config.name.startswith("demo:")  # of which nothing is added or taken away
-    how = ", stratified by class" if is_stratified else ""
+    how = f", {how_cut(by_hash=by_hash)}" if is_stratified else ", by the hash of each text" if by_hash else ""
     if validation is None and test is None:
         train, test = _cut(
             train, config.test_fraction, names, is_stratified, seed=TEST_SEED, purpose="test", by_hash=by_hash
@@ -330,7 +330,9 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
         notes.append(f"No training text has the label {', '.join(absent)}.")
     if config.train_texts is not None and config.train_texts < len(train):
         train = train.take(draw_indices(train.labels, config.train_texts, seed=seed, noun="text"))
-        notes.append(f"Training texts: {len(train)} drawn by seed {seed}{how}; the rest left out.")
+        notes.append(
+            f"Training texts: {len(train)} drawn by seed {seed}{', stratified by class' if is_stratified else ''}; the rest left out."
+        )
     if config.labels_per_class is not None:
         if not is_stratified:
             raise UserError("data.labels_per_class needs texts with one class each.", "Leave it out.")

@@ -10,6 +10,7 @@ import pytest
 
 from kdcli.config import DataConfig
 from kdcli.data import ImageData, TextData, open_data, open_texts, open_unlabelled
+from kdcli.data.seeding import stable_share
 from kdcli.data.splits import cut_indices, hold_out
 from kdcli.facts import UNLABELLED
 
@@ -126,3 +127,16 @@ def test_a_text_more_moves_no_other(tmp_path: Path, task: str, monkeypatch: pyte
     assert set(whole.values()) == {"train", "validation", "test"}
     assert opened(list(range(5, 60))).items() < whole.items()
     assert whole.items() < opened([*range(70, 0, -1), 0]).items()
+
+
+def test_at_least_half_of_the_fraction_is_held_out() -> None:
+    """Of 40 names a tenth is 4. Where fewer than 2 lie below it by their hash, the 2 lowest are taken; never more."""
+    sizes = []
+    for seed in range(300):
+        names = [f"{number}.png" for number in range(40)]
+        shares = sorted(stable_share("test", seed, name) for name in names)
+        chosen = hold_out(names, 0.1, seed=seed, purpose="test")
+        assert len(chosen) == max(sum(share < 0.1 for share in shares), 2)
+        assert max(stable_share("test", seed, names[index]) for index in chosen) == shares[len(chosen) - 1]
+        sizes.append(sum(share < 0.1 for share in shares))
+    assert min(sizes) < 2
