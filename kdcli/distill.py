@@ -157,7 +157,7 @@ def resume_run(
             if is_main and config != stored:  # with a baseline, say: the next resume has to know of it
                 run.write_config(config)
         else:
-            if run.is_finished and not Checkpoints(path / "checkpoints").steps():
+            if run.is_finished and _result_of(run).steps and not Checkpoints(path / "checkpoints").steps():
                 raise UserError(
                     f"The run {path} has no checkpoint any more that it could go on from.",
                     "Start a new run with as many --epochs as wanted.",

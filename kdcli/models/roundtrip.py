@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcli.errors import UserError
+from kdcli.files import clear_os_errors
 from kdcli.models.base import Model
 from kdcli.models.loading import load_saved
 
@@ -32,23 +33,26 @@ def check_reloads(model: Model, *, label: str) -> None:
     """
     broken = f"Student {label} could not be loaded again once it is saved"
     hint = "Give other values, or leave arguments out; or choose another student."
+    make_room = "Make room, or point TMPDIR at another disk."
     needed = 4 * sum(tensor.numel() for tensor in model.state_dict().values())
     folder = Path(tempfile.gettempdir())
     if shutil.disk_usage(folder).free < needed:
         raise UserError(
             f"Before training a student is saved and loaded once, and {folder} has no room for its {needed / 2**20:.0f} MiB.",
-            "Make room, or point TMPDIR at another disk.",
+            make_room,
         )
     was_training = model.training
     inputs = model.example()
     taps = ("pooled",)
-    with tempfile.TemporaryDirectory() as temporary, torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with tempfile.TemporaryDirectory(prefix="kdcli-") as temporary, torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            model.save(Path(temporary))
+            with clear_os_errors(Path(temporary), hint=make_room):
+                model.save(Path(temporary))
             other = load_saved(Path(temporary)).eval()
             before, after = (_outputs(one, inputs, taps) for one in (model.eval(), other))
         except UserError as error:
-            raise UserError(f"{broken}: {_without(temporary, error.message)}", hint) from error
+            advice = make_room if error.hint == make_room else hint
+            raise UserError(f"{broken}: {_without(temporary, error.message)}", advice) from error
         except Exception as error:  # what a library trips over at a model that it can build, and not save or load
             reason = _without(temporary, f"{type(error).__name__}: {error}".splitlines()[0])
             raise UserError(f"{broken}: {reason}", hint) from error

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 RUN_FILES = {
     "README.md",
     "config.yaml",
+    "data.jsonl.gz",
     "metrics.jsonl",
     "plan.json",
     "projector.safetensors",

@@ -430,6 +430,7 @@ def test_a_full_disk_is_one_message_and_keeps_what_there_is(tmp_path, whole):
     assert process.returncode == 2, process.stderr
     assert process.stderr.count("Error:") == 1
     assert "File too large" in process.stderr
+    assert "TMPDIR" in process.stderr, "the student is saved to a temporary folder before it is trained"
     assert "Traceback" not in process.stderr
 
 

@@ -314,14 +314,17 @@ def png() -> bytes:
 
 
 @pytest.mark.parametrize("name", ["table.py", "photos.py", "__init__.py"])
-def test_a_loading_script_beside_a_table(refused, tmp_path, marker, name):
+def test_a_loading_script_beside_a_table(refused, run_cli, tmp_path, marker, name):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     (tmp_path / "table").mkdir()
     pq.write_table(pa.table({"image": [png()] * 20, "label": [0, 1] * 10}), tmp_path / "table" / "a.parquet")
     (tmp_path / "table" / name).write_text(f"open({str(marker)!r}, 'w')\n")
-    for data in ("table", "hf:./table", f"hf:./table/{name}", f"table/{name}"):
+    plan = run_cli("distill", *MODELS, "--data", "table", *SMALL, "--dry-run")
+    assert plan.exit_code == 0, plan.stderr
+    assert "Not read: 1 file (.py: 1)" in plan.stdout
+    for data in ("hf:./table", f"hf:./table/{name}", f"table/{name}"):
         if data != "hf:./table" or name == "table.py":  # the only name that a folder's script ever had
             assert "table" in refused("distill", *MODELS, "--data", data, *SMALL, "--output", "run")
 
