@@ -147,8 +147,8 @@ def substituted(command: str) -> list[str]:
     text_tasks = {"text-classification", "sentence-embedding", "token-classification", "causal-lm", "masked-lm"}
     short = SHORT_TEXTS if text_tasks & set(words) else SHORT
     added = [text for option, text in short.items() if option in words and words[0] == "distill"]
-    if {"causal-lm", "masked-lm"} & set(words):
-        added.append("--unchecked-teacher")  # the stand-ins for published models are untrained
+    if {"causal-lm", "masked-lm", "signs/"} & set(words):
+        added.append("--unchecked-teacher")  # the stand-ins for published models are hardly trained
     if words[0] == "sweep":
         added.append(SHORT_SWEEP)
     return arguments + shlex.split(" ".join(added))
