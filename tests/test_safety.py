@@ -395,7 +395,7 @@ def test_numbers_are_finite(key, value):
 
 @pytest.mark.parametrize(
     "name",
-    ["a\0b", "a\nb", "a\x1b[31mb", "\udcff", "x" * 256, "x/" * 3000, "é" * 200],
+    ["a\0b", "a\nb", "a\x1b[31mb", "\ud800", "x" * 256, "x/" * 3000, "é" * 200],
     ids=lambda name: ascii(name)[:12],
 )
 @pytest.mark.parametrize("key", ["teacher", "student", "data", "output"])

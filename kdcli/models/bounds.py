@@ -27,11 +27,14 @@ def total_memory() -> int:
 
 
 @contextmanager
-def bounded(label: str) -> Iterator[None]:
+def bounded(label: str, *, is_trial: bool = False) -> Iterator[None]:
     """Stop the building of a network at its ``MOST_MODULES``-th part, or where its weights would fill the memory.
+
+    A network that is only counted, on torch's meta device, takes no memory.
 
     Args:
         label: what to call the model.
+        is_trial: the meta device stands for the machine's own.
 
     Raises:
         UserError: it got that far.
@@ -46,7 +49,8 @@ def bounded(label: str) -> Iterator[None]:
 
     def count_numbers(parent: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal numbers
-        numbers += 0 if parameter is None else parameter.numel()
+        if parameter is not None and (is_trial or parameter.device.type != "meta"):
+            numbers += parameter.numel()
         if 4 * numbers > memory:
             raise UserError(
                 f"{label} would have {numbers:,} parameters or more: in float32 they take {4 * numbers / 2**30:,.1f} GiB,"
@@ -75,7 +79,9 @@ def check_extent(label: str, build: Callable[[], Any]) -> None:
     Raises:
         UserError: it is too large.
     """
-    with bounded(label), torch.device("meta"), torch.random.fork_rng(devices=[]):
+    if torch.get_default_device().type == "meta":
+        return  # it is only counted
+    with bounded(label, is_trial=True), torch.device("meta"), torch.random.fork_rng(devices=[]):
         try:
             build()
         except UserError:
