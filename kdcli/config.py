@@ -250,6 +250,9 @@ class MethodSection(Section):
 
     method: str
     weight: Positive = 1.0
+    weighting: Literal["loss", "gradient"] = "loss"
+    """What ``weight`` is: a factor of the loss, or (``gradient``) the ratio of its gradient to that of the losses with
+    factors, where both meet in the student: at the features that it reads, or at the logits."""
 
     needs_teacher: ClassVar[bool] = True
     reads_logits: ClassVar[bool] = False

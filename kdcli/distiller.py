@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.optim import Optimizer
 
 from kdcli.data import AnyBatch, TokenBatch, WordBatch
-from kdcli.gather import gather_batch, gather_rows
+from kdcli.gather import gather_batch, gather_rows, sum_over
+from kdcli.methods.balance import Balance
 from kdcli.methods.base import Method
-from kdcli.models.base import Model, ModelOutput
+from kdcli.models.base import Model, ModelOutput, edges_of
 from kdcli.projectors import OrthogonalProjector
 
 
@@ -28,6 +31,8 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.methods = nn.ModuleDict(methods)
+        self.step = 0
+        """Batches before the one that is trained on; the trainer's."""
 
     def each_method(self) -> Iterable[tuple[str, Method]]:
         """Yield the methods with their names."""
@@ -51,7 +56,7 @@ class Distiller(nn.Module):
     def forward(self, batch: AnyBatch, teacher_outputs: ModelOutput | None) -> dict[str, Tensor]:
         """Return every method's unweighted loss by its name, and their weighted sum as ``loss``.
 
-        Beside them, without gradient, two statistics of every feature of the student that a method reads, of a map's
+        Beside them, without gradient, the factors ``weight/NAME`` of balanced losses, and two statistics of every feature of the student that a method reads, of a map's
         mean over positions: ``feature_norm/TAP``, the mean Euclidean norm, and ``feature_std/TAP``, the root of the
         variance over the batch, summed over the channels. Several training processes each give their share of the batch, and each gets the
         losses of the whole: whatever looks at more than one sample sees all of them.
@@ -65,23 +70,33 @@ class Distiller(nn.Module):
         inputs = self.student.prepare(batch)
         # Of tokens and words each process has another number.
         gather = gather_rows if isinstance(batch, (TokenBatch, WordBatch)) else gather_batch
-        student_output = _whole_batch(
-            self.student(
+        balanced = {name: (method, method.balance) for name, method in self.each_method() if method.balance is not None}
+        is_due = bool(balanced) and self.training and Balance.is_due(self.step)
+        # In a compiled pass there is no place between its outputs where gradients could be looked at.
+        with torch.compiler.set_stance("force_eager") if is_due else nullcontext():
+            own_output = self.student(
                 inputs,
                 taps=tuple(taps),
                 maps=tuple(maps),
                 logits=any(method.student_logits for _, method in self.each_method()),
                 distillation_logits=any(method.distillation_logits for _, method in self.each_method()),
-            ),
-            gather,
-        )
+            )
+        student_output = _whole_batch(own_output, gather)
         if teacher_outputs is not None:
             teacher_outputs = _whole_batch(teacher_outputs, gather)
         targets, indices = batch.targets, gather_batch(batch.indices)
         if student_output.vocabulary is None:
             targets = gather(targets)
         terms = {name: method(student_output, teacher_outputs, targets, indices) for name, method in self.each_method()}
-        terms["loss"] = sum(method.weight * terms[name] for name, method in self.each_method())
+        total = sum(method.weight * terms[name] for name, method in self.each_method() if name not in balanced)
+        if is_due:
+            for name, (method, balance) in balanced.items():
+                edges = _edges(method, own_output)
+                balance.measure(total, terms[name], edges, add_up=sum_over, name=name, step=self.step)
+        for name, (method, balance) in balanced.items():
+            terms[f"weight/{name}"] = weight = method.weight * balance.factor()
+            total = total + weight * terms[name]
+        terms["loss"] = total
         with torch.no_grad():
             means = {tap: features.float().mean(dim=(2, 3)) for tap, features in student_output.maps.items()}
             means |= {tap: features.float() for tap, features in student_output.features.items()}
@@ -134,6 +149,14 @@ class Distiller(nn.Module):
         for module in self.modules():
             if isinstance(module, OrthogonalProjector):
                 module.attach(optimizer)
+
+
+def _edges(method: Method, output: ModelOutput) -> list[GradientEdge]:
+    """Return where ``method`` takes its features, or else the logits that it reads, out of this process's outputs."""
+    if taps := (*method.student_taps, *method.student_maps):
+        return [edge for tap in taps for edge in output.edges.get(tap, ())]
+    logits = [output.distillation_logits if method.distillation_logits else output.logits]
+    return [edge for tensor in logits if tensor is not None for edge in edges_of(tensor)]
 
 
 def _whole_batch(output: ModelOutput, gather: Callable[[Tensor], Tensor]) -> ModelOutput:

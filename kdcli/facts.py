@@ -190,3 +190,24 @@ class DataFacts:
     def noun(self) -> Literal["image", "text"]:
         """What a sample is."""
         return "image" if self.task.startswith("image") else "text"
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """How well each of a teacher's layers tells the data's classes apart, on a sample.
+
+    Attributes:
+        num_samples: labelled training samples that were looked at.
+        accuracies: tap -> the share of them whose nearest class mean, of the others' features, is that of its own class;
+            in the order in which the layers run.
+        guessing: the share of the largest class.
+    """
+
+    num_samples: int
+    accuracies: Mapping[str, float]
+    guessing: float
+
+    @property
+    def best(self) -> str:
+        """The best layer; of equals the last one."""
+        return max(reversed(list(self.accuracies)), key=lambda tap: self.accuracies[tap])

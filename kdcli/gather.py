@@ -47,6 +47,15 @@ def gather_rows(share: Tensor) -> Tensor:
     return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
 
 
+def sum_over(share: Tensor) -> Tensor:
+    """Return the sum of ``share`` over all processes, without gradient; in a single process the tensor itself."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return share
+    total = share.detach().clone()
+    distributed.all_reduce(total)
+    return total
+
+
 class _GatherBatch(Function):
     @staticmethod
     def forward(ctx: Any, share: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ from kdcli.run_folder import RunFolder
 from kdcli.tasks import Task, build_task
 from kdcli.tasks.class_means import NCM_ACCURACY
 from kdcli.tasks.frozen_features import NEIGHBOURS, STRENGTHS
+from kdcli.teacher_layers import score_layers
 from kdcli.text import short_repr
 
 
@@ -335,12 +336,14 @@ def _make_job(
         assert isinstance(data, TextData)
         _check_tokenizers(teacher, student, data)
     config = open_taps(config, teacher, student)
+    layers = score_layers(config, teacher, data) if isinstance(data, ImageData) else None
     plan = make_plan(
         config,
         teacher=None if teacher is None else teacher.facts,
         student=student.facts,
         data=data.facts,
         latencies=(_latency(teacher), _latency(student)) if with_latencies and teacher is not None else None,
+        layers=layers,
     )
     job = assemble_job(config, plan, data=data, teacher=teacher, student=student)
     if config.task_extension is not None:

@@ -33,6 +33,7 @@ from kdcli.facts import (
     LANGUAGE_MODELING,
     PROBE_TOKENS,
     DataFacts,
+    LayerScores,
     ModelFacts,
     Preprocessing,
     TextPreprocessing,
@@ -44,7 +45,7 @@ from kdcli.text import short_repr
 
 _OTHER_CLASSES = "other classes"
 """The relation cross where teacher and student both classify the same kind of samples."""
-# Weights of the two below as chosen on validation images in recipes/claims; with few labels far larger ones are better.
+# The weights are ratios of gradients, chosen on the development settings of tests/benchmarks/pairs.py.
 # The hundredth of the student's learning rate comes from small trials, in which a projector as fast as the student soon
 # mapped the teacher onto a few directions that are easy to match.
 _INVERTED = ProjectionOptions(
@@ -52,18 +53,28 @@ _INVERTED = ProjectionOptions(
     normalize="standardize",
     normalize_student="standardize",
     distance="mse",
-    weight=0.1,
+    weight=0.3,
+    weighting="gradient",
     lr_scale=0.01,
 )
 _ORTHOGONAL = ProjectionOptions(
-    projector="orthogonal", normalize="standardize", normalize_student="standardize", distance="mse"
+    projector="orthogonal",
+    normalize="standardize",
+    normalize_student="standardize",
+    distance="mse",
+    weighting="gradient",
 )
 _DEFAULT_PROJECTION: dict[str, ProjectionOptions] = {
-    "same": ProjectionOptions(projector="orthogonal", normalize="layer_norm", distance="smooth_l1"),
+    "same": ProjectionOptions(
+        projector="orthogonal", normalize="layer_norm", distance="smooth_l1", weight=0.5, weighting="gradient"
+    ),
     "cross": _INVERTED,
     _OTHER_CLASSES: _ORTHOGONAL,
-    "random": _INVERTED,
+    "random": _INVERTED.model_copy(update={"weight": 0.1}),
 }
+_WEIGHTING_REASON = (
+    " Its weight is a ratio: where the student's features are taken, its gradient is kept at {weight:g} of the labels'."
+)
 _LOG_SUM = ProjectionOptions(
     projector="linear", normalize="standardize", normalize_student="standardize", distance="log_sum"
 )
@@ -101,12 +112,15 @@ class Decision:
 _PROBED = ("image-classification", "text-classification")
 """Tasks for which 'kdcli models probe' ranks teachers, where each sample has one class."""
 _SUPERVISED_OF_REFILLED = SupervisedOptions(label_smoothing=0)  # the authors' code smooths no labels
+# The authors' factor of 100 lets the student collapse where data are few (recipes/claims); a ratio is safe.
+_LOCAL_CLASSIFIER = LocalClassifierOptions(weight=1.0, weighting="gradient")
 _REFILLED_REASONS = {
     "stochastic_triplet_kl": "The teacher's comparisons of the triplets that are hard for the student shape its features;"
     " no label's name is read, only which images are of one class.",
     "supervised": "The labels of the data, beside the teacher's view of them.",
     "local_classifier_kl": "The teacher's similarities to the centres of the classes in a batch take the place of logits"
-    " that it may not have.",
+    " that it may not have. Its gradient is as large as that of the labels at the student's logits; the authors' factor of"
+    " 100 can be too much for few images.",
 }
 _NEAREST_MEANS = Decision(
     "best student",
@@ -169,6 +183,7 @@ def make_plan(
     student: ModelFacts,
     data: DataFacts,
     latencies: tuple[float, float] | None = None,
+    layers: LayerScores | None = None,
 ) -> Plan:
     """Decide relation, losses, projector and normalisation.
 
@@ -178,6 +193,7 @@ def make_plan(
         student: what is trained.
         data: what it is trained on.
         latencies: of teacher and student, in milliseconds for one image on this machine, where they were measured.
+        layers: what the teacher's layers know of the classes, where one of them is to be chosen.
 
     Raises:
         UserError: for an override that can't work; it says why.
@@ -208,9 +224,9 @@ def make_plan(
         methods = _with_taps(config.methods, teacher, student)
         method_decisions = [_describe_method(m, reasons.get(m.method, "Asked for by the config.")) for m in methods]
     elif config.method is not None:
-        methods, method_decisions = _one_method(config, config.method, relation, teacher, student, data)
+        methods, method_decisions = _one_method(config, config.method, relation, teacher, student, data, layers)
     else:
-        methods, method_decisions = _choose_methods(config, relation, label_map, teacher, student, data)
+        methods, method_decisions = _choose_methods(config, relation, label_map, teacher, student, data, layers)
     stages = {"methods": methods}
     if stage is not None:
         stage = stage.model_copy(update={"methods": _with_taps(stage.methods, teacher, student)})
@@ -276,6 +292,7 @@ def _choose_methods(
     teacher: ModelFacts | None,
     student: ModelFacts,
     data: DataFacts,
+    layers: LayerScores | None,
 ) -> tuple[tuple[MethodOptions, ...], list[Decision]]:
     methods, decisions = _supervised(data)
     if teacher is None:
@@ -304,8 +321,11 @@ def _choose_methods(
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))
     else:
         projection, reasons = _choose_projection(config, relation, teacher, data)
-        methods += _by_pair(projection, config.feature_layers or ())
+        pairs = config.feature_layers or (_default_pair(student, data, layers),)
+        methods += _by_pair(projection, pairs)
         decisions += reasons
+        if config.feature_layers is None:
+            decisions += _describe_layers(data, layers)
     if relation == "same" and label_map is not None:
         logit_kd = LogitKDOptions()
         methods.append(logit_kd)
@@ -347,7 +367,7 @@ def _choose_refilled(config: RunConfig, teacher: ModelFacts | None) -> RunConfig
         raise UserError(f"{option} {value} has no effect: REFILLED has no projector.", f"Drop {option}, or --method.")
     stage = config.embedding or EmbeddingConfig(epochs=config.train.epochs)
     return config.model_copy(
-        update={"method": None, "methods": (_SUPERVISED_OF_REFILLED, LocalClassifierOptions()), "embedding": stage}
+        update={"method": None, "methods": (_SUPERVISED_OF_REFILLED, _LOCAL_CLASSIFIER), "embedding": stage}
     )
 
 
@@ -423,6 +443,7 @@ def _one_method(
     teacher: ModelFacts | None,
     student: ModelFacts,
     data: DataFacts,
+    layers: LayerScores | None,
 ) -> tuple[tuple[MethodOptions, ...], list[Decision]]:
     """Return the supervised loss and the method that was asked for, with its defaults or the options about features."""
     labels, decisions = _supervised(data)
@@ -450,7 +471,10 @@ def _one_method(
     asked = f"Asked for by --method {name}."
     if name == "projection":
         projection, reasons = _choose_projection(config, relation, teacher, data)
-        chosen, decisions = _by_pair(projection, pairs), decisions + reasons
+        chosen = _by_pair(projection, pairs or (_default_pair(student, data, layers),))
+        decisions += reasons
+        if not pairs:
+            decisions += _describe_layers(data, layers)
     elif name == "log_sum":
         projection = _weighted(_LOG_SUM, config)
         chosen = _by_pair(projection, pairs)
@@ -494,6 +518,26 @@ def _with_layers(
     return options.model_copy(update={"layers": tuple(pairs) or (FeaturePair(),)})
 
 
+def _default_pair(student: ModelFacts, data: DataFacts, layers: LayerScores | None) -> FeaturePair:
+    """Return the features to bring together: what the classifier reads, and what the teacher knows most by."""
+    reads = "embedding" if data.label_kind != "none" and "embedding" in student.feature_dims else "pooled"
+    return FeaturePair(student=reads, teacher="pooled" if layers is None else layers.best)
+
+
+def _describe_layers(data: DataFacts, layers: LayerScores | None) -> list[Decision]:
+    if layers is None:
+        return []
+    shares = ", ".join(f"{tap} {share:.0%}" for tap, share in layers.accuracies.items())
+    return [
+        Decision(
+            "teacher's layer",
+            layers.best,
+            f"Of its layers it tells your classes apart best: by nearest class means, on {layers.num_samples} labelled"
+            f" training {data.noun}s, {shares}; guessing gives {layers.guessing:.0%}. --feature-layers takes another.",
+        )
+    ]
+
+
 def _feature_options(config: RunConfig) -> list[tuple[str, str]]:
     """Return the options about features that were given, with their values."""
     pairs = " ".join(f"{pair.student}:{pair.teacher}" for pair in config.feature_layers or ())
@@ -507,12 +551,16 @@ def _choose_projection(
     other_classes = relation == "cross" and teacher is not None and teacher.task == data.task
     setting = _OTHER_CLASSES if other_classes else relation
     default = _DEFAULT_PROJECTION[setting]
+    if data.label_kind == "none":  # nothing to be in proportion to
+        default = default.model_copy(update={"weighting": "loss", "weight": 1.0})
     chosen, reason, normalize_reason = default, _PROJECTOR_REASON[setting], _NORMALIZE_REASON[setting]
     if config.projector not in ("auto", default.projector):
         projector: ProjectorName = config.projector  # type: ignore[assignment]  # "none" is handled by the caller
         # Weight, rate and normalisation belong to the projector that they were found for.
         family = "cross" if projector == "inverted" else _OTHER_CLASSES if other_classes else "same"
-        chosen = _DEFAULT_PROJECTION[family].model_copy(update={"projector": projector})
+        chosen = _DEFAULT_PROJECTION[family].model_copy(
+            update={"projector": projector, "weight": default.weight, "weighting": default.weighting}
+        )
         normalize_reason = _NORMALIZE_REASON[family]
         reason = f"Asked for; the relation {relation} would take {default.projector}."
     if config.normalize not in ("auto", chosen.normalize):
@@ -522,6 +570,8 @@ def _choose_projection(
     if config.feature_weight is not None:
         reason += f" The weight was asked for; otherwise it would be {chosen.weight:g}."
         chosen = chosen.model_copy(update={"weight": config.feature_weight})
+    if chosen.weighting == "gradient":
+        reason += _WEIGHTING_REASON.format(weight=chosen.weight)
     sides = f"teacher {chosen.normalize}, student {chosen.normalize_student}"
     return chosen, [_describe_method(chosen, reason), Decision("normalisation", sides, normalize_reason)]
 
@@ -591,6 +641,12 @@ def _check_methods(
         raise UserError(
             f"{key}: nothing trains the student's classifier, and these features alone have a trivial optimum at zero.",
             "Add supervised or logit_kd, or standardise the student's side (normalize_student: standardize).",
+        )
+    if all(options.weighting == "gradient" for options in methods):
+        raise UserError(
+            f"{key}: the weight of {methods[0].method} is a ratio of gradients, and there is no loss that it could be in"
+            " proportion to.",
+            "Set weighting to loss, or add a method whose weight is a factor.",
         )
     for options in methods:
         if options.reads_logits and label_map is None:
@@ -678,6 +734,8 @@ def _describe_method(options: MethodOptions, reason: str) -> Decision:
 
 def _shown_settings(options: MethodOptions) -> dict[str, Any]:
     shown = options.model_dump(exclude={"method", "student_tap", "teacher_tap", "layers"})
+    if options.weighting == "loss":
+        del shown["weighting"]
     if isinstance(options, DeiTOptions) and options.kind == "hard":
         del shown["temperature"]
     if isinstance(options, LogitKDOptions) and options.divergence != "jensen_shannon":

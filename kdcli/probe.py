@@ -93,7 +93,7 @@ def probe_teachers(
             "Name the files with the teachers: --teacher 'NAME?weights=FILE'",
         )
     train, facts = _open(task, data, data_root, classes, seed)
-    source, dropped = _sample(train, facts.class_names, samples, seed)
+    source, dropped = sample_by_class(train, facts.class_names, samples, seed)
     folds = min(_FOLDS, min(np.unique(source.labels, return_counts=True)[1]))
     place = resolve_device(device)
     probed: list[dict[str, Any]] = []
@@ -106,7 +106,8 @@ def probe_teachers(
         def count(done: int, *, before: int = number * len(source), name: str = name) -> None:
             report(f"Running {name}", before + done, len(teachers) * len(source))
 
-        features, labels, seconds = _features(model, source, tap, place, count)
+        found, labels, seconds = features_of(model, source, (tap,), place, count=count)
+        features = found[tap]
         report(f"Probing {name}", (number + 1) * len(source), len(teachers) * len(source))
         probed.append(
             {
@@ -230,10 +231,20 @@ def _open(
     return texts.train, texts.facts
 
 
-def _sample(
+def sample_by_class(
     train: ImageSource | TextSource, names: Sequence[str], samples: int, seed: int
 ) -> tuple[Subset | TextSource, list[str]]:
-    """Return labelled samples, in proportion by class, and the classes of which a single one would be among them."""
+    """Return labelled samples, in proportion by class, and the classes of which a single one would be among them.
+
+    Args:
+        train: with one class a sample.
+        names: of the classes.
+        samples: how many, at most.
+        seed: draws them.
+
+    Raises:
+        UserError: there are fewer than two classes with two samples or more.
+    """
     labels = np.array(train.labels)
     wanted = range(len(names))
     generator = np.random.default_rng(seed)
@@ -263,10 +274,23 @@ def _loader(source: Subset | TextSource, model: Model) -> EvalLoader | TextEvalL
 
 
 @torch.inference_mode()
-def _features(
-    model: Model, source: Subset | TextSource, tap: str, device: torch.device, count: Callable[[int], None]
-) -> tuple[Tensor, NDArray[np.int64], float]:
-    """Return features (N, d) and labels (N,) of all readable samples, and the seconds that the model took."""
+def features_of(
+    model: Model,
+    source: Subset | TextSource,
+    taps: tuple[str, ...],
+    device: torch.device,
+    *,
+    count: Callable[[int], None],
+) -> tuple[dict[str, Tensor], NDArray[np.int64], float]:
+    """Return features of all readable samples, (N, d) by tap, their labels (N,), and the seconds that the model took.
+
+    Args:
+        model: frozen, in eval mode; it is moved to ``device``.
+        source: labelled samples.
+        taps: of the model.
+        device: where to compute; the features are on the CPU.
+        count: told how many samples are done.
+    """
     model.to(device)
     features, labels, seconds, lost = [], [], 0.0, dict[str, None]()
     for batch in _loader(source, model):
@@ -275,12 +299,15 @@ def _features(
             continue
         inputs = model.prepare(batch.to(device))
         start = time.perf_counter()
-        features.append(model(inputs, taps=(tap,), logits=False).features[tap].float().cpu())
+        features.append(
+            {tap: value.float().cpu() for tap, value in model(inputs, taps=taps, logits=False).features.items()}
+        )
         seconds += time.perf_counter() - start
         labels.append(batch.targets)
         count(sum(map(len, labels)))
     check_readable(list(lost), len(source), what="images of the sample")
-    return torch.cat(features), torch.cat(labels).numpy(), seconds
+    found = {tap: torch.cat([batch[tap] for batch in features]) for tap in taps}
+    return found, torch.cat(labels).numpy(), seconds
 
 
 def _scores(name: str, features: Tensor, labels: NDArray[np.int64], *, folds: int, seed: int) -> dict[str, float]:

@@ -203,6 +203,7 @@ class Trainer:
         step = self.epochs_before * self.steps_per_epoch + self.step
         set_seed(stable_seed("step", config.seed, step, accelerator.process_index) % 2**32)
         batch = self.mix(batch.to(accelerator.device), epoch, step)
+        self.distiller.step = self.step
         accelerator.step = self.step  # Accelerate counts for its accumulation; here too a resumed run goes on
         with accelerator.accumulate(self.wrapped):
             with accelerator.autocast():

@@ -131,7 +131,12 @@ def test_projector_and_normalisation_can_be_overridden():
 def test_another_projector_brings_its_own_settings():
     crossed = dataclasses.replace(TEACHER, task="image-embedding", num_classes=0)
     linear = method(plan(crossed, projector="linear"), "projection")
-    assert (linear.normalize, linear.normalize_student, linear.lr_scale, linear.weight) == ("layer_norm", "none", 1, 1)
+    assert (linear.normalize, linear.normalize_student, linear.lr_scale, linear.weight) == (
+        "layer_norm",
+        "none",
+        1,
+        0.3,
+    )
     other_classes = dataclasses.replace(TEACHER, num_classes=1000, label_names=None)
     linear = method(plan(other_classes, projector="linear"), "projection")
     assert (linear.normalize, linear.normalize_student) == ("standardize", "standardize")
@@ -221,7 +226,7 @@ def test_a_feature_weight_replaces_the_plans_and_says_so():
     made = plan(feature_weight=20)
     assert method(made, "projection").weight == 20
     (decision,) = [d for d in made.decisions if d.name == "loss: projection"]
-    assert "The weight was asked for; otherwise it would be 1." in decision.reason
+    assert "The weight was asked for; otherwise it would be 0.5." in decision.reason
     assert make_plan(made.resolve(config(feature_weight=20)), teacher=TEACHER, student=STUDENT, data=DATA)
 
 

@@ -91,19 +91,19 @@ def source(labels):
 
 def test_the_sample_is_in_proportion():
     labels = [0] * 60 + [1] * 30 + [2] * 10 + [UNLABELLED] * 50
-    sample, dropped = probe._sample(source(labels), "abc", 20, 0)
+    sample, dropped = probe.sample_by_class(source(labels), "abc", 20, 0)
     assert np.bincount(sample.labels).tolist() == [12, 6, 2]
     assert dropped == []
-    again, _ = probe._sample(source(labels), "abc", 20, 0)
-    other, _ = probe._sample(source(labels), "abc", 20, 1)
+    again, _ = probe.sample_by_class(source(labels), "abc", 20, 0)
+    other, _ = probe.sample_by_class(source(labels), "abc", 20, 1)
     assert sample.indices == again.indices != other.indices
-    whole, _ = probe._sample(source(labels), "abc", 1000, 0)
+    whole, _ = probe.sample_by_class(source(labels), "abc", 1000, 0)
     assert len(whole) == 100
 
 
 def test_rare_classes():
     labels = [0] * 20 + [1] * 20 + [2] + [3] * 20
-    sample, dropped = probe._sample(source(labels), ("a", "b", "c", "d"), 1000, 0)
+    sample, dropped = probe.sample_by_class(source(labels), ("a", "b", "c", "d"), 1000, 0)
     assert (set(sample.labels), dropped) == ({0, 1, 3}, ["c"])
     with pytest.raises(UserError, match="fewer than two classes"):
-        probe._sample(source([0] * 20 + [1]), ("a", "b"), 1000, 0)
+        probe.sample_by_class(source([0] * 20 + [1]), ("a", "b"), 1000, 0)

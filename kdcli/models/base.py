@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kdcli.data import AnyBatch, Batch, prepare
 from kdcli.errors import UserError, did_you_mean
@@ -43,6 +44,8 @@ class ModelOutput:
         maps: tap -> (B, C, H, W), the maps that were asked for.
         distillation_logits: (B, num_classes) of the distillation token; None where they were not asked for.
         vocabulary: in place of ``logits`` those of a causal language model.
+        edges: tap -> where in the model's own pass its features and its map were taken from, so that the gradients of
+            two losses can be compared there; empty without gradient, and in a compiled pass.
     """
 
     features: dict[str, Tensor]
@@ -50,6 +53,17 @@ class ModelOutput:
     maps: dict[str, Tensor] = field(default_factory=dict)
     distillation_logits: Tensor | None = None
     vocabulary: VocabularyLogits | None = None
+    edges: dict[str, Edges] = field(default_factory=dict)
+
+
+Edges = tuple[GradientEdge, ...]
+
+
+def edges_of(*tensors: Tensor) -> Edges:
+    """Return where in the graph ``tensors`` stand as they are now, whatever is written over them later."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return ()
+    return tuple(get_gradient_edge(tensor) for tensor in tensors if tensor.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -191,7 +205,7 @@ class Model(nn.Module, ABC):
             for head in self._heads:
                 head.armed = False
         for name, layer in layers.items():
-            mean, of_places = layer.take()
+            mean, of_places, output.edges[name] = layer.take()
             if mean is not None:
                 output.features[name] = mean
             if of_places is not None:
@@ -515,7 +529,7 @@ class LayerTap:
         self.wants_mean = False
         self.wants_map = False
         self.is_end = False
-        self.kept: tuple[Tensor | None, Tensor | None] | None = None
+        self.kept: tuple[Tensor | None, Tensor | None, Edges] | None = None
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Keep what is wanted of the output of ``module``."""
@@ -523,6 +537,7 @@ class LayerTap:
             return
         mean = of_places = None
         features = tensor_of(output)
+        edges = edges_of(features)
         # Not averaged, it is the layer's own memory, which an in-place activation after it overwrites.
         if self.wants_map or self.layout == "vector":
             features = features.clone()
@@ -531,15 +546,15 @@ class LayerTap:
         if self.wants_map:
             assert self.grid is not None
             of_places = map_of_places(features, self.layout, self.num_prefix, self.grid)
-        self.kept = mean, of_places
+        self.kept = mean, of_places, edges
         if self.is_end:
             raise _Reached
 
     def _mean(self, features: Tensor) -> Tensor:
         return mean_over_places(features, self.layout, self.num_prefix)
 
-    def take(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the features (B, d) and the map (B, d, H, W), each where it was wanted, and forget them."""
+    def take(self) -> tuple[Tensor | None, Tensor | None, Edges]:
+        """Return the features (B, d) and the map (B, d, H, W), each where it was wanted, and their edges; forget them."""
         kept, self.kept = self.kept, None
         if kept is None:
             raise RuntimeError("the layer that was to be tapped did not run")

@@ -28,6 +28,7 @@ from kdcli.models.base import (
     Probe,
     VisionModel,
     check_image_size,
+    edges_of,
     grid_of,
     map_of_places,
     mean_over_places,
@@ -118,6 +119,7 @@ class HFModel(VisionModel):
         hidden, inputs = self._hidden.take(), [recorder.take() for recorder in self._inputs]
         self._add_pooled(output, hidden, taps, pooled_map)
         if "embedding" in taps:
+            output.edges["embedding"] = edges_of(*inputs)
             embeddings = [value.flatten(1) for value in inputs]
             output.features["embedding"] = sum(embeddings[1:], embeddings[0]) / len(embeddings)
         if logits:
@@ -158,6 +160,7 @@ class HFModel(VisionModel):
         return _patches(images, self._patch_size) | self._arguments
 
     def _add_pooled(self, output: ModelOutput, hidden: Tensor, taps: tuple[str, ...], pooled_map: bool) -> None:
+        output.edges["pooled"] = edges_of(hidden)
         if "pooled" in taps:
             output.features["pooled"] = mean_over_places(hidden, self._layout, self._num_prefix)
         if pooled_map:

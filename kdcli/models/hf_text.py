@@ -37,7 +37,7 @@ from kdcli.config import Pooling
 from kdcli.data.batch import AnyBatch, Text, TextBatch, TextPair
 from kdcli.errors import UserError
 from kdcli.facts import LANGUAGE_MODELING, PROBE_TOKENS, DataFacts, LabelKind, TextPooling, TextPreprocessing
-from kdcli.models.base import LayerTap, Model, ModelOutput, Origin, Probe, run_once, tensor_of
+from kdcli.models.base import LayerTap, Model, ModelOutput, Origin, Probe, edges_of, run_once, tensor_of
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.hf import from_config, label_names, load_weights, read_config
 from kdcli.models.locate import Place
@@ -321,9 +321,11 @@ class HFTextModel(Model):
             self._hidden.armed = self._input.armed = False
         hidden, before = self._hidden.take(), self._input.take()
         if "pooled" in taps:
+            output.edges["pooled"] = edges_of(hidden.last_hidden_state)
             output.features["pooled"] = self._pooled(hidden, mask)
         if "embedding" in taps:
             assert isinstance(before, Tensor)
+            output.edges["embedding"] = edges_of(before)
             if before.ndim == 3:  # of all tokens; the logits come from one of them
                 pad_token = text_part(self.module.config).pad_token_id
                 before = before[

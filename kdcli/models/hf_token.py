@@ -15,7 +15,7 @@ from kdcli.data.words import encode_words, first_tokens
 from kdcli.errors import UserError
 from kdcli.facts import TextPreprocessing
 from kdcli.losses.vocabulary import OutputHead, VocabularyLogits
-from kdcli.models.base import LayerTap, ModelOutput, Origin, Probe, run_once, tensor_of
+from kdcli.models.base import LayerTap, ModelOutput, Origin, Probe, edges_of, run_once, tensor_of
 from kdcli.models.hf_text import HFTextModel, head_kind, text_part
 from kdcli.models.measure import Measured, measure
 
@@ -160,6 +160,7 @@ class HFTokenModel(HFTextModel):
                 head = self._head.of(self.module.get_output_embeddings())  # type: ignore[operator]
                 output.vocabulary = VocabularyLogits(hidden[inputs["predicted"]], head)
         if "pooled" in taps:
+            output.edges["pooled"] = edges_of(hidden)
             output.features["pooled"] = hidden[inputs["tokens"]]
         return output
 

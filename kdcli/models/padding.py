@@ -62,7 +62,8 @@ def by_length(run: Callable[[Inputs], ModelOutput], inputs: Inputs) -> ModelOutp
     order = torch.cat(groups).argsort()
     features = {tap: torch.cat([output.features[tap] for output in outputs])[order] for tap in outputs[0].features}
     logits = [output.logits for output in outputs if output.logits is not None]
-    return ModelOutput(features, torch.cat(logits)[order] if logits else None)
+    edges = {tap: tuple(edge for output in outputs for edge in output.edges[tap]) for tap in outputs[0].edges}
+    return ModelOutput(features, torch.cat(logits)[order] if logits else None, edges=edges)
 
 
 def is_changed_by_padding(run: Callable[[Inputs], list[Tensor]], long: Tensor, short: Tensor, pad_token: int) -> bool:

@@ -29,6 +29,7 @@ from kdcli.models.base import (
     Probe,
     VisionModel,
     check_image_size,
+    edges_of,
     grid_of,
     map_of_places,
     mean_over_places,
@@ -115,6 +116,7 @@ class TimmModel(VisionModel):
         output = ModelOutput({}, None)
         if "pooled" in taps or pooled_map:
             features, parts = self._final(images)
+            output.edges["pooled"] = edges_of(*(part for part, _ in parts))
             if "pooled" in taps:
                 output.features["pooled"] = _pool(parts, self._layout.num_prefix)
             if pooled_map:
@@ -127,6 +129,8 @@ class TimmModel(VisionModel):
             return output
         if "embedding" in taps:
             output.features["embedding"] = embedding = _average(module.forward_head(features, pre_logits=True))
+            shared = embedding if self._one_pass else features
+            output.edges["embedding"] = edges_of(*(shared if isinstance(shared, (tuple, list)) else (shared,)))
             if logits and self._one_pass:
                 output.logits = _average(tuple(classifier(embedding) for classifier in self._classifiers()))
                 return output
