@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 _LONGEST_NAME = 200
 """No valid name is as long; comparing longer ones with all of them would take long."""
@@ -42,3 +43,15 @@ def reading(what: object) -> Iterator[None]:
         raise UserError(
             f"Can't read {what}: {error.strerror or error}.", "Check that it exists and that you may read it."
         ) from error
+
+
+def is_special(path: Path) -> bool:
+    """Whether ``path`` is a pipe, socket or device: reading it may last for ever, and works once."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def check_are_files(folder: Path) -> None:
+    """Raise a UserError where a reader of a model's or a run's folder would wait for ever: at what :func:`is_special` is."""
+    for path in sorted(folder.rglob("*")):
+        if is_special(path):
+            raise UserError(f"{path} is a pipe, socket or device, not a file.", "Remove it, or name another folder.")

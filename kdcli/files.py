@@ -6,6 +6,7 @@ The system frees the lock when the process ends, however it ends: whoever writes
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import hashlib
@@ -98,6 +99,8 @@ def _locked_folder(parent: Path) -> tuple[Path, FileLock | None]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes were about to write into ``folder``; what a living one writes stays."""
     for left in folder.glob(f"{_PREFIX}*"):
+        if left.is_symlink():  # nobody's leftover: a lock would be written to where it points
+            continue
         # Of a living process, or gone by now; or a file system that can't tell, or lets nothing be removed.
         with contextlib.suppress(Timeout, NotImplementedError, OSError), FileLock(left / _LOCK, timeout=0):
             shutil.rmtree(left)
@@ -109,8 +112,10 @@ def is_leftover(path: Path) -> bool:
 
 
 @cache
-def _links() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="kdcli-links-")  # gone with the process
+def _links() -> Path:
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary_folder(Path(tempfile.gettempdir())))
 
 
 def utf8_path(path: Path) -> Path:
@@ -118,7 +123,7 @@ def utf8_path(path: Path) -> Path:
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:
-        link = Path(_links().name, hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + path.suffix)
+        link = Path(_links(), hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + path.suffix)
         if not link.is_symlink():
             link.symlink_to(path.absolute())
         return link

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from kdcli.checksums import breaks_off
-from kdcli.errors import UserError, did_you_mean, reading
+from kdcli.errors import UserError, did_you_mean, is_special, reading
 from kdcli.files import write_atomically
 from kdcli.text import check_argument, short_repr
 
@@ -65,7 +65,7 @@ def find_recipe(name: str) -> Path:
     check_argument("A recipe", name)
     file = Path(name)
     with reading(name):
-        is_file = file.is_file()
+        is_file = file.is_file() or is_special(file)
     if file.suffix in {".yaml", ".yml"} or is_file:
         if is_file:
             return file
@@ -145,6 +145,8 @@ def read_recipe(file: Path) -> str:
         UserError: when it can't be read, is no text or far too long.
     """
     with reading(f"the recipe {file}"):
+        if is_special(file):
+            raise UserError(f"{file} is a pipe, socket or device, not a recipe file.", "Write it to a file first.")
         content = file.read_bytes() if file.stat().st_size <= _MAX_BYTES else None
     if content is None:
         raise UserError(f"{file} has more than {_MAX_BYTES} bytes: it is no recipe.", "A recipe is a short text file.")

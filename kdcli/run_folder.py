@@ -25,7 +25,7 @@ from torch import Tensor
 from kdcli import __version__
 from kdcli.checksums import file_digest, is_as_signed, signed
 from kdcli.config import RunConfig, parse_config
-from kdcli.errors import UserError, reading
+from kdcli.errors import UserError, check_are_files, reading
 from kdcli.files import (
     clear_os_errors,
     is_leftover,
@@ -139,7 +139,7 @@ class RunFolder:
         """Open a run that was started, whatever it came to.
 
         Raises:
-            UserError: when there is no run.
+            UserError: when there is no run, or something in it is no file.
         """
         check_argument("A run folder", path)
         with reading(path):
@@ -149,6 +149,7 @@ class RunFolder:
                 )
             for part in _PARTS:
                 remove_leftovers(path / part)
+            check_are_files(path)
         return cls(path, force=force)
 
     def discard_if_empty(self) -> None:

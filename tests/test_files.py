@@ -92,6 +92,14 @@ def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+def test_a_link_that_is_called_like_a_leftover_is_left_alone(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".kdcli-link").symlink_to(tmp_path / "elsewhere")
+    remove_leftovers(tmp_path)
+    assert (tmp_path / ".kdcli-link").is_symlink()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_a_new_folder_comes_as_a_whole(tmp_path):
     """Nobody sees it with some of its files."""
     seen = []

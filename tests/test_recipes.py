@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from kdcli.errors import UserError
@@ -97,6 +99,14 @@ def test_unknown_recipe_names_the_nearest():
         find_recipe("quikstart")
     with pytest.raises(UserError, match=r"no recipe file missing\.yaml"):
         find_recipe("missing.yaml")
+
+
+@pytest.mark.parametrize("name", ["pipe.yaml", "pipe"])
+def test_a_pipe_is_no_recipe(tmp_path, name):
+    """A recipe is read more than once."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is a pipe, socket or device, not a recipe file"):
+        load_recipe(find_recipe(str(tmp_path / name)))
 
 
 def test_copy_never_overwrites(tmp_path):

@@ -88,6 +88,15 @@ def test_open_refuses_what_is_no_run(tmp_path):
         RunFolder.open(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["result.json", "student/config.json", "checkpoints/step-00000001/state.json"])
+def test_a_pipe_in_a_run_is_refused_before_it_is_read(tmp_path, name):
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is a pipe, socket or device"):
+        RunFolder.started(tmp_path)
+
+
 def test_tensors_round_trip_and_damage_is_named(tmp_path):
     run = RunFolder(tmp_path)
     assert run.read_tensors("spectra.safetensors") == {}

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from kdcli.errors import UserError, did_you_mean, reading
+from kdcli.errors import UserError, check_are_files, did_you_mean, reading
 from kdcli.extensions import Extension
 from kdcli.files import utf8_path
 from kdcli.models import hub, kdcli_networks, sentence, tokenizer
@@ -243,10 +243,11 @@ def library_of(folder: Path) -> Library:
     """Return whose native format ``folder`` is in.
 
     Raises:
-        UserError: it has no ``config.json`` of timm or transformers.
+        UserError: it has no ``config.json`` of timm or transformers, or something in it is no file.
     """
     path = folder / "config.json"
     with reading(path):
+        check_are_files(folder)
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

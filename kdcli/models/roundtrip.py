@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcli.errors import UserError
-from kdcli.files import clear_os_errors
+from kdcli.files import clear_os_errors, temporary_folder
 from kdcli.models.base import Model
 from kdcli.models.loading import load_saved
 
@@ -44,11 +44,11 @@ def check_reloads(model: Model, *, label: str) -> None:
     was_training = model.training
     inputs = model.example()
     taps = ("pooled",)
-    with tempfile.TemporaryDirectory(prefix="kdcli-") as temporary, torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with temporary_folder(folder) as temporary, torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            with clear_os_errors(Path(temporary), hint=make_room):
-                model.save(Path(temporary))
-            other = load_saved(Path(temporary)).eval()
+            with clear_os_errors(temporary, hint=make_room):
+                model.save(temporary)
+            other = load_saved(temporary).eval()
             before, after = (_outputs(one, inputs, taps) for one in (model.eval(), other))
         except UserError as error:
             advice = make_room if error.hint == make_room else hint
@@ -64,8 +64,8 @@ def check_reloads(model: Model, *, label: str) -> None:
             raise UserError(f"Student {label} computes other {name} once it is saved and loaded again.", hint)
 
 
-def _without(folder: str, reason: str) -> str:
-    return re.sub(f"(hf:|timm:)?{re.escape(folder)}", "its folder", reason)
+def _without(folder: Path, reason: str) -> str:
+    return re.sub(f"(hf:|timm:)?{re.escape(str(folder))}", "its folder", reason)
 
 
 def _outputs(model: Model, inputs: Tensor | dict[str, Tensor], taps: tuple[str, ...]) -> dict[str, Tensor]:

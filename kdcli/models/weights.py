@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcli.errors import UserError, reading
+from kdcli.errors import UserError, is_special, reading
 from kdcli.files import utf8_path
 from kdcli.models.recorded import Recorded, read_recorded
 from kdcli.text import expand_user, short_repr
@@ -82,9 +82,11 @@ def resolve_path(text: str) -> Path:
     if not text.startswith("package:"):
         path = expand_user(text)
         with reading(text):
-            is_file, is_folder = path.is_file(), path.is_dir()
+            is_file, is_folder, is_pipe = path.is_file(), path.is_dir(), is_special(path)
         if is_folder:
             raise UserError(f"{text} is a folder, not a checkpoint file.", f"Name it as the model: --teacher {text}")
+        if is_pipe:
+            raise UserError(f"{text} is a pipe, socket or device, not a checkpoint file.", "Write it to a file first.")
         if not is_file:
             raise UserError(f"There is no checkpoint file {text}.", "Give a .safetensors, .pth, .pt or .bin file.")
         return path

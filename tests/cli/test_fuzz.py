@@ -98,7 +98,7 @@ class Playground:
             result = "refused" if outcome.exit_code else "works"
         finally:
             self.listening = False
-        allowed = (str(self.root), "/dev/", "__pycache__", f"{tempfile.gettempdir()}/kdcli-")
+        allowed = (str(self.root), "/dev/", "__pycache__", f"{tempfile.gettempdir()}/.kdcli-")
         assert not [path for path in self.written if not any(part in path for part in allowed)]
         after = self.content()
         assert before.items() <= after.items(), "a file was changed"

@@ -1,5 +1,6 @@
 """Local checkpoints: reading without unpickling, and fitting."""
 
+import os
 import pickle
 from argparse import Namespace
 
@@ -135,6 +136,12 @@ def test_a_folder_is_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="is a folder") as error:
         resolve_path(str(tmp_path))
     assert error.value.hint == f"Name it as the model: --teacher {tmp_path}"
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth is a pipe, socket or device, not a checkpoint file"):
+        resolve_path(str(tmp_path / "w.pth"))
 
 
 def test_a_file_without_a_classifier_gives_a_backbone(tmp_path):

@@ -1,5 +1,6 @@
 """Names: the grammar, the errors, and what is asked of the network."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from kdcli.config import StudentConfig, TeacherConfig
 from kdcli.errors import UserError
 from kdcli.models import build_student, hub, load_teacher, parse_name
-from kdcli.models.locate import locate
+from kdcli.models.locate import library_of, locate
 from kdcli.models.spec import ModelName
 
 
@@ -115,6 +116,19 @@ def test_a_model_that_was_never_published_with_weights():
     with pytest.raises(UserError, match="no pretrained weights") as error:
         load_teacher(TeacherConfig(name="resnet50_mlp"), seed=0)
     assert "random:NAME" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "1_Pooling/config.json"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_before_it_is_read(bert_folder, tmp_path, name):
+    """Whoever reads one waits until somebody writes."""
+    folder = tmp_path / "model"
+    shutil.copytree(bert_folder, folder)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(folder / name)
+    for find in (lambda: library_of(folder), lambda: locate(parse_name(str(folder)), weights=True, is_text=True)):
+        with pytest.raises(UserError, match=f"{name} is a pipe, socket or device"):
+            find()
 
 
 def test_contradictions_are_refused():

@@ -1,5 +1,8 @@
 """A student that can't be loaded again once it is saved is found out before it is trained."""
 
+import os
+import tempfile
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -67,6 +70,20 @@ def test_what_computes_something_else_is_refused(monkeypatch):
     monkeypatch.setattr(type(model), "save", save_otherwise)
     with pytest.raises(UserError, match="Student mine computes other logits once it is saved and loaded again"):
         check_reloads(model, label="mine")
+
+
+def test_what_a_killed_process_left_of_its_student_is_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = student("test_resnet", image_size=32)
+    killed = os.fork()
+    if not killed:
+        monkeypatch.setattr("kdcli.models.roundtrip.load_saved", lambda folder: os._exit(9))
+        check_reloads(model, label="x")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(killed, 0)[1]) == 9
+    assert list(tmp_path.rglob("model.safetensors")), "the student is there"
+    check_reloads(model, label="x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_can_not_be_loaded_again_is_refused_before_training(run_cli, monkeypatch, tmp_path):
