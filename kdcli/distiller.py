@@ -31,6 +31,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.methods = nn.ModuleDict(methods)
+        self.balances = nn.ModuleDict({name: Balance() for name, method in methods.items() if method.is_balanced})
         self.step = 0
         """Batches before the one that is trained on; the trainer's."""
 
@@ -56,10 +57,11 @@ class Distiller(nn.Module):
     def forward(self, batch: AnyBatch, teacher_outputs: ModelOutput | None) -> dict[str, Tensor]:
         """Return every method's unweighted loss by its name, and their weighted sum as ``loss``.
 
-        Beside them, without gradient, the factors ``weight/NAME`` of balanced losses, and two statistics of every feature of the student that a method reads, of a map's
-        mean over positions: ``feature_norm/TAP``, the mean Euclidean norm, and ``feature_std/TAP``, the root of the
-        variance over the batch, summed over the channels. Several training processes each give their share of the batch, and each gets the
-        losses of the whole: whatever looks at more than one sample sees all of them.
+        Beside them, without gradient, the factors ``weight/NAME`` of balanced losses, and two statistics of every feature of
+        the student that a method reads, of a map's mean over positions: ``feature_norm/TAP``, the mean Euclidean norm, and
+        ``feature_std/TAP``, the root of the variance over the batch, summed over the channels. Several training processes
+        each give their share of the batch, and each gets the losses of the whole: whatever looks at more than one sample
+        sees all of them.
 
         Args:
             batch: of images or texts, with targets.
@@ -70,8 +72,7 @@ class Distiller(nn.Module):
         inputs = self.student.prepare(batch)
         # Of tokens and words each process has another number.
         gather = gather_rows if isinstance(batch, (TokenBatch, WordBatch)) else gather_batch
-        balanced = {name: (method, method.balance) for name, method in self.each_method() if method.balance is not None}
-        is_due = bool(balanced) and self.training and Balance.is_due(self.step)
+        is_due = bool(self.balances) and self.training and Balance.is_due(self.step)
         # In a compiled pass there is no place between its outputs where gradients could be looked at.
         with torch.compiler.set_stance("force_eager") if is_due else nullcontext():
             own_output = self.student(
@@ -88,12 +89,12 @@ class Distiller(nn.Module):
         if student_output.vocabulary is None:
             targets = gather(targets)
         terms = {name: method(student_output, teacher_outputs, targets, indices) for name, method in self.each_method()}
-        total = sum(method.weight * terms[name] for name, method in self.each_method() if name not in balanced)
+        total = sum(method.weight * terms[name] for name, method in self.each_method() if not method.is_balanced)
         if is_due:
-            for name, (method, balance) in balanced.items():
+            for name, method, balance in self._balanced():
                 edges = _edges(method, own_output)
                 balance.measure(total, terms[name], edges, add_up=sum_over, name=name, step=self.step)
-        for name, (method, balance) in balanced.items():
+        for name, method, balance in self._balanced():
             terms[f"weight/{name}"] = weight = method.weight * balance.factor()
             total = total + weight * terms[name]
         terms["loss"] = total
@@ -104,6 +105,13 @@ class Distiller(nn.Module):
                 terms[f"feature_norm/{tap}"] = features.norm(dim=1).mean()
                 terms[f"feature_std/{tap}"] = features.var(dim=0, correction=0).sum().sqrt()
         return terms
+
+    def _balanced(self) -> Iterable[tuple[str, Method, Balance]]:
+        for name, method in self.each_method():
+            if method.is_balanced:
+                balance = self.balances[name]
+                assert isinstance(balance, Balance)
+                yield name, method, balance
 
     def parameter_groups(self, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Return the optimiser's parameter groups.

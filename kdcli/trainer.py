@@ -455,6 +455,7 @@ class Trainer:
                 "spectra": {"steps": self.spectra.steps, "values": self.spectra.values},
                 "student": dict(self.distiller.student.state_dict()),
                 "methods": dict(self.distiller.methods.state_dict()),
+                "balances": dict(self.distiller.balances.state_dict()),
                 "ema": None if self.ema is None else dict(self.ema.module.state_dict()),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
@@ -485,7 +486,7 @@ class Trainer:
             UserError: the checkpoint is of another run or does not fit; it says what differs.
         """
         state, path = checkpoint.state, checkpoint.path
-        _refuse_differences(state["config"], self.job.config, path)
+        _refuse_differences(_without_later_keys(state["config"], self.job.config), self.job.config, path)
         if state["step"] > self.total_steps:
             raise UserError(
                 f"The run has already been trained for {state['step']} steps, and {self.job.config.train.epochs} epochs"
@@ -494,6 +495,7 @@ class Trainer:
             )
         restore_module(self.distiller.student, state["student"], what="student", path=path)
         restore_module(self.distiller.methods, state["methods"], what="projectors", path=path)
+        restore_module(self.distiller.balances, state.get("balances", {}), what="balanced weights", path=path)
         if self.ema is not None:
             restore_module(self.ema.module, state["ema"], what="averaged student", path=path)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -681,6 +683,11 @@ def check_same_run(stored: RunConfig, config: RunConfig, path: Path) -> None:
         UserError: something differs that may not; it says what.
     """
     _refuse_differences(_comparable(stored), config, path)
+
+
+def _without_later_keys(saved: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Return ``saved`` with what this version knows besides: a checkpoint of an earlier one did not have the option."""
+    return _comparable(config) | saved
 
 
 def _refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) -> None:

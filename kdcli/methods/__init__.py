@@ -28,13 +28,11 @@ _MODULES = dict.fromkeys(
 
 def build_method(options: MethodOptions, context: Context) -> Method:
     """Build the method that ``options`` configures; ``build`` of its module does it, or its own of another package."""
-    from kdcli.methods.balance import Balance
-
     method: Method
     if options.method in METHODS:
         module = importlib.import_module(f"kdcli.methods.{_MODULES.get(options.method, options.method)}")
         method = module.build(options, context)
     else:
         method = options.build(context)
-    method.balance = Balance() if options.weighting == "gradient" else None
+    method.is_balanced = options.weighting == "gradient"
     return method

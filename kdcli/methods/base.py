@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from kdcli.config import LayerOptions, LogitOptions
 from kdcli.facts import ModelFacts, num_tokens
 from kdcli.losses.vocabulary import VocabularyLogits
-from kdcli.methods.balance import Balance
 from kdcli.models.base import ModelOutput
 from kdcli.tasks import Task
 
@@ -47,7 +46,7 @@ class Method(nn.Module, ABC):
 
     Attributes:
         weight: of its loss in the total.
-        balance: where given, ``weight`` is the ratio of its gradient to that of the losses without one.
+        is_balanced: whether ``weight`` is the ratio of its gradient to that of the losses whose weights are factors.
         student_taps: names of the student's features that it reads.
         teacher_taps: names of the teacher's features that it reads.
         student_maps: names of the student's features that it reads as maps.
@@ -71,7 +70,7 @@ class Method(nn.Module, ABC):
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = weight
-        self.balance: Balance | None = None
+        self.is_balanced = False
 
     def look(self, outputs: Iterable[tuple[ModelOutput, Tensor]], add_up: Callable[[Tensor], Tensor]) -> None:
         """Take from the teacher what the whole training set tells, into buffers that are saved with the method.

@@ -87,12 +87,16 @@ def test_decomposition_adds_up_to_the_projection_loss(case):
     ours, theirs = job.student.facts.preprocessing, job.teacher.facts.preprocessing
     canvas = ours.at(tuple(map(max, ours.image_size, theirs.image_size)))
     features = {}
-    for name, model in (("student", job.student.eval()), ("teacher", job.teacher)):
+    method = job.distiller.methods["projection"]
+    for name, model, tap in (
+        ("student", job.student.eval(), method.student_taps[0]),
+        ("teacher", job.teacher, method.teacher_taps[0]),
+    ):
         parts = []
         for batch in job.eval_loader(job.data.validation, canvas):
             with torch.inference_mode():
-                output = model(prepare(batch.images, model.facts.preprocessing), taps=("pooled",), logits=False)
-            parts.append(output.features["pooled"].double().numpy())
+                output = model(prepare(batch.images, model.facts.preprocessing), taps=(tap,), logits=False)
+            parts.append(output.features[tap].double().numpy())
         features[name] = np.concatenate(parts)
 
     def standardize(values):

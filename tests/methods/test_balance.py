@@ -126,7 +126,7 @@ def test_the_factor_is_held_between_measurements_and_follows_slowly(student, tea
     distiller.step = 16
     followed = run(distiller, teacher, batch)["weight/projection"]
     assert followed < first
-    distiller.methods["projection"].balance.own_norm.zero_()
+    distiller.balances["projection"].own_norm.zero_()
     distiller.step = 0
     assert run(distiller, teacher, batch)["weight/projection"] < followed, "the first step begins the means anew"
 
@@ -134,7 +134,7 @@ def test_the_factor_is_held_between_measurements_and_follows_slowly(student, tea
 def test_evaluation_measures_nothing(student, teacher, batch):
     distiller = build(student, teacher, {"method": "supervised"}, PROJECTION).eval()
     assert run(distiller, teacher, batch)["weight/projection"] == 0
-    assert distiller.methods["projection"].balance.own_norm == 0
+    assert distiller.balances["projection"].own_norm == 0
 
 
 def test_a_loss_without_gradient_weighs_nothing():
