@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdcli.analysis import decompose, linear_cka, rank_evolution, summarize
+from kdcli.analysis import decompose, linear_cka, rank_evolution, singular_values, summarize
 from kdcli.data import ImageSource, TextSource
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError
-from kdcli.facts import LANGUAGE_MODELING, Preprocessing, TextPreprocessing
+from kdcli.facts import LANGUAGE_MODELING
 from kdcli.job import Job, reopen_job
-from kdcli.methods.projection import Projection
-from kdcli.models.base import Model
+from kdcli.methods.projected import Projected, channels_last
 from kdcli.normalize import identity
 from kdcli.provenance import OLD, changes_since, insist_unchanged, read_record, take_record
 from kdcli.report import plot_decomposition, plot_evolution, plot_spectrum
 from kdcli.run_folder import RunFolder
+from kdcli.teacher import LiveTeacher
 
 Table = tuple[str, list[str], list[list[str]]]
+_MAX_POSITIONS = 2**15
+"""Of a projector on maps, as far as each sample has one."""
 
 
 def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, Any], list[Path]]:
     """Analyse every projector of ``run`` that is a matrix, on held-out data.
+
+    Spectrum, evolution and CKA are told of every one; the residual, and its picture, where the method brings features to
+    one another channel by channel: the difference of features whose relations are compared means nothing. Of maps the
+    samples are positions of the common grid, all of them or, where they are many, as many of each image, drawn by a fixed
+    seed.
 
     Args:
         run: a finished run.
@@ -42,25 +50,20 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
     """
     if split not in ("validation", "test"):
         raise UserError(f"There is no split {split!r} to analyse on.", "Use validation or test.")
-    projections = _matrix_projections(run)
+    names = _matrix_projections(run)
     job = reopen_job(run)
     source = job.data.validation if split == "validation" else job.data.test
     if source is None:
         raise UserError(f"{job.data.facts.name} has no test split.", "Use --split validation.")
     assert job.teacher is not None
     forced, notes = _check_record(run, job, split)
-    methods = {name: method for name, method in job.distiller.each_method() if name in projections}
-    if unknown := set(projections) - methods.keys():
+    found = {name: pair for name, pair in job.distiller.projections().items() if name in names}
+    if unknown := set(names) - found.keys():
         raise UserError(
             f"{run.path / 'spectra.safetensors'} does not go with the run's config.yaml: {', '.join(sorted(unknown))}.",
             "Repeat the run.",
         )
-    student_taps = tuple(sorted({tap for method in methods.values() for tap in method.student_taps}))
-    teacher_taps = tuple(sorted({tap for method in methods.values() for tap in method.teacher_taps}))
-    place = resolve_device(device)
-    canvas = job.shared_preprocessing()
-    student = _features(job, job.student, source, student_taps, place, canvas)
-    teacher = _features(job, job.teacher, source, teacher_taps, place, canvas)
+    num_samples, features = _features(job, source, resolve_device(device))
 
     folder = run.path / "analysis"
     try:
@@ -69,16 +72,18 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
         raise UserError(f"Can't write to {folder}: {error.strerror}.", "Move what stands in its way.") from error
     spectra = run.read_tensors("spectra.safetensors")
     results, files = {}, []
-    for name, method in methods.items():
-        assert isinstance(method, Projection)
+    aligned = {
+        id(pair) for _, method in job.distiller.each_method() if method.is_aligned for pair in method.projections()
+    }
+    for name, pair in found.items():
         try:
-            result = _analyze(method, student[method.student_taps[0]], teacher[method.teacher_taps[0]])
+            result = _analyze(pair, features[name], has_residual=id(pair) in aligned)
         except ValueError as error:
             raise UserError(f"{name} can't be analysed: {error}.", "Repeat the run, with a lower --lr.") from error
         history, steps = _history(run, spectra, name)
         result["evolution"] = {"steps": steps.tolist(), **rank_evolution(history)}
         results[name] = result
-        title = f"{type(method.projector).__name__} of {run.path.resolve().name}"
+        title = f"{type(pair.projector).__name__} of {run.path.resolve().name}"
         files += [
             plot_spectrum(
                 folder / f"spectrum-{name}.png",
@@ -95,13 +100,15 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
                 title=title,
                 epoch_steps=_steps_per_epoch(run),
             ),
-            plot_decomposition(folder / f"decomposition-{name}.png", result["parts"], title=title),
         ]
-        result["decomposition"] = result.pop("parts").to_json()
+        parts = result["decomposition"]
+        if parts is not None:
+            files.append(plot_decomposition(folder / f"decomposition-{name}.png", parts, title=title))
+            result["decomposition"] = parts.to_json()
     analysis = {
         "split": split,
         "samples": _noun(job),
-        "num_samples": len(next(iter(student.values()))),
+        "num_samples": num_samples,
         "projectors": results,
         "forced": [*dict.fromkeys((*run.forced, *forced))],
         "notes": notes,
@@ -146,15 +153,19 @@ def tables(analysis: dict[str, Any]) -> Iterator[Table]:
                 ["distance from orthogonal", "", f"{spectrum['orthogonality_error']:.2e}"],
             ],
         )
-        yield (
-            f"Squared residual on {analysis['num_samples']} {analysis['split']} {noun}s{result['residual_of']}",
-            ["part", f"per {noun}", "share"],
-            [
-                ["knowledge transfer", f"{parts['transfer_per_sample']:.4g}", f"{parts['transfer_share']:.1%}"],
-                ["spectral", f"{parts['spectral_per_sample']:.4g}", f"{parts['spectral_share']:.1%}"],
-                ["total", f"{parts['total_per_sample']:.4g}", "100.0%"],
-            ],
-        )
+        if parts is not None:
+            samples, unit = f"{analysis['num_samples']} {analysis['split']} {noun}s", noun
+            if result["num_positions"] is not None:
+                samples, unit = f"{result['num_positions']} positions of {samples}", "position"
+            yield (
+                f"Squared residual on {samples}{result['residual_of']}",
+                ["part", f"per {unit}", "share"],
+                [
+                    ["knowledge transfer", f"{parts['transfer_per_sample']:.4g}", f"{parts['transfer_share']:.1%}"],
+                    ["spectral", f"{parts['spectral_per_sample']:.4g}", f"{parts['spectral_share']:.1%}"],
+                    ["total", f"{parts['total_per_sample']:.4g}", "100.0%"],
+                ],
+            )
         yield (
             "Similarity (linear CKA)",
             ["between", "CKA"],
@@ -163,49 +174,91 @@ def tables(analysis: dict[str, Any]) -> Iterator[Table]:
 
 
 @torch.no_grad()
-def _analyze(method: Projection, student: Tensor, teacher: Tensor) -> dict[str, Any]:
-    """Analyse one projector on features (N, d_s) and (N, d_t) of the same samples."""
-    projector: Any = method.projector
+def _analyze(pair: Projected, features: _Features, *, has_residual: bool) -> dict[str, Any]:
+    """Analyse one projector on features of the same samples."""
+    projector: Any = pair.projector
     matrix = projector.matrix().detach().cpu()
-    student_side, teacher_side = method.project(student, teacher)
-    normalized = method.normalize_teacher(teacher)
+    student, teacher = features.student, features.teacher
+    student_side, teacher_side = pair.project(student, teacher)
+    normalized = pair.normalize_teacher(teacher)
     if projector.direction == "teacher_to_student":
         source, target = normalized, student_side
         projected_pair = {"student_and_projected_teacher": linear_cka(student_side, teacher_side)}
     else:
         source, target = student, normalized  # the residual before the student side is normalised
         projected_pair = {"projected_student_and_teacher": linear_cka(student_side, teacher_side)}
-    before = projector.direction == "student_to_teacher" and method.normalize_student is not identity
-    parts = decompose(source, target, matrix)
+    before = projector.direction == "student_to_teacher" and pair.normalize_student is not identity
     return {
         "kind": type(projector).__name__.removesuffix("Projector").lower(),
         "direction": projector.direction,
         "spectrum": summarize(matrix).to_json(),
-        "singular_values": parts.singular_values[: min(matrix.shape)],
-        "parts": parts,
-        "residual_of": ", before the student's side is normalised" if before else "",
+        "singular_values": singular_values(matrix).tolist(),
+        "decomposition": decompose(source, target, matrix) if has_residual else None,
+        "residual_of": ", before the student's side is normalised" if before and has_residual else "",
+        "num_positions": len(student) if features.are_positions else None,
         "linear_cka": {"student_and_teacher": linear_cka(student, teacher), **projected_pair},
     }
 
 
+@dataclass(frozen=True)
+class _Features:
+    """What a projector is applied to: of every sample, or of positions of its maps.
+
+    Attributes:
+        student: (N, d_s), float32 on the CPU.
+        teacher: (N, d_t), likewise.
+        are_positions: whether the rows are positions.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    are_positions: bool
+
+
 @torch.no_grad()
-def _features(
-    job: Job,
-    model: Model,
-    source: ImageSource | TextSource,
-    taps: tuple[str, ...],
-    device: torch.device,
-    canvas: Preprocessing | TextPreprocessing,
-) -> dict[str, Tensor]:
-    """Return the features of every readable sample of ``source``: (N, d) float32 on the CPU, by tap."""
-    model.to(device).eval()
-    parts: dict[str, list[Tensor]] = {tap: [] for tap in taps}
-    for batch in job.eval_loader(source, canvas):
-        if len(batch):
-            output = model(model.prepare(batch.to(device)), taps=taps, logits=False)
-            for tap in taps:
-                parts[tap].append(output.features[tap].float().cpu())
-    return {tap: torch.cat(values).clone() for tap, values in parts.items()}
+def _features(job: Job, source: ImageSource | TextSource, device: torch.device) -> tuple[int, dict[str, _Features]]:
+    """Return the number of readable samples of ``source``, and by name what each projector is applied to."""
+    distiller, model = job.distiller.to(device).eval(), job.teacher
+    assert model is not None
+    methods = {name: method for name, method in distiller.each_method() if method.projections()}
+
+    def read(kind: str) -> tuple[str, ...]:
+        return tuple(sorted({tap for method in methods.values() for tap in getattr(method, kind)}))
+
+    student, student_taps, student_maps = distiller.student, read("student_taps"), read("student_maps")
+    teacher = LiveTeacher(model.to(device).eval(), taps=read("teacher_taps"), maps=read("teacher_maps"), logits=False)
+    most = max(1, _MAX_POSITIONS // max(1, len(source)))
+    generator = torch.Generator().manual_seed(0)
+    num_samples = 0
+    found: dict[str, list[_Features]] = {name: [] for name in distiller.projections()}
+    for batch in job.eval_loader(source, job.shared_preprocessing()):
+        if not len(batch):
+            continue
+        batch = batch.to(device)
+        ours = student(student.prepare(batch), taps=student_taps, maps=student_maps, logits=False)
+        theirs = teacher(batch)
+        sides = [pair for method in methods.values() for pair in method.sides(ours, theirs)]
+        for parts, pair in zip(found.values(), sides, strict=True):
+            parts.append(_rows(*pair, most=most, generator=generator))
+        num_samples += len(sides[0][0])
+    return num_samples, {
+        name: _Features(
+            torch.cat([part.student for part in parts]),
+            torch.cat([part.teacher for part in parts]),
+            parts[0].are_positions,
+        )
+        for name, parts in found.items()
+    }
+
+
+def _rows(student: Tensor, teacher: Tensor, *, most: int, generator: torch.Generator) -> _Features:
+    """Return features as they are, of maps at most so many positions of each sample."""
+    if student.ndim == 2:
+        return _Features(student.float().cpu(), teacher.float().cpu(), are_positions=False)
+    ours, theirs = (side.flatten(1, 2).float().cpu() for side in channels_last(student, teacher))
+    order = torch.rand(ours.shape[:2], generator=generator).argsort(dim=1)[:, :most, None]
+    ours, theirs = (side.gather(1, order.expand(-1, -1, side.shape[2])).flatten(0, 1) for side in (ours, theirs))
+    return _Features(ours, theirs, are_positions=True)
 
 
 def _matrix_projections(run: RunFolder) -> list[str]:

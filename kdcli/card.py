@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from kdcli.config import ProjectionOptions, RunConfig
+from kdcli.config import LayerOptions, ProjectionOptions, RunConfig
 from kdcli.errors import UserError
 from kdcli.models.spec import extension_of_architecture
 from kdcli.provenance import read_forced
@@ -183,14 +183,14 @@ _NETWORKS = (
 
 
 def _projector(config: RunConfig) -> str:
-    found = [options for options in config.methods or () if isinstance(options, ProjectionOptions)]
-    return (
-        "; ".join(
-            f"{options.projector}, teacher features normalised by {options.normalize}, distance {options.distance}"
-            for options in found
-        )
-        or "none"
-    )
+    found = []
+    for options in config.methods or ():
+        if isinstance(options, ProjectionOptions):
+            how = f"teacher features normalised by {options.normalize}, distance {options.distance}"
+            found.append(f"{options.projector}, {how}")
+        elif isinstance(options, LayerOptions) and options.projector is not None:
+            found.append(f"{options.projector}, in {options.method}, both sides standardised")
+    return "; ".join(found) or "none"
 
 
 def _stage_rows(run: RunFolder, config: RunConfig) -> list[tuple[str, str]]:

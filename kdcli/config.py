@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -270,6 +270,16 @@ class MethodSection(Section):
     """Whether it can do with logits over a vocabulary that are never all there at once."""
     reads_student: ClassVar[bool] = True
     """Whether it reads the student's side of ``pairs``."""
+    why_no_projector: ClassVar[str] = ""
+    """Why it has no option ``projector``: the end of a sentence that begins with its name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_projector(cls, values: Any) -> Any:
+        asks = isinstance(values, dict) and values.get("projector") is not None
+        if asks and cls.why_no_projector and "projector" not in cls.model_fields:
+            raise ValueError(f"{cls.model_fields['method'].default} has no projector: it {cls.why_no_projector}")
+        return values
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:
@@ -295,6 +305,7 @@ class SupervisedOptions(MethodSection):
     trains_classifier: ClassVar[bool] = True
     reads_unlabelled: ClassVar[bool] = False
     takes_vocabulary: ClassVar[bool] = True
+    why_no_projector: ClassVar[str] = "reads the labels alone"
 
 
 class ProjectionOptions(MethodSection):
@@ -333,6 +344,7 @@ class SpectralOptions(MethodSection):
 
     needs_teacher: ClassVar[bool] = False
     reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+    why_no_projector: ClassVar[str] = "reads the student's features alone"
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:
@@ -359,6 +371,9 @@ class StochasticTripletOptions(MethodSection):
     reads_unlabelled: ClassVar[bool] = False
     takes_mixed: ClassVar[bool] = False
     reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+    why_no_projector: ClassVar[str] = (
+        "trains features alone, and a map that is trained with them could make all comparisons alike"
+    )
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:
@@ -382,6 +397,7 @@ class LocalClassifierOptions(MethodSection):
     takes_mixed: ClassVar[bool] = False
     reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
     reads_student: ClassVar[bool] = False
+    why_no_projector: ClassVar[str] = "compares logits with class centres, never features with features"
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:
@@ -394,6 +410,7 @@ class LogitOptions(MethodSection):
 
     reads_logits: ClassVar[bool] = True
     trains_classifier: ClassVar[bool] = True
+    why_no_projector: ClassVar[str] = "compares logits over common labels, which need no map"
 
 
 class LogitKDOptions(LogitOptions):
@@ -467,9 +484,27 @@ class LayerOptions(MethodSection):
 
     layers: Annotated[tuple[Annotated[FeaturePair, BeforeValidator(_pair)], ...], Field(min_length=1)] | None = None
     """``STUDENT:TEACHER``, as many as you like; by default the last features."""
+    projector: ProjectorName | None = None
+    """A trained map between both sides of each pair, which are standardised then; by default the method is its paper's.
+
+    ``linear``, ``mlp`` and ``orthogonal`` map the student's side to the teacher's width, ``inverted`` the teacher's to the
+    student's (Learning to Project, BMVC 2024). See :class:`kdcli.methods.base.LayerMethod`."""
+    lr_scale: Positive | None = None
+    """Learning rate of the projector relative to the student's; by default that of a ``projection`` with this projector."""
 
     by_stage: ClassVar[bool] = False
     """Whether the default are the ends of the stages, in place of the last features."""
+    replaced_by_projector: ClassVar[str | None] = None
+    """The option of the method's own map, which a projector takes the place of."""
+
+    @model_validator(mode="after")
+    def _check_projector(self) -> Self:
+        if self.projector is None:
+            if self.lr_scale is not None:
+                raise ValueError("lr_scale is of a projector, and there is none")
+        elif (name := self.replaced_by_projector) and getattr(self, name) != type(self).model_fields[name].default:
+            raise ValueError(f"{name} has no effect with a projector, which takes its place")
+        return self
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:
@@ -505,6 +540,8 @@ class FitNetOptions(MapOptions):
     common grid."""
     reduction: Literal["mean", "sum"] = "mean"
     """Over a sample's elements: the mean of squares, or the paper's half of their sum."""
+
+    replaced_by_projector: ClassVar[str | None] = "regressor"
 
 
 class AttentionTransferOptions(MapOptions):
@@ -604,7 +641,7 @@ class CRDOptions(VectorOptions):
     method: Literal["crd"] = "crd"
     weight: Positive = 0.8
     width: Count = 128
-    """Of the embeddings."""
+    """Of the embeddings; with a projector they have the width that it maps to."""
     negatives: Count = 16384
     """For each image; at most as many as there are other training images."""
     from_other_classes: bool = True
@@ -614,6 +651,7 @@ class CRDOptions(VectorOptions):
     """Share of the old embedding in the stored one."""
 
     takes_mixed: ClassVar[bool] = False
+    replaced_by_projector: ClassVar[str | None] = "width"
 
 
 METHODS: dict[str, type[MethodSection]] = {
@@ -841,7 +879,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     relation: Literal["auto", "same", "cross", "random", "none"] = "auto"
     projector: Literal["auto", "none", "linear", "mlp", "orthogonal", "inverted"] = "auto"
-    """``none`` distils without features."""
+    """Of the plan's projection, or of the one ``method`` that is asked for; ``none`` distils without features."""
     normalize: Literal["auto", "none", "layer_norm", "standardize", "whiten"] = "auto"
     feature_layers: tuple[Annotated[FeaturePair, BeforeValidator(_pair)], ...] | None = None
     """Which features are distilled; by default the method's own. Each pair has a projector or regressor of its own."""
@@ -849,7 +887,8 @@ class RunConfig(Section):
     """Weight of the feature loss; by default the plan's. Several projections share it. Few labels call for more of it."""
     method: Annotated[MethodName, WrapValidator(_or_extension)] | None = None
     """The labels' loss and this one alone, with its defaults; ``none`` is the labels' loss alone, ``projection`` the
-    projector that the plan chooses, ``log_sum`` a linear one with that distance, ``refilled`` has two stages."""
+    projector that the plan chooses, ``log_sum`` a linear one with that distance where ``projector`` says no other,
+    ``refilled`` has two stages."""
     methods: tuple[MethodOptions, ...] | None = None
     """The losses; by default the plan chooses them from the relation."""
     embedding: EmbeddingConfig | None = None

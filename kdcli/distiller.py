@@ -15,6 +15,8 @@ from kdcli.data import AnyBatch, TokenBatch, WordBatch
 from kdcli.gather import gather_batch, gather_rows, sum_over
 from kdcli.methods.balance import Balance
 from kdcli.methods.base import Method
+from kdcli.methods.projected import Projected
+from kdcli.methods.projection import Projection
 from kdcli.models.base import Model, ModelOutput, edges_of
 from kdcli.projectors import OrthogonalProjector
 
@@ -117,39 +119,52 @@ class Distiller(nn.Module):
         """Return the optimiser's parameter groups.
 
         Biases, norms and other vectors get no weight decay, and neither do parameters that a timm model exempts
-        (position embeddings) or a projector that asks for none; ``lr_scale`` is the method's, 1 for the student.
+        (position embeddings) or a projector that asks for none; ``lr_scale`` is a projector's own, 1 for all else.
         """
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         undecayed = set(getattr(self.student.module, "no_weight_decay", set)())
         for name, parameter in self.student.module.named_parameters():
             decay = 0.0 if parameter.ndim <= 1 or name in undecayed else weight_decay
             groups.setdefault((1.0, decay), []).append(parameter)
+        projected = {
+            id(parameter): found for found in self.projections().values() for parameter in found.projector.parameters()
+        }
         for _, method in self.each_method():
-            projector = getattr(method, "projector", None)
-            decays = projector is None or projector.weight_decay
             for parameter in method.parameters():
-                decay = weight_decay if decays and parameter.ndim > 1 else 0.0
-                groups.setdefault((getattr(method, "lr_scale", 1.0), decay), []).append(parameter)
+                found = projected.get(id(parameter))
+                decays = (found is None or found.projector.weight_decay) and parameter.ndim > 1
+                scale = 1.0 if found is None else found.lr_scale
+                groups.setdefault((scale, weight_decay if decays else 0.0), []).append(parameter)
         return [
             # timm's schedules set every group's rate to the schedule's value times the group's lr_scale
             {"params": parameters, "lr": lr, "lr_scale": scale, "weight_decay": decay}
             for (scale, decay), parameters in groups.items()
         ]
 
+    def projections(self) -> dict[str, Projected]:
+        """Return every projector with what normalises its features, by its method's name.
+
+        Where a method has several, ``.0``, ``.1`` and so on come after the name, in the order of its layers (ReviewKD's
+        deepest first).
+        """
+        found: dict[str, Projected] = {}
+        for name, method in self.each_method():
+            own = method.projections()
+            found |= {name if len(own) == 1 else f"{name}.{number}": pair for number, pair in enumerate(own)}
+        return found
+
     def projector_matrices(self) -> dict[str, Tensor]:
-        """Return ``matrix()`` of every projector that is a matrix, by its method's name, detached."""
-        matrices = {
-            name: getattr(getattr(method, "projector", None), "matrix", None) for name, method in self.each_method()
-        }
+        """Return ``matrix()`` of every projector that is a matrix, named as in :meth:`projections`, detached."""
+        matrices = {name: getattr(found.projector, "matrix", None) for name, found in self.projections().items()}
         return {name: matrix().detach() for name, matrix in matrices.items() if matrix is not None}
 
     def embedding_projector(self) -> nn.Module | None:
         """Return what maps the student's pooled features into the space of the teacher's; None where nothing does."""
         for _, method in self.each_method():
-            projector = getattr(method, "projector", None)
             is_last = (method.student_taps, method.teacher_taps) == (("pooled",), ("pooled",))
-            if projector is not None and is_last and projector.direction == "student_to_teacher":
-                return projector
+            # What other methods compare is only alike up to a rotation, or of another layer.
+            if isinstance(method, Projection) and is_last and method.projector.direction == "student_to_teacher":
+                return method.projector
         return None
 
     def attach(self, optimizer: Optimizer) -> None:

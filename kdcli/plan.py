@@ -420,7 +420,7 @@ def _with_taps(
             for side, facts in (("student", student), ("teacher", teacher))
             if facts is not None and getattr(options, f"{side}_tap", "") is None
         }
-        written.append(_with_layers(options.model_copy(update=taps), (), teacher, student))
+        written.append(_with_rate(_with_layers(options.model_copy(update=taps), (), teacher, student)))
     return tuple(written)
 
 
@@ -447,14 +447,8 @@ def _one_method(
 ) -> tuple[tuple[MethodOptions, ...], list[Decision]]:
     """Return the supervised loss and the method that was asked for, with its defaults or the options about features."""
     labels, decisions = _supervised(data)
-    if name != "projection":
-        for option, value in (("projector", config.projector), ("normalize", config.normalize)):
-            if value != "auto":
-                raise UserError(
-                    f"--{option} {value} has no effect: --method {name} has no projector to choose.",
-                    f"Drop --{option}, or use --method projection.",
-                )
     section: Any = find_method(name)  # None for "none" and "log_sum"
+    _check_projector(config, name, section)
     needs_teacher = name == "log_sum" or (section is not None and section.needs_teacher)
     if needs_teacher != (teacher is not None):
         wants = "needs a teacher, and --teacher is none" if needs_teacher else "uses no teacher, and one is named"
@@ -477,13 +471,38 @@ def _one_method(
             decisions += _describe_layers(data, layers)
     elif name == "log_sum":
         projection = _weighted(_LOG_SUM, config)
+        if config.projector == "inverted":
+            projection = projection.model_copy(update={"projector": "inverted", "lr_scale": _INVERTED.lr_scale})
+        elif config.projector != "auto":
+            projection = projection.model_copy(update={"projector": config.projector})
         chosen = _by_pair(projection, pairs)
         decisions.append(_describe_method(projection, f"{asked} {_STANDARDIZE_REASON}"))
     elif section is not None:
         options = _with_layers(_weighted(section(), config), pairs, teacher, student)
+        if config.projector != "auto":
+            options = _with_rate(options.model_copy(update={"projector": config.projector}))
+            asked += f" {_STANDARDIZE_REASON}"
         chosen = [options]
         decisions.append(_describe_method(options, asked))
     return (*labels, *chosen), decisions
+
+
+def _check_projector(config: RunConfig, name: str, section: Any) -> None:
+    """Refuse --projector and --normalize where ``--method name``, whose options are of ``section``, has no use for them."""
+    takes_projector = name in ("projection", "log_sum") or (section is not None and issubclass(section, LayerOptions))
+    if config.projector == "none" or (config.projector != "auto" and not takes_projector):
+        why = getattr(section, "why_no_projector", "") or ("reads the labels alone" if section is None else "")
+        if takes_projector:
+            why = "is a loss on features, with a projector or without"
+        raise UserError(
+            f"--projector {config.projector} has no effect: --method {name} {why or 'has no projector to choose'}.",
+            "Drop --projector, or use a method on features, such as projection or fitnet.",
+        )
+    if name != "projection" and config.normalize != "auto":
+        raise UserError(
+            f"--normalize {config.normalize} has no effect: --method {name} has no normalisation to choose.",
+            "Drop --normalize, or use --method projection.",
+        )
 
 
 def _weighted(options: Any, config: RunConfig) -> Any:
@@ -536,6 +555,13 @@ def _describe_layers(data: DataFacts, layers: LayerScores | None) -> list[Decisi
             f" training {data.noun}s, {shares}; guessing gives {layers.guessing:.0%}. --feature-layers takes another.",
         )
     ]
+
+
+def _with_rate(options: MethodOptions) -> MethodOptions:
+    """Return ``options`` with the learning rate of its projector written out, where it is left to the plan."""
+    if not isinstance(options, LayerOptions) or options.projector is None or options.lr_scale is not None:
+        return options
+    return options.model_copy(update={"lr_scale": _INVERTED.lr_scale if options.projector == "inverted" else 1.0})
 
 
 def _feature_options(config: RunConfig) -> list[tuple[str, str]]:
@@ -742,9 +768,17 @@ def _shown_settings(options: MethodOptions) -> dict[str, Any]:
         del shown["beta"]
     if isinstance(options, StochasticTripletOptions) and options.mining == "nearest_farther":
         del shown["margin"]
+    projector = getattr(options, "projector", None)
+    if projector is not None:
+        direction = "teacher to student" if projector == "inverted" else "student to teacher"
+        shown = {"projector": projector, "direction": direction, **shown}
+    if isinstance(options, LayerOptions):
+        if projector is None:
+            del shown["projector"], shown["lr_scale"]
+        else:
+            shown.pop(options.replaced_by_projector or "", None)
+            shown["normalize"] = "standardize, both sides"
     if isinstance(options, ProjectionOptions):
-        direction = "teacher to student" if options.projector == "inverted" else "student to teacher"
-        shown = {"projector": options.projector, "direction": direction, **shown}
         if options.projector != "orthogonal":
             del shown["orthogonal_map"]
         if options.distance != "log_sum":
@@ -768,7 +802,8 @@ def _describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: 
                 reason = f"Width in brackets; pooled is the last hidden state of {of}, layers are those of {of}."
         if options.reads == "maps":
             reason = "Channels and grid in brackets; not averaged over positions."
-        if isinstance(options, ProjectionOptions) and options.projector == "orthogonal" and teacher is not None:
+        is_orthogonal = getattr(options, "projector", None) == "orthogonal" and not isinstance(options, ReviewKDOptions)
+        if is_orthogonal and teacher is not None:
             student_dim, teacher_dim = student.feature_dims[pair.student], teacher.feature_dims[pair.teacher]
             if student_dim > teacher_dim:
                 reason = (

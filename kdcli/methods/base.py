@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdcli.config import LayerOptions, LogitOptions
 from kdcli.facts import ModelFacts, num_tokens
 from kdcli.losses.vocabulary import VocabularyLogits
+from kdcli.methods.projected import Projected, ProjectedPair
 from kdcli.models.base import ModelOutput
 from kdcli.tasks import Task
 
@@ -56,6 +57,9 @@ class Method(nn.Module, ABC):
         looks_ahead: whether :meth:`look` is to be called before the first step.
         distillation_logits: whether it reads the student's distillation token; all methods of the run then get the
             class token's logits for the student's logits.
+        is_aligned: whether it brings projected features to one another channel by channel, so that their difference
+            means something; otherwise it compares what doesn't change when one side is rotated, or has its channels put
+            in another order.
     """
 
     student_taps: tuple[str, ...] = ()
@@ -66,6 +70,7 @@ class Method(nn.Module, ABC):
     student_logits: bool = False
     teacher_logits: bool = False
     looks_ahead: bool = False
+    is_aligned: bool = False
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -79,6 +84,19 @@ class Method(nn.Module, ABC):
             outputs: what the methods read of the teacher, with the targets, for every labelled training image without
                 augmentation; of several processes each gets its share.
             add_up: sums a float64 tensor over all processes.
+        """
+        raise NotImplementedError
+
+    def projections(self) -> Sequence[Projected]:
+        """Return its projectors with what normalises their features; none by default."""
+        return ()
+
+    def sides(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what each of :meth:`projections` is applied to: the student's and the teacher's features or maps.
+
+        Args:
+            student: its outputs.
+            teacher: its outputs.
         """
         raise NotImplementedError
 
@@ -130,8 +148,21 @@ class LogitMethod(Method):
 class LayerMethod(Method):
     """A method on pairs of layers: it reads their features or their maps, as its options say.
 
+    With a projector what it compares of each pair is ``M(Z_s P), M(Z_t)`` (``linear``, ``mlp``, ``orthogonal``), or
+    ``M(Z_s), M(Z_t) P`` (``inverted``: Learning to Project, BMVC 2024, which offers it as a replacement in other methods;
+    where it goes in each of them is ours). ``M`` standardises each channel over the batch, of maps also over positions,
+    which have their common grid first; the projector takes the channels of each position. The method's own regressors
+    and embeddings give way to it.
+
+    With an inverted projector the teacher's side is trained too, so losses have optima at which nothing is learnt, which
+    standardisation takes away: squared errors would vanish with both sides at zero, and the student's side has variance
+    one; relations by cosines with all samples in one direction, and there is none with mean zero; distances and angles
+    don't change with the scale. The map may still come down to few directions, as it is meant to. Both sides are
+    standardised with the other projectors as well, so that nothing but the place of the map differs.
+
     Attributes:
         layers: (student's tap, teacher's tap) of every pair.
+        pair_projections: one of every pair where there is a projector, else none.
     """
 
     def __init__(self, options: LayerOptions, context: Context) -> None:
@@ -145,10 +176,36 @@ class LayerMethod(Method):
             self.student_maps, self.teacher_maps = student, teacher
         else:
             self.student_taps, self.teacher_taps = student, teacher
+        self.pair_projections = nn.ModuleList()
+        if options.projector is not None:
+            assert options.lr_scale is not None, "the plan settles the projector's rate"
+            for student_dim, teacher_dim in self.widths(options, context):
+                self.pair_projections.append(
+                    ProjectedPair(options.projector, student_dim, teacher_dim, lr_scale=options.lr_scale)
+                )
 
-    def pairs(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def widths(self, options: LayerOptions, context: Context) -> list[tuple[int, int]]:
+        """Return the channels of what each projector is applied to, of :meth:`sides`."""
+        assert context.teacher is not None
+        ours, theirs = context.student.feature_dims, context.teacher.feature_dims
+        return [(ours[student_tap], theirs[teacher_tap]) for student_tap, teacher_tap in self.layers]
+
+    def projections(self) -> list[Projected]:
+        """Return one of every pair where there is a projector."""
+        return list(self.pair_projections)  # type: ignore[arg-type]  # a ModuleList forgets the class of its modules
+
+    def sides(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the student's and the teacher's features, (B, d) or (B, C, H, W), of each pair of layers."""
         assert teacher is not None
         ours, theirs = (out.maps if self.reads == "maps" else out.features for out in (student, teacher))
         for student_tap, teacher_tap in self.layers:
             yield ours[student_tap], theirs[teacher_tap]
+
+    def pairs(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what is compared of each pair of layers: :meth:`sides`, projected where there is a projector."""
+        sides = self.sides(student, teacher)
+        if not self.pair_projections:
+            yield from sides
+            return
+        for projection, pair in zip(self.pair_projections, sides, strict=True):
+            yield projection(*pair)

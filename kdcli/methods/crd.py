@@ -19,6 +19,10 @@ from kdcli.normalize import full_precision
 class CRD(LayerMethod):
     """Each side's embeddings of the batch, against the other side's stored ones of the same and of other images.
 
+    A projector takes the place of both linear embeddings: one side's projected features at length one are its embedding,
+    as the other side's own are. Memories and negatives are then as wide as the teacher's features, or as the student's
+    where it is inverted.
+
     Everything that a step depends on is in the state dict, the number of steps so far included: negatives are drawn by
     (seed, step). Outside training nothing is stored.
 
@@ -50,7 +54,7 @@ class Contrast(nn.Module):
     """Embeddings, their memory and the two contrastive losses of one pair of layers.
 
     Attributes:
-        student_embedding, teacher_embedding: linear, followed by normalisation to length one.
+        student_embedding, teacher_embedding: linear, followed by normalisation to length one; that alone after a projector.
         student_memory, teacher_memory: float32 (M, width), an embedding of every training sample.
         partitions: float64 (2,), the constants ``Z`` of the student's and of the teacher's anchors, from the first batch;
             zero before.
@@ -74,10 +78,15 @@ class Contrast(nn.Module):
         self.num_negatives = min(options.negatives, self.num_samples - 1)
         self.temperature, self.momentum = options.temperature, options.momentum
         self.key = (context.seed, number)
-        self.student_embedding = nn.Linear(student_dim, options.width)
-        self.teacher_embedding = nn.Linear(teacher_dim, options.width)
+        if options.projector is None:
+            width = options.width
+            self.student_embedding: nn.Module = nn.Linear(student_dim, width)
+            self.teacher_embedding: nn.Module = nn.Linear(teacher_dim, width)
+        else:
+            width = student_dim if options.projector == "inverted" else teacher_dim
+            self.student_embedding, self.teacher_embedding = nn.Identity(), nn.Identity()
         for side in ("student", "teacher"):
-            self.register_buffer(f"{side}_memory", unit(torch.randn(self.num_samples, options.width)))
+            self.register_buffer(f"{side}_memory", unit(torch.randn(self.num_samples, width)))
         self.register_buffer("partitions", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         samples = range(self.num_samples) if context.train_samples is None else context.train_samples
@@ -95,7 +104,10 @@ class Contrast(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, student: Tensor, teacher: Tensor, indices: Tensor) -> Tensor:
-        """Return the loss of features (B, d_s) and (B, d_t) of the batch; in training, store its embeddings."""
+        """Return the loss of features (B, d_s) and (B, d_t) of the batch, both as wide after a projector.
+
+        In training its embeddings are stored.
+        """
         samples = self.sample_of[indices]
         ours = unit(full_precision(self.student_embedding(student)))
         theirs = unit(full_precision(self.teacher_embedding(teacher)))

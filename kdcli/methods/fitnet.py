@@ -18,8 +18,11 @@ class FitNet(LayerMethod):
         regressors: one a pair. A convolutional one has the kernel, ``H_s − H_t + 1`` a side, that takes the student's
             grid to the teacher's; where the student's grid is smaller, the teacher's map is average-pooled to it. That of
             the benchmark halves or doubles a grid where that is all it takes, and ends in batch normalisation and ReLU.
-            A linear one is a 1x1 convolution on the common grid.
+            A linear one is a 1x1 convolution on the common grid. With a projector, which regresses standardised maps on
+            the common grid, they change nothing.
     """
+
+    is_aligned = True
 
     def __init__(self, options: FitNetOptions, context: Context) -> None:
         super().__init__(options, context)
@@ -28,6 +31,9 @@ class FitNet(LayerMethod):
         self.loss = losses.mse if options.reduction == "mean" else losses.fitnet
         self.regressors = nn.ModuleList()
         for student_tap, teacher_tap in self.layers:
+            if options.projector is not None:
+                self.regressors.append(nn.Identity())
+                continue
             ours, theirs = context.student.grids[student_tap], context.teacher.grids[teacher_tap]
             narrow, wide = context.student.feature_dims[student_tap], context.teacher.feature_dims[teacher_tap]
             if options.regressor == "benchmark":

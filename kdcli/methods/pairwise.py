@@ -1,4 +1,4 @@
-"""Methods without parameters: one loss on the features or maps of every pair of layers, summed over the pairs."""
+"""Methods without modules of their own: one loss on the features or maps of every pair of layers, summed over them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ from kdcli.models.base import ModelOutput
 
 
 class Pairwise(LayerMethod):
-    """``Σ loss(student's, teacher's)`` over the pairs of layers, with a loss of :mod:`kdcli.losses`."""
+    """``Σ loss(student's, teacher's)`` over the pairs of layers, with a loss of :mod:`kdcli.losses`.
+
+    With a projector the loss is that of the projected, standardised features (see
+    :class:`~kdcli.methods.base.LayerMethod`). Distances and angles (RKD) and similarities (PKT, SP, CC) then are those of
+    the samples in the space of one side. Attention is the power of the projected maps' deviation from their mean, and
+    NST's neurons are the projected channels. These two read patterns over positions: a direction in which the teacher
+    differs between samples alone would fit a student that does so too; one that never changes is gone.
+    """
 
     def __init__(self, options: LayerOptions, context: Context) -> None:
         super().__init__(options, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from torch import Tensor
@@ -10,16 +10,19 @@ from torch import Tensor
 from kdcli import losses
 from kdcli.config import ProjectionOptions
 from kdcli.methods.base import Context, Method
+from kdcli.methods.projected import Projected
 from kdcli.models.base import ModelOutput
 from kdcli.normalize import normalizer
 from kdcli.projectors import build_projector
 
 
-class Projection(Method):
+class Projection(Method, Projected):
     """``D(M(Z_s P), N(Z_t))``, or ``D(M(Z_s), N(Z_t) P)`` for a projector that acts on the teacher.
 
     ``D`` is the distance, ``N`` the normalisation of the teacher's features, ``M`` that of the student's side.
     """
+
+    is_aligned = True
 
     def __init__(self, options: ProjectionOptions, context: Context) -> None:
         super().__init__(options.weight)
@@ -37,28 +40,19 @@ class Projection(Method):
         self.normalize_student = normalizer(options.normalize_student)
         self.distance = _distance(options)
 
-    def project(self, student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both sides of the distance, student's first.
+    def projections(self) -> tuple[Projected, ...]:
+        """Return itself."""
+        return (self,)
 
-        Args:
-            student_features: (B, d_s).
-            teacher_features: (B, d_t).
-
-        Returns:
-            Two tensors (B, d_t), or (B, d_s) for a projector that acts on the teacher.
-        """
-        student, teacher = student_features, self.normalize_teacher(teacher_features)
-        if self.projector.direction == "student_to_teacher":
-            student = self.projector(student)
-        else:
-            teacher = self.projector(teacher)
-        return self.normalize_student(student), teacher
+    def sides(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the student's (B, d_s) and the teacher's (B, d_t)."""
+        assert teacher is not None
+        yield student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]]
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the distance; labels are not read."""
-        assert teacher is not None
-        pair = self.project(student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]])
-        return self.distance(*pair)
+        (pair,) = self.sides(student, teacher)
+        return self.distance(*self.project(*pair))
 
 
 def _distance(options: ProjectionOptions) -> Callable[[Tensor, Tensor], Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli import losses
-from kdcli.config import ReviewKDOptions
+from kdcli.config import LayerOptions, ReviewKDOptions
 from kdcli.methods.base import Context, LayerMethod
 from kdcli.models.base import ModelOutput
 
@@ -18,36 +20,59 @@ class ReviewKD(LayerMethod):
     Layers are given from shallow to deep; with ``pooled`` the last one's average over positions, a map of 1x1, is the
     deepest level. The loss is the sum of :func:`kdcli.losses.review_kd` over the levels.
 
+    A projector takes the place of the convolution by which each level comes to the teacher's channels, at each position:
+    from the fused maps to the teacher's, or, inverted, from the teacher's maps to the fused ones. The fusion's own
+    convolutions on the student's side stay, so here an inverted projector isn't the only trained map between the two.
+
     Attributes:
-        fusions: one a level, the deepest first.
+        fusions: one a level, the deepest first; so are the projectors.
     """
+
+    is_aligned = True
 
     def __init__(self, options: ReviewKDOptions, context: Context) -> None:
         super().__init__(options, context)
         assert context.teacher is not None
         self.pooled = options.pooled
-        deepest_first = [*([self.layers[-1]] if options.pooled else []), *reversed(self.layers)]
-        width = min(options.width, context.student.feature_dims[deepest_first[0][0]])
+        deepest_first, width = self._levels(options), self._width(options, context)
         self.fusions = nn.ModuleList(
             Fusion(
                 context.student.feature_dims[student_tap],
                 width,
-                context.teacher.feature_dims[teacher_tap],
+                context.teacher.feature_dims[teacher_tap] if options.projector is None else None,
                 with_deeper=number > 0,
             )
             for number, (student_tap, teacher_tap) in enumerate(deepest_first)
         )
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
-        """Return the sum; labels are not read."""
-        fused, terms = None, []
-        levels = list(self.pairs(student, teacher))
+    def _levels(self, options: ReviewKDOptions) -> list[tuple[str, str]]:
+        """Return the layers of every level, the deepest first."""
+        return [*([self.layers[-1]] if options.pooled else []), *reversed(self.layers)]
+
+    def _width(self, options: ReviewKDOptions, context: Context) -> int:
+        """Return the channels of the fused maps."""
+        return min(options.width, context.student.feature_dims[self.layers[-1][0]])
+
+    def widths(self, options: LayerOptions, context: Context) -> list[tuple[int, int]]:
+        """Return the channels of the fused and of the teacher's map of every level, the deepest first."""
+        assert isinstance(options, ReviewKDOptions)
+        assert context.teacher is not None
+        width, theirs = self._width(options, context), context.teacher.feature_dims
+        return [(width, theirs[teacher_tap]) for _, teacher_tap in self._levels(options)]
+
+    def sides(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what the student's fusion came to and the teacher's map of every level, the deepest first."""
+        levels = list(super().sides(student, teacher))
         if self.pooled:
             levels.append((levels[-1][0].mean((2, 3), keepdim=True), levels[-1][1].mean((2, 3), keepdim=True)))
+        fused = None
         for fusion, (ours, theirs) in zip(self.fusions, reversed(levels), strict=True):
             output, fused = fusion(ours, fused, (theirs.shape[2], theirs.shape[3]))
-            terms.append(losses.review_kd(output, theirs))
-        return torch.stack(terms).sum()
+            yield output, theirs
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+        """Return the sum; labels are not read."""
+        return torch.stack([losses.review_kd(*pair) for pair in self.pairs(student, teacher)]).sum()
 
 
 class Fusion(nn.Module):
@@ -56,21 +81,27 @@ class Fusion(nn.Module):
     Args:
         in_width: channels of the layer's map.
         width: channels of what is fused and handed on.
-        out_width: the teacher's channels.
+        out_width: the teacher's channels; None where a projector is to come to them.
         with_deeper: whether there is a deeper layer.
     """
 
-    def __init__(self, in_width: int, width: int, out_width: int, *, with_deeper: bool) -> None:
+    def __init__(self, in_width: int, width: int, out_width: int | None, *, with_deeper: bool) -> None:
         super().__init__()
         self.reduce = nn.Sequential(nn.Conv2d(in_width, width, 1, bias=False), nn.BatchNorm2d(width))
         self.attention = nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid()) if with_deeper else None
-        self.expand = nn.Sequential(nn.Conv2d(width, out_width, 3, padding=1, bias=False), nn.BatchNorm2d(out_width))
-        for module in (*self.reduce, *self.expand):
+        self.expand = (
+            nn.Identity()
+            if out_width is None
+            else nn.Sequential(nn.Conv2d(width, out_width, 3, padding=1, bias=False), nn.BatchNorm2d(out_width))
+        )
+        for module in (*self.reduce, *self.expand.children()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
 
     def forward(self, own: Tensor, deeper: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return what is compared with the teacher, ``(B, out_width, *grid)``, and what is handed on.
+
+        Without ``out_width`` both are the fused map, ``(B, width, *grid)``.
 
         Args:
             own: the layer's map, (B, in_width, H, W).

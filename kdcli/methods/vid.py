@@ -19,12 +19,16 @@ class VID(LayerMethod):
     """The teacher's maps under a Gaussian whose mean is predicted from the student's, summed over the layers.
 
     Maps are average-pooled to a common grid. The regressor is that of RepDistiller (Tian et al., ICLR
-    2020): three 1x1 convolutions as wide as the teacher, with ReLU between.
+    2020): three 1x1 convolutions as wide as the teacher, with ReLU between. A projector takes its place: the student's
+    projected maps are the mean of the teacher's, both standardised; an inverted one makes the student's maps themselves
+    the mean of the teacher's projected ones, with a variance for each of the student's channels.
 
     Attributes:
-        regressors: one a pair.
-        raw_variances: ``α`` of each pair, one value for each of the teacher's channels.
+        regressors: one a pair; with a projector they change nothing.
+        raw_variances: ``α`` of each pair, one value for each channel of what is predicted.
     """
+
+    is_aligned = True
 
     def __init__(self, options: VIDOptions, context: Context) -> None:
         super().__init__(options, context)
@@ -33,7 +37,9 @@ class VID(LayerMethod):
         for student_tap, teacher_tap in self.layers:
             narrow, wide = context.student.feature_dims[student_tap], context.teacher.feature_dims[teacher_tap]
             self.regressors.append(
-                nn.Sequential(
+                nn.Identity()
+                if options.projector is not None
+                else nn.Sequential(
                     nn.Conv2d(narrow, wide, 1, bias=False),
                     nn.ReLU(),
                     nn.Conv2d(wide, wide, 1, bias=False),
@@ -42,7 +48,8 @@ class VID(LayerMethod):
                 )
             )
             raw = math.log(math.expm1(options.initial_variance - _EPS))  # softplus⁻¹
-            self.raw_variances.append(nn.Parameter(torch.full((wide,), raw)))
+            width = narrow if options.projector == "inverted" else wide
+            self.raw_variances.append(nn.Parameter(torch.full((width,), raw)))
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the sum; labels are not read."""

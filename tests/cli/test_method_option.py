@@ -182,7 +182,7 @@ def test_the_memory_of_crd_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkey
         (("--method", "deit"), None, "needs a student with a distillation token", "deit_tiny_distilled"),
         (("--method", "nst"), "none", "--method nst needs a teacher", "--teacher"),
         (("--method", "none"), None, "--method none uses no teacher", "--teacher none"),
-        (("--method", "pkt", "--projector", "linear"), None, "--projector linear has no effect", "--method projection"),
+        (("--method", "dkd", "--projector", "linear"), None, "--projector linear has no effect", "such as projection"),
         (("--method", "log_sum", "--normalize", "whiten"), None, "--normalize whiten has no effect", "projection"),
         (("--method", "dist", "--feature-layers", "pooled:pooled"), None, "reads no layers", "--feature-layers"),
         (("--method", "logit_kd", "--feature-weight", "2"), None, "reads no layers", "--feature-weight"),

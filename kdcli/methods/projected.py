@@ -1,0 +1,81 @@
+"""A projector between two features, with what normalises them: what ``projection`` is, and other methods may have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from kdcli.config import ProjectorName
+from kdcli.losses import common_grid
+from kdcli.normalize import standardize
+from kdcli.projectors import Projector, build_projector
+
+
+class Projected:
+    """``M(Z_s P), N(Z_t)``, or ``M(Z_s), N(Z_t) P`` for a projector that acts on the teacher.
+
+    Attributes:
+        projector: ``P``.
+        normalize_student: ``M``, of the student's side.
+        normalize_teacher: ``N``, of the teacher's features.
+        lr_scale: learning rate of the projector relative to the student's.
+    """
+
+    projector: Projector
+    normalize_student: Callable[[Tensor], Tensor]
+    normalize_teacher: Callable[[Tensor], Tensor]
+    lr_scale: float
+
+    def project(self, student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both sides of what is compared, student's first.
+
+        Args:
+            student_features: (..., d_s).
+            teacher_features: (..., d_t).
+
+        Returns:
+            Two tensors (..., d_t), or (..., d_s) for a projector that acts on the teacher.
+        """
+        student, teacher = student_features, self.normalize_teacher(teacher_features)
+        if self.projector.direction == "student_to_teacher":
+            student = self.projector(student)
+        else:
+            teacher = self.projector(teacher)
+        return self.normalize_student(student), teacher
+
+
+class ProjectedPair(nn.Module, Projected):
+    """A projector between the two sides of a pair of layers, both standardised per channel.
+
+    Of maps it takes the channels of each position, as a 1x1 convolution does, on the common grid; the statistics are over
+    samples and positions.
+    """
+
+    def __init__(self, name: ProjectorName, student_dim: int, teacher_dim: int, *, lr_scale: float) -> None:
+        super().__init__()
+        self.projector = build_projector(name, student_dim, teacher_dim)
+        self.normalize_student = self.normalize_teacher = standardize
+        self.lr_scale = lr_scale
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both sides with the same number of channels, student's first.
+
+        Args:
+            student: (B, d_s), or a map (B, C_s, H_s, W_s).
+            teacher: (B, d_t), or a map (B, C_t, H_t, W_t).
+
+        Returns:
+            Two tensors (B, d), or two maps (B, C, H, W) on the smaller grid; ``d`` and ``C`` are the teacher's, or the
+            student's for a projector that acts on the teacher.
+        """
+        ours, theirs = self.project(*channels_last(student, teacher))
+        return (ours, theirs) if student.ndim == 2 else (ours.movedim(-1, 1), theirs.movedim(-1, 1))
+
+
+def channels_last(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features as they are, maps on the common grid with the channels last, (B, H, W, C)."""
+    if student.ndim == 2:
+        return student, teacher
+    ours, theirs = common_grid(student, teacher)
+    return ours.movedim(1, -1), theirs.movedim(1, -1)
