@@ -171,7 +171,8 @@ def distill(
     projector: Annotated[
         str | None,
         typer.Option(
-            help="Override the projector: linear, mlp, orthogonal, inverted, or none for no features.",
+            help="Override the projector: linear, mlp, orthogonal, inverted, or none for no features; with --method, "
+            "put one into it.",
             rich_help_panel=_PLAN,
         ),
     ] = None,

@@ -771,13 +771,11 @@ def _shown_settings(options: MethodOptions) -> dict[str, Any]:
     projector = getattr(options, "projector", None)
     if projector is not None:
         direction = "teacher to student" if projector == "inverted" else "student to teacher"
-        shown = {"projector": projector, "direction": direction, **shown}
+        both = {"normalize": "standardize, both sides"} if isinstance(options, LayerOptions) else {}
+        shown = {"projector": projector, "direction": direction, **both, **shown}
     if isinstance(options, LayerOptions):
-        if projector is None:
-            del shown["projector"], shown["lr_scale"]
-        else:
-            shown.pop(options.replaced_by_projector or "", None)
-            shown["normalize"] = "standardize, both sides"
+        for name in ("projector", "lr_scale") if projector is None else (options.replaced_by_projector,):
+            shown.pop(name, None)
     if isinstance(options, ProjectionOptions):
         if options.projector != "orthogonal":
             del shown["orthogonal_map"]

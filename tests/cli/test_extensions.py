@@ -91,6 +91,16 @@ def test_everything_of_the_example_in_one_run(toy_run):
     assert "import kdcli_toy  # of kdcli-toy 1.0" in (run / "README.md").read_text()
 
 
+def test_a_method_on_pairs_takes_a_projector(run_cli, toy):
+    """That of the example compares what its base class gives it; the map is of 512 x 512 channels."""
+    models = ("--teacher", "random:toy:resnet", "--student", "toy:resnet", "--data", "toy:5")
+    asked = ("--method", "toy_correlation", "--projector", "inverted", "--dry-run")
+    outcome = run_cli("distill", *models, *OPTIONS, *asked)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "projector inverted, direction teacher to student" in outcome.stdout
+    assert "projectors 262.14K" in outcome.stdout
+
+
 def test_the_task_s_loss_is_the_extension_s(toy_run, toy):
     """Of equal logits the bonus is the whole entropy."""
     import math

@@ -37,7 +37,7 @@ METHODS = {
         *("--set", "augment.mixup=0", "--set", "augment.cutmix=0", "--set", "optim.lr=1e-4"),
         "--set",
         "methods=[{method: supervised}, {method: projection, projector: inverted}, {method: review_kd},"
-        " {method: crd, negatives: 64}]",
+        " {method: crd, negatives: 64}, {method: vid, projector: orthogonal, layers: ['blocks.3:blocks.3']}]",
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import typing
 
@@ -351,6 +352,18 @@ def test_the_option_and_the_recipe_give_the_same_plan(student, teacher, method):
     assert "can't shrink" in decision.reason
     (features, *_) = (d for d in asked.decisions if d.name == f"features: {method.replace('_', ' ')}")
     assert features.value.startswith("teacher ")
+
+
+@pytest.mark.parametrize("method", WITH_LAYERS)
+def test_a_wider_student_is_told_what_an_orthogonal_projector_leaves_out(student, teacher, method):
+    dims = student.facts.feature_dims | {"pooled": 2 * teacher.facts.feature_dims["pooled"]}
+    student.facts = dataclasses.replace(student.facts, feature_dims=dims)
+    for projector in ("orthogonal", "linear"):
+        written = {"method": method, "projector": projector, "layers": ["pooled:pooled"]}
+        planned = plan(student, teacher, methods=[{"method": "supervised"}, written])
+        (features,) = (d for d in planned.decisions if d.name == f"features: {method.replace('_', ' ')}")
+        # ReviewKD's goes from the fused maps.
+        assert ("The student is wider" in features.reason) == (projector == "orthogonal" and method != "review_kd")
 
 
 def test_a_rate_that_is_given_stays(student, teacher):
