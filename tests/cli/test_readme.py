@@ -75,6 +75,8 @@ SUBSTITUTES = {
     ("--episodes", "100"): "2",
     ("--method", "review_kd"): "review_kd",
     ("--method", "none"): "none",
+    ("--method", "rkd_distance"): "rkd_distance",
+    ("--projector", "inverted"): "inverted",
     ("--checkpoint-every", "200"): "2",
     ("--resume", "runs/photos"): "runs/photos",
     ("--output", "runs/photos"): "runs/photos",
