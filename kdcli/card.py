@@ -49,6 +49,7 @@ def model_card(run: RunFolder, result: Result | None) -> str:
         *_metric_rows(run, "validation", "Validation"),
         *_metric_rows(run, "test", "Test"),
         *_teacher_rows(result, plan),
+        *([("Beside the student alone", result.outcome.sentence)] if result is not None and result.outcome else []),
         *_forced_rows(run),
     ]
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)

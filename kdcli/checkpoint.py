@@ -1,7 +1,7 @@
 """Checkpoints of a run: written whole or not at all, verified before they are read, never unpickled.
 
 One checkpoint is a folder ``checkpoints/step-NNNNNNNN``: ``state.json`` with everything that is not a tensor,
-``state.safetensors`` with the tensors, ``best/`` with the best student and projectors so far, and ``manifest.json`` with
+``state.safetensors`` with the tensors, ``best/`` with the best student so far and its projectors, and ``manifest.json`` with
 the SHA-256 of each of them.
 """
 
@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Checkpoints:
         names = (_FOLDER.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir())
         return sorted(int(match.group(1)) for match in names if match)
 
-    def save(self, step: int, state: dict[str, Any], *, best: Path | None, projectors: Path | None) -> Path:
+    def save(self, step: int, state: dict[str, Any], *, best: Path | None, beside: Sequence[Path] = ()) -> Path:
         """Write a checkpoint, then remove the ones that are too old.
 
         Args:
@@ -73,7 +73,7 @@ class Checkpoints:
             state: nested dicts, lists and tuples of tensors, numbers, strings, torch's dtypes, None.
             best: folder of the best student so far. Its files are linked where the file system can, for a run never
                 changes a file in place.
-            projectors: file with the best student's projectors.
+            beside: files that go with the best student, those that are there.
 
         Raises:
             UserError: the file system refuses; earlier checkpoints are as they were.
@@ -90,8 +90,9 @@ class Checkpoints:
                 (new / "state.json").write_text(json.dumps({"format": FORMAT, "state": tree}), encoding="utf-8")
                 if best is not None:
                     link_files(best, new / "best" / "student")
-                if projectors is not None and projectors.is_file():
-                    link_file(projectors, new / "best" / projectors.name)
+                for file in beside:
+                    if best is not None and file.is_file():
+                        link_file(file, new / "best" / file.name)
                 files = sorted(path for path in new.rglob("*") if path.is_file())
                 manifest = {path.relative_to(new).as_posix(): file_digest(path) for path in files}
                 (new / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -19,6 +19,7 @@ import numpy as np
 from kdcli.config import LABEL_FREE, RunConfig
 from kdcli.errors import UserError, did_you_mean, reading
 from kdcli.facts import LANGUAGE_MODELING
+from kdcli.intervals import CONFIDENCE, confidence_interval
 from kdcli.provenance import changes_since, read_record
 from kdcli.report import plot_learning_curves
 from kdcli.result import Finished
@@ -49,7 +50,6 @@ _TOKENS_OF = ("student.tokenizer", "student.max_length", "teacher.max_length")
 """What settles the tokens that a language model is evaluated on, beside the data."""
 _INPUT_OF = ("student.image_size", "student.max_length")
 """How a model reads its samples: a part of the recipe, but one that its metrics depend on."""
-CONFIDENCE = 0.95
 _NOT_METRICS = ("event", "epoch", "step", "best")
 _ORDER = ("episodes", "validation", "test", "teacher", "embedding", "best", "steps", "seconds")
 """First words of the metrics' names, in the order of the table."""
@@ -72,6 +72,7 @@ class Run:
         recipe: of a run of a sweep, in ``RECIPE/seed-S``: its name without the seed.
         data: of a finished run a digest of every split, where recorded.
         forced: what was forced in the run or now, a sentence each.
+        outcome: how it stands to its student alone, in a sentence; empty where that is not known.
     """
 
     path: Path
@@ -84,6 +85,7 @@ class Run:
     recipe: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     forced: tuple[str, ...] = ()
+    outcome: str = ""
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,8 @@ def _read_run(folder: RunFolder, name: str, recipe: str | None) -> Run:
         for split, values in result.teacher.items():
             metrics |= {f"teacher {split} {key}": value for key, value in _metrics(values)}
     origin = _origin(folder, result)
-    return Run(path, name, config.seed, settings, metrics, curves, result is not None, recipe, *origin)
+    outcome = "" if result is None or result.outcome is None else result.outcome.sentence
+    return Run(path, name, config.seed, settings, metrics, curves, result is not None, recipe, *origin, outcome)
 
 
 def _origin(folder: RunFolder, result: Finished | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
@@ -450,20 +453,6 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     return Difference(summarize(differences).mean, low, high, len(seeds))
 
 
-def confidence_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Return the ends of the 95 % t-interval of the mean; one value has none.
-
-    With n values of mean m and sample standard deviation s it is m ± t(0.975, n - 1) s / √n.
-    """
-    from scipy.stats import t
-
-    summary = summarize(values)
-    if summary.std is None:
-        return None, None
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * summary.std / math.sqrt(len(values))
-    return summary.mean - half, summary.mean + half
-
-
 # --- as text ----------------------------------------------------------------------------------------------------------
 
 
@@ -492,6 +481,9 @@ def notes(comparison: Comparison) -> list[str]:
     lines = [f"{group.name}: {', '.join(str(run.path) for run in group.runs)}" for group in several]
     if several:
         lines.append("Mean ± standard deviation over the seeds of a recipe.")
+    # Over several seeds their spread says more than the samples of one.
+    alone = [group.runs[0] for group in comparison.groups if len(group.runs) == 1 and group.runs[0].outcome]
+    lines += [f"{run.name}, beside its student alone: {run.outcome}" for run in alone]
     if comparison.baseline is not None:
         lines.append(
             f"Δ: mean difference to {comparison.baseline.name}, paired by seed, with its"
@@ -537,7 +529,13 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                 "metrics": {name: None if value is None else asdict(value) for name, value in summaries.items()},
                 "differences": {name: asdict(value) for name, value in differences.items() if value is not None},
                 "runs": [
-                    {"path": str(run.path), "seed": run.seed, "finished": run.finished, "metrics": dict(run.metrics)}
+                    {
+                        "path": str(run.path),
+                        "seed": run.seed,
+                        "finished": run.finished,
+                        "metrics": dict(run.metrics),
+                        "outcome": run.outcome,
+                    }
                     for run in group.runs
                 ],
             }

@@ -23,6 +23,7 @@ from kdcli.errors import UserError
 from kdcli.files import clear_os_errors
 from kdcli.job import Job, embedding_job, prepare_job
 from kdcli.launch import launch, processes_to_start, rank
+from kdcli.outcome import compare_with_alone, lines_of, show_difference
 from kdcli.progress import LogFormat, Reporter, SilentReporter, make_reporter
 from kdcli.provenance import (
     Record,
@@ -107,6 +108,7 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
             results = {_label(job): _train(job, run, accelerator, command=command, output=output)}
             if config.baseline:
                 results["student alone"] = _train_alone(job.config, run, command=command, output=output)
+                _compare(results, run)
             _show_results(results, run, output)
     return stop.code
 
@@ -174,6 +176,7 @@ def resume_run(
             results[_label(job)] = _train(job, run, accelerator, command=None, output=output)
         if config.baseline:
             results["student alone"] = _train_alone(config, run, command=command, output=output)
+            _compare(results, run)
         _show_results(results, run, output)
     return stop.code
 
@@ -368,6 +371,19 @@ def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Out
         return _train(job, baseline, accelerator, command=None if is_begun else command, output=output, beside=run)
 
 
+def _compare(results: dict[str, Result], run: RunFolder) -> None:
+    """Put into the run's result, its file and its card how it stands to its student alone."""
+    if rank() != 0:
+        return
+    label, result = next(iter(results.items()))
+    noun = "image" if run.read_config().reads_images else "text"
+    outcome = compare_with_alone(run, RunFolder(run.path / _BASELINE, force=run.force), noun=noun)
+    if outcome != result.outcome:
+        result = run.rewrite_result(result.model_copy(update={"outcome": outcome}))
+        run.write_text("README.md", model_card(run, result))
+    results[label] = result
+
+
 def _where(run: RunFolder, config: RunConfig) -> str:
     """Return where an unfinished run stands."""
     stage = _embedding_of(run)
@@ -429,9 +445,17 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
         accuracies = (result.embedding.get("ncm_accuracy") for result in results.values())
         rows.insert(0, ["embedding ncm_accuracy", *("-" if a is None else f"{a:.4f}" for a in accuracies)])
     names = ["", *results, *(["teacher"] if first.teacher else [])]
+    if first.outcome is not None:
+        names.append("difference")
+        for row in rows:
+            split, _, metric = row[0].partition(" ")
+            if split == first.outcome.split and metric in first.outcome.differences:
+                row += ["-"] * (len(names) - 1 - len(row)) + [show_difference(first.outcome.differences[metric])]
     show_table("Result", names, [row + ["-"] * (len(names) - len(row)) for row in rows])
     if (features := table_of(first.test)) is not None:
         show_table("Frozen features", *features)
+    if first.outcome is not None:
+        show_lines(lines_of(first.outcome))
     show_lines([f"Student: {run.student}", f"Export it: kdcli export {shlex.quote(str(run.path))}"])
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from kdcli.card import episodes_card
-from kdcli.compare import confidence_interval, summarize
+from kdcli.compare import summarize
 from kdcli.config import EpisodesConfig, RunConfig
 from kdcli.console import console, errors, show_lines, show_plan, show_table
 from kdcli.control import Control, Every, Stopped
@@ -30,6 +30,7 @@ from kdcli.devices import make_accelerator, resolve_precision
 from kdcli.distill import Output, stoppable
 from kdcli.errors import UserError
 from kdcli.files import clear_os_errors
+from kdcli.intervals import confidence_interval
 from kdcli.job import Job, assemble_job, job_costs, open_taps, student_source, teacher_embedder
 from kdcli.launch import is_launched
 from kdcli.models import build_student, load_teacher

@@ -760,7 +760,7 @@ def _score(
         rows = [row for index in batch.indices.tolist() for row in range(starts[index], starts[index + 1])]
         predictions[torch.tensor(rows, dtype=torch.int64)[labelled]] = guesses[labelled]
         if isinstance(batch, WordBatch):
-            entities += count_entities(guesses, batch, data.class_names)
+            entities += count_entities(guesses, batch, data.class_names).sum(dim=0)
     scores = meters.compute()
     mixed = meters.find_mixed(data.class_names)
     if mixed is not None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, model_validator
 
@@ -81,6 +81,39 @@ class Finished(Saved):
         return {name: content[name] for name in sorted(content, key=lambda name: name in Finished.model_fields)}
 
 
+class Mean(Saved):
+    """A mean or a difference, and the ends of its 95 % interval, where it has one."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+Verdict = Literal["helped", "unclear", "harmed"]
+
+
+class Outcome(Saved):
+    """How a student that was distilled stands to the same student alone.
+
+    Attributes:
+        verdict: whether the interval of ``metric``'s difference lies above zero, below zero, or neither.
+        sentence: the same in words, with the interval.
+        split: that both were measured on.
+        metric: by which the best students were chosen.
+        samples: of the split, that the intervals are over; 0 without one.
+        differences: distilled minus alone by metric, with the intervals by bootstrap over the samples.
+        tries: what to try next, a phrase each; nothing where distillation helped.
+    """
+
+    verdict: Verdict
+    sentence: str
+    split: str
+    metric: str
+    samples: int
+    differences: dict[str, Mean]
+    tries: list[str]
+
+
 class Result(Finished):
     """What a run came to.
 
@@ -93,6 +126,8 @@ class Result(Finished):
         embedding: of the earlier stage, where there was one: its best student's validation metrics and ``epoch``, its
             ``steps`` and ``seconds``.
         teacher: the teacher's own metrics by split, ``validation`` and ``test``, where it predicts what the student does.
+        teacher_samples: of the splits that it was measured on a part of, how many samples that is.
+        outcome: beside the student alone, where that was trained too.
     """
 
     validation: Metrics
@@ -102,18 +137,15 @@ class Result(Finished):
     skipped: int
     embedding: Metrics = {}
     teacher: dict[str, Metrics] = {}
-
-
-class Mean(Saved):
-    """A mean over episodes, and the ends of its 95 % t-interval; one episode has none."""
-
-    mean: float
-    low: float | None
-    high: float | None
+    teacher_samples: dict[str, int] = {}
+    outcome: Outcome | None = None
 
 
 class EpisodesResult(Finished):
-    """What a run of episodes came to: their number, each arm's accuracy, and the paired differences of two arms."""
+    """What a run of episodes came to: their number, each arm's accuracy, and the paired differences of two arms.
+
+    The intervals are t-intervals over the episodes; one episode has none.
+    """
 
     episodes: int
     accuracy: dict[str, Mean]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,8 +51,11 @@ _REMAINS = {".lock", ".lock-owner", "plan.json", "tracking"}
 _FILES = (
     *("plan.json", "metrics.jsonl", "episodes.jsonl", "data.jsonl.gz"),
     *("projector.safetensors", "spectra.safetensors"),
+    *("validation_samples.safetensors", "test_samples.safetensors"),
 )
 """Files of a finished run that have a checksum in ``result.json``, as those of the student."""
+OF_BEST = ("projector.safetensors", "validation_samples.safetensors")
+"""Files that go with the best student: they are of the epoch that it is of."""
 _PARTS = ("", "embedding", "baseline", "checkpoints", "analysis", "evaluation")
 """Folders of a run that files are written into."""
 
@@ -79,7 +83,8 @@ class RunFolder:
     ``spectra.safetensors``, ``checkpoints/``, and, once it is finished, ``result.json`` and ``README.md`` (model card).
     A run in stages has the earlier one in ``embedding/``, a run folder too.
     A run of episodes has ``config.yaml``, ``plan.json``, ``episodes.jsonl``, and, once it is finished, the last two.
-    ``data.jsonl.gz`` says what its samples were, see :mod:`kdcli.provenance`.
+    ``data.jsonl.gz`` says what its samples were, see :mod:`kdcli.provenance`; ``validation_samples.safetensors`` and
+    ``test_samples.safetensors`` what the best student made of each, see :class:`kdcli.scoring.SampleSums`.
 
     ``config.yaml`` carries its own checksum; those of a finished run's other files are in ``result.json``. A file that is
     not as the run left it is refused when it is read.
@@ -358,6 +363,15 @@ class RunFolder:
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         write_atomically(self.path / name, lambda file: save_file(contiguous, file))
 
+    def write_samples(self, split: str, sums: dict[str, Tensor]) -> None:
+        """Write what the best student made of every sample of a split, or remove it where there are no sums."""
+        name = f"{split}_samples.safetensors"
+        if sums:
+            self.write_tensors(name, sums)
+        else:
+            with clear_os_errors(self.path):
+                (self.path / name).unlink(missing_ok=True)
+
     def add_metrics(self, event: str, values: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
         with clear_os_errors(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -402,7 +416,15 @@ class RunFolder:
         files = [self.path / name for name in _FILES]
         files += sorted(self.student.rglob("*")) if self.student.is_dir() else []
         checksums = {file.relative_to(self.path).as_posix(): file_digest(file) for file in files if file.is_file()}
-        result = result.with_checksums(checksums)
+        return self.rewrite_result(result.model_copy(update={"files": checksums}))
+
+    def rewrite_result(self, result: _Result) -> _Result:
+        """Write ``result.json`` with the checksums of files that it has: nothing but the result itself has changed.
+
+        Returns:
+            ``result`` with its own checksum, as it is written.
+        """
+        result = result.with_checksums(result.files)
         self.write_text("result.json", json.dumps(result.to_json(), indent=2) + "\n")
         return result
 
@@ -415,16 +437,17 @@ class RunFolder:
         return self._read_saved("result.json", EpisodesResult) if self.is_finished else None
 
     def restore_best(self, saved: Path | None) -> None:
-        """Put back the best student and projectors as they were at a checkpoint: ``saved``, or none at all."""
-        projectors = self.path / "projector.safetensors"
+        """Put back the best student and its files as they were at a checkpoint: ``saved``, or none at all."""
         with clear_os_errors(self.path):
             if saved is None:
                 shutil.rmtree(self.student, ignore_errors=True)
-                projectors.unlink(missing_ok=True)
-                return
-            replace_files(self.student, lambda folder: link_files(saved / "student", folder))
-            if (saved / projectors.name).is_file():
-                write_atomically(projectors, lambda file: link_file(saved / projectors.name, file))
+            else:
+                replace_files(self.student, lambda folder: link_files(saved / "student", folder))
+            for name in OF_BEST:
+                if saved is not None and (saved / name).is_file():
+                    write_atomically(self.path / name, partial(link_file, saved / name))
+                else:
+                    (self.path / name).unlink(missing_ok=True)
 
 
 def _keep_nulls(values: dict[str, Any], changed: dict[str, Any]) -> None:

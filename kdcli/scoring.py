@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from kdcli.data import AnyBatch, ImageSource, TextSource
+from kdcli.data import AnyBatch, ImageSource, TextSource, TokenSource, WordSource
 from kdcli.data.unreadable import check_readable
 from kdcli.job import Job
 from kdcli.models.base import Model
 from kdcli.result import UNREADABLE
 from kdcli.tasks.class_means import nearest_class_mean_accuracy
+from kdcli.tasks.sample_sums import Note, ignore_sums
 
 Skip = Callable[[Iterable[str]], None]
 
@@ -26,7 +27,12 @@ def ignore(names: Iterable[str]) -> None:
 
 
 def evaluate(
-    job: Job, model: Model, source: ImageSource | TextSource, accelerator: Accelerator, skip: Skip = ignore
+    job: Job,
+    model: Model,
+    source: ImageSource | TextSource,
+    accelerator: Accelerator,
+    skip: Skip = ignore,
+    note: Note = ignore_sums,
 ) -> dict[str, float]:
     """Return the task's metrics of ``model`` on ``source``; the model is left in the mode it was in.
 
@@ -40,6 +46,7 @@ def evaluate(
         source: a split.
         accelerator: device, precision, processes.
         skip: told after every batch which files could not be read.
+        note: told after every batch what its samples add to the metrics' sums; not of ``ncm_accuracy``.
 
     Raises:
         UserError: more than a few of the files can't be read.
@@ -50,7 +57,7 @@ def evaluate(
             return job.predict(model, batch)
 
     if job.trains_classifier or job.is_label_free:
-        return measure(job, model, source, accelerator, predict, skip)
+        return measure(job, model, source, accelerator, predict, skip, note)
     was_training = model.training
     model.eval()
 
@@ -84,16 +91,57 @@ def measure(
     accelerator: Accelerator,
     predict: Callable[[AnyBatch], Any],
     skip: Skip = ignore,
+    note: Note = ignore_sums,
 ) -> dict[str, float]:
     """Return the task's metrics of what ``predict`` makes of ``model``'s batches; else as :func:`evaluate`."""
     was_training = model.training
     model.eval()
     try:
         split = _Split(job, model, source, accelerator, skip)
-        metrics = job.task.evaluate(predict, split.batches(), accelerator.device, add_up=partial(add_up, accelerator))
+        metrics = job.task.evaluate(
+            predict, split.batches(), accelerator.device, add_up=partial(add_up, accelerator), note=note
+        )
         return metrics | split.unreadable()
     finally:
         model.train(was_training)
+
+
+class SampleSums:
+    """What every sample of a split adds to the metrics' sums: a :data:`~kdcli.tasks.sample_sums.Note` that is kept.
+
+    Pieces of a text are added up to the text.
+
+    Args:
+        job: whose split it is.
+        source: the split.
+    """
+
+    def __init__(self, job: Job, source: ImageSource | TextSource) -> None:
+        pieces = job.pieces(source) if job.pieces is not None and isinstance(source, TextSource) else source
+        self._origins = pieces.origins if isinstance(pieces, (TokenSource, WordSource)) else None
+        self._parts: list[tuple[list[int], dict[str, Tensor]]] = []
+
+    def __call__(self, batch: AnyBatch, sums: Mapping[str, Tensor]) -> None:
+        """Keep those of a batch."""
+        indices = batch.indices.tolist()
+        if self._origins is not None:
+            indices = [self._origins[index] for index in indices]
+        self._parts.append((indices, {name: values.cpu() for name, values in sums.items()}))
+
+    def gather(self, accelerator: Accelerator) -> dict[str, Tensor]:
+        """Return what all processes have: ``index`` int64 (n,), ascending, and the sums float64 (n, k) by metric.
+
+        Nothing where the task has noted nothing.
+        """
+        parts = gather_object(self._parts) if accelerator.num_processes > 1 else self._parts
+        if not parts:
+            return {}
+        index, place = torch.tensor([i for indices, _ in parts for i in indices]).unique(return_inverse=True)
+        gathered = {"index": index}
+        for name, values in parts[0][1].items():
+            added = torch.zeros(len(index), values.shape[1], dtype=torch.float64)
+            gathered[name] = added.index_add_(0, place, torch.cat([sums[name] for _, sums in parts]))
+        return gathered
 
 
 def add_up(accelerator: Accelerator, values: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ from kdcli.models.base import Model, ModelOutput
 from kdcli.optim import make_optimizer, make_schedule
 from kdcli.progress import Reporter
 from kdcli.result import Result
-from kdcli.run_folder import RunFolder
-from kdcli.scoring import add_up, evaluate
+from kdcli.run_folder import OF_BEST, RunFolder
+from kdcli.scoring import SampleSums, add_up, evaluate
 from kdcli.tasks import rank_students
 from kdcli.teacher import LiveTeacher, StoredTeacher
 from kdcli.teacher_check import measure_teacher
@@ -287,13 +287,16 @@ class Trainer:
         is_last = self.step == self.total_steps
         if is_last or epoch % self.job.config.train.validate_every == 0:
             self._check_weights()  # a damaged student must not take the best one's place
-            metrics = {"epoch": epoch, "step": self.step} | self._evaluate(self.student, self.job.data.validation)
+            found, sums = self._evaluate(self.student, self.job.data.validation)
+            metrics = {"epoch": epoch, "step": self.step} | found
             is_best = self._is_best(metrics)
             if is_best:
                 self.best = metrics
+                samples = sums.gather(self.accelerator)
                 if self.is_main:
                     self.run.write_student(self.student.save)
                     self.run.write_tensors("projector.safetensors", self.distiller.methods.state_dict())
+                    self.run.write_samples("validation", samples)
             self._record("validation", metrics | {"best": float(is_best)})
             self.reporter.validated(metrics, best=is_best)
         if self.step and (is_last or epoch % self.spectra.every == 0):
@@ -311,8 +314,9 @@ class Trainer:
             return False
         return ranks[0] >= ranks[-1]
 
-    def _evaluate(self, model: Model, source: ImageSource | TextSource) -> dict[str, float]:
-        return evaluate(self.job, model, source, self.accelerator, self._after_batch)
+    def _evaluate(self, model: Model, source: ImageSource | TextSource) -> tuple[dict[str, float], SampleSums]:
+        sums = SampleSums(self.job, source)
+        return evaluate(self.job, model, source, self.accelerator, self._after_batch, sums), sums
 
     def _after_batch(self, skipped: Iterable[str]) -> None:
         self._note_skipped(skipped)
@@ -401,7 +405,11 @@ class Trainer:
             return {}
         student = copy.deepcopy(self.distiller.student)
         self._load_student(student, self.run.student)
-        test = {} if source is None else self._evaluate(student, source)
+        test: dict[str, float] = {}
+        samples: dict[str, Tensor] = {}
+        if source is not None:
+            test, sums = self._evaluate(student, source)
+            samples = sums.gather(self.accelerator)
         if labelled is not None:
             student.eval()
             test |= measure_features(
@@ -409,6 +417,8 @@ class Trainer:
             )
         self._gather_skipped()
         self._obey()  # a signal that came meanwhile: there may be a baseline still to be trained
+        if self.is_main:
+            self.run.write_samples("test", samples)
         self._record("test", {"epoch": self.best["epoch"], "step": self.best["step"], **test})
         return test
 
@@ -464,7 +474,7 @@ class Trainer:
                 self.step,
                 state,
                 best=self.run.student if self.best else None,
-                projectors=self.run.path / "projector.safetensors",
+                beside=[self.run.path / name for name in OF_BEST],
             )
             self.reporter.saved(self.step)
         self.control.saved(self.step)

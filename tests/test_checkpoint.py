@@ -54,7 +54,7 @@ def assert_same(first, second):
 def write(folder, *steps, keep=2, best=None):
     checkpoints = Checkpoints(folder, keep=keep)
     for step in steps:
-        checkpoints.save(step, state(step), best=best, projectors=None)
+        checkpoints.save(step, state(step), best=best)
     return checkpoints
 
 
@@ -213,7 +213,7 @@ def test_what_a_killed_process_left_is_swept_away_and_never_read(tmp_path):
     shutil.copytree(tmp_path / "step-00000005", tmp_path / ".kdcli-def" / "old")
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.steps() == [5]
-    checkpoints.save(6, state(6), best=None, projectors=None)
+    checkpoints.save(6, state(6), best=None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
 
 

@@ -67,17 +67,25 @@ class TokenSource:
         pad_token: its number.
         masking: of a masked language model; None for one that predicts each next token.
         split: what it is of.
+        origins: the number of the text that each piece is of; by default every piece is a text.
 
     Raises:
         UserError: there are no pieces.
     """
 
     def __init__(
-        self, pieces: Sequence[NDArray[np.int64]], *, pad_token: int, masking: Masking | None, split: str
+        self,
+        pieces: Sequence[NDArray[np.int64]],
+        *,
+        pad_token: int,
+        masking: Masking | None,
+        split: str,
+        origins: Sequence[int] | None = None,
     ) -> None:
         if not pieces:
             raise UserError(f"The {split} texts have no tokens to predict.", "Check the texts and the tokenizer.")
         self.pieces, self.split = pieces, split
+        self.origins = range(len(pieces)) if origins is None else origins
         self._pad_token, self._masking = pad_token, masking
 
     def __len__(self) -> int:
@@ -129,9 +137,10 @@ def cut_into_tokens(source: TextSource, tokenizer: Any, *, max_length: int, mask
         list(source.texts), truncation=True, max_length=max_length, return_overflowing_tokens=True, verbose=False
     )
     special = set(tokenizer.all_special_ids)
-    pieces = []
-    for ids in found["input_ids"]:
+    pieces, origins = [], []
+    for ids, text in zip(found["input_ids"], found["overflow_to_sample_mapping"], strict=True):
         asked = ids[1:] if masking is None else [token for token in ids if token not in special]
         if asked:
             pieces.append(np.asarray(ids, dtype=np.int64))
-    return TokenSource(pieces, pad_token=tokenizer.pad_token_id, masking=masking, split=source.split)
+            origins.append(int(text))
+    return TokenSource(pieces, pad_token=tokenizer.pad_token_id, masking=masking, split=source.split, origins=origins)

@@ -23,13 +23,22 @@ class WordSource(TextSource):
         words: of each text at least one, none of them blank.
         tags: the class index of every word, ``UNLABELLED`` for none.
         split: what :meth:`describe` calls it.
+        origins: of pieces the number of the text that each is of; by default every one is a text.
     """
 
-    def __init__(self, words: Iterable[Sequence[str]], tags: Iterable[Sequence[int]], *, split: str) -> None:
+    def __init__(
+        self,
+        words: Iterable[Sequence[str]],
+        tags: Iterable[Sequence[int]],
+        *,
+        split: str,
+        origins: Sequence[int] | None = None,
+    ) -> None:
         self.words = tuple(tuple(text) for text in words)
         self.tags = tuple(tuple(text) for text in tags)
         labels = (UNLABELLED if all(tag == UNLABELLED for tag in text) else 0 for text in self.tags)
         super().__init__((" ".join(text) for text in self.words), labels, split=split)
+        self.origins = range(len(self.words)) if origins is None else origins
 
     @property
     def num_words(self) -> int:
@@ -113,20 +122,21 @@ def cut_words(source: WordSource, readers: Sequence[Reader], *, class_names: Seq
     if min(room) < 1:
         raise UserError("The longest text has no room for a word beside the special tokens.", "Raise max_length.")
     inside = {label for label, name in enumerate(class_names) if name.startswith(("I-", "E-", "L-"))}
-    pieces, tags = [], []
-    for words, labels in zip(source.words, source.tags, strict=True):
-        kept = [number for number, word in enumerate(words) if all(min(cost[word]) for cost in costs)]
+    pieces, tags, origins = [], [], []
+    for number, (words, labels) in enumerate(zip(source.words, source.tags, strict=True)):
+        kept = [place for place, word in enumerate(words) if all(min(cost[word]) for cost in costs)]
         start = 0
         while start < len(kept):
             most = kept[start : start + min(room) + 1]  # every word has a token: no more than these can fit
-            end = _end_of_piece([words[number] for number in most], costs, room) + start
+            end = _end_of_piece([words[place] for place in most], costs, room) + start
             whole = next((i for i in range(end, start, -1) if i == len(kept) or labels[kept[i]] not in inside), end)
-            pieces.append([words[number] for number in kept[start:whole]])
-            tags.append([labels[number] for number in kept[start:whole]])
+            pieces.append([words[place] for place in kept[start:whole]])
+            tags.append([labels[place] for place in kept[start:whole]])
+            origins.append(number)
             start = whole
     if not pieces:
         raise UserError(f"The tokenizers make nothing of the {source.split} texts.", "Check the texts.")
-    return WordSource(pieces, tags, split=source.split)
+    return WordSource(pieces, tags, split=source.split, origins=origins)
 
 
 class _Cost(NamedTuple):

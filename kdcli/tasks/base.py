@@ -14,6 +14,7 @@ from kdcli.facts import LANGUAGE_MODELING, DataFacts
 from kdcli.tasks.image_classification import ImageClassification
 from kdcli.tasks.image_embedding import ImageEmbedding
 from kdcli.tasks.language_modeling import LanguageModeling
+from kdcli.tasks.sample_sums import Note, ignore_sums
 from kdcli.tasks.sentence_embedding import SentenceEmbedding
 from kdcli.tasks.text_classification import SeveralLabels, TextClassification, TextRegression
 from kdcli.tasks.token_classification import TokenClassification
@@ -47,6 +48,7 @@ class Task(Protocol):
         device: torch.device,
         *,
         add_up: Callable[[Tensor], Tensor] = lambda values: values,
+        note: Note = ignore_sums,
     ) -> dict[str, float]:
         """Return the metrics, ``monitor`` and ``loss`` among them, of ``predict`` over ``batches``.
 
@@ -55,6 +57,7 @@ class Task(Protocol):
             batches: each sample once, over all processes.
             device: where to compute.
             add_up: sums a float64 tensor over all processes.
+            note: told after every batch what its samples add to the sums that metrics are made of.
 
         Raises:
             UserError: when there is nothing to evaluate on.

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from kdcli.data import AnyBatch
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED, DataFacts
+from kdcli.tasks.sample_sums import Note, ignore_sums, shares
 
 
 class ImageClassification:
@@ -66,6 +67,7 @@ class ImageClassification:
         device: torch.device,
         *,
         add_up: Callable[[Tensor], Tensor] = lambda values: values,
+        note: Note = ignore_sums,
     ) -> dict[str, float]:
         """Return ``accuracy``, ``top5`` (with more than five classes) and ``loss`` over labelled batches.
 
@@ -74,6 +76,7 @@ class ImageClassification:
             batches: each sample once.
             device: where to compute.
             add_up: sums a float64 tensor over all processes; torchmetrics does so by itself for its own.
+            note: told of every sample's share in ``accuracy`` and ``top5``.
 
         Raises:
             UserError: when there is nothing to evaluate on.
@@ -93,7 +96,15 @@ class ImageClassification:
             )
             for meter in meters.values():
                 meter.update(logits, batch.targets)
+            note(batch, {name: shares(hits) for name, hits in self._hits(logits, batch.targets).items()})
         loss, count = add_up(totals).tolist()
         if count == 0:
             raise UserError("None of the evaluation images can be read.", "Check the files of that split.")
         return {name: float(meter.compute()) for name, meter in meters.items()} | {"loss": loss / count}
+
+    def _hits(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return for each sample (B,) whether its class is the likeliest, and among the five likeliest."""
+        hits = {"accuracy": logits.argmax(dim=1) == targets}
+        if len(self.class_names) > 5:
+            hits["top5"] = (logits.topk(5, dim=1).indices == targets[:, None]).any(dim=1)
+        return hits

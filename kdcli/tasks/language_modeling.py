@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdcli.data import AnyBatch
+from kdcli.data import AnyBatch, TokenBatch
 from kdcli.errors import UserError
 from kdcli.facts import DataFacts
 from kdcli.gather import gather_rows
 from kdcli.losses.vocabulary import VocabularyLogits, chunked_argmax, chunked_cross_entropy
+from kdcli.tasks.sample_sums import Note, ignore_sums
 
 
 class LanguageModeling:
@@ -55,8 +56,9 @@ class LanguageModeling:
         device: torch.device,
         *,
         add_up: Callable[[Tensor], Tensor] = lambda values: values,
+        note: Note = ignore_sums,
     ) -> dict[str, float]:
-        """Return how well the tokens are predicted.
+        """Return how well the tokens are predicted; every piece's sums are noted.
 
         Returns:
             ``log_likelihood``, the mean of a token's log-probability in nats; ``perplexity``, its negative's
@@ -73,15 +75,23 @@ class LanguageModeling:
                 losses, guesses = chunked_cross_entropy(logits, targets), chunked_argmax(logits)
             else:
                 losses, guesses = F.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(dim=1)
-            sums = (losses.double().sum(), (guesses == targets).sum().double(), targets.new_tensor(len(targets)))
-            totals += torch.stack([value.double() for value in sums]).cpu()
-        loss, hits, count = add_up(totals).tolist()
-        if count == 0:
+            assert isinstance(batch, TokenBatch)
+            values = torch.stack(
+                [losses.double(), (guesses == targets).double(), torch.ones_like(losses).double()], dim=1
+            )
+            sizes = batch.predicted.sum(dim=1).tolist()
+            pieces = torch.stack([part.sum(dim=0) for part in values.cpu().split(sizes)])
+            totals += pieces.sum(dim=0)
+            loss, hits, count = pieces.T
+            sums = {"log_likelihood": (-loss, count), "perplexity": (loss, count), "accuracy": (hits, count)}
+            note(batch, {name: torch.stack(both, dim=1) for name, both in sums.items()})
+        whole_loss, whole_hits, num_tokens = add_up(totals).tolist()
+        if num_tokens == 0:
             raise UserError("There are no tokens to evaluate on.", "Check that split.")
-        mean = loss / count
+        mean = whole_loss / num_tokens
         return {
             "log_likelihood": -mean,
             "perplexity": math.exp(min(mean, 700.0)),
-            "accuracy": hits / count,
+            "accuracy": whole_hits / num_tokens,
             "loss": mean,
         }

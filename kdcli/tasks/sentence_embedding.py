@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kdcli.data import AnyBatch, TextBatch
 from kdcli.errors import UserError
 from kdcli.facts import DataFacts
+from kdcli.tasks.sample_sums import Note, ignore_sums
 
 NEIGHBOURS = 10
 """k of recall@k."""
@@ -52,8 +53,9 @@ class SentenceEmbedding:
         device: torch.device,
         *,
         add_up: Callable[[Tensor], Tensor] = lambda values: values,
+        note: Note = ignore_sums,
     ) -> dict[str, float]:
-        """Compare the cosines of all pairs of samples with the teacher's.
+        """Compare the cosines of all pairs of samples with the teacher's; nothing is a sum over samples, and noted.
 
         Returns:
             ``spearman``, the rank correlation of the cosines, 0 where all of a side are equal; ``recall_at_10``, the share of each sample's ten nearest

@@ -17,6 +17,7 @@ from kdcli.data import AnyBatch
 from kdcli.errors import UserError
 from kdcli.facts import DataFacts
 from kdcli.tasks.image_classification import ImageClassification
+from kdcli.tasks.sample_sums import Note, ignore_sums, shares
 
 
 class TextClassification(ImageClassification):
@@ -59,8 +60,9 @@ class _ByValues(ABC):
         device: torch.device,
         *,
         add_up: Callable[[Tensor], Tensor] = lambda values: values,
+        note: Note = ignore_sums,
     ) -> dict[str, float]:
-        """Return the metrics and ``loss`` over labelled batches.
+        """Return the metrics and ``loss`` over labelled batches; those that are made of sums are noted.
 
         Raises:
             UserError: when there is nothing to evaluate on.
@@ -76,6 +78,7 @@ class _ByValues(ABC):
             totals += torch.stack([losses.double().sum().cpu(), torch.tensor(losses.numel())])
             for meter in meters.values():
                 self._update(meter, logits, batch.targets)
+            note(batch, self._sums(logits.cpu().double(), batch.targets.cpu().double()))
         loss, count = add_up(totals).tolist()
         if count == 0:
             raise UserError("There are no texts to evaluate on.", "Check that split.")
@@ -88,6 +91,10 @@ class _ByValues(ABC):
     @abstractmethod
     def _meters(self) -> dict[str, Metric]:
         """Return new metrics by name."""
+
+    @abstractmethod
+    def _sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return what ``note`` is told of the samples, from float64 (B, C) of both."""
 
     @abstractmethod
     def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
@@ -117,6 +124,11 @@ class SeveralLabels(_ByValues):
     def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
         meter.update(logits.sigmoid(), targets.long())
 
+    def _sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        guesses = (logits.float().sigmoid() > 0.5).double()  # as torchmetrics decides
+        hits = (guesses * targets).sum(dim=1)
+        return {"micro_f1": torch.stack([2 * hits, guesses.sum(dim=1) + targets.sum(dim=1)], dim=1)}
+
 
 class TextRegression(_ByValues):
     """The task ``text-classification`` with a number a text: squared error in units of the training numbers' variance.
@@ -124,19 +136,21 @@ class TextRegression(_ByValues):
     Args:
         class_names: of the number.
         deviation: standard deviation of the training numbers.
+        mean: their mean.
     """
 
     monitor = "pearson"
 
-    def __init__(self, class_names: Sequence[str], *, deviation: float) -> None:
+    def __init__(self, class_names: Sequence[str], *, deviation: float, mean: float = 0.0) -> None:
         super().__init__(class_names)
-        self.deviation = deviation
+        self.deviation, self.mean = deviation, mean
 
     @classmethod
     def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
         """Return the task for ``data``, whose labels are numbers."""
         assert data.label_scale is not None
-        return cls(data.class_names, deviation=data.label_scale[1])
+        mean, deviation = data.label_scale
+        return cls(data.class_names, deviation=deviation, mean=mean)
 
     def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
         return ((logits - targets) / self.deviation).square()
@@ -150,3 +164,11 @@ class TextRegression(_ByValues):
 
     def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
         meter.update(logits[:, 0], targets[:, 0])
+
+    def _sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        # The correlation does not depend on the unit; in this one the squares lose no digits.
+        x, y = ((values[:, 0] - self.mean) / self.deviation for values in (logits, targets))
+        return {
+            "pearson": torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], dim=1),
+            "mean_absolute_error": shares((logits - targets)[:, 0].abs()),
+        }

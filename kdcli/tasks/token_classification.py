@@ -14,6 +14,7 @@ from kdcli.data import AnyBatch, WordBatch
 from kdcli.errors import UserError
 from kdcli.facts import UNLABELLED
 from kdcli.tasks.image_classification import ImageClassification
+from kdcli.tasks.sample_sums import Note, ignore_sums
 
 _ENTITY = re.compile(r"[BIESLU]-.+")
 _SAME_PREFIX = {"L": "E", "U": "S"}
@@ -45,6 +46,7 @@ class TokenClassification(ImageClassification):
         device: torch.device,
         *,
         add_up: Callable[[Tensor], Tensor] = lambda values: values,
+        note: Note = ignore_sums,
     ) -> dict[str, float]:
         """Return how well the labelled words are classified.
 
@@ -53,6 +55,7 @@ class TokenClassification(ImageClassification):
             batches: each text once.
             device: where to compute.
             add_up: sums a float64 tensor over all processes; torchmetrics does so by itself for its own.
+            note: told of every text's words and entities.
 
         Returns:
             ``accuracy``; ``macro_f1``, the mean of the F1 of every class that is there or predicted; ``loss``, the mean
@@ -77,8 +80,16 @@ class TokenClassification(ImageClassification):
             totals += torch.stack([loss.double(), (batch.targets != UNLABELLED).sum().double()]).cpu()
             for meter in meters.values():
                 meter.update(logits, batch.targets)
+            guesses = logits.argmax(dim=1)
+            sums = {"accuracy": _hits_of_texts(guesses, batch)}
             if self._has_entities:
-                entities += count_entities(logits.argmax(dim=1), batch, self.class_names)
+                counts = count_entities(guesses, batch, self.class_names)
+                entities += counts.sum(dim=0)
+                right, predicted, true = counts.T
+                sums["entity_f1"] = torch.stack([2 * right, predicted + true], dim=1)
+                sums["entity_precision"] = torch.stack([right, predicted], dim=1)
+                sums["entity_recall"] = torch.stack([right, true], dim=1)
+            note(batch, sums)
         loss_sum, count = add_up(totals).tolist()
         if count == 0:
             raise UserError("There are no labelled words to evaluate on.", "Check that split.")
@@ -95,26 +106,33 @@ def tell_entities(class_names: Sequence[str]) -> bool:
 
 
 def count_entities(guesses: Tensor, batch: WordBatch, class_names: Sequence[str]) -> Tensor:
-    """Return how many entities of the labelled words are right, predicted and true: float64 (3,).
+    """Return how many entities of the labelled words of each text are right, predicted and true: float64 (B, 3).
 
     Args:
         guesses: int64 (W,), the predicted class of every word.
         batch: its words and their true classes.
         class_names: of the labels.
     """
-    counts = torch.zeros(3, dtype=torch.float64)
+    counts = torch.zeros(len(batch), 3, dtype=torch.float64)
     sizes = [len(words) for words in batch.words]
-    for both in zip(guesses.split(sizes), batch.targets.split(sizes), strict=True):
+    for row, both in enumerate(zip(guesses.split(sizes), batch.targets.split(sizes), strict=True)):
         labelled = both[1] != UNLABELLED
         predicted, true = (
             find_entities([class_names[label] for label in labels[labelled].tolist()]) for labels in both
         )
-        counts += torch.tensor([len(predicted & true), len(predicted), len(true)])
+        counts[row] = torch.tensor([len(predicted & true), len(predicted), len(true)])
     return counts
 
 
+def _hits_of_texts(guesses: Tensor, batch: WordBatch) -> Tensor:
+    """Return how many labelled words of each text are right, and how many there are: float64 (B, 2)."""
+    labelled = batch.targets != UNLABELLED
+    words = torch.stack([(guesses == batch.targets) & labelled, labelled], dim=1).double().cpu()
+    return torch.stack([part.sum(dim=0) for part in words.split([len(words) for words in batch.words])])
+
+
 def entity_scores(counts: Tensor) -> dict[str, float]:
-    """Return ``entity_f1``, ``entity_precision`` and ``entity_recall`` of what :func:`count_entities` counted in all."""
+    """Return ``entity_f1``, ``entity_precision`` and ``entity_recall`` of what :func:`count_entities` counted, (3,) in all."""
     right, predicted, true = counts.tolist()
     return {
         "entity_f1": 2 * right / max(predicted + true, 1),
