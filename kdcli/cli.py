@@ -477,6 +477,13 @@ def sweep(
         ),
     ] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing, compare what there is.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Go on with runs although data, teacher or files of theirs have changed; cards and results say so.",
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the runs' own output too.")] = False,
 ) -> None:
     """Run recipes over seeds, one after another, and compare them.
@@ -507,7 +514,7 @@ def sweep(
     from kdcli.console import show_lines, show_table
     from kdcli.sweep import RANKING_RULE, Sweep, compare_sweep, rank_variants, run_sweep
 
-    swept = Sweep(output or Path("runs") / "sweeps" / safe_name(name), variants, numbers)
+    swept = Sweep(output or Path("runs") / "sweeps" / safe_name(name), variants, numbers, force)
     reference = None if baseline is None else swept.find_variant(baseline)
     failed: dict[str, UserError] = {}
     if not report_only:

@@ -38,6 +38,7 @@ from kdcli.provenance import (
 from kdcli.result import Result, show_metric
 from kdcli.run_folder import RunFolder, check_new_folder, free_folder
 from kdcli.teacher_check import check_teacher
+from kdcli.teacher_probe import probe_teacher
 from kdcli.trainer import Trainer, check_same_run
 
 _EMBEDDING = "embedding"
@@ -97,7 +98,7 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
         with console.status("Loading data and models"):
             job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
         with console.status("Measuring the teacher"):
-            job = check_teacher(job, accelerator)
+            job = probe_teacher(check_teacher(job, accelerator), accelerator)
         show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}")
         if output.log_format == "json" and not output.quiet and is_main:
             print(json.dumps({"event": "plan", **job.plan.to_json()}), flush=True)
@@ -167,12 +168,14 @@ def resume_run(
             accelerator = make_accelerator(config.train, tracking=path / "tracking")
             with console.status("Loading data and models"):
                 job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
-            known = run.read_plan()["teacher_metrics"]
+            known = {key: run.read_plan()[key] for key in ("teacher_metrics", "teacher_samples")}
             # A version that did not measure it began the run, or there is nothing to measure; by force it may be another.
-            if known is None or force:
+            if known["teacher_metrics"] is None or force:
                 job = check_teacher(job, accelerator, refuses=False)
             else:
-                job = replace(job, plan=replace(job.plan, teacher_metrics=known))
+                job = replace(job, plan=replace(job.plan, **known))
+            if force:
+                job = probe_teacher(job, accelerator)
             results[_label(job)] = _train(job, run, accelerator, command=None, output=output)
         if config.baseline:
             results["student alone"] = _train_alone(config, run, command=command, output=output)
@@ -317,7 +320,7 @@ def _go_back(trainer: Trainer, job: Job, run: RunFolder, reporter: Reporter) -> 
         run.cut_metrics(0)
         run.restore_best(None)
     if trainer.is_main:
-        run.replace_decision(job.plan, "training")
+        run.update_plan(job.plan)
         run.write_config(job.config)
 
 
@@ -431,10 +434,12 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
         found = [getattr(result, split) for result in results.values()]
         if first.teacher:
             found.append(first.teacher.get(split, {}))
+        part = f" (of {first.teacher_samples[split]})" if split in first.teacher_samples else ""
         # Features alone have another metric than their baseline.
         for metric in dict.fromkeys(metric for metrics in found for metric in metrics):
             if metric not in ("epoch", "step", *METRICS):
-                told = (show_metric(metric, metrics[metric]) if metric in metrics else "-" for metrics in found)
+                told = [show_metric(metric, metrics[metric]) if metric in metrics else "-" for metrics in found]
+                told[-1] += part
                 rows.append([f"{split} {metric}", *told])
     rows.append(["best epoch", *(f"{result.validation['epoch']:.0f}" for result in results.values())])
     rows.append(["steps", *(_with_embedding(result, "steps", result.steps) for result in results.values())])

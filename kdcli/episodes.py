@@ -494,7 +494,7 @@ def resume_episodes(config: RunConfig, path: Path, *, output: Output, dry_run: b
             _check_lines(lines, setting, run)
             run.unfinish()
             run.write_text(_FILE, "".join(f"{json.dumps(line.model_dump(mode='json'))}\n" for line in lines))
-            run.replace_decision(setting.plan, "episodes")
+            run.update_plan(setting.plan)
             run.write_config(setting.config)
             result = _go_through(setting, run, lines, record, output)
         _show_result(result, run, output)

@@ -34,6 +34,11 @@ def did_you_mean(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
     return f"Did you mean {', '.join(matches)}?" if matches else ""
 
 
+def hint_of_moved(name: str) -> str:
+    """Return what to do about data that are not where a run's config has them, by their whole path; else ``""``."""
+    return "If they have moved, --data names their new place." if Path(name).is_absolute() else ""
+
+
 @contextmanager
 def reading(what: object) -> Iterator[None]:
     """Turn the file system's refusal to read ``what`` into one message for the user."""

@@ -129,6 +129,7 @@ class ModelFacts:
         grids: (rows, columns) of the map of every tap that has one; a vector has none.
         stages: taps at the ends of the model's stages, in the order in which they run, where they were looked for.
         label_aliases: another name of each class, where there is one: its WordNet id, or the words of that.
+        reads_pooled: whether ``pooled`` is what its classifier reads, as ``embedding`` is; None where that was not looked at.
         distillation_head: whether it has a second classifier, on a distillation token, beside the class token's.
     """
 
@@ -147,6 +148,7 @@ class ModelFacts:
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     stages: tuple[str, ...] = ()
     distillation_head: bool = False
+    reads_pooled: bool | None = None
     label_aliases: tuple[str, ...] | None = None
 
 

@@ -30,6 +30,11 @@ _FREE_SPACE = "Free some space, or name another place; a run that has a checkpoi
 _NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 
 
+def cache_folder() -> Path:
+    """Return kdcli's part of the user's cache folder, which need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdcli"
+
+
 def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary file, then rename it to ``target``.
 

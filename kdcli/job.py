@@ -336,6 +336,7 @@ def _make_job(
         assert isinstance(data, TextData)
         _check_tokenizers(teacher, student, data)
     config = open_taps(config, teacher, student)
+    student.compare_last_features()
     layers = score_layers(config, teacher, data) if isinstance(data, ImageData) else None
     plan = make_plan(
         config,

@@ -35,7 +35,9 @@ _UNNEEDED = (
             "image file could not be identified because",
         )
     ),
-    _Unneeded(FutureWarning, "`isinstance(treespec, LeafSpec)` is deprecated"),  # torch 2.11's own, when it exports to ONNX
+    _Unneeded(
+        FutureWarning, "`isinstance(treespec, LeafSpec)` is deprecated"
+    ),  # torch 2.11's own, when it exports to ONNX
     _Unneeded(RuntimeWarning, "Image size ("),  # DecompressionBombWarning
     _Unneeded(UserWarning, "Detected pickle protocol"),  # of a checkpoint that is loaded all the same, or refused
     _Unneeded(UserWarning, "Metric `SpearmanCorrcoef` will save all targets"),  # two numbers for each text

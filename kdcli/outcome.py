@@ -102,10 +102,12 @@ def _shared_sums(
         tensors = folder.read_tensors(f"{split}_samples.safetensors")
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         indices.append(arrays.pop("index", np.array([])))
-        sides.append({name: sums for name, sums in arrays.items() if _gives(name, sums, measured)})
+        shape = (len(indices[-1]),)
+        fitting = {name: sums for name, sums in arrays.items() if sums.ndim == 2 and sums.shape[:1] == shape}
+        sides.append({name: sums for name, sums in fitting.items() if _gives(name, sums, measured)})
     if not np.array_equal(indices[0], indices[1]):
         return {}, {}
-    names = [name for name in sides[0] if name in sides[1]]
+    names = [name for name, sums in sides[0].items() if name in sides[1] and sums.shape == sides[1][name].shape]
     return {name: sides[0][name] for name in names}, {name: sides[1][name] for name in names}
 
 

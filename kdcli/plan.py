@@ -140,7 +140,10 @@ class Plan:
         methods: the losses with their weights and options.
         embedding: the stage before, with its own; None without one.
         decisions: in the order in which they are shown.
+        unread: features of the student's that are distilled although its classifier reads others.
         teacher_metrics: of the teacher itself on validation samples, before the first step; None where it was not measured.
+        teacher_samples: on how many, where it is not the whole split.
+        teacher_probe: what its features tell of the classes, see :mod:`kdcli.teacher_probe`; None where that was not asked.
     """
 
     relation: Relation
@@ -148,11 +151,10 @@ class Plan:
     methods: tuple[MethodOptions, ...]
     embedding: EmbeddingConfig | None
     decisions: tuple[Decision, ...]
+    unread: tuple[str, ...] = ()
     teacher_metrics: Mapping[str, float] | None = None
-
-    def with_teacher(self, metrics: Mapping[str, float], decision: Decision) -> Plan:
-        """Return the plan with what the teacher was measured to be, and the decision that tells of it at its end."""
-        return replace(self, teacher_metrics=metrics, decisions=(*self.decisions, decision))
+    teacher_samples: int | None = None
+    teacher_probe: Mapping[str, Any] | None = None
 
     def with_decisions(self, decisions: Sequence[Decision]) -> Plan:
         """Return the plan with more decisions at its end."""
@@ -171,7 +173,10 @@ class Plan:
             "label_map": self.label_map,
             "methods": [options.model_dump(mode="json") for options in self.methods],
             "embedding": None if self.embedding is None else self.embedding.model_dump(mode="json"),
+            "unread": list(self.unread),
             "teacher_metrics": None if self.teacher_metrics is None else finite(self.teacher_metrics),
+            "teacher_samples": self.teacher_samples,
+            "teacher_probe": None if self.teacher_probe is None else dict(self.teacher_probe),
             "decisions": [asdict(decision) for decision in self.decisions],
         }
 
@@ -207,10 +212,7 @@ def make_plan(
         relation_reason += " The teacher's classes are taken to be yours, in this order, because you say so."
     if relation == "cross" and has_classes and data.task in _PROBED:
         option = "" if data.noun == "image" else f" --task {data.task}"
-        relation_reason += (
-            f" Before a long run, 'kdcli models probe{option}' tells what this and other teachers' features know of your"
-            " classes."
-        )
+        relation_reason += f" 'kdcli models probe{option}' compares what the features of this teacher and of others know of your classes."
     _check_label_free(relation, relation_reason, teacher, data)
     decisions = [Decision("relation", relation, relation_reason)]
     reasons: dict[str, str] = {}
@@ -243,7 +245,8 @@ def make_plan(
         decisions.append(_NEAREST_MEANS)
     decisions += _describe_extent(methods)
     decisions += _describe_models(config, teacher, student, data, latencies)
-    return Plan(relation, label_map, methods, stage, tuple(decisions))
+    unread = [pair.student for options in methods for pair in options.pairs if _is_unread(options, pair, student)]
+    return Plan(relation, label_map, methods, stage, tuple(decisions), unread=tuple(dict.fromkeys(unread)))
 
 
 def _check_label_free(relation: Relation, reason: str, teacher: ModelFacts | None, data: DataFacts) -> None:
@@ -808,9 +811,20 @@ def _describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: 
                     f"The student is wider ({student_dim} > {teacher_dim}), so only the projector's columns are"
                     " orthonormal and the part of the student's features outside them is not preserved."
                 )
+        if _is_unread(options, pair, student):
+            reason += (
+                f" The student's classifier reads embedding, not {pair.student}: layers lie between the two, or they are of other"
+                f" positions. --feature-layers embedding:{pair.teacher} distils what it reads."
+            )
         value = " -> ".join(reversed(sides) if getattr(options, "projector", "") == "inverted" else sides)
         decisions.append(Decision(f"features: {options.method.replace('_', ' ')}", value, reason))
     return decisions
+
+
+def _is_unread(options: MethodOptions, pair: FeaturePair, student: ModelFacts) -> bool:
+    """Whether the student's classifier reads other last features than the ones that are distilled."""
+    is_vector = options.reads == "features" and options.needs_teacher and options.reads_student
+    return is_vector and pair.student == "pooled" and student.reads_pooled is False
 
 
 def _describe_tap(options: MethodOptions, side: str, tap: str, facts: ModelFacts) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,17 @@ from torch import Tensor
 
 from kdcli.analysis import effective_rank, log_me, singular_values
 from kdcli.config import DataConfig, TeacherConfig
-from kdcli.data import EvalLoader, ImageSource, TextEvalLoader, TextSource, open_data, open_texts
+from kdcli.data import ImageSource, TextSource, open_data, open_texts
 from kdcli.data.sources import Subset
 from kdcli.data.unreadable import check_readable
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import UNLABELLED, DataFacts, Preprocessing
+from kdcli.facts import UNLABELLED, DataFacts
 from kdcli.files import write_atomically
 from kdcli.models import load_teacher, load_text_teacher
-from kdcli.models.base import Model
 from kdcli.models.settle import settle_teacher
 from kdcli.plan import human_count
+from kdcli.probing import features_of
 from kdcli.tasks.frozen_features import NEIGHBOURS, knn_classifier, linear_classifier
 from kdcli.text import short_repr
 
@@ -36,7 +35,6 @@ Report = Callable[[str, int, int], None]
 
 TAPS = ("pooled", "embedding")
 _FOLDS = 5
-_BATCH = 64
 
 
 def probe_teachers(
@@ -106,8 +104,9 @@ def probe_teachers(
         def count(done: int, *, before: int = number * len(source), name: str = name) -> None:
             report(f"Running {name}", before + done, len(teachers) * len(source))
 
-        found, labels, seconds = features_of(model, source, (tap,), place, count=count)
-        features = found[tap]
+        found = features_of(model, source, (tap,), place, count)
+        check_readable(found.lost, len(source), what="images of the sample")
+        features, labels = found.by_tap[tap], found.labels
         report(f"Probing {name}", (number + 1) * len(source), len(teachers) * len(source))
         probed.append(
             {
@@ -119,7 +118,7 @@ def probe_teachers(
                 **_scores(name, features, labels, folds=int(folds), seed=seed),
                 "width": features.shape[1],
                 "parameters": model.facts.num_parameters,
-                "ms_per_sample": 1e3 * seconds / len(labels),
+                "ms_per_sample": 1e3 * found.seconds / len(labels),
             }
         )
     probed.sort(key=lambda entry: (-entry["linear_probe"], -entry["log_me"]))
@@ -263,51 +262,6 @@ def sample_by_class(
         )
     taken = train.take(kept) if isinstance(train, TextSource) else Subset(train, kept)
     return taken, [names[label] for label, count in counts.items() if count == 1]
-
-
-def _loader(source: Subset | TextSource, model: Model) -> EvalLoader | TextEvalLoader:
-    if isinstance(source, TextSource):
-        return TextEvalLoader(source, batch_size=_BATCH)
-    preprocessing = model.facts.preprocessing
-    assert isinstance(preprocessing, Preprocessing), "it is loaded as a model of images"
-    return EvalLoader(source, preprocessing=preprocessing, batch_size=_BATCH, workers=None, strict=False)
-
-
-@torch.inference_mode()
-def features_of(
-    model: Model,
-    source: Subset | TextSource,
-    taps: tuple[str, ...],
-    device: torch.device,
-    *,
-    count: Callable[[int], None],
-) -> tuple[dict[str, Tensor], NDArray[np.int64], float]:
-    """Return features of all readable samples, (N, d) by tap, their labels (N,), and the seconds that the model took.
-
-    Args:
-        model: frozen, in eval mode; it is moved to ``device``.
-        source: labelled samples.
-        taps: of the model.
-        device: where to compute; the features are on the CPU.
-        count: told how many samples are done.
-    """
-    model.to(device)
-    features, labels, seconds, lost = [], [], 0.0, dict[str, None]()
-    for batch in _loader(source, model):
-        lost.update(dict.fromkeys(batch.skipped))
-        if not len(batch):
-            continue
-        inputs = model.prepare(batch.to(device))
-        start = time.perf_counter()
-        features.append(
-            {tap: value.float().cpu() for tap, value in model(inputs, taps=taps, logits=False).features.items()}
-        )
-        seconds += time.perf_counter() - start
-        labels.append(batch.targets)
-        count(sum(map(len, labels)))
-    check_readable(list(lost), len(source), what="images of the sample")
-    found = {tap: torch.cat([batch[tap] for batch in features]) for tap in taps}
-    return found, torch.cat(labels).numpy(), seconds
 
 
 def _scores(name: str, features: Tensor, labels: NDArray[np.int64], *, folds: int, seed: int) -> dict[str, float]:

@@ -73,7 +73,10 @@ class _SavedPlan(Saved):
     decisions: list[_SavedDecision]
     command: str
     versions: dict[str, str]
+    unread: tuple[str, ...] = ()
     teacher_metrics: Metrics | None = None
+    teacher_samples: int | None = None
+    teacher_probe: dict[str, Any] | None = None
 
 
 class RunFolder:
@@ -341,12 +344,25 @@ class RunFolder:
         values = {**plan.to_json(), "command": command, "versions": versions}
         self.write_text("plan.json", json.dumps(redact_all(values), indent=2) + "\n")
 
-    def replace_decision(self, plan: Plan, name: str) -> None:
-        """Put ``plan``'s decision of this name in the place of the one in ``plan.json``."""
+    def update_plan(self, plan: Plan) -> None:
+        """Put into ``plan.json`` what may be another when a run goes on: its length, and what the teacher is measured to be.
+
+        Of a run that goes on by force the teacher may be another too.
+        """
         values = self._read_saved("plan.json", _SavedPlan).to_json()
-        (decision,) = [asdict(decision) for decision in plan.decisions if decision.name == name]
-        values["decisions"] = [decision if old["name"] == name else old for old in values["decisions"]]
-        self.write_text("plan.json", json.dumps(values, indent=2) + "\n")
+        measured = ("teacher measured", "teacher probed")
+        names = ("training", "episodes", *measured, *(("teacher",) if self.force else ()))
+        new = {decision.name: asdict(decision) for decision in plan.decisions if decision.name in names}
+        kept = [
+            old for old in values["decisions"] if old["name"] in new or not (self.force and old["name"] in measured)
+        ]
+        values["decisions"] = [new.pop(old["name"], old) for old in kept]
+        values["decisions"] += new.values()
+        found = plan.to_json()
+        values |= {key: found[key] for key in ("teacher_metrics", "teacher_samples")}
+        if self.force:
+            values["teacher_probe"] = found["teacher_probe"]
+        self.write_text("plan.json", json.dumps(redact_all(values), indent=2) + "\n")
 
     def unfinish(self) -> None:
         """Take back that the run is finished, for it goes on."""

@@ -45,11 +45,13 @@ class Run:
         variant: what is run.
         seed: with which seed.
         path: of its folder.
+        force: go on with it although its data, its teacher or its files have changed.
     """
 
     variant: Variant
     seed: int
     path: Path
+    force: bool = False
 
     @property
     def label(self) -> str:
@@ -70,17 +72,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Variants over seeds, below one folder: ``FOLDER/VARIANT/seed-S``."""
+    """Variants over seeds, below one folder: ``FOLDER/VARIANT/seed-S``; ``force`` is that of all runs."""
 
     folder: Path
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
+    force: bool = False
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """Seed by seed: where it is stopped, all variants have about as many runs."""
         return tuple(
-            Run(variant, seed, self.folder / variant.name / f"seed-{seed}")
+            Run(variant, seed, self.folder / variant.name / f"seed-{seed}", self.force)
             for seed in self.seeds
             for variant in self.variants
         )
@@ -215,11 +218,11 @@ def _run_one(run: Run, output: Output, command: str) -> _Ending:
     """Begin a run, or go on with it."""
     try:
         if (run.path / "config.yaml").is_file():
-            stored = RunFolder(run.path).read_config()
+            stored = RunFolder(run.path, force=run.force).read_config()
             config = _with_free_keys(stored, run.variant.config)
             if config.episodes is not None:
-                return _Ending(resume_episodes(config, run.path, output=output, dry_run=False))
-            return _Ending(resume_run(config, run.path, command=command, output=output, dry_run=False))
+                return _Ending(resume_episodes(config, run.path, output=output, dry_run=False, force=run.force))
+            return _Ending(resume_run(config, run.path, command=command, output=output, dry_run=False, force=run.force))
         begin = distill_run if run.config.episodes is None else run_episodes
         return _Ending(begin(run.config, name=run.variant.name, command=command, output=output, dry_run=False))
     except UserError as error:
@@ -491,7 +494,7 @@ def compare_sweep(sweep: Sweep, *, baseline: Variant | None) -> tuple[Comparison
     if baseline is not None and not (has_pairs and any(run.variant == baseline for run in begun)):
         remarks.append(f"No differences: {baseline.name} and another variant have no runs yet.")
         baseline = None
-    runs = read_runs([*(run.path for run in begun), *alone])
+    runs = read_runs([*(run.path for run in begun), *alone], force=sweep.force)
     return compare_runs(runs, baseline=None if baseline is None else baseline.name), remarks
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from kdcli.chance import (
@@ -25,24 +25,26 @@ from kdcli.chance import (
 from kdcli.data import AnyBatch, ImageSource, TextSource
 from kdcli.data.sources import Subset
 from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
+from kdcli.facts import OVER_TOKENS, UNLABELLED
 from kdcli.job import Job
 from kdcli.plan import Decision
 from kdcli.relation import map_labels
-from kdcli.result import show_metric
+from kdcli.result import Metrics, Saved, show_metric
 from kdcli.scoring import Skip, ignore, measure
+from kdcli.teacher_cache import Remembered
 
+DECISION = "teacher measured"
+"""What the plan's decision about it is called."""
 MOST_SAMPLES = 5000
 """A larger validation split is measured on so many of its samples, evenly spread over it."""
 _MOST_SCORED = 1000
 """Classes up to which all probabilities are kept, not only the likeliest class."""
-"""Most classes that are named where they are mixed up."""
 
 
 def check_teacher(job: Job, accelerator: Accelerator, *, refuses: bool = True) -> Job:
     """Return ``job`` with the teacher's validation metrics in its plan, where the teacher predicts what the student does.
 
-    Its classes are brought to the data's by the plan's label map. Several processes share the samples.
+    What was measured before of the same teacher on the same samples is taken from the user's cache folder. Its classes are brought to the data's by the plan's label map. Several processes share the samples.
 
     Args:
         job: not begun.
@@ -56,9 +58,8 @@ def check_teacher(job: Job, accelerator: Accelerator, *, refuses: bool = True) -
         return job
     validation = job.data.validation
     sample = _sample(validation)
-    evidence = _Evidence()
-    metrics = measure_teacher(job, sample, accelerator, evidence=evidence)
-    mixed, finding = evidence.judge(job, metrics, accelerator)
+    measured = _measured(job, sample, accelerator)
+    metrics, mixed, finding = measured.metrics, measured.mixed, measured.finding
     noun = job.data.facts.noun
     shown = _show(metrics)
     where = f"{len(sample)} validation {noun}s"
@@ -77,9 +78,45 @@ def check_teacher(job: Job, accelerator: Accelerator, *, refuses: bool = True) -
         reason += ", and this is no better; it is taken all the same"
     elif finding.level == "unsure":
         reason += f"; {len(sample)} {noun}s are too few to tell this from it"
-    return replace(
-        job, plan=job.plan.with_teacher(metrics, Decision("teacher measured", f"{shown}, {where}", f"{reason}."))
-    )
+    plan = job.plan.with_decisions([Decision(DECISION, f"{shown}, {where}", f"{reason}.")])
+    size = len(sample) if len(sample) < len(validation) else None
+    return replace(job, plan=replace(plan, teacher_metrics=metrics, teacher_samples=size))
+
+
+class _Measured(Saved):
+    """What a teacher came to on a sample: metrics, classes that are mixed up, and how it stands to guessing."""
+
+    metrics: Metrics
+    mixed: Mixed | None
+    finding: Finding
+
+
+def _measured(job: Job, sample: ImageSource | TextSource, accelerator: Accelerator) -> _Measured:
+    """Measure the teacher, or return what was measured of it before on the same samples."""
+    found: list[_Measured | None] = [None]
+    remembered = None
+    if accelerator.is_main_process and job.config.task_extension is None:
+        tokens = repr(job.student.facts.preprocessing) if job.config.task in OVER_TOKENS else ""
+        remembered = Remembered(
+            job,
+            sample,
+            kind="metrics",
+            task=[job.config.task, job.data.facts.label_scale, job.config.data.mask_probability, tokens],
+            columns=list(_columns(job)),
+            precision=accelerator.mixed_precision,
+        )
+        found = [remembered.recall(_Measured)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    if found[0] is not None:
+        return found[0]
+    evidence = _Evidence()
+    metrics = measure_teacher(job, sample, accelerator, evidence=evidence)
+    mixed, finding = evidence.judge(job, metrics, accelerator)
+    measured = _Measured(metrics=metrics, mixed=mixed, finding=finding)
+    if remembered is not None:
+        remembered.keep(measured)
+    return measured
 
 
 def measure_teacher(

@@ -11,10 +11,13 @@ from kdcli.devices import resolve_device
 from kdcli.errors import UserError
 from kdcli.facts import DataFacts, LayerScores
 from kdcli.models.base import Model
-from kdcli.probe import features_of, sample_by_class
+from kdcli.probe import sample_by_class
+from kdcli.probing import features_of
 from kdcli.relation import find_relation
 
-_MOST_SAMPLES = 256
+_MOST_SAMPLES, _FEWEST_SAMPLES = 256, 64
+_MOST_MACS = 1e11
+"""A costly teacher gets fewer samples: so many multiply-accumulates in all, a few seconds of a small CPU."""
 _POOLED = "pooled"
 
 
@@ -37,15 +40,16 @@ def score_layers(config: RunConfig, teacher: Model | None, data: ImageData) -> L
     if teacher is None or not _is_open(config, teacher, data.facts):
         return None
     try:
-        sample, _ = sample_by_class(data.train, data.facts.class_names, _MOST_SAMPLES, config.seed)
+        size = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, int(_MOST_MACS / max(teacher.facts.macs, 1))))
+        sample, _ = sample_by_class(data.train, data.facts.class_names, size, config.seed)
         teacher.open_stages()
     except UserError:  # fewer than two classes with two labels, or no stages: then it is the last features
         return None
     taps = tuple(dict.fromkeys((*teacher.facts.stages, _POOLED)))
-    features, labels, _ = features_of(teacher, sample, taps, resolve_device(config.train.device), count=_ignore)
-    targets = torch.from_numpy(labels)
+    found = features_of(teacher, sample, taps, resolve_device(config.train.device), workers=config.data.workers)
+    targets = torch.from_numpy(found.labels)
     guessing = float(targets.bincount().max()) / len(targets)
-    accuracies = {tap: nearest_other_means(features[tap], targets) for tap in taps}
+    accuracies = {tap: nearest_other_means(found.by_tap[tap], targets) for tap in taps}
     return LayerScores(len(targets), accuracies, guessing)
 
 
@@ -85,7 +89,3 @@ def _is_open(config: RunConfig, teacher: Model, data: DataFacts) -> bool:
         and config.feature_layers is None
         and config.projector != "none"
     )
-
-
-def _ignore(done: int) -> None:
-    """Report no progress: it is over in seconds."""

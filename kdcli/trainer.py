@@ -167,6 +167,7 @@ class Trainer:
             seconds=self.seconds,
             skipped=len(self.skipped),
             teacher=teacher,
+            teacher_samples={"validation": sample} if teacher and (sample := self.job.plan.teacher_samples) else {},
         )
 
     def _train(self) -> None:

@@ -13,6 +13,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from kdcli import teacher_check
 from kdcli.chance import natural_key
@@ -144,16 +145,87 @@ def test_the_teachers_metrics_stand_everywhere(run, run_cli, colours):
     }
     assert "distil teacher  validation accuracy 1.0000" in printed
     table = printed[printed.index("Result") :].splitlines()
-    assert [cell.strip() for cell in table[2].strip("┃").split("┃")] == ["", "distilled", "student alone", "teacher"]
+    heads = [cell.strip() for cell in table[2].strip("┃").split("┃")]
+    assert heads == ["", "distilled", "student alone", "teacher", "difference"]
     for split in ("validation", "test"):
         (line,) = (line for line in table if f"{split} accuracy" in line)
-        assert line.strip("│ ").endswith("1.0000")
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        assert cells[3] == "1.0000"
+        assert (cells[4] == "-") == (split == "validation"), "what chose the epoch is not compared"
     assert "| Teacher, test accuracy | 1.0000 |" in (folder / "README.md").read_text()
     compared = run_cli("compare", "run", cwd=colours)
     assert "teacher validation accuracy" in compared.stdout
     again = run_cli("distill", "--resume", "run", cwd=colours)
     assert "finished" in again.stdout
     assert [line for line in again.stdout.splitlines() if "test accuracy" in line and "1.0000" in line]
+
+
+def test_the_difference_to_the_student_alone_stands_everywhere(run, run_cli, colours):
+    """On the 48 test images, by the answers to each; every file and table has the same."""
+    folder, printed = run
+    result, alone = (json.loads((path / "result.json").read_text()) for path in (folder, folder / "baseline"))
+    outcome = result["outcome"]
+    assert (outcome["split"], outcome["metric"], outcome["samples"]) == ("test", "accuracy", 48)
+    assert alone["outcome"] is None
+    difference = outcome["differences"]["accuracy"]
+    assert difference["mean"] == pytest.approx(result["test"]["accuracy"] - alone["test"]["accuracy"])
+    ours, theirs = (load_file(path / "test_samples.safetensors") for path in (folder, folder / "baseline"))
+    assert ours["index"].tolist() == theirs["index"].tolist() == list(range(48))
+    hits = [(side["accuracy"][:, 0]).mean() for side in (ours, theirs)]
+    assert difference["mean"] == pytest.approx(float(hits[0] - hits[1]))
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+    assert outcome["differences"]["loss"]["low"] is None
+    assert f"{difference['mean']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]" in printed
+    assert outcome["sentence"] in printed
+    assert outcome["sentence"].startswith({"helped": "Distillation helped", "unclear": "No difference can be told"}.get(
+        outcome["verdict"], "Distillation did not help"
+    ))  # fmt: skip
+    assert all(f"  - {phrase}" in printed for phrase in outcome["tries"])
+    sentence = (
+        outcome["sentence"].replace("[", r"\[") if r"\[" in (folder / "README.md").read_text() else outcome["sentence"]
+    )
+    assert f"| Beside the student alone | {sentence} |" in (folder / "README.md").read_text()
+    assert f"run, beside its student alone: {outcome['sentence']}" in run_cli("compare", "run", cwd=colours).stdout
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and ".lock" not in file.name}
+    again = run_cli("distill", "--resume", "run", cwd=colours)
+    assert outcome["sentence"] in again.stdout
+    assert {file: file.read_bytes() for file in before} == before, "what is known is not written again"
+
+
+def test_a_sample_is_told_to_be_one(colours, run_cli, monkeypatch):
+    monkeypatch.setattr(teacher_check, "MOST_SAMPLES", 24)
+    outcome = run_cli("distill", *teacher("string"), *RUN, "--output", "sampled", cwd=colours)
+    assert outcome.exit_code == 0, outcome.stderr
+    (line,) = (line for line in outcome.stdout.splitlines() if "│ validation accuracy" in line)
+    assert line.strip("│ ").endswith("1.0000 (of 24)")
+    (line,) = (line for line in outcome.stdout.splitlines() if "│ test accuracy" in line)
+    assert line.strip("│ ").endswith("1.0000")
+    assert json.loads((colours / "sampled" / "plan.json").read_text())["teacher_samples"] == 24
+    again = run_cli("distill", "--resume", "sampled", "--epochs", "2", cwd=colours)
+    assert "1.0000 (of 24)" in again.stdout
+    assert json.loads((colours / "sampled" / "result.json").read_text())["teacher_samples"] == {"validation": 24}
+
+
+def test_what_was_measured_is_kept_by_teacher_and_samples(colours, run_cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runs, measure = [], teacher_check.measure_teacher
+    monkeypatch.setattr(teacher_check, "measure_teacher", lambda *a, **k: runs.append(1) or measure(*a, **k))
+    command = ("distill", *RUN, "--dry-run", "--log-format", "json")
+    first, second = (run_cli(*command, *teacher("string"), cwd=colours).stdout for _ in range(2))
+    assert len(runs) == 1
+    metrics, decisions = ([json.loads(out)[key] for out in (first, second)] for key in ("teacher_metrics", "decisions"))
+    assert metrics[0] == metrics[1]
+    assert decisions[0][-1] == decisions[1][-1]
+    refused = [run_cli(*command, *teacher("natural"), cwd=colours).stderr for _ in range(2)]
+    assert len(runs) == 2, "other weights"
+    assert refused[0] == refused[1]
+    assert "1.0000 where 10 of the 12 change places" in refused[1]
+    named = f"teacher.label_names=[{', '.join(NUMBERS)}]"
+    run_cli(*command, *teacher("natural"), "--set", named, cwd=colours)
+    assert len(runs) == 3, "the same weights, other classes"
+    monkeypatch.setattr(teacher_check, "MOST_SAMPLES", 24)
+    run_cli(*command, *teacher("string"), cwd=colours)
+    assert len(runs) == 4, "other samples"
 
 
 def test_another_teacher_that_is_taken_by_force_is_measured(run, run_cli, colours):
@@ -165,6 +237,12 @@ def test_another_teacher_that_is_taken_by_force_is_measured(run, run_cli, colour
     assert outcome.exit_code == 0, outcome.stderr
     measured = json.loads((colours / "forced" / "result.json").read_text())["teacher"]
     assert measured["validation"]["accuracy"] == measured["test"]["accuracy"] < 0.5
+    plan = json.loads((colours / "forced" / "plan.json").read_text())
+    assert plan["teacher_metrics"] == measured["validation"]
+    decisions = {decision["name"]: decision for decision in plan["decisions"]}
+    assert decisions["teacher measured"]["value"].startswith(f"accuracy {measured['validation']['accuracy']:.4f}")
+    assert "natural.pth" in decisions["teacher"]["reason"]
+    assert len(decisions) == len(plan["decisions"])
 
 
 def test_a_run_that_goes_on_does_not_measure_again(run, run_cli, colours, monkeypatch):
@@ -221,4 +299,8 @@ def test_two_processes_measure_what_one_does(run, colours, run_in_two_processes)
     assert first.keys() == second.keys()
     for split, metrics in first.items():
         assert second[split] == pytest.approx(metrics, rel=1e-5)
+    sums = load_file(colours / "two" / "test_samples.safetensors")
+    accuracy = json.loads((colours / "two" / "result.json").read_text())["test"]["accuracy"]
+    assert sums["index"].tolist() == list(range(48)), "each sample once, in order, of both processes"
+    assert float(sums["accuracy"][:, 0].mean()) == pytest.approx(accuracy)
     assert yaml.safe_load((colours / "two" / "config.yaml").read_text())["train"]["epochs"] == 1

@@ -105,6 +105,7 @@ def test_the_run_folder_records_everything(tmp_path):
     assert set(result.test) == {"accuracy", "top5", "loss"}
     assert {p.name for p in opened.path.iterdir()} == {
         "config.yaml", "metrics.jsonl", "student", "projector.safetensors", "spectra.safetensors", "checkpoints",
+        "validation_samples.safetensors", "test_samples.safetensors",
     }  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def test_the_best_student_by_validation_is_kept_and_the_test_split_is_read_once(
     answers = iter([(0.3, 1.0), (0.9, 1.0), (0.9, 2.0), (0.5, 0.1), (0.7, 0.7)])
     seen, snapshots = [], []
 
-    def evaluate(job, model, source, accelerator, skip):
+    def evaluate(job, model, source, accelerator, skip, note):
         seen.append("test" if source is job.data.test else "validation")
         snapshots.append({name: value.clone() for name, value in model.module.state_dict().items()})
         accuracy, loss = next(answers)
@@ -148,7 +149,7 @@ def validations(monkeypatch, *answers):
     """Let the validations have these accuracies and losses; the test at the end has the last ones."""
     left, snapshots = list(answers), []
 
-    def evaluate(job, model, source, accelerator, skip):
+    def evaluate(job, model, source, accelerator, skip, note):
         snapshots.append({name: value.clone() for name, value in model.module.state_dict().items()})
         accuracy, loss = left.pop(0) if len(left) > 1 else left[0]
         return {"accuracy": accuracy, "loss": loss}

@@ -131,6 +131,17 @@ def fingerprint(data: AnyData, *, splits: Iterable[str] | None = None) -> Finger
     )
 
 
+def digest_of(source: ImageSource | TextSource, data: AnyData) -> str:
+    """Return a digest of samples, with their labels and in their order, wherever they lie; see :func:`fingerprint`.
+
+    Args:
+        source: the samples, of one split of ``data`` or a part of it.
+        data: whose class names the labels go by.
+    """
+    plan = _Reading([] if isinstance(source, TextSource) else [source])
+    return _digest(repr(tuple(_samples(source, data, plan))).encode("utf-8", "surrogatepass"))
+
+
 def _sources(data: AnyData) -> Iterable[tuple[str, ImageSource | TextSource | None, AnyData]]:
     yield from (("train", data.train, data), ("validation", data.validation, data), ("test", data.test, data))
     if isinstance(data, ImageData) and data.labelled is not None:

@@ -15,7 +15,7 @@ from kdcli.data.splits import ImageData, complete
 from kdcli.data.tables import extension_of, holds_tables, open_extension, open_hub, open_local_tables
 from kdcli.data.torchvision_sets import SETS, open_torchvision
 from kdcli.data.unlabelled import complete_unlabelled
-from kdcli.errors import UserError, did_you_mean, reading
+from kdcli.errors import UserError, did_you_mean, hint_of_moved, reading
 from kdcli.text import expand_user
 
 _FORMS = (
@@ -110,7 +110,8 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
         return open_folder(path, config.splits) if needs_labels else open_any_folder(path, config.splits)
     if path.exists():
         raise UserError(f"{path} is neither a folder nor a parquet or arrow file.", _FORMS)
-    raise UserError(f"There is no data set or folder {config.name!r}.", f"{_suggestion(config.name)} {_FORMS}".strip())
+    hints = (hint_of_moved(config.name), _suggestion(config.name), _FORMS)
+    raise UserError(f"There is no data set or folder {config.name!r}.", " ".join(filter(None, hints)))
 
 
 def _suggestion(name: str) -> str:

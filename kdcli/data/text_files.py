@@ -38,7 +38,7 @@ from kdcli.data.word_files import FORMATS as WORD_FORMATS
 from kdcli.data.word_files import FORMS as WORD_FORMS
 from kdcli.data.word_files import read_words, table_of_lines
 from kdcli.data.words import WordSource
-from kdcli.errors import UserError, did_you_mean, reading
+from kdcli.errors import UserError, did_you_mean, hint_of_moved, reading
 from kdcli.facts import LANGUAGE_MODELING, UNLABELLED, DataFacts, LabelKind
 from kdcli.text import expand_user
 
@@ -117,7 +117,8 @@ def _open(config: DataConfig, reads: _Reads, *, unclear_are_classes: bool = Fals
         return from_tables(_load_files(path, path.suffix, reads, notes, {"train": [str(path)]}), asked=None)
     if not path.is_dir():
         demos = [*(f"demo:{demo}" for demo in DEMOS), *(f"{other}:" for other in extensions.names("data"))]
-        raise UserError(f"There is no set of texts {name!r}. {did_you_mean(name, demos)}".rstrip(), _forms(reads))
+        hint = f"{hint_of_moved(name)} {_forms(reads)}".strip()
+        raise UserError(f"There is no set of texts {name!r}. {did_you_mean(name, demos)}".rstrip(), hint)
     formats = WORD_FORMATS if reads == "words" else _FORMATS
     kinds = {suffix_of(file) for file in list_files(path, lambda file: suffix_of(file) in formats, deep=False).files}
     if not kinds:

@@ -283,6 +283,19 @@ class Model(nn.Module, ABC):
             f"{self.facts.name} has no stages that kdcli can find.", "Name layers: --feature-layers STUDENT:TEACHER."
         )
 
+    def compare_last_features(self) -> None:
+        """Find out whether ``pooled`` is what the classifier reads, for ``facts.reads_pooled``."""
+        if "embedding" not in self.facts.feature_dims:
+            return
+        was_training, device = self.training, next(self.parameters()).device
+        self.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found = self(to_device(self.example(), device), taps=("pooled", "embedding"), logits=False).features
+        self.train(was_training)
+        pooled, read = found["pooled"], found["embedding"]
+        is_same = pooled.shape == read.shape and torch.allclose(pooled, read, rtol=1e-3, atol=1e-5)
+        self.facts = replace(self.facts, reads_pooled=is_same)
+
     def synchronize_batchnorm(self) -> None:
         """Exchange every batch normalisation for one over the batches of all processes."""
         self.module = convert_sync_batchnorm(self.module)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import timm
@@ -19,7 +17,7 @@ import transformers
 
 from kdcli import __version__
 from kdcli.errors import UserError
-from kdcli.files import write_atomically
+from kdcli.files import cache_folder, write_atomically
 from kdcli.models.base import seeded
 from kdcli.models.catalogue import Catalogue
 from kdcli.models.locate import Place
@@ -84,9 +82,8 @@ class Cache:
     """
 
     def __init__(self) -> None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         versions = f"kdcli-{__version__}-timm-{timm.__version__}-transformers-{transformers.__version__}"
-        self.path = root / "kdcli" / f"architectures-{versions}.json"
+        self.path = cache_folder() / f"architectures-{versions}.json"
         self.problem: str | None = None
         self._counts = self._read()
         self._num_saved = len(self._counts)

@@ -24,6 +24,8 @@ RUN_FILES = {
     ".lock",
     "spectra.safetensors",
     "student",
+    "test_samples.safetensors",
+    "validation_samples.safetensors",
 }
 
 

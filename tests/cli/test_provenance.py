@@ -73,6 +73,17 @@ def test_a_folder_that_was_moved_is_the_same(own, run_cli):
     assert json.loads(outcome.stdout)["forced"] == []
 
 
+def test_data_that_were_moved_are_named_anew(own, run_cli):
+    shutil.move(own / "photos", own / "moved")
+    for command in (EVALUATE, ("distill", "--resume", "run", "--epochs", "2")):
+        outcome = run_cli(*command)
+        assert outcome.exit_code == 2
+        assert "There is no data set or folder" in outcome.stderr
+        assert "--data names their new place" in outcome.stderr
+    outcome = run_cli("distill", "--resume", "run", "--epochs", "2", "--data", "moved")
+    assert outcome.exit_code == 0, outcome.stderr
+
+
 def test_evaluate_refuses_other_test_images_and_looks_at_no_others(own, run_cli):
     (own / "photos" / "train" / "sky" / "00.jpg").unlink()
     assert run_cli(*EVALUATE, "--no-teacher").exit_code == 0, "what it is not measured on does not matter"

@@ -75,10 +75,10 @@ def test_one_command_gives_both_stages_and_a_fair_baseline(run_cli, tmp_path, co
             starts.append((self.run.path.name, state, epoch, batch))
         train_step(self, batch, epoch)
 
-    def evaluated(job, model, source, accelerator, skip):
+    def evaluated(job, model, source, accelerator, skip, note):
         if source is job.data.test:
             tested.append(job.config.teacher.name)
-        return evaluate(job, model, source, accelerator, skip)
+        return evaluate(job, model, source, accelerator, skip, note)
 
     monkeypatch.setattr(kdcli.trainer.Trainer, "_train_step", first_steps)
     monkeypatch.setattr(kdcli.trainer, "evaluate", evaluated)

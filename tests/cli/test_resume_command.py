@@ -166,6 +166,11 @@ def test_the_baseline_of_a_run_goes_on_too(run_cli, tmp_path, monkeypatch):
     assert "student alone" in outcome.stdout
     first, second = (load_file(tmp_path / name / "baseline/student/model.safetensors") for name in ("whole", "run"))
     assert all(first[key].equal(second[key]) for key in first)
+    outcomes = [json.loads((tmp_path / name / "result.json").read_text())["outcome"] for name in ("whole", "run")]
+    for outcome in outcomes:
+        del outcome["tries"]  # they name the folder
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0]["samples"] > 0
 
 
 @pytest.fixture

@@ -296,6 +296,24 @@ def test_a_grid_without_test_data_is_ranked_by_validation_and_tested_later(run_c
     assert all(recorded(tmp_path / "out" / name / f"seed-{seed}", "test") for name in names for seed in (0, 1))
 
 
+def test_changed_data_are_taken_by_force(run_cli, write_recipe, tmp_path, make_photos):
+    """The runs are still to be tested, and the test split has lost an image."""
+    photos = make_photos({"train/apple": 20, "train/sky": 20, "test/apple": 5, "test/sky": 5})
+    recipe = write_recipe(tmp_path / "own.yaml", data={"workers": 0, "name": str(photos)})
+    sweep = ("sweep", recipe, "--seeds", "1", "--output", "out")
+    assert run_cli(*sweep, "--no-test").exit_code == 0
+    (photos / "test" / "sky" / "00.jpg").unlink()
+    refused = run_cli(*sweep)
+    assert refused.exit_code == 2
+    assert "test: 1 removed" in refused.stderr
+    assert "--force" in refused.stderr
+    outcome = run_cli(*sweep, "--force")
+    assert outcome.exit_code == 0, outcome.stderr
+    (run,) = (tmp_path / "out").glob("*/seed-0")
+    assert "test: 1 removed" in (run / "README.md").read_text()
+    assert recorded(run, "test")
+
+
 def test_equal_scores_are_ranked_by_loss_then_by_order(run_cli, write_recipe, tmp_path, sign_again):
     write_recipe(tmp_path / "alone.yaml")
     command = (

@@ -1,0 +1,93 @@
+"""What tasks note of each sample adds up to their metrics; the keeper puts pieces of texts and processes together."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kdcli.data import Batch, TextBatch, TokenBatch, TokenSource, WordBatch, WordSource
+from kdcli.intervals import metric_of
+from kdcli.scoring import SampleSums
+from kdcli.tasks.image_classification import ImageClassification
+from kdcli.tasks.language_modeling import LanguageModeling
+from kdcli.tasks.text_classification import SeveralLabels, TextRegression
+from kdcli.tasks.token_classification import TokenClassification
+
+CPU = torch.device("cpu")
+ONE = SimpleNamespace(num_processes=1)
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def draw(*shape):
+    return torch.randn(*shape, generator=GENERATOR)
+
+
+def kept(task, predict, batches, source=(), pieces=None):
+    """The metrics of an evaluation, and what was kept of its samples."""
+    sums = SampleSums(SimpleNamespace(pieces=pieces), source)
+    metrics = task.evaluate(predict, batches, CPU, note=sums)
+    return metrics, sums.gather(ONE)
+
+
+def assert_adds_up(metrics, gathered, *names):
+    assert gathered.keys() == {"index", *names}
+    for name in names:
+        assert float(metric_of(name, gathered[name].sum(dim=0).numpy())) == pytest.approx(metrics[name], abs=1e-6)
+
+
+def test_classes():
+    logits, targets = draw(40, 8), torch.arange(40) % 8
+    batches = [Batch(torch.zeros(20, 3, 1, 1), targets[part], torch.arange(40)[part]) for part in
+               (slice(20, 40), slice(0, 20))]  # fmt: skip
+    task = ImageClassification([str(label) for label in range(8)])
+    metrics, gathered = kept(task, lambda batch: logits[batch.indices], batches)
+    assert_adds_up(metrics, gathered, "accuracy", "top5")
+    assert gathered["index"].tolist() == list(range(40)), "in the order of the samples, whatever that of the batches"
+    assert torch.equal(gathered["accuracy"][:, 0], (logits.argmax(dim=1) == targets).double())
+
+
+def text_batch(targets):
+    return TextBatch(["x"] * len(targets), targets, torch.arange(len(targets)))
+
+
+def test_several_labels_and_numbers():
+    logits, targets = draw(30, 4), (draw(30, 4) > 0).float()
+    metrics, gathered = kept(SeveralLabels("abcd"), lambda batch: logits, [text_batch(targets)])
+    assert_adds_up(metrics, gathered, "micro_f1")
+    numbers = 2000 + draw(30, 1)
+    task = TextRegression(["score"], deviation=1.0, mean=2000.0)
+    metrics, gathered = kept(task, lambda batch: numbers + draw(30, 1), [text_batch(numbers)])
+    assert_adds_up(metrics, gathered, "pearson", "mean_absolute_error")
+
+
+NAMES = ("O", "B-PER", "I-PER")
+
+
+def test_words_by_their_texts():
+    """Three pieces, of which the first two are one text."""
+    words = WordSource([["a", "b"], ["c"], ["d", "e", "f"]], [[1, 2], [0], [1, -1, 0]], split="test", origins=[0, 0, 1])
+    logits = draw(6, 3)
+    batch = words.batch([0, 1, 2])
+    assert isinstance(batch, WordBatch)
+    metrics, gathered = kept(TokenClassification(NAMES), lambda batch: logits, [batch], words, lambda source: words)
+    assert_adds_up(metrics, gathered, "accuracy", "entity_f1", "entity_precision", "entity_recall")
+    assert gathered["index"].tolist() == [0, 1]
+    assert gathered["accuracy"][:, 1].tolist() == [3, 2], "labelled words of each text"
+    assert gathered["entity_recall"][:, 1].tolist() == [1, 1]
+
+
+def test_tokens_by_their_texts():
+    pieces = [torch.tensor(ids).numpy() for ids in ([1, 2, 3], [1, 4], [2, 2, 2, 2])]
+    source = TokenSource(pieces, pad_token=0, masking=None, split="test", origins=[5, 5, 7])
+    text = WordSource([["a"]], [[0]], split="test")  # any source of texts: what it is cut into is given
+    batches = [source.batch([0, 1]), source.batch([2])]
+    assert isinstance(batches[0], TokenBatch)
+    logits = iter([draw(3, 6), draw(3, 6)])
+    metrics, gathered = kept(LanguageModeling("causal-lm"), lambda b: next(logits), batches, text, lambda _: source)
+    assert_adds_up(metrics, gathered, "log_likelihood", "perplexity", "accuracy")
+    assert gathered["index"].tolist() == [5, 7]
+    assert gathered["accuracy"][:, 1].tolist() == [3, 3], "predicted tokens of each text"
+
+
+def test_nothing_is_kept_where_nothing_is_noted():
+    assert SampleSums(SimpleNamespace(pieces=None), ()).gather(ONE) == {}
