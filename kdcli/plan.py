@@ -777,7 +777,7 @@ def _shown_settings(options: MethodOptions) -> dict[str, Any]:
         both = {"normalize": "standardize, both sides"} if isinstance(options, LayerOptions) else {}
         shown = {"projector": projector, "direction": direction, **both, **shown}
     if isinstance(options, LayerOptions):
-        for name in ("projector", "lr_scale") if projector is None else (options.replaced_by_projector,):
+        for name in ("projector", "lr_scale") if projector is None else (options.replaced_by_projector or "",):
             shown.pop(name, None)
     if isinstance(options, ProjectionOptions):
         if options.projector != "orthogonal":
