@@ -377,12 +377,12 @@ def test_a_student_of_embeddings_alone_has_no_operations_to_compare():
     assert line.value == "1.0x parameters"
 
 
-def test_refilled_is_that_of_the_authors_newest_code():
-    """No label smoothing; as many epochs for the features as for the classifier."""
+def test_refilled_is_that_of_the_authors_newest_code_with_a_safe_weight():
+    """No label smoothing; as many epochs for the features as for the classifier; a ratio to the labels for its factor."""
     made = plan(method="refilled", train={"epochs": 7})
-    assert [(options.method, options.weight) for options in made.methods] == [
-        ("supervised", 1),
-        ("local_classifier_kl", 100),
+    assert [(options.method, options.weight, options.weighting) for options in made.methods] == [
+        ("supervised", 1, "loss"),
+        ("local_classifier_kl", 1, "gradient"),
     ]
     assert made.methods[0].label_smoothing == 0
     assert (made.embedding.epochs, made.embedding.methods[0].weight) == (7, 500)

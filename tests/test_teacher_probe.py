@@ -89,7 +89,8 @@ def test_an_untrained_teacher_is_probed_too(plan_of):
 @pytest.mark.parametrize(("data", "weights"), [("noise", "good.pth"), ("colours", "constant.pth")])
 def test_features_that_tell_nothing_are_warned_of(plan_of, data, weights, monkeypatch):
     """Of classes that are in no pixel, and of features that are the same for every image: guessing, a third right."""
-    plan = plan_of(data=data, teacher=("--teacher", "test_vit", "--teacher-weights", weights))
+    named = ("--teacher", "test_vit", "--teacher-weights", weights, "--feature-layers", "pooled:pooled")
+    plan = plan_of(data=data, teacher=named)
     assert plan["teacher_probe"]["accuracy"] < 0.45
     assert plan["teacher_probe"]["level"] == "near"
     assert "Warning: they tell nothing of your classes, so expect no help of this teacher" in probed(plan)["reason"]
