@@ -36,8 +36,9 @@ def test_the_arms_of_sentiment_differ_in_the_teacher_alone():
     free = {"description", "teacher", "methods", "feature_weight"}
     arm, alone = config_of("text/sentiment/minilm"), config_of("text/sentiment/alone")
     assert arm.model_dump(exclude=free) == alone.model_dump(exclude=free)
-    assert (arm.methods, alone.teacher.name) == (None, "none")
-    assert [options.method for options in alone.methods] == ["supervised"]
+    assert alone.teacher.name == "none"
+    assert [options.method for options in arm.methods] == ["supervised", "projection"]
+    assert arm.methods[:1] == alone.methods
 
 
 @pytest.mark.parametrize("name", RECIPES)
