@@ -16,16 +16,15 @@ from torch import Tensor
 from kdcli.analysis import effective_rank, log_me, singular_values
 from kdcli.config import DataConfig, TeacherConfig
 from kdcli.data import ImageSource, TextSource, open_data, open_texts
-from kdcli.data.sources import Subset
 from kdcli.data.unreadable import check_readable
 from kdcli.devices import resolve_device
 from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import UNLABELLED, DataFacts
+from kdcli.facts import DataFacts
 from kdcli.files import write_atomically
 from kdcli.models import load_teacher, load_text_teacher
 from kdcli.models.settle import settle_teacher
 from kdcli.plan import human_count
-from kdcli.probing import features_of
+from kdcli.probing import features_of, sample_by_class
 from kdcli.tasks.frozen_features import NEIGHBOURS, knn_classifier, linear_classifier
 from kdcli.text import short_repr
 
@@ -228,40 +227,6 @@ def _open(
             "Name texts with one class each.",
         )
     return texts.train, texts.facts
-
-
-def sample_by_class(
-    train: ImageSource | TextSource, names: Sequence[str], samples: int, seed: int
-) -> tuple[Subset | TextSource, list[str]]:
-    """Return labelled samples, in proportion by class, and the classes of which a single one would be among them.
-
-    Args:
-        train: with one class a sample.
-        names: of the classes.
-        samples: how many, at most.
-        seed: draws them.
-
-    Raises:
-        UserError: there are fewer than two classes with two samples or more.
-    """
-    labels = np.array(train.labels)
-    wanted = range(len(names))
-    generator = np.random.default_rng(seed)
-    shuffled = [generator.permutation(np.flatnonzero((labels == label) & (labels != UNLABELLED))) for label in wanted]
-    # A sample's place among those of its class, from 0 to 1: the first so many of all are as many of each in proportion.
-    ranks = np.concatenate([(np.arange(len(members)) + 0.5) / max(len(members), 1) for members in shuffled])
-    chosen = np.concatenate(shuffled)[np.argsort(ranks, kind="stable")[:samples]]
-    counts = {label: int((labels[chosen] == label).sum()) for label in wanted}
-    kept = np.sort(chosen[[counts[label] > 1 for label in labels[chosen]]])
-    if len(np.unique(labels[kept])) < 2:
-        is_text = isinstance(train, TextSource)
-        raise UserError(
-            f"The sample of {len(chosen)} labelled {'text' if is_text else 'image'}s has fewer than two classes with two"
-            " or more.",
-            f"Give more --samples{'' if is_text else ', or other --classes'}.",
-        )
-    taken = train.take(kept) if isinstance(train, TextSource) else Subset(train, kept)
-    return taken, [names[label] for label, count in counts.items() if count == 1]
 
 
 def _scores(name: str, features: Tensor, labels: NDArray[np.int64], *, folds: int, seed: int) -> dict[str, float]:

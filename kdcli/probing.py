@@ -1,9 +1,9 @@
-"""A frozen model's features of labelled samples: what probing a teacher begins with."""
+"""A sample of labelled data, and a frozen model's features of it: what probing a teacher begins with."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +12,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcli.data import AnyBatch, EvalLoader, ImageSource, TextEvalLoader, TextSource
-from kdcli.facts import Preprocessing
+from kdcli.data.sources import Subset
+from kdcli.errors import UserError
+from kdcli.facts import UNLABELLED, Preprocessing
 from kdcli.models.base import Model
 
 _BATCH = 64
+
+
+def sample_by_class(
+    train: ImageSource | TextSource, names: Sequence[str], samples: int, seed: int
+) -> tuple[Subset | TextSource, list[str]]:
+    """Return labelled samples, in proportion by class, and the classes of which a single one would be among them.
+
+    Args:
+        train: with one class a sample.
+        names: of the classes.
+        samples: how many, at most.
+        seed: draws them.
+
+    Raises:
+        UserError: there are fewer than two classes with two samples or more.
+    """
+    labels = np.array(train.labels)
+    wanted = range(len(names))
+    generator = np.random.default_rng(seed)
+    shuffled = [generator.permutation(np.flatnonzero((labels == label) & (labels != UNLABELLED))) for label in wanted]
+    # A sample's place among those of its class, from 0 to 1: the first so many of all are as many of each in proportion.
+    ranks = np.concatenate([(np.arange(len(members)) + 0.5) / max(len(members), 1) for members in shuffled])
+    chosen = np.concatenate(shuffled)[np.argsort(ranks, kind="stable")[:samples]]
+    counts = {label: int((labels[chosen] == label).sum()) for label in wanted}
+    kept = np.sort(chosen[[counts[label] > 1 for label in labels[chosen]]])
+    if len(np.unique(labels[kept])) < 2:
+        is_text = isinstance(train, TextSource)
+        raise UserError(
+            f"The sample of {len(chosen)} labelled {'text' if is_text else 'image'}s has fewer than two classes with two"
+            " or more.",
+            f"Give more --samples{'' if is_text else ', or other --classes'}.",
+        )
+    taken = train.take(kept) if isinstance(train, TextSource) else Subset(train, kept)
+    return taken, [names[label] for label, count in counts.items() if count == 1]
 
 
 class Features(NamedTuple):

@@ -97,8 +97,11 @@ def _measured(job: Job, sample: ImageSource | TextSource, accelerator: Accelerat
     remembered = None
     if accelerator.is_main_process and job.config.task_extension is None:
         tokens = repr(job.student.facts.preprocessing) if job.config.task in OVER_TOKENS else ""
+        assert job.teacher is not None
         remembered = Remembered(
-            job,
+            job.config,
+            job.teacher,
+            job.data,
             sample,
             kind="metrics",
             task=[job.config.task, job.data.facts.label_scale, job.config.data.mask_probability, tokens],

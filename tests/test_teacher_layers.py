@@ -5,7 +5,8 @@ import torch
 
 from kdcli.config import parse_config
 from kdcli.job import prepare_job
-from kdcli.teacher_layers import nearest_other_means, score_layers
+from kdcli.teacher_features import nearest_other_means
+from kdcli.teacher_layers import score_layers
 
 
 def test_nearest_other_means_is_the_loop_over_samples():

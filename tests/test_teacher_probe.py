@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from kdcli import teacher_probe
+from kdcli import teacher_cache, teacher_features
 
 SIZE = ("--set", "teacher.image_size=32", "--set", "student.image_size=32", "--set", "data.workers=0")
 RUN = ("--student", "test_resnet", "--batch-size", "16", "--epochs", "1", "--device", "cpu", *SIZE)
@@ -40,7 +40,8 @@ def place(tmp_path_factory):
     torch.manual_seed(0)
     state = timm.create_model("test_vit", num_classes=7).state_dict()
     torch.save(state, cwd / "good.pth")
-    torch.save(state | {"norm.weight": 0 * state["norm.weight"]}, cwd / "constant.pth")
+    blind = {name: 0 * value for name, value in state.items() if name.startswith("patch_embed.")}
+    torch.save(state | blind, cwd / "constant.pth")
     return cwd
 
 
@@ -54,6 +55,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def plan_of(place, run_cli):
     def plan(*arguments, data="colours", teacher=("--teacher", "test_vit", "--teacher-weights", "good.pth"), cwd=place):
+        teacher_cache._of_this_process.clear()  # as a process of its own
         command = ("distill", *teacher, "--data", data, *RUN, "--dry-run", "--log-format", "json", *arguments)
         outcome = run_cli(*command, cwd=cwd)
         assert outcome.exit_code == 0, outcome.stderr
@@ -72,13 +74,15 @@ def test_a_teacher_that_knows_the_classes(plan_of):
     plan = plan_of()
     decision = probed(plan)
     assert plan["relation"] == "cross"
-    assert decision["value"] == f"accuracy {plan['teacher_probe']['accuracy']:.4f}, 90 training images of 3 classes"
+    (tap,) = {method["teacher_tap"] for method in plan["methods"] if method["method"] == "projection"}
+    found = plan["teacher_probe"]["accuracy"]
+    assert decision["value"] == f"accuracy {found:.4f} ({tap}), 90 training images of 3 classes"
     assert plan["teacher_probe"]["accuracy"] > 0.9
     assert plan["teacher_probe"]["level"] == "above"
     assert "Guessing gives an accuracy of 0.33" in decision["reason"]
-    assert f"the pixels themselves (8x8) {plan['teacher_probe']['of_input']:.4f}" in decision["reason"]
+    assert f"the images themselves, 8x8 pixels, {plan['teacher_probe']['of_input']:.4f}" in decision["reason"]
     assert "Warning" not in decision["reason"]
-    assert " Took " in decision["reason"]
+    assert decision["reason"].endswith(" s, once.")
 
 
 def test_an_untrained_teacher_is_probed_too(plan_of):
@@ -98,7 +102,7 @@ def test_features_that_tell_nothing_are_warned_of(plan_of, data, weights, monkey
     is_told_by_pixels = plan["teacher_probe"]["of_input"] > 0.9
     assert is_told_by_pixels == (data == "colours")
     if data == "noise":
-        monkeypatch.setattr(teacher_probe, "MOST_SAMPLES", 12)
+        monkeypatch.setattr(teacher_features, "MOST_SAMPLES", 12)
         few = plan_of(data=data)
         assert few["teacher_probe"]["level"] != "above"
 
@@ -118,33 +122,33 @@ def test_no_probe_without_a_reason(plan_of):
     assert alone["reason"] == "There are no two classes with two labelled training images each."
 
 
-def test_a_sample_of_samples_and_of_classes(plan_of, monkeypatch):
-    """Twelve images at most are four of each class; of a costly teacher they are as few as may be; classes want two each."""
-    monkeypatch.setattr(teacher_probe, "MOST_SAMPLES", 12)
+def test_a_costly_teacher_gets_fewer_samples(plan_of, monkeypatch):
+    monkeypatch.setattr(teacher_features, "MOST_SAMPLES", 12)
     assert plan_of()["teacher_probe"]["samples"] == 12
-    monkeypatch.setattr(teacher_probe, "_PER_CLASS", 6)
-    assert probed(plan_of())["value"].endswith("12 training images of 2 classes")
-    monkeypatch.setattr(teacher_probe, "MOST_MACS", 1.0)
-    monkeypatch.setattr(teacher_probe, "MOST_SAMPLES", 500)
-    monkeypatch.setattr(teacher_probe, "FEWEST_SAMPLES", 9)
-    monkeypatch.setattr(teacher_probe, "_PER_CLASS", 3)
+    monkeypatch.setattr(teacher_features, "MOST_MACS", 1.0)
+    monkeypatch.setattr(teacher_features, "MOST_SAMPLES", 500)
+    monkeypatch.setattr(teacher_features, "FEWEST_SAMPLES", 9)
     assert plan_of()["teacher_probe"]["samples"] == 9
 
 
 def test_what_is_known_is_not_measured_again_until_teacher_or_data_change(plan_of, place, tmp_path, cache, monkeypatch):
     runs = []
-    measure = teacher_probe._probe
+    measure = teacher_features.features_of
 
-    def count(*arguments):
+    def count(*arguments, **options):
         runs.append(1)
-        return measure(*arguments)
+        return measure(*arguments, **options)
 
-    monkeypatch.setattr(teacher_probe, "_probe", count)
+    monkeypatch.setattr(teacher_features, "features_of", count)
     first = plan_of()
     again = plan_of("--seed", "5", "--set", "optim.lr=0.01")
-    assert (len(runs), len(list(cache.iterdir()))) == (1, 1)
+    assert (len(runs), len(list(cache.iterdir()))) == (1, 1), (
+        "the layer is chosen and probed by one pass over the sample"
+    )
     assert again["teacher_probe"] == first["teacher_probe"]
-    assert probed(again)["reason"].endswith("Known from an earlier plan.")
+    assert probed(again) == probed(first)
+    (before,) = (decision for decision in first["decisions"] if decision["name"] == "teacher's layer")
+    assert before in again["decisions"], "all seeds take one layer"
     moved = shutil.copytree(place / "colours", tmp_path / "moved")
     plan_of(data=moved)
     assert len(runs) == 1, "it is the samples that count, not where they lie"
@@ -158,9 +162,12 @@ def test_what_is_known_is_not_measured_again_until_teacher_or_data_change(plan_o
     torch.save(state | {"norm.bias": state["norm.bias"] + 0.1}, tmp_path / "other.pth")
     plan_of(teacher=("--teacher", "test_vit", "--teacher-weights", tmp_path / "other.pth"))
     assert len(runs) == 4, "other weights"
-    plan_of("--feature-layers", "pooled:blocks.0")
+    asked = plan_of("--feature-layers", "pooled:norm")
     plan_of("--set", "teacher.mean=[0,0,0]")
     assert len(runs) == 6, "other features, another input"
+    assert plan_of()["teacher_probe"] == first["teacher_probe"] != asked["teacher_probe"]
+    assert plan_of("--feature-layers", "pooled:norm")["teacher_probe"] == asked["teacher_probe"]
+    assert len(runs) == 6, "what is known of other features stays"
     for file in cache.iterdir():
         file.write_text('{"accuracy": 5}')
     plan_of()
@@ -170,7 +177,10 @@ def test_what_is_known_is_not_measured_again_until_teacher_or_data_change(plan_o
 def test_a_cache_that_can_not_be_written_costs_nothing(plan_of, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    runs, measure = [], teacher_features.features_of
+    monkeypatch.setattr(teacher_features, "features_of", lambda *a, **k: runs.append(1) or measure(*a, **k))
     assert plan_of()["teacher_probe"]["level"] == "above"
+    assert len(runs) == 1
 
 
 def test_unreadable_images_are_left_out(plan_of, place, tmp_path):
