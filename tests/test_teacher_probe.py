@@ -165,8 +165,8 @@ def test_what_is_known_is_not_measured_again_until_teacher_or_data_change(plan_o
     asked = plan_of("--feature-layers", "pooled:norm")
     plan_of("--set", "teacher.mean=[0,0,0]")
     assert len(runs) == 6, "other features, another input"
-    assert plan_of()["teacher_probe"] == first["teacher_probe"] != asked["teacher_probe"]
-    assert plan_of("--feature-layers", "pooled:norm")["teacher_probe"] == asked["teacher_probe"]
+    assert probed(plan_of())["value"] == probed(first)["value"] != probed(asked)["value"]
+    assert probed(plan_of("--feature-layers", "pooled:norm"))["value"] == probed(asked)["value"]
     assert len(runs) == 6, "what is known of other features stays"
     for file in cache.iterdir():
         file.write_text('{"accuracy": 5}')
