@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,21 @@ from kdcli.facts import LANGUAGE_MODELING
 from kdcli.job import Job, reopen_job
 from kdcli.methods.projected import Projected, channels_last
 from kdcli.normalize import identity
+from kdcli.paper_figures import LANDSCAPE_PANELS, TSNE_PANELS, draw_landscapes, draw_tsne
+from kdcli.projectors import describe_projector, projector_name
 from kdcli.provenance import OLD, changes_since, insist_unchanged, read_record, take_record
-from kdcli.report import plot_decomposition, plot_evolution, plot_spectrum
+from kdcli.ranks import conclude, summarize_ranks
+from kdcli.report import plot_decomposition, plot_evolution, plot_ranks, plot_spectrum
 from kdcli.run_folder import RunFolder
 from kdcli.teacher import LiveTeacher
+from kdcli.text import check_argument
 
 Table = tuple[str, list[str], list[list[str]]]
 _MAX_POSITIONS = 2**15
 """Of a projector on maps, as far as each sample has one."""
+MAX_RUNS = 24
+"""So many can be drawn side by side."""
+_WITH_A_MATRIX = "Analyse a run with a linear, orthogonal or inverted projector."
 
 
 def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, Any], list[Path]]:
@@ -63,27 +72,32 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
             f"{run.path / 'spectra.safetensors'} does not go with the run's config.yaml: {', '.join(sorted(unknown))}.",
             "Repeat the run.",
         )
-    num_samples, features = _features(job, source, resolve_device(device))
+    place = resolve_device(device)
+    num_samples, features = _features(job, source, place)
+    initial, trained = job.initial_projectors(), job.distiller.projector_matrices()
 
     folder = run.path / "analysis"
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"Can't write to {folder}: {error.strerror}.", "Move what stands in its way.") from error
-    spectra = run.read_tensors("spectra.safetensors")
-    results, files = {}, []
-    aligned = {
-        id(pair) for _, method in job.distiller.each_method() if method.is_aligned for pair in method.projections()
-    }
+    spectra, run_name = run.read_tensors("spectra.safetensors"), run.path.resolve().name
+    results: dict[str, dict[str, Any]] = {}
+    files: list[Path] = []
+    methods = {id(pair): method for _, method in job.distiller.each_method() for pair in method.projections()}
     for name, pair in found.items():
+        method = methods[id(pair)]
         try:
-            result = _analyze(pair, features[name], has_residual=id(pair) in aligned)
+            result = _analyze(pair, features[name], has_residual=method.is_aligned)
         except ValueError as error:
             raise UserError(f"{name} can't be analysed: {error}.", "Repeat the run, with a lower --lr.") from error
         history, steps = _history(run, spectra, name)
         result["evolution"] = {"steps": steps.tolist(), **rank_evolution(history)}
+        result["moved"] = _moved(initial[name], trained[name], history[0])
+        result |= {"lr_scale": pair.lr_scale, "weight": method.weight, "is_balanced": method.is_balanced}
+        result["conclusion"] = conclude(result)
         results[name] = result
-        title = f"{type(pair.projector).__name__} of {run.path.resolve().name}"
+        title = describe_projector(pair.projector, run_name)
         files += [
             plot_spectrum(
                 folder / f"spectrum-{name}.png",
@@ -105,16 +119,112 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
         if parts is not None:
             files.append(plot_decomposition(folder / f"decomposition-{name}.png", parts, title=title))
             result["decomposition"] = parts.to_json()
+        result["tsne"] = draw_tsne(
+            folder / f"tsne-{name}.png",
+            pair,
+            features[name].student,
+            features[name].teacher,
+            labels=features[name].labels,
+            class_names=job.data.facts.class_names,
+            title=title,
+            samples=f"{'positions of ' if features[name].are_positions else ''}{split} {_noun(job)}s",
+        )
+        if result["tsne"] is None:
+            notes.append(f"No t-SNE of {num_samples} {_noun(job)}s: they are too few.")
+        else:
+            files.append(folder / f"tsne-{name}.png")
+    landscapes = draw_landscapes(folder, job, source, device=place, split=split, run_name=run_name)
+    files += [folder / f"landscape-{name}.png" for name in landscapes]
+    if isinstance(source, TextSource):
+        notes.append("The loss over directions of the input is drawn for images alone.")
     analysis = {
+        "relation": job.plan.relation,
         "split": split,
         "samples": _noun(job),
         "num_samples": num_samples,
         "projectors": results,
+        "landscapes": landscapes,
         "forced": [*dict.fromkeys((*run.forced, *forced))],
         "notes": notes,
     }
     run.write_text("analysis/analysis.json", json.dumps(analysis, indent=2) + "\n")
     return analysis, [run.path / "analysis" / "analysis.json", *files]
+
+
+def choose_projectors(runs: Sequence[RunFolder], *, output: Path | None) -> tuple[list[RunFolder], list[RunFolder]]:
+    """Return the runs to analyse, and of several those that have no projector that is a matrix.
+
+    Args:
+        runs: as asked for.
+        output: the folder for what is drawn of several, which is made; None for none.
+
+    Raises:
+        UserError: a run is given twice, there are too many, or ``output`` has no use or can't be made.
+    """
+    if output is not None:
+        check_argument("--output", output)
+    for path, count in Counter(run.path.resolve() for run in runs).items():
+        if count > 1:
+            raise UserError(f"The run {path} is given {count} times.", "Give each run once.")
+    chosen = [run for run in runs if projector_names(run)] if len(runs) > 1 else list(runs)
+    if not chosen:
+        raise UserError(f"None of the {len(runs)} runs has a projector with a matrix.", _WITH_A_MATRIX)
+    if len(chosen) > MAX_RUNS:
+        raise UserError(
+            f"{len(chosen)} runs have projectors, and at most {MAX_RUNS} are put side by side.",
+            "Give fewer, such as one seed of each recipe.",
+        )
+    if len(chosen) == 1 and output is not None:
+        raise UserError(
+            "--output is for several runs that are put side by side, and there is one.",
+            f"Leave it out: what is written goes to {chosen[0].path / 'analysis'}.",
+        )
+    if output is not None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Can't write to {output}: {error.strerror}.", "Give another --output.") from None
+    return chosen, [run for run in runs if run not in chosen]
+
+
+def compare_projectors(
+    runs: Sequence[RunFolder], analyses: Sequence[dict[str, Any]], *, output: Path | None
+) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Put the ranks of several analysed runs side by side.
+
+    Args:
+        runs: at most ``MAX_RUNS``.
+        analyses: of each what :func:`analyze_run` returned.
+        output: an existing folder for ``ranks.png`` and ``ranks.json``; None writes nothing.
+
+    Returns:
+        What :func:`kdcli.ranks.summarize_ranks` says of every projector, and the files written.
+    """
+    paths = [run.path.resolve() for run in runs]
+    root = os.path.commonpath([path.parent for path in paths])
+    summaries: list[dict[str, Any]] = []
+    panels = []
+    for run, path, analysis in zip(runs, paths, analyses, strict=True):
+        found = summarize_ranks(path.relative_to(root).as_posix(), analysis)
+        summaries += found
+        spectra = run.read_tensors("spectra.safetensors")
+        for name, summary in zip(analysis["projectors"], found, strict=True):
+            history, steps = _history(run, spectra, name)
+            panels.append((summary["run"], f"{summary['relation']}, {summary['projector']}", steps, history))
+    if output is None:
+        return summaries, []
+    RunFolder(output).write_text("ranks.json", json.dumps(summaries, indent=2) + "\n")
+    picture = plot_ranks(output / "ranks.png", panels, title="Projectors over the training")
+    return summaries, [output / "ranks.json", picture]
+
+
+def _moved(initial: Tensor, matrix: Tensor, first_values: Tensor) -> float | None:
+    """Return ``‖P − P_0‖_F / ‖P_0‖_F``; None where ``P_0`` is not what the run started with, by its singular values."""
+    start, end = initial.double().cpu(), matrix.double().cpu()
+    values = first_values.double()
+    if start.shape != end.shape or not torch.allclose(singular_values(start), values, rtol=1e-3, atol=0):
+        return None
+    return float((end - start).norm() / start.norm())
 
 
 def _check_record(run: RunFolder, job: Job, split: str) -> tuple[list[str], list[str]]:
@@ -136,7 +246,7 @@ def _noun(job: Job) -> str:
 
 
 def tables(analysis: dict[str, Any]) -> Iterator[Table]:
-    """Yield the tables for the terminal."""
+    """Yield the tables of one run for the terminal."""
     noun = analysis["samples"]
     for name, result in analysis["projectors"].items():
         spectrum, parts, evolution = result["spectrum"], result["decomposition"], result["evolution"]
@@ -171,6 +281,22 @@ def tables(analysis: dict[str, Any]) -> Iterator[Table]:
             ["between", "CKA"],
             [[pair.replace("_", " "), f"{value:.4f}"] for pair, value in result["linear_cka"].items()],
         )
+        if (drawn := result["tsne"]) is not None and drawn["knn_accuracy"]:
+            yield (
+                f"Features of the {drawn['features_of']}, {drawn['num_samples']} {noun}s",
+                ["", f"{drawn['neighbours']}-NN accuracy"],
+                [[TSNE_PANELS[panel], f"{value:.1%}"] for panel, value in drawn["knn_accuracy"].items()],
+            )
+    for name, drawn in analysis["landscapes"].items():
+        keys = ("loss", "relative_range", "relative_curvature")
+        yield (
+            f"{name}: loss while {drawn['num_images']} {analysis['split']} images move",
+            ["", "at the images", "range over that", "curvature over that"],
+            [
+                [LANDSCAPE_PANELS[kind], *("-" if panel[key] is None else f"{panel[key]:.4g}" for key in keys)]
+                for kind, panel in drawn["panels"].items()
+            ],
+        )
 
 
 @torch.no_grad()
@@ -189,7 +315,7 @@ def _analyze(pair: Projected, features: _Features, *, has_residual: bool) -> dic
         projected_pair = {"projected_student_and_teacher": linear_cka(student_side, teacher_side)}
     before = projector.direction == "student_to_teacher" and pair.normalize_student is not identity
     return {
-        "kind": type(projector).__name__.removesuffix("Projector").lower(),
+        "kind": projector_name(projector),
         "direction": projector.direction,
         "spectrum": summarize(matrix).to_json(),
         "singular_values": singular_values(matrix).tolist(),
@@ -208,18 +334,21 @@ class _Features:
         student: (N, d_s), float32 on the CPU.
         teacher: (N, d_t), likewise.
         are_positions: whether the rows are positions.
+        labels: classes int64 (N,), ``UNLABELLED`` for none; None where the rows have no classes of their own.
     """
 
     student: Tensor
     teacher: Tensor
     are_positions: bool
+    labels: Tensor | None
 
 
 @torch.no_grad()
 def _features(job: Job, source: ImageSource | TextSource, device: torch.device) -> tuple[int, dict[str, _Features]]:
     """Return the number of readable samples of ``source``, and by name what each projector is applied to."""
-    distiller, model = job.distiller.to(device).eval(), job.teacher
+    distiller, model = job.distiller, job.teacher
     assert model is not None
+    distiller.student.to(device).eval()
     methods = {name: method for name, method in distiller.each_method() if method.projections()}
 
     def read(kind: str) -> tuple[str, ...]:
@@ -230,7 +359,9 @@ def _features(job: Job, source: ImageSource | TextSource, device: torch.device) 
     most = max(1, _MAX_POSITIONS // max(1, len(source)))
     generator = torch.Generator().manual_seed(0)
     num_samples = 0
-    found: dict[str, list[_Features]] = {name: [] for name in distiller.projections()}
+    targets: list[Tensor] = []
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in distiller.projections()}
+    of_maps: set[str] = set()
     for batch in job.eval_loader(source, job.shared_preprocessing()):
         if not len(batch):
             continue
@@ -238,36 +369,49 @@ def _features(job: Job, source: ImageSource | TextSource, device: torch.device) 
         ours = student(student.prepare(batch), taps=student_taps, maps=student_maps, logits=False)
         theirs = teacher(batch)
         sides = [pair for method in methods.values() for pair in method.sides(ours, theirs)]
-        for parts, pair in zip(found.values(), sides, strict=True):
+        for (name, parts), pair in zip(found.items(), sides, strict=True):
             parts.append(_rows(*pair, most=most, generator=generator))
+            of_maps |= {name} if pair[0].ndim > 2 else set()
         num_samples += len(sides[0][0])
+        targets.append(batch.targets.cpu())
+    labels = torch.cat(targets) if job.data.facts.label_kind in ("class", "words") else None
     return num_samples, {
         name: _Features(
-            torch.cat([part.student for part in parts]),
-            torch.cat([part.teacher for part in parts]),
-            parts[0].are_positions,
+            torch.cat([student for student, _ in parts]),
+            torch.cat([teacher for _, teacher in parts]),
+            name in of_maps,
+            None if name in of_maps else labels,
         )
         for name, parts in found.items()
     }
 
 
-def _rows(student: Tensor, teacher: Tensor, *, most: int, generator: torch.Generator) -> _Features:
+def _rows(student: Tensor, teacher: Tensor, *, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return features as they are, of maps at most so many positions of each sample."""
     if student.ndim == 2:
-        return _Features(student.float().cpu(), teacher.float().cpu(), are_positions=False)
+        return student.float().cpu(), teacher.float().cpu()
     ours, theirs = (side.flatten(1, 2).float().cpu() for side in channels_last(student, teacher))
     order = torch.rand(ours.shape[:2], generator=generator).argsort(dim=1)[:, :most, None]
     ours, theirs = (side.gather(1, order.expand(-1, -1, side.shape[2])).flatten(0, 1) for side in (ours, theirs))
-    return _Features(ours, theirs, are_positions=True)
+    return ours, theirs
+
+
+def projector_names(run: RunFolder) -> list[str]:
+    """Return the names of the run's methods whose projector is a matrix, read from its files alone; none of a run of others."""
+    return [name for name in run.read_tensors("spectra.safetensors") if name != "steps"]
 
 
 def _matrix_projections(run: RunFolder) -> list[str]:
-    """Return the names of the run's methods whose projector is a matrix, read from its files alone."""
-    names = [name for name in run.read_tensors("spectra.safetensors") if name != "steps"]
+    """Return the names of the run's methods whose projector is a matrix.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = projector_names(run)
     if not names:
         raise UserError(
             f"The run {run.path} has no projector with a matrix: it has none at all, or an MLP.",
-            "Analyse a run with a linear, orthogonal or inverted projector.",
+            _WITH_A_MATRIX,
         )
     return names
 

@@ -589,9 +589,16 @@ def export(
 
 @app.command()
 def analyze_projector(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of kdcli distill.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders of kdcli distill, or of kdcli sweep.", show_default=False),
+    ],
     split: Annotated[str, typer.Option(help="Held-out data to analyse on: validation or test.")] = "validation",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Of several runs: write ranks.png and ranks.json there.", show_default=False),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -602,26 +609,48 @@ def analyze_projector(
     """Show what the projector kept, what it threw away, and how that evolved.
 
     Prints singular values and ranks, the knowledge-transfer/spectral decomposition on held-out data and linear CKA;
-    writes RUN/analysis/analysis.json and plots.
+    writes RUN/analysis/analysis.json and plots, among them t-SNE of the features and, for images, the loss while the
+    input moves. Several runs are each analysed so, and their ranks are put side by side.
 
     Examples:
 
         kdcli analyze-projector runs/quickstart
 
         kdcli analyze-projector runs/quickstart --split test
+
+        kdcli analyze-projector runs/same runs/cross runs/random --output runs/ranks
     """
+    from kdcli.compare import find_runs
     from kdcli.console import console, show_lines, show_table
     from kdcli.run_folder import RunFolder
 
-    opened = RunFolder.open(run, force=force)
-    from kdcli.analyze import analyze_run, tables
+    opened = [RunFolder.open(run, force=force) for run in find_runs(runs)]
+    from kdcli.analyze import analyze_run, choose_projectors, compare_projectors, tables
+    from kdcli.ranks import tabulate
 
-    with console.status("Analysing"):
-        analysis, files = analyze_run(opened, split=split, device=device)
-    for title, columns, rows in tables(analysis):
-        show_table(title, columns, rows)
-    show_lines([*analysis["forced"], *analysis["notes"]])
+    chosen, left_out = choose_projectors(opened, output=output)
+    analyses, files = [], []
+    with console.status("Analysing") as status:
+        for number, run in enumerate(chosen, 1):
+            if len(chosen) > 1:
+                status.update(f"Analysing {number} of {len(chosen)}")
+            analysis, written = analyze_run(run, split=split, device=device)
+            analyses.append(analysis)
+            files += written
+    if len(chosen) == 1:
+        for title, columns, rows in tables(analyses[0]):
+            show_table(title, columns, rows)
+        show_lines(result["conclusion"] for result in analyses[0]["projectors"].values())
+    else:
+        summaries, written = compare_projectors(chosen, analyses, output=output)
+        files = [*(run.path / "analysis" for run in chosen), *written]
+        _show_wide_table("Projectors from the start to the end of training", *tabulate(summaries))
+        show_lines(f"{summary['run']}: {summary['conclusion']}" for summary in summaries)
+    show_lines(f"Left out, without a projector that is a matrix: {run.path}" for run in left_out)
+    show_lines(dict.fromkeys(line for analysis in analyses for line in (*analysis["forced"], *analysis["notes"])))
     show_lines(f"Wrote {file}" for file in files)
+    if len(chosen) > 1 and output is None:
+        show_lines(["Add --output DIR for ranks.png and ranks.json."])
 
 
 @app.command()

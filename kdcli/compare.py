@@ -73,6 +73,7 @@ class Run:
         data: of a finished run a digest of every split, where recorded.
         forced: what was forced in the run or now, a sentence each.
         outcome: how it stands to its student alone, in a sentence; empty where that is not known.
+        epoch_steps: optimiser steps in one epoch; None before the first validation, and of a run of no epochs.
     """
 
     path: Path
@@ -86,6 +87,7 @@ class Run:
     data: Mapping[str, Any] = field(default_factory=dict)
     forced: tuple[str, ...] = ()
     outcome: str = ""
+    epoch_steps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -297,9 +299,22 @@ def _read_run(folder: RunFolder, name: str, recipe: str | None) -> Run:
         metrics |= {f"embedding {key}": value for key, value in _metrics(result.embedding)}
         for split, values in result.teacher.items():
             metrics |= {f"teacher {split} {key}": value for key, value in _metrics(values)}
+    epoch_steps = next((line["step"] / line["epoch"] for line in validation if line.get("epoch")), None)
     origin = _origin(folder, result)
     outcome = "" if result is None or result.outcome is None else result.outcome.sentence
-    return Run(path, name, config.seed, settings, metrics, curves, result is not None, recipe, *origin, outcome)
+    return Run(
+        path,
+        name,
+        config.seed,
+        settings,
+        metrics,
+        curves,
+        result is not None,
+        recipe,
+        *origin,
+        outcome=outcome,
+        epoch_steps=epoch_steps,
+    )
 
 
 def _origin(folder: RunFolder, result: Finished | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
@@ -563,7 +578,14 @@ def write_comparison(comparison: Comparison, output: Path) -> list[Path]:
         label: {_legend(group): [run.curves.get(label, {}) for run in group.runs] for group in comparison.groups}
         for label in labels
     }
-    plot_learning_curves(output / "curves.png", panels, title="Learning curves", logarithmic=["training loss"])
+    epochs = {run.epoch_steps for run in comparison.runs if run.epoch_steps is not None}
+    plot_learning_curves(
+        output / "curves.png",
+        panels,
+        title="Learning curves",
+        logarithmic=["training loss"],
+        epoch_steps=epochs.pop() if len(epochs) == 1 else None,
+    )
     return [output / name for name in ("compare.csv", "compare.md", "curves.png")]
 
 

@@ -121,6 +121,12 @@ class Job:
         """Build the student once more, as it was before training."""
         return _build_student(self.config, self.data, self.teacher)
 
+    def initial_projectors(self) -> dict[str, Tensor]:
+        """Build the matrices of the projectors once more, as they were before training, by their methods' names."""
+        context = _context(self.config, self.plan, self.task, self.data, self.teacher, self.student)
+        methods = _build_methods(self.plan.methods, context, seed=self.config.seed)
+        return Distiller(self.student, methods).projector_matrices()
+
     @property
     def measures_teacher(self) -> bool:
         """Whether the teacher predicts just what the student does, so that its own metrics stand beside the student's."""
@@ -379,7 +385,17 @@ def assemble_job(
     """
     build = build_task if config.task_extension is None else load_task(config.task_extension).from_facts
     task = build(data.facts, reference=teacher_embedder(teacher))
-    context = Context(
+    context = _context(config, plan, task, data, teacher, student)
+    distiller = Distiller(student, _build_methods(plan.methods, context, seed=config.seed))
+    pieces = _cutter(config, teacher, student, data.facts.class_names) if config.task in OVER_TOKENS else None
+    return Job(plan.resolve(config), plan, task, data, teacher, distiller, pieces)
+
+
+def _context(
+    config: RunConfig, plan: Plan, task: Task, data: ImageData | TextData, teacher: Model | None, student: Model
+) -> Context:
+    """Return what the methods are built from."""
+    return Context(
         task,
         student.facts,
         None if teacher is None else teacher.facts,
@@ -392,9 +408,6 @@ def assemble_job(
         ),
         seed=config.seed,
     )
-    distiller = Distiller(student, _build_methods(plan.methods, context, seed=config.seed))
-    pieces = _cutter(config, teacher, student, data.facts.class_names) if config.task in OVER_TOKENS else None
-    return Job(plan.resolve(config), plan, task, data, teacher, distiller, pieces)
 
 
 _NOT_OF_EVAL_DATA = (

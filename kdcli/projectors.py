@@ -169,6 +169,17 @@ class InvertedProjector(_MatrixProjector):
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(teacher_dim, student_dim)))
 
 
+def projector_name(projector: Projector) -> str:
+    """Return what ``projector`` is called in a config."""
+    return type(projector).__name__.removeprefix("Parametrized").removesuffix("Projector").lower()
+
+
+def describe_projector(projector: Projector, run: str) -> str:
+    """Return a heading for what is drawn of the projector of ``run``, with the map that keeps an orthogonal one so."""
+    how = f" ({projector.orthogonal_map})" if isinstance(projector, OrthogonalProjector) else ""
+    return f"{projector_name(projector).capitalize()} projector{how} of {run}"
+
+
 def restore_projector(
     name: ProjectorName, tensors: Mapping[str, Tensor], student_dim: int, *, orthogonal_map: OrthogonalMap
 ) -> Projector:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcli.analysis import DEFAULT_RELATIVE_THRESHOLD, Decomposition
+from kdcli.analysis import DEFAULT_RELATIVE_THRESHOLD, Decomposition, rank_evolution
 from kdcli.files import write_atomically
 
 if TYPE_CHECKING:
@@ -453,8 +453,9 @@ def plot_learning_curves(
     *,
     title: str,
     logarithmic: Collection[str] = (),
+    epoch_steps: float | None = None,
 ) -> Path:
-    """Draw panels below one another, each with a curve a group over the steps.
+    """Draw panels below one another, each with a curve a group over the epochs, or the steps.
 
     A group's line is the mean over its runs at the steps that all of them recorded, its band their range, and its thin
     lines the runs; a run without any record is left out.
@@ -466,6 +467,7 @@ def plot_learning_curves(
         title: heading of the picture.
         logarithmic: labels of the panels that get a logarithmic axis where their values are positive and span more
             than a factor of ten.
+        epoch_steps: optimiser steps in one epoch, to count epochs on the horizontal axis; None counts steps.
 
     Returns:
         The path.
@@ -484,7 +486,8 @@ def plot_learning_curves(
     for axes, (label, groups) in zip(stack, panels.items(), strict=True):
         _style(axes)
         for number, curves in enumerate(groups.values()):
-            _draw_group(axes, [curve for curve in curves if curve], number, opacity=1 if len(names) <= 4 else 0.5)
+            scaled = [{step / (epoch_steps or 1): value for step, value in curve.items()} for curve in curves if curve]
+            _draw_group(axes, scaled, number, opacity=1 if len(names) <= 4 else 0.5)
         values = [value for curves in groups.values() for curve in curves for value in curve.values()]
         if label in logarithmic and values and 0 < 10 * min(values) < max(values):
             axes.set_yscale("log")
@@ -494,8 +497,8 @@ def plot_learning_curves(
         axes.set_ylabel(_drawable(label), parse_math=False)
     steps = {step for groups in panels.values() for curves in groups.values() for curve in curves for step in curve}
     if steps:
-        _limit_x(stack[-1], np.array(sorted(steps), dtype=np.float64))
-    stack[-1].set_xlabel("step")
+        _limit_x(stack[-1], np.array(sorted(steps), dtype=np.float64) / (epoch_steps or 1))
+    stack[-1].set_xlabel("step" if epoch_steps is None else "epoch")
     figure.suptitle(_drawable(title), x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK, parse_math=False)
     if any(len(curves) > 1 for curves in groups_of_first.values()):
         subtitle = "bold: mean over the seeds; band: their range; thin: each seed"
@@ -520,7 +523,7 @@ def _group_style(number: int) -> dict[str, Any]:
     return {"color": _GROUP_COLORS[number % len(_GROUP_COLORS)], "linestyle": linestyle, "marker": marker}
 
 
-def _draw_group(axes: Axes, curves: Sequence[Mapping[int, float]], number: int, *, opacity: float) -> None:
+def _draw_group(axes: Axes, curves: Sequence[Mapping[float, float]], number: int, *, opacity: float) -> None:
     if not curves:
         return
     style = _group_style(number)
@@ -596,3 +599,275 @@ def plot_confusion(path: str | Path, counts: Any, *, class_names: Sequence[str],
     bar.outline.set_visible(False)
     _title(axes, title, subtitle if totals.all() else f"{subtitle}; grey: no images", gap=8)
     return _save(figure, path)
+
+
+# --- t-SNE of features under maps ------------------------------------------------------------------------------------
+
+_MAX_MARKED_CLASSES = len(_GROUP_COLORS) * len(_GROUP_STYLES)
+"""So many classes are told apart by colour and marker; the others are grey."""
+_HEADING = 0.62
+"""Inches for the two lines over the panels of a picture."""
+
+
+def plot_tsne(
+    path: str | Path,
+    panels: Mapping[str, Any],
+    *,
+    title: str,
+    subtitle: str,
+    remarks: Mapping[str, str],
+    labels: Sequence[int] | None = None,
+    class_names: Sequence[str] = (),
+) -> Path:
+    """Draw four layouts of the same samples, coloured by class.
+
+    As in Figure 3 of VkD (CVPR 2024, arXiv 2403.06213). Classes are told apart by one of 7 colours and 3 markers; of more
+    than 21 classes the most frequent get them.
+
+    Args:
+        path: the PNG to write, 1350 pixels wide and the higher the more rows the legend takes; its folder is created.
+        panels: name -> ``(N, 2)`` points, up to four.
+        title: heading of the picture.
+        subtitle: the line below it.
+        remarks: what to write beside a panel's name, by the name.
+        labels: N class indices, negative for none; None to leave the colours out.
+        class_names: by index.
+
+    Returns:
+        The path.
+    """
+    points = {name: _array(values, 2, f"panels[{name!r}]") for name, values in panels.items()}
+    count = len(next(iter(points.values())))
+    classes = np.full(count, -1) if labels is None else np.asarray(labels)
+    if any(values.shape != (count, 2) for values in points.values()) or classes.shape != (count,):
+        raise ValueError(f"every panel must hold {count} points (x, y) and every point have a label")
+    groups = _class_groups(classes, class_names, has_labels=labels is not None)
+    num_columns = min(5, len(groups), max(1, 120 // (max(len(name) for name, _, _ in groups) + 6)))
+    num_rows = -(-len(groups) // num_columns)
+
+    figure = _figure(9.0, 9.2 + 0.2 * num_rows)
+    grid = figure.subplots(2, 2, squeeze=False).ravel()
+    for axes in grid[len(points) :]:
+        axes.set_axis_off()
+    for axes, (name, values) in zip(grid, points.items(), strict=False):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color(_FAINT)
+        for _, style, members in groups:
+            axes.scatter(*values[members].T, s=15, linewidths=0, alpha=0.8, **style)
+        axes.margins(0.04)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_title(name, loc="left", fontsize=10.5, color=_INK)
+        if remark := remarks.get(name):
+            axes.set_title(remark, loc="right", fontsize=9.5, color=_GREY)
+    _heading(figure, title, subtitle)
+    if labels is not None:
+        legend = figure.legend(
+            [_class_marker(style) for _, style, _ in groups],
+            [name for name, _, _ in groups],
+            loc="outside lower left",
+            ncols=num_columns,
+            fontsize=9,
+            frameon=False,
+            handletextpad=0.2,
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return _save(figure, path)
+
+
+def _class_groups(
+    classes: np.ndarray, class_names: Sequence[str], *, has_labels: bool
+) -> list[tuple[str, dict[str, Any], np.ndarray]]:
+    """Return name, style and members (N,) of every group of points, those without a class of their own first."""
+    found, counts = np.unique(classes[classes >= 0], return_counts=True)
+    most_frequent = found[np.argsort(-counts, kind="stable")][:_MAX_MARKED_CLASSES]
+    others = np.setdiff1d(found, most_frequent)
+    groups: list[tuple[str, dict[str, Any], np.ndarray]] = []
+    if (classes < 0).any():
+        color = _FAINT if has_labels else _BLUE
+        groups.append(("no label", {"color": color, "marker": "o"}, classes < 0))
+    if others.size:
+        name = "1 other class" if others.size == 1 else f"{others.size} other classes"
+        groups.append((name, {"color": _FAINT, "marker": "s"}, np.isin(classes, others)))
+    for number, index in enumerate(np.sort(most_frequent)):
+        name = _drawable(class_names[index])
+        name = name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
+        style = _group_style(number)
+        groups.append((name, {"color": style["color"], "marker": style["marker"]}, classes == index))
+    return groups
+
+
+def _class_marker(style: Mapping[str, Any]) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle="", markersize=6, markeredgewidth=0, **style)
+
+
+def _heading(figure: Figure, title: str, subtitle: str) -> None:
+    """Put title and subtitle over all panels, which make room for them."""
+    height = float(figure.get_figheight())
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, 0, 1, 1 - _HEADING / height))
+    # A run's name is no formula: between dollar signs matplotlib would look for one.
+    style: dict[str, Any] = {"ha": "left", "va": "top", "parse_math": False}
+    for text, down, size, color in ((title, 0.1, 12, _INK), (subtitle, 0.36, 9.5, _GREY)):
+        weight = "bold" if color == _INK else "normal"
+        figure.text(0.012, 1 - down / height, _drawable(text), fontsize=size, fontweight=weight, color=color, **style)
+
+
+# --- a loss over two directions of the input -------------------------------------------------------------------------
+
+
+def plot_landscape(
+    path: str | Path,
+    positions: Sequence[float],
+    panels: Mapping[str, Any],
+    *,
+    title: str,
+    subtitle: str,
+    remarks: Mapping[str, str],
+) -> Path:
+    """Draw a loss over two directions of the input, a panel a loss, each with a scale of its own.
+
+    As in Figure 4 of VkD (CVPR 2024, arXiv 2403.06213).
+
+    Args:
+        path: the PNG to write, 750 pixels wide a panel; its folder is created.
+        positions: n values along both directions.
+        panels: name -> ``(n, n)`` losses, by the first and the second direction.
+        title: heading of the picture.
+        subtitle: the line below it.
+        remarks: the line below a panel's name, by the name.
+
+    Returns:
+        The path.
+    """
+    grids = {name: _array(values, 2, f"panels[{name!r}]") for name, values in panels.items()}
+    if any(grid.shape != (len(positions),) * 2 for grid in grids.values()):
+        raise ValueError(f"every panel must be {len(positions)} x {len(positions)}")
+    figure = _figure(5.0 * len(grids), 5.2)
+    for axes, (name, grid) in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids.items(), strict=True):
+        _draw_landscape(axes, positions, grid)
+        axes.set_title(f"{name}\n{remarks.get(name, '')}".rstrip(), loc="left", fontsize=10, color=_INK)
+    _heading(figure, title, subtitle)
+    return _save(figure, path)
+
+
+def _draw_landscape(axes: Axes, positions: Sequence[float], losses: np.ndarray) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_aspect("equal")
+    axes.spines[:].set_color(_FAINT)
+    axes.tick_params(colors=_GREY, labelcolor=_INK, labelsize=9)
+    axes.set_xlabel("along the first direction")
+    axes.set_ylabel("along the second direction")
+    low, high = float(losses.min()), float(losses.max())
+    if high - low <= _NOTHING * abs(high):  # a contour needs a difference
+        levels: Sequence[float] = [low - max(abs(low), 1.0) / 2, low + max(abs(low), 1.0) / 2]
+    else:
+        levels = MaxNLocator(14).tick_values(low, high)
+    filled = axes.contourf(positions, positions, losses.T, levels=levels, cmap="viridis")
+    axes.contour(filled, colors="white", linewidths=0.5, alpha=0.6)
+    axes.plot(0, 0, marker="P", markersize=9, color=_VERMILLION, markeredgecolor="white", linestyle="")
+    axes.set_box_aspect(1)
+    bar = axes.figure.colorbar(filled, ax=axes, fraction=0.045, pad=0.02)
+    bar.ax.tick_params(labelsize=8.5, colors=_GREY, labelcolor=_INK)
+    bar.outline.set_visible(False)
+
+
+# --- the ranks of several projectors ---------------------------------------------------------------------------------
+
+_COLUMNS = 4
+_MAX_PANEL_CURVES = 32
+_MAX_PANEL_NAME = 32
+"""Characters of a name over a narrow panel; the end of a longer one is kept."""
+
+
+def plot_ranks(
+    path: str | Path,
+    panels: Sequence[tuple[str, str, Any, Any]],
+    *,
+    title: str,
+    relative_threshold: float = DEFAULT_RELATIVE_THRESHOLD,
+) -> Path:
+    """Draw how several projectors evolved side by side, with the same axes for all.
+
+    A projector has two panels: its singular values relative to the largest one at the start, as in Figure 3 of "Learning
+    to Project for Cross-Task Knowledge Distillation" (BMVC 2024, arXiv 2403.14494), on a logarithmic axis; and below them
+    its three ranks as shares of the full one. Of more than 32 singular values 32 evenly spaced ones are drawn. Time is
+    the share of the training.
+
+    Args:
+        path: the PNG to write, up to four projectors wide; its folder is created.
+        panels: of each projector its name, a line below it, ``(T,)`` steps, and ``(T, r)`` singular values, descending
+            along ``r``; T and r may differ.
+        title: heading of the picture.
+        relative_threshold: of the numerical rank.
+
+    Returns:
+        The path.
+    """
+    num_columns = min(_COLUMNS, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure = _figure(max(1.2 + 2.9 * num_columns, 6.5), 1.2 + 4.3 * num_rows)
+    grid = figure.add_gridspec(2 * num_rows, num_columns, height_ratios=(2.0, 1.2) * num_rows)
+    curves = [_relative_spectra(steps, values) for _, _, steps, values in panels]
+    top = max(float(spectra.max()) for _, spectra in curves)
+    low = min(_log_limits(spectra, relative_threshold * float(spectra.max()))[0] for _, spectra in curves)
+    for number, ((name, remark, _, _), (x, spectra)) in enumerate(zip(panels, curves, strict=True)):
+        row, column = divmod(number, num_columns)
+        upper = figure.add_subplot(grid[2 * row, column])
+        lower = figure.add_subplot(grid[2 * row + 1, column], sharex=upper)
+        _draw_panel_values(upper, x, spectra, low=low, top=1.6 * top)
+        _draw_panel_ranks(lower, x, spectra, relative_threshold)
+        name = _drawable(name)
+        name = name if len(name) <= _MAX_PANEL_NAME else f"…{name[1 - _MAX_PANEL_NAME :]}"
+        upper.set_title(f"{name}\n{_drawable(remark)}", loc="left", fontsize=9.5, color=_INK, parse_math=False)
+        upper.tick_params(labelbottom=False)
+        if column:
+            upper.tick_params(labelleft=False, which="both")
+            lower.tick_params(labelleft=False)
+        else:
+            upper.set_ylabel("singular value\nover the largest at the start", fontsize=9)
+            lower.set_ylabel("rank, % of full", fontsize=9)
+        if number + num_columns >= len(panels):
+            lower.set_xlabel("% of the training", fontsize=9)
+    _heading(figure, title, "singular values from the largest (dark) to the smallest (light); the same axes for all")
+    handles, names = lower.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower left", ncols=3, fontsize=9, frameon=False)
+    return _save(figure, path)
+
+
+def _relative_spectra(steps: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shares of the training in percent (T,), and singular values (T, r) over the largest at the start."""
+    x, spectra = _array(steps, 1, "steps"), _array(values, 2, "values")
+    if x.size != len(spectra):
+        raise ValueError(f"values must hold one spectrum for each of the {x.size} steps, got {len(spectra)}")
+    return 100 * x / (x[-1] or 1.0), spectra / (float(spectra[0].max()) or 1.0)
+
+
+def _draw_panel_values(axes: Axes, x: np.ndarray, spectra: np.ndarray, *, low: float, top: float) -> None:
+    from matplotlib import colormaps
+
+    _style(axes)
+    num_values = spectra.shape[1]
+    chosen = np.unique(np.linspace(0, num_values - 1, min(num_values, _MAX_PANEL_CURVES)).round().astype(int))
+    marker = "o" if x.size == 1 else ""
+    for index in chosen[::-1]:  # the largest values on top
+        color = colormaps["viridis"](0.9 * index / max(num_values - 1, 1))
+        axes.plot(x, np.maximum(spectra[:, index], low / 10), color=color, linewidth=1.0, marker=marker, markersize=3)
+    axes.set_yscale("log")
+    axes.set_ylim(low, top)
+
+
+def _draw_panel_ranks(axes: Axes, x: np.ndarray, spectra: np.ndarray, relative_threshold: float) -> None:
+    _style(axes)
+    marker = "o" if x.size == 1 else ""
+    for name, ranks in rank_evolution(list(spectra), relative_threshold=relative_threshold).items():
+        axes.plot(
+            x, 100 * np.asarray(ranks) / spectra.shape[1], label=f"{name} rank", marker=marker, **_RANK_STYLES[name]
+        )
+    axes.set_xlim(-3, 103)
+    axes.set_ylim(0, 108)
+    axes.set_yticks([0, 50, 100])

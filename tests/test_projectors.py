@@ -18,6 +18,8 @@ from kdcli.projectors import (
     OrthogonalProjector,
     Projector,
     build_projector,
+    describe_projector,
+    projector_name,
 )
 from kdcli.stiefel import orthogonality_error
 
@@ -228,3 +230,14 @@ class TestErrors:
     def test_dimensions(self, dims):
         with pytest.raises(ValueError, match="must be positive"):
             build_projector("linear", *dims)
+
+
+def test_projectors_are_called_as_in_a_config():
+    """Torch's parametrisations give the projector a class of their own."""
+    for name in ("linear", "mlp", "inverted"):
+        assert projector_name(build_projector(name, 3, 4)) == name
+    for orthogonal_map in ("retraction", *TORCH_MAPS):
+        projector = build_projector("orthogonal", 3, 4, orthogonal_map=orthogonal_map)
+        assert projector_name(projector) == "orthogonal"
+        assert describe_projector(projector, "run-1") == f"Orthogonal projector ({orthogonal_map}) of run-1"
+    assert describe_projector(build_projector("inverted", 3, 4), "x") == "Inverted projector of x"

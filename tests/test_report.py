@@ -307,3 +307,155 @@ def test_a_loss_that_spans_decades_is_logarithmic(
 def test_learning_curves_of_nothing_are_drawn(tmp_path: Path) -> None:
     path = report.plot_learning_curves(tmp_path / "c.png", {"training loss": {"a": [{}]}}, title="t")
     assert _size(path)[0] == 1350
+
+
+# --- t-SNE ------------------------------------------------------------------------------------------------------------
+
+
+def _scatter_spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
+    """Return what is drawn: colour, marker and number of points of every group of every panel."""
+    from matplotlib.axes import Axes
+
+    drawn = []
+    scatter = Axes.scatter
+
+    def spy(self: Axes, x: np.ndarray, y: np.ndarray, **style: object) -> object:
+        drawn.append((style["color"], style["marker"], len(x)))
+        return scatter(self, x, y, **style)
+
+    monkeypatch.setattr(Axes, "scatter", spy)
+    return drawn
+
+
+@pytest.mark.filterwarnings("error")
+def test_tsne_colours_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = _scatter_spy(monkeypatch)
+    points = np.random.default_rng(0).normal(size=(4, 60, 2))
+    path = report.plot_tsne(
+        tmp_path / "t.png",
+        {f"panel {number}": values for number, values in enumerate(points)},
+        title="$\\frac$ \u82f9",
+        subtitle="s",
+        remarks={"panel 0": "5-NN accuracy 50 %"},
+        labels=[-1] * 10 + [0] * 20 + [1] * 30,
+        class_names=["$x", "\u82f9"],
+    )
+    assert [count for _, _, count in drawn] == [10, 20, 30] * 4
+    assert len(set(drawn)) == 3
+    pixels = _pixels(path, _size(path))
+    assert _count(pixels, BLUE) > 60  # of the legend alone: points are transparent
+    assert _count(pixels, VERMILLION) > 60
+
+
+def test_tsne_of_many_classes_marks_the_most_frequent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = _scatter_spy(monkeypatch)
+    labels = [*range(30), *range(5, 26)]
+    points = {"raw": np.random.default_rng(0).normal(size=(51, 2))}
+    report.plot_tsne(
+        tmp_path / "t.png",
+        points,
+        title="t",
+        subtitle="s",
+        remarks={},
+        labels=labels,
+        class_names=[f"class {number}" for number in range(30)],
+    )
+    assert [count for _, _, count in drawn] == [9, *[2] * 21]
+    assert len({style[:2] for style in drawn}) == 22
+
+
+def test_tsne_without_classes_has_one_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = _scatter_spy(monkeypatch)
+    path = report.plot_tsne(tmp_path / "t.png", {"raw": np.eye(2)}, title="t", subtitle="s", remarks={})
+    assert [count for _, _, count in drawn] == [2]
+    assert path.is_file()
+    with pytest.raises(ValueError, match="points"):
+        report.plot_tsne(tmp_path / "t.png", {"raw": np.eye(2)}, title="t", subtitle="s", remarks={}, labels=[0])
+
+
+# --- landscapes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["two", "one", "flat", "zero"])
+def test_landscapes_are_drawn(kind: str, tmp_path: Path) -> None:
+    positions = np.linspace(-1, 1, 9).tolist()
+    bowl = np.add.outer(np.square(positions), np.square(positions))
+    panels = {
+        "two": {"a": bowl, "b": 1e5 * bowl},
+        "one": {"a": bowl},
+        "flat": {"a": 0 * bowl + 7},
+        "zero": {"a": 0 * bowl},
+    }
+    path = report.plot_landscape(
+        tmp_path / "l.png", positions, panels[kind], title="$t", subtitle="s", remarks={"a": "range 2"}
+    )
+    with Image.open(path) as image:
+        assert image.size == (750 * len(panels[kind]), 780)
+        assert np.asarray(image.convert("RGB")).std() > 10
+
+
+def test_landscape_has_the_first_direction_along_x(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn = []
+    contourf = Axes.contourf
+
+    def spy(self: Axes, x: object, y: object, values: np.ndarray, **kwargs: object) -> object:
+        drawn.append(values)
+        return contourf(self, x, y, values, **kwargs)
+
+    monkeypatch.setattr(Axes, "contourf", spy)
+    losses = np.array([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [5.0, 0.0, 0.0]])  # large at the end of the first direction
+    report.plot_landscape(tmp_path / "l.png", [-1, 0, 1], {"a": losses}, title="t", subtitle="s", remarks={})
+    assert drawn[0][0, 2] == 5  # matplotlib's rows are y
+    with pytest.raises(ValueError, match="3 x 3"):
+        report.plot_landscape(tmp_path / "l.png", [-1, 0, 1], {"a": np.eye(2)}, title="t", subtitle="s", remarks={})
+
+
+# --- ranks side by side -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+def test_ranks_are_drawn_on_the_same_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    limits = []
+    save = Figure.savefig
+
+    def spy(self: Figure, *args: object, **kwargs: object) -> None:
+        limits.extend((axes.get_xlim(), axes.get_ylim()) for axes in self.axes)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    panels = [
+        ("a", "cross, inverted", range(30), _falling(30, 48)),
+        ("$b", "same, orthogonal", [0, 7], 3 * torch.ones(2, 90)),
+        ("c" * 50, "random, linear", [0], torch.ones(1, 3)),
+        ("d", "cross, inverted", [0, 1], torch.zeros(2, 3)),
+        ("e", "cross, inverted", [0, 1], torch.ones(2, 1)),
+    ]
+    path = report.plot_ranks(tmp_path / "r.png", panels, title="t")
+    assert len(set(limits[0::2])) == len(set(limits[1::2])) == 1, "those of the values, and those of the ranks"
+    assert len(limits) == 10
+    assert _size(path) == (1920, 1470)
+    with pytest.raises(ValueError, match="each of the 2 steps"):
+        report.plot_ranks(tmp_path / "r.png", [("a", "", [0, 1], torch.ones(3, 4))], title="t")
+
+
+def test_learning_curves_count_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    seen = []
+    save = Figure.savefig
+
+    def spy(self: Figure, *args: object, **kwargs: object) -> None:
+        axes = self.axes[-1]
+        seen.append((axes.get_xlabel(), axes.lines[-1].get_xdata().tolist() if axes.lines else []))
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    panels = {"accuracy": {"a": [{12: 0.1, 24: 0.4}]}}
+    report.plot_learning_curves(tmp_path / "c.png", panels, title="t", epoch_steps=12)
+    report.plot_learning_curves(tmp_path / "c.png", panels, title="t")
+    assert seen == [("epoch", [1, 2]), ("step", [12, 24])]

@@ -223,6 +223,7 @@ def test_what_comes_after_training(run, run_cli, tmp_path):
     analysis = json.loads((analysed / "analysis" / "analysis.json").read_text())
     assert (analysis["samples"], analysis["split"]) == ("token", "validation")
     assert analysis["num_samples"] > len(texts_of(run, "validation"))
+    assert all(result["tsne"]["knn_accuracy"] == {} for result in analysis["projectors"].values())
     compared = run_cli("compare", run, run / "baseline")
     assert compared.exit_code == 0, compared.stderr
     assert "perplexity" in compared.stdout

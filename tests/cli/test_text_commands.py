@@ -162,6 +162,12 @@ def test_what_comes_after_training(classified_run, embedded_run, run_cli, tmp_pa
     outcome = run_cli("analyze-projector", analysed)
     assert outcome.exit_code == 0, outcome.stderr
     assert "validation texts" in outcome.stdout
+    assert "The loss over directions of the input is drawn for images alone." in outcome.stdout
+    analysis = json.loads((analysed / "analysis" / "analysis.json").read_text())
+    (result,) = analysis["projectors"].values()
+    assert analysis["landscapes"] == {}
+    assert result["tsne"]["knn_accuracy"] == {}, "sentences without labels have no classes"
+    assert (analysed / "analysis" / "tsne-projection.png").is_file()
     compared = run_cli("compare", embedded_run)
     assert compared.exit_code == 0, compared.stderr
     assert "spearman" in compared.stdout

@@ -150,6 +150,9 @@ def test_an_encoder_is_a_teacher_across_tasks(bert_folder, distilbert_folder, en
     analysis = json.loads((run / "analysis" / "analysis.json").read_text())
     validation = open_texts(DataConfig(name=str(entities)), task="token-classification", seed=0).validation
     assert (analysis["samples"], analysis["num_samples"]) == ("word", validation.num_words)
+    (result,) = analysis["projectors"].values()
+    assert len(result["tsne"]["knn_accuracy"]) == 4
+    assert result["tsne"]["num_samples"] == min(500, validation.num_words)
 
 
 def test_a_student_made_of_the_teacher_and_a_teacher_with_other_labels(teacher, entities, run_cli, tmp_path):
