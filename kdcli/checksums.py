@@ -7,6 +7,7 @@ from pathlib import Path
 
 _FIRST = b"# Written by kdcli; its last line is a checksum of the others.\n"
 _LAST = b"# sha256: "
+_CARD_END = b"\n<!-- Written by kdcli; sha256 of the lines above: "
 
 
 def file_digest(path: Path) -> str:
@@ -32,3 +33,14 @@ def is_as_signed(content: bytes) -> bool:
 def breaks_off(text: str) -> bool:
     """Whether what :func:`signed` returned has lost its end."""
     return text.startswith(_FIRST.decode()) and not any(line.startswith(_LAST.decode()) for line in text.splitlines())
+
+
+def signed_card(text: bytes) -> bytes:
+    """Return a card in Markdown with a comment at its end, by which :func:`is_signed_card` knows it again."""
+    return text + _CARD_END + hashlib.sha256(text).hexdigest().encode() + b" -->\n"
+
+
+def is_signed_card(content: bytes) -> bool:
+    """Whether a card is whole and unchanged as :func:`signed_card` returned it."""
+    text, mark, _ = content.rpartition(_CARD_END)
+    return bool(mark) and content == signed_card(text)

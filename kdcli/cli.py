@@ -582,9 +582,12 @@ def export(
     check_argument("--output", target)
     from kdcli.export import export_onnx, export_safetensors
 
-    difference = (export_safetensors if format_ == "safetensors" else export_onnx)(opened, target)
+    done = (export_safetensors if format_ == "safetensors" else export_onnx)(opened, target)
     show_lines(f"Warning: {sentence}" for sentence in opened.forced)
-    show_lines([f"Exported to {target}; loaded back, its outputs differ by at most {difference:.1e} of the largest."])
+    show_lines(done.notes)
+    show_lines(
+        [f"Exported to {target}; loaded back, its outputs differ by at most {done.difference:.1e} of the largest."]
+    )
 
 
 @app.command()

@@ -287,7 +287,7 @@ def _train(
         spent = {"steps": before.steps, "seconds": before.seconds}
         result = result.model_copy(update={"embedding": {**before.validation, **spent}})
     if record is not None:
-        run.write_text("README.md", model_card(run, result))
+        show_lines(run.write_card(model_card(run, result)))
         result = run.write_result(result.model_copy(update=record.of_result()))
     return result
 

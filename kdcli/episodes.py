@@ -584,7 +584,7 @@ def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], record: Re
             if number < total:
                 obey()
     result = summarize_episodes([line.accuracy for line in lines])
-    run.write_text("README.md", episodes_card(run, result, arms=ARMS))
+    show_lines(run.write_card(episodes_card(run, result, arms=ARMS)))
     return run.write_result(result.model_copy(update=record.of_result()))
 
 

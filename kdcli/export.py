@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from kdcli.config import ProjectionOptions
 from kdcli.data import Text, TextBatch, TextPair
 from kdcli.errors import UserError
 from kdcli.facts import LANGUAGE_MODELING
-from kdcli.files import clear_os_errors, replace_files, temporary_folder, write_redacted
+from kdcli.files import clear_os_errors, replace_files, temporary_folder
 from kdcli.job import named_methods
 from kdcli.models import load_saved
 from kdcli.models.base import Inputs, Model
@@ -33,13 +33,26 @@ from kdcli.models.sentence import MODEL_FILE, read_sentence_settings, write_sent
 from kdcli.models.tokenizer import FILES as TOKENIZER_FILES
 from kdcli.models.tokenizer import encode
 from kdcli.projectors import Projector, linear_layers, restore_projector
-from kdcli.run_folder import RunFolder
+from kdcli.run_folder import CARD, RunFolder, card_content, is_kept_card, keep_edited_card
 
 _TOLERANCE = 1e-4
 """Largest allowed difference of logits, relative to their largest magnitude."""
 
 
-def export_safetensors(run: RunFolder, output: Path) -> float:
+class Exported(NamedTuple):
+    """What came of an export.
+
+    Attributes:
+        difference: the largest that was found between the outputs of the reloaded model and the student's, relative to
+            their largest magnitude.
+        notes: for the user, a sentence each.
+    """
+
+    difference: float
+    notes: list[str]
+
+
+def export_safetensors(run: RunFolder, output: Path) -> Exported:
     """Write the student to ``output`` in its library's own format, with a model card.
 
     A student that embeds texts is written for sentence-transformers too, with the projector that maps it into the
@@ -47,9 +60,6 @@ def export_safetensors(run: RunFolder, output: Path) -> float:
     not one that is pooled by its backbone's pooler, which sentence-transformers has not.
 
     The folder is written aside, loaded back through the library alone and compared before it is put in place.
-
-    Returns:
-        The largest difference of logits or embeddings found, relative to their largest magnitude.
 
     Raises:
         UserError: when the folder holds other files, or the reloaded model differs.
@@ -63,20 +73,17 @@ def export_safetensors(run: RunFolder, output: Path) -> float:
             differences.append(_export_text(run, student, folder))
         else:
             differences.append(_check_native(student, folder))
-        write_redacted(folder / "README.md", model_card(run, run.read_result()))
+        (folder / CARD).write_bytes(card_content(model_card(run, run.read_result())))
 
-    _write(output, save)
-    return differences[0]
+    notes = _write(output, save)
+    return Exported(differences[0], notes)
 
 
-def export_onnx(run: RunFolder, output: Path) -> float:
+def export_onnx(run: RunFolder, output: Path) -> Exported:
     """Write the student to ``output/model.onnx`` with a dynamic batch size; onnxruntime must give the same output.
 
     That is ``logits``, or of a student without a classifier ``embedding``, its pooled features. ``preprocessing.json``
     beside it holds what :class:`~kdcli.facts.Preprocessing` says of its input, and the labels of its output.
-
-    Returns:
-        The largest difference found, relative to their largest magnitude.
 
     Raises:
         UserError: when the ``onnx`` extra is missing, the model can't be exported, or the result differs.
@@ -125,10 +132,10 @@ def export_onnx(run: RunFolder, output: Path) -> float:
             differences.append(_compare(torch.from_numpy(np.asarray(found)), expected, "onnxruntime", output_name))
         wanted = {**asdict(student.facts.preprocessing), "labels": student.facts.label_names}
         (folder / "preprocessing.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-        write_redacted(folder / "README.md", model_card(run, run.read_result()))
+        (folder / CARD).write_bytes(card_content(model_card(run, run.read_result())))
 
-    _write(output, save)
-    return max(differences)
+    notes = _write(output, save)
+    return Exported(max(differences), notes)
 
 
 _OWN_FILES = {
@@ -147,14 +154,25 @@ _OWN_FILES = {
 }
 
 
-def _write(output: Path, save: Callable[[Path], object]) -> None:
+def _write(output: Path, save: Callable[[Path], object]) -> list[str]:
+    notes: list[str] = []
+
+    def complete(folder: Path) -> None:
+        save(folder)
+        notes.extend(keep_edited_card(output))
+
     with clear_os_errors(output, hint="Free some space, or give another --output."):
-        if output.exists() and not (output.is_dir() and {file.name for file in output.iterdir()} <= _OWN_FILES):
+        if output.exists() and not (output.is_dir() and all(map(_is_own, output.iterdir()))):
             raise UserError(
                 f"{output} holds files that are not an export's.", "Give a new or empty folder as --output."
             )
         output.parent.mkdir(parents=True, exist_ok=True)
-        replace_files(output, save)
+        replace_files(output, complete)
+    return notes
+
+
+def _is_own(file: Path) -> bool:
+    return file.name in _OWN_FILES or is_kept_card(file)
 
 
 def _check_native(student: Model, folder: Path) -> float:

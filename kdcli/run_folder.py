@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcli import __version__
-from kdcli.checksums import file_digest, is_as_signed, signed
+from kdcli.checksums import file_digest, is_as_signed, is_signed_card, signed, signed_card
 from kdcli.config import RunConfig, parse_config
 from kdcli.errors import UserError, check_are_files, reading
 from kdcli.files import (
@@ -56,6 +58,7 @@ _FILES = (
 """Files of a finished run that have a checksum in ``result.json``, as those of the student."""
 OF_BEST = ("projector.safetensors", "validation_samples.safetensors")
 """Files that go with the best student: they are of the epoch that it is of."""
+CARD = "README.md"
 _PARTS = ("", "embedding", "baseline", "checkpoints", "analysis", "evaluation")
 """Folders of a run that files are written into."""
 
@@ -365,10 +368,18 @@ class RunFolder:
         self.write_text("plan.json", json.dumps(redact_all(values), indent=2) + "\n")
 
     def unfinish(self) -> None:
-        """Take back that the run is finished, for it goes on."""
+        """Take back that the run is finished, for it goes on; a card that somebody has edited stays."""
         with clear_os_errors(self.path):
-            for name in ("result.json", "README.md"):
-                (self.path / name).unlink(missing_ok=True)
+            (self.path / "result.json").unlink(missing_ok=True)
+            if not is_edited_card(self.path / CARD):
+                (self.path / CARD).unlink(missing_ok=True)
+
+    def write_card(self, text: str) -> list[str]:
+        """Write the model card; returns what :func:`keep_edited_card` has to say."""
+        with clear_os_errors(self.path):
+            notes = keep_edited_card(self.path)
+        write_atomically(self.path / CARD, lambda file: file.write_bytes(card_content(text)))
+        return notes
 
     def write_text(self, name: str, text: str) -> None:
         """Write one file whole or not at all, without tokens of hubs and trackers."""
@@ -487,6 +498,30 @@ def check_new_folder(path: Path) -> None:
 def is_remains(path: Path) -> bool:
     """Whether a folder has nothing in it but what a killed process leaves of a run that was not one yet."""
     return all(entry.name in _REMAINS or is_leftover(entry) for entry in path.iterdir())
+
+
+def card_content(text: str) -> bytes:
+    """Return what is written to a model card's file: no tokens of hubs and trackers, and a checksum."""
+    return signed_card(redact(text).encode("utf-8", "backslashreplace"))
+
+
+def is_edited_card(file: Path) -> bool:
+    """Whether there is a model card that is not as :func:`card_content` returned it."""
+    return file.is_file() and not is_signed_card(file.read_bytes())
+
+
+def keep_edited_card(folder: Path) -> list[str]:
+    """Give a model card in ``folder`` that somebody has edited another name, for a new one comes; return a note of it."""
+    if not is_edited_card(folder / CARD):
+        return []
+    kept = next(file for n in count(1) if not (file := folder / f"README-edited-{n}.md").exists())
+    (folder / CARD).rename(kept)
+    return [f"{folder / CARD} had been changed since kdcli wrote it: kept as {kept.name}, beside the new one."]
+
+
+def is_kept_card(file: Path) -> bool:
+    """Whether a file has a name that :func:`keep_edited_card` gives."""
+    return re.fullmatch(r"README-edited-\d+\.md", file.name) is not None
 
 
 def free_folder(path: Path) -> Path:

@@ -116,6 +116,19 @@ def test_default_place_and_a_second_time(run_cli, tmp_path, same_run):
     assert [file.name for file in run.iterdir() if file.name.startswith(".")] == [".lock"]  # of the training
 
 
+def test_a_card_that_was_edited_is_kept_beside_the_new_one(run_cli, tmp_path, same_run):
+    card, told = tmp_path / "out" / "README.md", "README-edited-1.md, beside the new one"
+    outcomes = [run_cli("export", same_run, "--output", "out")]
+    own, edited = card.read_text(), "# My model\n"
+    card.write_text(edited)
+    outcomes += [run_cli("export", same_run, "--output", "out") for _ in range(2)]
+    assert [outcome.exit_code for outcome in outcomes] == [0, 0, 0]
+    assert [told in outcome.stdout for outcome in outcomes] == [False, True, False]
+    assert card.read_text() == own
+    assert (tmp_path / "out" / "README-edited-1.md").read_text() == edited
+    assert len(list((tmp_path / "out").glob("README*"))) == 2
+
+
 def test_onnx_for_any_batch_size(run_cli, tmp_path, run):
     outcome = run_cli("export", run, "--format", "onnx", "--output", "deploy")
     assert outcome.exit_code == 0, outcome.stderr

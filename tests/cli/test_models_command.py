@@ -126,6 +126,17 @@ def test_probe_reads_training_images_alone(probed):
     assert probe["folds"] == 5
 
 
+def test_probe_says_how_the_data_were_read(probed, run_cli, make_photos):
+    _, stdout, probe = probed
+    assert any("Validation: 6 images cut" in note for note in probe["data_notes"])
+    assert all(note in stdout for note in probe["data_notes"])
+    photos = make_photos({"apple": 12, "leaf": 12})
+    (photos / "apple" / "notes.doc").write_text("no image")
+    outcome = run_cli("models", "probe", "--teacher", "random:test_resnet", "--data", photos, "--samples", "10")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert ".doc" in outcome.stdout, "what was not read is said here too"
+
+
 def test_probe_features_are_the_models_own(probed, photos, hf_folder):
     """LogME of one teacher, recomputed from its features image by image."""
     import torch

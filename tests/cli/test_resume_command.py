@@ -410,6 +410,23 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew(run_cli, tmp_path,
     assert run_cli("distill", "--resume", "run").exit_code == 0
 
 
+def test_a_card_that_was_edited_is_kept_when_the_run_goes_on(run_cli, tmp_path, whole):
+    card = shutil.copytree(whole, tmp_path / "run") / "README.md"
+    written = [card.read_text()]
+    for epochs in ("3", "4"):
+        with card.open("a") as file:
+            file.write("My own words.\n")
+        outcome = run_cli("distill", "--resume", "run", "--epochs", epochs)
+        assert outcome.exit_code == 0, outcome.stderr
+        assert "README.md had been changed since kdcli wrote it" in outcome.stdout
+        written.append(card.read_text())
+    assert run_cli("distill", "--resume", "run", "--epochs", "5").exit_code == 0
+    kept = [(tmp_path / "run" / f"README-edited-{number}.md").read_text() for number in (1, 2)]
+    assert kept == [f"{text}My own words.\n" for text in written[:2]]
+    assert len(list((tmp_path / "run").glob("README*"))) == 3
+    assert len({*written, card.read_text()}) == 4
+
+
 @pytest.mark.parametrize("what", [(), ("--recipe", "quickstart"), ("--output", "new")])
 def test_resume_has_nothing_to_resume_or_is_told_two_things(run_cli, tmp_path, what):
     outcome = run_cli("distill", "--resume", "nothing", *what)
