@@ -346,9 +346,8 @@ class _Features:
 @torch.no_grad()
 def _features(job: Job, source: ImageSource | TextSource, device: torch.device) -> tuple[int, dict[str, _Features]]:
     """Return the number of readable samples of ``source``, and by name what each projector is applied to."""
-    distiller, model = job.distiller, job.teacher
+    distiller, model = job.distiller.to(device).eval(), job.teacher
     assert model is not None
-    distiller.student.to(device).eval()
     methods = {name: method for name, method in distiller.each_method() if method.projections()}
 
     def read(kind: str) -> tuple[str, ...]:
@@ -374,6 +373,7 @@ def _features(job: Job, source: ImageSource | TextSource, device: torch.device) 
             of_maps |= {name} if pair[0].ndim > 2 else set()
         num_samples += len(sides[0][0])
         targets.append(batch.targets.cpu())
+    distiller.methods.cpu()  # where the features are
     labels = torch.cat(targets) if job.data.facts.label_kind in ("class", "words") else None
     return num_samples, {
         name: _Features(

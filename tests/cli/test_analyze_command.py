@@ -260,7 +260,10 @@ def test_a_projector_that_was_not_trained_has_not_moved(run_cli, tmp_path, photo
     pictures = {file.name for file in (tmp_path / "run" / "analysis").glob("*.png")}
     assert {f"{kind}-projection-{number}.png" for kind in ("tsne", "landscape") for number in (2, 3)} <= pictures
     landscapes = json.loads((tmp_path / "run" / "analysis" / "analysis.json").read_text())["landscapes"]
-    assert [list(landscape["panels"]) for landscape in landscapes.values()] == [["plain"], *[["normalized", "plain"]] * 2]
+    assert [list(landscape["panels"]) for landscape in landscapes.values()] == [
+        ["plain"],
+        *[["normalized", "plain"]] * 2,
+    ]
 
 
 def test_a_trained_projector_has_moved(case):

@@ -188,8 +188,11 @@ def test_maps_are_analysed_position_by_position(distil, run_cli, tmp_path):
         assert result["decomposition"]["total_per_sample"] == pytest.approx(total, rel=2e-3)
         told = " ".join(stdout.split())  # a table's title has the table's width
         assert f"{len(rows[0])} positions of {analysis['num_samples']} validation images" in told
-        for kind in ("spectrum", "evolution", "decomposition"):
+        assert result["tsne"]["knn_accuracy"] == {}, "a position is no sample with a class"
+        for kind in ("spectrum", "evolution", "decomposition", "tsne"):
             assert (run / "analysis" / f"{kind}-fitnet.{number}.png").is_file()
+    assert analysis["landscapes"].keys() == {"fitnet"}
+    assert (run / "analysis" / "landscape-fitnet.png").is_file()
 
 
 def test_of_many_positions_some_are_taken(distil, run_cli, tmp_path, monkeypatch):
@@ -223,7 +226,9 @@ def test_relations_have_a_spectrum_and_no_residual(distil, run_cli, tmp_path):
     assert {file.name for file in (run / "analysis").glob("*.png")} == {
         "spectrum-rkd_angle.png",
         "evolution-rkd_angle.png",
+        "tsne-rkd_angle.png",
     }
+    assert analysis["landscapes"] == {}
 
 
 def test_fused_maps_are_analysed_too(distil, run_cli, tmp_path):
