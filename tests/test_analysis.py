@@ -151,7 +151,7 @@ def _projector(kind: str, a: int, b: int) -> torch.Tensor:
         return _orthogonal(a, b, seed=5)
     if kind == "decaying":
         k = min(a, b)
-        decay = torch.logspace(0, -6, k, dtype=torch.float64)
+        decay = torch.logspace(0, -6.5, k, dtype=torch.float64)  # none of them at the threshold
         return _orthogonal(a, k, seed=6) * decay @ _orthogonal(k, b, seed=7)
     return _randn(a, b, seed=2)
 

@@ -57,7 +57,7 @@ def test_refilled_has_two_stages_with_any_teacher(kind):
     triplets, centres = made.embedding.methods[0], made.methods[1]
     assert (triplets.student_tap, triplets.teacher_tap, centres.teacher_tap) == ("embedding", tap, tap)
     assert (triplets.temperature, triplets.weight, triplets.mining, triplets.margin) == (4, 500, "semi_hard", 0.2)
-    assert (centres.temperature, centres.weight, centres.centers) == (2, 100, "local")
+    assert (centres.temperature, centres.weight, centres.weighting, centres.centers) == (2, 1, "gradient", "local")
     assert reason in decision(made, "method").reason
     assert "as many steps as both stages" in decision(made, "training").reason
     assert "14 epochs" in decision(made, "training").reason

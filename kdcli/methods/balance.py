@@ -69,6 +69,8 @@ class Balance(nn.Module):
                 loss, edges, grad_outputs=torch.full_like(loss, _SCALE), retain_graph=True, allow_unused=True
             )
             gradients = [gradient for gradient in found if gradient is not None]
+            if not gradients and not bool(loss.isfinite()):
+                return  # it has no graph; training stops with its name
             if not gradients:
                 raise UserError(
                     f"The weight of {name} can't be balanced: the student's logits don't depend on the features that it"

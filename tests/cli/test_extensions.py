@@ -147,7 +147,7 @@ def test_a_recipe_takes_the_options_of_a_method(toy, run_cli, tmp_path):
     assert "student layer4" in outcome.stdout
     refused(
         run_cli("distill", "--recipe", "mine.yaml", "--set", "methods.1.wieght=3", "--set", "methods.1.weight=-1"),
-        "methods.1.wieght: unknown key. Did you mean weight?",
+        "methods.1.wieght: unknown key. Did you mean weight, weighting?",
         "methods.1.weight: input should be greater than 0, got -1.",
     )
 

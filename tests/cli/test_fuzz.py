@@ -98,7 +98,8 @@ class Playground:
             result = "refused" if outcome.exit_code else "works"
         finally:
             self.listening = False
-        allowed = (str(self.root), "/dev/", "__pycache__", f"{tempfile.gettempdir()}/.kdcli-")
+        cache = os.environ["XDG_CACHE_HOME"]
+        allowed = (str(self.root), "/dev/", "__pycache__", f"{tempfile.gettempdir()}/.kdcli-", cache)
         assert not [path for path in self.written if not any(part in path for part in allowed)]
         after = self.content()
         assert before.items() <= after.items(), "a file was changed"
@@ -387,6 +388,8 @@ def recipes() -> list[dict[str, Any]]:
         values["student"].pop("pretrained", None)
         if "feature_layers" in values:
             values["feature_layers"] = ["pooled:layer3"]  # the small teacher has other layers
+        if values["data"].get("labels_per_class", 0) > 2:  # there are no more
+            values["data"]["labels_per_class"] = 2
         found.append(values)
     return found
 

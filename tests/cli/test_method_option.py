@@ -57,7 +57,10 @@ def test_every_method_trains_by_its_name(distil, tmp_path, method):
     assert (supervised["method"], chosen["method"]) == ("supervised", kind)
     (event,) = train_events(run)
     assert {"supervised", kind} <= event.keys()
-    assert event["loss"] == pytest.approx(event["supervised"] + chosen["weight"] * event[kind], rel=1e-4)
+    weight = event.get(f"weight/{kind}", chosen["weight"])
+    # Of a balanced one it is a mean over steps, as the losses are: the product of means is not quite the mean of products.
+    exact = chosen["weighting"] == "loss"
+    assert event["loss"] == pytest.approx(event["supervised"] + weight * event[kind], rel=1e-4 if exact else 0.05)
     assert f"loss: {kind.replace('_', ' ')}" in outcome.stdout
     kept = load_file(run / "projector.safetensors")
     assert all(key.startswith(f"{kind}.") and value.isfinite().all() for key, value in kept.items())

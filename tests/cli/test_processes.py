@@ -58,13 +58,13 @@ def finish(*arguments: str | Path) -> str:
 
 
 def assert_close(first: Path, second: Path) -> None:
-    """Compare student, projectors and their spectra: AdamW's first steps turn rounding into differences of 1e-5."""
+    """Compare student, projectors and their spectra: AdamW's first steps, and balanced weights, turn rounding into 1e-4."""
     for name in ("student/model.safetensors", "projector.safetensors", "spectra.safetensors"):
         one, two = load_file(first / name), load_file(second / name)
         assert one.keys() == two.keys()
         for key, value in one.items():
             torch.testing.assert_close(
-                value, two[key], rtol=1e-3, atol=1e-4, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
+                value, two[key], rtol=1e-3, atol=4e-4, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
             )
 
 
