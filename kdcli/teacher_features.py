@@ -68,7 +68,7 @@ def probe_features(
     Only labelled training samples are looked at: what is chosen by them has seen neither validation nor test data.
 
     Args:
-        config: of the run: device and workers.
+        config: of the run: device.
         teacher: frozen; it is moved to the device.
         data: with one class a sample.
         taps: of the teacher, open.
@@ -94,7 +94,7 @@ def probe_features(
     started = time.perf_counter()
     view = _Input()
     device = resolve_device(config.train.device)
-    found = features_of(teacher, sample, taps, device, look=view.add, workers=config.data.workers)
+    found = features_of(teacher, sample, taps, device, look=view.add, workers=0)
     kept = np.bincount(found.labels)[found.labels] > 1  # where others of a class can't be read
     labels = found.labels[kept]
     if len(np.unique(labels)) < 2:
