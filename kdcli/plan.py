@@ -481,10 +481,15 @@ def _one_method(
         chosen = _by_pair(projection, pairs)
         decisions.append(_describe_method(projection, f"{asked} {_STANDARDIZE_REASON}"))
     elif section is not None:
-        options = _with_layers(_weighted(section(), config), pairs, teacher, student)
-        if config.projector != "auto":
-            options = _with_rate(options.model_copy(update={"projector": config.projector}))
+        options = section()
+        if config.projector != "auto":  # the paper's weight is for other features than the standardised ones
+            weight = _DEFAULT_PROJECTION[_setting(relation, teacher, data)].weight
+            ratio = {"weight": weight, "weighting": "gradient"} if labels else {}
+            options = section(projector=config.projector, **ratio)
             asked += f" {_STANDARDIZE_REASON}"
+        options = _with_rate(_with_layers(_weighted(options, config), pairs, teacher, student))
+        if options.weighting == "gradient":
+            asked += _WEIGHTING_REASON.format(weight=options.weight)
         chosen = [options]
         decisions.append(_describe_method(options, asked))
     return (*labels, *chosen), decisions
@@ -574,11 +579,15 @@ def _feature_options(config: RunConfig) -> list[tuple[str, str]]:
     return given + ([("--feature-weight", f"{config.feature_weight:g}")] if config.feature_weight is not None else [])
 
 
+def _setting(relation: Relation, teacher: ModelFacts | None, data: DataFacts) -> str:
+    """Return the key of ``_DEFAULT_PROJECTION``."""
+    return _OTHER_CLASSES if relation == "cross" and teacher is not None and teacher.task == data.task else relation
+
+
 def _choose_projection(
     config: RunConfig, relation: Relation, teacher: ModelFacts | None, data: DataFacts
 ) -> tuple[ProjectionOptions, list[Decision]]:
-    other_classes = relation == "cross" and teacher is not None and teacher.task == data.task
-    setting = _OTHER_CLASSES if other_classes else relation
+    setting = _setting(relation, teacher, data)
     default = _DEFAULT_PROJECTION[setting]
     if data.label_kind == "none":  # nothing to be in proportion to
         default = default.model_copy(update={"weighting": "loss", "weight": 1.0})
@@ -586,7 +595,7 @@ def _choose_projection(
     if config.projector not in ("auto", default.projector):
         projector: ProjectorName = config.projector  # type: ignore[assignment]  # "none" is handled by the caller
         # Weight, rate and normalisation belong to the projector that they were found for.
-        family = "cross" if projector == "inverted" else _OTHER_CLASSES if other_classes else "same"
+        family = "cross" if projector == "inverted" else _OTHER_CLASSES if setting == _OTHER_CLASSES else "same"
         chosen = _DEFAULT_PROJECTION[family].model_copy(
             update={"projector": projector, "weight": default.weight, "weighting": default.weighting}
         )

@@ -56,6 +56,7 @@ def test_every_method_trains_with_an_inverted_projector(distil, tmp_path, method
     assert "teacher to student" in line
     kept = load_file(run / "projector.safetensors")
     matrices = {key: value for key, value in kept.items() if key.endswith(".projector.weight")}
+    assert float(kept[f"{method}.balance.own_norm"]) > 0
     spectra = load_file(run / "spectra.safetensors")
     names = spectra.keys() - {"steps"}
     assert names == ({method} if len(matrices) == 1 else {f"{method}.{number}" for number in range(len(matrices))})
@@ -73,7 +74,8 @@ def test_every_projector_by_option_and_in_a_recipe(distil, run_cli, tmp_path, pr
     outcome = distil("--method", "rkd_distance", "--projector", projector)
     assert outcome.exit_code == 0, outcome.stderr
     values = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    written = [{"method": "supervised"}, {"method": "rkd_distance", "projector": projector}]
+    chosen = {"method": "rkd_distance", "projector": projector, "weight": 0.1, "weighting": "gradient"}
+    written = [{"method": "supervised"}, chosen]
     recipe = {key: values[key] for key in ("teacher", "student", "data", "train", "optim", "augment")}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**recipe, "methods": written}))
     outcome = run_cli("distill", "--recipe", "mine.yaml", "--output", "again")
@@ -218,7 +220,7 @@ def test_relations_have_a_spectrum_and_no_residual(distil, run_cli, tmp_path):
     result = analysis["projectors"]["rkd_angle"]
     assert result["decomposition"] is None
     assert result["kind"] == "linear"
-    (matrix,) = load_file(run / "projector.safetensors").values()
+    matrix = load_file(run / "projector.safetensors")["rkd_angle.pair_projections.0.projector.weight"]
     np.testing.assert_allclose(result["singular_values"], np.linalg.svd(matrix.numpy(), compute_uv=False), rtol=1e-4)
     assert 0 <= result["linear_cka"]["projected_student_and_teacher"] <= 1
     assert "Squared residual" not in stdout

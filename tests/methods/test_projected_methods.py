@@ -342,14 +342,18 @@ def test_without_a_projector_nothing_is_added(student, teacher, method):
 
 @pytest.mark.parametrize("method", WITH_LAYERS)
 def test_the_option_and_the_recipe_give_the_same_plan(student, teacher, method):
+    """The option's weight is the ratio of the plan's own projection, here with an untrained teacher."""
     asked = plan(student, teacher, method=method, projector="inverted")
-    written = plan(student, teacher, methods=[{"method": "supervised"}, {"method": method, "projector": "inverted"}])
-    assert asked.methods == written.methods
-    assert (asked.methods[1].projector, asked.methods[1].lr_scale) == ("inverted", 0.01)
+    chosen = asked.methods[1]
+    assert (chosen.projector, chosen.lr_scale, chosen.weight, chosen.weighting) == ("inverted", 0.01, 0.1, "gradient")
+    written = {"method": method, "projector": "inverted", "weight": 0.1, "weighting": "gradient"}
+    assert asked.methods == plan(student, teacher, methods=[{"method": "supervised"}, written]).methods
+    assert plan(student, teacher, method=method, projector="inverted", feature_weight=2).methods[1].weight == 2
     (decision,) = (d for d in asked.decisions if d.name == f"loss: {method.replace('_', ' ')}")
     for told in ("projector inverted", "direction teacher to student", "normalize standardize, both sides"):
         assert told in decision.value
     assert "can't shrink" in decision.reason
+    assert "kept at 0.1 of the labels'" in decision.reason
     (features, *_) = (d for d in asked.decisions if d.name == f"features: {method.replace('_', ' ')}")
     assert features.value.startswith("teacher ")
 
