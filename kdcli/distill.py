@@ -383,7 +383,7 @@ def _compare(results: dict[str, Result], run: RunFolder) -> None:
     outcome = compare_with_alone(run, RunFolder(run.path / _BASELINE, force=run.force), noun=noun)
     if outcome != result.outcome:
         result = run.rewrite_result(result.model_copy(update={"outcome": outcome}))
-        run.write_text("README.md", model_card(run, result))
+        show_lines(run.write_card(model_card(run, result)))
     results[label] = result
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from kdcli import teacher_check
 from kdcli.chance import natural_key
+from kdcli.checksums import is_signed_card
 
 NUMBERS = [str(number) for number in range(12)]  # in natural order; kdcli's is string order
 SIZE = ("--set", "teacher.image_size=32", "--set", "student.image_size=32", "--set", "data.workers=0")
@@ -186,6 +187,7 @@ def test_the_difference_to_the_student_alone_stands_everywhere(run, run_cli, col
     )
     assert f"| Beside the student alone | {sentence} |" in (folder / "README.md").read_text()
     assert f"run, beside its student alone: {outcome['sentence']}" in run_cli("compare", "run", cwd=colours).stdout
+    assert is_signed_card((folder / "README.md").read_bytes()), "it is known again as kdcli's own"
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and ".lock" not in file.name}
     again = run_cli("distill", "--resume", "run", cwd=colours)
     assert outcome["sentence"] in again.stdout

@@ -80,6 +80,8 @@ def test_data_that_were_moved_are_named_anew(own, run_cli):
         assert outcome.exit_code == 2
         assert "There is no data set or folder" in outcome.stderr
         assert "--data names their new place" in outcome.stderr
+    outcome = run_cli(*EVALUATE, "--data", "moved")
+    assert outcome.exit_code == 0, outcome.stderr
 
 
 def test_evaluate_refuses_other_test_images_and_looks_at_no_others(own, run_cli):
