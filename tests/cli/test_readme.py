@@ -41,6 +41,7 @@ SUBSTITUTES = {
     ("--data", "unsorted/"): "unsorted/",
     ("--eval-data", "photos/"): "photos/",
     ("--output", "runs/pretrained"): "runs/pretrained",
+    ("--output", "runs/ranks"): "runs/ranks",
     ("--student", "runs/pretrained"): "runs/pretrained",
     ("--task", "sentence-embedding"): "sentence-embedding",
     ("--task", "text-classification"): "text-classification",
