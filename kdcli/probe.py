@@ -125,6 +125,7 @@ def probe_teachers(
     return {
         "task": task,
         "data": facts.name,
+        "data_notes": list(facts.notes),
         "num_samples": len(labels),
         "num_unreadable": len(source) - len(labels),
         "class_names": counted,
@@ -169,6 +170,7 @@ def remarks(probe: dict[str, Any]) -> Iterator[str]:
         f"Measured on {probe['num_samples']} training {noun}s of {probe['data']}, {len(probe['class_names'])} classes:"
         f" {probe['features']} features, each teacher with its own {own}; time in batches on {probe['device']}."
     )
+    yield from probe["data_notes"]
     for entry in probe["teachers"]:
         if entry["weights_file"] is not None:
             yield f"{entry['teacher']}: weights of {entry['weights']}."

@@ -162,12 +162,18 @@ class TextRegression(_ByValues):
             "mean_absolute_error": MeanAbsoluteError(),
         }
 
+    def _standardized(self, values: Tensor) -> Tensor:
+        """Return values (B, 1) in the unit in which their squares lose no digits; correlations stay the same."""
+        return (values[:, 0] - self.mean) / self.deviation
+
     def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
-        meter.update(logits[:, 0], targets[:, 0])
+        if isinstance(meter, PearsonCorrCoef):
+            meter.update(self._standardized(logits), self._standardized(targets))
+        else:
+            meter.update(logits[:, 0], targets[:, 0])
 
     def _sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        # The correlation does not depend on the unit; in this one the squares lose no digits.
-        x, y = ((values[:, 0] - self.mean) / self.deviation for values in (logits, targets))
+        x, y = self._standardized(logits), self._standardized(targets)
         return {
             "pearson": torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], dim=1),
             "mean_absolute_error": shares((logits - targets)[:, 0].abs()),

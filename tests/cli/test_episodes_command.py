@@ -111,7 +111,7 @@ def test_students_learn_colours_and_only_the_distilled_one_hears_the_teacher(
     monkeypatch.setattr(kdcli.job, "build_method", build)
     outcome = run_cli(
         *("distill", "--teacher", trained_teacher, "--student", "test_resnet", "--data", photos, *tiny),
-        *("--ways", "2", "--shots", "8", "--queries", "4", "--episodes", "2", "--epochs", "20", "--lr", "0.003"),
+        *("--ways", "2", "--shots", "8", "--queries", "4", "--episodes", "2", "--epochs", "40", "--lr", "0.003"),
         *("--output", "run", "--set", "train.ema=0.9"),
     )
     assert outcome.exit_code == 0, outcome.stderr
