@@ -645,7 +645,7 @@ def _latency(model: Model) -> float:
         if (vocabulary := model(inputs, taps=taps).vocabulary) is not None:
             vocabulary.dense()
 
-    times = time_passes(one_pass, device=device, most=25, seconds=0.5)
+    times = time_passes(one_pass, device=device, most=11, seconds=0.5)
     model.train(was_training)
     return 1e3 * float(times.median())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -43,9 +44,11 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import typer.main  # noqa: E402
 from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
+typer.main.get_command = functools.cache(typer.main.get_command)  # built once, not for every command that is run
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # commands are tested as a terminal starts them, not nohup
 
 hypothesis.settings.register_profile(

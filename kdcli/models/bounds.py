@@ -69,18 +69,23 @@ def bounded(label: str, *, is_trial: bool = False) -> Iterator[None]:
             handle.remove()
 
 
-def check_extent(label: str, build: Callable[[], Any]) -> None:
-    """Build a network without memory, within :func:`bounded`.
+_checked: set[tuple[str, int]] = set()
+
+
+def check_extent(label: str, build: Callable[[], Any], *, values: object) -> None:
+    """Build a network without memory, within :func:`bounded`; once in a process for the same values.
 
     Args:
         label: what to call the model.
         build: makes it; what else fails there fails again, and is told, where it is built in earnest.
+        values: what it is built from, all that its size depends on; told apart by their ``repr``.
 
     Raises:
         UserError: it is too large.
     """
-    if torch.get_default_device().type == "meta":
-        return  # it is only counted
+    key = repr(values), total_memory()
+    if key in _checked or torch.get_default_device().type == "meta":
+        return  # on the meta device it is only counted
     with bounded(label, is_trial=True), torch.device("meta"), torch.random.fork_rng(devices=[]):
         try:
             build()
@@ -88,3 +93,4 @@ def check_extent(label: str, build: Callable[[], Any]) -> None:
             raise
         except Exception:
             return
+    _checked.add(key)

@@ -429,7 +429,12 @@ def from_config(auto: Any, place: Place, config: Any, **arguments: Any) -> nn.Mo
     """
     _unmask(config)
     if place.arguments or place.folder:
-        check_extent(place.name, lambda: auto.from_config(config, dtype=torch.float32, **arguments))
+        values = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
+        check_extent(
+            place.name,
+            lambda: auto.from_config(config, dtype=torch.float32, **arguments),
+            values=(auto.__name__, values, arguments),
+        )
     try:
         with bounded(place.name):
             return auto.from_config(config, dtype=torch.float32, trust_remote_code=False, **arguments)

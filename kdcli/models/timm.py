@@ -213,7 +213,11 @@ def load(
     stochastic: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
     changed = {**place.arguments, **arguments, **stochastic}
     if changed or place.folder:
-        check_extent(place.name, lambda: timm.create_model(name, num_classes=num_classes, **changed))
+        check_extent(
+            place.name,
+            lambda: timm.create_model(name, num_classes=num_classes, **changed),
+            values=(_folder_config(place.folder) if place.folder else name, num_classes, changed),
+        )
     try:
         with bounded(place.name):
             module: Any = timm.create_model(
