@@ -416,7 +416,7 @@ def test_landscape_has_the_first_direction_along_x(tmp_path: Path, monkeypatch: 
 # --- ranks side by side -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")  # matplotlib's own
 def test_ranks_are_drawn_on_the_same_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 

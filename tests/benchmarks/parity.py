@@ -86,7 +86,9 @@ def commands(folders: dict[str, Path]) -> Iterator[tuple[str, tuple[str | Path, 
         pair_of_words = ("--teacher", models / task, "--student", models / f"{task}-student")
         yield distill(task, "--task", f"{task}-lm", *pair_of_words, *QUICK, "--data", folders["reviews"])
     yield distill("image-embedding", "--task", "image-embedding", *pair, *images)
-    yield distill("image-embedding-from-vit", "--task", "image-embedding", "--teacher", vit, "--student", "test_vit", *images)
+    yield distill(
+        "image-embedding-from-vit", "--task", "image-embedding", "--teacher", vit, "--student", "test_vit", *images
+    )
     for name in ("same", "transformers", "texts", "words", "causal", "sentences", "image-embedding"):
         yield f"export-{name}", ("export", f"runs/{name}", "--output", f"exported/{name}")
     yield "evaluate", ("evaluate", "runs/same", "--device", "cpu", "--output", "evaluated")

@@ -49,7 +49,7 @@ STARTING = ["--set", "data.workers=0", "--set", "train.compile=false"]
 
 
 def cases(share: float) -> settings:
-    return settings(max_examples=round(share * (LONG or 400)))
+    return settings(max_examples=round(share * (LONG or 160)))
 
 
 # --- where it happens -------------------------------------------------------------------------------------------------

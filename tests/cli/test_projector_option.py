@@ -147,13 +147,22 @@ def test_a_run_cut_short_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkeypa
 # ---- analyze-projector -----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """t-SNE and the loss over the input take longest; what is asked here is in the numbers."""
+    import kdcli.analyze
+
+    monkeypatch.setattr(kdcli.analyze, "draw_tsne", lambda *_, **__: None)
+    monkeypatch.setattr(kdcli.analyze, "draw_landscapes", lambda *_, **__: {})
+
+
 def analysed(run_cli, run: Path) -> tuple[dict, str]:
     outcome = run_cli("analyze-projector", "run")
     assert outcome.exit_code == 0, outcome.stderr
     return json.loads((run / "analysis" / "analysis.json").read_text()), outcome.stdout
 
 
-def test_maps_are_analysed_position_by_position(distil, run_cli, tmp_path):
+def test_maps_are_analysed_position_by_position(distil, run_cli, tmp_path, without_figures):
     """Both layers of FitNets: what the residual adds up to is recomputed from the maps of the saved student."""
     from kdcli.data import prepare
     from kdcli.job import reopen_job
@@ -198,7 +207,7 @@ def test_maps_are_analysed_position_by_position(distil, run_cli, tmp_path):
     assert (run / "analysis" / "landscape-fitnet.png").is_file()
 
 
-def test_of_many_positions_some_are_taken(distil, run_cli, tmp_path, monkeypatch):
+def test_of_many_positions_some_are_taken(distil, run_cli, tmp_path, monkeypatch, without_figures):
     import kdcli.analyze
 
     run = tmp_path / "run"
@@ -234,7 +243,7 @@ def test_relations_have_a_spectrum_and_no_residual(distil, run_cli, tmp_path):
     assert analysis["landscapes"] == {}
 
 
-def test_fused_maps_are_analysed_too(distil, run_cli, tmp_path):
+def test_fused_maps_are_analysed_too(distil, run_cli, tmp_path, without_figures):
     assert distil("--method", "review_kd", "--projector", "inverted").exit_code == 0
     analysis, _ = analysed(run_cli, tmp_path / "run")
     names = list(analysis["projectors"])

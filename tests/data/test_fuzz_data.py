@@ -36,7 +36,7 @@ LONG = int(os.environ.get("KDCLI_FUZZ_CASES", 0))
 
 
 def cases(share: float) -> settings:
-    return settings(max_examples=round(share * (LONG or 300)))
+    return settings(max_examples=round(share * (LONG or 150)))
 
 
 SPLITS = {

@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, hf_folder: Path) -> Path:
     return Path(shutil.copytree(hf_folder, tmp_path_factory.mktemp("models") / "processors"))
 
 
-@settings(max_examples=round(0.2 * (LONG or 500)))
+@settings(max_examples=round(0.2 * (LONG or 250)))
 @given(processors())
 def test_image_processors(folder: Path, values: dict[str, Any]) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
