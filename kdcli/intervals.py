@@ -13,6 +13,9 @@ RESAMPLES = 4000
 _MOST_ROWS = 1000
 """More distinct rows than these are added up in so many groups, drawn at random, which are then resampled."""
 
+_ROUNDING = 1e-12
+"""A variance of this share of the mean square is rounding: float32 has seven digits."""
+
 Sums = NDArray[np.float64]
 
 
@@ -39,13 +42,14 @@ def metric_of(name: str, sums: Sums) -> Sums:
             logarithm; of ``pearson`` (..., 6), of 1, x, y, x², y² and xy.
 
     Returns:
-        (...), NaN for the correlation of a constant.
+        (...), NaN for the correlation of what is constant but for rounding.
     """
     if name == "pearson":
         count, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            spread = (count * xx - x * x) * (count * yy - y * y)
-            return np.where(spread > 0, (count * xy - x * y) / np.sqrt(spread), np.nan)
+            x_spread, y_spread = count * xx - x * x, count * yy - y * y
+            varies = (x_spread > _ROUNDING * count * xx) & (y_spread > _ROUNDING * count * yy)
+            return np.where(varies, (count * xy - x * y) / np.sqrt(x_spread * y_spread), np.nan)
     ratio = sums[..., 0] / np.where(sums[..., 1] == 0, 1.0, sums[..., 1])
     return np.exp(np.minimum(ratio, 700.0)) if name == "perplexity" else ratio
 

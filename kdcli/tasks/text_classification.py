@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
-from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.regression import SpearmanCorrCoef
 
 from kdcli.data import AnyBatch
 from kdcli.errors import UserError
 from kdcli.facts import DataFacts
+from kdcli.intervals import metric_of
 from kdcli.tasks.image_classification import ImageClassification
 from kdcli.tasks.sample_sums import Note, ignore_sums, shares
 
@@ -31,6 +32,8 @@ class _ByValues(ABC):
 
     name = "text-classification"
     monitor: str
+    metrics: ClassVar[tuple[str, ...]]
+    """The names of the metrics, in the order in which they are shown."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
@@ -68,6 +71,8 @@ class _ByValues(ABC):
             UserError: when there is nothing to evaluate on.
         """
         meters = {name: meter.to(device) for name, meter in self._meters().items()}
+        none = torch.zeros(0, len(self.class_names), dtype=torch.float64)
+        sums = {name: values.sum(dim=0) for name, values in self._sums(none, none).items()}
         totals = torch.zeros(2, dtype=torch.float64)  # of the loss, of the elements
         for batch in batches:
             if not len(batch):
@@ -78,11 +83,16 @@ class _ByValues(ABC):
             totals += torch.stack([losses.double().sum().cpu(), torch.tensor(losses.numel())])
             for meter in meters.values():
                 self._update(meter, logits, batch.targets)
-            note(batch, self._sums(logits.cpu().double(), batch.targets.cpu().double()))
+            of_samples = self._sums(logits.cpu().double(), batch.targets.cpu().double())
+            note(batch, of_samples)
+            for name, values in of_samples.items():
+                sums[name] += values.sum(dim=0)
         loss, count = add_up(totals).tolist()
         if count == 0:
             raise UserError("There are no texts to evaluate on.", "Check that split.")
-        return {name: float(meter.compute()) for name, meter in meters.items()} | {"loss": loss / count}
+        found = {name: float(metric_of(name, add_up(values).numpy())) for name, values in sums.items()}
+        found |= {name: float(meter.compute()) for name, meter in meters.items()}
+        return {name: found[name] for name in self.metrics} | {"loss": loss / count}
 
     @abstractmethod
     def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
@@ -90,7 +100,7 @@ class _ByValues(ABC):
 
     @abstractmethod
     def _meters(self) -> dict[str, Metric]:
-        """Return new metrics by name."""
+        """Return new metrics by name, for those that are not made of the sums."""
 
     @abstractmethod
     def _sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -108,6 +118,7 @@ class SeveralLabels(_ByValues):
     """
 
     monitor = "micro_f1"
+    metrics = ("micro_f1", "macro_f1", "mean_average_precision")
 
     def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
         smooth = targets * (1 - label_smoothing) + label_smoothing / 2
@@ -116,7 +127,6 @@ class SeveralLabels(_ByValues):
     def _meters(self) -> dict[str, Metric]:
         num_labels = len(self.class_names)
         return {
-            "micro_f1": MultilabelF1Score(num_labels, average="micro"),
             "macro_f1": MultilabelF1Score(num_labels, average="macro"),
             "mean_average_precision": MultilabelAveragePrecision(num_labels, average="macro"),
         }
@@ -140,6 +150,7 @@ class TextRegression(_ByValues):
     """
 
     monitor = "pearson"
+    metrics = ("pearson", "spearman", "mean_absolute_error")
 
     def __init__(self, class_names: Sequence[str], *, deviation: float, mean: float = 0.0) -> None:
         super().__init__(class_names)
@@ -156,24 +167,14 @@ class TextRegression(_ByValues):
         return ((logits - targets) / self.deviation).square()
 
     def _meters(self) -> dict[str, Metric]:
-        return {
-            "pearson": PearsonCorrCoef(),
-            "spearman": SpearmanCorrCoef(),
-            "mean_absolute_error": MeanAbsoluteError(),
-        }
-
-    def _standardized(self, values: Tensor) -> Tensor:
-        """Return values (B, 1) in the unit in which their squares lose no digits; correlations stay the same."""
-        return (values[:, 0] - self.mean) / self.deviation
+        return {"spearman": SpearmanCorrCoef()}
 
     def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
-        if isinstance(meter, PearsonCorrCoef):
-            meter.update(self._standardized(logits), self._standardized(targets))
-        else:
-            meter.update(logits[:, 0], targets[:, 0])
+        meter.update(logits[:, 0], targets[:, 0])
 
     def _sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        x, y = self._standardized(logits), self._standardized(targets)
+        # The correlation does not depend on the unit; in this one the squares lose no digits.
+        x, y = ((values[:, 0] - self.mean) / self.deviation for values in (logits, targets))
         return {
             "pearson": torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], dim=1),
             "mean_absolute_error": shares((logits - targets)[:, 0].abs()),
