@@ -133,7 +133,9 @@ def files_of(folder: Path, root: str) -> Iterator[tuple[str, Any]]:
             yield name, untimed(json.loads(file.read_text()), root)
         elif file.suffix == ".jsonl":
             yield name, [untimed(json.loads(line), root) for line in file.read_text().splitlines()]
-        elif file.suffix in {".yaml", ".md", ".csv", ".txt"}:
+        elif file.suffix == ".csv":  # the last column is seconds
+            yield name, re.sub(r",[\d.]*$", "", plain(file.read_text(), root), flags=re.M)
+        elif file.suffix in {".yaml", ".md", ".txt"}:
             yield name, plain(file.read_text(), root)
         elif file.suffix not in {".png", ".onnx", ".svg"}:  # their bytes hold versions and times
             yield name, digest(file.read_bytes())
@@ -152,7 +154,7 @@ def untimed(value: Any, root: str) -> Any:
         return {
             plain(key, root): untimed(entry, root)
             for key, entry in value.items()
-            if key not in TIMED and not key.endswith("_seconds") and "latency" not in key and key != "checksums"
+            if key not in TIMED and not key.endswith("_seconds") and "latency" not in key and "checksum" not in key
         }
     if isinstance(value, list):
         return [untimed(entry, root) for entry in value]
@@ -160,12 +162,17 @@ def untimed(value: Any, root: str) -> Any:
 
 
 def plain(text: str, root: str) -> str:
-    """Return ``text`` without times, rates, the widths they give to tables, and where the files lie."""
+    """Return ``text`` without times, rates, sums over files, the widths they give to tables, and where the files lie."""
     text = text.replace(root, "ROOT")
+    text = re.sub(r"\b[0-9a-f]{64}\b", "HASH", text)
     text = re.sub(r"\b\d+(\.\d+)? (ms|s|min|h)\b", "TIME", text)
+    text = re.sub(r"\([\d.]+x\)(?= (Latency|Teacher against))|(?<=TIME) \([\d.]+x\)", "", text)
+    text = re.sub(r"(?<=│) +\d+\.\d +(?=│)", " TIME ", text)  # milliseconds in tables of models
     text = re.sub(r"\b[\d,.]+(?= (images|texts|samples)(/s| a second))", "RATE", text)
+    text = re.sub(r"\d+%(?= waiting for data)", "SHARE", text)
     text = re.sub(r"\b\d+:\d\d(:\d\d)?\b", "TIME", text)
-    text = re.sub(r"─{2,}|━{2,}", "──", text)
+    text = re.sub(r"^[│|] *(seconds|latency|\w+ per second)\b.*$", r"\1", text, flags=re.M)
+    text = re.sub(r"─{2,}|━{2,}|-{3,}", "──", text)
     return re.sub(r" {2,}", " ", text)
 
 
