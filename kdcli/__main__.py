@@ -1,6 +1,6 @@
 """``python -m kdcli``."""
 
-from kdcli.cli import main
+from kdcli.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -79,8 +79,8 @@ def run_command(*arguments: str | Path, cwd: Path) -> Outcome:
 
     Warnings are filtered as Python does by default, not as pytest does.
     """
-    from kdcli import console
-    from kdcli.cli import main
+    from kdcli.cli.app import main
+    from kdcli.terminal import console
 
     console.console.width = console.errors.width = WIDTH
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
@@ -107,8 +107,8 @@ def run_command(*arguments: str | Path, cwd: Path) -> Outcome:
 
 _TWO_PROCESSES = """
 import json, os, sys, traceback
-import kdcli.distill, torch, transformers
-from kdcli.cli import main
+import kdcli.experiments.distill, torch, transformers
+from kdcli.cli.app import main
 torch.set_num_threads(1)
 os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
 
@@ -199,7 +199,7 @@ def run_cli(tmp_path: Path) -> Callable[..., Outcome]:
 @pytest.fixture(scope="session")
 def sign_again() -> Callable[[Path], None]:
     """``sign_again(RUN)``: the files of a finished run are changed by hand, and are to be taken for its own."""
-    from kdcli.run_folder import RunFolder
+    from kdcli.runs.folder import RunFolder
 
     def sign(path: Path) -> None:
         run = RunFolder(path)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcli import analysis
+from kdcli.projectors import spectra as analysis
 
 
 def _orthogonal(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

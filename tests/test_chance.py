@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdcli.chance import find_mixed, judge_classes, judge_numbers, judge_scores, judge_tokens, natural_key
+from kdcli.statistics.chance import find_mixed, judge_classes, judge_numbers, judge_scores, judge_tokens, natural_key
 
 NAMES = sorted(str(number) for number in range(12))
 

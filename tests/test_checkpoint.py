@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 
-from kdcli.checkpoint import Checkpoints, pack, restore_module, unpack
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.runs.checkpoint import Checkpoints, pack, restore_module, unpack
 
 
 def state(step):
@@ -199,7 +199,7 @@ def test_a_failed_write_leaves_the_others_as_they_were(tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kdcli.checkpoint.save_file", full)
+    monkeypatch.setattr("kdcli.runs.checkpoint.save_file", full)
     with pytest.raises(UserError, match="No space left on device") as caught:
         write(tmp_path, 10)
     assert "--resume" in caught.value.hint

@@ -6,9 +6,9 @@ import torch
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
-from kdcli.tasks.class_means import class_means, nearest_class_mean_accuracy
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.tasks.features.class_means import class_means, nearest_class_mean_accuracy
 
 WIDTH = 7
 

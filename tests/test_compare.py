@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.compare import (
+from kdcli.base.errors import UserError
+from kdcli.config.run import parse_config
+from kdcli.results.compare import (
     Run,
     compare_runs,
     flatten_settings,
@@ -23,9 +25,7 @@ from kdcli.compare import (
     to_json,
     to_markdown,
 )
-from kdcli.config import parse_config
-from kdcli.errors import UserError
-from kdcli.run_folder import RunFolder
+from kdcli.runs.folder import RunFolder
 
 TASK = "image-classification"
 

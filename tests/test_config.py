@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from kdcli.config import LogitKDOptions, SupervisedOptions, TeacherConfig, parse_config
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.config.run import LogitKDOptions, SupervisedOptions, TeacherConfig, parse_config
 
 MINIMAL = {"teacher": "resnet50", "student": "resnet18", "data": "photos"}
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from kdcli.control import Control, Every, Verdict
+from kdcli.machine.control import Control, Every, Verdict
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from kdcli import losses
-from kdcli.config import StudentConfig, TeacherConfig, parse_config
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import StudentConfig, TeacherConfig, parse_config
 from kdcli.data import Batch, prepare
-from kdcli.distiller import Distiller
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
+from kdcli.losses.normalize import layer_norm, standardize
 from kdcli.methods import build_method
 from kdcli.methods.base import Context
 from kdcli.models import build_student, load_teacher
 from kdcli.models.base import ModelOutput
-from kdcli.normalize import layer_norm, standardize
-from kdcli.optim import make_optimizer, make_schedule
-from kdcli.tasks.image_classification import ImageClassification
-from kdcli.teacher import LiveTeacher
+from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.training.distiller import Distiller
+from kdcli.training.optim import make_optimizer, make_schedule
+from kdcli.training.teachers.teacher import LiveTeacher
 
 LABELS = ("a", "b", "c", "d")
 

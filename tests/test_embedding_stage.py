@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from kdcli.config import OptimConfig, parse_config
-from kdcli.errors import UserError
-from kdcli.facts import DataFacts, ModelFacts, Preprocessing
-from kdcli.plan import make_plan
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
+from kdcli.config.run import OptimConfig, parse_config
+from kdcli.plan.decide import make_plan
 
 PREPROCESSING = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LABELS = ("cat", "dog", "tree frog")

@@ -8,12 +8,12 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from kdcli.config import DataConfig, EpisodesConfig
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import DataConfig, EpisodesConfig
 from kdcli.data import open_data
-from kdcli.episodes import ARMS, EpisodeSampler, summarize_episodes, teacher_accuracies
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
-from kdcli.intervals import confidence_interval
+from kdcli.experiments.episodes import ARMS, EpisodeSampler, summarize_episodes, teacher_accuracies
+from kdcli.statistics.intervals import confidence_interval
 
 NAMES = tuple("abcdef")
 TRAIN = [label for label in range(6) for _ in range(8)] + [UNLABELLED] * 10

@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdcli.config import TeacherConfig
-from kdcli.errors import UserError
-from kdcli.evaluate import (
+from kdcli.base.errors import UserError
+from kdcli.config.run import TeacherConfig
+from kdcli.models import load_teacher
+from kdcli.models.base import Model
+from kdcli.results.evaluate import (
     CALIBRATION_BINS,
     ClassificationMeters,
     agreement,
@@ -23,8 +25,6 @@ from kdcli.evaluate import (
     to_json,
     weights_size,
 )
-from kdcli.models import load_teacher
-from kdcli.models.base import Model
 
 
 def measured(logits, targets, *, batch_size=3):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcli import figures
+from kdcli.results import figures
 
 
 def _randn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.errors import UserError
-from kdcli.files import remove_leftovers, replace_files, temporary_folder, write_atomically
+from kdcli.base.errors import UserError
+from kdcli.base.files import remove_leftovers, replace_files, temporary_folder, write_atomically
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -69,7 +69,7 @@ def test_a_folder_in_the_place_of_a_file_is_one_message(tmp_path):
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from kdcli.files import temporary_folder
+from kdcli.base.files import temporary_folder
 with temporary_folder(Path(sys.argv[1])) as folder:
     print(folder, flush=True)
     time.sleep(600)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdcli.tasks.frozen_features import STRENGTHS, frozen_accuracies, linear_classifier
+from kdcli.tasks.features.frozen import STRENGTHS, frozen_accuracies, linear_classifier
 
 
 def blobs(count, seed, *, noise):

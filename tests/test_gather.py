@@ -5,14 +5,14 @@ import sys
 
 import torch
 
-from kdcli.gather import gather_batch, gather_rows
+from kdcli.machine.gather import gather_batch, gather_rows
 
 # Forked before anything of torch runs, so that torch is imported once.
 PROCESSES = """
 import os, sys
 import torch
 from torch import distributed
-from kdcli.gather import gather_batch, gather_rows
+from kdcli.machine.gather import gather_batch, gather_rows
 
 def work(rank, file):
     torch.set_num_threads(1)

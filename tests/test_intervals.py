@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import binom, pearsonr
 from sklearn.metrics import f1_score
 
-from kdcli import intervals
-from kdcli.intervals import bootstrap_differences, metric_of
+from kdcli.statistics import intervals
+from kdcli.statistics.intervals import bootstrap_differences, metric_of
 
 
 def shares(values):

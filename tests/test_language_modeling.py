@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.data import TokenBatch
-from kdcli.errors import UserError
-from kdcli.facts import DataFacts
 from kdcli.losses import OutputHead, VocabularyLogits
 from kdcli.tasks import build_task
-from kdcli.tasks.language_modeling import LanguageModeling
+from kdcli.tasks.language.task import LanguageModeling
 
 CPU = torch.device("cpu")
 # Three positions over a vocabulary of four: probabilities a power of two each.

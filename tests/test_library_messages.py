@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from kdcli.library_messages import library_messages
+from kdcli.terminal.library_messages import library_messages
 
 
 @pytest.fixture

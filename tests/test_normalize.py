@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcli.config import NormalizeName
-from kdcli.normalize import layer_norm, normalizer, standardize, whiten
+from kdcli.config.run import NormalizeName
+from kdcli.losses.normalize import layer_norm, normalizer, standardize, whiten
 
 HALF = (torch.float16, torch.bfloat16)
 

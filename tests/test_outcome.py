@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from kdcli.config import parse_config
-from kdcli.intervals import RESAMPLES, bootstrap_differences
-from kdcli.outcome import compare_with_alone, lines_of
-from kdcli.plan import Decision, Plan
-from kdcli.result import Result
-from kdcli.run_folder import RunFolder
+from kdcli.base.result import Result
+from kdcli.config.run import parse_config
+from kdcli.plan.decide import Decision, Plan
+from kdcli.results.outcome import compare_with_alone, lines_of
+from kdcli.runs.folder import RunFolder
+from kdcli.statistics.intervals import RESAMPLES, bootstrap_differences
 
 PROJECTION = {"method": "projection", "projector": "inverted", "weight": 0.3}
 WEAK = {"accuracy": 0.11, "level": "near", "of_input": 0.5, "samples": 500}

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from kdcli.config import parse_config
-from kdcli.errors import UserError
-from kdcli.facts import DataFacts, ModelFacts, Preprocessing
-from kdcli.plan import describe_costs, human_count, make_plan
-from kdcli.relation import find_relation
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
+from kdcli.config.run import parse_config
+from kdcli.plan.decide import describe_costs, human_count, make_plan
+from kdcli.plan.relation import find_relation
 
 PREPROCESSING = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LABELS = ("cat", "dog", "tree frog")

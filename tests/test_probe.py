@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdcli import probe
-from kdcli.analysis import log_me, maximise_evidence
-from kdcli.data.sources import ArraySource
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.data.images.sources import ArraySource
+from kdcli.projectors.spectra import log_me, maximise_evidence
+from kdcli.results import probe
 
 
 def evidence_by_loops(features, targets, alpha, beta):

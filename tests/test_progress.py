@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import kdcli.progress as progress
-from kdcli.config import parse_config
-from kdcli.progress import (
+import kdcli.terminal.progress as progress
+from kdcli.config.run import parse_config
+from kdcli.runs.folder import RunFolder
+from kdcli.terminal.progress import (
     JsonReporter,
     LiveReporter,
     PlainReporter,
@@ -26,7 +27,6 @@ from kdcli.progress import (
     make_reporter,
     sparkline,
 )
-from kdcli.run_folder import RunFolder
 
 TERMS = {"supervised": 0.9, "projection": 0.4}
 SCRIPT = Path(__file__).parent / "benchmarks" / "live_view.py"

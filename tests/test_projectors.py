@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdcli.losses import smooth_l1
-from kdcli.projectors import (
+from kdcli.projectors.maps import (
     InvertedProjector,
     LinearProjector,
     MLPProjector,
@@ -21,7 +21,7 @@ from kdcli.projectors import (
     describe_projector,
     projector_name,
 )
-from kdcli.stiefel import orthogonality_error
+from kdcli.projectors.stiefel import orthogonality_error
 
 TORCH_MAPS = ("matrix_exp", "cayley", "householder")
 DIMS = [(6, 10), (10, 6), (7, 7)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdcli import ranks
+from kdcli.results import ranks
 
 
 def _result(first: float, last: float, *, kind: str = "inverted", moved: float | None = 0.5) -> dict[str, Any]:

@@ -2,8 +2,16 @@ import os
 
 import pytest
 
-from kdcli.errors import UserError
-from kdcli.recipes import apply_overrides, copy_recipe, find_recipe, list_recipes, load_recipe, load_yaml, recipe_text
+from kdcli.base.errors import UserError
+from kdcli.config.recipes import (
+    apply_overrides,
+    copy_recipe,
+    find_recipe,
+    list_recipes,
+    load_recipe,
+    load_yaml,
+    recipe_text,
+)
 
 
 def test_overrides_set_nested_keys_and_read_values_as_yaml():

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcli import analysis, report
+from kdcli.projectors import spectra as analysis
+from kdcli.results import pictures as report
 
 BLUE, VERMILLION = (0, 114, 178), (213, 94, 0)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdcli.config import parse_config
-from kdcli.errors import UserError
-from kdcli.result import Result
-from kdcli.run_folder import RunFolder, check_new_folder, free_folder
+from kdcli.base.errors import UserError
+from kdcli.base.result import Result
+from kdcli.config.run import parse_config
+from kdcli.runs.folder import RunFolder, check_new_folder, free_folder
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path):

@@ -21,17 +21,17 @@ from PIL import EpsImagePlugin, Image
 from safetensors.torch import save_file
 from torchvision import datasets
 
-from kdcli.card import _inline
-from kdcli.config import DataConfig, TeacherConfig, parse_config
+from kdcli.base.errors import UserError
+from kdcli.base.facts import MAX_IMAGE_SIZE, Preprocessing
+from kdcli.base.text import check_name, printable, redact, short_repr
+from kdcli.config.recipes import apply_overrides, load_yaml, parse_yaml
+from kdcli.config.run import DataConfig, TeacherConfig, parse_config
 from kdcli.data import UnreadableImage, decode_image, fit, open_data
-from kdcli.data.torchvision_sets import TorchvisionSource
-from kdcli.errors import UserError
-from kdcli.facts import MAX_IMAGE_SIZE, Preprocessing
+from kdcli.data.images.torchvision_sets import TorchvisionSource
 from kdcli.models import hub, load_teacher
 from kdcli.models.weights import read_checkpoint, resolve_path
-from kdcli.recipes import apply_overrides, load_yaml, parse_yaml
-from kdcli.run_folder import RunFolder
-from kdcli.text import check_name, printable, redact, short_repr
+from kdcli.results.card import _inline
+from kdcli.runs.folder import RunFolder
 
 NAME = "test_resnet"
 MINIMAL = {"teacher": "none", "student": NAME, "data": "photos"}
@@ -286,7 +286,7 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("size", [(30_000, 30_000), (13_400, 13_400), (2**31 - 1, 1), (1, 2**31 - 1)])
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch, size):
-    monkeypatch.setattr("kdcli.data.images._to_rgb", lambda image: pytest.fail("it was to be decoded"))
+    monkeypatch.setattr("kdcli.data.images.decode._to_rgb", lambda image: pytest.fail("it was to be decoded"))
     (tmp_path / "bomb.png").write_bytes(png_header(*size))
     with pytest.raises(UnreadableImage, match=r"bomb.png: DecompressionBombError: .*exceeds limit of 178956970 pixels"):
         decode_image(tmp_path / "bomb.png")
@@ -346,7 +346,7 @@ def test_a_long_image_is_cropped_to_the_same_middle():
 def test_deep_images_are_scaled_in_blocks(monkeypatch):
     values = np.random.default_rng(0).integers(0, 65536, (37, 11)).astype(np.uint16)
     whole = np.asarray(decode_image(Image.fromarray(values)))
-    monkeypatch.setattr("kdcli.data.images._BLOCK", 25)
+    monkeypatch.setattr("kdcli.data.images.decode._BLOCK", 25)
     np.testing.assert_array_equal(np.asarray(decode_image(Image.fromarray(values))), whole)
     np.testing.assert_array_equal(whole[..., 0], np.rint(values / 257))
 
@@ -413,7 +413,7 @@ TAGS = {
     "new": "!!python/object/new:os.system ['touch {marker}']",
     "name": "!!python/name:os.system",
     "module": "!!python/module:os",
-    "object": "!!python/object:kdcli.errors.UserError {{}}",
+    "object": "!!python/object:kdcli.base.errors.UserError {{}}",
     "custom": "!import_call {{key: os.system, init: {{args: ['touch {marker}']}}}}",
 }
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from kdcli.data import Batch, TextBatch, TokenBatch, TokenSource, WordBatch, WordSource
-from kdcli.intervals import metric_of
-from kdcli.scoring import SampleSums
-from kdcli.tasks.image_classification import ImageClassification
-from kdcli.tasks.language_modeling import LanguageModeling
-from kdcli.tasks.text_classification import SeveralLabels, TextRegression
-from kdcli.tasks.token_classification import TokenClassification
+from kdcli.statistics.intervals import metric_of
+from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.tasks.classification.values import SeveralLabels, TextRegression
+from kdcli.tasks.language.task import LanguageModeling
+from kdcli.tasks.words.task import TokenClassification
+from kdcli.training.evaluation import SampleSums
 
 CPU = torch.device("cpu")
 ONE = SimpleNamespace(num_processes=1)

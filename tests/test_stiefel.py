@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcli.stiefel import (
+from kdcli.projectors.stiefel import (
     FIXED_CONDITION,
     orthogonality_error,
     retract_,

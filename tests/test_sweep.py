@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdcli import sweep as module
-from kdcli.compare import Run, compare_runs
-from kdcli.config import EmbeddingConfig, parse_config
-from kdcli.result import Result
-from kdcli.run_folder import RunFolder
-from kdcli.sweep import Sweep
-from kdcli.variants import Variant
+from kdcli.base.result import Result
+from kdcli.config.run import EmbeddingConfig, parse_config
+from kdcli.experiments import sweep as module
+from kdcli.experiments.sweep import Sweep
+from kdcli.experiments.variants import Variant
+from kdcli.results.compare import Run, compare_runs
+from kdcli.runs.folder import RunFolder
 
 
 def make_sweep(*devices: str) -> Sweep:

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
 from kdcli.data import Batch
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
-from kdcli.tasks.image_classification import ImageClassification
+from kdcli.tasks.classification.one_label import ImageClassification
 
 TASK = ImageClassification(["a", "b", "c"])
 

@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 
-from kdcli.config import parse_config
+from kdcli.config.run import parse_config
 from kdcli.data import TextEvalLoader, TextSource
-from kdcli.devices import make_accelerator
-from kdcli.job import prepare_job
-from kdcli.progress import SilentReporter
-from kdcli.run_folder import RunFolder
-from kdcli.teacher import LiveTeacher, StoredTeacher
-from kdcli.trainer import Trainer
+from kdcli.machine.devices import make_accelerator
+from kdcli.runs.folder import RunFolder
+from kdcli.terminal.progress import SilentReporter
+from kdcli.training.prepare import prepare_job
+from kdcli.training.teachers.teacher import LiveTeacher, StoredTeacher
+from kdcli.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_it_reads_each_training_text_once_and_training_is_the_same(make_trainer,
     assert counted == dict.fromkeys(texts, 1)
 
     counted.clear()
-    monkeypatch.setattr("kdcli.trainer._MAX_STORED", 0)
+    monkeypatch.setattr("kdcli.training.trainer._MAX_STORED", 0)
     trainer, live = make_trainer("live")
     trainer.fit()
     assert sum(counted.values()) == trainer.total_steps * 16

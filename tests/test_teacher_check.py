@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from kdcli import teacher_check
-from kdcli.chance import natural_key
-from kdcli.checksums import is_signed_card
+from kdcli.base.checksums import is_signed_card
+from kdcli.statistics.chance import natural_key
+from kdcli.training.teachers import check as teacher_check
 
 NUMBERS = [str(number) for number in range(12)]  # in natural order; kdcli's is string order
 SIZE = ("--set", "teacher.image_size=32", "--set", "student.image_size=32", "--set", "data.workers=0")
@@ -251,7 +251,7 @@ def test_a_run_that_goes_on_does_not_measure_again(run, run_cli, colours, monkey
     """What was measured is in the run folder; the test split is still to come."""
     folder, _ = run
     shutil.copytree(folder, colours / "longer", ignore=shutil.ignore_patterns("baseline"))
-    monkeypatch.setattr("kdcli.distill.check_teacher", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("kdcli.experiments.distill.check_teacher", lambda *_, **__: pytest.fail("measured again"))
     more = ("--epochs", "2", "--no-baseline", "--log-format", "json")
     outcome = run_cli("distill", "--resume", "longer", *more, cwd=colours)
     assert outcome.exit_code == 0, outcome.stderr

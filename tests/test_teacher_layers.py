@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kdcli.config import parse_config
-from kdcli.job import prepare_job
-from kdcli.teacher_features import nearest_other_means
-from kdcli.teacher_layers import score_layers
+from kdcli.config.run import parse_config
+from kdcli.training.prepare import prepare_job
+from kdcli.training.teachers.features import nearest_other_means
+from kdcli.training.teachers.layers import score_layers
 
 
 def test_nearest_other_means_is_the_loop_over_samples():

@@ -9,7 +9,8 @@ import timm
 import torch
 from PIL import Image
 
-from kdcli import teacher_cache, teacher_features
+from kdcli.training.teachers import cache as teacher_cache
+from kdcli.training.teachers import features as teacher_features
 
 SIZE = ("--set", "teacher.image_size=32", "--set", "student.image_size=32", "--set", "data.workers=0")
 RUN = ("--student", "test_resnet", "--batch-size", "16", "--epochs", "1", "--device", "cpu", *SIZE)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.data import TextBatch
-from kdcli.errors import UserError
-from kdcli.facts import DataFacts
 from kdcli.tasks import build_task
-from kdcli.tasks.sentence_embedding import SentenceEmbedding, compare_spaces
-from kdcli.tasks.text_classification import SeveralLabels, TextClassification, TextRegression
+from kdcli.tasks.classification.values import SeveralLabels, TextClassification, TextRegression
+from kdcli.tasks.embedding.texts import SentenceEmbedding, compare_spaces
 
 CPU = torch.device("cpu")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.data import WordBatch
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED, DataFacts
 from kdcli.tasks import build_task
-from kdcli.tasks.token_classification import TokenClassification, find_entities, tell_entities
+from kdcli.tasks.words.task import TokenClassification, find_entities, tell_entities
 
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 

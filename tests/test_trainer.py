@@ -12,23 +12,23 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-import kdcli.data.sources as data_sources
-import kdcli.devices as devices_module
-import kdcli.trainer as trainer_module
-from kdcli.analysis import numerical_rank, stable_rank
-from kdcli.checkpoint import Checkpoints
-from kdcli.config import parse_config
-from kdcli.devices import make_accelerator, resolve_precision
-from kdcli.errors import UserError
-from kdcli.job import prepare_job, reopen_job, train_indices
+import kdcli.data.images.sources as data_sources
+import kdcli.machine.devices as devices_module
+import kdcli.training.trainer as trainer_module
+from kdcli.base.errors import UserError
+from kdcli.config.run import parse_config
+from kdcli.machine.devices import make_accelerator, resolve_precision
 from kdcli.models.base import ModelOutput
-from kdcli.progress import SilentReporter
-from kdcli.run_folder import RunFolder
-from kdcli.stiefel import orthogonality_error
+from kdcli.projectors.spectra import numerical_rank, stable_rank
+from kdcli.projectors.stiefel import orthogonality_error
+from kdcli.runs.checkpoint import Checkpoints
+from kdcli.runs.folder import RunFolder
 from kdcli.tasks import rank_students
-from kdcli.tasks.image_classification import ImageClassification
-from kdcli.teacher import LiveTeacher
-from kdcli.trainer import Trainer
+from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.terminal.progress import SilentReporter
+from kdcli.training.prepare import prepare_job, reopen_job, train_indices
+from kdcli.training.teachers.teacher import LiveTeacher
+from kdcli.training.trainer import Trainer
 
 BASE = {
     "teacher": {"name": "random:test_efficientnet", "image_size": 32},

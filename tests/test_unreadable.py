@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
+from kdcli.base.errors import UserError
 from kdcli.data.unreadable import check_readable, most_unreadable
-from kdcli.errors import UserError
 
 COUNTS = {f"{split}/{name}": 8 for split in ("train", "val", "test") for name in ("apple", "leaf", "sky")}
 ALONE = ("--teacher", "none", "--student", "test_resnet", "--data", "photos")
@@ -34,7 +34,7 @@ def remove(folder, number):
 
 def test_classes_that_vanish_during_training_are_an_error(photos, run_cli, tiny, tmp_path, monkeypatch):
     """Two of three classes of the validation images are deleted while the first epoch is trained."""
-    from kdcli.trainer import Trainer
+    from kdcli.training.trainer import Trainer
 
     original = Trainer._train_step
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.variants import find_recipes, make_variants, parse_seeds, parse_vary, safe_name
+from kdcli.experiments.variants import find_recipes, make_variants, parse_seeds, parse_vary, safe_name
 
 RECIPE = "teacher: none\nstudent: test_resnet\ndata: demo:digits\nseed: 7\noutput: elsewhere\n"
 

@@ -37,7 +37,7 @@ def python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
     return result.stdout
 
 
-LOCATE = "import kdcli, kdcli.recipes; print(kdcli.__file__); print(kdcli.recipes.recipes_folder())"
+LOCATE = "import kdcli, kdcli.config.recipes; print(kdcli.__file__); print(kdcli.config.recipes.recipes_folder())"
 
 
 def test_what_the_wheel_holds(unpacked):

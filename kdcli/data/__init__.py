@@ -6,19 +6,19 @@ model's input. :func:`open_texts` and its loaders do the same for texts, of whic
 models :func:`cut_into_tokens` does that once. Of words with labels :func:`cut_words` makes pieces that all models can take.
 """
 
-from kdcli.data.augment import Augmentation
 from kdcli.data.batch import AnyBatch, Batch, Text, TextBatch, TextPair, TokenBatch, WordBatch
-from kdcli.data.images import UnreadableImage, decode_image
-from kdcli.data.loaders import EvalLoader, TrainLoader
-from kdcli.data.mix import Mix
-from kdcli.data.names import open_data, open_unlabelled
-from kdcli.data.preprocess import fit, prepare
-from kdcli.data.sources import ImageSource
+from kdcli.data.images.augment import Augmentation
+from kdcli.data.images.decode import UnreadableImage, decode_image
+from kdcli.data.images.loaders import EvalLoader, TrainLoader
+from kdcli.data.images.mix import Mix
+from kdcli.data.images.open import open_data, open_unlabelled
+from kdcli.data.images.preprocess import fit, prepare
+from kdcli.data.images.sources import ImageSource
 from kdcli.data.splits import ImageData
-from kdcli.data.text_files import open_texts
-from kdcli.data.texts import TextData, TextEvalLoader, TextSource, TextTrainLoader
-from kdcli.data.tokens import Masking, TokenSource, cut_into_tokens
-from kdcli.data.words import Reader, WordSource, cut_words
+from kdcli.data.texts.files import open_texts
+from kdcli.data.texts.sources import TextData, TextEvalLoader, TextSource, TextTrainLoader
+from kdcli.data.texts.tokens import Masking, TokenSource, cut_into_tokens
+from kdcli.data.texts.words import Reader, WordSource, cut_words
 
 __all__ = [
     "AnyBatch",

@@ -6,8 +6,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from kdcli.errors import UserError, did_you_mean
-from kdcli.text import short_repr
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.text import short_repr
 
 _RANGE = re.compile(r"(-?\d{1,9})(?:-(-?\d{1,9}))?", re.ASCII)
 _NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from kdcli.data.images import File, UnreadableImage
-from kdcli.data.sources import ArraySource, Concatenation, FileSource, ImageSource, Subset
+from kdcli.base.facts import UNLABELLED
+from kdcli.data.images.decode import File, UnreadableImage
+from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, ImageSource, Subset
+from kdcli.data.images.tables import TableSource
+from kdcli.data.images.torchvision_sets import TorchvisionSource
 from kdcli.data.splits import ImageData
-from kdcli.data.tables import TableSource
-from kdcli.data.texts import TextData, TextSource
-from kdcli.data.torchvision_sets import TorchvisionSource
-from kdcli.data.words import WordSource
-from kdcli.facts import UNLABELLED
+from kdcli.data.texts.sources import TextData, TextSource
+from kdcli.data.texts.words import WordSource
 
 MOST_BYTES = 2**30
 MOST_FILES = 100_000

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import UNLABELLED, LabelKind
-from kdcli.text import short_repr
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.facts import UNLABELLED, LabelKind
+from kdcli.base.text import short_repr
 
 if TYPE_CHECKING:
     from datasets import Dataset

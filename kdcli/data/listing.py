@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdcli.data.images import FORMATS
-from kdcli.errors import reading
+from kdcli.base.errors import reading
+from kdcli.data.images.decode import FORMATS
 
 
 def _words(text: str) -> frozenset[str]:
@@ -65,7 +65,7 @@ def suffix_of(name: str) -> str:
 
 
 def is_image(path: str) -> bool:
-    """Whether a file is one that :func:`kdcli.data.images.decode_image` may read: by its suffix, else by its content."""
+    """Whether a file is one that :func:`kdcli.data.images.decode.decode_image` may read: by its suffix, else by its content."""
     suffix = suffix_of(path)
     if suffix in IMAGE_SUFFIXES or suffix in _NO_IMAGES:
         return suffix in IMAGE_SUFFIXES

@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 
-from kdcli.config import SplitsConfig
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.config.run import SplitsConfig
 from kdcli.data.classes import listing
-from kdcli.errors import UserError, did_you_mean
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),

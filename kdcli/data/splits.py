@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED, DataFacts
+from kdcli.base.text import expand_user
+from kdcli.config.run import DataConfig
 from kdcli.data.classes import alike, choose_classes, list_classes, listing, order_notes
-from kdcli.data.images import Range
-from kdcli.data.listing import is_image, list_files, unread_notes
-from kdcli.data.seeding import stable_share
-from kdcli.data.sources import (
+from kdcli.data.images.decode import Range
+from kdcli.data.images.sources import (
     Concatenation,
     FileSource,
     ImageSource,
@@ -26,9 +27,8 @@ from kdcli.data.sources import (
     file_paths,
     sample_names,
 )
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED, DataFacts
-from kdcli.text import expand_user
+from kdcli.data.listing import is_image, list_files, unread_notes
+from kdcli.machine.seeding import stable_share
 
 TEST_SEED = 0
 """Cuts the test split, whatever the run's seed: every run is tested on the same images."""

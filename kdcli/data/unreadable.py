@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
 
 _NAMED = 5
 

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from kdcli.normalize import centre, full_precision
+from kdcli.losses.normalize import centre, full_precision
 
 MAX_ELEMENTS = 2**22
 """Most elements of a temporary tensor whose size would grow with the cube of the batch: 16 MiB in float32."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcli.losses.common import require_positive, same_shape, unit, without_autocast
-from kdcli.normalize import full_precision
+from kdcli.losses.normalize import full_precision
 
 # ---- Distances between features -------------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.config import DivergenceName
+from kdcli.config.run import DivergenceName
 from kdcli.losses.common import require_labels, require_positive, same_shape, unit, without_autocast
-from kdcli.normalize import centre
+from kdcli.losses.normalize import centre
 
 LOWEST_LOGIT = torch.finfo(torch.float16).min
 """A teacher's class whose logit is not above it is masked: libraries write a type's lowest number where they mean -inf."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdcli.losses.common import without_autocast
-from kdcli.normalize import centre, full_precision
+from kdcli.losses.normalize import centre, full_precision
 
 
 @without_autocast

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.config import DivergenceName
+from kdcli.config.run import DivergenceName
 from kdcli.losses.common import require_labels, require_positive
 from kdcli.losses.logit import divergence_terms, mask_logits, require_divergence
-from kdcli.normalize import full_precision
+from kdcli.losses.normalize import full_precision
 
 
 @dataclass(frozen=True, eq=False)

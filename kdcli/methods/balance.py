@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
 
 _FIRST, _EVERY = 8, 8
 """The gradients are measured in each of the first steps, and then in every so many."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcli.config import LayerOptions, LogitOptions
-from kdcli.facts import ModelFacts, num_tokens
+from kdcli.base.facts import ModelFacts, num_tokens
+from kdcli.config.run import LayerOptions, LogitOptions
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.methods.projected import Projected, ProjectedPair
 from kdcli.models.base import ModelOutput

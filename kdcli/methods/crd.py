@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from kdcli import losses
-from kdcli.config import CRDOptions
-from kdcli.data.seeding import stable_seed
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import CRDOptions
 from kdcli.losses.common import unit
+from kdcli.losses.normalize import full_precision
+from kdcli.machine.seeding import stable_seed
 from kdcli.methods.base import Context, LayerMethod
 from kdcli.models.base import ModelOutput
-from kdcli.normalize import full_precision
 
 
 class CRD(LayerMethod):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config import DKDOptions
-from kdcli.facts import UNLABELLED
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import DKDOptions
 from kdcli.methods.base import Context, LogitMethod
 from kdcli.models.base import ModelOutput
 

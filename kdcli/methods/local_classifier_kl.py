@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config import LocalClassifierOptions
-from kdcli.facts import UNLABELLED
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import LocalClassifierOptions
 from kdcli.methods.base import Context, Method
 from kdcli.models.base import ModelOutput
-from kdcli.tasks.class_means import class_means
+from kdcli.tasks.features.class_means import class_means
 
 
 class LocalClassifier(Method):

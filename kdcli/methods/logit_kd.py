@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config import LogitKDOptions
-from kdcli.gather import gather_rows
+from kdcli.config.run import LogitKDOptions
+from kdcli.machine.gather import gather_rows
 from kdcli.methods.base import Context, LogitMethod
 from kdcli.models.base import ModelOutput
 

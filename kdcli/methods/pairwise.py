@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config import (
+from kdcli.config.run import (
     AttentionTransferOptions,
     CorrelationCongruenceOptions,
     LayerOptions,

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from kdcli.config import ProjectorName
+from kdcli.config.run import ProjectorName
 from kdcli.losses import common_grid
-from kdcli.normalize import standardize
-from kdcli.projectors import Projector, build_projector
+from kdcli.losses.normalize import standardize
+from kdcli.projectors.maps import Projector, build_projector
 
 
 class Projected:

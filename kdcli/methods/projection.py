@@ -8,12 +8,12 @@ from functools import partial
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config import ProjectionOptions
+from kdcli.config.run import ProjectionOptions
+from kdcli.losses.normalize import normalizer
 from kdcli.methods.base import Context, Method
 from kdcli.methods.projected import Projected
 from kdcli.models.base import ModelOutput
-from kdcli.normalize import normalizer
-from kdcli.projectors import build_projector
+from kdcli.projectors.maps import build_projector
 
 
 class Projection(Method, Projected):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config import StochasticTripletOptions
-from kdcli.facts import UNLABELLED
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import StochasticTripletOptions
 from kdcli.methods.base import Context, Method
 from kdcli.models.base import ModelOutput
 

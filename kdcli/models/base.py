@@ -15,13 +15,13 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.facts import MAX_IMAGE_SIZE, ModelFacts, Preprocessing, TextPreprocessing
+from kdcli.base.text import short_repr
 from kdcli.data import AnyBatch, Batch, prepare
-from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import MAX_IMAGE_SIZE, ModelFacts, Preprocessing, TextPreprocessing
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.models.measure import Measured, measure
 from kdcli.models.spec import Library
-from kdcli.text import short_repr
 
 _MAX_RESIZE = 10
 """Images are resized before they are cropped to a model's size: to more than this many times that they could fill the
@@ -68,7 +68,7 @@ def edges_of(*tensors: Tensor) -> Edges:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model came from; see :class:`kdcli.facts.ModelFacts` for the fields.
+    """Where a model came from; see :class:`kdcli.base.facts.ModelFacts` for the fields.
 
     ``image_size`` is the user's override in pixels, None for the model's own.
     """

@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
 
 MOST_MODULES = 20_000
 """Parts of a network. The deepest that are published have some thousands; this many take a second or two to build."""

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.base.text import short_repr
 from kdcli.models.values import check_tensors
 from kdcli.models.weights import Checkpoint, Part, Tensors, few, is_harmless
-from kdcli.text import short_repr
 
 Remap = Callable[[Tensors, nn.Module], Tensors | None]
 

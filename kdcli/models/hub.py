@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
 
 _PROBE_SECONDS = 5
 # Beside the system's own: HTTPError of the client library, whose name depends on the hub's version.

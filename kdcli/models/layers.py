@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
 from kdcli.models.base import Inputs, Model, tensor_of
 
 _NESTS = (nn.Sequential, nn.ModuleList)

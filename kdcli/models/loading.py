@@ -10,24 +10,28 @@ from typing import Any
 
 from torch import nn
 
-from kdcli.config import StudentConfig, TeacherConfig
-from kdcli.errors import UserError
-from kdcli.facts import LANGUAGE_MODELING, OVER_TOKENS, DataFacts, TextPooling
-from kdcli.files import utf8_path
-from kdcli.models import hf, hf_text, processor, timm, weights
+from kdcli.base.errors import UserError
+from kdcli.base.facts import LANGUAGE_MODELING, OVER_TOKENS, DataFacts, TextPooling
+from kdcli.base.files import utf8_path
+from kdcli.base.text import short_repr
+from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.models import weights
 from kdcli.models.base import Model, Origin, freeze, seeded
 from kdcli.models.fit import LoadReport
-from kdcli.models.hf_token import HFTokenModel
 from kdcli.models.imagenet import aliases_of
 from kdcli.models.locate import Place, library_of, locate
 from kdcli.models.recorded import Recorded
-from kdcli.models.sentence import SentenceSettings, prompt_of, read_sentence_settings
 from kdcli.models.settle import change_input, check_against, settle_teacher, wanted_input
 from kdcli.models.shrink import CopyReport, Shrinking, copy_tensors, parse_shrinking, shrink
 from kdcli.models.spec import ModelName, parse_name
-from kdcli.models.tokenizer import lower_case, read_tokenizer
-from kdcli.run_folder import RunFolder
-from kdcli.text import short_repr
+from kdcli.models.timm import build as timm
+from kdcli.models.transformers import build as hf
+from kdcli.models.transformers import processor
+from kdcli.models.transformers import text_build as hf_text
+from kdcli.models.transformers.sentence import SentenceSettings, prompt_of, read_sentence_settings
+from kdcli.models.transformers.tokenizer import lower_case, read_tokenizer
+from kdcli.models.transformers.tokens import HFTokenModel
+from kdcli.runs.folder import RunFolder
 
 
 def load_teacher(config: TeacherConfig, *, seed: int) -> Model:

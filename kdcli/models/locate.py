@@ -18,14 +18,16 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from kdcli.errors import UserError, check_are_files, did_you_mean, reading
-from kdcli.extensions import Extension
-from kdcli.files import utf8_path
-from kdcli.models import hub, kdcli_networks, sentence, tokenizer
+from kdcli.base.errors import UserError, check_are_files, did_you_mean, reading
+from kdcli.base.extensions import Extension
+from kdcli.base.files import utf8_path
+from kdcli.base.text import expand_user, short_repr
+from kdcli.models import hub
 from kdcli.models.spec import Library, ModelName, find_extension, format_query
+from kdcli.models.timm import kdcli_networks
+from kdcli.models.transformers import sentence, tokenizer
 from kdcli.models.weights import inside_package
-from kdcli.run_folder import RunFolder
-from kdcli.text import expand_user, short_repr
+from kdcli.runs.folder import RunFolder
 
 TEXT_KINDS = {
     *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,

@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args
 
 from torch import Tensor
 
-from kdcli.facts import GEOMETRIES, MAX_IMAGE_SIZE, Interpolation
-from kdcli.text import short_repr
+from kdcli.base.facts import GEOMETRIES, MAX_IMAGE_SIZE, Interpolation
+from kdcli.base.text import short_repr
 
 _Read = TypeVar("_Read")
 
@@ -62,7 +62,7 @@ class Recorded:
         input_size: (height, width) in pixels.
         mean: of red, green and blue, of pixels scaled to [0, 1].
         std: likewise.
-        interpolation: a filter, as :class:`kdcli.facts.Preprocessing` has it.
+        interpolation: a filter, as :class:`kdcli.base.facts.Preprocessing` has it.
         crop_pct: for evaluation an image is resized to the input's size divided by this.
         crop_mode: as timm has it.
         num_classes: of its classifier.

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdcli.errors import UserError
-from kdcli.files import clear_os_errors, temporary_folder
+from kdcli.base.errors import UserError
+from kdcli.base.files import clear_os_errors, temporary_folder
 from kdcli.models.base import Model
 from kdcli.models.loading import load_saved
 

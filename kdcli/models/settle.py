@@ -10,15 +10,15 @@ from typing import Any
 
 import timm
 
-from kdcli.config import RunConfig, TeacherConfig
-from kdcli.errors import UserError, did_you_mean
-from kdcli.facts import GEOMETRIES, Preprocessing
-from kdcli.models.constructor import read_constructor
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.facts import GEOMETRIES, Preprocessing
+from kdcli.base.text import expand_user, short_repr
+from kdcli.config.run import RunConfig, TeacherConfig
 from kdcli.models.locate import HUB_ID
 from kdcli.models.recorded import Recorded, read_recorded
 from kdcli.models.spec import ModelName, format_query, parse_name
+from kdcli.models.timm.constructor import read_constructor
 from kdcli.models.weights import load_raw, resolve_path
-from kdcli.text import expand_user, short_repr
 
 _SUFFIXES = {".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors"}
 _OF_INPUT = ("mean", "std", "interpolation", "crop_pct", "crop_mode")

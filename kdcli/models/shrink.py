@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcli.errors import UserError, did_you_mean
+from kdcli.base.errors import UserError, did_you_mean
 from kdcli.models.weights import is_harmless
 
 # Of several the first counts: in staged networks of transformers the later ones are derived from it.

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kdcli import extensions
-from kdcli.errors import UserError, did_you_mean
-from kdcli.recipes import parse_yaml
-from kdcli.text import short_repr
+from kdcli.base import extensions
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.text import short_repr
+from kdcli.config.recipes import parse_yaml
 
 Library = Literal["timm", "transformers"]
 

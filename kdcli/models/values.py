@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from kdcli.errors import UserError
-from kdcli.files import utf8_path
+from kdcli.base.errors import UserError
+from kdcli.base.files import utf8_path
 from kdcli.models.weights import few, is_harmless, load_raw
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")

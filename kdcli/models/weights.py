@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcli.errors import UserError, is_special, reading
-from kdcli.files import utf8_path
+from kdcli.base.errors import UserError, is_special, reading
+from kdcli.base.files import utf8_path
+from kdcli.base.text import expand_user, short_repr
 from kdcli.models.recorded import Recorded, read_recorded
-from kdcli.text import expand_user, short_repr
 
 Tensors = dict[str, Tensor]
 

@@ -9,15 +9,15 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from kdcli.base.facts import LANGUAGE_MODELING, DataFacts
 from kdcli.data import AnyBatch
-from kdcli.facts import LANGUAGE_MODELING, DataFacts
-from kdcli.tasks.image_classification import ImageClassification
-from kdcli.tasks.image_embedding import ImageEmbedding
-from kdcli.tasks.language_modeling import LanguageModeling
+from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.tasks.classification.values import SeveralLabels, TextClassification, TextRegression
+from kdcli.tasks.embedding.images import ImageEmbedding
+from kdcli.tasks.embedding.texts import SentenceEmbedding
+from kdcli.tasks.language.task import LanguageModeling
 from kdcli.tasks.sample_sums import Note, ignore_sums
-from kdcli.tasks.sentence_embedding import SentenceEmbedding
-from kdcli.tasks.text_classification import SeveralLabels, TextClassification, TextRegression
-from kdcli.tasks.token_classification import TokenClassification
+from kdcli.tasks.words.task import TokenClassification
 
 
 class Task(Protocol):

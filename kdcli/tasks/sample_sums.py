@@ -10,7 +10,7 @@ from torch import Tensor
 from kdcli.data import AnyBatch
 
 Note = Callable[[AnyBatch, Mapping[str, Tensor]], None]
-"""Told of a batch and, by metric, of what each of its B samples adds to the sums of :func:`kdcli.intervals.metric_of`:
+"""Told of a batch and, by metric, of what each of its B samples adds to the sums of :func:`kdcli.statistics.intervals.metric_of`:
 float64 (B, k). Metrics that are not made of sums, such as rank correlations, are left out."""
 
 

@@ -15,14 +15,14 @@ import time
 
 import torch
 
-from kdcli.config import StudentConfig, parse_config
+from kdcli.config.run import StudentConfig, parse_config
 from kdcli.data import Batch
-from kdcli.distiller import Distiller
 from kdcli.methods import build_method
 from kdcli.methods.base import Context
 from kdcli.models import build_student
 from kdcli.models.base import ModelOutput
-from kdcli.tasks.image_classification import ImageClassification
+from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.training.distiller import Distiller
 
 LABELS = tuple("abcdefghij")
 ROUND = 8

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from kdcli.progress import LiveReporter
-from kdcli.run_folder import RunFolder
+from kdcli.runs.folder import RunFolder
+from kdcli.terminal.progress import LiveReporter
 
 
 def replay(run: RunFolder, console: Console, *, share: float) -> LiveReporter:

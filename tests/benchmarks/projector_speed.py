@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from kdcli.config import OrthogonalMap
+from kdcli.config.run import OrthogonalMap
 from kdcli.losses import smooth_l1
-from kdcli.projectors import OrthogonalProjector
-from kdcli.stiefel import orthogonality_error
+from kdcli.projectors.maps import OrthogonalProjector
+from kdcli.projectors.stiefel import orthogonality_error
 
 BATCH = 128
 LEARNING_RATE = 2e-3

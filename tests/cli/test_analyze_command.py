@@ -79,8 +79,8 @@ def validation_features(folder):
     import torch
 
     from kdcli.data import prepare
-    from kdcli.job import reopen_job
-    from kdcli.run_folder import RunFolder
+    from kdcli.runs.folder import RunFolder
+    from kdcli.training.prepare import reopen_job
 
     job = reopen_job(RunFolder.open(folder))
     ours, theirs = job.student.facts.preprocessing, job.teacher.facts.preprocessing
@@ -277,7 +277,7 @@ def test_a_trained_projector_has_moved(case):
 def test_a_projector_of_another_start_is_not_said_to_have_moved():
     import torch
 
-    from kdcli.analyze import _moved
+    from kdcli.results.analyze import _moved
 
     start = torch.diag(torch.tensor([3.0, 1.0]))
     assert _moved(start, 2 * start, torch.tensor([3.0, 1.0])) == pytest.approx(1)
@@ -328,6 +328,6 @@ def test_several_runs_that_can_not_be_put_side_by_side(run_cli, tmp_path, random
     assert "None of the 2 runs has a projector with a matrix" in refused(alone_run, other)
     (tmp_path / "file").write_text("a file")
     assert "Can't write to file" in refused(random_run, same_run, "--output", "file")
-    monkeypatch.setattr("kdcli.analyze.MAX_RUNS", 1)
+    monkeypatch.setattr("kdcli.results.analyze.MAX_RUNS", 1)
     assert "2 runs have projectors, and at most 1" in refused(random_run, same_run, "--output", "out")
     assert not (tmp_path / "out").exists()

@@ -91,7 +91,7 @@ def test_a_run_folder_is_a_teacher(run_cli, cifar_run, photos, tiny):
 
 @pytest.mark.parametrize("damage", ["import", "weights"])
 def test_an_export_that_only_kdcli_could_load_is_refused(run_cli, cifar_run, tmp_path, monkeypatch, damage):
-    from kdcli.models.timm import TimmModel
+    from kdcli.models.timm.build import TimmModel
 
     save = TimmModel.save
 
@@ -99,7 +99,7 @@ def test_an_export_that_only_kdcli_could_load_is_refused(run_cli, cifar_run, tmp
         save(self, folder)
         if damage == "import":
             file = folder / "kdcli_networks.py"
-            file.write_text(file.read_text() + "\nimport kdcli.errors\n")
+            file.write_text(file.read_text() + "\nimport kdcli.base.errors\n")
         else:
             state = load_file(folder / "model.safetensors")
             name = next(name for name in state if name.endswith(("fc.bias", "classifier.bias")))

@@ -105,7 +105,7 @@ def test_test_images_are_opened_once_and_last(run_cli, tmp_path, make_photos, ti
         opened.append(Path(path).relative_to(folder).parts[0])
         return decode(path, **options)
 
-    from kdcli.data import sources
+    from kdcli.data.images import sources
 
     decode = sources.decode_image
     monkeypatch.setattr(sources, "decode_image", record)

@@ -100,15 +100,15 @@ def test_students_learn_colours_and_only_the_distilled_one_hears_the_teacher(
     run_cli, tmp_path, photos, trained_teacher, tiny, monkeypatch
 ):
     """The teacher knows all labels: logits are distilled, restricted to the classes of the episode."""
-    import kdcli.job
+    import kdcli.training.prepare
 
-    built, original = [], kdcli.job.build_method
+    built, original = [], kdcli.training.prepare.build_method
 
     def build(options, context):
         built.append((options.method, context.label_map, context.task.class_names))
         return original(options, context)
 
-    monkeypatch.setattr(kdcli.job, "build_method", build)
+    monkeypatch.setattr(kdcli.training.prepare, "build_method", build)
     outcome = run_cli(
         *("distill", "--teacher", trained_teacher, "--student", "test_resnet", "--data", photos, *tiny),
         *("--ways", "2", "--shots", "8", "--queries", "4", "--episodes", "2", "--epochs", "40", "--lr", "0.003"),
@@ -138,7 +138,7 @@ def test_queries_are_not_looked_at_before_the_student_is_trained(run_cli, tmp_pa
         opened.append(Path(path).relative_to(folder).parts[0])
         return decode(path, **options)
 
-    from kdcli.data import sources
+    from kdcli.data.images import sources
 
     decode = sources.decode_image
     monkeypatch.setattr(sources, "decode_image", record)
@@ -159,9 +159,9 @@ class Interrupt(Exception):
 
 
 def test_a_run_cut_short_goes_on_to_the_same_end(run_cli, tmp_path, whole, monkeypatch):
-    import kdcli.trainer
+    import kdcli.training.trainer
 
-    original, count = kdcli.trainer.Trainer.fit, 0
+    original, count = kdcli.training.trainer.Trainer.fit, 0
 
     def fit(self):
         nonlocal count
@@ -171,7 +171,7 @@ def test_a_run_cut_short_goes_on_to_the_same_end(run_cli, tmp_path, whole, monke
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.trainer.Trainer, "fit", fit)
+        patch.setattr(kdcli.training.trainer.Trainer, "fit", fit)
         with pytest.raises(Interrupt):
             run_cli("distill", *SMALL, "--episodes", "3", "--output", "run")
     run = tmp_path / "run"
@@ -203,9 +203,9 @@ def test_more_episodes_extend_a_finished_run(run_cli, tmp_path, whole):
 @pytest.mark.parametrize(("number", "code", "at"), [(signal.SIGINT, 130, "_train_step"), (signal.SIGTERM, 143, "fit")])
 def test_a_signal_stops_and_says_how_to_go_on(run_cli, tmp_path, whole, monkeypatch, number, code, at):
     """In the middle of a training, and while a trained student is tested."""
-    import kdcli.trainer
+    import kdcli.training.trainer
 
-    original, count = getattr(kdcli.trainer.Trainer, at), 0
+    original, count = getattr(kdcli.training.trainer.Trainer, at), 0
 
     def stopping(self, *arguments):
         nonlocal count
@@ -216,7 +216,7 @@ def test_a_signal_stops_and_says_how_to_go_on(run_cli, tmp_path, whole, monkeypa
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.trainer.Trainer, at, stopping)
+        patch.setattr(kdcli.training.trainer.Trainer, at, stopping)
         outcome = run_cli("distill", *SMALL, "--episodes", "3", "--output", "run")
     assert outcome.exit_code == code
     assert "Stopped at episode 1 of 3; all is saved. Go on with: kdcli distill --resume run" in outcome.stdout

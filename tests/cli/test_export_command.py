@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kdcli.facts import Preprocessing
+from kdcli.base.facts import Preprocessing
 from kdcli.models import load_saved
 
 CLASSES = ["apple", "leaf", "sky"]
@@ -198,7 +198,7 @@ def test_model_card_without_a_teacher(alone_run):
 
 @pytest.mark.parametrize("damage", ["weights", "labels", "crash"])
 def test_a_save_that_goes_wrong_is_found_and_leaves_nothing(run_cli, tmp_path, same_run, monkeypatch, damage):
-    from kdcli.models.timm import TimmModel
+    from kdcli.models.timm.build import TimmModel
 
     save = TimmModel.save
 
@@ -226,7 +226,7 @@ def test_a_save_that_goes_wrong_is_found_and_leaves_nothing(run_cli, tmp_path, s
 def test_an_earlier_export_survives_one_that_goes_wrong(run_cli, tmp_path, same_run, monkeypatch):
     assert run_cli("export", same_run, "--output", "out").exit_code == 0
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    from kdcli import export
+    from kdcli.results import export
 
     monkeypatch.setattr(export, "_TOLERANCE", -1.0)
     assert run_cli("export", same_run, "--output", "out").exit_code == 2
@@ -234,7 +234,7 @@ def test_an_earlier_export_survives_one_that_goes_wrong(run_cli, tmp_path, same_
 
 
 def test_onnx_that_differs_is_found_and_leaves_nothing(run_cli, tmp_path, same_run, monkeypatch):
-    from kdcli import export
+    from kdcli.results import export
 
     class Doubled(export._LogitsModule):
         def forward(self, images):

@@ -9,8 +9,8 @@ import shutil
 import pytest
 import yaml
 
-from kdcli.recipes import apply_overrides
-from kdcli.text import check_name
+from kdcli.base.text import check_name
+from kdcli.config.recipes import apply_overrides
 
 
 def latin(name: str) -> str:

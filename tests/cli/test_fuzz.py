@@ -31,11 +31,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from typer.core import TyperGroup, TyperOption
 
-from kdcli import distill
-from kdcli.cli import app
-from kdcli.config import METHODS, MethodSection, RunConfig
-from kdcli.recipes import list_recipes, load_recipe
-from kdcli.trainer import Trainer
+from kdcli.cli.app import app
+from kdcli.config.recipes import list_recipes, load_recipe
+from kdcli.config.run import METHODS, MethodSection, RunConfig
+from kdcli.experiments import distill
+from kdcli.training.trainer import Trainer
 
 LONG = int(os.environ.get("KDCLI_FUZZ_CASES", 0))
 TINY = {

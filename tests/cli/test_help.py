@@ -59,7 +59,7 @@ def test_imports_nothing_heavy(arguments, tmp_path):
     code = f"""
 import sys
 sys.argv = ["kdcli", *{arguments!r}]
-from kdcli.cli import main
+from kdcli.cli.app import main
 try:
     main()
 except SystemExit as stop:
@@ -76,7 +76,7 @@ def test_a_wrong_key_is_told_without_importing_anything_heavy(tmp_path):
     code = f"""
 import sys
 sys.argv = ["kdcli", "distill", "--recipe", "quickstart", "--set", "train.epoch=1"]
-from kdcli.cli import main
+from kdcli.cli.app import main
 try:
     main()
 except SystemExit as stop:
@@ -110,9 +110,9 @@ def test_every_command_has_an_example(run_cli, command):
 
 
 def test_no_command_is_forgotten_here():
-    from kdcli.cli import app
-    from kdcli.cli_models import models_app
-    from kdcli.cli_recipes import recipes_app
+    from kdcli.cli.app import app
+    from kdcli.cli.models import models_app
+    from kdcli.cli.recipes import recipes_app
 
     def names(typer_app):
         return {
@@ -140,13 +140,13 @@ def test_python_m_kdcli_passes_the_exit_code_on(tmp_path):
 
 
 def test_show_prints_the_recipe_as_it_is(run_cli):
-    from kdcli.recipes import find_recipe
+    from kdcli.config.recipes import find_recipe
 
     assert run_cli("recipes", "show", "quickstart").stdout == find_recipe("quickstart").read_text()
 
 
 def test_list_shows_every_recipe_with_what_it_is_for(run_cli):
-    from kdcli.recipes import list_recipes
+    from kdcli.config.recipes import list_recipes
 
     stdout = run_cli("recipes", "list").stdout
     for recipe in list_recipes():
@@ -155,7 +155,7 @@ def test_list_shows_every_recipe_with_what_it_is_for(run_cli):
 
 
 def test_copy_writes_the_recipe_as_it_is(run_cli, tmp_path):
-    from kdcli.recipes import find_recipe
+    from kdcli.config.recipes import find_recipe
 
     outcome = run_cli("recipes", "copy", "quickstart", "mine.yaml")
     assert outcome.exit_code == 0, outcome.stderr

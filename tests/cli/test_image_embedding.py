@@ -88,7 +88,7 @@ def test_the_measured_accuracies_are_those_of_the_saved_student(run, photos):
     """Recomputed from the run folder, by scikit-learn alone, for the nearest neighbours."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    from kdcli.config import DataConfig
+    from kdcli.config.run import DataConfig
     from kdcli.data import EvalLoader, open_unlabelled
     from kdcli.models import load_saved
 
@@ -246,7 +246,7 @@ def test_an_untrained_space_is_taken_when_asked_for(options, photos, run_cli):
 def test_files_of_several_pixels_are_hashed_apart():
     """What is known of an image is looked up by its pixels, whatever split it is of."""
     from kdcli.data import Batch
-    from kdcli.tasks.image_embedding import ImageEmbedding
+    from kdcli.tasks.embedding.images import ImageEmbedding
 
     asked = []
 

@@ -104,7 +104,7 @@ def run(request, runs):
 
 def texts_of(run, split):
     from kdcli.data import open_texts
-    from kdcli.run_folder import RunFolder
+    from kdcli.runs.folder import RunFolder
 
     config = RunFolder(run).read_config()
     return getattr(open_texts(config.data, task=config.task, seed=config.seed), split).texts
@@ -321,7 +321,7 @@ def test_the_logits_of_a_causal_batch_are_never_whole(distil, tmp_path, make_tok
 
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from kdcli.models import hf_token
+    from kdcli.models.transformers import tokens as hf_token
 
     tokenizer = make_tokenizer(kind="gpt2")
     sizes = {"n_embd": 8, "n_layer": 1, "n_head": 1, "n_inner": 8, "n_positions": 64}

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kdcli.config import METHODS, MethodName
+from kdcli.config.run import METHODS, MethodName
 
 ALONE = {"none", "spectral_regularization"}
 WITH_TEACHER = sorted(set(typing.get_args(MethodName)) - ALONE - {"refilled"})
@@ -148,7 +148,7 @@ def test_few_labels_and_a_baseline(distil, tmp_path):
 
 def test_the_memory_of_crd_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkeypatch):
     """Five epochs of two or three steps, cut after the second checkpoint."""
-    import kdcli.trainer
+    import kdcli.training.trainer
 
     command = ("--method", "crd", "--epochs", "3", "--checkpoint-every", "1")
     outcome = distil(*command)
@@ -158,7 +158,7 @@ def test_the_memory_of_crd_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkey
     class Cut(Exception):
         pass
 
-    original = kdcli.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer._train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -166,7 +166,7 @@ def test_the_memory_of_crd_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkey
             raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
         with pytest.raises(Cut):
             distil(*command)
     assert run_cli("distill", "--resume", "run").exit_code == 0

@@ -39,7 +39,7 @@ def test_search_prints_json_alone(run_cli):
 
 
 def test_search_of_texts(run_cli, monkeypatch):
-    monkeypatch.setattr("kdcli.models.search.LARGEST_BUILT", 0)  # default configs are large
+    monkeypatch.setattr("kdcli.models.search.search.LARGEST_BUILT", 0)  # default configs are large
     command = ("models", "search", "--task", "text-classification", "--name", "hf:*distilbert", "--length", "16")
     exit_code, stdout, stderr = run_cli(*command)
     assert (exit_code, stderr) == (0, "")
@@ -141,10 +141,10 @@ def test_probe_features_are_the_models_own(probed, photos, hf_folder):
     """LogME of one teacher, recomputed from its features image by image."""
     import torch
 
-    from kdcli.analysis import log_me
-    from kdcli.config import DataConfig, TeacherConfig
+    from kdcli.config.run import DataConfig, TeacherConfig
     from kdcli.data import EvalLoader, open_data
     from kdcli.models import load_teacher
+    from kdcli.projectors.spectra import log_me
 
     data = open_data(DataConfig(name=str(photos)), seed=0)
     model = load_teacher(TeacherConfig(name=str(hf_folder)), seed=0)
@@ -206,10 +206,10 @@ def test_probe_of_texts(run_cli, tmp_path, reviews, bert_folder, text_classifier
     """LogME of one teacher, recomputed from its mean embeddings text by text."""
     import torch
 
-    from kdcli.analysis import log_me
-    from kdcli.config import DataConfig, TeacherConfig
+    from kdcli.config.run import DataConfig, TeacherConfig
     from kdcli.data import open_texts
     from kdcli.models import load_text_teacher
+    from kdcli.projectors.spectra import log_me
 
     task = ("models", "probe", "--task", "text-classification", "--device", "cpu", "--data", reviews)
     teachers = ("--teacher", bert_folder, "--teacher", f"random:{bert_folder}")

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-import kdcli.launch
-from kdcli.errors import UserError
-from kdcli.launch import _leave, _raise_first_error
+import kdcli.machine.launch
+from kdcli.base.errors import UserError
+from kdcli.machine.launch import _leave, _raise_first_error
 
 # A student without batch statistics: on a CPU there is no batch normalisation over all processes.
 OPTIONS = (
@@ -286,7 +286,7 @@ def test_a_users_error_in_the_workers_is_one_message(tmp_path):
 def test_a_batch_that_can_not_be_shared_is_said_before_anything_else(run_cli, tmp_path, monkeypatch, launched):
     processes = ("--num-processes", "2")
     if launched:
-        monkeypatch.setattr(kdcli.launch, "is_launched", lambda: True)
+        monkeypatch.setattr(kdcli.machine.launch, "is_launched", lambda: True)
         monkeypatch.setenv("WORLD_SIZE", "2")
         processes = ()
     outcome = run_cli("distill", *OPTIONS, "--batch-size", "63", *processes, "--output", "r")

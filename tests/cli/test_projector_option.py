@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kdcli.config import METHODS, LayerOptions
+from kdcli.config.run import METHODS, LayerOptions
 
 WITH_LAYERS = sorted(name for name, section in METHODS.items() if issubclass(section, LayerOptions))
 MODELS = ("--teacher", "random:test_efficientnet", "--student", "test_resnet")
@@ -120,13 +120,13 @@ class _Cut(Exception):
 
 @pytest.mark.parametrize(("method", "projector"), [("fitnet", "inverted"), ("crd", "orthogonal")])
 def test_a_run_cut_short_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkeypatch, method, projector):
-    import kdcli.trainer
+    import kdcli.training.trainer
 
     command = ("--method", method, "--projector", projector, "--epochs", "2", "--checkpoint-every", "1")
     outcome = distil(*command)
     assert outcome.exit_code == 0, outcome.stderr
     (tmp_path / "run").rename(tmp_path / "whole")
-    original = kdcli.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer._train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -134,7 +134,7 @@ def test_a_run_cut_short_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkeypa
             raise _Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
         with pytest.raises(_Cut):
             distil(*command)
     assert run_cli("distill", "--resume", "run").exit_code == 0
@@ -150,10 +150,10 @@ def test_a_run_cut_short_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkeypa
 @pytest.fixture
 def without_figures(monkeypatch):
     """t-SNE and the loss over the input take longest; what is asked here is in the numbers."""
-    import kdcli.analyze
+    import kdcli.results.analyze
 
-    monkeypatch.setattr(kdcli.analyze, "draw_tsne", lambda *_, **__: None)
-    monkeypatch.setattr(kdcli.analyze, "draw_landscapes", lambda *_, **__: {})
+    monkeypatch.setattr(kdcli.results.analyze, "draw_tsne", lambda *_, **__: None)
+    monkeypatch.setattr(kdcli.results.analyze, "draw_landscapes", lambda *_, **__: {})
 
 
 def analysed(run_cli, run: Path) -> tuple[dict, str]:
@@ -165,8 +165,8 @@ def analysed(run_cli, run: Path) -> tuple[dict, str]:
 def test_maps_are_analysed_position_by_position(distil, run_cli, tmp_path, without_figures):
     """Both layers of FitNets: what the residual adds up to is recomputed from the maps of the saved student."""
     from kdcli.data import prepare
-    from kdcli.job import reopen_job
-    from kdcli.run_folder import RunFolder
+    from kdcli.runs.folder import RunFolder
+    from kdcli.training.prepare import reopen_job
 
     run = tmp_path / "run"
     layers = ("--feature-layers", "layer3:blocks.3", "--feature-layers", "pooled:pooled")
@@ -208,12 +208,12 @@ def test_maps_are_analysed_position_by_position(distil, run_cli, tmp_path, witho
 
 
 def test_of_many_positions_some_are_taken(distil, run_cli, tmp_path, monkeypatch, without_figures):
-    import kdcli.analyze
+    import kdcli.results.analyze
 
     run = tmp_path / "run"
     assert distil("--method", "vid", "--projector", "linear", "--feature-layers", "layer2:blocks.2").exit_code == 0
     whole, _ = analysed(run_cli, run)
-    monkeypatch.setattr(kdcli.analyze, "_MAX_POSITIONS", 3 * whole["num_samples"])
+    monkeypatch.setattr(kdcli.results.analyze, "_MAX_POSITIONS", 3 * whole["num_samples"])
     some, _ = analysed(run_cli, run)
     all_positions = whole["projectors"]["vid"]["num_positions"]
     assert some["projectors"]["vid"]["num_positions"] == 3 * whole["num_samples"] < all_positions

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from kdcli.errors import UserError
-from kdcli.recipes import load_yaml
-from kdcli.run_folder import RunFolder
+from kdcli.base.errors import UserError
+from kdcli.config.recipes import load_yaml
+from kdcli.runs.folder import RunFolder
 
 SPLITS = {
     f"{split}/{name}": count for split, count in (("train", 16), ("val", 4), ("test", 4)) for name in ("apple", "sky")

@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import kdcli.distill
-import kdcli.trainer
+import kdcli.experiments.distill
+import kdcli.training.trainer
 from kdcli.methods.local_classifier_kl import LocalClassifier
 
 SHORT = (
@@ -67,7 +67,7 @@ def whole(command, tmp_path_factory, run_cli_in):
 
 def test_one_command_gives_both_stages_and_a_fair_baseline(run_cli, tmp_path, command, monkeypatch):
     starts, tested = [], []
-    train_step, evaluate = kdcli.trainer.Trainer._train_step, kdcli.trainer.evaluate
+    train_step, evaluate = kdcli.training.trainer.Trainer._train_step, kdcli.training.trainer.evaluate
 
     def first_steps(self, batch, epoch):
         if self.step == 0:
@@ -80,8 +80,8 @@ def test_one_command_gives_both_stages_and_a_fair_baseline(run_cli, tmp_path, co
             tested.append(job.config.teacher.name)
         return evaluate(job, model, source, accelerator, skip, note)
 
-    monkeypatch.setattr(kdcli.trainer.Trainer, "_train_step", first_steps)
-    monkeypatch.setattr(kdcli.trainer, "evaluate", evaluated)
+    monkeypatch.setattr(kdcli.training.trainer.Trainer, "_train_step", first_steps)
+    monkeypatch.setattr(kdcli.training.trainer, "evaluate", evaluated)
     outcome = run_cli(*command, "--method", "refilled", "--baseline", "--output", "run")
     assert outcome.exit_code == 0, outcome.stderr
     run = tmp_path / "run"
@@ -137,14 +137,14 @@ class Interrupt(Exception):
 
 
 def dies_at(step, trains_classifier):
-    original = kdcli.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer._train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
         if self.step == step and self.job.trains_classifier == trains_classifier:
             raise Interrupt
 
-    return kdcli.trainer.Trainer, "_train_step", train_step
+    return kdcli.training.trainer.Trainer, "_train_step", train_step
 
 
 def dies(*_, **__):
@@ -152,10 +152,10 @@ def dies(*_, **__):
 
 
 POINTS = {
-    "before the first stage": lambda: (kdcli.distill, "embedding_job", dies),
+    "before the first stage": lambda: (kdcli.experiments.distill, "embedding_job", dies),
     "in the first stage, before a checkpoint": lambda: dies_at(2, trains_classifier=False),
     "in the first stage": lambda: dies_at(5, trains_classifier=False),
-    "between the stages": lambda: (kdcli.trainer.Trainer, "start_from", dies),
+    "between the stages": lambda: (kdcli.training.trainer.Trainer, "start_from", dies),
     "while the centres are computed": lambda: (LocalClassifier, "look", dies),
     "in the second stage, before a checkpoint": lambda: dies_at(2, trains_classifier=True),
     "in the second stage": lambda: dies_at(7, trains_classifier=True),
@@ -184,7 +184,7 @@ def test_a_run_cut_short_anywhere_goes_on_bit_for_bit(run_cli, tmp_path, command
 
 
 def test_a_signal_in_the_first_stage_says_how_to_go_on(run_cli, tmp_path, command, whole, monkeypatch):
-    original = kdcli.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer._train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -192,7 +192,7 @@ def test_a_signal_in_the_first_stage_says_how_to_go_on(run_cli, tmp_path, comman
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
         outcome = run_cli(*command, *GLOBAL, "--output", "run")
     assert outcome.exit_code == 143
     assert "Go on with: kdcli distill --resume run\n" in outcome.stdout
@@ -219,7 +219,7 @@ def test_more_epochs_are_the_second_stages(run_cli, tmp_path, whole):
 
 def test_the_first_stage_is_not_trained_again_with_its_run(run_cli, tmp_path, whole, monkeypatch):
     shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr(kdcli.distill, "embedding_job", dies)
+    monkeypatch.setattr(kdcli.experiments.distill, "embedding_job", dies)
     outcome = run_cli("distill", "--resume", "run", "--epochs", "3")
     assert outcome.exit_code == 0, outcome.stderr
 

@@ -48,9 +48,9 @@ class Interrupt(Exception):
 
 def interrupted(run_cli, monkeypatch, at, *arguments):
     """Run until step ``at`` is computed, then fall dead before anything of it is written."""
-    import kdcli.trainer
+    import kdcli.training.trainer
 
-    original = kdcli.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer._train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -58,7 +58,7 @@ def interrupted(run_cli, monkeypatch, at, *arguments):
             raise Interrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
         with pytest.raises(Interrupt):
             run_cli(*arguments)
 
@@ -85,8 +85,8 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path, whole):
 
 SIGNALLED = """
 import os, sys
-from kdcli.cli import main
-from kdcli.trainer import Trainer
+from kdcli.cli.app import main
+from kdcli.training.trainer import Trainer
 number, step, original = int(sys.argv[1]), int(sys.argv[2]), Trainer._train_step
 
 def train_step(self, batch, epoch):
@@ -149,9 +149,9 @@ def test_the_baseline_of_a_run_goes_on_too(run_cli, tmp_path, monkeypatch):
     """The run is finished and its baseline cut short; then both are there as if nothing had been."""
     arguments = ("distill", *SHORT, "--epochs", "1", "--checkpoint-every", "3", "--baseline")
     assert run_cli(*arguments, "--output", "whole").exit_code == 0
-    import kdcli.trainer
+    import kdcli.training.trainer
 
-    original = kdcli.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer._train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -159,7 +159,7 @@ def test_the_baseline_of_a_run_goes_on_too(run_cli, tmp_path, monkeypatch):
             raise Interrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
         with pytest.raises(Interrupt):
             run_cli(*arguments, "--output", "run")
     assert (tmp_path / "run" / "result.json").exists()
@@ -178,18 +178,18 @@ def test_the_baseline_of_a_run_goes_on_too(run_cli, tmp_path, monkeypatch):
 @pytest.fixture
 def at_step(monkeypatch):
     """``at_step(number, act)``: once, ``act(trainer)`` when a trainer has done step ``number``."""
-    import kdcli.trainer
+    import kdcli.training.trainer
 
-    original = kdcli.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer._train_step
 
     def arrange(number, act, alone=False):
         def train_step(self, batch, epoch):
             original(self, batch, epoch)
             if self.step == number and (self.teacher is None) == alone:
-                monkeypatch.setattr(kdcli.trainer.Trainer, "_train_step", original)
+                monkeypatch.setattr(kdcli.training.trainer.Trainer, "_train_step", original)
                 act(self)
 
-        monkeypatch.setattr(kdcli.trainer.Trainer, "_train_step", train_step)
+        monkeypatch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
 
     return arrange
 
@@ -249,10 +249,10 @@ def test_an_error_on_resume_loses_nothing(run_cli, tmp_path, whole, at_step):
 
 def test_killed_while_it_starts_a_run_can_be_resumed(run_cli, tmp_path, monkeypatch, whole):
     """Before the first step: data are looked through, models go to their device."""
-    import kdcli.distill
+    import kdcli.experiments.distill
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.distill, "take_record", die_at_last)
+        patch.setattr(kdcli.experiments.distill, "take_record", die_at_last)
         with pytest.raises(Interrupt):
             run_cli("distill", *SHORT, *EPOCHS, "--output", "run")
     assert run_cli("distill", "--resume", "run").exit_code == 0
@@ -264,7 +264,7 @@ def test_a_run_is_finished_when_all_of_it_is_there(run_cli, tmp_path, monkeypatc
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("kdcli.distill.model_card", die_at_last)
+        patch.setattr("kdcli.experiments.distill.model_card", die_at_last)
         with pytest.raises(Interrupt):
             run_cli("distill", "--resume", "run")
     (tmp_path / "run" / "README.md").unlink(missing_ok=True)
@@ -281,7 +281,7 @@ def test_killed_while_it_is_taken_back_a_run_is_not_finished(run_cli, tmp_path, 
     """It was to be made longer: its test is gone from the records, and is made again when the run is resumed."""
     shutil.copytree(whole, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("kdcli.run_folder.RunFolder.restore_best", die_at_last)
+        patch.setattr("kdcli.runs.folder.RunFolder.restore_best", die_at_last)
         with pytest.raises(Interrupt):
             run_cli("distill", "--resume", "run", "--epochs", "3")
     assert run_cli("distill", "--resume", "run").exit_code == 0
@@ -294,9 +294,9 @@ def die_at_last(*_):
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_signal_during_the_test_stops_before_the_baseline(run_cli, tmp_path, monkeypatch, whole, quiet):
-    import kdcli.trainer
+    import kdcli.training.trainer
 
-    original = kdcli.trainer.Trainer._test
+    original = kdcli.training.trainer.Trainer._test
 
     def test(self):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -304,7 +304,7 @@ def test_a_signal_during_the_test_stops_before_the_baseline(run_cli, tmp_path, m
 
     options = ("--log-format", "json", *(("--quiet",) if quiet else ()))
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.trainer.Trainer, "_test", test)
+        patch.setattr(kdcli.training.trainer.Trainer, "_test", test)
         outcome = run_cli("distill", *SHORT, *EPOCHS, "--baseline", "--output", "run", *options)
     assert outcome.exit_code == 143
     events = [json.loads(line) for line in outcome.stdout.splitlines()]
@@ -360,7 +360,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run_cli, tmp_path, wh
 def test_a_run_in_use_is_not_touched(run_cli, tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from pathlib import Path; from kdcli.run_folder import RunFolder\n"
+        [sys.executable, "-c", "import sys; from pathlib import Path; from kdcli.runs.folder import RunFolder\n"
          "with RunFolder(Path(sys.argv[1])).locked():\n print('held', flush=True); sys.stdin.read()", tmp_path / "run"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

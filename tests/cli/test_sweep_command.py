@@ -159,16 +159,16 @@ def signalled(monkeypatch):
     """Send this process a signal when a run of a seed has trained one step."""
 
     def arm(number: signal.Signals, seed: int) -> None:
-        import kdcli.trainer
+        import kdcli.training.trainer
 
-        original = kdcli.trainer.Trainer._train_step
+        original = kdcli.training.trainer.Trainer._train_step
 
         def train_step(self, batch, epoch):
             original(self, batch, epoch)
             if self.job.config.seed == seed and self.step == 1:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(kdcli.trainer.Trainer, "_train_step", train_step)
+        monkeypatch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
 
     return arm
 
@@ -199,11 +199,11 @@ def test_a_signal_stops_after_saving_and_the_same_command_goes_on(
 
 
 def test_a_signal_while_models_are_loaded(run_cli, write_recipe, tmp_path, monkeypatch):
-    import kdcli.distill
+    import kdcli.experiments.distill
 
     write_recipe(tmp_path / "alone.yaml")
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.distill, "prepare_job", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(kdcli.experiments.distill, "prepare_job", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         exit_code, stdout, stderr = run_cli("sweep", "alone.yaml", "--seeds", "1", "--output", "out/here")
     assert (exit_code, stderr) == (143, "")
     assert "Go on with the same command" in stdout
@@ -248,13 +248,13 @@ def test_a_recipe_that_fails_is_reported_and_the_others_go_on(run_cli, write_rec
 
 
 def test_an_unexpected_error_keeps_its_traceback(run_cli, write_recipe, tmp_path, monkeypatch):
-    import kdcli.distill
+    import kdcli.experiments.distill
 
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     write_recipe(tmp_path / "alone.yaml")
-    monkeypatch.setattr(kdcli.distill, "prepare_job", broken)
+    monkeypatch.setattr(kdcli.experiments.distill, "prepare_job", broken)
     with pytest.raises(ZeroDivisionError):
         run_cli("sweep", "alone.yaml", "--seeds", "1", "--output", "out")
     assert not (tmp_path / "out").exists()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from kdcli.config import AugmentConfig
+from kdcli.base.errors import UserError
+from kdcli.config.run import AugmentConfig
 from kdcli.data import Augmentation, Batch, Mix
-from kdcli.data.augment import ERASED
-from kdcli.data.seeding import seeded, stable_seed
-from kdcli.errors import UserError
+from kdcli.data.images.augment import ERASED
+from kdcli.machine.seeding import seeded, stable_seed
 
 EVERYTHING = AugmentConfig(policy="trivial", color_jitter=0.4, erase=0.5)
 CONFIGS = [

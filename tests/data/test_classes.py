@@ -10,10 +10,10 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.config.run import DataConfig
 from kdcli.data import ImageData, ImageSource, open_data
 from kdcli.data.classes import choose_classes
-from kdcli.errors import UserError
 
 TEN = tuple("abcdefghij")
 ODD = ("1", "10", "2", "cat, big", "cat", "t-rex", "0-1", "part:1/2", "dog", "dog")

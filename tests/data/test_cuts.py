@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcli.config import DataConfig
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import DataConfig
 from kdcli.data import ImageData, TextData, open_data, open_texts, open_unlabelled
-from kdcli.data.seeding import stable_share
 from kdcli.data.splits import cut_indices, hold_out
-from kdcli.facts import UNLABELLED
+from kdcli.machine.seeding import stable_share
 
 from .conftest import write_image
 

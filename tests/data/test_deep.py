@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.config.run import DataConfig
 from kdcli.data import decode_image, open_data, open_unlabelled
-from kdcli.errors import UserError
 
 
 def write_set(root, values, suffix="png", dtype=np.uint16):

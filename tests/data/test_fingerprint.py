@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from kdcli.config import DataConfig
+from kdcli.base.facts import DataFacts
+from kdcli.config.run import DataConfig
 from kdcli.data import fingerprint as module
 from kdcli.data import open_data
 from kdcli.data.fingerprint import Fingerprint, find_changes, find_trained_on, fingerprint
-from kdcli.data.sources import ArraySource, FileSource
+from kdcli.data.images.sources import ArraySource, FileSource
 from kdcli.data.splits import ImageData
-from kdcli.data.texts import TextData, TextSource
-from kdcli.data.words import WordSource
-from kdcli.facts import DataFacts
+from kdcli.data.texts.sources import TextData, TextSource
+from kdcli.data.texts.words import WordSource
 
 NAMES = ("apple", "sky")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.config.run import DataConfig
 from kdcli.data import ImageData, ImageSource, open_data
-from kdcli.errors import UserError
 
 MakeFolder = Callable[..., Path]
 

@@ -26,11 +26,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.base.text import printable
+from kdcli.config.run import DataConfig
 from kdcli.data import open_data, open_texts, open_unlabelled
-from kdcli.data.sources import file_paths
-from kdcli.errors import UserError
-from kdcli.text import printable
+from kdcli.data.images.sources import file_paths
 
 LONG = int(os.environ.get("KDCLI_FUZZ_CASES", 0))
 

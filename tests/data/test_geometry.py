@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdcli.config import AugmentConfig
+from kdcli.base.facts import Preprocessing
+from kdcli.config.run import AugmentConfig
 from kdcli.data import EvalLoader, Mix, TrainLoader, prepare
-from kdcli.data.sources import ArraySource
-from kdcli.facts import Preprocessing
+from kdcli.data.images.sources import ArraySource
 
 HEIGHT, WIDTH = 240, 320
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

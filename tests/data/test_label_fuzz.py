@@ -12,9 +12,9 @@ import random
 
 import pytest
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.config.run import DataConfig
 from kdcli.data import TextPair, open_texts
-from kdcli.errors import UserError
 
 CASES = int(os.environ.get("KDCLI_FUZZ_CASES", 40))
 LABELS = ["NA", "None", "null", "nan", "01", "1", "2", "0", "-1", "1.0", "0.5", "2.5", "+1", "1_0", "inf", "1e3", ""]

@@ -8,10 +8,10 @@ import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import DataConfig
 from kdcli.data import TextPair, open_texts
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
 
 
 def open_(path, *, task="text-classification", **options):

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.config.run import DataConfig
 from kdcli.data import open_data, open_texts, open_unlabelled
-from kdcli.data.images import FORMATS
+from kdcli.data.images.decode import FORMATS
 from kdcli.data.listing import is_image, list_files
-from kdcli.errors import UserError
 
 MakeFolder = Callable[..., Path]
 

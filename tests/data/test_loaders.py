@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from kdcli.config import AugmentConfig, DataConfig
-from kdcli.data import Batch, EvalLoader, ImageSource, TrainLoader, fit, loaders, open_data, prepare
-from kdcli.data.sources import ArraySource, Concatenation, FileSource, Subset
-from kdcli.errors import UserError
-from kdcli.facts import Preprocessing
+from kdcli.base.errors import UserError
+from kdcli.base.facts import Preprocessing
+from kdcli.config.run import AugmentConfig, DataConfig
+from kdcli.data import Batch, EvalLoader, ImageSource, TrainLoader, fit, open_data, prepare
+from kdcli.data.images import loaders
+from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, Subset
 
 AUGMENT = AugmentConfig(policy="trivial", color_jitter=0.2, erase=0.3)
 PREPROCESSING = Preprocessing((16, 16), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -11,10 +11,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.config.run import DataConfig
 from kdcli.data import UnreadableImage, open_data
-from kdcli.data.torchvision_sets import SETS
-from kdcli.errors import UserError
+from kdcli.data.images.torchvision_sets import SETS
 
 
 def test_digits() -> None:

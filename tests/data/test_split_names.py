@@ -9,10 +9,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.config.run import DataConfig
 from kdcli.data import ImageData, TextData, open_data, open_texts, open_unlabelled
 from kdcli.data.split_names import split_files
-from kdcli.errors import UserError
 
 MakeFolder = Callable[..., Path]
 NAMES = {

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.config.run import DataConfig
 from kdcli.data import ImageData, UnreadableImage, open_data
-from kdcli.errors import UserError
 
 FEATURES = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
 

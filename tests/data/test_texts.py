@@ -7,10 +7,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import DataConfig
 from kdcli.data import TextEvalLoader, TextTrainLoader, open_texts
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from kdcli.base.errors import UserError
 from kdcli.data import Masking, TextEvalLoader, TextSource, TextTrainLoader, TokenSource, cut_into_tokens
-from kdcli.errors import UserError
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 TEXTS = (

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import DataConfig
 from kdcli.data import ImageData, ImageSource, open_unlabelled
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
 
 MakeFolder = Callable[..., Path]
 
@@ -166,7 +166,7 @@ def test_few_of_the_training_images_and_more_of_others(make_folder: MakeFolder) 
 def test_large_splits_are_thinned_out(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder({"a": 25, "b": 25})
     whole = opened(root).facts
-    monkeypatch.setattr("kdcli.data.unlabelled.MAX_PAIRS", whole.num_validation)
+    monkeypatch.setattr("kdcli.data.images.unlabelled.MAX_PAIRS", whole.num_validation)
     data = opened(root)
     assert (data.facts.num_validation, data.facts.num_test) == (whole.num_validation, whole.num_validation)
     assert any(f"Of {whole.num_test} test images {whole.num_validation}, spread" in note for note in data.facts.notes)
@@ -175,9 +175,9 @@ def test_large_splits_are_thinned_out(make_folder: MakeFolder, monkeypatch: pyte
 
 
 def test_labelled_images_are_sampled_by_class(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdcli.data.unlabelled import labelled_sample
+    from kdcli.data.images.unlabelled import labelled_sample
 
-    monkeypatch.setattr("kdcli.data.unlabelled.MAX_LABELLED", 10)
+    monkeypatch.setattr("kdcli.data.images.unlabelled.MAX_LABELLED", 10)
     data = opened(make_folder({"a": 40, "b": 10}))
     assert data.labelled is not None
     sample = labelled_sample(data.labelled.train)

@@ -9,12 +9,12 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import ByT5Tokenizer
 
-from kdcli.config import DataConfig
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import DataConfig
 from kdcli.data import open_texts
 from kdcli.data.fingerprint import fingerprint
-from kdcli.data.words import Reader, WordSource, cut_words, encode_words, first_tokens
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
+from kdcli.data.texts.words import Reader, WordSource, cut_words, encode_words, first_tokens
 
 TEXTS = [[f"word{number}", "in", "Rome"] for number in range(20)]
 TAGS = [["O", "O", "B-LOC"] for _ in TEXTS]

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from kdcli.config import StudentConfig, TeacherConfig, parse_config
+from kdcli.base.errors import UserError
+from kdcli.config.run import StudentConfig, TeacherConfig, parse_config
 from kdcli.data import Batch
-from kdcli.distiller import Distiller
-from kdcli.errors import UserError
 from kdcli.methods import build_method
 from kdcli.methods.balance import Balance
 from kdcli.methods.base import Context
 from kdcli.models import build_student, load_teacher
-from kdcli.tasks.image_classification import ImageClassification
-from kdcli.teacher import LiveTeacher
+from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.training.distiller import Distiller
+from kdcli.training.teachers.teacher import LiveTeacher
 
 LABELS = ("a", "b", "c", "d")
 STUDENTS = (

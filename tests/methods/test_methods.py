@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from kdcli import losses
-from kdcli.config import METHODS, StudentConfig, TeacherConfig, parse_config
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import METHODS, StudentConfig, TeacherConfig, parse_config
 from kdcli.data import Batch, prepare
-from kdcli.distiller import Distiller
-from kdcli.errors import UserError
-from kdcli.facts import UNLABELLED
 from kdcli.methods import build_method
 from kdcli.methods.base import Context
 from kdcli.methods.crd import Contrast
 from kdcli.models import build_student, load_teacher
-from kdcli.optim import make_optimizer
-from kdcli.tasks.image_classification import ImageClassification
-from kdcli.teacher import LiveTeacher
+from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.training.distiller import Distiller
+from kdcli.training.optim import make_optimizer
+from kdcli.training.teachers.teacher import LiveTeacher
 
 LABELS = ("a", "b", "c", "d")
 LABEL_MAP = (2, 0, 3, 1)

@@ -5,21 +5,21 @@ import pytest
 import torch
 
 from kdcli import losses
-from kdcli.config import StudentConfig, TeacherConfig, parse_config
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import StudentConfig, TeacherConfig, parse_config
 from kdcli.data import Batch, prepare
-from kdcli.data.preprocess import fit
-from kdcli.devices import make_accelerator
-from kdcli.distiller import Distiller
-from kdcli.facts import UNLABELLED
-from kdcli.job import prepare_job
+from kdcli.data.images.preprocess import fit
+from kdcli.machine.devices import make_accelerator
 from kdcli.methods import build_method
 from kdcli.methods.base import Context
 from kdcli.models import build_student, load_teacher
-from kdcli.progress import SilentReporter
-from kdcli.run_folder import RunFolder
-from kdcli.tasks.image_classification import ImageClassification
-from kdcli.teacher import LiveTeacher
-from kdcli.trainer import Trainer
+from kdcli.runs.folder import RunFolder
+from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.terminal.progress import SilentReporter
+from kdcli.training.distiller import Distiller
+from kdcli.training.prepare import prepare_job
+from kdcli.training.teachers.teacher import LiveTeacher
+from kdcli.training.trainer import Trainer
 
 LABELS = ("a", "b", "c", "d")
 TRIPLETS = {"method": "stochastic_triplet_kl", "student_tap": "embedding", "teacher_tap": "embedding"}

@@ -12,8 +12,8 @@ from sklearn.datasets import load_sample_image
 from timm.data import ImageNetInfo
 from torchvision.transforms import v2
 
-from kdcli.config import TeacherConfig
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.config.run import TeacherConfig
 from kdcli.models import load_teacher
 from kdcli.models.weights import read_checkpoint, resolve_path
 

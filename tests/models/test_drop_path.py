@@ -1,7 +1,7 @@
 import pytest
 
-from kdcli.config import StudentConfig
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.config.run import StudentConfig
 from kdcli.models import build_student
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from kdcli.config import TeacherConfig
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.config.run import TeacherConfig
 from kdcli.models import load_saved, load_teacher
 from kdcli.models.fit import build_with_weights
 from kdcli.models.weights import read_checkpoint

@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kdcli.base.errors import UserError
 from kdcli.data import fit, prepare
-from kdcli.errors import UserError
-from kdcli.models.processor import preprocessing_of
+from kdcli.models.transformers.processor import preprocessing_of
 
 LONG = int(os.environ.get("KDCLI_FUZZ_CASES", 0))
 KINDS = (

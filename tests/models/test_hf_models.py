@@ -9,9 +9,9 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.base.errors import UserError
+from kdcli.config.run import StudentConfig, TeacherConfig
 from kdcli.data import Batch
-from kdcli.errors import UserError
 from kdcli.models import build_student, load_saved, load_teacher
 
 LABELS = ("ant", "bee", "cat")

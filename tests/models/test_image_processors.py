@@ -14,10 +14,10 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
+from kdcli.base.errors import UserError
+from kdcli.base.facts import Preprocessing
 from kdcli.data import fit, prepare
-from kdcli.errors import UserError
-from kdcli.facts import Preprocessing
-from kdcli.models import processor
+from kdcli.models.transformers import processor
 
 SIZES = [(641, 479), (100, 37), (37, 100), (61, 45), (45, 61), (33, 33)]
 """(width, height); resizing the short side of the fourth and fifth gives halves."""

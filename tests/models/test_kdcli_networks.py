@@ -10,9 +10,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from kdcli.config import StudentConfig, TeacherConfig
-from kdcli.errors import UserError
-from kdcli.models import build_student, kdcli_networks, load_saved, load_teacher
+from kdcli.base.errors import UserError
+from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.models import build_student, load_saved, load_teacher
+from kdcli.models.timm import kdcli_networks
 
 PUBLISHED = {
     "cifar_resnet8x4": 1_233_540,

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
-from kdcli.config import TeacherConfig
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.config.run import TeacherConfig
 from kdcli.models import load_teacher
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdcli.config import TeacherConfig
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.config.run import TeacherConfig
 from kdcli.models import load_teacher
 from kdcli.models.layers import list_layers, resolve_indices
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
-from kdcli.config import StudentConfig, TeacherConfig
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.config.run import StudentConfig, TeacherConfig
 from kdcli.models import build_student, load_teacher
 from kdcli.models.base import LayerTap, grid_of, map_of_places
 

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from kdcli.config import StudentConfig, TeacherConfig
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.config.run import StudentConfig, TeacherConfig
 from kdcli.models import build_student, hub, load_teacher, parse_name
 from kdcli.models.locate import library_of, locate
 from kdcli.models.spec import ModelName

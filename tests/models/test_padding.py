@@ -7,9 +7,9 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.base.facts import DataFacts
+from kdcli.config.run import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch
-from kdcli.facts import DataFacts
 from kdcli.models import build_text_student, load_saved, load_text_teacher
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely", "was the film bad ?"]

@@ -8,12 +8,12 @@ import timm
 import torch
 from transformers import AutoModelForImageClassification, CLIPConfig, CLIPModel, SwinConfig, SwinForImageClassification
 
-from kdcli.config import StudentConfig, TeacherConfig, parse_config
-from kdcli.errors import UserError
+from kdcli.base.errors import UserError
+from kdcli.base.text import redact
+from kdcli.config.run import StudentConfig, TeacherConfig, parse_config
 from kdcli.models import build_student, load_saved, load_teacher, parse_name
 from kdcli.models.shrink import Shrinking, copy_tensors, evenly_spaced, shrink
 from kdcli.models.spec import format_query
-from kdcli.text import redact
 
 LABELS = ("apple", "leaf", "sky")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kdcli.config import StudentConfig, TeacherConfig
-from kdcli.errors import UserError
-from kdcli.facts import DataFacts
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
+from kdcli.config.run import StudentConfig, TeacherConfig
 from kdcli.models import build_student, build_text_student, load_saved, load_text_teacher
 from kdcli.models.roundtrip import check_reloads
 
@@ -87,7 +87,7 @@ def test_what_a_killed_process_left_of_its_student_is_removed(monkeypatch, tmp_p
 
 
 def test_what_can_not_be_loaded_again_is_refused_before_training(run_cli, monkeypatch, tmp_path):
-    monkeypatch.setattr("kdcli.models.hf._renew_stages", lambda config, label: None)
+    monkeypatch.setattr("kdcli.models.transformers.build._renew_stages", lambda config, label: None)
     arguments = ("--teacher", "none", "--student", STAGES, "--data", "demo:digits", "--set", "student.image_size=32")
     for further in (("--output", "run"), ("--dry-run",)):
         exit_code, _, stderr = run_cli("distill", *arguments, *further)

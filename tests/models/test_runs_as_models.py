@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from kdcli.config import StudentConfig, TeacherConfig
-from kdcli.errors import UserError
-from kdcli.facts import DataFacts
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
+from kdcli.config.run import StudentConfig, TeacherConfig
 from kdcli.models import build_student, load_saved, load_teacher
-from kdcli.relation import find_relation
+from kdcli.plan.relation import find_relation
 
 CLASSES = ("apple", "leaf", "sky")
 

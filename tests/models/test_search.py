@@ -10,9 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import kdcli
-from kdcli.errors import UserError
-from kdcli.models import search as searching
-from kdcli.models.catalogue import (
+from kdcli.base.errors import UserError
+from kdcli.models.locate import Place
+from kdcli.models.search.catalogue import (
     NUM_CLASSES,
     Built,
     Catalogue,
@@ -21,8 +21,8 @@ from kdcli.models.catalogue import (
     _made_up_text,
     catalogue_of,
 )
-from kdcli.models.locate import Place
-from kdcli.models.search import Budget, Cache, search
+from kdcli.models.search.search import Budget, Cache, search
+from kdcli.models.search.search import search as searching
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_only_those_with_weights(find):
 
 
 def test_transformers_with_default_configs(find):
-    from kdcli.config import StudentConfig
+    from kdcli.config.run import StudentConfig
     from kdcli.models import build_student
 
     (entry,) = find("hf:segformer")
@@ -110,7 +110,7 @@ def test_transformers_with_default_configs(find):
 
 
 def test_an_architecture_alone_is_no_teacher():
-    from kdcli.config import TeacherConfig
+    from kdcli.config.run import TeacherConfig
     from kdcli.models import load_teacher
 
     with pytest.raises(UserError, match="no published weights") as error:

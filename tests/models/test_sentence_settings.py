@@ -7,12 +7,12 @@ import torch
 import transformers
 from transformers import AutoModel, AutoTokenizer
 
-from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
+from kdcli.config.run import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch, TextPair
-from kdcli.errors import UserError
-from kdcli.facts import DataFacts
 from kdcli.models import build_text_student, load_saved, load_text_teacher
-from kdcli.models.sentence import read_sentence_settings
+from kdcli.models.transformers.sentence import read_sentence_settings
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely"]
 PROMPT = "the story is "

@@ -9,12 +9,12 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
+from kdcli.config.run import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch
-from kdcli.errors import UserError
-from kdcli.facts import DataFacts
 from kdcli.models import build_text_student, load_saved, load_text_teacher
-from kdcli.models.padding import pool
+from kdcli.models.transformers.padding import pool
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely"]
 LABELS = ("bad", "fine", "good")

@@ -7,11 +7,11 @@ import torch
 import transformers
 from tokenizers import processors
 
-from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.base.facts import DataFacts
+from kdcli.config.run import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch, TextPair
-from kdcli.facts import DataFacts
 from kdcli.models import build_text_student, load_text_teacher
-from kdcli.models.tokenizer import separates_pairs
+from kdcli.models.transformers.tokenizer import separates_pairs
 
 PAIRS = [
     TextPair("the film was good", "a very dull plot with a weak end and quite poor music and a script " * 6),

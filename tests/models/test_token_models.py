@@ -8,15 +8,15 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from kdcli.config import LogitKDOptions, StudentConfig, TeacherConfig
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
+from kdcli.config.run import LogitKDOptions, StudentConfig, TeacherConfig
 from kdcli.data import Masking, TextBatch, TextSource, cut_into_tokens
-from kdcli.errors import UserError
-from kdcli.facts import DataFacts
 from kdcli.methods import build_method
 from kdcli.methods.base import Context
 from kdcli.models import build_text_student, load_saved, load_text_teacher
-from kdcli.models.hf_token import HFTokenModel
-from kdcli.tasks.language_modeling import LanguageModeling
+from kdcli.models.transformers.tokens import HFTokenModel
+from kdcli.tasks.language.task import LanguageModeling
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely film"]
 PADDING = 5

@@ -7,9 +7,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from kdcli.config import StudentConfig, TeacherConfig
+from kdcli.base.facts import DataFacts
+from kdcli.config.run import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch
-from kdcli.facts import DataFacts
 from kdcli.models import build_text_student, load_saved, load_text_teacher
 
 LONG = "the film was good and the plot was dull and the music was weak and the end was poor"

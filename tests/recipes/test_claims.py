@@ -7,8 +7,8 @@ import json
 import pytest
 import yaml
 
-from kdcli.config import RunConfig, parse_config
-from kdcli.recipes import list_recipes, load_recipe
+from kdcli.config.recipes import list_recipes, load_recipe
+from kdcli.config.run import RunConfig, parse_config
 
 RECIPES = {recipe.name: recipe.path for recipe in list_recipes() if recipe.name.startswith("claims/")}
 ARMS = sorted(name for name in RECIPES if "/teachers/" not in name and not name.endswith(("alone", "alone-half")))

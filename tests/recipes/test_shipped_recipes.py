@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kdcli.config import parse_config
-from kdcli.progress import SilentReporter
-from kdcli.recipes import list_recipes, load_recipe
+from kdcli.config.recipes import list_recipes, load_recipe
+from kdcli.config.run import parse_config
+from kdcli.terminal.progress import SilentReporter
 
 RECIPES = {recipe.name: recipe for recipe in list_recipes() if not recipe.name.startswith(("claims/", "text/"))}
 """But for those of ``claims/`` and ``text/``, which have tests of their own."""
@@ -134,7 +134,7 @@ def test_models_of_a_recipe_exist(name):
     """Real names: misspelt ones would only be found by whoever downloads them."""
     import timm
 
-    import kdcli.models.kdcli_networks  # noqa: F401  # in timm's registry from here on
+    import kdcli.models.timm.kdcli_networks  # noqa: F401  # in timm's registry from here on
 
     config = parse_config(load_recipe(RECIPES[name].path), source=name)
     teacher, student = config.teacher.name, config.student.name
@@ -153,10 +153,10 @@ def test_models_of_a_recipe_exist(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_trains_for_two_steps(name, shrunk, tmp_path):
-    from kdcli.devices import make_accelerator
-    from kdcli.job import embedding_job, prepare_job
-    from kdcli.run_folder import RunFolder
-    from kdcli.trainer import Trainer
+    from kdcli.machine.devices import make_accelerator
+    from kdcli.runs.folder import RunFolder
+    from kdcli.training.prepare import embedding_job, prepare_job
+    from kdcli.training.trainer import Trainer
 
     original, values = shrunk(name)
     # 24 of the 72 photos are enough for two steps of 16 with their validation and test splits taken.

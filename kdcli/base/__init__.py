@@ -1,0 +1,1 @@
+"""What every other room may use: errors, words, files, facts, and the parts of other packages."""

@@ -1,0 +1,97 @@
+"""What other packages add, by Python entry points. No torch: an extension is imported when it is asked for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, get_args
+
+from kdcli.base.errors import UserError
+
+Kind = Literal["models", "tasks", "data", "methods"]
+"""The group of its entry point is ``kdcli.KIND``."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Extension:
+    """An installed entry point.
+
+    Attributes:
+        kind: what it adds.
+        name: what users write.
+        package: with its version: ``kdcli-toy 1.0``.
+        target: ``module`` or ``module:attribute``.
+    """
+
+    kind: Kind
+    name: str
+    package: str
+    target: str
+
+    @property
+    def module(self) -> str:
+        """The module that is imported."""
+        return self.target.partition(":")[0]
+
+    def load(self) -> Any:
+        """Import the package and return what it adds.
+
+        Raises:
+            UserError: that fails.
+        """
+        try:
+            return EntryPoint(self.name, self.target, f"kdcli.{self.kind}").load()
+        except Exception as error:  # another package's code raises what it likes
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(
+                f"{self}: importing {self.target} failed: {reason}",
+                f"Mend or remove the package: pip uninstall {self.package.partition(' ')[0]}",
+            ) from error
+
+    def unfit(self, expected: str) -> UserError:
+        """Return the error for an entry point that is not what kdcli expects."""
+        return UserError(f"{self}: {self.target} is not {expected}.", "See 'Extending' in kdcli's README.")
+
+    def __str__(self) -> str:
+        return f"The extension {self.name!r} of {self.package} ({self.kind})"
+
+
+def installed(kind: Kind | None = None) -> list[Extension]:
+    """Return what is installed, of one kind or of all, by kind and name; nothing of it is imported."""
+    found = {
+        Extension(kind, entry.name, f"{entry.dist.name} {entry.dist.version}" if entry.dist else "?", entry.value)
+        for kind in ([kind] if kind else KINDS)
+        for entry in entry_points(group=f"kdcli.{kind}")
+    }
+    return sorted(found, key=lambda entry: (KINDS.index(entry.kind), entry.name, entry.package))
+
+
+def names(kind: Kind) -> list[str]:
+    """Return the names of the installed extensions of a kind."""
+    return [entry.name for entry in installed(kind)]
+
+
+def find(kind: Kind, name: str, *, own: Iterable[str]) -> Extension | None:
+    """Return the extension of this name; None where there is none.
+
+    Args:
+        kind: of the extension.
+        name: as the user wrote it.
+        own: kdcli's own names of this kind.
+
+    Raises:
+        UserError: the name is taken, by kdcli itself or by another package.
+    """
+    found = [entry for entry in installed(kind) if entry.name == name]
+    if not found:
+        return None
+    takers = [entry.package for entry in found] + (["kdcli itself"] if name in own else [])
+    if len(takers) > 1:
+        raise UserError(
+            f"{name!r} means several things (kdcli.{kind}): {' and '.join(takers)} have that name.",
+            f"Uninstall {found[0].package.partition(' ')[0]}, or ask its author for another name.",
+        )
+    return found[0]

@@ -1,0 +1,306 @@
+"""The commands of ``kdcli models``. Everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.facts import MAX_TEXT_LENGTH, PROBE_TOKENS
+from kdcli.base.text import short_repr
+
+models_app = typer.Typer(help="Look into models by name.", no_args_is_help=True)
+
+
+@models_app.command("layers")
+def models_layers(
+    name: Annotated[
+        str,
+        typer.Argument(help="timm or Hugging Face name, local folder, or run folder.", show_default=False),
+    ],
+    every: Annotated[bool, typer.Option("--all", help="Every layer that can be tapped, without numbers.")] = False,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=4096, help="Side of the input in pixels; the model's own by default.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """List the layers whose features can be distilled, in the order in which they run.
+
+    Stages and blocks have numbers, which --feature-layers takes in place of names: 2:4, -1:layer3. No weights are
+    loaded.
+
+    Examples:
+
+        kdcli models layers resnet50
+
+        kdcli models layers runs/quickstart --all
+
+        kdcli models layers vit_tiny_patch16_224 --image-size 384 --json
+    """
+    from kdcli.base.text import check_argument
+
+    check_argument("NAME", name)
+    from kdcli.base.facts import Preprocessing
+    from kdcli.config.run import TeacherConfig
+    from kdcli.models import load_teacher
+    from kdcli.models.layers import list_layers
+    from kdcli.models.settle import settle_teacher
+    from kdcli.terminal.console import show_lines, show_table
+
+    config = settle_teacher(TeacherConfig(name=name, image_size=image_size))
+    untrained = config.name if config.name.startswith("random:") else f"random:{config.name}"
+    model = load_teacher(config.model_copy(update={"name": untrained, "weights": None}), seed=0)
+    layers = list_layers(model, every=every)
+    preprocessing, dims = model.facts.preprocessing, model.facts.feature_dims
+    assert isinstance(preprocessing, Preprocessing), "it is loaded as a model of images"
+    size = preprocessing.image_size
+    if as_json:
+        listed = [
+            {"index": None if every else index, **dataclasses.asdict(layer)} for index, layer in enumerate(layers)
+        ]
+        typer.echo(json.dumps({"model": name, "image_size": size, "always": dims, "layers": listed}, indent=2))
+        return
+    rows = [
+        [layer.name, "-" if every else str(index), layer.kind, str(layer.width), "x".join(map(str, layer.grid)) or "-"]
+        for index, layer in enumerate(layers)
+    ]
+    show_table(f"{name} at {size[0]}x{size[1]} pixels", ["name", "number", "kind", "width", "grid"], rows)
+    always = ", ".join(f"{tap} ({width} wide)" for tap, width in dims.items())
+    show_lines([f"Always there too: {always}.", "Take them with --feature-layers STUDENT:TEACHER."])
+
+
+@models_app.command("search")
+def models_search(
+    max_params: Annotated[
+        str | None, typer.Option(metavar="N", help="At most so many parameters, such as 5M.", show_default=False)
+    ] = None,
+    min_params: Annotated[
+        str | None, typer.Option(metavar="N", help="At least so many parameters.", show_default=False)
+    ] = None,
+    max_macs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="At most so many multiply-accumulates for an image or a text, such as 500M.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Names, with * for any letters.", show_default=False)
+    ] = None,
+    task: Annotated[str, typer.Option(help="What the student is for, as for distill.")] = "image-classification",
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="Side of the images in pixels; by default each architecture's own."),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, max=MAX_TEXT_LENGTH, help=f"Tokens of a text. [default: {PROBE_TOKENS}]")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Only those with published weights; of images.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="List no more than this.")] = 20,
+    sort: Annotated[
+        str, typer.Option(help="params or macs (largest first), or latency (fastest first, of all that fit).")
+    ] = "params",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """List architectures that fit into a budget, with parameters, multiply-accumulates and latency on this machine.
+
+    Searches timm's registry and transformers' image classifiers, or for a task of texts transformers' networks of text;
+    those of transformers have their default configs (hf:KIND, changed by hf:KIND?key=value). Every name can be a student.
+    Counting everything takes minutes the first time and is kept in the user's cache folder; --name narrows.
+
+    Examples:
+
+        kdcli models search --max-params 5M --max-macs 500M
+
+        kdcli models search --name 'mobilenet*' --max-macs 100M --image-size 160 --sort latency
+
+        kdcli models search --name 'vit_*' --pretrained --max-params 30M --json
+
+        kdcli models search --task text-classification --max-params 100M --length 256
+    """
+    from dataclasses import asdict
+    from typing import cast, get_args
+
+    from kdcli.base.text import check_argument, parse_count
+    from kdcli.config.run import Task
+
+    _check_choice("--task", task, get_args(Task))
+    _check_choice("--sort", sort, ("params", "macs", "latency"))
+    of_images = task.startswith("image")
+    if not of_images and (image_size is not None or pretrained):
+        option = "--pretrained" if image_size is None else "--image-size"
+        raise UserError(
+            f"{option} is about images, and the task is {task}.",
+            "Leave it out; kinds of networks of text have no weights of their own, and --length is their texts'.",
+        )
+    if of_images and length is not None:
+        raise UserError(
+            f"--length is about texts, and the task is {task}.", "Leave it out; the size of images is --image-size."
+        )
+    if name is not None:
+        check_argument("--name", name)
+    limits = [
+        None if text is None else parse_count(option, text)
+        for option, text in (("--max-params", max_params), ("--min-params", min_params), ("--max-macs", max_macs))
+    ]
+    from kdcli.models.search.catalogue import catalogue_of
+    from kdcli.models.search.search import LARGEST_BUILT, Budget, Cache, Sort, search
+    from kdcli.plan.decide import human_count
+    from kdcli.terminal.console import errors, show_lines, show_progress, show_table
+
+    catalogue = catalogue_of(cast(Task, task), size=image_size if of_images else length, pretrained=pretrained)
+    cache = Cache()
+    with show_progress() as report:
+        found = search(
+            catalogue,
+            Budget(*limits),
+            pattern=name,
+            sort=cast(Sort, sort),
+            limit=limit,
+            cache=cache,
+            report=report,
+        )
+    if cache.problem:
+        errors.print(cache.problem, markup=False)
+    if as_json:
+        models = [asdict(entry) for entry in found]
+        typer.echo(json.dumps({"task": task, "num_classes": catalogue.num_classes, "models": models}, indent=2))
+        return
+    show_table(
+        "Architectures",
+        ["name", "parameters", "MACs", catalogue.unit, "latency in ms", "published weights"],
+        [
+            [
+                entry.name,
+                human_count(entry.parameters),
+                human_count(entry.macs),
+                "x".join(map(str, entry.input_size)),
+                "-" if entry.latency_ms is None else f"{entry.latency_ms:.1f}",
+                "yes" if entry.pretrained else "-",
+            ]
+            for entry in found
+        ],
+    )
+    shown = f"{len(found)} shown{f' (--limit {limit})' if len(found) == limit else ', and no others fit'}."
+    noun = "image" if of_images else "text"
+    lines = [f"{shown} Counted {catalogue.counted}; latency: median of one {noun}, measured just now on the CPU."]
+    if any(entry.latency_ms is None for entry in found):
+        lines.append(f"Networks of more than {human_count(LARGEST_BUILT)} parameters are never built here: no latency.")
+    if not of_images:
+        lines.append(
+            "Networks of text have their default configs: 'hf:bert?num_hidden_layers=4&hidden_size=384' is a smaller one,"
+            " for example; and a student gets the vocabulary of its tokenizer."
+        )
+    show_lines(lines)
+
+
+@models_app.command("probe")
+def models_probe(
+    teacher: Annotated[
+        list[str],
+        typer.Option(
+            help="A model, as distill takes it; with weights of a file 'NAME?weights=FILE'. Repeat it to compare.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[str, typer.Option(help="Data by name, as for distill.", show_default=False)],
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Local checkpoint for the only --teacher.", show_default=False),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="image-classification, or text-classification with one class a text.")
+    ] = "image-classification",
+    samples: Annotated[
+        int, typer.Option("--samples", "--images", min=4, help="So many training images or texts are looked at.")
+    ] = 1000,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Take these classes of the data alone, as for distill.", show_default=False),
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="pooled (the last features, averaged or as a text's model pools) or embedding (the classifier's input)."
+        ),
+    ] = "pooled",
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of sample and folds.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the JSON object there.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Rank teachers by what their features, frozen, know of your classes, before any training.
+
+    For a sample of the training images or texts: accuracy of a linear probe and of nearest neighbours in
+    cross-validation, LogME, effective rank and time. The test split is never looked at.
+
+    Examples:
+
+        kdcli models probe --teacher resnet50 --teacher hf:facebook/dinov2-small --data photos/
+
+        kdcli models probe --teacher runs/a/student --teacher runs/b/student --data photos/ --samples 500 --json
+
+        kdcli models probe --teacher resnet18 --teacher 'resnet18?weights=model_best.pth.tar' --data photos/
+
+        kdcli models probe --task text-classification --teacher minilm/ --teacher bert/ --data reviews.csv
+    """
+    from kdcli.base.text import check_argument
+
+    weights = [] if teacher_weights is None else [teacher_weights]
+    named = (("--teacher", teacher), ("--teacher-weights", weights), ("--data", [data]))
+    for what, values in (*named, ("--output", [output] if output else [])):
+        for value in values:
+            check_argument(what, value)
+    _check_choice("--task", task, ("image-classification", "text-classification"))
+    from kdcli.results.probe import check_output, probe_teachers, remarks, table, to_json, write_probe
+    from kdcli.terminal.console import show_lines, show_progress, show_table
+
+    if output is not None:
+        check_output(output)
+    with show_progress() as report:
+        probe = probe_teachers(
+            teacher,
+            weights=teacher_weights,
+            task=task,
+            data=data,
+            data_root=data_root,
+            samples=samples,
+            classes=classes,
+            tap=features,
+            seed=seed,
+            device=device,
+            report=report,
+        )
+    if as_json:
+        typer.echo(to_json(probe), nl=False)
+    else:
+        show_table(*table(probe))
+        show_lines(remarks(probe))
+    if output is not None:  # last, so that a full disk costs no measurements
+        write_probe(probe, output)
+        if not as_json:
+            show_lines([f"Wrote {output}"])
+
+
+def _check_choice(option: str, value: str, valid: Sequence[str]) -> None:
+    if value not in valid:
+        raise UserError(
+            f"{option} can't be {short_repr(value)}. {did_you_mean(value, valid)}".rstrip(),
+            f"Use {', '.join(valid[:-1])} or {valid[-1]}.",
+        )

@@ -1,0 +1,55 @@
+"""The commands of ``kdcli recipes``. Everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+recipes_app = typer.Typer(help="List, show and copy the recipes that come with kdcli.", no_args_is_help=True)
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """List every recipe with what it is for.
+
+    Example:
+
+        kdcli recipes list
+    """
+    from kdcli.config.recipes import list_recipes
+    from kdcli.terminal.console import show_table
+
+    show_table("Recipes", ["name", "what for"], [[recipe.name, recipe.description] for recipe in list_recipes()])
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.", show_default=False)]) -> None:
+    """Print a recipe.
+
+    Example:
+
+        kdcli recipes show quickstart
+    """
+    from kdcli.config.recipes import find_recipe, recipe_text
+    from kdcli.terminal.console import show_text
+
+    show_text(recipe_text(find_recipe(name)))
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="Name of a recipe.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(help="A folder or a new file.")] = Path(),
+) -> None:
+    """Copy a recipe, to make it your own.
+
+    Example:
+
+        kdcli recipes copy quickstart mine.yaml
+    """
+    from kdcli.config.recipes import copy_recipe
+    from kdcli.terminal.console import show_lines
+
+    show_lines([f"Wrote {copy_recipe(name, destination)}"])

@@ -1,0 +1,1 @@
+"""Images: from files, tables and data sets to batches of canvases."""

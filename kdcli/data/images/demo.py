@@ -1,0 +1,45 @@
+"""Data that come with the libraries, for a first run without downloads."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.data.images.sources import ArraySource, OfficialSplits
+
+DEMOS = ("digits",)
+
+
+def open_demo(name: str) -> OfficialSplits:
+    """Open ``demo:NAME``.
+
+    Raises:
+        UserError: there is no such demo.
+    """
+    if name not in DEMOS:
+        raise UserError(
+            f"There is no demo:{name}.",
+            f"{did_you_mean(name, DEMOS)} There is: {', '.join(f'demo:{demo}' for demo in DEMOS)}.".strip(),
+        )
+    return _digits()
+
+
+def _digits() -> OfficialSplits:
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels in 0..16, as 32x32 RGB; 1437 to train, 360 to test."""
+    digits = load_digits()
+    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    upscaled = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC).convert("RGB") for image in small]
+    images = np.stack([np.asarray(image) for image in upscaled])
+    train, test = (
+        np.sort(part)
+        for part in train_test_split(np.arange(len(images)), test_size=360, stratify=digits.target, random_state=0)
+    )
+    return OfficialSplits(
+        class_names=tuple(str(name) for name in digits.target_names),
+        train=ArraySource(images[train], digits.target[train], split="train"),
+        test=ArraySource(images[test], digits.target[test], split="test"),
+        notes=("Test: 360 of scikit-learn's 1797 digits, by a fixed seed, stratified by class.",),
+    )

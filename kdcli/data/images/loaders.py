@@ -1,0 +1,316 @@
+"""Loaders whose batches depend on the seed, the epoch and the source, and on nothing else."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED, Preprocessing
+from kdcli.config.run import AugmentConfig
+from kdcli.data.batch import Batch
+from kdcli.data.images.augment import Augmentation
+from kdcli.data.images.decode import UnreadableImage
+from kdcli.data.images.preprocess import fit
+from kdcli.data.images.sources import ImageSource, is_in_memory
+from kdcli.machine.seeding import stable_seed
+
+Key = TypeVar("Key")
+
+SMALL = 256
+"""Sources of fewer images than this are loaded without processes of their own."""
+SMALL_IN_MEMORY = 10_000
+"""Likewise for sources that open no files."""
+
+
+class TrainLoader:
+    """Augmented training batches.
+
+    The order of samples is a pure function of (seed, epoch) and each augmented sample one of (seed, epoch, index),
+    whatever the number of loader processes and of training processes. The last, incomplete batch of an epoch is
+    dropped, unless it is the only one. An unreadable image is replaced by the next readable one of the source.
+
+    Args:
+        source: the training split.
+        augment: per-sample augmentation.
+        canvas: (height, width) of the images.
+        batch_size: over all training processes.
+        seed: the run's.
+        num_classes: labels are below it.
+        workers: loader processes; None chooses by :func:`choose_workers`.
+        strict: stop at an unreadable image.
+        rank: of this training process.
+        world_size: number of training processes; each gets its consecutive share of every batch, all of one size.
+
+    Raises:
+        UserError: there are fewer images than processes.
+        ValueError: ``batch_size`` is not a multiple of ``world_size``, or a label is out of range.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        augment: AugmentConfig,
+        canvas: tuple[int, int],
+        batch_size: int,
+        seed: int,
+        num_classes: int,
+        workers: int | None,
+        strict: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size % world_size:
+            raise ValueError(f"a batch of {batch_size} is no whole number for each of {world_size} processes")
+        if not all(UNLABELLED <= label < num_classes for label in set(source.labels)):
+            raise ValueError(f"labels are outside of [{UNLABELLED}, {num_classes})")
+        if len(source) < world_size:
+            raise UserError(
+                f"There are {len(source)} training images for {world_size} processes.", "Use fewer processes."
+            )
+        size = min(batch_size, len(source) // world_size * world_size)
+        self._order = _Order(len(source), size, seed, rank, world_size)
+        dataset = _TrainDataset(source, Augmentation(augment, canvas=canvas, seed=seed), canvas, strict)
+        self._loader = _data_loader(dataset, self._order, source, workers)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches of a whole epoch."""
+        return self._order.num_batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, from number ``start``; one epoch at a time.
+
+        Raises:
+            UserError: ``strict`` and an unreadable image, or no readable image at all.
+        """
+        self._order.epoch, self._order.start = epoch, start
+        for result in self._loader:
+            yield _unwrap(result)
+
+
+class EvalLoader:
+    """Every sample once, in order, fitted to a model's input size; unreadable images are left out.
+
+    Args:
+        source: the split to evaluate on.
+        preprocessing: the model's; its normalisation is :func:`~kdcli.data.images.preprocess.prepare`'s part.
+        batch_size: images of a batch.
+        workers: loader processes; None chooses by :func:`choose_workers`.
+        strict: stop at an unreadable image.
+        rank: of this process.
+        world_size: number of processes; each gets its own batches of the list, which may differ by one in number.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        workers: int | None,
+        strict: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
+        self._batches = batches[rank::world_size]
+        self._is_shared = world_size > 1
+        self._loader = _data_loader(_EvalDataset(source, preprocessing, strict), self._batches, source, workers)
+
+    def __len__(self) -> int:
+        """Return the number of batches; of which those without a readable image are not yielded."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches; for one of several processes one without any image where none of its own can be read.
+
+        Raises:
+            UserError: ``strict`` and an unreadable image, or no readable image at all.
+        """
+        held: Batch | None = None  # one batch back, so that it can take the names of unreadable batches after it
+        for batch in map(_unwrap, self._loader):
+            if held is None:
+                held = batch
+            elif not len(batch):
+                held.skipped += batch.skipped
+            elif not len(held):
+                batch.skipped[:0] = held.skipped
+                held = batch
+            else:
+                yield held
+                held = batch
+        if held is None:
+            return
+        if not len(held) and not self._is_shared:
+            raise _none_readable(held.skipped)
+        yield held
+
+
+def choose_workers(source: ImageSource) -> int:
+    """Return how many loader processes to use: one less than the CPU cores, at most 4.
+
+    None on one or two cores, where they would compete with training, and for a source that is small or small and in
+    memory, where they cost more than they save.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    small = len(source) < (SMALL_IN_MEMORY if is_in_memory(source) else SMALL)
+    return 0 if small or cores <= 2 else min(4, cores - 1)
+
+
+def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch, int64 ``(num_samples,)``: a pure function of its arguments."""
+    generator = torch.Generator().manual_seed(stable_seed("order", seed, epoch))
+    return torch.randperm(num_samples, generator=generator)
+
+
+class _Order:
+    """Sampler of whole batches: lists of (epoch, index), so that persistent workers learn of the epoch."""
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        self._num_samples = num_samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self.num_batches = num_samples // batch_size
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = self.epoch, epoch_order(self._num_samples, seed=self._seed, epoch=self.epoch)
+        share = self._batch_size // self._world_size
+        for number in range(self.start, self.num_batches):
+            first = number * self._batch_size + self._rank * share
+            yield [(epoch, index) for index in order[first : first + share].tolist()]
+
+    def __len__(self) -> int:
+        return self.num_batches - self.start
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A :class:`UserError` on its way from a worker process, where torch would wrap it into another exception."""
+
+    message: str
+    hint: str
+
+
+class _BatchDataset(Dataset[Batch | _Failure], ABC, Generic[Key]):
+    """Maps the key of a whole batch to the batch."""
+
+    def __init__(self, source: ImageSource, canvas: tuple[int, int], strict: bool) -> None:
+        self._source = source
+        self._canvas = canvas
+        self._strict = strict
+
+    def __getitem__(self, keys: Sequence[Key]) -> Batch | _Failure:
+        images = torch.empty((len(keys), 3, *self._canvas), dtype=torch.uint8)
+        indices: list[int] = []
+        skipped: dict[str, None] = {}  # an ordered set
+        try:
+            for key in keys:
+                index = self._read(key, images[len(indices)], skipped)
+                if index is not None:
+                    indices.append(index)
+        except UserError as error:
+            return _Failure(error.message, error.hint)
+        return Batch(
+            images=images[: len(indices)],
+            targets=torch.tensor([self._source.labels[index] for index in indices], dtype=torch.int64),
+            indices=torch.tensor(indices, dtype=torch.int64),
+            skipped=list(skipped),
+        )
+
+    @abstractmethod
+    def _read(self, key: Key, out: Tensor, skipped: dict[str, None]) -> int | None:
+        """Write one image to ``out``, uint8 ``(3, H, W)``; return its index, or None if there is none."""
+
+    def _skip(self, error: UnreadableImage, skipped: dict[str, None]) -> None:
+        if self._strict:
+            raise UserError(
+                f"Unreadable image {error.name}: {error.reason}",
+                "Mend or remove it; data.strict=false skips unreadable images.",
+            ) from error
+        skipped[error.name] = None
+
+
+class _TrainDataset(_BatchDataset[tuple[int, int]]):
+    def __init__(self, source: ImageSource, augmentation: Augmentation, canvas: tuple[int, int], strict: bool) -> None:
+        super().__init__(source, canvas, strict)
+        self._augmentation = augmentation
+
+    def _read(self, key: tuple[int, int], out: Tensor, skipped: dict[str, None]) -> int:
+        epoch, first = key
+        for step in range(len(self._source)):
+            index = (first + step) % len(self._source)
+            try:
+                image = self._source.load(index)
+            except UnreadableImage as error:
+                self._skip(error, skipped)
+                continue
+            _write(self._augmentation(image, epoch=epoch, index=index).numpy(), out)
+            return index
+        raise _none_readable(list(skipped))
+
+
+class _EvalDataset(_BatchDataset[int]):
+    def __init__(self, source: ImageSource, preprocessing: Preprocessing, strict: bool) -> None:
+        super().__init__(source, preprocessing.image_size, strict)
+        self._preprocessing = preprocessing
+
+    def _read(self, key: int, out: Tensor, skipped: dict[str, None]) -> int | None:
+        try:
+            image = self._source.load(key)
+        except UnreadableImage as error:
+            self._skip(error, skipped)
+            return None
+        _write(np.asarray(fit(image, self._preprocessing)).transpose(2, 0, 1), out)
+        return key
+
+
+def _write(pixels: NDArray[np.uint8], out: Tensor) -> None:
+    """Copy one image, uint8 ``(3, H, W)`` in any memory order.
+
+    By numpy: torch splits even a copy this small among its threads, and waiting for them on busy cores takes a hundred
+    times longer than the copy.
+    """
+    np.copyto(out.numpy(), pixels)
+
+
+def _data_loader(
+    dataset: _BatchDataset, batches: _Order | list[range], source: ImageSource, workers: int | None
+) -> DataLoader[Batch | _Failure]:
+    num_workers = choose_workers(source) if workers is None else workers
+    return DataLoader(
+        dataset,
+        batch_size=None,  # one key of the sampler is one batch
+        sampler=batches,
+        num_workers=num_workers,  # each with one torch thread, which is torch's own rule
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else each epoch would draw a number from the global generator
+    )
+
+
+def _unwrap(result: Batch | _Failure) -> Batch:
+    if isinstance(result, _Failure):
+        raise UserError(result.message, result.hint)
+    return result
+
+
+def _none_readable(names: Sequence[str]) -> UserError:
+    return UserError(
+        f"None of the images can be read, {names[0]} for one.",
+        "Check that the files are complete images; data.strict=true stops at the first with its reason.",
+    )

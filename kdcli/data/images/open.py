@@ -1,0 +1,124 @@
+"""From a data set's name to its splits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kdcli.base import extensions
+from kdcli.base.errors import UserError, did_you_mean, hint_of_moved, reading
+from kdcli.base.text import expand_user
+from kdcli.config.run import DataConfig
+from kdcli.data.images.decode import Range
+from kdcli.data.images.deep import find_range, set_range
+from kdcli.data.images.demo import DEMOS, open_demo
+from kdcli.data.images.folders import open_any_folder, open_folder
+from kdcli.data.images.sources import OfficialSplits
+from kdcli.data.images.tables import extension_of, holds_tables, open_extension, open_hub, open_local_tables
+from kdcli.data.images.torchvision_sets import SETS, open_torchvision
+from kdcli.data.images.unlabelled import complete_unlabelled
+from kdcli.data.splits import ImageData, complete
+
+_FORMS = (
+    "Data are named as demo:digits, torchvision:CIFAR100, hf:org/name, a folder of class folders, or parquet and arrow "
+    "files."
+)
+
+
+def open_data(config: DataConfig, *, seed: int) -> ImageData:
+    """Open the data set that ``config`` names, and split it.
+
+    Args:
+        config: name, splits and labels.
+        seed: the run's; cuts the validation split and draws ``labels_per_class``. Test images never depend on it.
+
+    Raises:
+        UserError: an unknown name, missing or unsuitable files, a failed download, or a split that can't be made.
+    """
+    with reading(config.name):
+        official = _open(config, needs_labels=True)
+        deep_range, notes = find_range(official.train, config.deep_range)
+        return _with_range(complete(official, config, seed=seed), deep_range, notes)
+
+
+def open_unlabelled(config: DataConfig, evaluation: DataConfig | None, *, seed: int) -> ImageData:
+    """Open the images that ``config`` names for a task that reads no labels, and split them.
+
+    Args:
+        config: name and splits; a folder may hold its images in any depth.
+        evaluation: the labelled data that the student's features are measured on; None for those of ``config`` itself,
+            where they have labels, and ``none`` for no data.
+        seed: the run's; cuts the validation split.
+
+    Raises:
+        UserError: as :func:`open_data`, or ``evaluation`` is ``config``'s own data.
+    """
+    labelled: ImageData | None = None
+    if evaluation is not None and evaluation.name != "none" and _place(evaluation) == _place(config):
+        raise UserError(
+            f"--eval-data is --data itself: {config.name}.",
+            "Leave --eval-data out: the labels of --data are used, where they have any.",
+        )
+    with reading(config.name):
+        official = _open(config, needs_labels=False)
+        deep_range, notes = find_range(official.train, config.deep_range)
+    if evaluation is not None and evaluation.name != "none":
+        if evaluation.deep_range is None:  # the student reads both alike
+            evaluation = evaluation.model_copy(update={"deep_range": deep_range})
+        labelled = open_data(evaluation, seed=seed)
+    with reading(config.name):
+        data = complete_unlabelled(official, config, labelled, uses_own_labels=evaluation is None, seed=seed)
+        return _with_range(data, deep_range, notes)
+
+
+def _with_range(data: ImageData, deep_range: Range | None, notes: list[str]) -> ImageData:
+    set_range((data.train, data.validation, data.test), deep_range)
+    facts = replace(data.facts, notes=(*data.facts.notes, *notes))
+    return replace(data, facts=facts, deep_range=deep_range)
+
+
+def _place(config: DataConfig) -> str:
+    """Return the name, of a local file or folder its path as it is without links."""
+    path = expand_user(config.name)
+    return str(path.resolve()) if path.exists() else config.name
+
+
+def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
+    scheme, colon, rest = config.name.partition(":")
+    if (entry := extension_of(config.name)) is not None:
+        return open_extension(entry, config, needs_labels=needs_labels)
+    if scheme == "hf" and rest:
+        return open_hub(rest, config, needs_labels=needs_labels)
+    path = expand_user(config.name)
+    is_tables = path.exists() and holds_tables(path)
+    options = ("image_column", "label_column", "subset")
+    if not is_tables and (given := [f"data.{key}" for key in options if getattr(config, key) is not None]):
+        raise UserError(
+            f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} set, but {config.name} is not a table.",
+            "Leave it out: it is for hf: data sets, parquet and arrow files.",
+        )
+    if config.splits is not None and (not path.is_dir() or (colon and scheme in ("demo", "torchvision"))):
+        raise UserError(
+            f"data.splits is set, but {config.name} is neither a folder nor an hf: data set.", "Leave it out."
+        )
+    if colon and scheme == "demo":
+        return open_demo(rest)
+    if colon and scheme == "torchvision":
+        return open_torchvision(rest, root=config.root)
+    if is_tables:
+        return open_local_tables(path, config, needs_labels=needs_labels)
+    if path.is_dir():
+        return open_folder(path, config.splits) if needs_labels else open_any_folder(path, config.splits)
+    if path.exists():
+        raise UserError(f"{path} is neither a folder nor a parquet or arrow file.", _FORMS)
+    hints = (hint_of_moved(config.name), _suggestion(config.name), _FORMS)
+    raise UserError(f"There is no data set or folder {config.name!r}.", " ".join(filter(None, hints)))
+
+
+def _suggestion(name: str) -> str:
+    """Return what a name without a valid prefix, or with a misspelt one, may have meant."""
+    others = [f"{extension}:" for extension in extensions.names("data")]
+    valid = [f"demo:{demo}" for demo in DEMOS] + [f"torchvision:{set_name}" for set_name in SETS] + others
+    bare = name.rpartition(":")[2].lower()
+    if exact := [full for full in valid if full.partition(":")[2].lower() == bare]:
+        return f"Did you mean {exact[0]}?"
+    return did_you_mean(name, valid)

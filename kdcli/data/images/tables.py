@@ -1,0 +1,391 @@
+"""Images in tables: data sets of the Hugging Face hub, parquet and arrow files, through the ``datasets`` library."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+from PIL import Image
+
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.extensions import Extension, find
+from kdcli.base.facts import UNLABELLED
+from kdcli.base.files import utf8_path
+from kdcli.config.run import DataConfig, SplitsConfig
+from kdcli.data.images.decode import File, Range, UnreadableImage, decode_image
+from kdcli.data.images.sources import ImageSource, OfficialSplits, Subset
+from kdcli.data.labels import classes_of, is_discrete, label_indices, note_on_missing
+from kdcli.data.listing import is_hidden, list_files, suffix_of, unread_notes
+from kdcli.data.split_names import check_understood, match_splits, split_files
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+_IMAGE_NAMES = ("image", "img", "images", "pixel_values")
+LABEL_NAMES = ("label", "labels", "target", "class", "fine_label")
+SUFFIXES = (".parquet", ".arrow")
+_PREFIXES = ("demo", "torchvision", "hf")
+"""Of kdcli's own names of data."""
+_ROWS = 1000
+"""Rows that are looked at together: where a table is a choice of rows of another, they are copied."""
+_SAVED = ("dataset_dict.json", "dataset_info.json")
+_INFO = (*_SAVED, "dataset_infos.json", "config.json")
+"""What lies beside tables in json and is none."""
+_SHOWN = 8
+"""Columns that are listed."""
+
+
+def holds_tables(path: Path) -> bool:
+    """Whether ``path`` is a parquet or arrow file, or a folder of them or with such folders right below."""
+    if path.is_file():
+        return path.suffix.lower() in SUFFIXES
+    if not path.is_dir():
+        return False
+    if any((path / name).is_file() for name in _SAVED):
+        return True
+    folders = [path, *(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))]
+    return any(list_files(folder, is_table, deep=False).files for folder in folders)
+
+
+def is_table(path: str) -> bool:
+    """Whether a file is a table by its suffix."""
+    return suffix_of(path) in SUFFIXES
+
+
+def open_hub(name: str, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
+    """Open ``hf:NAME``; code that a data set brings along is never run. Labels may be missing where none are needed.
+
+    Raises:
+        UserError: the hub is out of reach, there is no such data set or configuration, or its columns don't fit.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    silence_datasets()
+    try:
+        loaded = load_dataset(name, name=config.subset)
+    except Exception as error:  # of the name, the network, or any of the libraries that read the files
+        if isinstance(error, DatasetNotFoundError):
+            hint = "Check the name; a gated or private data set needs 'hf auth login' first."
+        elif isinstance(error, ConnectionError):
+            hint = "Without access to the hub, download its parquet files elsewhere and name their folder."
+        else:
+            hint = "data.subset chooses the configuration where a data set has several."
+        raise UserError(f"hf:{name} couldn't be loaded: {error}", hint) from error
+    return _official_splits(loaded, config, needs_labels, config.splits)
+
+
+def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
+    """Open a parquet or arrow file, a folder of them, or what ``Dataset.save_to_disk`` wrote.
+
+    Labels may be missing where none are needed.
+
+    Raises:
+        UserError: a file can't be read, or the columns don't fit.
+    """
+    from datasets import load_dataset, load_from_disk
+
+    silence_datasets()
+    asked, notes = config.splits, list[str]()
+    try:
+        if path.is_file():
+            loaded = load_dataset(path.suffix.lower()[1:], data_files=as_patterns({"train": [str(path)]}))
+        elif any((path / name).is_file() for name in _SAVED):
+            loaded = load_from_disk(str(utf8_path(path)))
+        else:
+            present = {suffix_of(file) for file in list_files(path, is_table).files}
+            suffix = next(suffix for suffix in SUFFIXES if suffix in present)
+            files, notes = files_by_split(path, suffix, asked)
+            loaded, asked = load_dataset(suffix[1:], data_files=as_patterns(files)), None
+    except UserError:
+        raise
+    except Exception as error:  # on damaged files datasets and pyarrow raise whatever they trip over
+        raise UserError(
+            f"{path} couldn't be read: {error}",
+            "Expected parquet or arrow files with a column of images and one of labels.",
+        ) from error
+    return _official_splits(loaded, config, needs_labels, asked, notes)
+
+
+def files_by_split(folder: Path, suffix: str, asked: SplitsConfig | None) -> tuple[dict[str, list[str]], list[str]]:
+    """Return split -> its files, and notes: also on what is not read.
+
+    Args:
+        folder: with tables in any depth.
+        suffix: of the tables.
+        asked: ``data.splits``.
+
+    Raises:
+        UserError: the splits are not understood.
+    """
+    found = list_files(folder, lambda path: suffix_of(path) == suffix and not path.endswith(_INFO))
+    names = [path.removeprefix(f"{folder}{os.sep}") for path in found.files]
+    by_split, notes = split_files(names, asked, where=str(folder))
+    files = {split: [str(folder / name) for name in of] for split, of in by_split.items()}
+    return files, [*notes, *unread_notes(found.unread)]
+
+
+def as_patterns(files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return ``data_files`` of ``datasets``, which takes names as patterns, for these files and no others."""
+    return {split: [glob.escape(str(utf8_path(Path(path)))) for path in paths] for split, paths in files.items()}
+
+
+def extension_of(name: str) -> Extension | None:
+    """Return the extension that opens ``NAME:REST``; None where no installed package has that name."""
+    prefix, colon, _ = name.partition(":")
+    return find("data", prefix, own=_PREFIXES) if colon else None
+
+
+def load_extension(entry: Extension, config: DataConfig) -> Mapping[str, Dataset]:
+    """Return the tables of ``NAME:REST`` by split, from a function of another package that gets ``REST``.
+
+    Raises:
+        UserError: the package can't be imported, or returns something else; also what the function itself raises.
+    """
+    from datasets import Dataset
+
+    if config.subset is not None:
+        raise UserError(f"data.subset is set, but {config.name} is not a data set of the hub.", "Leave it out.")
+
+    silence_datasets()
+    read = entry.load()
+    if not callable(read):
+        raise entry.unfit("a function")
+    tables = read(config.name.partition(":")[2])
+    if not (isinstance(tables, Mapping) and tables and all(isinstance(table, Dataset) for table in tables.values())):
+        raise entry.unfit("a function that returns a datasets.DatasetDict")
+    return tables
+
+
+def open_extension(entry: Extension, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
+    """Open ``NAME:REST`` as images. Labels may be missing where none are needed.
+
+    Raises:
+        UserError: as :func:`load_extension`, or the columns don't fit.
+    """
+    return _official_splits(load_extension(entry, config), config, needs_labels, config.splits)
+
+
+def silence_datasets() -> None:
+    """Keep off the terminal what datasets would write there beside the errors that it raises."""
+    import datasets
+
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+
+
+class TableSource:
+    """File images in a column of a table.
+
+    Args:
+        table: with an undecoded image column: cells are ``{"bytes": ..., "path": ...}``.
+        column: name of that column.
+        labels: one class index a row.
+        split: what :meth:`describe` calls it.
+    """
+
+    deep_range: Range | None = None
+    """As :func:`~kdcli.data.images.decode.decode_image` takes it."""
+
+    def __init__(self, table: Dataset, column: str, labels: Iterable[int], *, split: str) -> None:
+        self.labels: Sequence[int] = tuple(labels)
+        self._table = table
+        self._column = column
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> Image.Image:
+        """Decode one row's image, from its bytes or else from the file that it names."""
+        encoded = self.encoded(index)
+        if encoded is None:
+            raise UnreadableImage(self.describe(index), "the cell is empty")
+        return decode_image(encoded, name=self.describe(index), deep_range=self.deep_range)
+
+    def encoded(self, index: int) -> File | None:
+        """Return one row's bytes, or else the path of its file; None of an empty cell."""
+        cell = self._table[index][self._column] or {}
+        return cell.get("bytes") or cell.get("path") or None
+
+    def sizes(self) -> list[int]:
+        """Return the number of bytes of every row's image without reading it; -1 where there are none."""
+        found: list[int] = []
+        table = self._table.with_format("arrow")
+        for start in range(0, len(self), _ROWS):
+            cells = table[start : start + _ROWS][self._column]
+            lengths = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
+            paths = pc.struct_field(cells, "path").to_pylist()
+            found += [length or _file_size(path) for length, path in zip(lengths, paths, strict=True)]
+        return found
+
+    def describe(self, index: int) -> str:
+        """Return ``split[index]``."""
+        return f"{self._split}[{index}]"
+
+
+def _file_size(path: str | None) -> int:
+    try:
+        return Path(path).stat().st_size if path else -1
+    except OSError:
+        return -1
+
+
+def _official_splits(
+    loaded: Any, config: DataConfig, needs_labels: bool, asked: SplitsConfig | None, so_far: Sequence[str] = ()
+) -> OfficialSplits:
+    tables: Mapping[str, Dataset] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
+    chosen, notes = choose_splits(tables, config.name, asked)
+    notes = [*so_far, *notes]
+    image_column = _image_column(chosen["train"].features, config.image_column)
+    try:
+        return _labelled_splits(chosen, image_column, config, notes)
+    except UserError as error:
+        if needs_labels or config.label_column is not None:
+            raise
+        notes += [
+            f"Columns: images from {image_column}.{unread(chosen['train'].features, image_column)}",
+            f"No labels: {error.message}",
+        ]
+    sources = {
+        split: TableSource(_undecoded(table, image_column), image_column, [UNLABELLED] * len(table), split=split)
+        for split, table in chosen.items()
+    }
+    return OfficialSplits((), sources["train"], sources.get("validation"), sources.get("test"), notes=tuple(notes))
+
+
+def _labelled_splits(
+    chosen: Mapping[str, Dataset], image_column: str, config: DataConfig, so_far: Sequence[str]
+) -> OfficialSplits:
+    features, notes = chosen["train"].features, list(so_far)
+    labels_from = label_column(features, config.label_column, image_column)
+    notes.append(
+        f"Columns: images from {image_column}, labels from {labels_from}.{unread(features, image_column, labels_from)}"
+    )
+    if not is_discrete(features[labels_from]):
+        raise UserError(
+            f"The label column {labels_from} holds {getattr(features[labels_from], 'dtype', 'nested values')}, not classes.",
+            "Labels are class labels, integers or strings; data.label_column names another column.",
+        )
+    class_names, values = classes_of(chosen["train"], labels_from)
+    note_on_missing(class_names, notes)
+    sources: dict[str, ImageSource] = {}
+    for split, table in chosen.items():
+        labels = label_indices(table, labels_from, class_names, values, split=split)
+        source: ImageSource = TableSource(_undecoded(table, image_column), image_column, labels, split=split)
+        labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
+        if split == "train" and len(labelled) < len(labels):
+            notes.append(f"{len(labels) - len(labelled)} of {len(labels)} images of the train split have no label.")
+        elif len(labelled) < len(labels):
+            notes.append(f"{len(labels) - len(labelled)} images of the {split} split have no label and are left out.")
+            if not labelled:
+                continue
+            source = Subset(source, labelled)
+        sources[split] = source
+    return OfficialSplits(
+        class_names, sources["train"], sources.get("validation"), sources.get("test"), notes=tuple(notes)
+    )
+
+
+def choose_splits(
+    tables: Mapping[str, Dataset], name: str, asked: SplitsConfig | None
+) -> tuple[dict[str, Dataset], list[str]]:
+    """Return our split -> table, and notes. A single split, whatever its name, is the whole.
+
+    Args:
+        tables: by the data's own names of splits.
+        name: of the data, for messages.
+        asked: ``data.splits``.
+
+    Raises:
+        UserError: as :func:`match_splits` and :func:`check_understood`.
+    """
+    found = match_splits(tables, asked, where=name, kind="split")
+    if len(tables) == 1:
+        return {"train": next(iter(tables.values()))}, []
+    note = check_understood(
+        found, [split for split in tables if split not in found.values()], asked, where=name, kind="split"
+    )
+    return {split: tables[match] for split, match in found.items()}, [note] if note else []
+
+
+def _image_column(features: Features, asked: str | None) -> str:
+    from datasets import Image as ImageFeature
+
+    if asked is not None:
+        return existing_column(asked, features, "data.image_column")
+    candidates = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
+    if not candidates:  # files not written by ``datasets`` hold bytes, alone or as {"bytes", "path"}
+        candidates = [name for name, feature in features.items() if _is_bytes(feature)]
+    return only_column(candidates, _IMAGE_NAMES, features, kind="image")
+
+
+def label_column(features: Features, asked: str | None, sample_column: str) -> str:
+    """Return the column of labels: ``asked``, or the one of classes, or one with a usual name beside ``sample_column``.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    from datasets import ClassLabel
+
+    if asked is not None:
+        return existing_column(asked, features, "data.label_column")
+    candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if not candidates:
+        candidates = [
+            name
+            for name, feature in features.items()
+            if name in LABEL_NAMES and name != sample_column and is_discrete(feature)
+        ]
+    return only_column(candidates, LABEL_NAMES, features, kind="label")
+
+
+def _is_bytes(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return "bytes" in feature and _is_bytes(feature["bytes"])
+    return getattr(feature, "dtype", None) in {"binary", "large_binary"}
+
+
+def unread(features: Iterable[str], *read: str) -> str:
+    """Return the sentence that names the columns besides those that are ``read``; nothing where there are none."""
+    others = [name for name in features if name not in read]
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return f" Not read: {', '.join(others[:_SHOWN])}{more}." if others else ""
+
+
+def existing_column(column: str, features: Features, option: str) -> str:
+    """Return ``column``, the value of ``option``, if there is such a column; UserError if not."""
+    if column not in features:
+        raise UserError(
+            f"{option} is {column!r}, but the columns are {', '.join(features)}.",
+            did_you_mean(column, features) or "Choose one of these.",
+        )
+    return column
+
+
+def only_column(candidates: list[str], preferred: Sequence[str], features: Features, *, kind: str) -> str:
+    """Return the only candidate, or of several the one with the most usual name."""
+    if len(candidates) == 1:
+        return candidates[0]
+    if named := [name for name in preferred if name in candidates]:
+        return named[0]
+    columns = ", ".join(f"{name} ({getattr(feature, 'dtype', 'struct')})" for name, feature in features.items())
+    found = f"more than one {kind} column: {', '.join(candidates)}" if candidates else f"no {kind} column"
+    raise UserError(f"Found {found}. The columns are {columns}.", f"Name it by data.{kind}_column.")
+
+
+def _undecoded(table: Dataset, column: str) -> Dataset:
+    from datasets import Image as ImageFeature
+
+    try:
+        return table.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"Column {column} holds {table.features[column]}, not images.",
+            "Images are encoded bytes or paths of files; data.image_column names another column.",
+        ) from error

@@ -1,0 +1,1 @@
+"""What is run: one distillation, the episodes of middle-shot learning, a sweep."""

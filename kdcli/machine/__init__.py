@@ -1,0 +1,1 @@
+"""Devices, processes and signals: where, and in how many parts, a run is computed."""

@@ -1,0 +1,1 @@
+"""Architectures that fit into a budget."""

@@ -1,0 +1,1 @@
+"""Models of timm, and networks that kdcli adds to it."""

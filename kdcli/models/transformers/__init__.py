@@ -1,0 +1,1 @@
+"""Models of transformers: of images, of texts, over tokens."""

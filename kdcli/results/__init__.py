@@ -1,0 +1,1 @@
+"""What finished runs and models are worth: evaluations, comparisons, pictures, exports, cards."""

@@ -1,0 +1,223 @@
+"""The card of a run: of its student, or of its episodes."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from kdcli.base.errors import UserError
+from kdcli.base.result import EpisodesResult, Mean, Result, show_metric
+from kdcli.base.text import printable
+from kdcli.config.run import LayerOptions, ProjectionOptions, RunConfig
+from kdcli.models.spec import extension_of_architecture
+from kdcli.runs.folder import RunFolder
+from kdcli.training.provenance import read_forced
+
+
+def model_card(run: RunFolder, result: Result | None) -> str:
+    """Return the card in Markdown: how the student came about, what it reaches, how to load it.
+
+    Args:
+        run: its folder.
+        result: what it came to; None while it is not finished.
+    """
+    config, plan = run.read_config(), run.read_plan()
+    native = json.loads((run.student / "config.json").read_text(encoding="utf-8"))
+    library = "timm" if "architecture" in native else "transformers"
+    decisions = {entry["name"]: entry for entry in plan["decisions"]}
+    if missing := {"relation", "student", "data", "trainable parameters"} - decisions.keys():
+        raise UserError(
+            f"{run.path / 'plan.json'} has no decision about {', '.join(sorted(missing))}.", "Repeat the run."
+        )
+    name = config.student.name.rpartition("/")[2]
+    rows = [
+        ("Student", decisions["student"]["value"]),
+        ("Teacher", decisions["teacher"]["value"] if "teacher" in decisions else "none"),
+        ("Relation", f"{plan['relation']}: {decisions['relation']['reason']}"),
+        ("Losses", ", ".join(options.method for options in config.methods or ())),
+        ("Projector", _projector(config)),
+        *_stage_rows(run, config),
+        *(
+            [("Classifier", "untrained: no method trains it, only the features")]
+            if config.leaves_classifier_untrained
+            else []
+        ),
+        ("Data", decisions["data"]["value"]),
+        ("Trainable parameters", decisions["trainable parameters"]["value"]),
+        ("Seed", str(config.seed)),
+        *_metric_rows(run, "validation", "Validation"),
+        *_metric_rows(run, "test", "Test"),
+        *_teacher_rows(result, plan),
+        *([("Beside the student alone", result.outcome.sentence)] if result is not None and result.outcome else []),
+        *_forced_rows(run),
+    ]
+    table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
+    return f"""---
+library_name: {library}
+pipeline_tag: {_PIPELINES.get(config.task, config.task)}
+tags: [knowledge-distillation, kdcli]
+---
+
+# {_inline(name)}, distilled with kdcli
+
+| | |
+| --- | --- |
+{table}
+
+## Load it
+
+```python
+{_loading(native, config.task, run)}
+```
+
+{_made_by(plan)}"""
+
+
+def episodes_card(run: RunFolder, result: EpisodesResult, *, arms: dict[str, str]) -> str:
+    """Return the card of a run of episodes in Markdown: the setting and what every arm reaches.
+
+    Args:
+        run: its folder, with config and plan.
+        result: what they came to.
+        arms: arm to what it is called.
+    """
+    config, plan = run.read_config(), run.read_plan()
+    shown = ("student", "teacher", "relation", "data", "episodes", "training")
+    rows = [(entry["name"].capitalize(), entry["value"]) for entry in plan["decisions"] if entry["name"] in shown]
+    rows += [("Projector", _projector(config)), ("Seed", str(config.seed)), *_forced_rows(run)]
+    table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
+
+    def line(label: str, value: Mean, style: str) -> str:
+        interval = "-" if value.low is None else f"{value.low:{style}} to {value.high:{style}}"
+        return f"| {label} | {value.mean:{style}} | {interval} |"
+
+    reached = "\n".join(line(label, result.accuracy[arm], ".4f") for arm, label in arms.items())
+    difference = line("distilled minus fine-tuned, paired", result.distilled_minus_fine_tuned, "+.4f")
+    return f"""# {_inline(config.student.name.rpartition("/")[2])}, distilled in episodes with kdcli
+
+| | |
+| --- | --- |
+{table}
+
+Mean accuracy on the queries, with its 95 % t-interval over the episodes. All arms have the same episodes.
+
+| | accuracy | 95 % interval |
+| --- | --- | --- |
+{reached}
+{difference}
+
+`episodes.jsonl` has a line an episode. No student is kept: each episode has its own.
+
+{_made_by(plan)}"""
+
+
+def _forced_rows(run: RunFolder) -> list[tuple[str, str]]:
+    """Return what had changed, where somebody went on all the same."""
+    return [("Forced", sentence) for sentence in dict.fromkeys((*read_forced(run), *run.forced))]
+
+
+def _made_by(plan: dict[str, Any]) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in plan["versions"].items())
+    command = printable(plan["command"])
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", command))])
+    return f"""## Made by
+
+{fence}sh
+{command}
+{fence}
+
+{versions}
+"""
+
+
+def _inline(text: str) -> str:
+    """Return ``text`` as one line of Markdown that stays in its cell and is no HTML."""
+    return re.sub(r"([\\|<])", r"\\\1", printable(" ".join(text.split())))
+
+
+_PIPELINES = {
+    "image-embedding": "image-feature-extraction",
+    "sentence-embedding": "sentence-similarity",
+    "masked-lm": "fill-mask",
+    "causal-lm": "text-generation",
+}
+"""Our name of a task -> the hub's, where they differ."""
+
+
+def _loading(native: dict[str, Any], task: str, run: RunFolder) -> str:
+    """Return the lines of Python that load a student, by its own library alone."""
+    if "architecture" in native:
+        loading = _LOADING["timm-backbone" if task == "image-embedding" else "timm"]
+        if (entry := extension_of_architecture(native["architecture"])) is not None:
+            return f"import {entry.module}  # of {entry.package}: timm has no such architecture\n{loading}"
+        return (_NETWORKS if (run.student / "kdcli_networks.py").is_file() else "") + loading
+    if task == "image-embedding":
+        return _LOADING["transformers-backbone"]
+    if task == "image-classification":
+        return _LOADING["transformers"]
+    if task == "sentence-embedding":
+        return _LOADING["sentence-transformers"].replace("CLASS", native["architectures"][0])
+    return _LOADING["text"].replace("PIPELINE", _PIPELINES.get(task, task))
+
+
+_LOADING = {
+    "timm": 'import timm\n\nmodel = timm.create_model("local-dir:PATH", pretrained=True).eval()\n'
+    'labels = model.pretrained_cfg["label_names"]',
+    "transformers": "from transformers import AutoModelForImageClassification\n\n"
+    'model = AutoModelForImageClassification.from_pretrained("PATH")\nlabels = model.config.id2label',
+    "timm-backbone": 'import timm\n\nmodel = timm.create_model("local-dir:PATH", pretrained=True).eval()\n'
+    "features = model.forward_features(images)  # the embedding: their mean over positions, without class tokens",
+    "transformers-backbone": 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("PATH").eval()\n'
+    "features = model(images).last_hidden_state  # the embedding: their mean over positions, without class tokens",
+    "text": 'from transformers import pipeline\n\nmodel = pipeline("PIPELINE", "PATH")',
+    "sentence-transformers": "# a folder of kdcli export: in the teacher's space, of length 1\n"
+    'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("PATH")\n\n'
+    "# or the features of its tokens\nfrom transformers import AutoTokenizer, CLASS\n\n"
+    'tokenizer, model = AutoTokenizer.from_pretrained("PATH"), CLASS.from_pretrained("PATH")',
+}
+
+
+_NETWORKS = (
+    'import sys\n\nsys.path.append("PATH")\nimport kdcli_networks  # from this folder: timm has no such architecture\n'
+)
+
+
+def _projector(config: RunConfig) -> str:
+    found = []
+    for options in config.methods or ():
+        if isinstance(options, ProjectionOptions):
+            how = f"teacher features normalised by {options.normalize}, distance {options.distance}"
+            found.append(f"{options.projector}, {how}")
+        elif isinstance(options, LayerOptions) and options.projector is not None:
+            found.append(f"{options.projector}, in {options.method}, both sides standardised")
+    return "; ".join(found) or "none"
+
+
+def _stage_rows(run: RunFolder, config: RunConfig) -> list[tuple[str, str]]:
+    if config.embedding is None:
+        return []
+    kinds = ", ".join(options.method for options in config.embedding.methods)
+    rows = _metric_rows(RunFolder(run.path / "embedding"), "validation", "Embedding stage, validation")
+    return [("Embedding stage", f"{config.embedding.epochs} epochs of {kinds} before the others"), *rows]
+
+
+def _teacher_rows(result: Result | None, plan: dict[str, Any]) -> list[tuple[str, str]]:
+    measured = {"validation": plan["teacher_metrics"] or {}} if result is None else result.teacher
+    return [
+        (f"Teacher, {split} {name}", show_metric(name, value))
+        for split, metrics in measured.items()
+        for name, value in metrics.items()
+    ]
+
+
+def _metric_rows(run: RunFolder, event: str, title: str) -> list[tuple[str, str]]:
+    lines = run.read_metrics(event)
+    # The kept student is the one of the last test or, without a test split, of the best validation.
+    tests = run.read_metrics("test")
+    epoch = tests[-1].get("epoch") if tests else None
+    kept = [line for line in lines if (line.get("epoch") == epoch if tests else line.get("best"))][-1:]
+    hidden = ("event", "epoch", "step", "best")
+    return [
+        (f"{title} {key}", show_metric(key, value)) for line in kept for key, value in line.items() if key not in hidden
+    ]

@@ -1,0 +1,832 @@
+"""Measure finished models side by side on one split: what ``kdcli evaluate`` shows and writes.
+
+The trainer's ``evaluate`` gives the few numbers that choose and test a student; this module compares models that are
+finished, with their costs.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+)
+
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.facts import LANGUAGE_MODELING, PROBE_TOKENS, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
+from kdcli.base.files import clear_os_errors, replace_files
+from kdcli.config.run import LABEL_FREE, DataConfig, RunConfig, Task, TeacherConfig
+from kdcli.data import (
+    EvalLoader,
+    ImageData,
+    ImageSource,
+    Reader,
+    TextData,
+    TextEvalLoader,
+    TextSource,
+    WordBatch,
+    WordSource,
+    cut_words,
+    open_data,
+    open_texts,
+)
+from kdcli.data.fingerprint import find_trained_on
+from kdcli.data.images.sources import Subset
+from kdcli.data.unreadable import check_readable
+from kdcli.machine.devices import resolve_device
+from kdcli.models import load_saved, load_teacher, load_text_teacher, parse_name
+from kdcli.models.base import Model, to_device
+from kdcli.models.locate import locate
+from kdcli.models.measure import time_passes
+from kdcli.models.settle import settle_teacher
+from kdcli.models.transformers.text_build import HFTextModel
+from kdcli.plan.decide import human_count
+from kdcli.plan.relation import map_labels
+from kdcli.results.pictures import plot_confusion
+from kdcli.runs.folder import RunFolder
+from kdcli.statistics.chance import Mixed, find_mixed
+from kdcli.tasks.words.task import count_entities, entity_scores, tell_entities
+from kdcli.training.provenance import OLD, Record, changes_since, insist_unchanged, read_record, take_record
+
+Table = tuple[str, list[str], list[list[str]]]
+
+SPLITS = ("test", "validation", "train")
+CALIBRATION_BINS = 15
+_SHOWN_CLASSES = 20
+"""Rows of the table of classes."""
+_TITLE_LENGTH = 28
+"""Longer names are cut at their start in pictures."""
+_WARM_UP = 3
+_REPEATS = 50
+_FEWEST_REPEATS = 5
+_TIMING_SECONDS = 2.0
+"""After the fewest repeats a measurement stops when it has taken this long."""
+_OWN_FILES = ("evaluation.json", "confusion-*.png")
+_DASH = "-"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model that is measured.
+
+    Attributes:
+        role: ``student`` (of a run), ``model``, ``teacher``, or ``against-1``, ``against-2``, ...
+        name: as the user knows it.
+        model: on the CPU, in eval mode.
+        weights: the folder that its weights lie in; None for a model that has none.
+        label_map: for each of the data's classes the model's class of the same label; None where the label spaces
+            differ, and nothing but costs can be measured.
+        labels: the sentence that says how the label spaces fit.
+        trained: whether its classifier is trained; a run of features alone leaves it as it was at the start.
+        file: of weights from a checkpoint file, which it is and how they fitted; empty for others.
+    """
+
+    role: str
+    name: str
+    model: Model
+    weights: Path | None
+    label_map: tuple[int, ...] | None
+    labels: str
+    trained: bool = True
+    file: str = ""
+
+
+class ClassificationMeters:
+    """Metrics over a whole split, from its batches.
+
+    Args:
+        num_classes: of the data.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5) if num_classes > 5 else None
+        self._calibration = MulticlassCalibrationError(num_classes, n_bins=CALIBRATION_BINS, norm="l1")
+        self._loss = 0.0
+        self._predictions: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: float logits (B, C) and int64 class indices (B,), both on the CPU."""
+        if self._top5 is not None:
+            self._top5.update(logits, targets)
+        # torchmetrics would give a confidence of exactly 1 a bin of its own.
+        below_one = 1 - torch.finfo(torch.float32).eps
+        self._calibration.update(logits.float().softmax(dim=1).clamp(max=below_one), targets)
+        self._loss += float(F.cross_entropy(logits.double(), targets, reduction="sum"))
+        self._predictions.append(logits.argmax(dim=1))
+        self._targets.append(targets)
+
+    def find_mixed(self, class_names: Sequence[str]) -> Mixed | None:
+        """Return which classes are predicted for one another, where that is beyond doubt."""
+        return find_mixed(torch.cat(self._predictions).numpy(), torch.cat(self._targets).numpy(), class_names)
+
+    def compute(self) -> dict[str, Any]:
+        """Return the metrics as numbers and lists.
+
+        Returns:
+            ``top1``; ``top5``, None with five classes or fewer; ``expected_calibration_error``, 15 bins of equal width,
+            l1; ``cross_entropy``, the mean in nats; ``per_class_accuracy`` (C,), None for a class without samples;
+            ``confusion`` (C, C), counts, rows are true classes.
+        """
+        predictions, targets = torch.cat(self._predictions), torch.cat(self._targets)
+        top1 = MulticlassAccuracy(self.num_classes, average="micro")(predictions, targets)
+        per_class = MulticlassAccuracy(self.num_classes, average="none")(predictions, targets)
+        confusion = MulticlassConfusionMatrix(self.num_classes)(predictions, targets)
+        counts = confusion.sum(dim=1)
+        return {
+            "top1": float(top1),
+            "top5": None if self._top5 is None else float(self._top5.compute()),
+            "expected_calibration_error": float(self._calibration.compute()),
+            "cross_entropy": self._loss / len(targets),
+            "per_class_accuracy": [
+                float(accuracy) if count else None for accuracy, count in zip(per_class, counts, strict=True)
+            ],
+            "confusion": confusion.tolist(),
+        }
+
+
+def output_folder(name: str, output: Path | None) -> Path | None:
+    """Return where the files go: ``output``, else ``RUN/evaluation``; None for a bare model without ``output``.
+
+    Raises:
+        UserError: when that folder holds something else than an earlier evaluation.
+    """
+    if output is None:
+        if not _is_run(name):
+            return None
+        output = Path(name) / "evaluation"
+    is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not is_free and not (output.is_dir() and all(_is_own(file) for file in output.iterdir())):
+        raise UserError(
+            f"{output} holds files that are not an evaluation's.", "Give a new or empty folder as --output."
+        )
+    return output
+
+
+def evaluate_models(
+    name: str,
+    *,
+    against: Sequence[str],
+    with_teacher: bool,
+    data: str | None,
+    data_root: Path | None,
+    classes: str | None,
+    split: str | None,
+    device: str,
+    batch_size: int,
+    task: str | None = None,
+    weights: str | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Measure a run's student or a model, its teacher, and others beside it.
+
+    Args:
+        name: a run folder, or the name of a model.
+        against: more of them; for a run its student. All are compared with the teacher of ``name``.
+        with_teacher: also measure the teacher of the run ``name``.
+        data: a data set's name; by default the run's own. Fractions and seed of the splits are the run's either way.
+        data_root: where torchvision's data lie.
+        classes: which of their classes; by default all, or those of the run on its own data.
+        split: ``test``, ``validation`` or ``train``; by default the test split where there is one, else validation.
+        device: ``auto`` is the first GPU, else the CPU.
+        batch_size: samples of a batch, also for the throughput.
+        task: of a model, ``image-classification`` by default; a run has its own.
+        weights: a checkpoint file for the model ``name``.
+        force: go on although data, teacher or files of a run have changed.
+
+    Returns:
+        The content of ``evaluation.json``.
+
+    Raises:
+        UserError: for a name, split or device that isn't there, a model whose labels don't fit the data's, images that
+            can't be read, a run whose files, data or teacher have changed, or one that was trained on the samples.
+    """
+    if split is not None and split not in SPLITS:
+        raise UserError(f"There is no split {split!r}. {did_you_mean(split, SPLITS)}".rstrip(), _one_of(SPLITS))
+    for other in against:
+        if [name, *against].count(other) > 1:
+            raise UserError(f"{other} is named twice.", "Name every model once.")
+    place = resolve_device(device)
+    run = _open_run(name, force=force)
+    if run is not None and weights is not None:
+        raise UserError(f"{name} is a run: it has weights of its own.", "Leave --teacher-weights out.")
+    config, seed = _data_config(run, data, data_root, classes)
+    samples = _open_samples(config, _task_of(run, task), seed)
+    facts = samples.facts
+    if run is not None and isinstance(samples, TextData):
+        _check_pairs(run, samples)
+    split, source, notes = _choose_split(samples, split)
+    candidates = [_candidate("model" if run is None else "student", name, run, facts, weights=weights)]
+    if run is not None and with_teacher and (teacher := _teacher(run, candidates[0])) is not None:
+        candidates.append(teacher)
+    others = {other: _open_run(other, force=force) for other in against}
+    candidates += [
+        _candidate(f"against-{number}", other, opened, facts)
+        for number, (other, opened) in enumerate(others.items(), 1)
+    ]
+    forced: list[str] = []
+    runs = [opened for opened in (run, *others.values()) if opened is not None]
+    if runs:
+        teacher_now = next((candidate.model for candidate in candidates if candidate.role == "teacher"), None)
+        now = take_record(samples, teacher_now, splits=(split,))
+        for opened in runs:
+            is_own = opened is run and (data is None or _same_data(run.read_config(), data))
+            forced += _check_record(opened, now, config, split, notes, is_own=is_own)
+
+    noun: str = facts.noun
+    if isinstance(source, WordSource):
+        source, noun = _cut_words(source, candidates, facts, notes), "word"
+
+    measured: dict[str, dict[str, Any]] = {}
+    predictions: dict[str, Tensor] = {}
+    skipped: dict[str, None] = {}
+    for candidate in candidates:
+        candidate.model.to(place)
+        scores: dict[str, Any] = dict.fromkeys(_score_names(facts))
+        if candidate.label_map is not None:
+            loader = _loader(source, candidate.model.facts.preprocessing, batch_size, config)
+            scores, predictions[candidate.role] = _score(candidate, loader, place, source, facts, skipped, notes)
+            check_readable(list(skipped), len(source), what=f"{split} images of {config.name}")
+        measured[candidate.role] = {
+            "name": candidate.name,
+            "labels": candidate.labels,
+            **scores,
+            "agreement_with_teacher": None,
+            **measure_costs(candidate.model, candidate.weights, device=place, batch_size=batch_size),
+        }
+        candidate.model.cpu()
+    if "teacher" in predictions:
+        for role, own in predictions.items():
+            if role != "teacher":
+                measured[role]["agreement_with_teacher"] = agreement(own, predictions["teacher"])
+
+    counts = torch.tensor(measured[candidates[0].role]["confusion"]).sum(dim=1).tolist()
+    return {
+        "data": config.name,
+        "split": split,
+        "samples": noun,
+        "num_images": sum(counts),
+        "num_unreadable": len(skipped),
+        "unreadable": list(skipped),
+        "class_names": list(facts.class_names),
+        "class_counts": counts,
+        "data_notes": list(facts.notes),
+        "forced": [*dict.fromkeys((*(sentence for opened in runs for sentence in opened.forced), *forced))],
+        "notes": notes + [note for candidate in candidates for note in _notes(candidate)],
+        "device": str(place),
+        "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "models": measured,
+    }
+
+
+def agreement(predictions: Tensor, others: Tensor) -> float:
+    """Return the share of samples with equal predictions, int64 (N,) each; -1 is a sample without one."""
+    both = (predictions >= 0) & (others >= 0)
+    return float((predictions == others)[both].double().mean())
+
+
+def to_json(evaluation: dict[str, Any]) -> str:
+    """Return the text of ``evaluation.json``: every list of numbers, such as a row of a confusion matrix, on one line."""
+    text = json.dumps(evaluation, indent=2, allow_nan=False)
+    # A raw line break is never part of a string.
+    return re.sub(r"\[\n[\d\s.,e+\-nul]+\]", lambda match: " ".join(match[0].split()), text) + "\n"
+
+
+def write_evaluation(evaluation: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``evaluation.json`` and a picture of every confusion matrix; what an earlier evaluation left is replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: when the folder can't be written to.
+    """
+    names = ["evaluation.json"]
+    num_images, split, data = evaluation["num_images"], evaluation["split"], evaluation["data"]
+
+    def save(temporary: Path) -> None:
+        (temporary / "evaluation.json").write_text(to_json(evaluation), encoding="utf-8")
+        for role, model in evaluation["models"].items():
+            if model["confusion"] is not None:
+                names.append(f"confusion-{role}.png")
+                plot_confusion(
+                    temporary / names[-1],
+                    model["confusion"],
+                    class_names=evaluation["class_names"],
+                    title=f"{role}: {_end_of(model['name'])}",
+                    subtitle=f"{model['top1']:.1%} of {num_images} {split} {evaluation['samples']}s of {_end_of(data)} right",
+                )
+
+    with clear_os_errors(folder, hint="Free some space, or give another --output."):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        replace_files(folder, save)
+        for file in folder.iterdir():
+            if _is_own(file) and file.name not in names:
+                file.unlink()
+    return [folder / name for name in names]
+
+
+def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
+    """Yield the tables for the terminal: a column for each model."""
+    models = evaluation["models"]
+
+    def row(label: str, show: Callable[[dict[str, Any]], str | None]) -> list[str]:
+        return [label, *(show(model) or _DASH for model in models.values())]
+
+    def number(key: str) -> Callable[[dict[str, Any]], str | None]:
+        return lambda model: None if model[key] is None else f"{model[key]:.4f}"
+
+    rows = [row("top-1 accuracy", number("top1"))]
+    if evaluation.get("num_unreadable"):
+        rows.append(row("unreadable", lambda _: str(evaluation["num_unreadable"])))
+    if len(evaluation["class_names"]) > 5:
+        rows.append(row("top-5 accuracy", number("top5")))
+    rows += [
+        row(name.replace("_", " "), number(name)) for name in _ENTITY_SCORES if name in next(iter(models.values()))
+    ]
+    rows += [
+        row("expected calibration error", number("expected_calibration_error")),
+        row("cross-entropy", number("cross_entropy")),
+    ]
+    if "teacher" in models:
+        rows.append(row("agreement with the teacher", number("agreement_with_teacher")))
+    rows += [
+        row("parameters", lambda model: human_count(model["parameters"])),
+        row("MACs", lambda model: human_count(model["macs"])),
+        row("size in MB", lambda model: f"{model['size_mb']:.2f}"),
+        row("latency in ms", lambda model: f"{model['latency']['median_ms']:.2f}"),
+        row("latency, interquartile range", lambda model: f"{model['latency']['iqr_ms']:.2f}"),
+        row(f"{_input_noun(evaluation)}s per second", lambda model: f"{model['throughput']['images_per_second']:.0f}"),
+    ]
+    yield "Result", ["", *models], rows
+
+    scored = {role: model for role, model in models.items() if model["per_class_accuracy"] is not None}
+    first = next(iter(scored.values()))["per_class_accuracy"]
+    # Worst first; classes without images last.
+    order = sorted(range(len(first)), key=lambda label: (first[label] is None, first[label]))
+    yield (
+        "Accuracy by class" if len(order) <= _SHOWN_CLASSES else f"{_SHOWN_CLASSES} worst of {len(order)} classes",
+        ["class", f"{evaluation['samples']}s", *scored],
+        [
+            [
+                evaluation["class_names"][label],
+                str(evaluation["class_counts"][label]),
+                *(
+                    _DASH if (value := model["per_class_accuracy"][label]) is None else f"{value:.4f}"
+                    for model in scored.values()
+                ),
+            ]
+            for label in order[:_SHOWN_CLASSES]
+        ],
+    )
+
+
+def legend(evaluation: dict[str, Any]) -> Iterator[str]:
+    """Yield what the tables are about: the images, and what each column stands for."""
+    yield f"data: {evaluation['num_images']} {evaluation['split']} {evaluation['samples']}s of {evaluation['data']}"
+    for role, model in evaluation["models"].items():
+        yield f"{role}: {model['name']}"
+
+
+def remarks(evaluation: dict[str, Any]) -> Iterator[str]:
+    """Yield what the tables leave unsaid."""
+    threads = evaluation["threads"]
+    processor = f"{threads} CPU thread{'' if threads == 1 else 's'}"
+    place = processor if evaluation["device"] == "cpu" else f"{evaluation['device']}, {evaluation['device_name']}"
+    noun = _input_noun(evaluation)
+    length = "" if noun == "image" else f" A text has {PROBE_TOKENS} tokens, or as many as the model takes."
+    yield (
+        f"Measured on {place}. Latency: one {noun}, median over repeats; {noun}s per second: in batches of"
+        f" {evaluation['batch_size']}. The input is on the device already.{length}"
+    )
+    yield from evaluation["data_notes"]
+    yield from evaluation["forced"]
+    yield from evaluation["notes"]
+    for name in evaluation["unreadable"]:
+        yield f"Skipped an unreadable image: {name}"
+
+
+def _input_noun(evaluation: dict[str, Any]) -> str:
+    """Return what a model gets at once: of words a text."""
+    return "text" if evaluation["samples"] == "word" else str(evaluation["samples"])
+
+
+def _end_of(name: str) -> str:
+    return name if len(name) <= _TITLE_LENGTH else f"…{name[1 - _TITLE_LENGTH :]}"
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"Use {', '.join(names[:-1])} or {names[-1]}."
+
+
+def _is_own(file: Path) -> bool:
+    return any(fnmatch(file.name, pattern) for pattern in _OWN_FILES)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def _is_run(name: str) -> bool:
+    return (Path(name) / "config.yaml").is_file() and not (Path(name) / "config.json").is_file()
+
+
+def _open_run(name: str, *, force: bool) -> RunFolder | None:
+    """Return the run called ``name``; None for a model.
+
+    Raises:
+        UserError: when the run has no student yet, or ``name`` is a folder of neither, or is taken for a misspelt one.
+    """
+    path = Path(name)
+    if _is_run(name):
+        return RunFolder.open(path, force=force)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(
+            f"{name} is neither a run folder (no config.yaml) nor a model (no config.json).",
+            "Give a folder that 'kdcli distill' made, or a model's name.",
+        )
+    is_hub_id = not name.startswith((".", "/", "~")) and name.count("/") == 1
+    if is_hub_id and not path.exists() and path.parent.is_dir():  # a misspelt folder looks like one
+        siblings = [str(sibling) for sibling in path.parent.iterdir() if sibling.is_dir()]
+        raise UserError(
+            f"There is no folder {name}. {did_you_mean(name, siblings)}".rstrip(),
+            f"A model of the Hugging Face hub is hf:{name} here, as there is a folder {path.parent}.",
+        )
+    return None
+
+
+def _data_config(
+    run: RunFolder | None, data: str | None, root: Path | None, classes: str | None
+) -> tuple[DataConfig, int]:
+    """Return which data to open, and the seed of their splits."""
+    if run is None:
+        if data is None:
+            raise UserError("A model is evaluated on data, and none are named.", "Name them with --data.")
+        chosen, seed = DataConfig(name=data, root=root), 0
+    else:
+        config = run.read_config()
+        chosen, seed = config.data, config.seed
+        if data is not None and not _same_data(config, data):
+            # What belongs to the run's own files and to its training alone is left out.
+            own = (
+                *("classes", "image_column", "text_column", "text_pair_column", "label_column", "label_kind", "subset"),
+                *("unlabelled", "labels_per_class", "train_images", "train_texts"),
+            )
+            chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
+        if root is not None:
+            chosen = chosen.model_copy(update={"root": root})
+    if classes is not None:
+        chosen = chosen.model_copy(update={"classes": (classes,)})
+    return chosen, seed
+
+
+def _same_data(config: RunConfig, data: str) -> bool:
+    """Whether ``data`` names the run's own data, whose paths are absolute."""
+    named = config.model_copy(update={"data": config.data.model_copy(update={"name": data})})
+    return named.with_absolute_paths().data.name == config.data.name
+
+
+_ELSEWHERE = (
+    "result.json of the run has the metrics of validation and test, a language model's teacher's too; 'kdcli compare'"
+    " puts runs side by side, 'kdcli models probe --teacher RUN' the features of runs and models of images on labelled"
+    " data."
+)
+
+
+def _task_of(run: RunFolder | None, asked: str | None) -> str:
+    """Return the task of a run, or what was asked for of a model."""
+    tasks = get_args(Task)
+    if asked is not None and asked not in tasks:
+        raise UserError(f"There is no task {asked!r}. {did_you_mean(asked, tasks)}".rstrip(), _one_of(tasks))
+    task = (asked or "image-classification") if run is None else run.read_config().task
+    if asked not in (None, task):
+        raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
+    if task in LABEL_FREE or task in LANGUAGE_MODELING:
+        raise UserError(f"kdcli evaluate measures classifiers, and the task {task} has no classes.", _ELSEWHERE)
+    return task
+
+
+def _open_samples(config: DataConfig, task: str, seed: int) -> ImageData | TextData:
+    if task == "image-classification":
+        return open_data(config, seed=seed)
+    texts = open_texts(config, task=task, seed=seed, unclear_are_classes=True)
+    if texts.facts.label_kind not in ("class", "words"):
+        raise UserError(
+            f"kdcli evaluate measures classifiers with one class a text, and the labels of {config.name} are others.",
+            _ELSEWHERE,
+        )
+    return texts
+
+
+def _check_pairs(run: RunFolder, texts: TextData) -> None:
+    """Refuse single texts for a student that was trained on pairs of them, and the other way round."""
+    wants = run.read_config().data.text_pair_column is not None
+    if wants != texts.train.has_pairs:
+        kinds = ("single texts", "pairs of texts")
+        raise UserError(
+            f"The run's student was trained on {kinds[wants]}, and {texts.facts.name} has {kinds[not wants]}.",
+            "Evaluate it on data of the same kind; pairs are told by the names of their columns, such as premise and "
+            "hypothesis.",
+        )
+
+
+def _loader(
+    source: ImageSource | TextSource,
+    preprocessing: Preprocessing | TextPreprocessing,
+    batch_size: int,
+    config: DataConfig,
+) -> EvalLoader | TextEvalLoader:
+    if isinstance(source, TextSource):
+        return TextEvalLoader(source, batch_size=batch_size)
+    assert isinstance(preprocessing, Preprocessing)
+    return EvalLoader(
+        source, preprocessing=preprocessing, batch_size=batch_size, workers=config.workers, strict=config.strict
+    )
+
+
+def _choose_split(samples: ImageData | TextData, asked: str | None) -> tuple[str, ImageSource | TextSource, list[str]]:
+    """Return the split's name, its labelled samples, and what there is to say about them."""
+    facts = samples.facts
+    if asked == "test" and samples.test is None:
+        raise UserError(f"{facts.name} has no test split.", "Use --split validation.")
+    split = asked or ("validation" if samples.test is None else "test")
+    notes = [] if asked or samples.test is not None else [f"{facts.name} has no test split: validation it is."]
+    found = {"train": samples.train, "validation": samples.validation, "test": samples.test}[split]
+    assert found is not None
+    labelled = [index for index, label in enumerate(found.labels) if label != UNLABELLED]
+    if len(labelled) < len(found):
+        notes.append(f"{len(found) - len(labelled)} {facts.noun}s of the {split} split have no label and are left out.")
+    return split, found.take(labelled) if isinstance(found, TextSource) else Subset(found, labelled), notes
+
+
+def _candidate(
+    role: str, name: str, run: RunFolder | None, data: DataFacts, *, weights: str | None = None
+) -> Candidate:
+    """Load a run's student or a model, and match its labels to the data's.
+
+    Raises:
+        UserError: when it can't be loaded, or its labels don't fit.
+    """
+    if run is None:
+        config = settle_teacher(TeacherConfig(name=name, weights=weights), is_text=data.noun == "text")
+        model = _load(config, task=data.task, seed=0)
+        folder = None if config.weights else _weights_folder(config.name, is_text=data.noun == "text")
+        file = model.facts.weights if config.weights else ""
+    else:
+        model, folder, file = load_saved(run.student), run.student, ""
+    if model.facts.num_classes == 0:
+        raise UserError(f"{name} has no classifier: it can't be evaluated.", f"Choose a classifier of {data.noun}s.")
+    if model.facts.task != data.task:
+        raise UserError(
+            f"{name} is for {model.facts.task}, and the data are for {data.task}.", "Choose another model or --data."
+        )
+    label_map, reason = map_labels(model.facts, data, role="model")
+    if label_map is None:
+        raise UserError(
+            f"{name} can't be evaluated on {data.name}: {reason}",
+            "Give data with the model's classes (--data), or a model for these classes.",
+        )
+    is_trained = run is None or not run.read_config().leaves_classifier_untrained
+    return Candidate(role, name, model, folder, label_map, reason, is_trained, file)
+
+
+def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
+    """Load the run's teacher; it has an accuracy where the run's plan found its labels to be the student's."""
+    config, plan = run.read_config(), run.read_plan()
+    is_text = config.task != "image-classification"
+    if config.teacher.name == "none":
+        return None
+    try:
+        model = _load(config.teacher, task=config.task, seed=config.seed)
+    except UserError as error:
+        raise UserError(error.message, f"{error.hint} --no-teacher leaves the teacher out.") from None
+    assert student.label_map is not None
+    ours = plan["label_map"]  # the student's class -> the teacher's
+    label_map = None if ours is None else tuple(ours[label] for label in student.label_map)
+    (reason,) = (decision["reason"] for decision in plan["decisions"] if decision["name"] == "relation")
+    weights = None if config.teacher.weights else _weights_folder(config.teacher.name, is_text=is_text)
+    file = model.facts.weights if config.teacher.weights else ""
+    return Candidate("teacher", model.facts.name, model, weights, label_map, reason, file=file)
+
+
+def _load(config: TeacherConfig, *, task: str, seed: int) -> Model:
+    if task == "image-classification":
+        return load_teacher(config, seed=seed)
+    return load_text_teacher(config, seed=seed, task=task)
+
+
+def _weights_folder(name: str, *, is_text: bool) -> Path | None:
+    parsed = parse_name(name.partition("?")[0] if is_text else name)
+    assert parsed is not None  # "none" was no model to load
+    return None if parsed.random else locate(parsed, weights=True, is_text=is_text).folder
+
+
+def _notes(candidate: Candidate) -> list[str]:
+    """Return what is not a matter of course about the weights, the input and the labels."""
+    pre = candidate.model.facts.preprocessing
+    said = (candidate.file, pre.note if isinstance(pre, Preprocessing) else "")
+    return [*(f"{candidate.name}: {phrase}" for phrase in said if phrase), *_label_notes(candidate)]
+
+
+def _label_notes(candidate: Candidate) -> list[str]:
+    """Return what is not a matter of course about the labels."""
+    if not candidate.trained:
+        return [
+            f"{candidate.name}: no method of the run trained its classifier, so that its accuracy is by chance; the run's own"
+            " is that of nearest class means."
+        ]
+    if candidate.label_map is None:
+        return [f"The teacher has no accuracy here. {candidate.labels}"]
+    if candidate.model.facts.label_names is None or list(candidate.label_map) != sorted(candidate.label_map):
+        return [f"{candidate.name}: {candidate.labels}"]
+    return []
+
+
+def _check_record(
+    run: RunFolder, now: Record, config: DataConfig, split: str, notes: list[str], *, is_own: bool
+) -> list[str]:
+    """Refuse to measure a run on other samples than it began with, beside another teacher, or on what it has learnt.
+
+    Args:
+        run: whose student is measured.
+        now: the split that is measured on, and the teacher where it is measured too.
+        config: of the data.
+        split: its name.
+        notes: get a note where the run has no record.
+        is_own: whether these are the data and the teacher of the run.
+
+    Returns:
+        What was forced, a sentence each.
+
+    Raises:
+        UserError: it is refused, and the run was not opened by force.
+    """
+    record = read_record(run)
+    if record is None:
+        notes.append(f"{run.path}: it can't be told whether data or teacher have changed: {OLD}.")
+        return []
+    told = list(record.forced)
+    if is_own:
+        before = record.of_classes(now.data.class_names) if config.classes is not None else record
+        changes = changes_since(before, now, splits=(split,), teacher=now.teacher is not None)
+        return told + insist_unchanged(run, changes, what="Evaluated")
+    if split == "train":
+        return told
+    has_same_name = run.read_config().data.name == config.name
+    learnt = find_trained_on(record.data, now.data, split=split, by_content=has_same_name)
+    if not learnt:
+        return told
+    found = f"{len(learnt)} of the {split} samples are among those that {run.path} was trained on, such as {learnt[0]}."
+    if not run.force:
+        raise UserError(found, "Measure it on what it has not seen. --force goes on all the same.")
+    return [*told, f"Evaluated with --force although {found}"]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+_SCORES = ("top1", "top5", "expected_calibration_error", "cross_entropy", "per_class_accuracy", "confusion")
+_ENTITY_SCORES = ("entity_f1", "entity_precision", "entity_recall")
+
+
+def _score_names(data: DataFacts) -> tuple[str, ...]:
+    has_entities = data.label_kind == "words" and tell_entities(data.class_names)
+    return (*_SCORES, *_ENTITY_SCORES) if has_entities else _SCORES
+
+
+def _cut_words(source: WordSource, candidates: Sequence[Candidate], data: DataFacts, notes: list[str]) -> WordSource:
+    """Return the texts in pieces that all models with an accuracy can take, so that all have the same words."""
+    readers = [
+        Reader(candidate.model.tokenizer, candidate.model.preprocessing.max_length)
+        for candidate in candidates
+        if isinstance(candidate.model, HFTextModel) and candidate.label_map is not None
+    ]
+    pieces = cut_words(source, readers, class_names=data.class_names)
+    if len(pieces) > len(source):
+        notes.append(
+            f"{len(source)} texts are cut between words into {len(pieces)} pieces that every model takes whole."
+        )
+    if lost := source.num_words - pieces.num_words:
+        notes.append(f"{lost} words that a tokenizer makes nothing of are left out.")
+    # A piece of a labelled text may have no label.
+    return pieces.take(index for index, label in enumerate(pieces.labels) if label != UNLABELLED)
+
+
+@torch.inference_mode()
+def _score(
+    candidate: Candidate,
+    loader: EvalLoader | TextEvalLoader,
+    device: torch.device,
+    source: ImageSource | TextSource,
+    data: DataFacts,
+    skipped: dict[str, None],
+    notes: list[str],
+) -> tuple[dict[str, Any], Tensor]:
+    """Return the metrics and the predicted class of every sample, (N,), -1 for an unreadable image or no label.
+
+    Names of unreadable images go into ``skipped``; ``notes`` get one where classes are certainly taken for one another.
+    """
+    assert candidate.label_map is not None
+    label_map = torch.tensor(candidate.label_map)
+    meters = ClassificationMeters(len(label_map))
+    starts = _first_rows(source)
+    predictions = torch.full((starts[-1],), -1)
+    entities = torch.zeros(3, dtype=torch.float64)
+    for batch in loader:
+        skipped.update(dict.fromkeys(batch.skipped))
+        logits = candidate.model(candidate.model.prepare(batch.to(device))).logits
+        assert logits is not None
+        logits = logits.float().cpu()[:, label_map]
+        if not logits.isfinite().all():
+            raise UserError(
+                f"{candidate.name} gives logits that are not finite numbers.", "Its weights are damaged: train it anew."
+            )
+        guesses, labelled = logits.argmax(dim=1), batch.targets != UNLABELLED
+        meters.update(logits[labelled], batch.targets[labelled])
+        rows = [row for index in batch.indices.tolist() for row in range(starts[index], starts[index + 1])]
+        predictions[torch.tensor(rows, dtype=torch.int64)[labelled]] = guesses[labelled]
+        if isinstance(batch, WordBatch):
+            entities += count_entities(guesses, batch, data.class_names).sum(dim=0)
+    scores = meters.compute()
+    mixed = meters.find_mixed(data.class_names)
+    if mixed is not None:
+        notes.append(f"{candidate.name} seems to have the classes in another order: {mixed.describe(data.class_names)}")
+    return scores | (entity_scores(entities) if "entity_f1" in _score_names(data) else {}), predictions
+
+
+def _first_rows(source: ImageSource | TextSource) -> list[int]:
+    """Return where the predictions of every sample begin, one of an image or text, one a word; and their number."""
+    sizes = [len(words) for words in source.words] if isinstance(source, WordSource) else [1] * len(source)
+    return [0, *accumulate(sizes)]
+
+
+def measure_costs(model: Model, folder: Path | None, *, device: torch.device, batch_size: int) -> dict[str, Any]:
+    """Return what a model costs: size, operations, and time on the device that it is on.
+
+    Args:
+        model: in eval mode.
+        folder: that its weights lie in; None for a model that has none.
+        device: where ``model`` is.
+        batch_size: images of a batch, for the throughput; the latency is that of one image.
+    """
+    facts = model.facts
+    size, size_of = weights_size(model, folder)
+    latency = _time_forward(model, 1, device)
+    batches = _time_forward(model, batch_size, device)
+    low, median, high = latency.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    return {
+        "parameters": facts.num_parameters,
+        "macs": facts.macs,
+        "size_mb": size / 1e6,
+        "size_of": size_of,
+        "input_size": _input_size(facts.preprocessing),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "latency": {"median_ms": 1e3 * median, "iqr_ms": 1e3 * (high - low), "repeats": len(latency)},
+        "throughput": {"images_per_second": batch_size / float(batches.median()), "repeats": len(batches)},
+    }
+
+
+def _input_size(preprocessing: Preprocessing | TextPreprocessing) -> list[int]:
+    """Return height and width in pixels, or the longest text in tokens."""
+    if isinstance(preprocessing, TextPreprocessing):
+        return [preprocessing.max_length]
+    return list(preprocessing.image_size)
+
+
+def weights_size(model: Model, folder: Path | None) -> tuple[int, str]:
+    """Return the bytes of the model's weights and what they are of: its safetensors files, or its state dict."""
+    files = []
+    if folder is not None:
+        whole = folder / "model.safetensors"
+        files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+    if files:
+        return sum(file.stat().st_size for file in files), ", ".join(file.name for file in files)
+    state = model.module.state_dict()
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values()), "state dict"
+
+
+def _time_forward(model: Model, batch_size: int, device: torch.device) -> Tensor:
+    inputs = to_device(model.example(batch_size), device)
+    taps = () if model.facts.num_classes else ("pooled",)
+    return time_passes(
+        lambda: model(inputs, taps=taps),
+        device=device,
+        warm_up=_WARM_UP,
+        fewest=_FEWEST_REPEATS,
+        most=_REPEATS,
+        seconds=_TIMING_SECONDS,
+    )

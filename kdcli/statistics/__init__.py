@@ -1,0 +1,1 @@
+"""Intervals, and what chance alone would give."""

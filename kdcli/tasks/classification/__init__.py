@@ -1,0 +1,1 @@
+"""Classes, several labels or numbers, of images and of texts."""

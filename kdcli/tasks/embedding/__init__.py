@@ -1,0 +1,1 @@
+"""The teacher's embeddings of images or texts themselves."""

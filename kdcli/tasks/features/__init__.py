@@ -1,0 +1,1 @@
+"""What frozen features know: class means, classifiers and probes on them."""

@@ -1,0 +1,193 @@
+"""The one trainable module of a run: student, projectors, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+from torch.optim import Optimizer
+
+from kdcli.data import AnyBatch, TokenBatch, WordBatch
+from kdcli.machine.gather import gather_batch, gather_rows, sum_over
+from kdcli.methods.balance import Balance
+from kdcli.methods.base import Method
+from kdcli.methods.projected import Projected
+from kdcli.methods.projection import Projection
+from kdcli.models.base import Model, ModelOutput, edges_of
+from kdcli.projectors.maps import OrthogonalProjector
+
+
+class Distiller(nn.Module):
+    """Student and methods; only it goes through ``accelerator.prepare`` and it is only called through the wrapper.
+
+    Args:
+        student: the model that is trained.
+        methods: the objectives by unique name.
+    """
+
+    def __init__(self, student: Model, methods: dict[str, Method]) -> None:
+        super().__init__()
+        self.student = student
+        self.methods = nn.ModuleDict(methods)
+        self.balances = nn.ModuleDict({name: Balance() for name, method in methods.items() if method.is_balanced})
+        self.step = 0
+        """Batches before the one that is trained on; the trainer's."""
+
+    def each_method(self) -> Iterable[tuple[str, Method]]:
+        """Yield the methods with their names."""
+        yield from self.methods.items()  # type: ignore[misc]  # a ModuleDict forgets the class of its values
+
+    @property
+    def teacher_taps(self) -> tuple[str, ...]:
+        """The teacher's features that any method reads."""
+        return tuple(sorted({tap for _, method in self.each_method() for tap in method.teacher_taps}))
+
+    @property
+    def teacher_maps(self) -> tuple[str, ...]:
+        """The teacher's maps that any method reads."""
+        return tuple(sorted({tap for _, method in self.each_method() for tap in method.teacher_maps}))
+
+    @property
+    def teacher_logits(self) -> bool:
+        """Whether any method reads the teacher's logits."""
+        return any(method.teacher_logits for _, method in self.each_method())
+
+    def forward(self, batch: AnyBatch, teacher_outputs: ModelOutput | None) -> dict[str, Tensor]:
+        """Return every method's unweighted loss by its name, and their weighted sum as ``loss``.
+
+        Beside them, without gradient, the factors ``weight/NAME`` of balanced losses, and two statistics of every feature of
+        the student that a method reads, of a map's mean over positions: ``feature_norm/TAP``, the mean Euclidean norm, and
+        ``feature_std/TAP``, the root of the variance over the batch, summed over the channels. Several training processes
+        each give their share of the batch, and each gets the losses of the whole: whatever looks at more than one sample
+        sees all of them.
+
+        Args:
+            batch: of images or texts, with targets.
+            teacher_outputs: what the methods read of the teacher, without gradient; None without a teacher.
+        """
+        taps = sorted({tap for _, method in self.each_method() for tap in method.student_taps})
+        maps = sorted({tap for _, method in self.each_method() for tap in method.student_maps})
+        inputs = self.student.prepare(batch)
+        # Of tokens and words each process has another number.
+        gather = gather_rows if isinstance(batch, (TokenBatch, WordBatch)) else gather_batch
+        is_due = bool(self.balances) and self.training and Balance.is_due(self.step)
+        # In a compiled pass there is no place between its outputs where gradients could be looked at.
+        with torch.compiler.set_stance("force_eager") if is_due else nullcontext():
+            own_output = self.student(
+                inputs,
+                taps=tuple(taps),
+                maps=tuple(maps),
+                logits=any(method.student_logits for _, method in self.each_method()),
+                distillation_logits=any(method.distillation_logits for _, method in self.each_method()),
+            )
+        student_output = _whole_batch(own_output, gather)
+        if teacher_outputs is not None:
+            teacher_outputs = _whole_batch(teacher_outputs, gather)
+        targets, indices = batch.targets, gather_batch(batch.indices)
+        if student_output.vocabulary is None:
+            targets = gather(targets)
+        terms = {name: method(student_output, teacher_outputs, targets, indices) for name, method in self.each_method()}
+        total = sum(method.weight * terms[name] for name, method in self.each_method() if not method.is_balanced)
+        if is_due:
+            for name, method, balance in self._balanced():
+                edges = _edges(method, own_output)
+                balance.measure(total, terms[name], edges, add_up=sum_over, name=name, step=self.step)
+        for name, method, balance in self._balanced():
+            terms[f"weight/{name}"] = weight = method.weight * balance.factor()
+            total = total + weight * terms[name]
+        terms["loss"] = total
+        with torch.no_grad():
+            means = {tap: features.float().mean(dim=(2, 3)) for tap, features in student_output.maps.items()}
+            means |= {tap: features.float() for tap, features in student_output.features.items()}
+            for tap, features in means.items():
+                terms[f"feature_norm/{tap}"] = features.norm(dim=1).mean()
+                terms[f"feature_std/{tap}"] = features.var(dim=0, correction=0).sum().sqrt()
+        return terms
+
+    def _balanced(self) -> Iterable[tuple[str, Method, Balance]]:
+        for name, method in self.each_method():
+            if method.is_balanced:
+                balance = self.balances[name]
+                assert isinstance(balance, Balance)
+                yield name, method, balance
+
+    def parameter_groups(self, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Return the optimiser's parameter groups.
+
+        Biases, norms and other vectors get no weight decay, and neither do parameters that a timm model exempts
+        (position embeddings) or a projector that asks for none; ``lr_scale`` is a projector's own, 1 for all else.
+        """
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        undecayed = set(getattr(self.student.module, "no_weight_decay", set)())
+        for name, parameter in self.student.module.named_parameters():
+            decay = 0.0 if parameter.ndim <= 1 or name in undecayed else weight_decay
+            groups.setdefault((1.0, decay), []).append(parameter)
+        projected = {
+            id(parameter): found for found in self.projections().values() for parameter in found.projector.parameters()
+        }
+        for _, method in self.each_method():
+            for parameter in method.parameters():
+                found = projected.get(id(parameter))
+                decays = (found is None or found.projector.weight_decay) and parameter.ndim > 1
+                scale = 1.0 if found is None else found.lr_scale
+                groups.setdefault((scale, weight_decay if decays else 0.0), []).append(parameter)
+        return [
+            # timm's schedules set every group's rate to the schedule's value times the group's lr_scale
+            {"params": parameters, "lr": lr, "lr_scale": scale, "weight_decay": decay}
+            for (scale, decay), parameters in groups.items()
+        ]
+
+    def projections(self) -> dict[str, Projected]:
+        """Return every projector with what normalises its features, by its method's name.
+
+        Where a method has several, ``.0``, ``.1`` and so on come after the name, in the order of its layers (ReviewKD's
+        deepest first).
+        """
+        found: dict[str, Projected] = {}
+        for name, method in self.each_method():
+            own = method.projections()
+            found |= {name if len(own) == 1 else f"{name}.{number}": pair for number, pair in enumerate(own)}
+        return found
+
+    def projector_matrices(self) -> dict[str, Tensor]:
+        """Return ``matrix()`` of every projector that is a matrix, named as in :meth:`projections`, detached."""
+        matrices = {name: getattr(found.projector, "matrix", None) for name, found in self.projections().items()}
+        return {name: matrix().detach() for name, matrix in matrices.items() if matrix is not None}
+
+    def embedding_projector(self) -> nn.Module | None:
+        """Return what maps the student's pooled features into the space of the teacher's; None where nothing does."""
+        for _, method in self.each_method():
+            is_last = (method.student_taps, method.teacher_taps) == (("pooled",), ("pooled",))
+            # What other methods compare is only alike up to a rotation, or of another layer.
+            if isinstance(method, Projection) and is_last and method.projector.direction == "student_to_teacher":
+                return method.projector
+        return None
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Register every orthogonal projector's retraction as a post-step hook of ``optimizer``."""
+        for module in self.modules():
+            if isinstance(module, OrthogonalProjector):
+                module.attach(optimizer)
+
+
+def _edges(method: Method, output: ModelOutput) -> list[GradientEdge]:
+    """Return where ``method`` takes its features, or else the logits that it reads, out of this process's outputs."""
+    if taps := (*method.student_taps, *method.student_maps):
+        return [edge for tap in taps for edge in output.edges.get(tap, ())]
+    logits = [output.distillation_logits if method.distillation_logits else output.logits]
+    return [edge for tensor in logits if tensor is not None for edge in edges_of(tensor)]
+
+
+def _whole_batch(output: ModelOutput, gather: Callable[[Tensor], Tensor]) -> ModelOutput:
+    """Return the outputs for the samples of all processes; logits over a vocabulary stay each process's own."""
+    return ModelOutput(
+        {tap: gather(value) for tap, value in output.features.items()},
+        None if output.logits is None else gather(output.logits),
+        {tap: gather(value) for tap, value in output.maps.items()},
+        None if output.distillation_logits is None else gather(output.distillation_logits),
+        output.vocabulary,
+    )

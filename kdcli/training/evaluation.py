@@ -1,0 +1,191 @@
+"""The task's metrics of a model on a split, over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from kdcli.base.result import UNREADABLE
+from kdcli.data import AnyBatch, ImageSource, TextSource, TokenSource, WordSource
+from kdcli.data.unreadable import check_readable
+from kdcli.models.base import Model
+from kdcli.tasks.features.class_means import nearest_class_mean_accuracy
+from kdcli.tasks.sample_sums import Note, ignore_sums
+from kdcli.training.prepare import Job
+
+Skip = Callable[[Iterable[str]], None]
+
+
+def ignore(names: Iterable[str]) -> None:
+    """Tell nobody of unreadable files."""
+
+
+def evaluate(
+    job: Job,
+    model: Model,
+    source: ImageSource | TextSource,
+    accelerator: Accelerator,
+    skip: Skip = ignore,
+    note: Note = ignore_sums,
+) -> dict[str, float]:
+    """Return the task's metrics of ``model`` on ``source``; the model is left in the mode it was in.
+
+    Where no method trains the classifier, it is ``ncm_accuracy`` alone, of the nearest class means of the labelled
+    training images without augmentation. Several processes share the samples, each taken once, and all get the same
+    metrics; ``unreadable``, the number of files left out, is among them where there are any.
+
+    Args:
+        job: whose task it is.
+        model: on the accelerator's device.
+        source: a split.
+        accelerator: device, precision, processes.
+        skip: told after every batch which files could not be read.
+        note: told after every batch what its samples add to the metrics' sums; not of ``ncm_accuracy``.
+
+    Raises:
+        UserError: more than a few of the files can't be read.
+    """
+
+    def predict(batch: AnyBatch) -> Any:
+        with accelerator.autocast():
+            return job.predict(model, batch)
+
+    if job.trains_classifier or job.is_label_free:
+        return measure(job, model, source, accelerator, predict, skip, note)
+    was_training = model.training
+    model.eval()
+
+    def embeddings(batches: Iterable[AnyBatch]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            if not len(batch):
+                continue
+            with torch.inference_mode(), accelerator.autocast():
+                inputs = model.prepare(batch.to(accelerator.device))
+                features = model(inputs, taps=("embedding",), logits=False).features["embedding"]
+            yield features, batch.targets
+
+    try:
+        split = _Split(job, model, source, accelerator, skip)
+        accuracy = nearest_class_mean_accuracy(
+            embeddings(_Split(job, model, job.labelled_samples(), accelerator, skip).batches()),
+            embeddings(split.batches()),
+            len(job.task.class_names),
+            model.facts.feature_dims["embedding"],
+            add_up=partial(add_up, accelerator),
+        )
+        return {job.monitor: accuracy} | split.unreadable()
+    finally:
+        model.train(was_training)
+
+
+def measure(
+    job: Job,
+    model: Model,
+    source: ImageSource | TextSource,
+    accelerator: Accelerator,
+    predict: Callable[[AnyBatch], Any],
+    skip: Skip = ignore,
+    note: Note = ignore_sums,
+) -> dict[str, float]:
+    """Return the task's metrics of what ``predict`` makes of ``model``'s batches; else as :func:`evaluate`."""
+    was_training = model.training
+    model.eval()
+    try:
+        split = _Split(job, model, source, accelerator, skip)
+        metrics = job.task.evaluate(
+            predict, split.batches(), accelerator.device, add_up=partial(add_up, accelerator), note=note
+        )
+        return metrics | split.unreadable()
+    finally:
+        model.train(was_training)
+
+
+class SampleSums:
+    """What every sample of a split adds to the metrics' sums: a :data:`~kdcli.tasks.sample_sums.Note` that is kept.
+
+    Pieces of a text are added up to the text.
+
+    Args:
+        job: whose split it is.
+        source: the split.
+    """
+
+    def __init__(self, job: Job, source: ImageSource | TextSource) -> None:
+        pieces = job.pieces(source) if job.pieces is not None and isinstance(source, TextSource) else source
+        self._origins = pieces.origins if isinstance(pieces, (TokenSource, WordSource)) else None
+        self._parts: list[tuple[list[int], dict[str, Tensor]]] = []
+
+    def __call__(self, batch: AnyBatch, sums: Mapping[str, Tensor]) -> None:
+        """Keep those of a batch."""
+        indices = batch.indices.tolist()
+        if self._origins is not None:
+            indices = [self._origins[index] for index in indices]
+        self._parts.append((indices, {name: values.cpu() for name, values in sums.items()}))
+
+    def gather(self, accelerator: Accelerator) -> dict[str, Tensor]:
+        """Return what all processes have: ``index`` int64 (n,), ascending, and the sums float64 (n, k) by metric.
+
+        Nothing where the task has noted nothing.
+        """
+        parts = gather_object(self._parts) if accelerator.num_processes > 1 else self._parts
+        if not parts:
+            return {}
+        index, place = torch.tensor([i for indices, _ in parts for i in indices]).unique(return_inverse=True)
+        gathered = {"index": index}
+        for name, values in parts[0][1].items():
+            added = torch.zeros(len(index), values.shape[1], dtype=torch.float64)
+            gathered[name] = added.index_add_(0, place, torch.cat([sums[name] for _, sums in parts]))
+        return gathered
+
+
+def add_up(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Sum over all processes."""
+    return accelerator.reduce(values.to(accelerator.device)) if accelerator.num_processes > 1 else values
+
+
+class _Split:
+    """The batches of a split as a model wants them, and the names of what could not be read in them."""
+
+    def __init__(
+        self, job: Job, model: Model, source: ImageSource | TextSource, accelerator: Accelerator, skip: Skip
+    ) -> None:
+        self._source, self._skip, self._accelerator = source, skip, accelerator
+        self._loader = job.eval_loader(
+            source,
+            job.shared_preprocessing() if job.is_label_free else model.facts.preprocessing,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        self._what = f"{_name_of(job, source)} {job.data.facts.noun}s"
+        self._lost: dict[str, None] = {}
+
+    def batches(self) -> Iterator[AnyBatch]:
+        """Yield this process's batches."""
+        for batch in self._loader:
+            self._lost.update(dict.fromkeys(batch.skipped))
+            self._skip(batch.skipped)
+            yield batch
+
+    def unreadable(self) -> dict[str, float]:
+        """Return their number where there are any, once all batches are read.
+
+        Raises:
+            UserError: they are more than a few.
+        """
+        names = list(self._lost)
+        if self._accelerator.num_processes > 1:
+            names = gather_object(names)
+        check_readable(names, len(self._source), what=self._what)
+        return {UNREADABLE: float(len(names))} if names else {}
+
+
+def _name_of(job: Job, source: ImageSource | TextSource) -> str:
+    if source is job.data.validation:
+        return "validation"
+    return "test" if source is job.data.test else "evaluation"

@@ -1,0 +1,71 @@
+"""Optimiser and schedule, by timm's factories."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from torch.optim import Optimizer
+
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.config.run import RunConfig
+from kdcli.training.distiller import Distiller
+
+
+def make_optimizer(distiller: Distiller, config: RunConfig) -> Optimizer:
+    """Return timm's optimiser with every orthogonal projector's retraction attached.
+
+    Raises:
+        UserError: for a name that timm doesn't have, or one that needs more than gradients.
+    """
+    optim = config.optim
+    valid = [str(name) for name in list_optimizers()]
+    if optim.optimizer.lower().removeprefix("lookahead_") not in valid:
+        raise UserError(
+            f"There is no optimiser {optim.optimizer!r}. {did_you_mean(optim.optimizer, valid)}".rstrip(),
+            "Any name of timm.optim.list_optimizers() works, such as adamw, sgd or lamb.",
+        )
+    groups = distiller.parameter_groups(lr=optim.lr, weight_decay=optim.weight_decay)
+    try:
+        optimizer = create_optimizer_v2(
+            groups, opt=optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum
+        )
+    except (ImportError, AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"The optimiser {optim.optimizer!r} can't be used: {error}", "Use adamw, sgd or lamb."
+        ) from None
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(f"The optimiser {optim.optimizer!r} needs second derivatives.", "Use adamw, sgd or lamb.")
+    distiller.attach(optimizer)
+    return optimizer
+
+
+def make_schedule(optimizer: Optimizer, config: RunConfig, updates: int) -> Any:
+    """Return timm's schedule over ``updates`` optimiser steps, warm-up included."""
+    optim = config.optim
+    # timm's multi-step schedule decays one step before a milestone.
+    milestones = [round(share * updates) + 1 for share in optim.milestones or ()]
+    choices: dict[str, tuple[str, dict[str, Any]]] = {
+        "cosine": ("cosine", {}),
+        "linear": ("poly", {"decay_rate": 1.0}),
+        "step": ("multistep", {"decay_rate": optim.decay_rate, "decay_milestones": milestones})
+        if milestones
+        else ("step", {"decay_rate": optim.decay_rate, "decay_epochs": math.ceil(updates / 3)}),
+        "constant": ("step", {"decay_rate": 1.0}),
+    }
+    name, extra = choices[optim.schedule]
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=name,
+        num_epochs=updates,
+        updates_per_epoch=1,
+        step_on_epochs=False,
+        warmup_epochs=round(optim.warmup * updates),
+        warmup_lr=optim.lr * optim.min_lr_ratio,
+        min_lr=optim.lr * optim.min_lr_ratio,
+        **extra,
+    )
+    schedule.step_update(0)
+    return schedule

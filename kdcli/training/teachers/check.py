@@ -1,0 +1,255 @@
+"""The teacher is measured on labelled validation samples before it teaches, and refused where it does no better than guessing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import OVER_TOKENS, UNLABELLED
+from kdcli.base.result import Metrics, Saved, show_metric
+from kdcli.data import AnyBatch, ImageSource, TextSource
+from kdcli.data.images.sources import Subset
+from kdcli.plan.decide import Decision
+from kdcli.plan.relation import map_labels
+from kdcli.statistics.chance import (
+    SHOWN_CLASSES,
+    Finding,
+    Mixed,
+    find_mixed,
+    judge_classes,
+    judge_numbers,
+    judge_scores,
+    judge_tokens,
+)
+from kdcli.training.evaluation import Skip, ignore, measure
+from kdcli.training.prepare import Job
+from kdcli.training.teachers.cache import Remembered
+
+DECISION = "teacher measured"
+"""What the plan's decision about it is called."""
+MOST_SAMPLES = 5000
+"""A larger validation split is measured on so many of its samples, evenly spread over it."""
+_MOST_SCORED = 1000
+"""Classes up to which all probabilities are kept, not only the likeliest class."""
+
+
+def check_teacher(job: Job, accelerator: Accelerator, *, refuses: bool = True) -> Job:
+    """Return ``job`` with the teacher's validation metrics in its plan, where the teacher predicts what the student does.
+
+    What was measured before of the same teacher on the same samples is taken from the user's cache folder. Its classes are brought to the data's by the plan's label map. Several processes share the samples.
+
+    Args:
+        job: not begun.
+        accelerator: device, precision, processes.
+        refuses: False lets a teacher pass that is no better than guessing; ``teacher.unchecked`` does too.
+
+    Raises:
+        UserError: the teacher does no better than guessing, or has its classes in another order; it says what to try.
+    """
+    if not job.measures_teacher:
+        return job
+    validation = job.data.validation
+    sample = _sample(validation)
+    measured = _measured(job, sample, accelerator)
+    metrics, mixed, finding = measured.metrics, measured.mixed, measured.finding
+    noun = job.data.facts.noun
+    shown = _show(metrics)
+    where = f"{len(sample)} validation {noun}s"
+    if refuses and not job.config.teacher.unchecked:
+        if mixed is not None:
+            raise _mixed_up(job, mixed, f"{shown} on {where}")
+        if finding.level == "near":
+            raise _near_chance(job, f"{shown} on {where}", finding)
+    reason = "Measured before the first step"
+    if len(sample) < len(validation):
+        reason += f", on {len(sample)} of the {len(validation)} validation {noun}s, evenly spread"
+    reason += f". Guessing gives {finding.guessing}"
+    if mixed is not None:
+        reason += "; its classes seem to be in another order than yours, and it is taken all the same"
+    elif finding.level == "near":
+        reason += ", and this is no better; it is taken all the same"
+    elif finding.level == "unsure":
+        reason += f"; {len(sample)} {noun}s are too few to tell this from it"
+    plan = job.plan.with_decisions([Decision(DECISION, f"{shown}, {where}", f"{reason}.")])
+    size = len(sample) if len(sample) < len(validation) else None
+    return replace(job, plan=replace(plan, teacher_metrics=metrics, teacher_samples=size))
+
+
+class _Measured(Saved):
+    """What a teacher came to on a sample: metrics, classes that are mixed up, and how it stands to guessing."""
+
+    metrics: Metrics
+    mixed: Mixed | None
+    finding: Finding
+
+
+def _measured(job: Job, sample: ImageSource | TextSource, accelerator: Accelerator) -> _Measured:
+    """Measure the teacher, or return what was measured of it before on the same samples."""
+    found: list[_Measured | None] = [None]
+    remembered = None
+    if accelerator.is_main_process and job.config.task_extension is None:
+        tokens = repr(job.student.facts.preprocessing) if job.config.task in OVER_TOKENS else ""
+        assert job.teacher is not None
+        remembered = Remembered(
+            job.config,
+            job.teacher,
+            job.data,
+            sample,
+            kind="metrics",
+            task=[job.config.task, job.data.facts.label_scale, job.config.data.mask_probability, tokens],
+            columns=list(_columns(job)),
+            precision=accelerator.mixed_precision,
+        )
+        found = [remembered.recall(_Measured)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    if found[0] is not None:
+        return found[0]
+    evidence = _Evidence()
+    metrics = measure_teacher(job, sample, accelerator, evidence=evidence)
+    mixed, finding = evidence.judge(job, metrics, accelerator)
+    measured = _Measured(metrics=metrics, mixed=mixed, finding=finding)
+    if remembered is not None:
+        remembered.keep(measured)
+    return measured
+
+
+def measure_teacher(
+    job: Job,
+    source: ImageSource | TextSource,
+    accelerator: Accelerator,
+    skip: Skip = ignore,
+    *,
+    evidence: _Evidence | None = None,
+) -> dict[str, float]:
+    """Return the task's metrics of the teacher on ``source``, its outputs brought into the student's order.
+
+    Args:
+        job: whose :attr:`~kdcli.training.prepare.Job.measures_teacher` is true.
+        source: a split.
+        accelerator: device, precision, processes.
+        skip: told after every batch which files could not be read.
+        evidence: gets what the teacher predicts.
+    """
+    teacher = job.teacher
+    assert teacher is not None
+    teacher.to(accelerator.device)
+    columns = torch.tensor(_columns(job), device=accelerator.device)
+
+    @torch.inference_mode()
+    def predict(batch: AnyBatch) -> Any:
+        with accelerator.autocast():
+            outputs = job.predict(teacher, batch)
+        if isinstance(outputs, Tensor) and len(columns):
+            outputs = outputs.index_select(1, columns)
+        if evidence is not None and isinstance(outputs, Tensor):
+            evidence.add(outputs, batch.targets)
+        return outputs
+
+    return measure(job, teacher, source, accelerator, predict, skip)
+
+
+def _columns(job: Job) -> Sequence[int]:
+    """Return the teacher's class of each of the student's; nothing where all are the same."""
+    if job.plan.label_map is not None:
+        return job.plan.label_map
+    assert job.teacher is not None
+    label_map, _ = map_labels(job.teacher.facts, job.data.facts)
+    return label_map or ()
+
+
+def _sample(source: ImageSource | TextSource) -> ImageSource | TextSource:
+    if len(source) <= MOST_SAMPLES:
+        return source
+    spread = [number * len(source) // MOST_SAMPLES for number in range(MOST_SAMPLES)]
+    return source.take(spread) if isinstance(source, TextSource) else Subset(source, spread)
+
+
+class _Evidence:
+    """What the teacher predicts of each labelled sample, and what is true."""
+
+    def __init__(self) -> None:
+        self._guesses: list[Any] = []
+        self._targets: list[Any] = []
+        self._scores: list[Any] = []
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch: of classes the likeliest (n,) and, where they are not too many, their probabilities, else all
+        outputs (n, C).
+        """
+        if not targets.is_floating_point():
+            labelled = targets != UNLABELLED
+            outputs, targets = outputs[labelled], targets[labelled]
+            if outputs.shape[1] <= _MOST_SCORED:
+                self._scores.append(outputs.float().softmax(dim=1).cpu().numpy())
+            outputs = outputs.argmax(dim=1)
+        self._guesses.append(outputs.float().cpu().numpy() if outputs.is_floating_point() else outputs.cpu().numpy())
+        self._targets.append(targets.cpu().numpy())
+
+    def judge(self, job: Job, metrics: dict[str, float], accelerator: Accelerator) -> tuple[Mixed | None, Finding]:
+        """Return which classes are mixed up, and how the teacher stands to guessing."""
+        assert job.teacher is not None
+        kind = job.data.facts.label_kind
+        if kind == "tokens":
+            return None, judge_tokens(metrics["loss"], job.teacher.facts.num_classes)
+        parts = [self._guesses, self._targets, self._scores]
+        if accelerator.num_processes > 1:
+            parts = [gather_object(part) for part in parts]
+        guesses, targets = (np.concatenate(part) for part in parts[:2])
+        scores = np.concatenate(parts[2]) if parts[2] else None
+        if kind == "number":
+            return None, judge_numbers(guesses[:, 0], targets[:, 0])
+        if kind == "classes":
+            return None, judge_scores(guesses, targets)
+        return find_mixed(guesses, targets, job.data.facts.class_names), judge_classes(guesses, targets, scores)
+
+
+def _show(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {show_metric(name, value)}" for name, value in metrics.items())
+
+
+_GO_ON = "--unchecked-teacher takes the teacher as it is."
+
+
+def _near_chance(job: Job, shown: str, finding: Finding) -> UserError:
+    assert job.teacher is not None
+    tries = []
+    if job.config.reads_images:
+        tries.append("its input at the size that it was trained with (--set teacher.image_size=N)")
+    tries.append("other weights (--teacher-weights)")
+    if job.data.facts.label_kind in ("class", "words"):
+        tries.append("its classes in its own order (--set 'teacher.label_names=[...]')")
+    features = "" if job.data.facts.label_kind == "tokens" else " --relation cross distils its features alone."
+    return UserError(
+        f"The teacher {job.teacher.facts.name} does no better than guessing: {shown}, where guessing gives"
+        f" {finding.guessing}.",
+        f"Try {', '.join(tries)}.{features} {_GO_ON}",
+    )
+
+
+def _mixed_up(job: Job, mixed: Mixed, shown: str) -> UserError:
+    assert job.teacher is not None
+    return UserError(
+        f"The teacher {job.teacher.facts.name} has your classes in another order: {shown}, and"
+        f" {mixed.describe(job.data.facts.class_names)}",
+        f"Tell its classes in its own order: --set 'teacher.label_names={_own_names(job, mixed)}'. {_GO_ON}",
+    )
+
+
+def _own_names(job: Job, mixed: Mixed) -> str:
+    """Return the list of the teacher's classes that sets the order right, or its outline where that is long."""
+    assert job.teacher is not None
+    names, columns = job.data.facts.class_names, list(_columns(job))
+    own = list(job.teacher.facts.label_names or [""] * job.teacher.facts.num_classes)
+    for label, other in enumerate(mixed.order):
+        own[columns[other]] = names[label]
+    shown = own if len(own) <= 2 * SHOWN_CLASSES + 8 else [*own[:SHOWN_CLASSES], "..."]
+    return f"[{', '.join(shown)}]"

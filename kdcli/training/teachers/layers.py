@@ -1,0 +1,64 @@
+"""Which of the teacher's layers knows most of the student's classes: measured on a sample, before the plan is made."""
+
+from __future__ import annotations
+
+from accelerate.utils import broadcast_object_list
+from torch import distributed
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts, LayerScores
+from kdcli.config.run import RunConfig
+from kdcli.data import ImageData
+from kdcli.machine.launch import rank
+from kdcli.models.base import Model
+from kdcli.plan.relation import find_relation
+from kdcli.training.teachers.features import Probed, probe_features
+
+_POOLED = "pooled"
+
+
+def score_layers(config: RunConfig, teacher: Model | None, data: ImageData) -> LayerScores | None:
+    """Measure the ends of the teacher's stages, and open them as taps, where the plan has to choose among them.
+
+    That is where features alone are distilled, from a teacher of images that does not have the data's classes, and nobody
+    says from which layer. An accuracy is that of nearest class means, each sample left out of its own class's mean, on
+    standardised features: it needs two labels a class, no training and no choice of strengths. Only labelled training
+    images are looked at.
+
+    Args:
+        config: of the run.
+        teacher: its classes and stages.
+        data: opened.
+
+    Returns:
+        None where there is nothing to choose, or too few labels to choose by.
+    """
+    if teacher is None or not _is_open(config, teacher, data.facts):
+        return None
+    try:
+        teacher.open_stages()
+    except UserError:  # it has none: then it is the last features
+        return None
+    taps = tuple(dict.fromkeys((*teacher.facts.stages, _POOLED)))
+    found: list[Probed | None] = [None]
+    if rank() == 0:
+        found = [probe_features(config, teacher, data, taps, linear=False)]
+    if distributed.is_available() and distributed.is_initialized():  # all take the same layer
+        broadcast_object_list(found)
+    probed = found[0]
+    if probed is None:
+        return None
+    return LayerScores(probed.samples, {tap: probed.means[tap] for tap in taps}, probed.largest)
+
+
+def _is_open(config: RunConfig, teacher: Model, data: DataFacts) -> bool:
+    """Whether the plan chooses the layer of a teacher of other classes, of another task, or without training."""
+    relation = find_relation(teacher.facts, data).relation if config.relation == "auto" else config.relation
+    return (
+        relation in ("cross", "random")
+        and data.label_kind == "class"
+        and config.methods is None
+        and config.method in (None, "projection")
+        and config.feature_layers is None
+        and config.projector != "none"
+    )

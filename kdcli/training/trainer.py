@@ -1,0 +1,762 @@
+"""The Accelerate loop: nothing here knows a task or a method."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object, set_seed
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.optim import Optimizer
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import OVER_TOKENS, UNLABELLED
+from kdcli.base.result import Result
+from kdcli.base.text import redact_all
+from kdcli.config.run import RunConfig
+from kdcli.data import AnyBatch, ImageSource, TextSource
+from kdcli.machine.control import Control, Every, Stopped, Verdict
+from kdcli.machine.seeding import stable_seed
+from kdcli.models import load_saved
+from kdcli.models.base import Model, ModelOutput
+from kdcli.projectors.spectra import rank_evolution, singular_values
+from kdcli.runs.checkpoint import Checkpoint, Checkpoints, restore_module
+from kdcli.runs.folder import OF_BEST, RunFolder
+from kdcli.tasks import rank_students
+from kdcli.terminal.progress import Reporter
+from kdcli.training.distiller import Distiller
+from kdcli.training.downstream import measure_features
+from kdcli.training.evaluation import SampleSums, add_up, evaluate
+from kdcli.training.optim import make_optimizer, make_schedule
+from kdcli.training.prepare import Job
+from kdcli.training.teachers.check import measure_teacher
+from kdcli.training.teachers.teacher import LiveTeacher, StoredTeacher
+
+_LOG_EVERY = 50
+"""Steps between two readings of the losses from the device."""
+_SPECTRA = 200
+"""Largest number of times that singular values are recorded in a run."""
+_COLLAPSED = 1e-3
+"""A feature's spread over the batch, relative to its size, below which it is all but constant."""
+_AFTER_NAN = (
+    "Lower --lr, clip gradients harder (optim.clip_grad), or use --mixed-precision no. Checkpoints and a best student"
+    " from before are kept."
+)
+_MAX_STORED = 2**30
+"""Bytes of the teacher's outputs for texts that are kept in memory."""
+
+
+class Trainer:
+    """Trains a job's distiller; leaves the best student by validation, the projectors and all records in its run.
+
+    Everything random is a pure function of the seed and of where training stands, and everything else is in a
+    checkpoint: training that is stopped and taken up again ends as if it had not been. Of several processes only the
+    main one writes and reports.
+
+    Args:
+        job: what to train.
+        run: where to leave it.
+        accelerator: device, precision, processes.
+        reporter: told of all that happens.
+        writes: False leaves nothing in the run folder: no student, no records, no checkpoints.
+    """
+
+    def __init__(
+        self, job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter, *, writes: bool = True
+    ) -> None:
+        config = job.config
+        device = accelerator.device
+        self.job, self.run, self.accelerator, self.reporter = job, run, accelerator, reporter
+        self.is_main = writes and accelerator.is_main_process
+        self.distiller = job.distiller
+        self.teacher: LiveTeacher | StoredTeacher | None = _place_teacher(job, device)
+        student = self.distiller.student
+        if config.train.channels_last:
+            student.to(memory_format=torch.channels_last)
+        if accelerator.num_processes > 1 and config.train.sync_batchnorm and device.type == "cuda":
+            student.synchronize_batchnorm()
+        if config.train.compile:
+            student.compile()
+        self.distiller.to(device)
+        self.loader = job.train_loader(rank=accelerator.process_index, world_size=accelerator.num_processes)
+        self.mix = job.mix()
+        self.steps_per_epoch = self.loader.batches_per_epoch
+        accumulation = config.train.accumulation
+        # Batches that would not fill a last group are not trained on.
+        self.total_steps = config.train.epochs * self.steps_per_epoch // accumulation * accumulation
+        self.updates = self.total_steps // accumulation
+        # A stage goes on with the stream of samples where the one before left it.
+        self.epochs_before = 0 if config.embedding is None else config.embedding.epochs
+        if self.updates == 0 and config.train.epochs:
+            raise UserError(
+                f"{config.train.epochs * self.steps_per_epoch} batches in all are fewer than train.accumulation"
+                f" {accumulation}.",
+                "Train for more epochs, or accumulate less.",
+            )
+        self.optimizer = make_optimizer(self.distiller, config)
+        self.schedule = make_schedule(self.optimizer, config, max(self.updates, 1))
+        self.ema = ModelEmaV3(student, decay=config.train.ema, use_warmup=True) if config.train.ema else None
+        self.wrapped, self.wrapped_optimizer = accelerator.prepare(self.distiller, self.optimizer)
+        self.checkpoints = Checkpoints(run.path / "checkpoints", keep=config.train.keep_checkpoints)
+        self.control = Control(Every.parse(config.train.checkpoint_every), num_processes=accelerator.num_processes)
+        self.watch = _Watch()
+        self.unbounded = _not_finite(self.distiller)
+        """Buffers that hold infinity as the model means it, such as the bounds of a clipping."""
+        self.spectra = _SpectraRecord(
+            run if self.is_main else None, every=math.ceil(config.train.epochs / _SPECTRA) or 1
+        )
+        self.meter = _Meter()
+        self.step = 0
+        """Batches that are trained on and accounted for."""
+        self.closed = 0
+        """The step up to which ends of epochs are dealt with: validated, recorded."""
+        self.best: dict[str, float] = {}
+        self.first_norms: dict[str, float] = {}
+        self.collapsed: set[str] = set()
+        """Features that were warned of."""
+        self.seconds = 0.0
+        self.skipped: dict[str, None] = {}  # an ordered set
+
+    def start_from(self, folder: Path) -> None:
+        """Take the weights of the student that is saved in ``folder``, before the first step."""
+        self._load_student(self.distiller.student, folder)
+        if self.ema is not None:
+            self.ema.set(self.distiller.student)
+
+    @property
+    def student(self) -> Model:
+        """The student as it stands: with averaged weights, where they are averaged."""
+        return self.distiller.student if self.ema is None else self.ema.module
+
+    def fit(self) -> Result:
+        """Train to the end, test the best student once, and return what came of it.
+
+        Raises:
+            Stopped: a signal asked for it; a checkpoint was saved.
+            UserError: training can't go on; it says why, and the last good checkpoint is kept.
+        """
+        self.accelerator.init_trackers("kdcli")
+        self.reporter.started(total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch, step=self.step)
+        if self.job.plan.teacher_metrics is not None:
+            self.reporter.measured(self.job.plan.teacher_metrics)
+        with self.control.listening(), _hardware_errors(self):
+            self._train()
+            if not self.best:
+                raise UserError(
+                    "No student of this run gave a finite loss on the validation split: there is none to keep.",
+                    _AFTER_NAN,
+                )
+            test = self._test()
+            teacher = self._teacher_metrics(tested=bool(test))
+        self._end_tracking()
+        return Result(
+            validation=self.best,
+            test=test,
+            steps=self.step,
+            seconds=self.seconds,
+            skipped=len(self.skipped),
+            teacher=teacher,
+            teacher_samples={"validation": sample} if teacher and (sample := self.job.plan.teacher_samples) else {},
+        )
+
+    def _train(self) -> None:
+        started = time.perf_counter() - self.seconds
+        if isinstance(self.teacher, LiveTeacher):
+            self.teacher = self._stored(self.teacher)
+        if self.step == 0:
+            self._look_ahead()
+            if not self.spectra.steps:
+                self.spectra.add(self.distiller, step=0)
+            if self.total_steps == 0 and not self.best:
+                self._close_epoch(started)  # the student as it starts
+        elif self.closed != self.step and self._ends_epoch():
+            self._close_epoch(started)  # it was stopped during the validation
+        while self.step < self.total_steps:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            epoch += self.epochs_before
+            for batch in self._timed(self.loader.epoch(epoch, first)):
+                self._train_step(batch, epoch)
+                if self._ends_epoch() or self.step % _LOG_EVERY == 0:
+                    self._log()
+                self.seconds = time.perf_counter() - started
+                if self._ends_epoch():
+                    self._close_epoch(started)
+                self._obey()
+                if self.step == self.total_steps:
+                    break
+        self.save()
+
+    def _train_step(self, batch: AnyBatch, epoch: int) -> None:
+        accelerator, config = self.accelerator, self.job.config
+        self._note_skipped(batch.skipped)
+        # Dropout and the like: drawn anew for every step, so that nothing of the past has to be restored.
+        step = self.epochs_before * self.steps_per_epoch + self.step
+        set_seed(stable_seed("step", config.seed, step, accelerator.process_index) % 2**32)
+        batch = self.mix(batch.to(accelerator.device), epoch, step)
+        self.distiller.step = self.step
+        accelerator.step = self.step  # Accelerate counts for its accumulation; here too a resumed run goes on
+        with accelerator.accumulate(self.wrapped):
+            with accelerator.autocast():
+                teacher_outputs = None if self.teacher is None else self.teacher(batch)
+            terms = self.wrapped(batch, teacher_outputs)
+            accelerator.backward(terms["loss"])
+            if accelerator.sync_gradients and config.optim.clip_grad is not None:
+                accelerator.clip_grad_norm_(self.wrapped.parameters(), config.optim.clip_grad)
+            self.wrapped_optimizer.step()
+            self.wrapped_optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                update = (self.step + 1) // config.train.accumulation
+                self.schedule.step_update(update)
+                if self.ema is not None:
+                    self.ema.update(self.distiller.student, step=update)
+        self.step += 1
+        self.meter.add(terms, len(batch) * accelerator.num_processes)
+        self.watch.add({**_of_teacher(teacher_outputs), **terms}, self.step)
+        self.reporter.stepped(self.step)
+
+    def _stored(self, teacher: LiveTeacher) -> LiveTeacher | StoredTeacher:
+        """Run the teacher on every training text now, where that saves it from reading them again in every epoch.
+
+        Not for the tasks over tokens, whose outputs are too many, and whose masks change.
+        """
+        source = self.job.train_source()
+        is_over_tokens = self.job.config.task in OVER_TOKENS
+        if not isinstance(source, TextSource) or is_over_tokens or self.total_steps <= self.steps_per_epoch:
+            return teacher
+        if self.step == self.total_steps:  # nothing is left but the test
+            return teacher
+        # Texts of one length after the other need the least padding.
+        texts = sorted(set(source.texts), key=lambda text: (len("".join(text)), text))
+        if not 0 < StoredTeacher.size(teacher, len(texts)) <= _MAX_STORED:
+            return teacher
+        accelerator = self.accelerator
+
+        def run(batch: AnyBatch) -> ModelOutput:
+            self._after_batch(())
+            with accelerator.autocast():
+                return teacher(batch)
+
+        loader = self.job.eval_loader(
+            TextSource(texts, [UNLABELLED] * len(texts), split=source.split),
+            teacher.model.facts.preprocessing,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        batches = (batch.to(accelerator.device) for batch in loader)
+        return StoredTeacher.fill(teacher, texts, run, batches, add_up=partial(add_up, accelerator))
+
+    def _look_ahead(self) -> None:
+        """Show the teacher's outputs for the training images to the methods that ask for them."""
+        accelerator = self.accelerator
+
+        def outputs() -> Iterator[tuple[ModelOutput, Tensor]]:
+            assert self.teacher is not None, "the plan lets such methods pass only with a teacher"
+            for batch in self.job.eval_loader(
+                self.job.labelled_samples(),
+                self.teacher.model.facts.preprocessing,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+            ):
+                self._after_batch(batch.skipped)
+                if not len(batch):
+                    continue
+                batch = batch.to(accelerator.device)
+                with accelerator.autocast():
+                    teacher_outputs = self.teacher(batch)
+                yield teacher_outputs, batch.targets
+
+        for _, method in self.distiller.each_method():
+            if method.looks_ahead:
+                method.look(outputs(), partial(add_up, accelerator))
+
+    def _ends_epoch(self) -> bool:
+        return self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
+
+    def _close_epoch(self, started: float) -> None:
+        epoch = math.ceil(self.step / self.steps_per_epoch)
+        is_last = self.step == self.total_steps
+        if is_last or epoch % self.job.config.train.validate_every == 0:
+            self._check_weights()  # a damaged student must not take the best one's place
+            found, sums = self._evaluate(self.student, self.job.data.validation)
+            metrics = {"epoch": epoch, "step": self.step} | found
+            is_best = self._is_best(metrics)
+            if is_best:
+                self.best = metrics
+                samples = sums.gather(self.accelerator)
+                if self.is_main:
+                    self.run.write_student(self.student.save)
+                    self.run.write_tensors("projector.safetensors", self.distiller.methods.state_dict())
+                    self.run.write_samples("validation", samples)
+            self._record("validation", metrics | {"best": float(is_best)})
+            self.reporter.validated(metrics, best=is_best)
+        if self.step and (is_last or epoch % self.spectra.every == 0):
+            ranks = self.spectra.add(self.distiller, step=self.step)
+            self.accelerator.log(ranks, step=self.step)
+        self.closed = self.step
+        self.seconds = time.perf_counter() - started
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        ranks = [rank_students(found, self.job.monitor) for found in (metrics, self.best) if found]
+        if not ranks[0][0]:
+            self.reporter.warned(
+                f"The validation loss at step {self.step} is not a finite number: this student can't be the best."
+            )
+            return False
+        return ranks[0] >= ranks[-1]
+
+    def _evaluate(self, model: Model, source: ImageSource | TextSource) -> tuple[dict[str, float], SampleSums]:
+        sums = SampleSums(self.job, source)
+        return evaluate(self.job, model, source, self.accelerator, self._after_batch, sums), sums
+
+    def _after_batch(self, skipped: Iterable[str]) -> None:
+        self._note_skipped(skipped)
+        # A signal ends an evaluation too, in a run of one process; when the run goes on, it begins with it.
+        if self.control.stop_asked and self.accelerator.num_processes == 1:
+            self._obey()
+
+    def _obey(self) -> None:
+        verdict = self.control.after(self.step)
+        # Within a group of accumulated batches the gradient so far is nowhere but in memory.
+        if verdict == Verdict.GO_ON or self.step % self.job.config.train.accumulation:
+            return
+        if verdict.is_stop:
+            self._stop(verdict)
+        self.save()
+
+    def _stop(self, verdict: Verdict) -> None:
+        self.save()
+        self._end_tracking()
+        raise Stopped(verdict.exit_code, self.step, self.total_steps)
+
+    def _end_tracking(self) -> None:
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def _timed(self, batches: Iterable[AnyBatch]) -> Iterator[AnyBatch]:
+        """Yield the batches, and count the time spent waiting for them."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            self.meter.waited += time.perf_counter() - before
+            yield batch
+
+    def _log(self) -> None:
+        if not self.meter.steps:
+            return
+        self.watch.check()
+        values = {
+            "epoch": math.ceil(self.step / self.steps_per_epoch),
+            "step": self.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        } | self.meter.read(self.job.data.facts.noun)
+        self.meter = _Meter()
+        self._record("train", values)
+        self.reporter.logged(values)
+        self._warn_of_collapse(values)
+
+    def _warn_of_collapse(self, values: dict[str, float]) -> None:
+        for name, norm in values.items():
+            kind, _, tap = name.partition("/")
+            if kind != "feature_norm":
+                continue
+            first = self.first_norms.setdefault(tap, norm)
+            if tap in self.collapsed:
+                continue
+            if norm <= _COLLAPSED * first:
+                what = f"have shrunk to {norm:.2g}, from {first:.2g}"
+            elif values[f"feature_std/{tap}"] <= _COLLAPSED * norm:
+                what = f"are all but the same for every sample (spread {values[f'feature_std/{tap}']:.2g}, norm {norm:.2g})"
+            else:
+                continue
+            self.collapsed.add(tap)
+            self.reporter.warned(
+                f"The student's features {tap!r} {what} at step {self.step}. Lower --lr or the weight of the feature loss,"
+                " or standardise the student's side (normalize_student: standardize)."
+            )
+
+    def _record(self, event: str, values: dict[str, float]) -> None:
+        if self.is_main:
+            self.run.add_metrics(event, values)
+        logged = {f"{event}/{name}": value for name, value in values.items() if name != "step"}
+        self.accelerator.log(logged, step=self.step)
+
+    def _note_skipped(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.skipped:
+                self.skipped[name] = None
+                self.reporter.skipped(name)
+
+    def _test(self) -> dict[str, float]:
+        source, labelled = self.job.data.test, self.job.labelled
+        if (source is None and labelled is None) or not self.job.config.test:
+            return {}
+        student = copy.deepcopy(self.distiller.student)
+        self._load_student(student, self.run.student)
+        test: dict[str, float] = {}
+        samples: dict[str, Tensor] = {}
+        if source is not None:
+            test, sums = self._evaluate(student, source)
+            samples = sums.gather(self.accelerator)
+        if labelled is not None:
+            student.eval()
+            test |= measure_features(
+                self.job, labelled, student, self.accelerator, self._after_batch, partial(add_up, self.accelerator)
+            )
+        self._gather_skipped()
+        self._obey()  # a signal that came meanwhile: there may be a baseline still to be trained
+        if self.is_main:
+            self.run.write_samples("test", samples)
+        self._record("test", {"epoch": self.best["epoch"], "step": self.best["step"], **test})
+        return test
+
+    def _teacher_metrics(self, *, tested: bool) -> dict[str, dict[str, float]]:
+        """Return the teacher's own metrics by split, where it was measured before the first step."""
+        before, source = self.job.plan.teacher_metrics, self.job.data.test
+        if before is None:
+            return {}
+        metrics = {"validation": dict(before)}
+        if tested and source is not None:
+            metrics["test"] = measure_teacher(self.job, source, self.accelerator, self._after_batch)
+            self._obey()
+        return metrics
+
+    def _load_student(self, student: Model, folder: Path) -> None:
+        if self.is_main:
+            student.load_state_dict(load_saved(folder).state_dict())
+        if self.accelerator.num_processes > 1:  # the run folder need not be within every process's reach
+            student.load_state_dict(broadcast(dict(student.state_dict())))
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the rest of the run depends on, unless there is one of this step.
+
+        Raises:
+            UserError: a weight is not finite, or the file system refuses; earlier checkpoints are kept.
+        """
+        if self.control.saved_step == self.step:
+            return
+        self.watch.check()
+        self._gather_skipped()
+        if self.is_main:
+            self._check_weights()
+            scaler = self.accelerator.scaler
+            state = {
+                "config": _comparable(self.job.config),
+                "step": self.step,
+                "closed": self.closed,
+                "best": self.best,
+                "seconds": self.seconds,
+                "skipped": list(self.skipped),
+                "metrics_size": self.run.metrics_size(),
+                "first_norms": self.first_norms,
+                "meter": {"sums": dict(self.meter.sums), "steps": self.meter.steps, "images": self.meter.images},
+                "spectra": {"steps": self.spectra.steps, "values": self.spectra.values},
+                "student": dict(self.distiller.student.state_dict()),
+                "methods": dict(self.distiller.methods.state_dict()),
+                "balances": dict(self.distiller.balances.state_dict()),
+                "ema": None if self.ema is None else dict(self.ema.module.state_dict()),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            self.checkpoints.save(
+                self.step,
+                state,
+                best=self.run.student if self.best else None,
+                beside=[self.run.path / name for name in OF_BEST],
+            )
+            self.reporter.saved(self.step)
+        self.control.saved(self.step)
+
+    def _check_weights(self) -> None:
+        """Refuse to go on with weights that are not finite, those of an averaged student among them."""
+        names = _not_finite(self.distiller)
+        if self.ema is not None:
+            names += [f"student.{name}" for name in _not_finite(self.ema.module)]
+        if wrong := [name for name in names if name not in self.unbounded]:
+            raise UserError(
+                f"{len(wrong)} weights became NaN or infinite up to step {self.step}, {wrong[0]} for one.", _AFTER_NAN
+            )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where ``checkpoint`` was written: this object, and the run folder's files.
+
+        Raises:
+            UserError: the checkpoint is of another run or does not fit; it says what differs.
+        """
+        state, path = checkpoint.state, checkpoint.path
+        _refuse_differences(_without_later_keys(state["config"], self.job.config), self.job.config, path)
+        if state["step"] > self.total_steps:
+            raise UserError(
+                f"The run has already been trained for {state['step']} steps, and {self.job.config.train.epochs} epochs"
+                f" are {self.total_steps}.",
+                "Give more --epochs.",
+            )
+        restore_module(self.distiller.student, state["student"], what="student", path=path)
+        restore_module(self.distiller.methods, state["methods"], what="projectors", path=path)
+        restore_module(self.distiller.balances, state.get("balances", {}), what="balanced weights", path=path)
+        if self.ema is not None:
+            restore_module(self.ema.module, state["ema"], what="averaged student", path=path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        _match_memory_formats(self.optimizer)
+        self.step, self.closed = state["step"], state["closed"]
+        self.control.saved(self.step)
+        self.schedule.step_update(self.step // self.job.config.train.accumulation)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.best, self.seconds, self.first_norms = state["best"], state["seconds"], state["first_norms"]
+        self.skipped = dict.fromkeys(state["skipped"])
+        self.spectra.restore(**state["spectra"])
+        self.meter = _Meter.restored(state["meter"], self.accelerator.device)
+        if self.is_main:
+            self.run.unfinish()
+            self.checkpoints.remove_after(self.step)
+            self.run.cut_metrics(state["metrics_size"])
+            self.run.restore_best(checkpoint.best)
+
+    def _gather_skipped(self) -> None:
+        if self.accelerator.num_processes > 1:
+            self._note_skipped(gather_object(list(self.skipped)))
+
+
+@dataclass
+class _Meter:
+    """Sums losses on the device; reads them only when asked. Every process has the losses of the whole batch."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    images: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any], device: torch.device) -> _Meter:
+        sums = {name: value.to(device) for name, value in saved["sums"].items()}
+        return cls(sums, saved["steps"], saved["images"])
+
+    def add(self, terms: dict[str, Tensor], images: int) -> None:
+        for name, value in terms.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+        self.images += images
+
+    def read(self, noun: str) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        means = {name: float(value) / self.steps for name, value in self.sums.items()}
+        return means | {f"{noun}s_per_second": self.images / seconds, "data_wait": min(self.waited / seconds, 1.0)}
+
+
+class _Watch:
+    """Notices a loss term that is not finite, without making an accelerator wait."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[int, list[str], Tensor, Any]] = deque()
+
+    def add(self, terms: dict[str, Tensor], step: int) -> None:
+        """Look at the terms of ``step``; those of an accelerator a little later, once they have been computed."""
+        wrong = torch.stack([~value.detach().isfinite().all() for value in terms.values()])
+        event = None
+        if wrong.is_cuda:
+            wrong = wrong.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending.append((step, list(terms), wrong, event))
+        while self._pending and (self._pending[0][3] is None or self._pending[0][3].query()):
+            self._look()
+
+    def check(self) -> None:
+        """Look at everything so far, and wait for it."""
+        while self._pending:
+            if self._pending[0][3] is not None:
+                self._pending[0][3].synchronize()
+            self._look()
+
+    def _look(self) -> None:
+        step, names, wrong, _ = self._pending.popleft()
+        if not bool(wrong.any()):
+            return
+        bad = [name for name, is_wrong in zip(names, wrong.tolist(), strict=True) if is_wrong]
+        if bad[0].startswith(_TEACHERS):
+            raise UserError(
+                f"{bad[0]} are NaN or infinite at step {step}.",
+                "Check its weights, or use --mixed-precision no. It may mask classes by -inf, but not all of them.",
+            )
+        raise UserError(f"The loss term {bad[0]!r} became NaN or infinite at step {step}.", _AFTER_NAN)
+
+
+_TEACHERS = "The teacher's "
+
+
+def _of_teacher(outputs: ModelOutput | None) -> dict[str, Tensor]:
+    """Return what has to be finite of a teacher's outputs: features, and each sample's largest logit."""
+    if outputs is None:
+        return {}
+    logits = {} if outputs.logits is None else {f"{_TEACHERS}logits": outputs.logits.amax(dim=1)}
+    return logits | {f"{_TEACHERS}features {tap!r}": features for tap, features in outputs.features.items()}
+
+
+class _SpectraRecord:
+    """Singular values of every projector over training, kept in ``spectra.safetensors``.
+
+    Args:
+        run: where; None in a process that does not write.
+        every: epochs between two records.
+    """
+
+    def __init__(self, run: RunFolder | None, *, every: int) -> None:
+        self.run = run
+        self.every = every
+        self.steps: list[int] = []
+        self.values: dict[str, list[Tensor]] = {}
+
+    def add(self, distiller: Distiller, *, step: int) -> dict[str, float]:
+        """Record now and return the ranks by name; does nothing without a projector that is a matrix."""
+        matrices = distiller.projector_matrices()
+        if not matrices or self.run is None:
+            return {}
+        self.steps.append(step)
+        ranks: dict[str, float] = {}
+        for name, matrix in matrices.items():
+            spectrum = singular_values(matrix).float()
+            self.values.setdefault(name, []).append(spectrum)
+            ranks |= {f"{name}/{kind}_rank": values[0] for kind, values in rank_evolution([spectrum]).items()}
+        self._write()
+        return ranks
+
+    def restore(self, steps: list[int], values: dict[str, list[Tensor]]) -> None:
+        """Go back to what was recorded up to a checkpoint."""
+        self.steps, self.values = steps, values
+        if self.values and self.run is not None:
+            self._write()
+
+    def _write(self) -> None:
+        assert self.run is not None
+        stacked = {name: torch.stack(values) for name, values in self.values.items()}
+        self.run.write_tensors("spectra.safetensors", {"steps": torch.tensor(self.steps), **stacked})
+
+
+_MAY_CHANGE = {
+    "baseline",
+    "description",
+    "data.name",
+    "data.root",
+    "data.unlabelled",
+    "data.workers",
+    "episodes.number",
+    "teacher.unchecked",
+    "teacher.weights",
+    "test",
+    "train.checkpoint_every",
+    "train.compile",
+    "train.device",
+    "train.epochs",
+    "train.keep_checkpoints",
+    "train.num_processes",
+    "train.track",
+    "train.validate_every",
+}
+"""What may be another when a run goes on. Where data and weights lie is up to the machine; what they are is in the run's record."""
+
+
+def _comparable(config: RunConfig) -> dict[str, Any]:
+    """Return every setting by its dotted name, without tokens of hubs and trackers."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if items is None:
+            flat[prefix] = value
+        else:
+            for key, item in items:
+                walk(f"{prefix}.{key}" if prefix else str(key), item)
+
+    walk("", redact_all(config.with_absolute_paths().model_dump(mode="json", exclude={"output"})))
+    return flat
+
+
+def check_same_run(stored: RunConfig, config: RunConfig, path: Path) -> None:
+    """Check that a run that was configured by ``stored`` (in the file ``path``) may go on with ``config``.
+
+    Raises:
+        UserError: something differs that may not; it says what.
+    """
+    _refuse_differences(_comparable(stored), config, path)
+
+
+def _without_later_keys(saved: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Return ``saved`` with what this version knows besides: a checkpoint of an earlier one did not have the option."""
+    return _comparable(config) | saved
+
+
+def _refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
+    now = _comparable(config)
+    keys = sorted(
+        key for key in saved.keys() | now.keys() if not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE)
+    )
+    differences = [f"{key} {saved.get(key)!r} -> {now.get(key)!r}" for key in keys if saved.get(key) != now.get(key)]
+    if differences:
+        raise UserError(
+            f"{path} was written with other settings: {'; '.join(differences)}.",
+            "A run goes on with its own settings, but for epochs and what the machine needs; start a new run for others.",
+        )
+
+
+def _not_finite(module: torch.nn.Module) -> list[str]:
+    return [name for name, value in module.state_dict().items() if not bool(value.isfinite().all())]
+
+
+def _match_memory_formats(optimizer: Optimizer) -> None:
+    """Lay out restored moments as their parameters are, as the optimiser itself does."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+@contextlib.contextmanager
+def _hardware_errors(trainer: Trainer) -> Iterator[None]:
+    """Turn a machine's limits into one message with what to do."""
+    train = trainer.job.config.train
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).strip()
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+            where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "the machine"
+            processes = trainer.accelerator.num_processes
+            half = max(train.batch_size // 2 // processes * processes, processes, 2)
+            raise UserError(
+                f"The memory of {where} ran out at step {trainer.step + 1} with a batch of {train.batch_size}.",
+                f"--batch-size {half} --set train.accumulation={train.accumulation * train.batch_size // half} takes"
+                " less memory for steps of as many images.",
+            ) from error
+        if text.startswith("DataLoader worker"):
+            raise UserError(
+                f"The system ended a process that loads data: {text.splitlines()[0]}",
+                "Mostly memory ran out: use fewer (--set data.workers=1, or 0), or give a container more shared memory"
+                " (--shm-size). A run that has a checkpoint goes on with --resume.",
+            ) from error
+        raise
+
+
+def _place_teacher(job: Job, device: torch.device) -> LiveTeacher | None:
+    if job.teacher is None:
+        return None
+    job.teacher.to(device)
+    if job.config.train.channels_last:
+        job.teacher.to(memory_format=torch.channels_last)
+    reads = job.distiller
+    return LiveTeacher(job.teacher, taps=reads.teacher_taps, maps=reads.teacher_maps, logits=reads.teacher_logits)
