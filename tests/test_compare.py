@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import parse_config
+from kdcli.config.keys import flatten_settings
+from kdcli.config.parse import parse_config
 from kdcli.results.compare import (
     Run,
     compare_runs,
-    flatten_settings,
     notes,
     paired_difference,
     summarize,

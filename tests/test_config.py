@@ -4,7 +4,9 @@ import sys
 import pytest
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import LogitKDOptions, SupervisedOptions, TeacherConfig, parse_config
+from kdcli.config.methods import LogitKDOptions, SupervisedOptions
+from kdcli.config.models import TeacherConfig
+from kdcli.config.parse import parse_config
 
 MINIMAL = {"teacher": "resnet50", "student": "resnet18", "data": "photos"}
 

@@ -6,7 +6,8 @@ import torch
 from kdcli import losses
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import StudentConfig, TeacherConfig, parse_config
+from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.config.parse import parse_config
 from kdcli.data import Batch, prepare
 from kdcli.losses.normalize import layer_norm, standardize
 from kdcli.methods import build_method

@@ -6,7 +6,8 @@ import pytest
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
-from kdcli.config.run import OptimConfig, parse_config
+from kdcli.config.parse import parse_config
+from kdcli.config.training import OptimConfig
 from kdcli.plan.decide import make_plan
 
 PREPROCESSING = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import DataConfig, EpisodesConfig
+from kdcli.config.data import DataConfig
+from kdcli.config.training import EpisodesConfig
 from kdcli.data import open_data
 from kdcli.experiments.episodes import ARMS, EpisodeSampler, summarize_episodes, teacher_accuracies
 from kdcli.statistics.intervals import confidence_interval

@@ -12,19 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import TeacherConfig
+from kdcli.config.models import TeacherConfig
 from kdcli.models import load_teacher
 from kdcli.models.base import Model
-from kdcli.results.evaluate import (
-    CALIBRATION_BINS,
-    ClassificationMeters,
-    agreement,
-    measure_costs,
-    output_folder,
-    tables,
-    to_json,
-    weights_size,
-)
+from kdcli.models.costs import measure_costs, weights_size
+from kdcli.results.evaluation import output_folder, tables, to_json
+from kdcli.tasks.classification.report import CALIBRATION_BINS, ClassificationMeters, agreement
 
 
 def measured(logits, targets, *, batch_size=3):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcli.config.run import NormalizeName
+from kdcli.base.names import NormalizeName
 from kdcli.losses.normalize import layer_norm, normalizer, standardize, whiten
 
 HALF = (torch.float16, torch.bfloat16)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kdcli.base.result import Result
-from kdcli.config.run import parse_config
-from kdcli.plan.decide import Decision, Plan
+from kdcli.config.parse import parse_config
+from kdcli.plan.plan import Decision, Plan
 from kdcli.results.outcome import compare_with_alone, lines_of
 from kdcli.runs.folder import RunFolder
 from kdcli.statistics.intervals import RESAMPLES, bootstrap_differences

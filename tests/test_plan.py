@@ -6,8 +6,9 @@ import pytest
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
-from kdcli.config.run import parse_config
-from kdcli.plan.decide import describe_costs, human_count, make_plan
+from kdcli.config.parse import parse_config
+from kdcli.plan.decide import make_plan
+from kdcli.plan.describe import describe_costs, human_count
 from kdcli.plan.relation import find_relation
 
 PREPROCESSING = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

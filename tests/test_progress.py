@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 import kdcli.terminal.progress as progress
-from kdcli.config.run import parse_config
+from kdcli.config.parse import parse_config
 from kdcli.runs.folder import RunFolder
 from kdcli.terminal.progress import (
     JsonReporter,

@@ -73,7 +73,7 @@ def test_names_in_another_order_are_found_whatever_their_synonyms():
 
 def test_logits_of_a_part_of_the_teachers_classes_are_distilled():
     config = {"teacher": "m", "student": "s", "data": "photos"}
-    from kdcli.config.run import parse_config
+    from kdcli.config.parse import parse_config
 
     student = dataclasses.replace(model(("tench", "tabby")), pretrained=False)
     made = make_plan(parse_config(config, source="t"), teacher=model(IDS), student=student, data=data("tench", "tabby"))
@@ -93,7 +93,7 @@ def test_logits_of_a_part_of_the_teachers_classes_are_distilled():
     ],
 )
 def test_shared_labels_are_counted_where_logits_are_not_distilled(teacher, names, told):
-    from kdcli.config.run import parse_config
+    from kdcli.config.parse import parse_config
 
     student = dataclasses.replace(model(names), pretrained=False)
     config = parse_config({"teacher": "m", "student": "s", "data": "photos"}, source="t")

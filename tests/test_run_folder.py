@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from kdcli.base.errors import UserError
 from kdcli.base.result import Result
-from kdcli.config.run import parse_config
+from kdcli.config.parse import parse_config
 from kdcli.runs.folder import RunFolder, check_new_folder, free_folder
 
 

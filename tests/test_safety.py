@@ -24,8 +24,11 @@ from torchvision import datasets
 from kdcli.base.errors import UserError
 from kdcli.base.facts import MAX_IMAGE_SIZE, Preprocessing
 from kdcli.base.text import check_name, printable, redact, short_repr
-from kdcli.config.recipes import apply_overrides, load_yaml, parse_yaml
-from kdcli.config.run import DataConfig, TeacherConfig, parse_config
+from kdcli.base.yaml import parse_yaml
+from kdcli.config.data import DataConfig
+from kdcli.config.models import TeacherConfig
+from kdcli.config.parse import parse_config
+from kdcli.config.recipes import apply_overrides, load_yaml
 from kdcli.data import UnreadableImage, decode_image, fit, open_data
 from kdcli.data.images.torchvision_sets import TorchvisionSource
 from kdcli.models import hub, load_teacher

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kdcli.base.result import Result
-from kdcli.config.run import EmbeddingConfig, parse_config
+from kdcli.config.parse import parse_config
+from kdcli.config.training import EmbeddingConfig
 from kdcli.experiments import sweep as module
 from kdcli.experiments.sweep import Sweep
 from kdcli.experiments.variants import Variant

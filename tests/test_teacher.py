@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from kdcli.config.run import parse_config
+from kdcli.config.parse import parse_config
 from kdcli.data import TextEvalLoader, TextSource
 from kdcli.machine.devices import make_accelerator
 from kdcli.runs.folder import RunFolder

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdcli.config.run import parse_config
+from kdcli.config.parse import parse_config
 from kdcli.training.prepare import prepare_job
 from kdcli.training.teachers.features import nearest_other_means
 from kdcli.training.teachers.layers import score_layers

@@ -16,7 +16,8 @@ import kdcli.data.images.sources as data_sources
 import kdcli.machine.devices as devices_module
 import kdcli.training.trainer as trainer_module
 from kdcli.base.errors import UserError
-from kdcli.config.run import parse_config
+from kdcli.config.parse import parse_config
+from kdcli.data.epoch import train_indices
 from kdcli.machine.devices import make_accelerator, resolve_precision
 from kdcli.models.base import ModelOutput
 from kdcli.projectors.spectra import numerical_rank, stable_rank
@@ -26,7 +27,7 @@ from kdcli.runs.folder import RunFolder
 from kdcli.tasks import rank_students
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.terminal.progress import SilentReporter
-from kdcli.training.prepare import prepare_job, reopen_job, train_indices
+from kdcli.training.prepare import prepare_job, reopen_job
 from kdcli.training.teachers.teacher import LiveTeacher
 from kdcli.training.trainer import Trainer
 

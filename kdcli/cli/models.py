@@ -49,7 +49,7 @@ def models_layers(
 
     check_argument("NAME", name)
     from kdcli.base.facts import Preprocessing
-    from kdcli.config.run import TeacherConfig
+    from kdcli.config.models import TeacherConfig
     from kdcli.models import load_teacher
     from kdcli.models.layers import list_layers
     from kdcli.models.settle import settle_teacher
@@ -156,7 +156,7 @@ def models_search(
     ]
     from kdcli.models.search.catalogue import catalogue_of
     from kdcli.models.search.search import LARGEST_BUILT, Budget, Cache, Sort, search
-    from kdcli.plan.decide import human_count
+    from kdcli.plan.describe import human_count
     from kdcli.terminal.console import errors, show_lines, show_progress, show_table
 
     catalogue = catalogue_of(cast(Task, task), size=image_size if of_images else length, pretrained=pretrained)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,9 @@ from kdcli.base.checksums import breaks_off
 from kdcli.base.errors import UserError, did_you_mean, is_special, reading
 from kdcli.base.files import write_atomically
 from kdcli.base.text import check_argument, short_repr
+from kdcli.base.yaml import MAX_BYTES, MAX_DEPTH, parse_yaml
 
 _NAMED_SECTIONS = ("teacher", "student", "data", "eval_data", "source", "tokenizer")
-_MAX_BYTES = 2**20
-"""Of a recipe; the shipped ones have a thousand."""
-_MAX_VALUES = 10_000
-"""Likewise; a few lines of aliases of aliases make billions."""
-_MAX_DEPTH = 16
-"""Of a dotted key, of which the deepest of the config has three parts; and of recipes that extend one another."""
 
 
 @dataclass(frozen=True)
@@ -85,59 +79,6 @@ def find_recipe(name: str) -> Path:
     )
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """``SafeLoader`` that refuses a key given twice, of which YAML would silently keep the last, and merge keys.
-
-    A few merge keys (``<<``) that merge one another make a mapping of billions of entries.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key is not a single word", problem_mark=key_node.start_mark)
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                raise yaml.MarkedYAMLError(problem="merge keys are not supported", problem_mark=key_node.start_mark)
-            if key_node.value in seen:
-                problem = f"key {short_repr(key_node.value)} is given twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-    def check_printable(self, data: str) -> None:
-        """Let the bytes of names that are not UTF-8 pass."""
-        super().check_printable(re.sub("[\udc80-\udcff]", "", data))
-
-
-def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML document, made of plain values alone.
-
-    Raises:
-        ValueError: it isn't YAML, asks for anything but plain values, gives a key twice, or has aliases that unfold to
-            more values than any recipe has.
-    """
-    try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    # Besides its own errors, PyYAML raises whatever a value trips over that its tag does not fit: KeyError for
-    # "!!bool x", IndexError for "!!int ''", AttributeError for "!!timestamp x", RecursionError for a deep nesting, ...
-    except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
-    if _unfolded_size(value, {}) > _MAX_VALUES:
-        raise ValueError(f"written out, its aliases make more than {_MAX_VALUES} values")
-    return value
-
-
-def _unfolded_size(value: Any, known: dict[int, int]) -> int:
-    """Return how many values ``value`` consists of, a shared one counted each time; a list in itself has too many."""
-    if not isinstance(value, (dict, list, tuple)):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = _MAX_VALUES + 1
-        parts = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_unfolded_size(part, known) for part in parts)
-    return known[id(value)]
-
-
 def read_recipe(file: Path) -> str:
     """Return the text of a recipe.
 
@@ -147,9 +88,9 @@ def read_recipe(file: Path) -> str:
     with reading(f"the recipe {file}"):
         if is_special(file):
             raise UserError(f"{file} is a pipe, socket or device, not a recipe file.", "Write it to a file first.")
-        content = file.read_bytes() if file.stat().st_size <= _MAX_BYTES else None
+        content = file.read_bytes() if file.stat().st_size <= MAX_BYTES else None
     if content is None:
-        raise UserError(f"{file} has more than {_MAX_BYTES} bytes: it is no recipe.", "A recipe is a short text file.")
+        raise UserError(f"{file} has more than {MAX_BYTES} bytes: it is no recipe.", "A recipe is a short text file.")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -194,7 +135,7 @@ def load_recipe(file: Path) -> dict[str, Any]:
     chain = [(file, load_yaml(file))]
     while (base := chain[-1][1].pop("extends", None)) is not None:
         source = chain[-1][0]
-        if not isinstance(base, str) or len(chain) > _MAX_DEPTH:
+        if not isinstance(base, str) or len(chain) > MAX_DEPTH:
             reason = "a file's name is wanted" if not isinstance(base, str) else "too many recipes extend one another"
             raise UserError(f"{source}: extends {short_repr(base)}: {reason}.", "For example: extends: base.yaml")
         check_argument("The recipe to extend", base)
@@ -252,7 +193,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
                 f"--set {key}: the value {short_repr(raw)} is not valid YAML.", "Quote it: --set 'key=\"text\"'"
             ) from None
         path = key.strip().split(".")
-        if len(path) > _MAX_DEPTH:
+        if len(path) > MAX_DEPTH:
             raise UserError(f"--set {short_repr(key)}: no key has {len(path)} parts.", "For example: optim.lr")
         values = set_key(values, path, value)
     return values

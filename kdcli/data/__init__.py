@@ -6,15 +6,17 @@ model's input. :func:`open_texts` and its loaders do the same for texts, of whic
 models :func:`cut_into_tokens` does that once. Of words with labels :func:`cut_words` makes pieces that all models can take.
 """
 
-from kdcli.data.batch import AnyBatch, Batch, Text, TextBatch, TextPair, TokenBatch, WordBatch
+from kdcli.data.batch import AnyBatch
 from kdcli.data.images.augment import Augmentation
+from kdcli.data.images.batch import Batch
 from kdcli.data.images.decode import UnreadableImage, decode_image
 from kdcli.data.images.loaders import EvalLoader, TrainLoader
 from kdcli.data.images.mix import Mix
 from kdcli.data.images.open import open_data, open_unlabelled
 from kdcli.data.images.preprocess import fit, prepare
 from kdcli.data.images.sources import ImageSource
-from kdcli.data.splits import ImageData
+from kdcli.data.images.splits import ImageData
+from kdcli.data.texts.batch import Text, TextBatch, TextPair, TokenBatch, WordBatch
 from kdcli.data.texts.files import open_texts
 from kdcli.data.texts.sources import TextData, TextEvalLoader, TextSource, TextTrainLoader
 from kdcli.data.texts.tokens import Masking, TokenSource, cut_into_tokens

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from kdcli.base.facts import UNLABELLED
 from kdcli.data.images.decode import File, UnreadableImage
 from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, ImageSource, Subset
+from kdcli.data.images.splits import ImageData
 from kdcli.data.images.tables import TableSource
 from kdcli.data.images.torchvision_sets import TorchvisionSource
-from kdcli.data.splits import ImageData
 from kdcli.data.texts.sources import TextData, TextSource
 from kdcli.data.texts.words import WordSource
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.config.run import SplitsConfig
+from kdcli.config.data import SplitsConfig
 from kdcli.data.classes import listing
 
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors
 from kdcli.base.result import Result, show_metric
+from kdcli.config.keys import check_same_run
 from kdcli.config.run import LABEL_FREE, RunConfig
 from kdcli.machine.control import Stopped
 from kdcli.machine.devices import leave_processes, make_accelerator
@@ -26,7 +27,8 @@ from kdcli.runs.folder import RunFolder, check_new_folder, free_folder
 from kdcli.terminal.console import console, show_lines, show_plan, show_table
 from kdcli.terminal.progress import LogFormat, Reporter, SilentReporter, make_reporter
 from kdcli.training.downstream import METRICS, table_of
-from kdcli.training.prepare import Job, embedding_job, prepare_job
+from kdcli.training.job import Job
+from kdcli.training.prepare import embedding_job, prepare_job
 from kdcli.training.provenance import (
     Record,
     changes_since,
@@ -39,7 +41,7 @@ from kdcli.training.provenance import (
 )
 from kdcli.training.teachers.check import check_teacher
 from kdcli.training.teachers.probe import probe_teacher
-from kdcli.training.trainer import Trainer, check_same_run
+from kdcli.training.trainer import Trainer
 
 _EMBEDDING = "embedding"
 _BASELINE = "baseline"

@@ -22,7 +22,9 @@ from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors
 from kdcli.base.result import EpisodesResult, Mean
 from kdcli.base.text import redact_all
-from kdcli.config.run import EpisodesConfig, RunConfig
+from kdcli.config.keys import check_same_run
+from kdcli.config.run import RunConfig
+from kdcli.config.training import EpisodesConfig
 from kdcli.data import ImageData, ImageSource, TextSource, open_data
 from kdcli.data.images.sources import Subset
 from kdcli.experiments.distill import Output, stoppable
@@ -32,9 +34,11 @@ from kdcli.machine.launch import is_launched
 from kdcli.machine.seeding import stable_seed
 from kdcli.models import build_student, load_teacher
 from kdcli.models.base import Model
+from kdcli.models.layers import open_taps
 from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
-from kdcli.plan.decide import Decision, Plan, make_plan
+from kdcli.plan.decide import make_plan
+from kdcli.plan.plan import Decision, Plan
 from kdcli.results.card import episodes_card
 from kdcli.results.compare import summarize
 from kdcli.runs.folder import RunFolder, check_new_folder, free_folder
@@ -43,11 +47,12 @@ from kdcli.tasks import build_task
 from kdcli.terminal.console import console, errors, show_lines, show_plan, show_table
 from kdcli.terminal.progress import QuietReporter
 from kdcli.training.evaluation import evaluate
-from kdcli.training.prepare import Job, assemble_job, job_costs, open_taps, student_source, teacher_embedder
+from kdcli.training.job import Job, student_source
+from kdcli.training.prepare import assemble_job, job_costs, teacher_embedder
 from kdcli.training.provenance import Record, recheck, take_record, write_record
 from kdcli.training.teachers.check import check_teacher
 from kdcli.training.teachers.teacher import LiveTeacher
-from kdcli.training.trainer import Trainer, check_same_run
+from kdcli.training.trainer import Trainer
 
 ARMS = {
     "distilled": "distilled student",

@@ -21,13 +21,14 @@ import torch
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.files import clear_os_errors
 from kdcli.base.text import check_argument, redact_all
+from kdcli.config.keys import NOT_OF_THE_RECIPE, flatten_settings
 from kdcli.config.run import RunConfig
 from kdcli.experiments.distill import Output, distill_run, is_finished, resume_run
 from kdcli.experiments.episodes import has_all_episodes, resume_episodes, run_episodes
 from kdcli.experiments.variants import Variant
 from kdcli.machine.launch import end_with_the_launcher, is_launched, num_cores
 from kdcli.machine.signals import stop_signals
-from kdcli.results.compare import NOT_OF_THE_RECIPE, Comparison, Summary, compare_runs, flatten_settings, read_runs
+from kdcli.results.compare import Comparison, Summary, compare_runs, read_runs
 from kdcli.runs.folder import RunFolder
 from kdcli.terminal.console import show_lines
 

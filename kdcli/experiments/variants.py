@@ -14,8 +14,10 @@ from typing import Any
 
 from kdcli.base.errors import UserError, reading
 from kdcli.base.text import check_argument, short_repr
-from kdcli.config.recipes import apply_overrides, find_recipe, load_recipe, parse_yaml, set_key
-from kdcli.config.run import RunConfig, parse_config
+from kdcli.base.yaml import parse_yaml
+from kdcli.config.parse import parse_config
+from kdcli.config.recipes import apply_overrides, find_recipe, load_recipe, set_key
+from kdcli.config.run import RunConfig
 
 _MAX_RUNS = 10_000
 """Of a sweep; more are a slip of the pen."""

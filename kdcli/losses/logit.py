@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.config.run import DivergenceName
+from kdcli.base.names import DivergenceName
 from kdcli.losses.common import require_labels, require_positive, same_shape, unit, without_autocast
 from kdcli.losses.normalize import centre
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.config.run import NormalizeName
+from kdcli.base.names import NormalizeName
 
 
 def full_precision(features: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.config.run import DivergenceName
+from kdcli.base.names import DivergenceName
 from kdcli.losses.common import require_labels, require_positive
 from kdcli.losses.logit import divergence_terms, mask_logits, require_divergence
 from kdcli.losses.normalize import full_precision

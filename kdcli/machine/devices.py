@@ -14,7 +14,7 @@ from torch import distributed
 
 from kdcli.base.errors import UserError
 from kdcli.base.files import utf8_path
-from kdcli.config.run import TrainConfig
+from kdcli.config.training import TrainConfig
 from kdcli.machine.launch import is_launched
 
 _SUPPORTED = {

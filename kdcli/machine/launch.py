@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import TrainConfig
+from kdcli.config.training import TrainConfig
 from kdcli.machine.signals import stop_signals
 
 _ERRORS = "KDCLI_ERRORS"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from kdcli.config.run import METHODS
+from kdcli.config.methods import METHODS
 
 if TYPE_CHECKING:
-    from kdcli.config.run import MethodOptions
+    from kdcli.config.methods import MethodOptions
     from kdcli.methods.base import Context, Method
 
 _MODULES = dict.fromkeys(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.base.facts import ModelFacts, num_tokens
-from kdcli.config.run import LayerOptions, LogitOptions
+from kdcli.config.methods import LayerOptions, LogitOptions
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.methods.projected import Projected, ProjectedPair
 from kdcli.models.base import ModelOutput

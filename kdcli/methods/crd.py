@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kdcli import losses
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import CRDOptions
+from kdcli.config.methods import CRDOptions
 from kdcli.losses.common import unit
 from kdcli.losses.normalize import full_precision
 from kdcli.machine.seeding import stable_seed

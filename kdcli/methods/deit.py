@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config.run import DeiTOptions
+from kdcli.config.methods import DeiTOptions
 from kdcli.methods.base import Context, LogitMethod
 from kdcli.models.base import ModelOutput
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config.run import DISTOptions
+from kdcli.config.methods import DISTOptions
 from kdcli.methods.base import Context, LogitMethod
 from kdcli.models.base import ModelOutput
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdcli import losses
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import DKDOptions
+from kdcli.config.methods import DKDOptions
 from kdcli.methods.base import Context, LogitMethod
 from kdcli.models.base import ModelOutput
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli import losses
-from kdcli.config.run import FitNetOptions
+from kdcli.config.methods import FitNetOptions
 from kdcli.methods.base import Context, LayerMethod
 from kdcli.models.base import ModelOutput
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcli import losses
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import LocalClassifierOptions
+from kdcli.config.methods import LocalClassifierOptions
 from kdcli.methods.base import Context, Method
 from kdcli.models.base import ModelOutput
 from kdcli.tasks.features.class_means import class_means

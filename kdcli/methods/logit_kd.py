@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config.run import LogitKDOptions
+from kdcli.config.methods import LogitKDOptions
 from kdcli.machine.gather import gather_rows
 from kdcli.methods.base import Context, LogitMethod
 from kdcli.models.base import ModelOutput

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config.run import (
+from kdcli.config.methods import (
     AttentionTransferOptions,
     CorrelationCongruenceOptions,
     LayerOptions,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from kdcli.config.run import ProjectorName
+from kdcli.base.names import ProjectorName
 from kdcli.losses import common_grid
 from kdcli.losses.normalize import standardize
 from kdcli.projectors.maps import Projector, build_projector

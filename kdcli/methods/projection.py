@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config.run import ProjectionOptions
+from kdcli.config.methods import ProjectionOptions
 from kdcli.losses.normalize import normalizer
 from kdcli.methods.base import Context, Method
 from kdcli.methods.projected import Projected

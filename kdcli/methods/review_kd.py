@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli import losses
-from kdcli.config.run import LayerOptions, ReviewKDOptions
+from kdcli.config.methods import LayerOptions, ReviewKDOptions
 from kdcli.methods.base import Context, LayerMethod
 from kdcli.models.base import ModelOutput
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.config.run import SpectralOptions
+from kdcli.config.methods import SpectralOptions
 from kdcli.methods.base import Context, Method
 from kdcli.models.base import ModelOutput
 

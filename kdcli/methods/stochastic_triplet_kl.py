@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdcli import losses
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import StochasticTripletOptions
+from kdcli.config.methods import StochasticTripletOptions
 from kdcli.methods.base import Context, Method
 from kdcli.models.base import ModelOutput
 

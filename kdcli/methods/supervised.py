@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdcli.config.run import SupervisedOptions
+from kdcli.config.methods import SupervisedOptions
 from kdcli.methods.base import Context, Method
 from kdcli.models.base import ModelOutput
 

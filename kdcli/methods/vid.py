@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli import losses
-from kdcli.config.run import VIDOptions
+from kdcli.config.methods import VIDOptions
 from kdcli.methods.base import Context, LayerMethod
 from kdcli.models.base import ModelOutput
 

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import MAX_IMAGE_SIZE, ModelFacts, Preprocessing, TextPreprocessing
-from kdcli.base.text import short_repr
-from kdcli.data import AnyBatch, Batch, prepare
+from kdcli.base.facts import ModelFacts, Preprocessing, TextPreprocessing
+from kdcli.data import AnyBatch
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.models.measure import Measured, measure
 from kdcli.models.spec import Library
-
-_MAX_RESIZE = 10
-"""Images are resized before they are cropped to a model's size: to more than this many times that they could fill the
-memory."""
+from kdcli.models.taps import Edges, HeadTap, LayerTap, Reached
 
 Inputs = Tensor | dict[str, Tensor]
 """What a library's own model takes: images (B, 3, H, W), or a tokenizer's tensors by name."""
-
-Layout = Literal["vector", "NCHW", "NHWC", "NLC", "NCL"]
-"""Of a tensor of features: which of its axes are positions, to be averaged over."""
 
 
 @dataclass
@@ -54,16 +45,6 @@ class ModelOutput:
     distillation_logits: Tensor | None = None
     vocabulary: VocabularyLogits | None = None
     edges: dict[str, Edges] = field(default_factory=dict)
-
-
-Edges = tuple[GradientEdge, ...]
-
-
-def edges_of(*tensors: Tensor) -> Edges:
-    """Return where in the graph ``tensors`` stand as they are now, whatever is written over them later."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return ()
-    return tuple(get_gradient_edge(tensor) for tensor in tensors if tensor.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -121,7 +102,7 @@ class Model(nn.Module, ABC):
         self.preprocessing = preprocessing
         self._layers: dict[str, LayerTap] = {}
         """The opened layers, in the order in which they run."""
-        self._heads: tuple[_HeadTap, ...] = ()
+        self._heads: tuple[HeadTap, ...] = ()
         """Those of the class token and of the distillation token, where there are both."""
         with self._input_errors(origin):
             probe = self._probe(self.example(), num_classes)
@@ -142,7 +123,7 @@ class Model(nn.Module, ABC):
             distillation_head=(heads := self._head_names()) is not None,
         )
         if heads is not None:
-            self._heads = (_HeadTap(), _HeadTap())
+            self._heads = (HeadTap(), HeadTap())
             for name, head in zip(heads, self._heads, strict=True):
                 module.get_submodule(name).register_forward_hook(head)
 
@@ -197,7 +178,7 @@ class Model(nn.Module, ABC):
         output = ModelOutput({}, None)
         try:
             output = self._run(inputs, *self._everything(own, logits, pooled_map))
-        except _Reached:
+        except Reached:
             pass
         finally:
             for layer in layers.values():
@@ -380,40 +361,6 @@ class Model(nn.Module, ABC):
         return measure(self.module, lambda: self._run(inputs, taps, logits))
 
 
-class VisionModel(Model):
-    """A model of images."""
-
-    preprocessing: Preprocessing
-
-    def __init__(self, module: nn.Module, origin: Origin, preprocessing: Preprocessing, num_classes: int) -> None:
-        check_preprocessing(origin.name, preprocessing)
-        super().__init__(module, origin, preprocessing, num_classes)
-
-    def prepare(self, batch: AnyBatch) -> Tensor:
-        """Return (B, 3, H, W), float32, normalised and ordered as ``facts.preprocessing`` says."""
-        assert isinstance(batch, Batch)
-        return prepare(batch.images, self.preprocessing)
-
-    def example(self, batch_size: int = 1, *, seed: int = 0) -> Tensor:
-        """Return standard normal images (B, 3, H, W) of the model's own size."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(batch_size, 3, *self.preprocessing.image_size, generator=generator)
-
-    def _task(self, num_classes: int) -> str:
-        return "image-classification" if num_classes else "image-embedding"
-
-    def _input_errors(self, origin: Origin) -> AbstractContextManager[None]:
-        return _input_errors(origin, self.preprocessing.image_size[0])
-
-    @property
-    @abstractmethod
-    def _num_prefix_tokens(self) -> int:
-        """Class, distillation and register tokens at the head of a sequence of tokens; 0 for a model without any."""
-
-    def _describe_layer(self, name: str, outputs: list[Any], inputs: Tensor) -> tuple[LayerTap, int]:
-        return _describe_layer(self.facts.name, name, outputs, inputs, self._num_prefix_tokens)
-
-
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     """Return a model's inputs on ``device``."""
     if isinstance(inputs, Tensor):
@@ -429,207 +376,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def check_image_size(name: str, sides: Iterable[object]) -> None:
-    """Refuse the input size of a model's config before a tensor of it is made.
-
-    Raises:
-        UserError: a side is no whole number of 1 to ``MAX_IMAGE_SIZE`` pixels.
-    """
-    for side in sides:
-        if not isinstance(side, int) or not 1 <= side <= MAX_IMAGE_SIZE:
-            raise UserError(
-                f"{name} is made for images of {short_repr(side)} pixels; kdcli takes 1 to {MAX_IMAGE_SIZE}.",
-                "Check the model's config, or choose another model.",
-            )
-
-
-def check_preprocessing(name: str, preprocessing: Preprocessing) -> None:
-    """Refuse what no image can be made into.
-
-    Raises:
-        UserError: sizes, mean or deviation are no sensible numbers.
-    """
-    check_image_size(name, preprocessing.image_size)
-    mean, std = preprocessing.mean, preprocessing.std
-    are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*mean, *std))
-    if not (are_numbers and len(mean) == len(std) == 3 and min(std) > 0):
-        raise UserError(
-            f"{name} wants impossible images: mean {short_repr(mean)}, std {short_repr(std)}.",
-            "Check the model's config, or choose another model.",
-        )
-    sides = zip(preprocessing.resize, preprocessing.image_size, strict=True)
-    if not all(1 <= side <= size * _MAX_RESIZE for side, size in sides):
-        raise UserError(
-            f"{name} wants images resized to {short_repr(preprocessing.resize)} pixels before they are cropped to"
-            f" {short_repr(preprocessing.image_size)}.",
-            "Check the model's config, or choose another model.",
-        )
-
-
-@contextmanager
-def _input_errors(origin: Origin, size: int) -> Iterator[None]:
-    """Turn what a model throws at an image that it can't take into the user's error."""
-    try:
-        yield
-    except (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        reason = str(error) or type(error).__name__
-        if origin.image_size is None:
-            message, hint = f"{origin.name} can't take RGB images of {size} pixels", "Choose another model."
-        else:
-            message, hint = f"{origin.name} can't take images of {size} pixels", "Leave image_size out for its own."
-        raise UserError(f"{message}: {reason}", hint) from error
-
-
 def freeze(model: Model) -> Model:
     """Put ``model`` into eval mode and switch its gradients off."""
     return model.eval().requires_grad_(False)
-
-
-def mean_over_places(features: Tensor, layout: Layout, num_prefix: int) -> Tensor:
-    """Return the mean over positions, (B, d); of a sequence without its first ``num_prefix`` tokens."""
-    if layout == "vector":
-        return features
-    if layout == "NLC":
-        return features[:, num_prefix:].mean(dim=1)
-    if layout == "NCL":
-        return features.mean(dim=2)
-    return features.mean(dim=(2, 3) if layout == "NCHW" else (1, 2))
-
-
-def map_of_places(features: Tensor, layout: Layout, num_prefix: int, grid: tuple[int, int]) -> Tensor:
-    """Return the features of every position of ``grid``, (B, d, H, W); sequences without their first tokens."""
-    if layout == "NCHW":
-        return features
-    if layout == "NHWC":
-        return features.permute(0, 3, 1, 2)
-    if layout == "NLC":
-        features = features[:, num_prefix:].transpose(1, 2)
-    return features.unflatten(2, grid)
-
-
-def grid_of(features: Tensor, layout: Layout, num_prefix: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the rows and columns of positions of ``features``; None for vectors.
-
-    A sequence whose length is no grid of square patches of the image is a column.
-    """
-    if layout == "vector":
-        return None
-    shape = features.shape
-    if layout in ("NCHW", "NHWC"):
-        return (shape[2], shape[3]) if layout == "NCHW" else (shape[1], shape[2])
-    length = shape[2] if layout == "NCL" else shape[1] - num_prefix
-    height, width = image_size
-    sides = range(1, min(height, width) + 1)
-    whole = ((height // side, width // side) for side in sides)
-    padded = ((math.ceil(height / side), math.ceil(width / side)) for side in sides)
-    return next(((a, b) for a, b in (*whole, *padded) if a * b == length), (length, 1))
-
-
-class _Reached(Exception):
-    """The last layer that was asked for has run."""
-
-
-class LayerTap:
-    """A forward hook that keeps what is wanted of a layer's output, and can end the pass there.
-
-    The layer and the model share it, so ``deepcopy`` copies it with them; nothing of it is in the state dict.
-    """
-
-    def __init__(self, layout: Layout, num_prefix: int, grid: tuple[int, int] | None) -> None:
-        self.layout = layout
-        self.num_prefix = num_prefix
-        self.grid = grid
-        self.wants_mean = False
-        self.wants_map = False
-        self.is_end = False
-        self.kept: tuple[Tensor | None, Tensor | None, Edges] | None = None
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Keep what is wanted of the output of ``module``."""
-        if not (self.wants_mean or self.wants_map):
-            return
-        mean = of_places = None
-        features = tensor_of(output)
-        edges = edges_of(features)
-        # Not averaged, it is the layer's own memory, which an in-place activation after it overwrites.
-        if self.wants_map or self.layout == "vector":
-            features = features.clone()
-        if self.wants_mean:
-            mean = self._mean(features)
-        if self.wants_map:
-            assert self.grid is not None
-            of_places = map_of_places(features, self.layout, self.num_prefix, self.grid)
-        self.kept = mean, of_places, edges
-        if self.is_end:
-            raise _Reached
-
-    def _mean(self, features: Tensor) -> Tensor:
-        return mean_over_places(features, self.layout, self.num_prefix)
-
-    def take(self) -> tuple[Tensor | None, Tensor | None, Edges]:
-        """Return the features (B, d) and the map (B, d, H, W), each where it was wanted, and their edges; forget them."""
-        kept, self.kept = self.kept, None
-        if kept is None:
-            raise RuntimeError("the layer that was to be tapped did not run")
-        return kept
-
-
-class _HeadTap:
-    """A forward hook that keeps a classifier's logits while it is armed; shared and copied as a :class:`LayerTap`."""
-
-    def __init__(self) -> None:
-        self.armed = False
-        self.value: Tensor | None = None
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self.armed:
-            self.value = output
-
-    def take(self) -> Tensor:
-        value, self.value = self.value, None
-        if value is None:
-            raise RuntimeError("the classifier that was to be read did not run")
-        return value
-
-
-def _describe_layer(model: str, name: str, outputs: list[Any], image: Tensor, num_prefix: int) -> tuple[LayerTap, int]:
-    """Return the hook for a layer and its width, from what it returned for ``image`` (1, 3, H, W)."""
-    output = tensor_of(run_once(model, name, outputs, "an image"))
-    height, width = image.shape[2:]
-
-    def tap(layout: Layout, num_prefix: int, channels: int) -> tuple[LayerTap, int]:
-        return LayerTap(layout, num_prefix, grid_of(output, layout, num_prefix, (height, width))), channels
-
-    if isinstance(output, Tensor) and output.ndim and len(output) == 1:
-        if output.ndim == 2:
-            return tap("vector", 0, output.shape[1])
-        if output.ndim == 3:
-            length = output.shape[1] - num_prefix
-            grids = {(height // patch) * (width // patch) for patch in range(1, min(height, width) + 1)}
-            return tap("NLC", num_prefix if length in grids else 0, output.shape[2])
-        if output.ndim == 4:
-            _, a, b, c = output.shape
-            if abs(b * width - c * height) <= max(height, width):  # positions have the image's proportions
-                return tap("NCHW", 0, a)
-            if abs(a * width - b * height) <= max(height, width):
-                return tap("NHWC", 0, c)
-    shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    raise UserError(f"{model}: the layer {name!r} returns {shape}, not features of the image.", "Name another layer.")
-
-
-def run_once(model: str, name: str, outputs: list[Any], sample: str) -> Any:
-    """Return the only output of a layer; UserError where it ran more often, or never, for ``sample``."""
-    if len(outputs) != 1:
-        times = "never" if not outputs else f"{len(outputs)} times"
-        raise UserError(
-            f"{model}: the layer {name!r} runs {times} for {sample}; only one that runs once can be tapped.",
-            "Name a layer around it or inside of it.",
-        )
-    return outputs[0]
-
-
-def tensor_of(output: Any) -> Any:
-    """Return a layer's tensor out of what it returns: a tensor, a sequence that begins with one, a named output."""
-    while not isinstance(output, Tensor) and isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    return getattr(output, "last_hidden_state", output)

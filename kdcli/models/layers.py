@@ -10,7 +10,10 @@ from typing import Any
 from torch import nn
 
 from kdcli.base.errors import UserError
-from kdcli.models.base import Inputs, Model, tensor_of
+from kdcli.config.methods import FeaturePair, LayerOptions, MethodOptions, find_method
+from kdcli.config.run import RunConfig
+from kdcli.models.base import Inputs, Model
+from kdcli.models.taps import tensor_of
 
 _NESTS = (nn.Sequential, nn.ModuleList)
 _DEEPEST_NEST = 2
@@ -101,3 +104,54 @@ def _layer(model: Model, name: str, outputs: list[Any], example: Inputs) -> Laye
     if tap.grid is None and tap.layout == "NLC":
         grid = (tensor_of(outputs[0]).shape[1] - tap.num_prefix,)
     return Layer(name, type(model.module.get_submodule(name)).__name__, width, grid)
+
+
+def _with_layer_names(config: RunConfig, teacher: Model | None, student: Model) -> RunConfig:
+    """Put the layers' names in place of their numbers, so that the plan and the run folder have nothing but names."""
+
+    def named(pairs: tuple[FeaturePair, ...]) -> tuple[FeaturePair, ...]:
+        for side, model in (("teacher", teacher), ("student", student)):
+            if model is not None:
+                names = resolve_indices(model, [getattr(pair, side) for pair in pairs])
+                pairs = tuple(pair.model_copy(update={side: names[getattr(pair, side)]}) for pair in pairs)
+        return pairs
+
+    def with_names(methods: tuple[MethodOptions, ...]) -> tuple[MethodOptions, ...]:
+        return tuple(
+            options.model_copy(update={"layers": named(options.layers)})
+            if isinstance(options, LayerOptions) and options.layers
+            else options
+            for options in methods
+        )
+
+    changes: dict[str, Any] = {}
+    if config.feature_layers:
+        changes["feature_layers"] = named(config.feature_layers)
+    if config.methods is not None:
+        changes["methods"] = with_names(config.methods)
+    if config.embedding is not None:
+        changes["embedding"] = config.embedding.model_copy(update={"methods": with_names(config.embedding.methods)})
+    return config.model_copy(update=changes)
+
+
+def open_taps(config: RunConfig, teacher: Model | None, student: Model) -> RunConfig:
+    """Open every layer that the config names as features, and the ends of the stages where a method takes them.
+
+    Returns:
+        The config with names for the layers' numbers.
+    """
+    config = _with_layer_names(config, teacher, student)
+    methods = (*(config.methods or ()), *(config.embedding.methods if config.embedding else ()))
+    asked = find_method(config.method or "none")
+    by_stage = any(
+        isinstance(options, LayerOptions) and options.by_stage and options.layers is None for options in methods
+    )
+    if asked is not None and issubclass(asked, LayerOptions) and config.feature_layers is None:
+        by_stage = by_stage or asked.by_stage
+    pairs = [*(config.feature_layers or ()), *(pair for options in methods for pair in options.pairs)]
+    for side, model in (("teacher", teacher), ("student", student)):
+        if model is not None:
+            model.open_taps(sorted({getattr(pair, side) for pair in pairs}))
+            if by_stage:
+                model.open_stages()
+    return config

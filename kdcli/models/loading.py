@@ -14,23 +14,28 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import LANGUAGE_MODELING, OVER_TOKENS, DataFacts, TextPooling
 from kdcli.base.files import utf8_path
 from kdcli.base.text import short_repr
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import weights
 from kdcli.models.base import Model, Origin, freeze, seeded
 from kdcli.models.fit import LoadReport
 from kdcli.models.imagenet import aliases_of
-from kdcli.models.locate import Place, library_of, locate
+from kdcli.models.locate import locate
+from kdcli.models.place import Place, library_of
 from kdcli.models.recorded import Recorded
 from kdcli.models.settle import change_input, check_against, settle_teacher, wanted_input
 from kdcli.models.shrink import CopyReport, Shrinking, copy_tensors, parse_shrinking, shrink
 from kdcli.models.spec import ModelName, parse_name
 from kdcli.models.timm import build as timm
+from kdcli.models.timm import model as timm_model
+from kdcli.models.timm.model import TimmModel
 from kdcli.models.transformers import build as hf
-from kdcli.models.transformers import processor
+from kdcli.models.transformers import processor, text, vision
 from kdcli.models.transformers import text_build as hf_text
 from kdcli.models.transformers.sentence import SentenceSettings, prompt_of, read_sentence_settings
+from kdcli.models.transformers.text import HFTextModel
 from kdcli.models.transformers.tokenizer import lower_case, read_tokenizer
 from kdcli.models.transformers.tokens import HFTokenModel
+from kdcli.models.transformers.vision import HFModel
 from kdcli.runs.folder import RunFolder
 
 
@@ -89,24 +94,24 @@ def _teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoint: w
             phrase = _file_phrase(checkpoint, report, told, name, module.num_classes)
         else:
             module, arguments = timm.load(place, pretrained=not name.random, image_size=config.image_size)
-        timm.set_input(module, wanted)
-        names = None if name.random else timm.label_names(module, is_registered=_is_published_by_timm(place))
+        timm_model.set_input(module, wanted)
+        names = None if name.random else timm_model.label_names(module, is_registered=_is_published_by_timm(place))
         if checkpoint:
             names = _names_of_file(checkpoint.recorded, names, module.num_classes)
         origin = _teacher_origin(place, name, module, names, config.image_size, phrase)
-        return timm.TimmModel(module, origin, arguments)
+        return TimmModel(module, origin, arguments)
     if checkpoint:
         module, report = hf.build_teacher_with_weights(place, checkpoint)
     else:
         module = hf.build_teacher(place, pretrained=not name.random)
-    names = hf.label_names(module.config) if hf.is_classifier(module) and not name.random else None
+    names = vision.label_names(module.config) if vision.is_classifier(module) and not name.random else None
     if checkpoint:
-        num_classes, _ = hf.classifier_of(module)
+        num_classes, _ = vision.classifier_of(module)
         phrase = _file_phrase(checkpoint, report, told, name, num_classes)
         names = _names_of_file(checkpoint.recorded, names, num_classes)
     origin = _teacher_origin(place, name, module, names, config.image_size, phrase)
     preprocessing = processor.preprocessing_of(place.folder, module.config, config.image_size)
-    return hf.HFModel(module, origin, change_input(preprocessing, wanted))
+    return HFModel(module, origin, change_input(preprocessing, wanted))
 
 
 def _file_phrase(
@@ -209,9 +214,9 @@ def _student_of_teacher(
     assert source is not None
     teacher_config, teacher = source
     config = config.model_copy(update={"image_size": config.image_size or teacher_config.image_size})
-    assert isinstance(teacher, (timm.TimmModel, hf.HFModel)), "it is a model of images"
+    assert isinstance(teacher, (TimmModel, HFModel)), "it is a model of images"
     with seeded(seed):
-        if isinstance(teacher, timm.TimmModel):
+        if isinstance(teacher, TimmModel):
             model = _timm_student(place, config, names, like=teacher)
         else:
             model = _hf_student(place, config, names, like=teacher)
@@ -237,7 +242,7 @@ def _shrunk(config: StudentConfig, wanted: Shrinking, source: tuple[TeacherConfi
             "Set student.pretrained to false.",
         )
     teacher_config, teacher = source
-    place = locate(_parse(teacher_config.name), weights=False, is_text=isinstance(teacher, hf_text.HFTextModel))
+    place = locate(_parse(teacher_config.name), weights=False, is_text=isinstance(teacher, HFTextModel))
     values = timm.constructor_values(place) if place.library == "timm" else hf.config_values(place)
     return place.with_arguments(shrink(values, wanted, teacher=place.name))
 
@@ -246,10 +251,10 @@ def _copy(teacher: Model, student: Model) -> CopyReport:
     """Copy what fits; a classifier only where it has exactly the student's labels."""
     ours, theirs = student.module, teacher.module
     both_classify = teacher.facts.num_classes and student.facts.num_classes
-    if isinstance(student, hf.HFModel) and isinstance(teacher, hf.HFModel) and not both_classify:
+    if isinstance(student, HFModel) and isinstance(teacher, HFModel) and not both_classify:
         ours, theirs = student.backbone, teacher.backbone
     keeps_classifier = teacher.facts.label_names == student.facts.label_names
-    classifier_of = timm.classifier_of if student.library == "timm" else hf.classifier_of
+    classifier_of = timm.classifier_of if student.library == "timm" else vision.classifier_of
     leave = set() if keeps_classifier else classifier_of(student.module)[1]
     return copy_tensors(theirs, ours, leave=leave)
 
@@ -261,7 +266,7 @@ def _student_origin(place: Place, config: StudentConfig, module: nn.Module, name
 
 
 def _timm_student(
-    place: Place, config: StudentConfig, names: tuple[str, ...], *, like: timm.TimmModel | None = None
+    place: Place, config: StudentConfig, names: tuple[str, ...], *, like: TimmModel | None = None
 ) -> Model:
     """Build it; what is made of ``like`` has its images prepared alike, but for their size."""
     size = config.image_size
@@ -274,36 +279,34 @@ def _timm_student(
     )
     origin = _student_origin(place, config, module, names)
     if config.pretrained and timm.own_num_classes(place) == len(names):
-        own_names = timm.label_names(module, is_registered=_is_published_by_timm(place))
+        own_names = timm_model.label_names(module, is_registered=_is_published_by_timm(place))
         if own_names != names:
             module.reset_classifier(len(names))  # type: ignore[operator]
     timm.set_labels(module, names)
     if like is not None:
-        timm.copy_input(like.module, module)
-    return timm.TimmModel(module, origin, arguments)
+        timm_model.copy_input(like.module, module)
+    return TimmModel(module, origin, arguments)
 
 
-def _hf_student(
-    place: Place, config: StudentConfig, names: tuple[str, ...], *, like: hf.HFModel | None = None
-) -> Model:
+def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...], *, like: HFModel | None = None) -> Model:
     if config.drop_path is not None:
         raise UserError(
             "student.drop_path is for timm's models; those of transformers have it in their config.",
             f"Leave it out, or set it in the config.json of a local copy of {config.name}.",
         )
-    own_names = hf.label_names(hf.read_config(place))
+    own_names = vision.label_names(hf.read_config(place))
     module = hf.build_student(place, names, pretrained=config.pretrained, image_size=config.image_size)
     preprocessing = processor.preprocessing_of(place.folder, module.config, config.image_size)
     if like is not None:
         preprocessing = like.preprocessing.at(preprocessing.image_size)
     origin = _student_origin(place, config, module, names)
-    model = hf.HFModel(module, origin, preprocessing)
+    model = HFModel(module, origin, preprocessing)
     if config.pretrained and own_names != names:
         model.reset_classifier()
     return model
 
 
-def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-classification") -> hf_text.HFTextModel:
+def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-classification") -> HFTextModel:
     """Load the model of text that is imitated, with its own head, tokenizer and pooling; as :func:`load_teacher`.
 
     For a task over tokens its features and logits are of tokens.
@@ -356,9 +359,9 @@ def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-cla
     )
     origin = _teacher_origin(place, name, module, names, None, phrase)
     if over_tokens:
-        model: hf_text.HFTextModel = HFTokenModel(module, origin, tokenizer, preprocessing)
+        model: HFTextModel = HFTokenModel(module, origin, tokenizer, preprocessing)
     else:
-        model = hf_text.HFTextModel(module, origin, tokenizer, preprocessing, head=head)
+        model = HFTextModel(module, origin, tokenizer, preprocessing, head=head)
     freeze(model)
     _name_labels(model, config)
     return model
@@ -384,7 +387,7 @@ def build_text_student(
     teacher: Model | None,
     seed: int,
     source: tuple[TeacherConfig, Model] | None = None,
-) -> hf_text.HFTextModel:
+) -> HFTextModel:
     """Build the model of text that is trained; as :func:`build_student`.
 
     It has a classifier over the data's labels, or none where the data have none. One without a tokenizer of its own
@@ -416,7 +419,7 @@ def build_text_student(
     if tokenizer is None and config.tokenizer is not None:
         tokenizer, tokenizer_of = _lent_tokenizer(config.tokenizer)
     if tokenizer is None:
-        if not isinstance(teacher, hf_text.HFTextModel):
+        if not isinstance(teacher, HFTextModel):
             raise UserError(
                 f"{config.name} has no tokenizer, and there is no teacher to take one from.",
                 "Put the tokenizer.json of its kind beside config.json, or name a model with --set student.tokenizer=NAME.",
@@ -424,7 +427,7 @@ def build_text_student(
         tokenizer, tokenizer_of = copy.deepcopy(teacher.tokenizer), teacher.facts.name
     if not config.pretrained and wanted is None:
         hf_text.fit_vocabulary(native, tokenizer)
-    own_names = hf.label_names(native) if hf_text.head_of_config(native) in ("sequence", "token") else None
+    own_names = vision.label_names(native) if text.head_of_config(native) in ("sequence", "token") else None
     over_tokens = data.task in OVER_TOKENS
     pooling: TextPooling = "none" if over_tokens else config.pooling or hf_text.own_pooling(native, settings)
     embeds = data.task == "sentence-embedding"
@@ -447,7 +450,7 @@ def build_text_student(
             remarks=remarks,
         )
         origin = _student_origin(place, config, module, data.class_names)
-        model = (HFTokenModel if over_tokens else hf_text.HFTextModel)(module, origin, tokenizer, preprocessing)
+        model = (HFTokenModel if over_tokens else HFTextModel)(module, origin, tokenizer, preprocessing)
         if config.pretrained and data.class_names and own_names != data.class_names:
             model.reset_classifier()
         if data.label_scale is not None:
@@ -495,18 +498,18 @@ def load_saved(folder: Path) -> Model:
     place = Place(library, f"{'timm' if library == 'timm' else 'hf'}:{folder}", folder=utf8_path(folder))
     if library == "timm":
         module, arguments = timm.load(place, pretrained=True)
-        names = timm.label_names(module, is_registered=False)
-        return timm.TimmModel(module, Origin(place.name, True, f"saved in {folder}", names), arguments).eval()
+        names = timm_model.label_names(module, is_registered=False)
+        return TimmModel(module, Origin(place.name, True, f"saved in {folder}", names), arguments).eval()
     if (tokenizer := read_tokenizer(folder)) is not None:  # no model of images has one
         return _load_saved_text(place, folder, tokenizer)
     module = hf.load_saved_module(place)
-    origin = Origin(place.name, True, f"saved in {folder}", hf.label_names(module.config))
-    return hf.HFModel(module, origin, processor.preprocessing_of(folder, module.config, None)).eval()
+    origin = Origin(place.name, True, f"saved in {folder}", vision.label_names(module.config))
+    return HFModel(module, origin, processor.preprocessing_of(folder, module.config, None)).eval()
 
 
 def _load_saved_text(place: Place, folder: Path, tokenizer: Any) -> Model:
     module = hf_text.load_saved_text_module(place)
-    over_tokens = hf_text.head_kind(module) in ("token", "masked", "causal")
+    over_tokens = text.head_kind(module) in ("token", "masked", "causal")
     settings = read_sentence_settings(folder)
     pooling: TextPooling = "none" if over_tokens else hf_text.own_pooling(module.config, settings)
     preprocessing = hf_text.preprocessing_of(
@@ -520,11 +523,11 @@ def _load_saved_text(place: Place, folder: Path, tokenizer: Any) -> Model:
         prompt=settings.prompt,
     )
     origin = Origin(place.name, True, f"saved in {folder}", _text_labels(module))
-    return (HFTokenModel if over_tokens else hf_text.HFTextModel)(module, origin, tokenizer, preprocessing).eval()
+    return (HFTokenModel if over_tokens else HFTextModel)(module, origin, tokenizer, preprocessing).eval()
 
 
 def _text_labels(module: Any) -> tuple[str, ...] | None:
-    return hf.label_names(module.config) if hf_text.head_kind(module) in ("sequence", "token") else None
+    return vision.label_names(module.config) if text.head_kind(module) in ("sequence", "token") else None
 
 
 def _parse(text: str) -> ModelName:

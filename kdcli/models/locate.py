@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import timm
 from transformers.models.auto.modeling_auto import (
@@ -18,12 +15,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from kdcli.base.errors import UserError, check_are_files, did_you_mean, reading
+from kdcli.base.errors import UserError, did_you_mean, reading
 from kdcli.base.extensions import Extension
 from kdcli.base.files import utf8_path
-from kdcli.base.text import expand_user, short_repr
+from kdcli.base.text import expand_user
 from kdcli.models import hub
-from kdcli.models.spec import Library, ModelName, find_extension, format_query
+from kdcli.models.place import Place, library_of
+from kdcli.models.spec import ModelName, find_extension
 from kdcli.models.timm import kdcli_networks
 from kdcli.models.transformers import sentence, tokenizer
 from kdcli.models.weights import inside_package
@@ -37,33 +35,6 @@ TEXT_KINDS = {
 }
 """Kinds of network of transformers that read text."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a model is.
-
-    Attributes:
-        library: whose model it is.
-        name: resolved, with the library: ``timm:resnet50.a1_in1k``, ``hf:org/name``, ``cifar:resnet20``.
-        architecture: a name in timm's registry, with or without a tag, or a kind of model of transformers, with its
-            default config; None for a folder.
-        folder: with ``config.json``, and weights unless only the architecture was asked for; None for the registry.
-        run: the run folder of ``kdcli distill`` whose best student is meant; None for anything else.
-        arguments: of timm's constructor, or of transformers' config, that differ from the architecture's own.
-    """
-
-    library: Library
-    name: str
-    architecture: str | None = None
-    folder: Path | None = None
-    run: Path | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def with_arguments(self, arguments: Mapping[str, Any]) -> Place:
-        """Return the same place with its architecture changed further, in its name too."""
-        merged = {**self.arguments, **arguments}
-        return replace(self, name=self.name.partition("?")[0] + format_query(merged), arguments=merged)
 
 
 def locate(name: ModelName, *, weights: bool, is_text: bool = False) -> Place:
@@ -239,39 +210,6 @@ def _folder(folder: Path, target: str, name: ModelName) -> Place:
         prefix = "timm" if library == "timm" else "hf"
         raise UserError(f"Model {name.text!r} is a model of {library}.", f"Write {prefix}:{target}, or {target} alone.")
     return Place(library, f"{'timm' if library == 'timm' else 'hf'}:{target}", folder=utf8_path(folder))
-
-
-def library_of(folder: Path) -> Library:
-    """Return whose native format ``folder`` is in.
-
-    Raises:
-        UserError: it has no ``config.json`` of timm or transformers, or something in it is no file.
-    """
-    path = folder / "config.json"
-    with reading(path):
-        check_are_files(folder)
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{folder} has no config.json.", "Give a folder that timm or transformers saved.") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON: {error}", "Give a folder that timm or transformers saved.") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no mapping.", "Give a folder that timm or transformers saved.")
-    if "architecture" in config and "model_type" in config:
-        raise UserError(
-            f"{folder} was saved by transformers, which wrapped a model of timm.",
-            f"Name the model and give its weights: {short_repr(config['architecture'])}, and as --teacher-weights the"
-            " folder's model.safetensors.",
-        )
-    if "architecture" in config:
-        return "timm"
-    if "model_type" in config:
-        return "transformers"
-    raise UserError(
-        f"{path} has neither 'architecture' (timm) nor 'model_type' (transformers).",
-        "Give a folder that timm or transformers saved.",
-    )
 
 
 def _unknown(name: ModelName) -> UserError:

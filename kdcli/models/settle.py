@@ -13,7 +13,8 @@ import timm
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import GEOMETRIES, Preprocessing
 from kdcli.base.text import expand_user, short_repr
-from kdcli.config.run import RunConfig, TeacherConfig
+from kdcli.config.models import TeacherConfig
+from kdcli.config.run import RunConfig
 from kdcli.models.locate import HUB_ID
 from kdcli.models.recorded import Recorded, read_recorded
 from kdcli.models.spec import ModelName, format_query, parse_name

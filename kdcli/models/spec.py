@@ -12,7 +12,7 @@ from typing import Any, Literal
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.text import short_repr
-from kdcli.config.recipes import parse_yaml
+from kdcli.base.yaml import parse_yaml
 
 Library = Literal["timm", "transformers"]
 

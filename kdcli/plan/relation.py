@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from kdcli.base.facts import DataFacts, ModelFacts
-from kdcli.config.run import Relation
+from kdcli.base.names import Relation
 
 
 @dataclass(frozen=True)

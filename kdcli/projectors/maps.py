@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from kdcli.config.run import OrthogonalMap, ProjectorName
+from kdcli.base.names import OrthogonalMap, ProjectorName
 from kdcli.projectors.stiefel import retract_
 
 Direction = Literal["student_to_teacher", "teacher_to_student"]

@@ -8,7 +8,8 @@ from typing import Any
 
 from kdcli.base.facts import OVER_TOKENS
 from kdcli.base.result import Result, show_metric
-from kdcli.config.run import LABEL_FREE, MethodSection, RunConfig
+from kdcli.config.methods import MethodSection
+from kdcli.config.run import LABEL_FREE, RunConfig
 
 _MOST = 4
 """So many things are named; more would be none."""

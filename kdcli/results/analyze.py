@@ -26,7 +26,8 @@ from kdcli.results.paper_figures import LANDSCAPE_PANELS, TSNE_PANELS, draw_land
 from kdcli.results.pictures import plot_decomposition, plot_evolution, plot_ranks, plot_spectrum
 from kdcli.results.ranks import conclude, summarize_ranks
 from kdcli.runs.folder import RunFolder
-from kdcli.training.prepare import Job, reopen_job
+from kdcli.training.job import Job
+from kdcli.training.prepare import reopen_job
 from kdcli.training.provenance import OLD, changes_since, insist_unchanged, read_record, take_record
 from kdcli.training.teachers.teacher import LiveTeacher
 

@@ -9,7 +9,8 @@ from typing import Any
 from kdcli.base.errors import UserError
 from kdcli.base.result import EpisodesResult, Mean, Result, show_metric
 from kdcli.base.text import printable
-from kdcli.config.run import LayerOptions, ProjectionOptions, RunConfig
+from kdcli.config.methods import LayerOptions, ProjectionOptions
+from kdcli.config.run import RunConfig
 from kdcli.models.spec import extension_of_architecture
 from kdcli.runs.folder import RunFolder
 from kdcli.training.provenance import read_forced

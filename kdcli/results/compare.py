@@ -20,26 +20,13 @@ from kdcli.base.errors import UserError, did_you_mean, reading
 from kdcli.base.facts import LANGUAGE_MODELING
 from kdcli.base.result import Finished
 from kdcli.base.text import check_argument
-from kdcli.config.run import LABEL_FREE, RunConfig
+from kdcli.config.keys import flatten_settings
+from kdcli.config.run import LABEL_FREE
 from kdcli.results.pictures import plot_learning_curves
 from kdcli.runs.folder import RunFolder
 from kdcli.statistics.intervals import CONFIDENCE, confidence_interval
 from kdcli.training.provenance import changes_since, read_record
 
-NOT_OF_THE_RECIPE = (
-    "seed",
-    "output",
-    "description",
-    "baseline",
-    "test",
-    "data.workers",
-    "train.device",
-    "train.num_processes",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.track",
-)
-"""Keys that do not make another recipe: the seed, what a run is called, where it computes, what is tested, logged and saved."""
 _OF_TRAINING = (
     *("data.root", "data.unlabelled", "data.train_images", "data.train_texts"),
     *("data.labels_per_class", "data.labelled_share", "data.strict"),
@@ -324,32 +311,6 @@ def _origin(folder: RunFolder, result: Finished | None) -> tuple[Mapping[str, An
 
 def _metrics(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     return ((key, value) for key, value in line.items() if key not in _NOT_METRICS)
-
-
-def flatten_settings(config: RunConfig) -> dict[str, Any]:
-    """Return every option of ``config`` by its dotted key, without ``NOT_OF_THE_RECIPE``.
-
-    Methods go by name, numbered from the second of a kind: ``methods.projection.weight``,
-    ``methods.projection-2.weight``.
-    """
-    values = config.model_dump(mode="json")
-    for stage in (values, values["embedding"] or {}):
-        methods: dict[str, Any] = {}
-        kinds: Counter[str] = Counter()
-        for options in stage.get("methods") or ():
-            kind = options.pop("method")
-            kinds[kind] += 1
-            methods[kind if kinds[kind] == 1 else f"{kind}-{kinds[kind]}"] = options
-        stage["methods"] = methods
-    return {key: value for key, value in _flatten(values) if key not in NOT_OF_THE_RECIPE}
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:

@@ -6,29 +6,21 @@ finished, with their costs.
 
 from __future__ import annotations
 
-import json
 import platform
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
-)
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import LANGUAGE_MODELING, PROBE_TOKENS, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
-from kdcli.base.files import clear_os_errors, replace_files
-from kdcli.config.run import LABEL_FREE, DataConfig, RunConfig, Task, TeacherConfig
+from kdcli.base.facts import LANGUAGE_MODELING, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
+from kdcli.config.data import DataConfig
+from kdcli.config.models import TeacherConfig
+from kdcli.config.run import LABEL_FREE, RunConfig, Task
 from kdcli.data import (
     EvalLoader,
     ImageData,
@@ -48,34 +40,19 @@ from kdcli.data.images.sources import Subset
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_saved, load_teacher, load_text_teacher, parse_name
-from kdcli.models.base import Model, to_device
+from kdcli.models.base import Model
+from kdcli.models.costs import measure_costs
 from kdcli.models.locate import locate
-from kdcli.models.measure import time_passes
 from kdcli.models.settle import settle_teacher
-from kdcli.models.transformers.text_build import HFTextModel
-from kdcli.plan.decide import human_count
+from kdcli.models.transformers.text import HFTextModel
 from kdcli.plan.relation import map_labels
-from kdcli.results.pictures import plot_confusion
+from kdcli.results.evaluation import ENTITY_SCORES, is_run
 from kdcli.runs.folder import RunFolder
-from kdcli.statistics.chance import Mixed, find_mixed
+from kdcli.tasks.classification.report import ClassificationMeters, agreement
 from kdcli.tasks.words.task import count_entities, entity_scores, tell_entities
 from kdcli.training.provenance import OLD, Record, changes_since, insist_unchanged, read_record, take_record
 
-Table = tuple[str, list[str], list[list[str]]]
-
 SPLITS = ("test", "validation", "train")
-CALIBRATION_BINS = 15
-_SHOWN_CLASSES = 20
-"""Rows of the table of classes."""
-_TITLE_LENGTH = 28
-"""Longer names are cut at their start in pictures."""
-_WARM_UP = 3
-_REPEATS = 50
-_FEWEST_REPEATS = 5
-_TIMING_SECONDS = 2.0
-"""After the fewest repeats a measurement stops when it has taken this long."""
-_OWN_FILES = ("evaluation.json", "confusion-*.png")
-_DASH = "-"
 
 
 @dataclass(frozen=True)
@@ -102,79 +79,6 @@ class Candidate:
     labels: str
     trained: bool = True
     file: str = ""
-
-
-class ClassificationMeters:
-    """Metrics over a whole split, from its batches.
-
-    Args:
-        num_classes: of the data.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self._top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5) if num_classes > 5 else None
-        self._calibration = MulticlassCalibrationError(num_classes, n_bins=CALIBRATION_BINS, norm="l1")
-        self._loss = 0.0
-        self._predictions: list[Tensor] = []
-        self._targets: list[Tensor] = []
-
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: float logits (B, C) and int64 class indices (B,), both on the CPU."""
-        if self._top5 is not None:
-            self._top5.update(logits, targets)
-        # torchmetrics would give a confidence of exactly 1 a bin of its own.
-        below_one = 1 - torch.finfo(torch.float32).eps
-        self._calibration.update(logits.float().softmax(dim=1).clamp(max=below_one), targets)
-        self._loss += float(F.cross_entropy(logits.double(), targets, reduction="sum"))
-        self._predictions.append(logits.argmax(dim=1))
-        self._targets.append(targets)
-
-    def find_mixed(self, class_names: Sequence[str]) -> Mixed | None:
-        """Return which classes are predicted for one another, where that is beyond doubt."""
-        return find_mixed(torch.cat(self._predictions).numpy(), torch.cat(self._targets).numpy(), class_names)
-
-    def compute(self) -> dict[str, Any]:
-        """Return the metrics as numbers and lists.
-
-        Returns:
-            ``top1``; ``top5``, None with five classes or fewer; ``expected_calibration_error``, 15 bins of equal width,
-            l1; ``cross_entropy``, the mean in nats; ``per_class_accuracy`` (C,), None for a class without samples;
-            ``confusion`` (C, C), counts, rows are true classes.
-        """
-        predictions, targets = torch.cat(self._predictions), torch.cat(self._targets)
-        top1 = MulticlassAccuracy(self.num_classes, average="micro")(predictions, targets)
-        per_class = MulticlassAccuracy(self.num_classes, average="none")(predictions, targets)
-        confusion = MulticlassConfusionMatrix(self.num_classes)(predictions, targets)
-        counts = confusion.sum(dim=1)
-        return {
-            "top1": float(top1),
-            "top5": None if self._top5 is None else float(self._top5.compute()),
-            "expected_calibration_error": float(self._calibration.compute()),
-            "cross_entropy": self._loss / len(targets),
-            "per_class_accuracy": [
-                float(accuracy) if count else None for accuracy, count in zip(per_class, counts, strict=True)
-            ],
-            "confusion": confusion.tolist(),
-        }
-
-
-def output_folder(name: str, output: Path | None) -> Path | None:
-    """Return where the files go: ``output``, else ``RUN/evaluation``; None for a bare model without ``output``.
-
-    Raises:
-        UserError: when that folder holds something else than an earlier evaluation.
-    """
-    if output is None:
-        if not _is_run(name):
-            return None
-        output = Path(name) / "evaluation"
-    is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
-    if not is_free and not (output.is_dir() and all(_is_own(file) for file in output.iterdir())):
-        raise UserError(
-            f"{output} holds files that are not an evaluation's.", "Give a new or empty folder as --output."
-        )
-    return output
 
 
 def evaluate_models(
@@ -295,155 +199,11 @@ def evaluate_models(
     }
 
 
-def agreement(predictions: Tensor, others: Tensor) -> float:
-    """Return the share of samples with equal predictions, int64 (N,) each; -1 is a sample without one."""
-    both = (predictions >= 0) & (others >= 0)
-    return float((predictions == others)[both].double().mean())
-
-
-def to_json(evaluation: dict[str, Any]) -> str:
-    """Return the text of ``evaluation.json``: every list of numbers, such as a row of a confusion matrix, on one line."""
-    text = json.dumps(evaluation, indent=2, allow_nan=False)
-    # A raw line break is never part of a string.
-    return re.sub(r"\[\n[\d\s.,e+\-nul]+\]", lambda match: " ".join(match[0].split()), text) + "\n"
-
-
-def write_evaluation(evaluation: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``evaluation.json`` and a picture of every confusion matrix; what an earlier evaluation left is replaced.
-
-    Returns:
-        The files.
-
-    Raises:
-        UserError: when the folder can't be written to.
-    """
-    names = ["evaluation.json"]
-    num_images, split, data = evaluation["num_images"], evaluation["split"], evaluation["data"]
-
-    def save(temporary: Path) -> None:
-        (temporary / "evaluation.json").write_text(to_json(evaluation), encoding="utf-8")
-        for role, model in evaluation["models"].items():
-            if model["confusion"] is not None:
-                names.append(f"confusion-{role}.png")
-                plot_confusion(
-                    temporary / names[-1],
-                    model["confusion"],
-                    class_names=evaluation["class_names"],
-                    title=f"{role}: {_end_of(model['name'])}",
-                    subtitle=f"{model['top1']:.1%} of {num_images} {split} {evaluation['samples']}s of {_end_of(data)} right",
-                )
-
-    with clear_os_errors(folder, hint="Free some space, or give another --output."):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        replace_files(folder, save)
-        for file in folder.iterdir():
-            if _is_own(file) and file.name not in names:
-                file.unlink()
-    return [folder / name for name in names]
-
-
-def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
-    """Yield the tables for the terminal: a column for each model."""
-    models = evaluation["models"]
-
-    def row(label: str, show: Callable[[dict[str, Any]], str | None]) -> list[str]:
-        return [label, *(show(model) or _DASH for model in models.values())]
-
-    def number(key: str) -> Callable[[dict[str, Any]], str | None]:
-        return lambda model: None if model[key] is None else f"{model[key]:.4f}"
-
-    rows = [row("top-1 accuracy", number("top1"))]
-    if evaluation.get("num_unreadable"):
-        rows.append(row("unreadable", lambda _: str(evaluation["num_unreadable"])))
-    if len(evaluation["class_names"]) > 5:
-        rows.append(row("top-5 accuracy", number("top5")))
-    rows += [
-        row(name.replace("_", " "), number(name)) for name in _ENTITY_SCORES if name in next(iter(models.values()))
-    ]
-    rows += [
-        row("expected calibration error", number("expected_calibration_error")),
-        row("cross-entropy", number("cross_entropy")),
-    ]
-    if "teacher" in models:
-        rows.append(row("agreement with the teacher", number("agreement_with_teacher")))
-    rows += [
-        row("parameters", lambda model: human_count(model["parameters"])),
-        row("MACs", lambda model: human_count(model["macs"])),
-        row("size in MB", lambda model: f"{model['size_mb']:.2f}"),
-        row("latency in ms", lambda model: f"{model['latency']['median_ms']:.2f}"),
-        row("latency, interquartile range", lambda model: f"{model['latency']['iqr_ms']:.2f}"),
-        row(f"{_input_noun(evaluation)}s per second", lambda model: f"{model['throughput']['images_per_second']:.0f}"),
-    ]
-    yield "Result", ["", *models], rows
-
-    scored = {role: model for role, model in models.items() if model["per_class_accuracy"] is not None}
-    first = next(iter(scored.values()))["per_class_accuracy"]
-    # Worst first; classes without images last.
-    order = sorted(range(len(first)), key=lambda label: (first[label] is None, first[label]))
-    yield (
-        "Accuracy by class" if len(order) <= _SHOWN_CLASSES else f"{_SHOWN_CLASSES} worst of {len(order)} classes",
-        ["class", f"{evaluation['samples']}s", *scored],
-        [
-            [
-                evaluation["class_names"][label],
-                str(evaluation["class_counts"][label]),
-                *(
-                    _DASH if (value := model["per_class_accuracy"][label]) is None else f"{value:.4f}"
-                    for model in scored.values()
-                ),
-            ]
-            for label in order[:_SHOWN_CLASSES]
-        ],
-    )
-
-
-def legend(evaluation: dict[str, Any]) -> Iterator[str]:
-    """Yield what the tables are about: the images, and what each column stands for."""
-    yield f"data: {evaluation['num_images']} {evaluation['split']} {evaluation['samples']}s of {evaluation['data']}"
-    for role, model in evaluation["models"].items():
-        yield f"{role}: {model['name']}"
-
-
-def remarks(evaluation: dict[str, Any]) -> Iterator[str]:
-    """Yield what the tables leave unsaid."""
-    threads = evaluation["threads"]
-    processor = f"{threads} CPU thread{'' if threads == 1 else 's'}"
-    place = processor if evaluation["device"] == "cpu" else f"{evaluation['device']}, {evaluation['device_name']}"
-    noun = _input_noun(evaluation)
-    length = "" if noun == "image" else f" A text has {PROBE_TOKENS} tokens, or as many as the model takes."
-    yield (
-        f"Measured on {place}. Latency: one {noun}, median over repeats; {noun}s per second: in batches of"
-        f" {evaluation['batch_size']}. The input is on the device already.{length}"
-    )
-    yield from evaluation["data_notes"]
-    yield from evaluation["forced"]
-    yield from evaluation["notes"]
-    for name in evaluation["unreadable"]:
-        yield f"Skipped an unreadable image: {name}"
-
-
-def _input_noun(evaluation: dict[str, Any]) -> str:
-    """Return what a model gets at once: of words a text."""
-    return "text" if evaluation["samples"] == "word" else str(evaluation["samples"])
-
-
-def _end_of(name: str) -> str:
-    return name if len(name) <= _TITLE_LENGTH else f"…{name[1 - _TITLE_LENGTH :]}"
-
-
 def _one_of(names: Sequence[str]) -> str:
     return f"Use {', '.join(names[:-1])} or {names[-1]}."
 
 
-def _is_own(file: Path) -> bool:
-    return any(fnmatch(file.name, pattern) for pattern in _OWN_FILES)
-
-
 # --- names ------------------------------------------------------------------------------------------------------------
-
-
-def _is_run(name: str) -> bool:
-    return (Path(name) / "config.yaml").is_file() and not (Path(name) / "config.json").is_file()
 
 
 def _open_run(name: str, *, force: bool) -> RunFolder | None:
@@ -453,7 +213,7 @@ def _open_run(name: str, *, force: bool) -> RunFolder | None:
         UserError: when the run has no student yet, or ``name`` is a folder of neither, or is taken for a misspelt one.
     """
     path = Path(name)
-    if _is_run(name):
+    if is_run(name):
         return RunFolder.open(path, force=force)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(
@@ -700,12 +460,11 @@ def _check_record(
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 _SCORES = ("top1", "top5", "expected_calibration_error", "cross_entropy", "per_class_accuracy", "confusion")
-_ENTITY_SCORES = ("entity_f1", "entity_precision", "entity_recall")
 
 
 def _score_names(data: DataFacts) -> tuple[str, ...]:
     has_entities = data.label_kind == "words" and tell_entities(data.class_names)
-    return (*_SCORES, *_ENTITY_SCORES) if has_entities else _SCORES
+    return (*_SCORES, *ENTITY_SCORES) if has_entities else _SCORES
 
 
 def _cut_words(source: WordSource, candidates: Sequence[Candidate], data: DataFacts, notes: list[str]) -> WordSource:
@@ -772,61 +531,3 @@ def _first_rows(source: ImageSource | TextSource) -> list[int]:
     """Return where the predictions of every sample begin, one of an image or text, one a word; and their number."""
     sizes = [len(words) for words in source.words] if isinstance(source, WordSource) else [1] * len(source)
     return [0, *accumulate(sizes)]
-
-
-def measure_costs(model: Model, folder: Path | None, *, device: torch.device, batch_size: int) -> dict[str, Any]:
-    """Return what a model costs: size, operations, and time on the device that it is on.
-
-    Args:
-        model: in eval mode.
-        folder: that its weights lie in; None for a model that has none.
-        device: where ``model`` is.
-        batch_size: images of a batch, for the throughput; the latency is that of one image.
-    """
-    facts = model.facts
-    size, size_of = weights_size(model, folder)
-    latency = _time_forward(model, 1, device)
-    batches = _time_forward(model, batch_size, device)
-    low, median, high = latency.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
-    return {
-        "parameters": facts.num_parameters,
-        "macs": facts.macs,
-        "size_mb": size / 1e6,
-        "size_of": size_of,
-        "input_size": _input_size(facts.preprocessing),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "latency": {"median_ms": 1e3 * median, "iqr_ms": 1e3 * (high - low), "repeats": len(latency)},
-        "throughput": {"images_per_second": batch_size / float(batches.median()), "repeats": len(batches)},
-    }
-
-
-def _input_size(preprocessing: Preprocessing | TextPreprocessing) -> list[int]:
-    """Return height and width in pixels, or the longest text in tokens."""
-    if isinstance(preprocessing, TextPreprocessing):
-        return [preprocessing.max_length]
-    return list(preprocessing.image_size)
-
-
-def weights_size(model: Model, folder: Path | None) -> tuple[int, str]:
-    """Return the bytes of the model's weights and what they are of: its safetensors files, or its state dict."""
-    files = []
-    if folder is not None:
-        whole = folder / "model.safetensors"
-        files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
-    if files:
-        return sum(file.stat().st_size for file in files), ", ".join(file.name for file in files)
-    state = model.module.state_dict()
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.values()), "state dict"
-
-
-def _time_forward(model: Model, batch_size: int, device: torch.device) -> Tensor:
-    inputs = to_device(model.example(batch_size), device)
-    taps = () if model.facts.num_classes else ("pooled",)
-    return time_passes(
-        lambda: model(inputs, taps=taps),
-        device=device,
-        warm_up=_WARM_UP,
-        fewest=_FEWEST_REPEATS,
-        most=_REPEATS,
-        seconds=_TIMING_SECONDS,
-    )

@@ -20,20 +20,19 @@ from torch.nn import functional as F
 from kdcli.base.errors import UserError
 from kdcli.base.facts import LANGUAGE_MODELING
 from kdcli.base.files import clear_os_errors, replace_files, temporary_folder
-from kdcli.config.run import ProjectionOptions
+from kdcli.config.methods import ProjectionOptions, named_methods
 from kdcli.data import Text, TextBatch, TextPair
 from kdcli.models import load_saved
 from kdcli.models.base import Inputs, Model
 from kdcli.models.transformers.padding import pool
 from kdcli.models.transformers.sentence import MODEL_FILE, read_sentence_settings, write_sentence_settings
-from kdcli.models.transformers.text_build import HFTextModel
+from kdcli.models.transformers.text import HFTextModel
 from kdcli.models.transformers.tokenizer import FILES as TOKENIZER_FILES
 from kdcli.models.transformers.tokenizer import encode
 from kdcli.models.transformers.tokens import HFTokenModel
 from kdcli.projectors.maps import Projector, linear_layers, restore_projector
 from kdcli.results.card import model_card
 from kdcli.runs.folder import CARD, RunFolder, card_content, is_kept_card, keep_edited_card
-from kdcli.training.prepare import named_methods
 
 _TOLERANCE = 1e-4
 """Largest allowed difference of logits, relative to their largest magnitude."""

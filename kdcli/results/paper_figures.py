@@ -30,7 +30,7 @@ from kdcli.results.figures import (
 )
 from kdcli.results.pictures import plot_landscape, plot_tsne
 from kdcli.tasks.features.frozen import NEIGHBOURS
-from kdcli.training.prepare import Job
+from kdcli.training.job import Job
 
 TSNE_PANELS = {
     "raw": "as they are",

@@ -41,9 +41,10 @@ from kdcli.base.files import (
 )
 from kdcli.base.result import EpisodesResult, Finished, Metrics, Result, Saved
 from kdcli.base.text import check_argument, redact, redact_all
+from kdcli.config.parse import parse_config
 from kdcli.config.recipes import load_yaml
-from kdcli.config.run import RunConfig, parse_config
-from kdcli.plan.decide import Plan
+from kdcli.config.run import RunConfig
+from kdcli.plan.plan import Plan
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 _Result = TypeVar("_Result", bound=Finished)

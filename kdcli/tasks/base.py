@@ -9,15 +9,9 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from kdcli.base.facts import LANGUAGE_MODELING, DataFacts
+from kdcli.base.facts import DataFacts
 from kdcli.data import AnyBatch
-from kdcli.tasks.classification.one_label import ImageClassification
-from kdcli.tasks.classification.values import SeveralLabels, TextClassification, TextRegression
-from kdcli.tasks.embedding.images import ImageEmbedding
-from kdcli.tasks.embedding.texts import SentenceEmbedding
-from kdcli.tasks.language.task import LanguageModeling
 from kdcli.tasks.sample_sums import Note, ignore_sums
-from kdcli.tasks.words.task import TokenClassification
 
 
 class Task(Protocol):
@@ -77,33 +71,3 @@ def rank_students(metrics: Mapping[str, float], monitor: str) -> tuple[bool, boo
     value, loss = metrics[monitor], metrics.get("loss", 0.0)
     has_loss, has_value = math.isfinite(loss), math.isfinite(value)
     return has_loss, has_value, value if has_value else 0.0, -loss if has_loss else 0.0
-
-
-def build_task(data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Task:
-    """Return the task that ``data`` are for.
-
-    Args:
-        data: what is known about them.
-        reference: a batch to the teacher's embeddings, for a task that compares with them.
-    """
-    return _kind_of(data).from_facts(data, reference=reference)
-
-
-def _kind_of(data: DataFacts) -> type[Task]:
-    match data.task:
-        case "sentence-embedding":
-            return SentenceEmbedding
-        case "image-embedding":
-            return ImageEmbedding
-        case "image-classification":
-            return ImageClassification
-        case "token-classification":
-            return TokenClassification
-        case task if task in LANGUAGE_MODELING:
-            return LanguageModeling
-    match data.label_kind:
-        case "classes":
-            return SeveralLabels
-        case "number":
-            return TextRegression
-    return TextClassification

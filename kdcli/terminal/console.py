@@ -13,7 +13,7 @@ from rich.table import Table
 
 from kdcli.base.errors import UserError
 from kdcli.base.text import printable, redact
-from kdcli.plan.decide import Plan
+from kdcli.plan.plan import Plan
 
 console = Console(highlight=False, emoji=False)
 errors = Console(stderr=True, highlight=False, emoji=False)

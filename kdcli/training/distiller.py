@@ -17,7 +17,8 @@ from kdcli.methods.balance import Balance
 from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected
 from kdcli.methods.projection import Projection
-from kdcli.models.base import Model, ModelOutput, edges_of
+from kdcli.models.base import Model, ModelOutput
+from kdcli.models.taps import edges_of
 from kdcli.projectors.maps import OrthogonalProjector
 
 

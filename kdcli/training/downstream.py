@@ -18,7 +18,7 @@ from kdcli.data.unreadable import check_readable
 from kdcli.models.base import Model
 from kdcli.tasks.embedding.texts import whole_space
 from kdcli.tasks.features.frozen import NEIGHBOURS, frozen_accuracies
-from kdcli.training.prepare import Job
+from kdcli.training.job import Job
 
 _SEED = 0
 COLUMNS = {"student": "", "as initialised": "initial_", "teacher": "teacher_"}

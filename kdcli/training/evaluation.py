@@ -17,7 +17,7 @@ from kdcli.data.unreadable import check_readable
 from kdcli.models.base import Model
 from kdcli.tasks.features.class_means import nearest_class_mean_accuracy
 from kdcli.tasks.sample_sums import Note, ignore_sums
-from kdcli.training.prepare import Job
+from kdcli.training.job import Job
 
 Skip = Callable[[Iterable[str]], None]
 

@@ -6,12 +6,9 @@ import contextlib
 import copy
 import math
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,36 +20,35 @@ from torch.optim import Optimizer
 from kdcli.base.errors import UserError
 from kdcli.base.facts import OVER_TOKENS, UNLABELLED
 from kdcli.base.result import Result
-from kdcli.base.text import redact_all
-from kdcli.config.run import RunConfig
+from kdcli.config.keys import comparable, refuse_differences, without_later_keys
 from kdcli.data import AnyBatch, ImageSource, TextSource
 from kdcli.machine.control import Control, Every, Stopped, Verdict
 from kdcli.machine.seeding import stable_seed
 from kdcli.models import load_saved
 from kdcli.models.base import Model, ModelOutput
-from kdcli.projectors.spectra import rank_evolution, singular_values
 from kdcli.runs.checkpoint import Checkpoint, Checkpoints, restore_module
 from kdcli.runs.folder import OF_BEST, RunFolder
 from kdcli.tasks import rank_students
 from kdcli.terminal.progress import Reporter
-from kdcli.training.distiller import Distiller
 from kdcli.training.downstream import measure_features
 from kdcli.training.evaluation import SampleSums, add_up, evaluate
+from kdcli.training.job import Job
+from kdcli.training.meters import (
+    AFTER_NAN,
+    COLLAPSED,
+    SPECTRA,
+    TEACHERS,
+    Meter,
+    SpectraRecord,
+    Watch,
+    not_finite,
+)
 from kdcli.training.optim import make_optimizer, make_schedule
-from kdcli.training.prepare import Job
 from kdcli.training.teachers.check import measure_teacher
 from kdcli.training.teachers.teacher import LiveTeacher, StoredTeacher
 
 _LOG_EVERY = 50
 """Steps between two readings of the losses from the device."""
-_SPECTRA = 200
-"""Largest number of times that singular values are recorded in a run."""
-_COLLAPSED = 1e-3
-"""A feature's spread over the batch, relative to its size, below which it is all but constant."""
-_AFTER_NAN = (
-    "Lower --lr, clip gradients harder (optim.clip_grad), or use --mixed-precision no. Checkpoints and a best student"
-    " from before are kept."
-)
 _MAX_STORED = 2**30
 """Bytes of the teacher's outputs for texts that are kept in memory."""
 
@@ -110,13 +106,11 @@ class Trainer:
         self.wrapped, self.wrapped_optimizer = accelerator.prepare(self.distiller, self.optimizer)
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=config.train.keep_checkpoints)
         self.control = Control(Every.parse(config.train.checkpoint_every), num_processes=accelerator.num_processes)
-        self.watch = _Watch()
-        self.unbounded = _not_finite(self.distiller)
+        self.watch = Watch()
+        self.unbounded = not_finite(self.distiller)
         """Buffers that hold infinity as the model means it, such as the bounds of a clipping."""
-        self.spectra = _SpectraRecord(
-            run if self.is_main else None, every=math.ceil(config.train.epochs / _SPECTRA) or 1
-        )
-        self.meter = _Meter()
+        self.spectra = SpectraRecord(run if self.is_main else None, every=math.ceil(config.train.epochs / SPECTRA) or 1)
+        self.meter = Meter()
         self.step = 0
         """Batches that are trained on and accounted for."""
         self.closed = 0
@@ -155,7 +149,7 @@ class Trainer:
             if not self.best:
                 raise UserError(
                     "No student of this run gave a finite loss on the validation split: there is none to keep.",
-                    _AFTER_NAN,
+                    AFTER_NAN,
                 )
             test = self._test()
             teacher = self._teacher_metrics(tested=bool(test))
@@ -363,7 +357,7 @@ class Trainer:
             "step": self.step,
             "lr": self.optimizer.param_groups[0]["lr"],
         } | self.meter.read(self.job.data.facts.noun)
-        self.meter = _Meter()
+        self.meter = Meter()
         self._record("train", values)
         self.reporter.logged(values)
         self._warn_of_collapse(values)
@@ -376,9 +370,9 @@ class Trainer:
             first = self.first_norms.setdefault(tap, norm)
             if tap in self.collapsed:
                 continue
-            if norm <= _COLLAPSED * first:
+            if norm <= COLLAPSED * first:
                 what = f"have shrunk to {norm:.2g}, from {first:.2g}"
-            elif values[f"feature_std/{tap}"] <= _COLLAPSED * norm:
+            elif values[f"feature_std/{tap}"] <= COLLAPSED * norm:
                 what = f"are all but the same for every sample (spread {values[f'feature_std/{tap}']:.2g}, norm {norm:.2g})"
             else:
                 continue
@@ -454,7 +448,7 @@ class Trainer:
             self._check_weights()
             scaler = self.accelerator.scaler
             state = {
-                "config": _comparable(self.job.config),
+                "config": comparable(self.job.config),
                 "step": self.step,
                 "closed": self.closed,
                 "best": self.best,
@@ -482,12 +476,12 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Refuse to go on with weights that are not finite, those of an averaged student among them."""
-        names = _not_finite(self.distiller)
+        names = not_finite(self.distiller)
         if self.ema is not None:
-            names += [f"student.{name}" for name in _not_finite(self.ema.module)]
+            names += [f"student.{name}" for name in not_finite(self.ema.module)]
         if wrong := [name for name in names if name not in self.unbounded]:
             raise UserError(
-                f"{len(wrong)} weights became NaN or infinite up to step {self.step}, {wrong[0]} for one.", _AFTER_NAN
+                f"{len(wrong)} weights became NaN or infinite up to step {self.step}, {wrong[0]} for one.", AFTER_NAN
             )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -497,7 +491,7 @@ class Trainer:
             UserError: the checkpoint is of another run or does not fit; it says what differs.
         """
         state, path = checkpoint.state, checkpoint.path
-        _refuse_differences(_without_later_keys(state["config"], self.job.config), self.job.config, path)
+        refuse_differences(without_later_keys(state["config"], self.job.config), self.job.config, path)
         if state["step"] > self.total_steps:
             raise UserError(
                 f"The run has already been trained for {state['step']} steps, and {self.job.config.train.epochs} epochs"
@@ -519,7 +513,7 @@ class Trainer:
         self.best, self.seconds, self.first_norms = state["best"], state["seconds"], state["first_norms"]
         self.skipped = dict.fromkeys(state["skipped"])
         self.spectra.restore(**state["spectra"])
-        self.meter = _Meter.restored(state["meter"], self.accelerator.device)
+        self.meter = Meter.restored(state["meter"], self.accelerator.device)
         if self.is_main:
             self.run.unfinish()
             self.checkpoints.remove_after(self.step)
@@ -531,191 +525,12 @@ class Trainer:
             self._note_skipped(gather_object(list(self.skipped)))
 
 
-@dataclass
-class _Meter:
-    """Sums losses on the device; reads them only when asked. Every process has the losses of the whole batch."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    images: int = 0
-    waited: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
-
-    @classmethod
-    def restored(cls, saved: dict[str, Any], device: torch.device) -> _Meter:
-        sums = {name: value.to(device) for name, value in saved["sums"].items()}
-        return cls(sums, saved["steps"], saved["images"])
-
-    def add(self, terms: dict[str, Tensor], images: int) -> None:
-        for name, value in terms.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
-        self.images += images
-
-    def read(self, noun: str) -> dict[str, float]:
-        seconds = max(time.perf_counter() - self.since, 1e-9)
-        means = {name: float(value) / self.steps for name, value in self.sums.items()}
-        return means | {f"{noun}s_per_second": self.images / seconds, "data_wait": min(self.waited / seconds, 1.0)}
-
-
-class _Watch:
-    """Notices a loss term that is not finite, without making an accelerator wait."""
-
-    def __init__(self) -> None:
-        self._pending: deque[tuple[int, list[str], Tensor, Any]] = deque()
-
-    def add(self, terms: dict[str, Tensor], step: int) -> None:
-        """Look at the terms of ``step``; those of an accelerator a little later, once they have been computed."""
-        wrong = torch.stack([~value.detach().isfinite().all() for value in terms.values()])
-        event = None
-        if wrong.is_cuda:
-            wrong = wrong.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._pending.append((step, list(terms), wrong, event))
-        while self._pending and (self._pending[0][3] is None or self._pending[0][3].query()):
-            self._look()
-
-    def check(self) -> None:
-        """Look at everything so far, and wait for it."""
-        while self._pending:
-            if self._pending[0][3] is not None:
-                self._pending[0][3].synchronize()
-            self._look()
-
-    def _look(self) -> None:
-        step, names, wrong, _ = self._pending.popleft()
-        if not bool(wrong.any()):
-            return
-        bad = [name for name, is_wrong in zip(names, wrong.tolist(), strict=True) if is_wrong]
-        if bad[0].startswith(_TEACHERS):
-            raise UserError(
-                f"{bad[0]} are NaN or infinite at step {step}.",
-                "Check its weights, or use --mixed-precision no. It may mask classes by -inf, but not all of them.",
-            )
-        raise UserError(f"The loss term {bad[0]!r} became NaN or infinite at step {step}.", _AFTER_NAN)
-
-
-_TEACHERS = "The teacher's "
-
-
 def _of_teacher(outputs: ModelOutput | None) -> dict[str, Tensor]:
     """Return what has to be finite of a teacher's outputs: features, and each sample's largest logit."""
     if outputs is None:
         return {}
-    logits = {} if outputs.logits is None else {f"{_TEACHERS}logits": outputs.logits.amax(dim=1)}
-    return logits | {f"{_TEACHERS}features {tap!r}": features for tap, features in outputs.features.items()}
-
-
-class _SpectraRecord:
-    """Singular values of every projector over training, kept in ``spectra.safetensors``.
-
-    Args:
-        run: where; None in a process that does not write.
-        every: epochs between two records.
-    """
-
-    def __init__(self, run: RunFolder | None, *, every: int) -> None:
-        self.run = run
-        self.every = every
-        self.steps: list[int] = []
-        self.values: dict[str, list[Tensor]] = {}
-
-    def add(self, distiller: Distiller, *, step: int) -> dict[str, float]:
-        """Record now and return the ranks by name; does nothing without a projector that is a matrix."""
-        matrices = distiller.projector_matrices()
-        if not matrices or self.run is None:
-            return {}
-        self.steps.append(step)
-        ranks: dict[str, float] = {}
-        for name, matrix in matrices.items():
-            spectrum = singular_values(matrix).float()
-            self.values.setdefault(name, []).append(spectrum)
-            ranks |= {f"{name}/{kind}_rank": values[0] for kind, values in rank_evolution([spectrum]).items()}
-        self._write()
-        return ranks
-
-    def restore(self, steps: list[int], values: dict[str, list[Tensor]]) -> None:
-        """Go back to what was recorded up to a checkpoint."""
-        self.steps, self.values = steps, values
-        if self.values and self.run is not None:
-            self._write()
-
-    def _write(self) -> None:
-        assert self.run is not None
-        stacked = {name: torch.stack(values) for name, values in self.values.items()}
-        self.run.write_tensors("spectra.safetensors", {"steps": torch.tensor(self.steps), **stacked})
-
-
-_MAY_CHANGE = {
-    "baseline",
-    "description",
-    "data.name",
-    "data.root",
-    "data.unlabelled",
-    "data.workers",
-    "episodes.number",
-    "teacher.unchecked",
-    "teacher.weights",
-    "test",
-    "train.checkpoint_every",
-    "train.compile",
-    "train.device",
-    "train.epochs",
-    "train.keep_checkpoints",
-    "train.num_processes",
-    "train.track",
-    "train.validate_every",
-}
-"""What may be another when a run goes on. Where data and weights lie is up to the machine; what they are is in the run's record."""
-
-
-def _comparable(config: RunConfig) -> dict[str, Any]:
-    """Return every setting by its dotted name, without tokens of hubs and trackers."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-        if items is None:
-            flat[prefix] = value
-        else:
-            for key, item in items:
-                walk(f"{prefix}.{key}" if prefix else str(key), item)
-
-    walk("", redact_all(config.with_absolute_paths().model_dump(mode="json", exclude={"output"})))
-    return flat
-
-
-def check_same_run(stored: RunConfig, config: RunConfig, path: Path) -> None:
-    """Check that a run that was configured by ``stored`` (in the file ``path``) may go on with ``config``.
-
-    Raises:
-        UserError: something differs that may not; it says what.
-    """
-    _refuse_differences(_comparable(stored), config, path)
-
-
-def _without_later_keys(saved: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Return ``saved`` with what this version knows besides: a checkpoint of an earlier one did not have the option."""
-    return _comparable(config) | saved
-
-
-def _refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
-    now = _comparable(config)
-    keys = sorted(
-        key for key in saved.keys() | now.keys() if not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE)
-    )
-    differences = [f"{key} {saved.get(key)!r} -> {now.get(key)!r}" for key in keys if saved.get(key) != now.get(key)]
-    if differences:
-        raise UserError(
-            f"{path} was written with other settings: {'; '.join(differences)}.",
-            "A run goes on with its own settings, but for epochs and what the machine needs; start a new run for others.",
-        )
-
-
-def _not_finite(module: torch.nn.Module) -> list[str]:
-    return [name for name, value in module.state_dict().items() if not bool(value.isfinite().all())]
+    logits = {} if outputs.logits is None else {f"{TEACHERS}logits": outputs.logits.amax(dim=1)}
+    return logits | {f"{TEACHERS}features {tap!r}": features for tap, features in outputs.features.items()}
 
 
 def _match_memory_formats(optimizer: Optimizer) -> None:

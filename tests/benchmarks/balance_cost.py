@@ -15,7 +15,8 @@ import time
 
 import torch
 
-from kdcli.config.run import StudentConfig, parse_config
+from kdcli.config.models import StudentConfig
+from kdcli.config.parse import parse_config
 from kdcli.data import Batch
 from kdcli.methods import build_method
 from kdcli.methods.base import Context

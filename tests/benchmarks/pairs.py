@@ -30,7 +30,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from kdcli.config.run import parse_config
+from kdcli.config.parse import parse_config
 from kdcli.experiments.distill import Output, distill_run, is_finished
 from kdcli.results.compare import confidence_interval
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from kdcli.config.run import OrthogonalMap
+from kdcli.base.names import OrthogonalMap
 from kdcli.losses import smooth_l1
 from kdcli.projectors.maps import OrthogonalProjector
 from kdcli.projectors.stiefel import orthogonality_error

@@ -91,7 +91,7 @@ def test_a_run_folder_is_a_teacher(run_cli, cifar_run, photos, tiny):
 
 @pytest.mark.parametrize("damage", ["import", "weights"])
 def test_an_export_that_only_kdcli_could_load_is_refused(run_cli, cifar_run, tmp_path, monkeypatch, damage):
-    from kdcli.models.timm.build import TimmModel
+    from kdcli.models.timm.model import TimmModel
 
     save = TimmModel.save
 

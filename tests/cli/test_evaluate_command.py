@@ -204,7 +204,7 @@ def test_classes_come_worst_first(evaluated):
 def test_table_of_classes_is_cut_on_the_terminal_only(run_cli, make_photos):
     folder = make_photos({f"{split}/c{n:02d}": 2 for split in ("train", "test") for n in range(23)})
     arguments = ("evaluate", "random:folder", "--data", folder, *FAST)
-    from kdcli.config.run import StudentConfig
+    from kdcli.config.models import StudentConfig
     from kdcli.models import build_student
 
     names = [f"c{n:02d}" for n in range(23)]

@@ -198,7 +198,7 @@ def test_model_card_without_a_teacher(alone_run):
 
 @pytest.mark.parametrize("damage", ["weights", "labels", "crash"])
 def test_a_save_that_goes_wrong_is_found_and_leaves_nothing(run_cli, tmp_path, same_run, monkeypatch, damage):
-    from kdcli.models.timm.build import TimmModel
+    from kdcli.models.timm.model import TimmModel
 
     save = TimmModel.save
 

@@ -32,8 +32,9 @@ from pydantic import BaseModel
 from typer.core import TyperGroup, TyperOption
 
 from kdcli.cli.app import app
+from kdcli.config.methods import METHODS, MethodSection
 from kdcli.config.recipes import list_recipes, load_recipe
-from kdcli.config.run import METHODS, MethodSection, RunConfig
+from kdcli.config.run import RunConfig
 from kdcli.experiments import distill
 from kdcli.training.trainer import Trainer
 

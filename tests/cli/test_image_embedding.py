@@ -88,7 +88,7 @@ def test_the_measured_accuracies_are_those_of_the_saved_student(run, photos):
     """Recomputed from the run folder, by scikit-learn alone, for the nearest neighbours."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    from kdcli.config.run import DataConfig
+    from kdcli.config.data import DataConfig
     from kdcli.data import EvalLoader, open_unlabelled
     from kdcli.models import load_saved
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kdcli.config.run import METHODS, MethodName
+from kdcli.config.methods import METHODS, MethodName
 
 ALONE = {"none", "spectral_regularization"}
 WITH_TEACHER = sorted(set(typing.get_args(MethodName)) - ALONE - {"refilled"})

@@ -141,7 +141,8 @@ def test_probe_features_are_the_models_own(probed, photos, hf_folder):
     """LogME of one teacher, recomputed from its features image by image."""
     import torch
 
-    from kdcli.config.run import DataConfig, TeacherConfig
+    from kdcli.config.data import DataConfig
+    from kdcli.config.models import TeacherConfig
     from kdcli.data import EvalLoader, open_data
     from kdcli.models import load_teacher
     from kdcli.projectors.spectra import log_me
@@ -206,7 +207,8 @@ def test_probe_of_texts(run_cli, tmp_path, reviews, bert_folder, text_classifier
     """LogME of one teacher, recomputed from its mean embeddings text by text."""
     import torch
 
-    from kdcli.config.run import DataConfig, TeacherConfig
+    from kdcli.config.data import DataConfig
+    from kdcli.config.models import TeacherConfig
     from kdcli.data import open_texts
     from kdcli.models import load_text_teacher
     from kdcli.projectors.spectra import log_me

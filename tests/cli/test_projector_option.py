@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kdcli.config.run import METHODS, LayerOptions
+from kdcli.config.methods import METHODS, LayerOptions
 
 WITH_LAYERS = sorted(name for name, section in METHODS.items() if issubclass(section, LayerOptions))
 MODELS = ("--teacher", "random:test_efficientnet", "--student", "test_resnet")

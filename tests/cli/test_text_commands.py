@@ -70,7 +70,7 @@ def test_a_classifier_is_exported_for_transformers_alone(classified_run, run_cli
     assert outcome.exit_code == 0, outcome.stderr
     assert float(re.search(r"at most (\S+) of", outcome.stdout)[1]) < 1e-5
     assert 'pipeline("text-classification", "PATH")' in (tmp_path / "out" / "README.md").read_text()
-    from kdcli.config.run import DataConfig
+    from kdcli.config.data import DataConfig
     from kdcli.data import open_texts
 
     test = open_texts(DataConfig(name=str(reviews)), task="text-classification", seed=0).test
@@ -106,7 +106,7 @@ def test_an_embedding_is_exported_into_the_teachers_space(embedded_run, run_cli,
     """The exported folder, computed here by sentence-transformers' rules, gives the metric that the run reports."""
     outcome = run_cli("export", embedded_run, "--output", "out")
     assert outcome.exit_code == 0, outcome.stderr
-    from kdcli.config.run import DataConfig
+    from kdcli.config.data import DataConfig
     from kdcli.data import open_texts
     from kdcli.tasks.embedding.texts import compare_spaces
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import TextBatch, open_texts
 from kdcli.models import load_saved
 
@@ -238,7 +238,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(bert_folder, distilbert_folder, 
 
 def test_words_are_the_rows_of_both_models(same_run_of_words, teacher):
     """Features and logits of a word are those of the token that begins it, whatever its number in either tokenizer."""
-    from kdcli.config.run import TeacherConfig
+    from kdcli.config.models import TeacherConfig
     from kdcli.data import WordBatch
     from kdcli.models import load_text_teacher
 

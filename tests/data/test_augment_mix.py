@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import AugmentConfig
+from kdcli.config.data import AugmentConfig
 from kdcli.data import Augmentation, Batch, Mix
 from kdcli.data.images.augment import ERASED
 from kdcli.machine.seeding import seeded, stable_seed

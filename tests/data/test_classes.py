@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import ImageData, ImageSource, open_data
 from kdcli.data.classes import choose_classes
 

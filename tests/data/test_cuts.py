@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import ImageData, TextData, open_data, open_texts, open_unlabelled
 from kdcli.data.splits import cut_indices, hold_out
 from kdcli.machine.seeding import stable_share

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import decode_image, open_data, open_unlabelled
 
 

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from kdcli.base.facts import DataFacts
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import fingerprint as module
 from kdcli.data import open_data
 from kdcli.data.fingerprint import Fingerprint, find_changes, find_trained_on, fingerprint
 from kdcli.data.images.sources import ArraySource, FileSource
-from kdcli.data.splits import ImageData
+from kdcli.data.images.splits import ImageData
 from kdcli.data.texts.sources import TextData, TextSource
 from kdcli.data.texts.words import WordSource
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import ImageData, ImageSource, open_data
 
 MakeFolder = Callable[..., Path]

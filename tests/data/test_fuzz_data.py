@@ -28,7 +28,7 @@ from PIL import Image
 
 from kdcli.base.errors import UserError
 from kdcli.base.text import printable
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import open_data, open_texts, open_unlabelled
 from kdcli.data.images.sources import file_paths
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from kdcli.base.facts import Preprocessing
-from kdcli.config.run import AugmentConfig
+from kdcli.config.data import AugmentConfig
 from kdcli.data import EvalLoader, Mix, TrainLoader, prepare
 from kdcli.data.images.sources import ArraySource
 

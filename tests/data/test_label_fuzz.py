@@ -13,7 +13,7 @@ import random
 import pytest
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import TextPair, open_texts
 
 CASES = int(os.environ.get("KDCLI_FUZZ_CASES", 40))

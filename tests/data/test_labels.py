@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import TextPair, open_texts
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import open_data, open_texts, open_unlabelled
 from kdcli.data.images.decode import FORMATS
 from kdcli.data.listing import is_image, list_files

@@ -12,7 +12,7 @@ from timm.data import create_transform
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import Preprocessing
-from kdcli.config.run import AugmentConfig, DataConfig
+from kdcli.config.data import AugmentConfig, DataConfig
 from kdcli.data import Batch, EvalLoader, ImageSource, TrainLoader, fit, open_data, prepare
 from kdcli.data.images import loaders
 from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, Subset

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import UnreadableImage, open_data
 from kdcli.data.images.torchvision_sets import SETS
 

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import ImageData, TextData, open_data, open_texts, open_unlabelled
 from kdcli.data.split_names import split_files
 

@@ -9,7 +9,7 @@ import pytest
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import TextEvalLoader, TextTrainLoader, open_texts
 
 

@@ -11,7 +11,7 @@ from transformers import ByT5Tokenizer
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data import open_texts
 from kdcli.data.fingerprint import fingerprint
 from kdcli.data.texts.words import Reader, WordSource, cut_words, encode_words, first_tokens

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import StudentConfig, TeacherConfig, parse_config
+from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.config.parse import parse_config
 from kdcli.data import Batch
 from kdcli.methods import build_method
 from kdcli.methods.balance import Balance

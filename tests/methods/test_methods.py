@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from kdcli import losses
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import METHODS, StudentConfig, TeacherConfig, parse_config
+from kdcli.config.methods import METHODS
+from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.config.parse import parse_config
 from kdcli.data import Batch, prepare
 from kdcli.methods import build_method
 from kdcli.methods.base import Context

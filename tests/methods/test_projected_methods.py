@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from kdcli import losses
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
-from kdcli.config.run import METHODS, LayerOptions, ProjectorName, StudentConfig, TeacherConfig, parse_config
+from kdcli.base.names import ProjectorName
+from kdcli.config.methods import METHODS, LayerOptions
+from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.config.parse import parse_config
 from kdcli.data import Batch, prepare
 from kdcli.methods import build_method
 from kdcli.methods.base import Context

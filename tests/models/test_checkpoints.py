@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo
 from torchvision.transforms import v2
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import TeacherConfig
+from kdcli.config.models import TeacherConfig
 from kdcli.models import load_teacher
 from kdcli.models.weights import read_checkpoint, resolve_path
 

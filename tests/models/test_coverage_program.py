@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.models.timm.build import TimmModel
+from kdcli.models.timm.model import TimmModel
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
 

@@ -1,7 +1,7 @@
 import pytest
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import StudentConfig
+from kdcli.config.models import StudentConfig
 from kdcli.models import build_student
 
 

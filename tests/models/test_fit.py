@@ -10,7 +10,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import TeacherConfig
+from kdcli.config.models import TeacherConfig
 from kdcli.models import load_saved, load_teacher
 from kdcli.models.fit import build_with_weights
 from kdcli.models.weights import read_checkpoint

@@ -10,7 +10,7 @@ from torchvision.transforms.functional import to_tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import Batch
 from kdcli.models import build_student, load_saved, load_teacher
 

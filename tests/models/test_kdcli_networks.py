@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.timm import kdcli_networks
 

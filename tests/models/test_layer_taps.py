@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import TeacherConfig
+from kdcli.config.models import TeacherConfig
 from kdcli.models import load_teacher
 
 

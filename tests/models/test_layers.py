@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import TeacherConfig
+from kdcli.config.models import TeacherConfig
 from kdcli.models import load_teacher
 from kdcli.models.layers import list_layers, resolve_indices
 

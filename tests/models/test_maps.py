@@ -7,9 +7,9 @@ import torch
 import transformers
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, load_teacher
-from kdcli.models.base import LayerTap, grid_of, map_of_places
+from kdcli.models.taps import LayerTap, grid_of, map_of_places
 
 
 def load(name, **options):

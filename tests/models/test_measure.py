@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kdcli.config.run import StudentConfig
+from kdcli.config.models import StudentConfig
 from kdcli.models import build_student
 from kdcli.models.measure import measure, time_passes
 

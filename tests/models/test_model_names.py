@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, hub, load_teacher, parse_name
-from kdcli.models.locate import library_of, locate
+from kdcli.models.locate import locate
+from kdcli.models.place import library_of
 from kdcli.models.spec import ModelName
 
 

@@ -8,7 +8,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdcli.base.facts import DataFacts
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch
 from kdcli.models import build_text_student, load_saved, load_text_teacher
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForImageClassification, CLIPConfig, CLIPModel,
 
 from kdcli.base.errors import UserError
 from kdcli.base.text import redact
-from kdcli.config.run import StudentConfig, TeacherConfig, parse_config
+from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.config.parse import parse_config
 from kdcli.models import build_student, load_saved, load_teacher, parse_name
 from kdcli.models.shrink import Shrinking, copy_tensors, evenly_spaced, shrink
 from kdcli.models.spec import format_query

@@ -10,7 +10,9 @@ from timm.data import resolve_data_config
 from timm.utils import CheckpointSaver, ModelEmaV3
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import RunConfig, StudentConfig, TeacherConfig, parse_config
+from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.config.parse import parse_config
+from kdcli.config.run import RunConfig
 from kdcli.models import build_student, load_teacher, parse_name
 from kdcli.models.locate import locate
 from kdcli.models.recorded import read_recorded

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, build_text_student, load_saved, load_text_teacher
 from kdcli.models.roundtrip import check_reloads
 

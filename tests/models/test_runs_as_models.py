@@ -10,7 +10,7 @@ import yaml
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.plan.relation import find_relation
 

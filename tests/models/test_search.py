@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kdcli
 from kdcli.base.errors import UserError
-from kdcli.models.locate import Place
+from kdcli.models.place import Place
 from kdcli.models.search.catalogue import (
     NUM_CLASSES,
     Built,
@@ -99,7 +99,7 @@ def test_only_those_with_weights(find):
 
 
 def test_transformers_with_default_configs(find):
-    from kdcli.config.run import StudentConfig
+    from kdcli.config.models import StudentConfig
     from kdcli.models import build_student
 
     (entry,) = find("hf:segformer")
@@ -110,7 +110,7 @@ def test_transformers_with_default_configs(find):
 
 
 def test_an_architecture_alone_is_no_teacher():
-    from kdcli.config.run import TeacherConfig
+    from kdcli.config.models import TeacherConfig
     from kdcli.models import load_teacher
 
     with pytest.raises(UserError, match="no published weights") as error:

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch, TextPair
 from kdcli.models import build_text_student, load_saved, load_text_teacher
 from kdcli.models.transformers.sentence import read_sentence_settings

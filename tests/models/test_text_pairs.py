@@ -8,7 +8,7 @@ import transformers
 from tokenizers import processors
 
 from kdcli.base.facts import DataFacts
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch, TextPair
 from kdcli.models import build_text_student, load_text_teacher
 from kdcli.models.transformers.tokenizer import separates_pairs

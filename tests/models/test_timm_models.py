@@ -13,7 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models._hub import save_config_for_hf
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import StudentConfig, TeacherConfig
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import fit, prepare
 from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.base import Model
@@ -309,7 +309,7 @@ def test_channels_last_weights_are_saved(tmp_path):
 
 def test_synsets_name_imagenet_for_registered_models_only(tmp_path):
     """timm knows ImageNet by its number of classes, which a user's own thousand classes must not match."""
-    from kdcli.models.timm.build import label_names
+    from kdcli.models.timm.model import label_names
 
     module = timm.create_model("test_resnet")
     assert label_names(module, is_registered=True)[0] == "n01440764"

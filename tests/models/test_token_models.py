@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
-from kdcli.config.run import LogitKDOptions, StudentConfig, TeacherConfig
+from kdcli.config.methods import LogitKDOptions
+from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import Masking, TextBatch, TextSource, cut_into_tokens
 from kdcli.methods import build_method
 from kdcli.methods.base import Context

@@ -7,8 +7,9 @@ import json
 import pytest
 import yaml
 
+from kdcli.config.parse import parse_config
 from kdcli.config.recipes import list_recipes, load_recipe
-from kdcli.config.run import RunConfig, parse_config
+from kdcli.config.run import RunConfig
 
 RECIPES = {recipe.name: recipe.path for recipe in list_recipes() if recipe.name.startswith("claims/")}
 ARMS = sorted(name for name in RECIPES if "/teachers/" not in name and not name.endswith(("alone", "alone-half")))

@@ -11,8 +11,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from kdcli.config.parse import parse_config
 from kdcli.config.recipes import list_recipes, load_recipe
-from kdcli.config.run import parse_config
 from kdcli.terminal.progress import SilentReporter
 
 RECIPES = {recipe.name: recipe for recipe in list_recipes() if not recipe.name.startswith(("claims/", "text/"))}

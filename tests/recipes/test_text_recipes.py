@@ -8,8 +8,9 @@ import shutil
 import pytest
 import yaml
 
+from kdcli.config.parse import parse_config
 from kdcli.config.recipes import list_recipes, load_recipe
-from kdcli.config.run import RunConfig, parse_config
+from kdcli.config.run import RunConfig
 
 RECIPES = {recipe.name: recipe.path for recipe in list_recipes() if recipe.name.startswith("text/")}
 SHORT = ("--epochs", "1", "--batch-size", "16", "--device", "cpu")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import AugmentConfig
+from kdcli.config.data import AugmentConfig
 from kdcli.machine.seeding import seeded
 
 ERASED = (124, 116, 104)

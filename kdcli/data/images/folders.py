@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import SplitsConfig
+from kdcli.config.data import SplitsConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.sources import FileSource, OfficialSplits, file_identity
 from kdcli.data.listing import IMAGE_SUFFIXES, is_hidden, is_image, list_files, lost, told, unread_notes

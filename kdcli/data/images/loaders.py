@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, Preprocessing
-from kdcli.config.run import AugmentConfig
-from kdcli.data.batch import Batch
+from kdcli.config.data import AugmentConfig
+from kdcli.data.epoch import Order
 from kdcli.data.images.augment import Augmentation
+from kdcli.data.images.batch import Batch
 from kdcli.data.images.decode import UnreadableImage
 from kdcli.data.images.preprocess import fit
 from kdcli.data.images.sources import ImageSource, is_in_memory
-from kdcli.machine.seeding import stable_seed
 
 Key = TypeVar("Key")
 
@@ -79,7 +79,7 @@ class TrainLoader:
                 f"There are {len(source)} training images for {world_size} processes.", "Use fewer processes."
             )
         size = min(batch_size, len(source) // world_size * world_size)
-        self._order = _Order(len(source), size, seed, rank, world_size)
+        self._order = Order(len(source), size, seed, rank, world_size)
         dataset = _TrainDataset(source, Augmentation(augment, canvas=canvas, seed=seed), canvas, strict)
         self._loader = _data_loader(dataset, self._order, source, workers)
 
@@ -166,36 +166,6 @@ def choose_workers(source: ImageSource) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     small = len(source) < (SMALL_IN_MEMORY if is_in_memory(source) else SMALL)
     return 0 if small or cores <= 2 else min(4, cores - 1)
-
-
-def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Tensor:
-    """Return the order of an epoch, int64 ``(num_samples,)``: a pure function of its arguments."""
-    generator = torch.Generator().manual_seed(stable_seed("order", seed, epoch))
-    return torch.randperm(num_samples, generator=generator)
-
-
-class _Order:
-    """Sampler of whole batches: lists of (epoch, index), so that persistent workers learn of the epoch."""
-
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
-        self._num_samples = num_samples
-        self._batch_size = batch_size
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
-        self.num_batches = num_samples // batch_size
-        self.epoch = 0
-        self.start = 0
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = self.epoch, epoch_order(self._num_samples, seed=self._seed, epoch=self.epoch)
-        share = self._batch_size // self._world_size
-        for number in range(self.start, self.num_batches):
-            first = number * self._batch_size + self._rank * share
-            yield [(epoch, index) for index in order[first : first + share].tolist()]
-
-    def __len__(self) -> int:
-        return self.num_batches - self.start
 
 
 @dataclass(frozen=True)
@@ -289,7 +259,7 @@ def _write(pixels: NDArray[np.uint8], out: Tensor) -> None:
 
 
 def _data_loader(
-    dataset: _BatchDataset, batches: _Order | list[range], source: ImageSource, workers: int | None
+    dataset: _BatchDataset, batches: Order | list[range], source: ImageSource, workers: int | None
 ) -> DataLoader[Batch | _Failure]:
     num_workers = choose_workers(source) if workers is None else workers
     return DataLoader(

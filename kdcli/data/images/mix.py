@@ -11,8 +11,8 @@ from torch.distributions import Beta
 from torch.nn.functional import one_hot
 
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import AugmentConfig
-from kdcli.data.batch import Batch
+from kdcli.config.data import AugmentConfig
+from kdcli.data.images.batch import Batch
 from kdcli.machine.seeding import seeded
 
 

@@ -7,16 +7,17 @@ from dataclasses import replace
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean, hint_of_moved, reading
 from kdcli.base.text import expand_user
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
+from kdcli.data.columns import extension_of
 from kdcli.data.images.decode import Range
 from kdcli.data.images.deep import find_range, set_range
 from kdcli.data.images.demo import DEMOS, open_demo
 from kdcli.data.images.folders import open_any_folder, open_folder
 from kdcli.data.images.sources import OfficialSplits
-from kdcli.data.images.tables import extension_of, holds_tables, open_extension, open_hub, open_local_tables
+from kdcli.data.images.splits import ImageData, complete
+from kdcli.data.images.tables import holds_tables, open_extension, open_hub, open_local_tables
 from kdcli.data.images.torchvision_sets import SETS, open_torchvision
 from kdcli.data.images.unlabelled import complete_unlabelled
-from kdcli.data.splits import ImageData, complete
 
 _FORMS = (
     "Data are named as demo:digits, torchvision:CIFAR100, hf:org/name, a folder of class folders, or parquet and arrow "

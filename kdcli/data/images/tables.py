@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,32 +11,36 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 from PIL import Image
 
-from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.extensions import Extension, find
+from kdcli.base.errors import UserError
+from kdcli.base.extensions import Extension
 from kdcli.base.facts import UNLABELLED
 from kdcli.base.files import utf8_path
-from kdcli.config.run import DataConfig, SplitsConfig
+from kdcli.config.data import DataConfig, SplitsConfig
+from kdcli.data.columns import (
+    choose_splits,
+    existing_column,
+    label_column,
+    load_extension,
+    only_column,
+    silence_datasets,
+    unread,
+)
 from kdcli.data.images.decode import File, Range, UnreadableImage, decode_image
 from kdcli.data.images.sources import ImageSource, OfficialSplits, Subset
 from kdcli.data.labels import classes_of, is_discrete, label_indices, note_on_missing
 from kdcli.data.listing import is_hidden, list_files, suffix_of, unread_notes
-from kdcli.data.split_names import check_understood, match_splits, split_files
+from kdcli.data.split_names import split_files
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 _IMAGE_NAMES = ("image", "img", "images", "pixel_values")
-LABEL_NAMES = ("label", "labels", "target", "class", "fine_label")
 SUFFIXES = (".parquet", ".arrow")
-_PREFIXES = ("demo", "torchvision", "hf")
-"""Of kdcli's own names of data."""
 _ROWS = 1000
 """Rows that are looked at together: where a table is a choice of rows of another, they are copied."""
 _SAVED = ("dataset_dict.json", "dataset_info.json")
 _INFO = (*_SAVED, "dataset_infos.json", "config.json")
 """What lies beside tables in json and is none."""
-_SHOWN = 8
-"""Columns that are listed."""
 
 
 def holds_tables(path: Path) -> bool:
@@ -135,33 +138,6 @@ def as_patterns(files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return {split: [glob.escape(str(utf8_path(Path(path)))) for path in paths] for split, paths in files.items()}
 
 
-def extension_of(name: str) -> Extension | None:
-    """Return the extension that opens ``NAME:REST``; None where no installed package has that name."""
-    prefix, colon, _ = name.partition(":")
-    return find("data", prefix, own=_PREFIXES) if colon else None
-
-
-def load_extension(entry: Extension, config: DataConfig) -> Mapping[str, Dataset]:
-    """Return the tables of ``NAME:REST`` by split, from a function of another package that gets ``REST``.
-
-    Raises:
-        UserError: the package can't be imported, or returns something else; also what the function itself raises.
-    """
-    from datasets import Dataset
-
-    if config.subset is not None:
-        raise UserError(f"data.subset is set, but {config.name} is not a data set of the hub.", "Leave it out.")
-
-    silence_datasets()
-    read = entry.load()
-    if not callable(read):
-        raise entry.unfit("a function")
-    tables = read(config.name.partition(":")[2])
-    if not (isinstance(tables, Mapping) and tables and all(isinstance(table, Dataset) for table in tables.values())):
-        raise entry.unfit("a function that returns a datasets.DatasetDict")
-    return tables
-
-
 def open_extension(entry: Extension, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
     """Open ``NAME:REST`` as images. Labels may be missing where none are needed.
 
@@ -169,14 +145,6 @@ def open_extension(entry: Extension, config: DataConfig, *, needs_labels: bool =
         UserError: as :func:`load_extension`, or the columns don't fit.
     """
     return _official_splits(load_extension(entry, config), config, needs_labels, config.splits)
-
-
-def silence_datasets() -> None:
-    """Keep off the terminal what datasets would write there beside the errors that it raises."""
-    import datasets
-
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    datasets.disable_progress_bars()
 
 
 class TableSource:
@@ -292,28 +260,6 @@ def _labelled_splits(
     )
 
 
-def choose_splits(
-    tables: Mapping[str, Dataset], name: str, asked: SplitsConfig | None
-) -> tuple[dict[str, Dataset], list[str]]:
-    """Return our split -> table, and notes. A single split, whatever its name, is the whole.
-
-    Args:
-        tables: by the data's own names of splits.
-        name: of the data, for messages.
-        asked: ``data.splits``.
-
-    Raises:
-        UserError: as :func:`match_splits` and :func:`check_understood`.
-    """
-    found = match_splits(tables, asked, where=name, kind="split")
-    if len(tables) == 1:
-        return {"train": next(iter(tables.values()))}, []
-    note = check_understood(
-        found, [split for split in tables if split not in found.values()], asked, where=name, kind="split"
-    )
-    return {split: tables[match] for split, match in found.items()}, [note] if note else []
-
-
 def _image_column(features: Features, asked: str | None) -> str:
     from datasets import Image as ImageFeature
 
@@ -325,58 +271,10 @@ def _image_column(features: Features, asked: str | None) -> str:
     return only_column(candidates, _IMAGE_NAMES, features, kind="image")
 
 
-def label_column(features: Features, asked: str | None, sample_column: str) -> str:
-    """Return the column of labels: ``asked``, or the one of classes, or one with a usual name beside ``sample_column``.
-
-    Raises:
-        UserError: there is none, or more than one.
-    """
-    from datasets import ClassLabel
-
-    if asked is not None:
-        return existing_column(asked, features, "data.label_column")
-    candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not candidates:
-        candidates = [
-            name
-            for name, feature in features.items()
-            if name in LABEL_NAMES and name != sample_column and is_discrete(feature)
-        ]
-    return only_column(candidates, LABEL_NAMES, features, kind="label")
-
-
 def _is_bytes(feature: Any) -> bool:
     if isinstance(feature, dict):
         return "bytes" in feature and _is_bytes(feature["bytes"])
     return getattr(feature, "dtype", None) in {"binary", "large_binary"}
-
-
-def unread(features: Iterable[str], *read: str) -> str:
-    """Return the sentence that names the columns besides those that are ``read``; nothing where there are none."""
-    others = [name for name in features if name not in read]
-    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-    return f" Not read: {', '.join(others[:_SHOWN])}{more}." if others else ""
-
-
-def existing_column(column: str, features: Features, option: str) -> str:
-    """Return ``column``, the value of ``option``, if there is such a column; UserError if not."""
-    if column not in features:
-        raise UserError(
-            f"{option} is {column!r}, but the columns are {', '.join(features)}.",
-            did_you_mean(column, features) or "Choose one of these.",
-        )
-    return column
-
-
-def only_column(candidates: list[str], preferred: Sequence[str], features: Features, *, kind: str) -> str:
-    """Return the only candidate, or of several the one with the most usual name."""
-    if len(candidates) == 1:
-        return candidates[0]
-    if named := [name for name in preferred if name in candidates]:
-        return named[0]
-    columns = ", ".join(f"{name} ({getattr(feature, 'dtype', 'struct')})" for name, feature in features.items())
-    found = f"more than one {kind} column: {', '.join(candidates)}" if candidates else f"no {kind} column"
-    raise UserError(f"Found {found}. The columns are {columns}.", f"Name it by data.{kind}_column.")
 
 
 def _undecoded(table: Dataset, column: str) -> Dataset:

@@ -8,17 +8,10 @@ import numpy as np
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
-from kdcli.config.run import DataConfig
+from kdcli.config.data import DataConfig
 from kdcli.data.images.sources import ImageSource, OfficialSplits, Subset, file_identity, file_paths, sample_names
-from kdcli.data.splits import (
-    MAX_PAIRS,
-    TEST_SEED,
-    ImageData,
-    append_unlabelled,
-    check_disjoint,
-    draw_indices,
-    hold_out,
-)
+from kdcli.data.images.splits import ImageData, append_unlabelled, check_disjoint
+from kdcli.data.splits import MAX_PAIRS, TEST_SEED, draw_indices, hold_out
 
 MAX_LABELLED = 5000
 """Most labelled images of a split that features are measured on, drawn by a fixed seed, every class in proportion."""

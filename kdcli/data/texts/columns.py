@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import DataConfig
-from kdcli.data.batch import TextPair
-from kdcli.data.images.tables import LABEL_NAMES, existing_column, only_column
+from kdcli.config.data import DataConfig
+from kdcli.data.columns import LABEL_NAMES, existing_column, only_column
 from kdcli.data.labels import as_number, is_blank
+from kdcli.data.texts.batch import TextPair
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,22 +17,15 @@ from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean, hint_of_moved, reading
 from kdcli.base.facts import LANGUAGE_MODELING, UNLABELLED, DataFacts, LabelKind
 from kdcli.base.text import expand_user
-from kdcli.config.run import DataConfig, SplitsConfig
-from kdcli.data.batch import Text
+from kdcli.config.data import DataConfig, SplitsConfig
 from kdcli.data.classes import alike, order_notes
+from kdcli.data.columns import choose_splits, extension_of, load_extension, silence_datasets, unread
 from kdcli.data.csv_files import read_csv
-from kdcli.data.images.tables import (
-    as_patterns,
-    choose_splits,
-    extension_of,
-    files_by_split,
-    load_extension,
-    silence_datasets,
-    unread,
-)
+from kdcli.data.images.tables import as_patterns, files_by_split
 from kdcli.data.labels import UnclearLabels, kind_of
 from kdcli.data.listing import list_files, suffix_of
 from kdcli.data.splits import MAX_PAIRS, TEST_SEED, cut_indices, draw_indices, hold_out, how_cut, keep_labels
+from kdcli.data.texts.batch import Text
 from kdcli.data.texts.columns import label_column, read_texts, text_columns
 from kdcli.data.texts.folders import read_class_folders
 from kdcli.data.texts.labels import read_class, read_classes, read_number, text_source

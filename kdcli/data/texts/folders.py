@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from kdcli.base.errors import UserError
-from kdcli.config.run import SplitsConfig
+from kdcli.config.data import SplitsConfig
 from kdcli.data.images.folders import split_folders
 from kdcli.data.listing import Listing, is_hidden, list_files, suffix_of, told, unread_notes
 

@@ -10,7 +10,6 @@ import numpy as np
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import UNLABELLED
 from kdcli.base.text import short_repr
-from kdcli.data.batch import Text, TextPair
 from kdcli.data.labels import (
     as_number,
     classes_of,
@@ -21,6 +20,7 @@ from kdcli.data.labels import (
     label_indices,
     note_on_missing,
 )
+from kdcli.data.texts.batch import Text, TextPair
 from kdcli.data.texts.sources import TextSource
 
 if TYPE_CHECKING:

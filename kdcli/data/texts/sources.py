@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
-from kdcli.data.batch import AnyTextBatch, Text, TextBatch, TextPair
-from kdcli.data.images.loaders import epoch_order
+from kdcli.data.epoch import epoch_order
+from kdcli.data.texts.batch import AnyTextBatch, Text, TextBatch, TextPair
 
 
 class TextSource:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcli.base.errors import UserError
-from kdcli.data.batch import TokenBatch
+from kdcli.data.texts.batch import TokenBatch
 from kdcli.data.texts.sources import TextSource
 from kdcli.machine.seeding import stable_seed
 

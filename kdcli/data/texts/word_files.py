@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import UNLABELLED
-from kdcli.config.run import DataConfig
-from kdcli.data.images.tables import existing_column, only_column, unread
+from kdcli.config.data import DataConfig
+from kdcli.data.columns import existing_column, only_column, unread
 from kdcli.data.labels import are_all_unlabelled, in_order, is_blank, note_on_missing
 from kdcli.data.texts.words import WordSource
 

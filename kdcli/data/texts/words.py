@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.data.batch import WordBatch
+from kdcli.data.texts.batch import WordBatch
 from kdcli.data.texts.sources import TextSource
 
 

@@ -16,7 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import LANGUAGE_MODELING, OVER_TOKENS, PROBE_TOKENS, DataFacts, TextPooling
 from kdcli.config.run import LABEL_FREE, Task
-from kdcli.models.locate import TEXT_KINDS, Place, load_architectures
+from kdcli.models.locate import TEXT_KINDS, load_architectures
+from kdcli.models.place import Place
 from kdcli.models.spec import find_extension
 from kdcli.models.timm import build as timm
 from kdcli.models.timm import kdcli_networks

@@ -19,8 +19,8 @@ from kdcli import __version__
 from kdcli.base.errors import UserError
 from kdcli.base.files import cache_folder, write_atomically
 from kdcli.models.base import seeded
-from kdcli.models.locate import Place
 from kdcli.models.measure import measure, time_passes
+from kdcli.models.place import Place
 from kdcli.models.search.catalogue import Catalogue
 
 Sort = Literal["params", "macs", "latency"]

@@ -20,7 +20,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import Interpolation, Preprocessing
 from kdcli.base.text import short_repr
 from kdcli.data import fit, prepare
-from kdcli.models.base import check_image_size, check_preprocessing
+from kdcli.models.vision import check_image_size, check_preprocessing
 from kdcli.models.weights import reason_of
 
 _FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
 from kdcli.base.text import short_repr
-from kdcli.config.run import Pooling
+from kdcli.config.models import Pooling
 from kdcli.models.values import check_tensors
 from kdcli.models.weights import read_checkpoint
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from kdcli.base.errors import UserError
-from kdcli.data.batch import Text, TextPair
+from kdcli.data.texts.batch import Text, TextPair
 from kdcli.models.weights import reason_of
 
 FILES = (

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import TextPreprocessing
-from kdcli.data.batch import AnyBatch, TokenBatch, WordBatch
+from kdcli.data.batch import AnyBatch
+from kdcli.data.texts.batch import TokenBatch, WordBatch
 from kdcli.data.texts.words import encode_words, first_tokens
 from kdcli.losses.vocabulary import OutputHead, VocabularyLogits
-from kdcli.models.base import LayerTap, ModelOutput, Origin, Probe, edges_of, run_once, tensor_of
+from kdcli.models.base import ModelOutput, Origin, Probe
 from kdcli.models.measure import Measured, measure
-from kdcli.models.transformers.text_build import HFTextModel, head_kind, text_part
+from kdcli.models.taps import LayerTap, edges_of, run_once, tensor_of
+from kdcli.models.transformers.text import HFTextModel, head_kind, text_part
 
 _TOLERANCE = 1e-3
 """Largest allowed difference, relative to the largest logit, of logits that are computed apart."""

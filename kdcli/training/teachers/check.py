@@ -17,7 +17,7 @@ from kdcli.base.facts import OVER_TOKENS, UNLABELLED
 from kdcli.base.result import Metrics, Saved, show_metric
 from kdcli.data import AnyBatch, ImageSource, TextSource
 from kdcli.data.images.sources import Subset
-from kdcli.plan.decide import Decision
+from kdcli.plan.plan import Decision
 from kdcli.plan.relation import map_labels
 from kdcli.statistics.chance import (
     SHOWN_CLASSES,
@@ -30,7 +30,7 @@ from kdcli.statistics.chance import (
     judge_tokens,
 )
 from kdcli.training.evaluation import Skip, ignore, measure
-from kdcli.training.prepare import Job
+from kdcli.training.job import Job
 from kdcli.training.teachers.cache import Remembered
 
 DECISION = "teacher measured"
@@ -133,7 +133,7 @@ def measure_teacher(
     """Return the task's metrics of the teacher on ``source``, its outputs brought into the student's order.
 
     Args:
-        job: whose :attr:`~kdcli.training.prepare.Job.measures_teacher` is true.
+        job: whose :attr:`~kdcli.training.job.Job.measures_teacher` is true.
         source: a split.
         accelerator: device, precision, processes.
         skip: told after every batch which files could not be read.

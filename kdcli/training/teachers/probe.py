@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from accelerate import Accelerator
 
-from kdcli.plan.decide import Decision
-from kdcli.training.prepare import Job
+from kdcli.plan.plan import Decision
+from kdcli.training.job import Job
 from kdcli.training.teachers.features import SIDE, Probed, best_of, probe_features
 
 DECISION = "teacher probed"

@@ -1,0 +1,240 @@
+"""``kdcli evaluate``, ``kdcli export`` and ``kdcli analyze-projector``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdcli.base.errors import UserError
+from kdcli.cli.runs import show_wide_table
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of kdcli distill.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; RUN/export by default.", show_default=False)
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", help="safetensors or onnx.")] = "safetensors",
+    force: Annotated[
+        bool, typer.Option("--force", help="Export although files of the run have changed; the card says so.")
+    ] = False,
+) -> None:
+    """Write the best student for use without kdcli, and check it.
+
+    `safetensors` is the model's own library's format: timm loads the folder as local-dir:PATH, transformers with
+    from_pretrained. `onnx` has a dynamic batch size and is checked with onnxruntime. A student that embeds texts loads in
+    sentence-transformers too.
+
+    Examples:
+
+        kdcli export runs/quickstart
+
+        kdcli export runs/quickstart --format onnx --output deploy/
+    """
+    from kdcli.base.errors import did_you_mean
+    from kdcli.base.text import check_argument, short_repr
+    from kdcli.runs.folder import RunFolder
+    from kdcli.terminal.console import show_lines
+
+    formats = ("safetensors", "onnx")
+    if format_ not in formats:
+        raise UserError(
+            f"There is no format {short_repr(format_)}. {did_you_mean(format_, formats)}".rstrip(),
+            "Use safetensors or onnx.",
+        )
+    opened = RunFolder.open(run, force=force)
+    target = output or run / "export"
+    check_argument("--output", target)
+    from kdcli.results.export import export_onnx, export_safetensors
+
+    done = (export_safetensors if format_ == "safetensors" else export_onnx)(opened, target)
+    show_lines(f"Warning: {sentence}" for sentence in opened.forced)
+    show_lines(done.notes)
+    show_lines(
+        [f"Exported to {target}; loaded back, its outputs differ by at most {done.difference:.1e} of the largest."]
+    )
+
+
+def analyze_projector(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders of kdcli distill, or of kdcli sweep.", show_default=False),
+    ],
+    split: Annotated[str, typer.Option(help="Held-out data to analyse on: validation or test.")] = "validation",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Of several runs: write ranks.png and ranks.json there.", show_default=False),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Analyse although data, teacher or files of the run have changed; analysis.json says so."
+        ),
+    ] = False,
+) -> None:
+    """Show what the projector kept, what it threw away, and how that evolved.
+
+    Prints singular values and ranks, the knowledge-transfer/spectral decomposition on held-out data and linear CKA;
+    writes RUN/analysis/analysis.json and plots, among them t-SNE of the features and, for images, the loss while the
+    input moves. Several runs are each analysed so, and their ranks are put side by side.
+
+    Examples:
+
+        kdcli analyze-projector runs/quickstart
+
+        kdcli analyze-projector runs/quickstart --split test
+
+        kdcli analyze-projector runs/same runs/cross runs/random --output runs/ranks
+    """
+    from kdcli.results.compare import find_runs
+    from kdcli.runs.folder import RunFolder
+    from kdcli.terminal.console import console, show_lines, show_table
+
+    opened = [RunFolder.open(run, force=force) for run in find_runs(runs)]
+    from kdcli.results.analyze import analyze_run, choose_projectors, compare_projectors, tables
+    from kdcli.results.ranks import tabulate
+
+    chosen, left_out = choose_projectors(opened, output=output)
+    analyses, files = [], []
+    with console.status("Analysing") as status:
+        for number, run in enumerate(chosen, 1):
+            if len(chosen) > 1:
+                status.update(f"Analysing {number} of {len(chosen)}")
+            analysis, written = analyze_run(run, split=split, device=device)
+            analyses.append(analysis)
+            files += written
+    if len(chosen) == 1:
+        for title, columns, rows in tables(analyses[0]):
+            show_table(title, columns, rows)
+        show_lines(result["conclusion"] for result in analyses[0]["projectors"].values())
+    else:
+        summaries, written = compare_projectors(chosen, analyses, output=output)
+        files = [*(run.path / "analysis" for run in chosen), *written]
+        show_wide_table("Projectors from the start to the end of training", *tabulate(summaries))
+        show_lines(f"{summary['run']}: {summary['conclusion']}" for summary in summaries)
+    show_lines(f"Left out, without a projector that is a matrix: {run.path}" for run in left_out)
+    show_lines(dict.fromkeys(line for analysis in analyses for line in (*analysis["forced"], *analysis["notes"])))
+    show_lines(f"Wrote {file}" for file in files)
+    if len(chosen) > 1 and output is None:
+        show_lines(["Add --output DIR for ranks.png and ranks.json."])
+
+
+def evaluate(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run folder of kdcli distill, or the name of a model.", show_default=False
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="Data by name, as for distill; the run's own by default.", show_default=False)
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", show_default=False)
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Take these classes of the data alone, as for distill.", show_default=False),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="test, validation or train; by default test where there is one, else validation.", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN|MODEL", help="Measure this one too. May be repeated.", show_default=False),
+    ] = None,
+    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the run's teacher out.")] = False,
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Local checkpoint for MODEL, as for distill; also as 'MODEL?weights=FILE', or the file as MODEL.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a model: image-classification (default), text-classification or token-classification.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch, also for images per second.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where to write; RUN/evaluation by default, for a model nothing is written.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Measure although data, teacher or files of a run have changed; evaluation.json says so."
+        ),
+    ] = False,
+) -> None:
+    """Measure a student beside its teacher and other models: accuracy, calibration, agreement and costs.
+
+    Prints top-1 and top-5, expected calibration error (15 bins, l1), cross-entropy, agreement with the teacher's top-1,
+    parameters, MACs, size, latency, images per second and the accuracy of the worst classes; F1, precision and recall of
+    named entities; computes in float32.
+    Writes evaluation.json and a confusion matrix for each model.
+
+    Examples:
+
+        kdcli evaluate runs/quickstart
+
+        kdcli evaluate runs/quickstart --against runs/quickstart/baseline --json
+
+        kdcli evaluate runs/quickstart/export --data demo:digits --split validation
+
+        kdcli evaluate resnet18 --teacher-weights model_best.pth.tar --data photos/
+    """
+    from kdcli.base.text import check_argument
+
+    named = (("A run or model", (name, *(against or ()))), ("--data", (data,)), ("--output", (output,)))
+    for what, values in (*named, ("--teacher-weights", (teacher_weights,))):
+        for value in values:
+            if value is not None:
+                check_argument(what, value)
+    from kdcli.results.evaluate import evaluate_models
+    from kdcli.results.evaluation import legend, output_folder, remarks, tables, to_json, write_evaluation
+    from kdcli.terminal.console import errors, show_lines, show_table
+
+    folder = output_folder(name, output)
+    with errors.status("Evaluating"):
+        evaluation = evaluate_models(
+            name,
+            against=against or [],
+            with_teacher=not no_teacher,
+            data=data,
+            data_root=data_root,
+            classes=classes,
+            split=split,
+            device=device,
+            batch_size=batch_size,
+            task=task,
+            weights=teacher_weights,
+            force=force,
+        )
+    if as_json:
+        typer.echo(to_json(evaluation), nl=False)
+    else:
+        show_lines(legend(evaluation))
+        for title, columns, rows in tables(evaluation):
+            show_table(title, columns, rows)
+        show_lines(remarks(evaluation))
+    if folder is not None:  # last, so that a full disk costs no measurements
+        files = write_evaluation(evaluation, folder)
+        if not as_json:
+            show_lines(f"Wrote {file}" for file in files)

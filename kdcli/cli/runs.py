@@ -1,0 +1,212 @@
+"""``kdcli sweep`` and ``kdcli compare``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdcli.base.errors import UserError
+from kdcli.cli.distill import command_line
+
+
+def sweep(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE", help="Recipes by name or file, or folders of .yaml files.", show_default=False
+        ),
+    ],
+    seeds: Annotated[
+        str,
+        typer.Option(metavar="N|LIST", help="5 for the seeds 0 to 4, or a list: 3,7,9.", show_default=False),
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key in all recipes. May be repeated."),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2",
+            help="Run each recipe with each of these values. May be repeated: with every choice of all.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the runs go, to DIR/RECIPE[-KEY=VALUE]/seed-S; runs/sweeps/RECIPES by default.",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Also show the differences to this recipe or variant, paired by seed, with 95 % intervals.",
+            show_default=False,
+        ),
+    ] = None,
+    no_test: Annotated[
+        bool, typer.Option("--no-test", help="Leave the test split alone; rank the variants by validation.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Worker processes; one for each of several GPUs by default, else all runs in this process.",
+            show_default=False,
+        ),
+    ] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing, compare what there is.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Go on with runs although data, teacher or files of theirs have changed; cards and results say so.",
+        ),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the runs' own output too.")] = False,
+) -> None:
+    """Run recipes over seeds, one after another, and compare them.
+
+    Finished runs are skipped and interrupted ones go on: after Ctrl-C the same command continues. A run that fails is
+    reported, and the others go on. Writes compare.csv, compare.md and curves.png. With --no-test the best variant of
+    each recipe is found by its mean validation metric.
+
+    Examples:
+
+        kdcli sweep quickstart mine.yaml --seeds 5 --baseline quickstart
+
+        kdcli sweep recipes/ --seeds 3,7,9 --set train.epochs=20 --output runs/sweeps/methods
+
+        kdcli sweep mine.yaml --seeds 3 --vary optim.lr=0.001,0.003 --vary train.batch_size=32,64 --no-test
+
+        kdcli sweep mine.yaml --seeds 3 --vary optim.lr=0.001,0.003 --report-only
+    """
+    from kdcli.experiments.variants import find_recipes, make_variants, parse_seeds, parse_vary, safe_name
+
+    files = find_recipes(recipes)
+    numbers = parse_seeds(seeds)
+    variants = make_variants(
+        files, overrides=set_ or [], vary=parse_vary(vary or []), no_test=no_test, num_seeds=len(numbers)
+    )
+    is_folder = len(recipes) == 1 and Path(recipes[0]).is_dir()
+    name = Path(recipes[0]).resolve().name if is_folder else "+".join(files)
+    from kdcli.experiments.sweep import RANKING_RULE, Sweep, compare_sweep, rank_variants, run_sweep
+    from kdcli.terminal.console import show_lines, show_table
+
+    swept = Sweep(output or Path("runs") / "sweeps" / safe_name(name), variants, numbers, force)
+    reference = None if baseline is None else swept.find_variant(baseline)
+    failed: dict[str, UserError] = {}
+    if not report_only:
+        code, failed = run_sweep(swept, jobs=jobs, command=command_line(), verbose=verbose)
+        if code:
+            show_lines([f"Stopped; all is saved. Go on with the same command: {command_line()}"])
+            raise typer.Exit(code)
+    if len(failed) < len(swept.runs):
+        from kdcli.results.compare import notes, table, write_comparison
+
+        comparison, remarks = compare_sweep(swept, baseline=reference)
+        written = write_comparison(comparison, swept.folder)
+        show_lines(f"Warning: {warning}" for warning in comparison.warnings)
+        show_wide_table("Comparison", *table(comparison))
+        show_lines([*notes(comparison), *remarks])
+        if swept.is_untested:
+            columns, rows, best = rank_variants(swept, comparison)
+            show_table("Ranking without test data", columns, rows)
+            show_lines([RANKING_RULE, *best])
+        show_lines(f"Wrote {file}" for file in written)
+    if failed:
+        told = "\n".join(f"  - {label}: {error.message} {error.hint}" for label, error in failed.items())
+        raise UserError(
+            f"{len(failed)} of {len(swept.runs)} runs failed:\n{told}",
+            "Mend what they name; the same command then runs what is missing.",
+        )
+
+
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders of kdcli distill, or of kdcli sweep.", show_default=False),
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="One of the runs: also show the difference to its group, paired by seed, with a 95 % interval.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write compare.csv, compare.md and curves.png there.", show_default=False),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Compare although files have changed, or data of one name were not the same; it is said."
+        ),
+    ] = False,
+) -> None:
+    """Put runs side by side: the settings that differ, and metrics.
+
+    Runs of one recipe with different seeds are a group, shown as mean ± standard deviation and named after its first
+    run. Runs that are not finished yet are marked. The student alone of a run with --baseline is the run RUN/baseline.
+
+    Examples:
+
+        kdcli compare runs/quickstart runs/quickstart/baseline
+
+        kdcli compare runs/kd-0 runs/kd-1 runs/alone-0 runs/alone-1 --baseline runs/alone-0
+
+        kdcli compare runs/* --output comparison/
+
+        kdcli compare runs/sweeps/mine --json
+    """
+    from kdcli.results.compare import compare_runs, find_runs, notes, read_runs, table, to_json, write_comparison
+    from kdcli.terminal.console import show_lines
+
+    comparison = compare_runs(read_runs(find_runs(runs), force=force), baseline=baseline)
+    files = [] if output is None else write_comparison(comparison, output)
+    if json_:
+        typer.echo(json.dumps(to_json(comparison), indent=2))
+        return
+    show_lines(f"Warning: {warning}" for warning in comparison.warnings)
+    show_wide_table("Comparison", *table(comparison))
+    show_lines(notes(comparison))
+    show_lines([f"Wrote {file}" for file in files] or ["Add --output DIR for compare.csv, compare.md and curves.png."])
+
+
+def show_wide_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table; one wider than the terminal is folded and printed in parts, each with the first column."""
+    import re
+
+    from rich.markup import escape
+
+    from kdcli.terminal.console import console, show_table
+
+    def width(numbers: Iterable[int]) -> int:
+        cells = ([part for line in lines for part in line[number].split("\n")] for number in numbers)
+        return 1 + sum(3 + max(map(len, parts)) for parts in cells)
+
+    def fold(text: str) -> str:  # at separators where there are some: no number is cut
+        return "\n".join(re.findall(r".{1,28}$|.{1,27}[ ._/-]|.{1,28}", text))
+
+    lines = [columns, *rows]
+    if width(range(len(columns))) > console.width:
+        lines = [[fold(cell) for cell in line] for line in lines]
+    start = 1
+    while start < len(columns):
+        stop = start + 1
+        while stop < len(columns) and width([0, *range(start, stop + 1)]) <= console.width:
+            stop += 1
+        headings, *body = ([line[0], *line[start:stop]] for line in lines)
+        show_table(title if start == 1 else "", [escape(heading) for heading in headings], body)
+        start = stop

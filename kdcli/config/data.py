@@ -1,0 +1,92 @@
+"""The sections of data and augmentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from kdcli.config.section import Count, Fraction, Location, Name, Positive, Section, as_texts
+
+
+class SplitsConfig(Section):
+    """What the data's own splits are called: folders, files (without suffix too) or splits of a table."""
+
+    train: Name | None = None
+    validation: Name | None = None
+    test: Name | None = None
+
+
+class DataConfig(Section):
+    """Where the samples come from and how they are split."""
+
+    name: Name
+    root: Location | None = None
+    """Where ``torchvision:`` data sets lie or are downloaded to."""
+    classes: Annotated[tuple[str, ...], BeforeValidator(as_texts), Field(min_length=1)] | None = None
+    """Take these classes alone: names, numbers and ranges (``0-4,7``; names where classes have such), or a part of them (``part:1/2``,
+    ``part:2/2+20%``), as text or as a list; see :func:`kdcli.data.classes.choose_classes`."""
+    unlabelled: Location | None = None
+    """A folder of further training images without labels."""
+    splits: SplitsConfig | None = None
+    """Other names of the splits than the usual ones, which :data:`kdcli.data.split_names.SPLIT_NAMES` lists."""
+    train_images: Count | None = None
+    """Train on so many of the training images, drawn by seed and class; the others are left out."""
+    train_texts: Count | None = None
+    """Likewise for texts."""
+    labels_per_class: Count | None = None
+    """Keep so many labels a class, drawn by seed; the other training images stay, unlabelled."""
+    labelled_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Where few of the training images have labels, these are repeated to this share of an epoch."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Cut from the training split, by seed and class, where there is no validation split."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Cut from the whole where the data have no splits at all."""
+    image_column: Name | None = None
+    deep_range: tuple[float, float] | None = None
+    """What is black and white in grayscale images of more than 8 bits; by default found from some of the images, as in
+    :func:`kdcli.data.images.deep.find_range`, for the whole set and for whatever the run's models are evaluated on."""
+    text_column: Name | None = None
+    text_pair_column: Name | None = None
+    """The second text of a pair, such as the hypothesis beside a premise, for ``text-classification``; by default read
+    where both columns have names of pairs, such as ``premise`` and ``hypothesis``, and ``text_column`` isn't set."""
+    label_column: Name | None = None
+    label_kind: Literal["class", "classes", "number"] | None = None
+    """What a text's label is: one class, several (a list, or a string with commas) or a number; by default what the
+    column's values say, where they say it clearly."""
+    mask_probability: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+    """Share of a text's tokens that a masked language model has to predict."""
+    subset: Name | None = None
+    """Configuration name of a ``hf:`` data set."""
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Loader processes; by default from the number of CPU cores."""
+    strict: bool = False
+    """Stop at an unreadable image instead of skipping it."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> DataConfig:
+        if self.deep_range is not None and not self.deep_range[0] < self.deep_range[1]:
+            raise ValueError(f"deep_range goes up, from black to white, and is {list(self.deep_range)}")
+        return self
+
+
+class AugmentConfig(Section):
+    """Training augmentation; one augmented sample serves both models."""
+
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.35, 1.0)
+    """Area kept by the random resized crop; ``[1, 1]`` crops nothing."""
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    pad: Annotated[int, Field(ge=0, le=512)] = 0
+    """Pixels of black around the resized image before a crop of its own size is taken at random."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    policy: Literal["none", "trivial", "rand", "three"] = "none"
+    """``trivial`` is TrivialAugmentWide, ``rand`` is RandAugment; ``three`` is 3-Augment (Touvron et al., *DeiT III*,
+    arXiv 2204.07118): one of greyscale, solarisation and blur, always."""
+    color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    erase: Fraction = 0.0
+    """Probability of random erasing."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of mixup's Beta distribution; 0 is off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of cutmix's Beta distribution; 0 is off. With both, each batch gets one of them at random."""

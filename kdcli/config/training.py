@@ -1,0 +1,93 @@
+"""The sections of optimiser, training, embedding stage and episodes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from kdcli.config.methods import MethodOptions, StochasticTripletOptions
+from kdcli.config.section import Count, Fraction, Name, Positive, Section, as_text, yaml_no
+
+
+class OptimConfig(Section):
+    """Optimiser and schedule, by timm's factories."""
+
+    optimizer: Name = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    momentum: Fraction = 0.9
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    """``step`` multiplies the rate by ``decay_rate`` at each milestone."""
+    milestones: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] | None = None
+    """Of ``step``, in shares of all steps; by default after each third."""
+    decay_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of ``step``."""
+    warmup: Fraction = 0.05
+    """Share of all steps."""
+    min_lr_ratio: Fraction = 0.01
+    clip_grad: Positive | None = 1.0
+    """Largest norm of the whole gradient."""
+
+    @model_validator(mode="after")
+    def _check_milestones(self) -> OptimConfig:
+        if self.milestones is not None and self.schedule != "step":
+            raise ValueError("milestones are for schedule: step")
+        if list(self.milestones or ()) != sorted(set(self.milestones or ())):
+            raise ValueError("milestones go up")
+        return self
+
+
+class EmbeddingConfig(Section):
+    """A stage before the run's own, in ``RUN/embedding``, for the student's features: its best student is the start.
+
+    The best is chosen by the accuracy of nearest class means on the validation images.
+    """
+
+    epochs: Annotated[int, Field(ge=0, lt=2**31)]
+    methods: tuple[MethodOptions, ...] = (StochasticTripletOptions(),)
+    optim: OptimConfig | None = None
+    """By default the run's own."""
+
+
+class TrainConfig(Section):
+    """How long and on what."""
+
+    epochs: Annotated[int, Field(ge=0, lt=2**31)] = 100
+    """Without any the student is evaluated as it starts."""
+    batch_size: Annotated[int, Field(ge=2, lt=2**31)] = 128
+    """Images of one forward pass, over all processes."""
+    accumulation: Count = 1
+    """Batches of one optimiser step. Each has the same weight, also where they differ in their number of tokens."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the exponential moving average of the student's weights; the average is then the result."""
+    mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(yaml_no)] = "auto"
+    device: Name = "auto"
+    num_processes: Count | None = None
+    """Training processes on this machine; by default one for each GPU, or one on the CPU."""
+    sync_batchnorm: bool = True
+    """Batch normalisation over the batches of all processes, on GPUs; a CPU has none of it."""
+    checkpoint_every: Annotated[str, BeforeValidator(as_text), Field(pattern=r"^[1-9]\d*[smh]?$")] = "10m"
+    """Steps (``200``) or time (``30s``, ``10m``, ``2h``) between checkpoints; one is also written at the end."""
+    keep_checkpoints: Count = 2
+    """How many checkpoints to keep; the older ones are removed."""
+    channels_last: bool = False
+    compile: bool = False
+    track: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    """Where losses, metrics and learning rate also go; TensorBoard writes to ``RUN/tracking``."""
+    validate_every: Count = 1
+    """Epochs between validations; the last epoch is always validated."""
+
+
+class EpisodesConfig(Section):
+    """Many small tasks drawn from one data set; a student is trained for each of them."""
+
+    ways: Annotated[int, Field(ge=2, lt=2**31)]
+    """Classes of an episode."""
+    shots: Count
+    """Labelled training images of each class."""
+    number: Count = 100
+    queries: Count = 15
+    """Images of each class that the arms are tested on."""
+    split: Literal["test", "validation"] = "test"
+    """Where the queries come from; choose hyperparameters on ``validation``."""

@@ -1,0 +1,63 @@
+"""Which samples an epoch has, and in what order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from kdcli.base.facts import UNLABELLED
+from kdcli.machine.seeding import stable_seed
+
+
+def train_indices(labels: Sequence[int], *, labelled_share: float, reads_unlabelled: bool) -> list[int] | None:
+    """Return which training images make up an epoch, some repeatedly; None for each of them once.
+
+    With few labels the labelled images are repeated until they are ``labelled_share`` of the epoch, so that every batch
+    has some. An objective that reads nothing but labels gets the labelled images alone, repeated to the same length: it
+    takes as many steps. Each repetition is augmented on its own.
+    """
+    labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
+    unlabelled = [index for index, label in enumerate(labels) if label == UNLABELLED]
+    if not unlabelled or not labelled:
+        return None
+    repeated = max(len(labelled), round(labelled_share / (1 - labelled_share) * len(unlabelled)))
+    if not reads_unlabelled:
+        return _spread(labelled, repeated + len(unlabelled))
+    return _spread(labelled, repeated) + unlabelled
+
+
+def _spread(indices: list[int], count: int) -> list[int]:
+    """Repeat ``indices`` to ``count``; what is left over goes evenly over the list, and so over its classes."""
+    return [indices[number * len(indices) // count] for number in range(count)]
+
+
+def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch, int64 ``(num_samples,)``: a pure function of its arguments."""
+    generator = torch.Generator().manual_seed(stable_seed("order", seed, epoch))
+    return torch.randperm(num_samples, generator=generator)
+
+
+class Order:
+    """Sampler of whole batches: lists of (epoch, index), so that persistent workers learn of the epoch."""
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        self._num_samples = num_samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self.num_batches = num_samples // batch_size
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = self.epoch, epoch_order(self._num_samples, seed=self._seed, epoch=self.epoch)
+        share = self._batch_size // self._world_size
+        for number in range(self.start, self.num_batches):
+            first = number * self._batch_size + self._rank * share
+            yield [(epoch, index) for index in order[first : first + share].tolist()]
+
+    def __len__(self) -> int:
+        return self.num_batches - self.start

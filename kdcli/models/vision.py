@@ -1,0 +1,108 @@
+"""What models of images have in common."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import MAX_IMAGE_SIZE, Preprocessing
+from kdcli.base.text import short_repr
+from kdcli.data import AnyBatch, Batch, prepare
+from kdcli.models.base import Model, Origin
+from kdcli.models.taps import LayerTap, describe_layer
+
+_MAX_RESIZE = 10
+"""Images are resized before they are cropped to a model's size: to more than this many times that they could fill the
+memory."""
+
+
+class VisionModel(Model):
+    """A model of images."""
+
+    preprocessing: Preprocessing
+
+    def __init__(self, module: nn.Module, origin: Origin, preprocessing: Preprocessing, num_classes: int) -> None:
+        check_preprocessing(origin.name, preprocessing)
+        super().__init__(module, origin, preprocessing, num_classes)
+
+    def prepare(self, batch: AnyBatch) -> Tensor:
+        """Return (B, 3, H, W), float32, normalised and ordered as ``facts.preprocessing`` says."""
+        assert isinstance(batch, Batch)
+        return prepare(batch.images, self.preprocessing)
+
+    def example(self, batch_size: int = 1, *, seed: int = 0) -> Tensor:
+        """Return standard normal images (B, 3, H, W) of the model's own size."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch_size, 3, *self.preprocessing.image_size, generator=generator)
+
+    def _task(self, num_classes: int) -> str:
+        return "image-classification" if num_classes else "image-embedding"
+
+    def _input_errors(self, origin: Origin) -> AbstractContextManager[None]:
+        return _input_errors(origin, self.preprocessing.image_size[0])
+
+    @property
+    @abstractmethod
+    def _num_prefix_tokens(self) -> int:
+        """Class, distillation and register tokens at the head of a sequence of tokens; 0 for a model without any."""
+
+    def _describe_layer(self, name: str, outputs: list[Any], inputs: Tensor) -> tuple[LayerTap, int]:
+        return describe_layer(self.facts.name, name, outputs, inputs, self._num_prefix_tokens)
+
+
+def check_image_size(name: str, sides: Iterable[object]) -> None:
+    """Refuse the input size of a model's config before a tensor of it is made.
+
+    Raises:
+        UserError: a side is no whole number of 1 to ``MAX_IMAGE_SIZE`` pixels.
+    """
+    for side in sides:
+        if not isinstance(side, int) or not 1 <= side <= MAX_IMAGE_SIZE:
+            raise UserError(
+                f"{name} is made for images of {short_repr(side)} pixels; kdcli takes 1 to {MAX_IMAGE_SIZE}.",
+                "Check the model's config, or choose another model.",
+            )
+
+
+def check_preprocessing(name: str, preprocessing: Preprocessing) -> None:
+    """Refuse what no image can be made into.
+
+    Raises:
+        UserError: sizes, mean or deviation are no sensible numbers.
+    """
+    check_image_size(name, preprocessing.image_size)
+    mean, std = preprocessing.mean, preprocessing.std
+    are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*mean, *std))
+    if not (are_numbers and len(mean) == len(std) == 3 and min(std) > 0):
+        raise UserError(
+            f"{name} wants impossible images: mean {short_repr(mean)}, std {short_repr(std)}.",
+            "Check the model's config, or choose another model.",
+        )
+    sides = zip(preprocessing.resize, preprocessing.image_size, strict=True)
+    if not all(1 <= side <= size * _MAX_RESIZE for side, size in sides):
+        raise UserError(
+            f"{name} wants images resized to {short_repr(preprocessing.resize)} pixels before they are cropped to"
+            f" {short_repr(preprocessing.image_size)}.",
+            "Check the model's config, or choose another model.",
+        )
+
+
+@contextmanager
+def _input_errors(origin: Origin, size: int) -> Iterator[None]:
+    """Turn what a model throws at an image that it can't take into the user's error."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = str(error) or type(error).__name__
+        if origin.image_size is None:
+            message, hint = f"{origin.name} can't take RGB images of {size} pixels", "Choose another model."
+        else:
+            message, hint = f"{origin.name} can't take images of {size} pixels", "Leave image_size out for its own."
+        raise UserError(f"{message}: {reason}", hint) from error

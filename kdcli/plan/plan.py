@@ -1,0 +1,73 @@
+"""A plan: its decisions, each with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from kdcli.base.names import Relation
+from kdcli.base.result import finite
+from kdcli.config.methods import MethodOptions
+from kdcli.config.run import RunConfig
+from kdcli.config.training import EmbeddingConfig
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One thing that was decided: what, its value, and one sentence why."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is settled before training starts.
+
+    Attributes:
+        relation: the teacher's task against the student's.
+        label_map: the teacher's class of each of the student's classes, or None.
+        methods: the losses with their weights and options.
+        embedding: the stage before, with its own; None without one.
+        decisions: in the order in which they are shown.
+        unread: features of the student's that are distilled although its classifier reads others.
+        teacher_metrics: of the teacher itself on validation samples, before the first step; None where it was not measured.
+        teacher_samples: on how many, where it is not the whole split.
+        teacher_probe: what its features tell of the classes, see :mod:`kdcli.training.teachers.probe`; None where that was not asked.
+    """
+
+    relation: Relation
+    label_map: tuple[int, ...] | None
+    methods: tuple[MethodOptions, ...]
+    embedding: EmbeddingConfig | None
+    decisions: tuple[Decision, ...]
+    unread: tuple[str, ...] = ()
+    teacher_metrics: Mapping[str, float] | None = None
+    teacher_samples: int | None = None
+    teacher_probe: Mapping[str, Any] | None = None
+
+    def with_decisions(self, decisions: Sequence[Decision]) -> Plan:
+        """Return the plan with more decisions at its end."""
+        return replace(self, decisions=(*self.decisions, *decisions))
+
+    def resolve(self, config: RunConfig) -> RunConfig:
+        """Return ``config`` with the plan's methods written out: it gives the same plan again."""
+        chosen: dict[str, Any] = {"methods": self.methods, "projector": "auto", "normalize": "auto"}
+        chosen |= {"feature_layers": None, "feature_weight": None, "method": None, "embedding": self.embedding}
+        return config.model_copy(update=chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``plan.json``."""
+        return {
+            "relation": self.relation,
+            "label_map": self.label_map,
+            "methods": [options.model_dump(mode="json") for options in self.methods],
+            "embedding": None if self.embedding is None else self.embedding.model_dump(mode="json"),
+            "unread": list(self.unread),
+            "teacher_metrics": None if self.teacher_metrics is None else finite(self.teacher_metrics),
+            "teacher_samples": self.teacher_samples,
+            "teacher_probe": None if self.teacher_probe is None else dict(self.teacher_probe),
+            "decisions": [asdict(decision) for decision in self.decisions],
+        }

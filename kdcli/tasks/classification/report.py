@@ -1,0 +1,76 @@
+"""Measures of classifiers beside accuracy: calibration, per class, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+
+from kdcli.statistics.chance import Mixed, find_mixed
+
+CALIBRATION_BINS = 15
+
+
+class ClassificationMeters:
+    """Metrics over a whole split, from its batches.
+
+    Args:
+        num_classes: of the data.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5) if num_classes > 5 else None
+        self._calibration = MulticlassCalibrationError(num_classes, n_bins=CALIBRATION_BINS, norm="l1")
+        self._loss = 0.0
+        self._predictions: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: float logits (B, C) and int64 class indices (B,), both on the CPU."""
+        if self._top5 is not None:
+            self._top5.update(logits, targets)
+        # torchmetrics would give a confidence of exactly 1 a bin of its own.
+        below_one = 1 - torch.finfo(torch.float32).eps
+        self._calibration.update(logits.float().softmax(dim=1).clamp(max=below_one), targets)
+        self._loss += float(F.cross_entropy(logits.double(), targets, reduction="sum"))
+        self._predictions.append(logits.argmax(dim=1))
+        self._targets.append(targets)
+
+    def find_mixed(self, class_names: Sequence[str]) -> Mixed | None:
+        """Return which classes are predicted for one another, where that is beyond doubt."""
+        return find_mixed(torch.cat(self._predictions).numpy(), torch.cat(self._targets).numpy(), class_names)
+
+    def compute(self) -> dict[str, Any]:
+        """Return the metrics as numbers and lists.
+
+        Returns:
+            ``top1``; ``top5``, None with five classes or fewer; ``expected_calibration_error``, 15 bins of equal width,
+            l1; ``cross_entropy``, the mean in nats; ``per_class_accuracy`` (C,), None for a class without samples;
+            ``confusion`` (C, C), counts, rows are true classes.
+        """
+        predictions, targets = torch.cat(self._predictions), torch.cat(self._targets)
+        top1 = MulticlassAccuracy(self.num_classes, average="micro")(predictions, targets)
+        per_class = MulticlassAccuracy(self.num_classes, average="none")(predictions, targets)
+        confusion = MulticlassConfusionMatrix(self.num_classes)(predictions, targets)
+        counts = confusion.sum(dim=1)
+        return {
+            "top1": float(top1),
+            "top5": None if self._top5 is None else float(self._top5.compute()),
+            "expected_calibration_error": float(self._calibration.compute()),
+            "cross_entropy": self._loss / len(targets),
+            "per_class_accuracy": [
+                float(accuracy) if count else None for accuracy, count in zip(per_class, counts, strict=True)
+            ],
+            "confusion": confusion.tolist(),
+        }
+
+
+def agreement(predictions: Tensor, others: Tensor) -> float:
+    """Return the share of samples with equal predictions, int64 (N,) each; -1 is a sample without one."""
+    both = (predictions >= 0) & (others >= 0)
+    return float((predictions == others)[both].double().mean())

@@ -1,0 +1,26 @@
+"""Texts to pieces of words that all models can take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from kdcli.data import Reader, TextSource, WordSource, cut_words
+from kdcli.models.base import Model
+from kdcli.models.transformers.text import HFTextModel
+
+
+def word_cutter(
+    teacher: Model | None, student: Model, class_names: Sequence[str]
+) -> Callable[[TextSource], WordSource]:
+    """Return what makes pieces of a source of words, short enough for both models."""
+    readers = [
+        Reader(model.tokenizer, model.preprocessing.max_length)
+        for model in (teacher, student)
+        if isinstance(model, HFTextModel)
+    ]
+
+    def cut(source: TextSource) -> WordSource:
+        assert isinstance(source, WordSource)
+        return cut_words(source, readers, class_names=class_names)
+
+    return cut

@@ -1,0 +1,267 @@
+"""All that a run is made of, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
+from kdcli.config.methods import MethodOptions, _reads_unlabelled, named_methods
+from kdcli.config.models import TeacherConfig
+from kdcli.config.run import RunConfig
+from kdcli.data import (
+    AnyBatch,
+    Batch,
+    EvalLoader,
+    ImageData,
+    ImageSource,
+    Mix,
+    TextData,
+    TextEvalLoader,
+    TextSource,
+    TextTrainLoader,
+    TokenSource,
+    TrainLoader,
+    WordSource,
+)
+from kdcli.data.epoch import train_indices
+from kdcli.data.images.sources import Subset
+from kdcli.losses.vocabulary import VocabularyLogits
+from kdcli.methods import build_method
+from kdcli.methods.base import Context, Method
+from kdcli.models import build_student, build_text_student, load_teacher, load_text_teacher
+from kdcli.models.base import Model
+from kdcli.plan.plan import Plan
+from kdcli.tasks import Task
+from kdcli.tasks.features.class_means import NCM_ACCURACY
+from kdcli.training.distiller import Distiller
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, ready to be trained or analysed.
+
+    Attributes:
+        config: resolved: the plan's methods are written out.
+        plan: the decisions.
+        task: supervised loss and metrics.
+        data: the splits.
+        teacher: frozen, or None.
+        distiller: holds the student and every other trainable thing.
+        pieces: of a task over tokens, from a split's texts to pieces that both models can take, made once; otherwise
+            None.
+    """
+
+    config: RunConfig
+    plan: Plan
+    task: Task
+    data: ImageData | TextData
+    teacher: Model | None
+    distiller: Distiller
+    pieces: Callable[[TextSource], TokenSource | WordSource] | None = None
+
+    @property
+    def student(self) -> Model:
+        """The model that is trained."""
+        return self.distiller.student
+
+    @property
+    def trains_classifier(self) -> bool:
+        """Whether any method trains the student's classifier; otherwise nearest class means take its place."""
+        return self.config.trains_classifier
+
+    @property
+    def monitor(self) -> str:
+        """The metric that the best student is chosen by; higher is better."""
+        return self.task.monitor if self.trains_classifier or self.is_label_free else NCM_ACCURACY
+
+    @property
+    def is_label_free(self) -> bool:
+        """Whether there are no labels: the student then has neither a classifier nor classes to take means of."""
+        return self.data.facts.label_kind == "none"
+
+    @property
+    def labelled(self) -> ImageData | None:
+        """The labelled images that the features of a student without labels are measured on at the end."""
+        return self.data.labelled if isinstance(self.data, ImageData) else None
+
+    def initial_student(self) -> Model:
+        """Build the student once more, as it was before training."""
+        return _build_student(self.config, self.data, self.teacher)
+
+    def initial_projectors(self) -> dict[str, Tensor]:
+        """Build the matrices of the projectors once more, as they were before training, by their methods' names."""
+        context = _context(self.config, self.plan, self.task, self.data, self.teacher, self.student)
+        methods = build_methods(self.plan.methods, context, seed=self.config.seed)
+        return Distiller(self.student, methods).projector_matrices()
+
+    @property
+    def measures_teacher(self) -> bool:
+        """Whether the teacher predicts just what the student does, so that its own metrics stand beside the student's."""
+        return self.teacher is not None and self.plan.relation == "same" and not self.is_label_free
+
+    def labelled_samples(self) -> ImageSource | TextSource:
+        """Return the training samples that have a label, each once."""
+        train = self.data.train
+        labelled = [index for index, label in enumerate(train.labels) if label != UNLABELLED]
+        return train.take(labelled) if isinstance(train, TextSource) else Subset(train, labelled)
+
+    def train_loader(self, *, rank: int = 0, world_size: int = 1) -> TrainLoader | TextTrainLoader:
+        """Return the batches of the training split, for one of several processes its share of each."""
+        source = self.train_source()
+        if isinstance(source, TextSource):
+            return TextTrainLoader(
+                source if self.pieces is None else self.pieces(source),
+                batch_size=self.config.train.batch_size,
+                seed=self.config.seed,
+                rank=rank,
+                world_size=world_size,
+            )
+        wanted = [model.facts.preprocessing for model in (self.teacher, self.student) if model is not None]
+        sizes = [preprocessing.image_size for preprocessing in wanted if isinstance(preprocessing, Preprocessing)]
+        return TrainLoader(
+            source,
+            augment=self.config.augment,
+            canvas=(max(height for height, _ in sizes), max(width for _, width in sizes)),
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            num_classes=len(self.task.class_names),
+            workers=self.config.data.workers,
+            strict=self.config.data.strict,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def eval_loader(
+        self,
+        source: ImageSource | TextSource,
+        preprocessing: Preprocessing | TextPreprocessing,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> EvalLoader | TextEvalLoader:
+        """Return the batches of ``source`` in order; images are cropped and sized as ``preprocessing`` says.
+
+        One of several processes gets every ``world_size``-th of them.
+        """
+        if isinstance(source, TextSource) or isinstance(preprocessing, TextPreprocessing):
+            assert isinstance(source, TextSource)
+            return TextEvalLoader(
+                source if self.pieces is None else self.pieces(source),
+                batch_size=self.config.train.batch_size,
+                rank=rank,
+                world_size=world_size,
+            )
+        return EvalLoader(
+            source,
+            preprocessing=preprocessing,
+            batch_size=self.config.train.batch_size,
+            workers=self.config.data.workers,
+            strict=self.config.data.strict,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def shared_preprocessing(self) -> Preprocessing | TextPreprocessing:
+        """Return the student's preprocessing, of images at the larger of both models' sizes.
+
+        As in training, both see one crop.
+        """
+        student = self.student.facts.preprocessing
+        teacher = student if self.teacher is None else self.teacher.facts.preprocessing
+        if isinstance(student, TextPreprocessing) or isinstance(teacher, TextPreprocessing):
+            return student
+        height, width = (max(sizes) for sizes in zip(student.image_size, teacher.image_size, strict=True))
+        return student.at((height, width))
+
+    def predict(self, model: Model, batch: AnyBatch) -> Tensor | VocabularyLogits:
+        """Return what the task's metrics are about: the logits (B, C) of ``model``, or its embeddings (B, d).
+
+        Of a causal language model they are its logits over the vocabulary.
+
+        Embeddings go through the projector into the teacher's space, where there is one that does that.
+        """
+        if not self.is_label_free:
+            output = model(model.prepare(batch))
+            logits = output.logits if output.vocabulary is None else output.vocabulary
+            assert logits is not None
+            return logits
+        embeddings = model(model.prepare(batch), taps=("pooled",), logits=False).features["pooled"]
+        projector = self.distiller.embedding_projector()
+        return embeddings if projector is None else projector(embeddings)
+
+    def mix(self) -> Callable[[AnyBatch, int, int], AnyBatch]:
+        """Return mixup and cutmix of images as configured."""
+        mix_images = Mix(self.config.augment, len(self.task.class_names), self.config.seed)
+
+        def mix(batch: AnyBatch, epoch: int, step: int) -> AnyBatch:
+            return mix_images(batch, epoch, step) if isinstance(batch, Batch) else batch
+
+        return mix
+
+    def train_source(self) -> ImageSource | TextSource:
+        """Return the samples of an epoch, in no order yet; few labelled ones are repeated."""
+        indices = train_indices(
+            self.data.train.labels,
+            labelled_share=self.config.data.labelled_share,
+            reads_unlabelled=_reads_unlabelled(self.config.methods or ()),
+        )
+        if indices is None:
+            return self.data.train
+        if isinstance(self.data, TextData):
+            return self.data.train.take(indices)
+        return Subset(self.data.train, indices)
+
+
+def _context(
+    config: RunConfig, plan: Plan, task: Task, data: ImageData | TextData, teacher: Model | None, student: Model
+) -> Context:
+    """Return what the methods are built from."""
+    return Context(
+        task,
+        student.facts,
+        None if teacher is None else teacher.facts,
+        plan.label_map,
+        train_labels=data.train.labels,
+        train_samples=train_indices(
+            data.train.labels,
+            labelled_share=config.data.labelled_share,
+            reads_unlabelled=_reads_unlabelled(plan.methods),
+        ),
+        seed=config.seed,
+    )
+
+
+def _build_student(config: RunConfig, data: ImageData | TextData, teacher: Model | None) -> Model:
+    source = student_source(config, teacher)
+    if isinstance(data, TextData):
+        return build_text_student(config.student, data=data.facts, teacher=teacher, seed=config.seed, source=source)
+    return build_student(config.student, label_names=data.facts.class_names, seed=config.seed, source=source)
+
+
+def student_source(config: RunConfig, teacher: Model | None) -> tuple[TeacherConfig, Model] | None:
+    """Return what a student that is made of a teacher is made of; None where the config names nothing."""
+    source = config.student.source
+    if source is not None and not config.student.is_from_teacher:
+        raise UserError(
+            f"student.source is for a student that is made of it, and the student is {config.student.name}.",
+            "Name the student teacher?layers=N, or drop student.source.",
+        )
+    if source is None or source == config.teacher:
+        return None if teacher is None else (config.teacher, teacher)
+    if source.name == "none":
+        raise UserError("student.source is none.", "Name a model.")
+    load = load_teacher if config.reads_images else partial(load_text_teacher, task=config.task)
+    return source, load(source, seed=config.seed)
+
+
+def build_methods(methods: Sequence[MethodOptions], context: Context, *, seed: int) -> dict[str, Method]:
+    """Build the methods by name, initialised by the seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return {name: build_method(options, context) for name, options in named_methods(methods).items()}

@@ -1,0 +1,146 @@
+"""What training watches: means of losses, numbers that are not finite, spectra."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.base.errors import UserError
+from kdcli.projectors.spectra import rank_evolution, singular_values
+from kdcli.runs.folder import RunFolder
+from kdcli.training.distiller import Distiller
+
+SPECTRA = 200
+"""Largest number of times that singular values are recorded in a run."""
+
+
+COLLAPSED = 1e-3
+"""A feature's spread over the batch, relative to its size, below which it is all but constant."""
+
+
+AFTER_NAN = (
+    "Lower --lr, clip gradients harder (optim.clip_grad), or use --mixed-precision no. Checkpoints and a best student"
+    " from before are kept."
+)
+
+
+@dataclass
+class Meter:
+    """Sums losses on the device; reads them only when asked. Every process has the losses of the whole batch."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    images: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any], device: torch.device) -> Meter:
+        """Return a meter as a checkpoint has it."""
+        sums = {name: value.to(device) for name, value in saved["sums"].items()}
+        return cls(sums, saved["steps"], saved["images"])
+
+    def add(self, terms: dict[str, Tensor], images: int) -> None:
+        """Add a step's losses, and how many samples it had."""
+        for name, value in terms.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+        self.images += images
+
+    def read(self, noun: str) -> dict[str, float]:
+        """Return the means of the losses over the steps, and samples a second."""
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        means = {name: float(value) / self.steps for name, value in self.sums.items()}
+        return means | {f"{noun}s_per_second": self.images / seconds, "data_wait": min(self.waited / seconds, 1.0)}
+
+
+class Watch:
+    """Notices a loss term that is not finite, without making an accelerator wait."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[int, list[str], Tensor, Any]] = deque()
+
+    def add(self, terms: dict[str, Tensor], step: int) -> None:
+        """Look at the terms of ``step``; those of an accelerator a little later, once they have been computed."""
+        wrong = torch.stack([~value.detach().isfinite().all() for value in terms.values()])
+        event = None
+        if wrong.is_cuda:
+            wrong = wrong.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending.append((step, list(terms), wrong, event))
+        while self._pending and (self._pending[0][3] is None or self._pending[0][3].query()):
+            self._look()
+
+    def check(self) -> None:
+        """Look at everything so far, and wait for it."""
+        while self._pending:
+            if self._pending[0][3] is not None:
+                self._pending[0][3].synchronize()
+            self._look()
+
+    def _look(self) -> None:
+        step, names, wrong, _ = self._pending.popleft()
+        if not bool(wrong.any()):
+            return
+        bad = [name for name, is_wrong in zip(names, wrong.tolist(), strict=True) if is_wrong]
+        if bad[0].startswith(TEACHERS):
+            raise UserError(
+                f"{bad[0]} are NaN or infinite at step {step}.",
+                "Check its weights, or use --mixed-precision no. It may mask classes by -inf, but not all of them.",
+            )
+        raise UserError(f"The loss term {bad[0]!r} became NaN or infinite at step {step}.", AFTER_NAN)
+
+
+TEACHERS = "The teacher's "
+
+
+class SpectraRecord:
+    """Singular values of every projector over training, kept in ``spectra.safetensors``.
+
+    Args:
+        run: where; None in a process that does not write.
+        every: epochs between two records.
+    """
+
+    def __init__(self, run: RunFolder | None, *, every: int) -> None:
+        self.run = run
+        self.every = every
+        self.steps: list[int] = []
+        self.values: dict[str, list[Tensor]] = {}
+
+    def add(self, distiller: Distiller, *, step: int) -> dict[str, float]:
+        """Record now and return the ranks by name; does nothing without a projector that is a matrix."""
+        matrices = distiller.projector_matrices()
+        if not matrices or self.run is None:
+            return {}
+        self.steps.append(step)
+        ranks: dict[str, float] = {}
+        for name, matrix in matrices.items():
+            spectrum = singular_values(matrix).float()
+            self.values.setdefault(name, []).append(spectrum)
+            ranks |= {f"{name}/{kind}_rank": values[0] for kind, values in rank_evolution([spectrum]).items()}
+        self._write()
+        return ranks
+
+    def restore(self, steps: list[int], values: dict[str, list[Tensor]]) -> None:
+        """Go back to what was recorded up to a checkpoint."""
+        self.steps, self.values = steps, values
+        if self.values and self.run is not None:
+            self._write()
+
+    def _write(self) -> None:
+        assert self.run is not None
+        stacked = {name: torch.stack(values) for name, values in self.values.items()}
+        self.run.write_tensors("spectra.safetensors", {"steps": torch.tensor(self.steps), **stacked})
+
+
+def not_finite(module: torch.nn.Module) -> list[str]:
+    """Return the names of the weights and buffers that hold NaN or infinity."""
+    return [name for name, value in module.state_dict().items() if not bool(value.isfinite().all())]
