@@ -97,7 +97,17 @@ def test_divergences_of_logits(key, value):
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "recipes", "plan", "relation", "facts", "console", "progress", "cli", "models.spec"]
+    "module",
+    [
+        "base.facts",
+        "cli",
+        "config",
+        "config.recipes",
+        "plan.decide",
+        "plan.relation",
+        "terminal.progress",
+        "models.spec",
+    ],
 )
 def test_torch_free_modules_import_no_torch(module):
     code = f"import sys, kdcli.{module}; sys.exit('torch' in sys.modules)"

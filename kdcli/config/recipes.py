@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+import kdcli
 from kdcli.base.checksums import breaks_off
 from kdcli.base.errors import UserError, did_you_mean, is_special, reading
 from kdcli.base.files import write_atomically
@@ -29,7 +30,7 @@ class Recipe:
 
 def recipes_folder() -> Path:
     """Return the folder of the shipped recipes: inside the package (wheel) or beside it (editable install)."""
-    package = Path(__file__).resolve().parent
+    package = Path(kdcli.__file__).resolve().parent
     for folder in (package / "_recipes", package.parent / "recipes"):
         if (folder / "quickstart.yaml").is_file():
             return folder
