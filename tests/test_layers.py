@@ -1,64 +1,75 @@
-"""Imports point one way."""
+"""The rooms of the package: imports go down only, modules make no circles, and the plan and the command line need no torch."""
 
 import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import kdcli
 
-LAYERS = [
-    {"errors", "__init__", "facts"},
-    {"text"},
-    {"extensions", "files", "signals", "checksums"},
-    {"config"},
-    {"relation", "recipes", "result", "intervals"},
-    {"plan", "variants", "advice"},
-    {"run_folder", "data", "console", "launch", "control", "gather"},
-    {"losses", "normalize"},
-    {"models"},
-    {"stiefel", "chance", "tasks", "analysis", "figures", "ranks", "checkpoint", "devices", "progress"},
-    {"projectors", "report", "outcome", "probing"},
-    {"methods"},
-    {"distiller", "teacher", "provenance"},
-    {"teacher_cache"},
-    {"teacher_features"},
-    {"teacher_layers"},
-    {"job", "card", "optim"},
-    {"downstream", "scoring", "paper_figures"},
-    {"teacher_check", "teacher_probe"},
-    {"trainer", "export"},
-    {"analyze", "distill", "compare", "evaluate", "probe"},
-    {"episodes"},
-    {"sweep"},
-    {"cli_models", "cli_recipes", "library_messages"},
-    {"cli"},
-    {"__main__"},
-]
-# losses and projectors build on their neighbours' helpers, the search keeps what it counted as runs keep their files
-SAME_LAYER = {("losses", "normalize"), ("projectors", "stiefel"), ("models", "run_folder")}
+ROOMS = (
+    *("cli", "experiments", "results", "training", "methods", "tasks", "models", "data", "runs", "terminal", "plan"),
+    *("machine", "config", "projectors", "losses", "statistics", "base"),
+)
+"""From top to bottom: a room imports of itself and of those after it."""
 PACKAGE = Path(kdcli.__file__).parent
 
 
-def unit(file):
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(file):
+    return ".".join(("kdcli", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
 
-def imports(file):
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kdcli":
-            parts = node.module.split(".")
-            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py")}
+
+
+def imports(file, *, only_at_start=False):
+    """Yield the modules of kdcli that ``file`` imports; ``only_at_start`` leaves out those inside functions and for types."""
+    nodes = [ast.parse(file.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "kdcli":
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
         elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kdcli."))
+            yield from (alias.name for alias in node.names if alias.name.partition(".")[0] == "kdcli")
+        is_later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        )
+        if not (only_at_start and is_later):
+            nodes.extend(ast.iter_child_nodes(node))
 
 
-def test_every_module_is_in_a_layer_and_imports_only_lower_ones():
-    level = {name: number for number, names in enumerate(LAYERS) for name in names}
-    files = sorted(PACKAGE.rglob("*.py"))
-    assert len(files) > 20
-    for file in files:
-        for name in imports(file):
-            name = name if name in level else "__init__"  # `from kdcli import __version__`
-            here = unit(file)
-            if name == here or (here, name) in SAME_LAYER:
-                continue
-            assert level[name] < level[here], f"{here} imports {name}"
+def room(module):
+    return (module.split(".") + [""])[1]
+
+
+def test_every_module_is_in_a_room_and_imports_only_from_lower_ones():
+    assert {room(module) for module in MODULES} == {*ROOMS, "", "__main__"}
+    for module, file in MODULES.items():
+        here = room(module)
+        if here in ("", "__main__"):
+            continue
+        for other in imports(file):
+            there = room(other)
+            assert there == "" or ROOMS.index(there) >= ROOMS.index(here), f"{module} imports {other}"
+
+
+def test_no_circles():
+    """Packages are left out: they only offer their modules' names."""
+    graph = {
+        module: {other for other in imports(file, only_at_start=True) if MODULES[other].name != "__init__.py"}
+        for module, file in MODULES.items()
+        if file.name != "__init__.py"
+    }
+    assert len(list(TopologicalSorter(graph).static_order())) > 150
+
+
+@pytest.mark.parametrize("room", ["plan", "config", "base", "cli", "statistics"])
+def test_rooms_without_torch(room):
+    modules = [module for module in MODULES if module.startswith(f"kdcli.{room}")]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

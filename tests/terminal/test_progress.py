@@ -29,7 +29,7 @@ from kdcli.terminal.progress import (
 )
 
 TERMS = {"supervised": 0.9, "projection": 0.4}
-SCRIPT = Path(__file__).parent / "benchmarks" / "live_view.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "live_view.py"
 
 
 class Clock:
