@@ -44,7 +44,7 @@ def imports(file, *, only_at_start=False):
 
 
 def room(module):
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def test_every_module_is_in_a_room_and_imports_only_from_lower_ones():
