@@ -73,3 +73,19 @@ def test_rooms_without_torch(room):
     modules = [module for module in MODULES if module.startswith(f"kdcli.{room}")]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+TASKS_ROOMS = ("kdcli.tasks", "kdcli.base.tasks")
+"""Where tasks may be called by their names."""
+
+
+def test_tasks_have_no_names_elsewhere():
+    """What depends on the task asks :class:`kdcli.base.tasks.TaskFacts`, or the task itself."""
+    from kdcli.base.tasks import TASKS
+
+    for module, file in MODULES.items():
+        if module.startswith(TASKS_ROOMS):
+            continue
+        nodes = ast.walk(ast.parse(file.read_text()))
+        names = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        assert not names & TASKS.keys(), f"{module} names a task"

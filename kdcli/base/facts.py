@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from kdcli.base.tasks import TASKS, Modality
+
 UNLABELLED = -1
 """The label of a training image that has none."""
 
@@ -16,12 +18,6 @@ MAX_IMAGE_SIZE = 4096
 LabelKind = Literal["class", "classes", "number", "words", "tokens", "none"]
 """What a sample's label is: one class, any number of classes, a number, a class for each word, the text's own
 tokens; or there is none."""
-
-LANGUAGE_MODELING = ("masked-lm", "causal-lm")
-"""The tasks whose labels are the text's own tokens; teacher and student have one tokenizer."""
-
-OVER_TOKENS = ("token-classification", *LANGUAGE_MODELING)
-"""The tasks in which features, logits and labels are of tokens or words, and not of whole texts."""
 
 MAX_TEXT_LENGTH = 131072
 """Most tokens of a text."""
@@ -114,7 +110,7 @@ class ModelFacts:
         name: resolved name, with its library: ``timm:resnet50.a1_in1k``, ``hf:org/name``, ``random:timm:resnet18``.
         library: whose native format the model saves in.
         task: what its own head is for: ``image-classification``, or ``image-embedding`` for a model without a head;
-            of text ``text-classification``, ``sentence-embedding`` or one of ``OVER_TOKENS``.
+            of text one of the tasks of texts.
         pretrained: False when the weights are as initialised.
         weights: where the weights came from, in one phrase.
         num_classes: width of its own classifier, of a language model the rows of its vocabulary, which may be more than
@@ -154,7 +150,7 @@ class ModelFacts:
 
 def num_tokens(model: ModelFacts) -> int | None:
     """Return how many of a language model's classes are tokens, which come first; None for other models."""
-    if model.task not in LANGUAGE_MODELING:
+    if not TASKS[model.task].is_language_model:
         return None
     assert isinstance(model.preprocessing, TextPreprocessing)
     return model.preprocessing.vocab_size
@@ -189,9 +185,9 @@ class DataFacts:
     label_scale: tuple[float, float] | None = None
 
     @property
-    def noun(self) -> Literal["image", "text"]:
+    def noun(self) -> Modality:
         """What a sample is."""
-        return "image" if self.task.startswith("image") else "text"
+        return TASKS[self.task].modality
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import typer
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import MAX_TEXT_LENGTH, PROBE_TOKENS
+from kdcli.base.tasks import DEFAULT_TASK, TASKS
 from kdcli.base.text import short_repr
 
 models_app = typer.Typer(help="Look into models by name.", no_args_is_help=True)
@@ -96,7 +97,7 @@ def models_search(
     name: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Names, with * for any letters.", show_default=False)
     ] = None,
-    task: Annotated[str, typer.Option(help="What the student is for, as for distill.")] = "image-classification",
+    task: Annotated[str, typer.Option(help="What the student is for, as for distill.")] = DEFAULT_TASK,
     image_size: Annotated[
         int | None,
         typer.Option(min=1, max=4096, help="Side of the images in pixels; by default each architecture's own."),
@@ -130,12 +131,11 @@ def models_search(
         kdcli models search --task text-classification --max-params 100M --length 256
     """
     from dataclasses import asdict
-    from typing import cast, get_args
+    from typing import cast
 
     from kdcli.base.text import check_argument, parse_count
-    from kdcli.config.run import Task
 
-    _check_choice("--task", task, get_args(Task))
+    _check_choice("--task", task, tuple(TASKS))
     _check_choice("--sort", sort, ("params", "macs", "latency"))
     of_images = task.startswith("image")
     if not of_images and (image_size is not None or pretrained):
@@ -159,7 +159,7 @@ def models_search(
     from kdcli.plan.describe import human_count
     from kdcli.terminal.console import errors, show_lines, show_progress, show_table
 
-    catalogue = catalogue_of(cast(Task, task), size=image_size if of_images else length, pretrained=pretrained)
+    catalogue = catalogue_of(task, size=image_size if of_images else length, pretrained=pretrained)
     cache = Cache()
     with show_progress() as report:
         found = search(
@@ -224,7 +224,7 @@ def models_probe(
     ] = None,
     task: Annotated[
         str, typer.Option(help="image-classification, or text-classification with one class a text.")
-    ] = "image-classification",
+    ] = DEFAULT_TASK,
     samples: Annotated[
         int, typer.Option("--samples", "--images", min=4, help="So many training images or texts are looked at.")
     ] = 1000,
@@ -267,7 +267,7 @@ def models_probe(
     for what, values in (*named, ("--output", [output] if output else [])):
         for value in values:
             check_argument(what, value)
-    _check_choice("--task", task, ("image-classification", "text-classification"))
+    _check_choice("--task", task, tuple(row.name for row in TASKS.values() if row.target == "label"))
     from kdcli.results.probe import check_output, probe_teachers, remarks, table, to_json, write_probe
     from kdcli.terminal.console import show_lines, show_progress, show_table
 

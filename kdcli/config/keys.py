@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import LANGUAGE_MODELING
+from kdcli.base.tasks import TASKS
 from kdcli.base.text import redact_all
 from kdcli.config.run import RunConfig
 
@@ -37,18 +37,19 @@ _IMAGE_KEYS = (
 )
 
 
-_OVER_TEXTS = ("text-classification", "sentence-embedding")
+_OVER_TEXTS = tuple(row.name for row in TASKS.values() if not (row.reads_images or row.is_over_tokens))
+_LABELLED_TEXTS = tuple(row.name for row in TASKS.values() if not row.reads_images and row.target == "label")
 
 
 _KEYS_OF_TASKS = {
     "teacher.pooling": (_OVER_TEXTS, "each token stands for itself"),
     "teacher.prompt": (_OVER_TEXTS, "it reads texts as they are"),
     "student.pooling": (_OVER_TEXTS, "each token stands for itself"),
-    "data.mask_probability": (("masked-lm",), "nothing is masked"),
-    "data.label_kind": (("text-classification",), "it reads no such labels"),
-    "data.text_pair_column": (("text-classification",), "it reads single texts"),
+    "data.mask_probability": (tuple(row.name for row in TASKS.values() if row.head == "masked"), "nothing is masked"),
+    "data.label_kind": (_LABELLED_TEXTS, "it reads no such labels"),
+    "data.text_pair_column": (_LABELLED_TEXTS, "it reads single texts"),
     "data.unlabelled": (
-        (*_OVER_TEXTS, *LANGUAGE_MODELING),
+        tuple(row.name for row in TASKS.values() if not row.reads_images and row.target != "words"),
         "words without labels are those of the data whose label is null",
     ),
 }
@@ -71,7 +72,7 @@ def check_domain(config: RunConfig) -> None:
         value, usual = (reduce(getattr, key.split("."), of) for of in (config, default))
         if is_text and value != usual and config.task not in tasks:
             raise UserError(f"{key} is set, but the task is {config.task}: {why}.", "Leave it out.")
-    if config.task != "image-embedding":
+    if not (config.reads_images and config.task_facts.is_label_free):
         if config.eval_data is not None:
             raise UserError(
                 f"eval_data is for the task image-embedding, and the task is {config.task}.", "Leave --eval-data out."

@@ -7,9 +7,8 @@ precedence from low to high; :func:`parse_config` reports every problem at once.
 from __future__ import annotations
 
 import re
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -20,7 +19,7 @@ from pydantic import (
 
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import OVER_TOKENS
+from kdcli.base.tasks import DEFAULT_TASK, TASKS, TaskFacts
 from kdcli.base.text import short_repr
 from kdcli.config.data import AugmentConfig, DataConfig
 from kdcli.config.methods import (
@@ -41,18 +40,10 @@ from kdcli.config.section import (
 )
 from kdcli.config.training import EmbeddingConfig, EpisodesConfig, OptimConfig, TrainConfig
 
-Task = Literal[
-    "image-classification",
-    "image-embedding",
-    "text-classification",
-    "sentence-embedding",
-    "token-classification",
-    "masked-lm",
-    "causal-lm",
-]
-LABEL_FREE = ("image-embedding", "sentence-embedding")
-"""The tasks that read no labels: the student reproduces the teacher's embedding space."""
-
+if TYPE_CHECKING:
+    Task = str
+else:
+    Task = Literal[tuple(TASKS)]
 
 _MODEL_PREFIXES = re.compile(r"^(random:)?(timm:|hf:)?")
 
@@ -65,23 +56,23 @@ def load_task(name: str) -> Any:
     Raises:
         UserError: there is no such extension, or it is no task.
     """
-    entry = extensions.find("tasks", name, own=typing.get_args(Task))
+    entry = extensions.find("tasks", name, own=TASKS)
     if entry is None:
-        nearest = did_you_mean(name, [*typing.get_args(Task), *extensions.names("tasks")])
+        nearest = did_you_mean(name, [*TASKS, *extensions.names("tasks")])
         raise UserError(
             f"There is no task {short_repr(name)} of another package. {nearest}".rstrip(),
             "Install the package that it comes from; 'kdcli extensions' lists what is installed.",
         )
     task = entry.load()
-    if not isinstance(task, type) or getattr(task, "like", None) not in typing.get_args(Task):
-        raise entry.unfit(f"a class whose attribute 'like' is one of {', '.join(typing.get_args(Task))}")
+    if not isinstance(task, type) or getattr(task, "like", None) not in TASKS:
+        raise entry.unfit(f"a class whose attribute 'like' is one of {', '.join(TASKS)}")
     return task
 
 
 class RunConfig(Section):
     """One run of ``kdcli distill``."""
 
-    task: Task = "image-classification"
+    task: Task = DEFAULT_TASK
     """Or the name of another package's task, which is then ``task_extension``, and the one that it is like ``task``."""
     task_extension: Name | None = None
     """Another package's loss and metrics, in place of those of ``task``."""
@@ -129,7 +120,7 @@ class RunConfig(Section):
         if not isinstance(values, dict):
             return values
         name = values.get("task")
-        if not isinstance(name, str) or extensions.find("tasks", name, own=typing.get_args(Task)) is None:
+        if not isinstance(name, str) or extensions.find("tasks", name, own=TASKS) is None:
             return values
         return {**values, "task": load_task(name).like, "task_extension": name}
 
@@ -140,9 +131,14 @@ class RunConfig(Section):
         return self
 
     @property
+    def task_facts(self) -> TaskFacts:
+        """What is known of its task."""
+        return TASKS[self.task]
+
+    @property
     def reads_images(self) -> bool:
         """Whether its samples are images."""
-        return self.task.startswith("image-")
+        return self.task_facts.reads_images
 
     @property
     def trains_classifier(self) -> bool:
@@ -152,7 +148,7 @@ class RunConfig(Section):
     @property
     def leaves_classifier_untrained(self) -> bool:
         """Whether the student has a classifier that none of the methods trains."""
-        return self.task not in LABEL_FREE and not self.trains_classifier
+        return not self.task_facts.is_label_free and not self.trains_classifier
 
     def with_absolute_paths(self) -> RunConfig:
         """Return the config with its local files and folders written out, so that it means the same from anywhere.
@@ -211,8 +207,13 @@ class RunConfig(Section):
         student = self.student
         if student.is_from_teacher and student.source is None:  # it begins with the same weights
             student = student.model_copy(update={"source": self.teacher})
-        is_text = self.task in ("text-classification", *OVER_TOKENS)
-        if is_text and student.tokenizer is None and self.teacher.name != "none":
+        task = self.task_facts
+        if (
+            not task.reads_images
+            and not task.is_label_free
+            and student.tokenizer is None
+            and self.teacher.name != "none"
+        ):
             named = self.teacher.model_copy(update={"weights": None})
             student = student.model_copy(update={"tokenizer": named})
         return self.model_copy(

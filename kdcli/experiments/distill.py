@@ -16,7 +16,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors
 from kdcli.base.result import Result, show_metric
 from kdcli.config.keys import check_same_run
-from kdcli.config.run import LABEL_FREE, RunConfig
+from kdcli.config.run import RunConfig
 from kdcli.machine.control import Stopped
 from kdcli.machine.devices import leave_processes, make_accelerator
 from kdcli.machine.launch import launch, processes_to_start, rank
@@ -201,7 +201,7 @@ def _check_baseline(config: RunConfig) -> None:
         raise UserError(
             "A baseline is the student alone, and --teacher none trains it alone already.", "Add --no-baseline."
         )
-    if config.baseline and config.task in LABEL_FREE:
+    if config.baseline and config.task_facts.is_label_free:
         raise UserError(
             f"A baseline is the student alone, and {config.task} has no labels that it could learn from.",
             "Add --no-baseline.",
@@ -381,7 +381,7 @@ def _compare(results: dict[str, Result], run: RunFolder) -> None:
     if rank() != 0:
         return
     label, result = next(iter(results.items()))
-    noun = "image" if run.read_config().reads_images else "text"
+    noun = run.read_config().task_facts.modality
     outcome = compare_with_alone(run, RunFolder(run.path / _BASELINE, force=run.force), noun=noun)
     if outcome != result.outcome:
         result = run.rewrite_result(result.model_copy(update={"outcome": outcome}))

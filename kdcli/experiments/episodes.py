@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors
 from kdcli.base.result import EpisodesResult, Mean
+from kdcli.base.tasks import DEFAULT_TASK
 from kdcli.base.text import redact_all
 from kdcli.config.keys import check_same_run
 from kdcli.config.run import RunConfig
@@ -304,7 +305,7 @@ def _check_options(config: RunConfig) -> None:
     refused = {
         "--teacher none: there is nothing to distil, and the student alone is an arm already": config.teacher.name
         == "none",
-        f"--task {config.task}: they are of images": config.task != "image-classification",
+        f"--task {config.task}: they are of images": config.task != DEFAULT_TASK,
         "--baseline: the student fine-tuned alone is always an arm": config.baseline,
         "data.labels_per_class: --shots says how many labels there are": config.data.labels_per_class is not None,
         "data.unlabelled: an episode has labelled images alone": config.data.unlabelled is not None,

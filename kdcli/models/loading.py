@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import LANGUAGE_MODELING, OVER_TOKENS, DataFacts, TextPooling
+from kdcli.base.facts import DataFacts, TextPooling
 from kdcli.base.files import utf8_path
+from kdcli.base.tasks import TASKS, task_of
 from kdcli.base.text import short_repr
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import weights
@@ -66,7 +67,7 @@ def load_teacher(config: TeacherConfig, *, seed: int) -> Model:
     if own is not None and RunFolder(own).read_config().leaves_classifier_untrained:
         # What it knows of its labels is in its features alone: it is no classifier.
         phrase = f"{teacher.facts.weights}; its classifier is untrained"
-        teacher.facts = replace(teacher.facts, task="image-embedding", weights=phrase)
+        teacher.facts = replace(teacher.facts, task=task_of("image", "none").name, weights=phrase)
     return teacher
 
 
@@ -306,7 +307,10 @@ def _hf_student(place: Place, config: StudentConfig, names: tuple[str, ...], *, 
     return model
 
 
-def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-classification") -> HFTextModel:
+_CLASSIFIES_TEXTS = task_of("text", "sequence").name
+
+
+def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = _CLASSIFIES_TEXTS) -> HFTextModel:
     """Load the model of text that is imitated, with its own head, tokenizer and pooling; as :func:`load_teacher`.
 
     For a task over tokens its features and logits are of tokens.
@@ -326,7 +330,7 @@ def load_text_teacher(config: TeacherConfig, *, seed: int, task: str = "text-cla
     if settings.lower_case:
         lower_case(tokenizer, place.name)
     native = hf_text.read_text_config(place)
-    over_tokens = task in OVER_TOKENS
+    over_tokens = TASKS[task].is_over_tokens
     pooling: TextPooling = "none" if over_tokens else config.pooling or hf_text.own_pooling(native, settings)
     phrase = "untrained" if name.random else ""
     with seeded(seed):
@@ -428,9 +432,9 @@ def build_text_student(
     if not config.pretrained and wanted is None:
         hf_text.fit_vocabulary(native, tokenizer)
     own_names = vision.label_names(native) if text.head_of_config(native) in ("sequence", "token") else None
-    over_tokens = data.task in OVER_TOKENS
+    over_tokens = TASKS[data.task].is_over_tokens
     pooling: TextPooling = "none" if over_tokens else config.pooling or hf_text.own_pooling(native, settings)
-    embeds = data.task == "sentence-embedding"
+    embeds = TASKS[data.task].is_label_free
     remarks = () if over_tokens else settings.remarks + _left_out(settings)
     if not (over_tokens or embeds) and settings.prompt:
         remarks += (f"Its own prompt {short_repr(settings.prompt)} is for embeddings, and is left out.",)
@@ -457,7 +461,7 @@ def build_text_student(
             model.start_at(data.label_scale[0])
     if wanted is not None and source is not None:
         parts: list[Any] = [source[1].module, module]
-        if data.task not in LANGUAGE_MODELING:
+        if not TASKS[data.task].is_language_model:
             parts = [part.base_model for part in parts]
         report = copy_tensors(*parts, leave=set())
         model.facts = replace(model.facts, weights=report.summary())

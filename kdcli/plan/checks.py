@@ -9,6 +9,7 @@ from typing import Any
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts
 from kdcli.base.names import Relation
+from kdcli.base.tasks import TASKS
 from kdcli.config.methods import (
     CRDOptions,
     DKDOptions,
@@ -173,7 +174,7 @@ def _check_labels(key: str, methods: Sequence[MethodOptions], data: DataFacts) -
                 raise UserError(
                     f"{key}: label_smoothing is for classes, and the labels are numbers.", "Set label_smoothing to 0."
                 )
-        elif data.label_kind == "tokens" and data.task == "causal-lm" and options.reads_logits:
+        elif data.label_kind == "tokens" and TASKS[data.task].head == "causal" and options.reads_logits:
             if not options.takes_vocabulary:
                 raise UserError(
                     f"{key}: {options.method} wants all logits of a vocabulary at once, which would not fit in memory.",

@@ -12,6 +12,7 @@ from kdcli.base.facts import (
     ModelFacts,
 )
 from kdcli.base.names import NormalizeName, ProjectorName, Relation
+from kdcli.base.tasks import TASKS
 from kdcli.config.methods import (
     FeaturePair,
     LayerOptions,
@@ -104,8 +105,6 @@ _NORMALIZE_REASON: dict[str, str] = {
 }
 
 
-_PROBED = ("image-classification", "text-classification")
-"""Tasks for which 'kdcli models probe' ranks teachers, where each sample has one class."""
 _SUPERVISED_OF_REFILLED = SupervisedOptions(label_smoothing=0)  # the authors' code smooths no labels
 # The authors' factor of 100 lets the student collapse where data are few (recipes/claims); a ratio is safe.
 _LOCAL_CLASSIFIER = LocalClassifierOptions(weight=1.0, weighting="gradient")
@@ -148,7 +147,7 @@ def make_plan(
     if relation == "same" and evidence.relation == "cross" and has_classes and _same_width(teacher, data):
         label_map = tuple(range(len(data.class_names)))
         relation_reason += " The teacher's classes are taken to be yours, in this order, because you say so."
-    if relation == "cross" and has_classes and data.task in _PROBED:
+    if relation == "cross" and has_classes and TASKS[data.task].target == "label":
         option = "" if data.noun == "image" else f" --task {data.task}"
         relation_reason += f" 'kdcli models probe{option}' compares what the features of this teacher and of others know of your classes."
     check_label_free(relation, relation_reason, teacher, data)

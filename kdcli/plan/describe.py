@@ -8,7 +8,6 @@ from typing import Any
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import (
-    LANGUAGE_MODELING,
     PROBE_TOKENS,
     DataFacts,
     LayerScores,
@@ -18,6 +17,7 @@ from kdcli.base.facts import (
     num_tokens,
 )
 from kdcli.base.names import Relation
+from kdcli.base.tasks import TASKS
 from kdcli.base.text import short_repr
 from kdcli.config.methods import (
     DeiTOptions,
@@ -142,7 +142,7 @@ def describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: M
         if isinstance(student.preprocessing, TextPreprocessing):
             reason = "Width in brackets; pooled is each model's own embedding of a text, layers are averaged over its tokens."
             if student.preprocessing.pooling == "none":
-                of = "each word's first token" if student.task == "token-classification" else "each token"
+                of = "each word's first token" if TASKS[student.task].target == "words" else "each token"
                 reason = f"Width in brackets; pooled is the last hidden state of {of}, layers are those of {of}."
         if options.reads == "maps":
             reason = "Channels and grid in brackets; not averaged over positions."
@@ -305,7 +305,7 @@ def _epochs(number: int) -> str:
 
 
 def _model_line(facts: ModelFacts) -> str:
-    unit = "tokens" if facts.task in LANGUAGE_MODELING else "classes"
+    unit = "tokens" if TASKS[facts.task].is_language_model else "classes"
     padding = facts.num_classes - (num_tokens(facts) or facts.num_classes)
     head = f"{facts.num_classes - padding} {unit}" if facts.num_classes else "no head"
     head += f" and {padding} rows of padding" if padding else ""

@@ -6,10 +6,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from kdcli.base.facts import OVER_TOKENS
 from kdcli.base.result import Result, show_metric
 from kdcli.config.methods import MethodSection
-from kdcli.config.run import LABEL_FREE, RunConfig
+from kdcli.config.run import RunConfig
 
 _MOST = 4
 """So many things are named; more would be none."""
@@ -103,7 +102,7 @@ def _about_training(config: RunConfig, result: Result, folder: str) -> list[str]
     if epochs and result.validation.get("epoch") == epochs:
         more = f"kdcli distill --resume {folder} --epochs {2 * epochs}"
         tries.append(f"more epochs, as the last one was the best: {more}")
-    if config.data.unlabelled is None and config.task not in (*OVER_TOKENS, *LABEL_FREE):
-        noun = "images" if config.reads_images else "texts"
+    if config.data.unlabelled is None and config.task_facts.target == "label":
+        noun = f"{config.task_facts.modality}s"
         tries.append(f"more {noun}, which need no labels: --set data.unlabelled=FOLDER")
     return tries

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import LANGUAGE_MODELING
 from kdcli.base.text import check_argument
 from kdcli.data import ImageSource, TextSource
 from kdcli.losses.normalize import identity
@@ -241,9 +240,9 @@ def _check_record(run: RunFolder, job: Job, split: str) -> tuple[list[str], list
 
 
 def _noun(job: Job) -> str:
-    if job.config.task == "token-classification":
+    if job.config.task_facts.target == "words":
         return "word"
-    return "token" if job.config.task in LANGUAGE_MODELING else job.data.facts.noun
+    return "token" if job.config.task_facts.is_language_model else job.data.facts.noun
 
 
 def tables(analysis: dict[str, Any]) -> Iterator[Table]:

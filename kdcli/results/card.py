@@ -8,6 +8,7 @@ from typing import Any
 
 from kdcli.base.errors import UserError
 from kdcli.base.result import EpisodesResult, Mean, Result, show_metric
+from kdcli.base.tasks import TaskFacts
 from kdcli.base.text import printable
 from kdcli.config.methods import LayerOptions, ProjectionOptions
 from kdcli.config.run import RunConfig
@@ -56,7 +57,7 @@ def model_card(run: RunFolder, result: Result | None) -> str:
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
     return f"""---
 library_name: {library}
-pipeline_tag: {_PIPELINES.get(config.task, config.task)}
+pipeline_tag: {config.task_facts.pipeline_tag}
 tags: [knowledge-distillation, kdcli]
 ---
 
@@ -69,7 +70,7 @@ tags: [knowledge-distillation, kdcli]
 ## Load it
 
 ```python
-{_loading(native, config.task, run)}
+{_loading(native, config.task_facts, run)}
 ```
 
 {_made_by(plan)}"""
@@ -137,29 +138,18 @@ def _inline(text: str) -> str:
     return re.sub(r"([\\|<])", r"\\\1", printable(" ".join(text.split())))
 
 
-_PIPELINES = {
-    "image-embedding": "image-feature-extraction",
-    "sentence-embedding": "sentence-similarity",
-    "masked-lm": "fill-mask",
-    "causal-lm": "text-generation",
-}
-"""Our name of a task -> the hub's, where they differ."""
-
-
-def _loading(native: dict[str, Any], task: str, run: RunFolder) -> str:
+def _loading(native: dict[str, Any], task: TaskFacts, run: RunFolder) -> str:
     """Return the lines of Python that load a student, by its own library alone."""
     if "architecture" in native:
-        loading = _LOADING["timm-backbone" if task == "image-embedding" else "timm"]
+        loading = _LOADING["timm-backbone" if task.is_label_free else "timm"]
         if (entry := extension_of_architecture(native["architecture"])) is not None:
             return f"import {entry.module}  # of {entry.package}: timm has no such architecture\n{loading}"
         return (_NETWORKS if (run.student / "kdcli_networks.py").is_file() else "") + loading
-    if task == "image-embedding":
-        return _LOADING["transformers-backbone"]
-    if task == "image-classification":
-        return _LOADING["transformers"]
-    if task == "sentence-embedding":
+    if task.reads_images:
+        return _LOADING["transformers-backbone" if task.is_label_free else "transformers"]
+    if task.is_label_free:
         return _LOADING["sentence-transformers"].replace("CLASS", native["architectures"][0])
-    return _LOADING["text"].replace("PIPELINE", _PIPELINES.get(task, task))
+    return _LOADING["text"].replace("PIPELINE", task.pipeline_tag)
 
 
 _LOADING = {

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from kdcli.base.errors import UserError, did_you_mean, reading
-from kdcli.base.facts import LANGUAGE_MODELING
 from kdcli.base.result import Finished
+from kdcli.base.tasks import TASKS
 from kdcli.base.text import check_argument
 from kdcli.config.keys import flatten_settings
-from kdcli.config.run import LABEL_FREE
 from kdcli.results.pictures import plot_learning_curves
 from kdcli.runs.folder import RunFolder
 from kdcli.statistics.intervals import CONFIDENCE, confidence_interval
@@ -357,10 +356,10 @@ def _is_of_evaluation(key: str, *, task: str) -> bool:
     """Whether runs that differ in this setting are validated or tested on something else."""
     if key in _EVALUATED_ON or key.startswith(("data.", "eval_data.")):
         return key not in _OF_TRAINING
-    if task in LANGUAGE_MODELING:
+    if TASKS[task].is_language_model:
         return key.startswith(_TOKENS_OF)
     # The metrics are then about the teacher's own space.
-    return task in LABEL_FREE and key.startswith(("teacher.", "student.image_size"))
+    return TASKS[task].is_label_free and key.startswith(("teacher.", "student.image_size"))
 
 
 def _differing_settings(groups: Sequence[Group]) -> tuple[str, ...]:

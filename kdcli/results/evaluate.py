@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import LANGUAGE_MODELING, UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
+from kdcli.base.facts import UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
+from kdcli.base.tasks import DEFAULT_TASK, TASKS
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
-from kdcli.config.run import LABEL_FREE, RunConfig, Task
+from kdcli.config.run import RunConfig
 from kdcli.data import (
     EvalLoader,
     ImageData,
@@ -270,19 +271,19 @@ _ELSEWHERE = (
 
 def _task_of(run: RunFolder | None, asked: str | None) -> str:
     """Return the task of a run, or what was asked for of a model."""
-    tasks = get_args(Task)
+    tasks = tuple(TASKS)
     if asked is not None and asked not in tasks:
         raise UserError(f"There is no task {asked!r}. {did_you_mean(asked, tasks)}".rstrip(), _one_of(tasks))
-    task = (asked or "image-classification") if run is None else run.read_config().task
+    task = (asked or DEFAULT_TASK) if run is None else run.read_config().task
     if asked not in (None, task):
         raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
-    if task in LABEL_FREE or task in LANGUAGE_MODELING:
+    if TASKS[task].is_label_free or TASKS[task].is_language_model:
         raise UserError(f"kdcli evaluate measures classifiers, and the task {task} has no classes.", _ELSEWHERE)
     return task
 
 
 def _open_samples(config: DataConfig, task: str, seed: int) -> ImageData | TextData:
-    if task == "image-classification":
+    if TASKS[task].reads_images:
         return open_data(config, seed=seed)
     texts = open_texts(config, task=task, seed=seed, unclear_are_classes=True)
     if texts.facts.label_kind not in ("class", "words"):
@@ -368,7 +369,7 @@ def _candidate(
 def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
     """Load the run's teacher; it has an accuracy where the run's plan found its labels to be the student's."""
     config, plan = run.read_config(), run.read_plan()
-    is_text = config.task != "image-classification"
+    is_text = not config.reads_images
     if config.teacher.name == "none":
         return None
     try:
@@ -385,7 +386,7 @@ def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
 
 
 def _load(config: TeacherConfig, *, task: str, seed: int) -> Model:
-    if task == "image-classification":
+    if TASKS[task].reads_images:
         return load_teacher(config, seed=seed)
     return load_text_teacher(config, seed=seed, task=task)
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import LANGUAGE_MODELING
 from kdcli.base.files import clear_os_errors, replace_files, temporary_folder
+from kdcli.base.tasks import TASKS
 from kdcli.config.methods import ProjectionOptions, named_methods
 from kdcli.data import Text, TextBatch, TextPair
 from kdcli.models import load_saved
@@ -255,12 +255,6 @@ def _run_without_kdcli(folder: Path, images: Tensor) -> tuple[Tensor, list[str] 
         return load_file(file)["output"], json.loads(result.stdout.splitlines()[-1])
 
 
-_AUTO_OF_TASK = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "masked-lm": "AutoModelForMaskedLM",
-    "causal-lm": "AutoModelForCausalLM",
-}
 _TEXTS = ("Short.", "A text of somewhat more words, and of another length.", "Cut: " + "so much to say " * 2000)
 
 
@@ -272,7 +266,7 @@ def _export_text(run: RunFolder, student: HFTextModel, folder: Path) -> float:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ours = _same_tokens(student, tokenizer, _TEXTS)
     if student.facts.num_classes:
-        auto: Any = getattr(transformers, _AUTO_OF_TASK[student.facts.task])
+        auto: Any = getattr(transformers, TASKS[student.facts.task].auto_class)
         module = auto.from_pretrained(folder, trust_remote_code=False).eval()
         names = student.facts.label_names
         if names is not None and tuple(module.config.id2label.values()) != names:
@@ -327,7 +321,7 @@ def _same_tokens(student: HFTextModel, tokenizer: Any, texts: Sequence[Text]) ->
     """
     ours = student.prepare(TextBatch(list(texts), indices := torch.arange(len(texts)), indices))
     options: dict[str, Any] = {"truncation": True}
-    if student.facts.task in LANGUAGE_MODELING:  # whose tokenizers keep a length of their own
+    if TASKS[student.facts.task].is_language_model:  # whose tokenizers keep a length of their own
         tokenizer.truncation_side = "right"
         options["max_length"] = student.preprocessing.max_length
     before = student.preprocessing.prompt

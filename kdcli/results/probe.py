@@ -16,6 +16,7 @@ from torch import Tensor
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import DataFacts
 from kdcli.base.files import write_atomically
+from kdcli.base.tasks import TASKS
 from kdcli.base.text import short_repr
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
@@ -208,14 +209,14 @@ def write_probe(probe: dict[str, Any], file: Path) -> None:
 
 
 def _noun(probe: dict[str, Any]) -> str:
-    return "image" if probe["task"].startswith("image") else "text"
+    return TASKS[probe["task"]].modality
 
 
 def _open(
     task: str, data: str, data_root: Path | None, classes: str | None, seed: int
 ) -> tuple[ImageSource | TextSource, DataFacts]:
     """Return the training split, and what is known of the data."""
-    if task == "image-classification":
+    if TASKS[task].reads_images:
         chosen = None if classes is None else (classes,)
         images = open_data(DataConfig(name=data, root=data_root, classes=chosen), seed=seed)
         return images.train, images.facts

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from kdcli.base.facts import LANGUAGE_MODELING, DataFacts
+from kdcli.base.facts import DataFacts
+from kdcli.base.tasks import TASKS
 from kdcli.data import AnyBatch
 from kdcli.tasks.base import Task
 from kdcli.tasks.classification.one_label import ImageClassification
@@ -37,7 +38,7 @@ def _kind_of(data: DataFacts) -> type[Task]:
             return ImageClassification
         case "token-classification":
             return TokenClassification
-        case task if task in LANGUAGE_MODELING:
+        case task if TASKS[task].is_language_model:
             return LanguageModeling
     match data.label_kind:
         case "classes":

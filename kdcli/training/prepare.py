@@ -8,11 +8,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import LANGUAGE_MODELING, OVER_TOKENS
 from kdcli.base.text import short_repr
 from kdcli.config.keys import check_domain
 from kdcli.config.methods import _reads_unlabelled
-from kdcli.config.run import LABEL_FREE, RunConfig, load_task
+from kdcli.config.run import RunConfig, load_task
 from kdcli.data import (
     AnyBatch,
     ImageData,
@@ -68,7 +67,7 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
     if config.reads_images:
         data = (
             open_unlabelled(config.data, config.eval_data, seed=config.seed)
-            if config.task in LABEL_FREE
+            if config.task_facts.is_label_free
             else open_data(config.data, seed=config.seed)
         )
         config = config.model_copy(update={"data": config.data.model_copy(update={"deep_range": data.deep_range})})
@@ -111,7 +110,7 @@ def _make_job(
         student = _build_student(config, data, teacher)
         if rank() == 0:  # several processes build the same one, and transformers saves in the first alone
             check_reloads(student, label=config.student.name)
-    if config.task in LANGUAGE_MODELING:
+    if config.task_facts.is_language_model:
         assert isinstance(data, TextData)
         check_tokenizers(teacher, student, data)
     config = open_taps(config, teacher, student)
@@ -160,7 +159,7 @@ def assemble_job(
     task = build(data.facts, reference=teacher_embedder(teacher))
     context = _context(config, plan, task, data, teacher, student)
     distiller = Distiller(student, build_methods(plan.methods, context, seed=config.seed))
-    pieces = cutter(config, teacher, student, data.facts.class_names) if config.task in OVER_TOKENS else None
+    pieces = cutter(config, teacher, student, data.facts.class_names) if config.task_facts.is_over_tokens else None
     return Job(plan.resolve(config), plan, task, data, teacher, distiller, pieces)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import OVER_TOKENS, UNLABELLED
+from kdcli.base.facts import UNLABELLED
 from kdcli.base.result import Result
 from kdcli.config.keys import comparable, refuse_differences, without_later_keys
 from kdcli.data import AnyBatch, ImageSource, TextSource
@@ -225,7 +225,7 @@ class Trainer:
         Not for the tasks over tokens, whose outputs are too many, and whose masks change.
         """
         source = self.job.train_source()
-        is_over_tokens = self.job.config.task in OVER_TOKENS
+        is_over_tokens = self.job.config.task_facts.is_over_tokens
         if not isinstance(source, TextSource) or is_over_tokens or self.total_steps <= self.steps_per_epoch:
             return teacher
         if self.step == self.total_steps:  # nothing is left but the test

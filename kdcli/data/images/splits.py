@@ -11,6 +11,7 @@ import numpy as np
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
+from kdcli.base.tasks import task_of
 from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig
 from kdcli.data.classes import alike, choose_classes, list_classes, order_notes
@@ -111,7 +112,7 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
         notes.append(note)
     facts = DataFacts(
         name=config.name,
-        task="image-classification",
+        task=task_of("image", "sequence").name,
         class_names=names,
         num_train=len(train),
         num_labelled=sum(label != UNLABELLED for label in train.labels),

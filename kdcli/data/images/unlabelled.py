@@ -8,6 +8,7 @@ import numpy as np
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
+from kdcli.base.tasks import task_of
 from kdcli.config.data import DataConfig
 from kdcli.data.images.sources import ImageSource, OfficialSplits, Subset, file_identity, file_paths, sample_names
 from kdcli.data.images.splits import ImageData, append_unlabelled, check_disjoint
@@ -68,7 +69,7 @@ def complete_unlabelled(
     splits += [] if test is None else [_thin_out(test, "test", notes)]
     facts = DataFacts(
         name=config.name,
-        task="image-embedding",
+        task=task_of("image", "none").name,
         class_names=(),
         num_train=len(train),
         num_labelled=0,
@@ -99,7 +100,7 @@ def _with_labels(
     labelled = [label for label in train.labels if label != UNLABELLED]
     facts = DataFacts(
         name=name,
-        task="image-classification",
+        task=task_of("image", "sequence").name,
         class_names=tuple(names),
         num_train=len(train),
         num_labelled=len(labelled),

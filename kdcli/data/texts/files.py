@@ -15,7 +15,8 @@ from sklearn.model_selection import train_test_split
 
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean, hint_of_moved, reading
-from kdcli.base.facts import LANGUAGE_MODELING, UNLABELLED, DataFacts, LabelKind
+from kdcli.base.facts import UNLABELLED, DataFacts, LabelKind
+from kdcli.base.tasks import TASKS, Target
 from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig, SplitsConfig
 from kdcli.data.classes import alike, order_notes
@@ -78,7 +79,7 @@ def open_texts(config: DataConfig, *, task: str, seed: int, unclear_are_classes:
         UserError: an unknown name, missing or unsuitable files or columns, labels that could be classes as well as
             numbers, or a split that can't be made.
     """
-    reads = _READS_OF_TASK.get(task, "texts")
+    reads = _READS_OF_TARGET.get(TASKS[task].target, "texts")
     if reads != "labels" and config.text_pair_column is not None:
         raise UserError(f"data.text_pair_column is set, and the task {task} reads single texts.", "Leave it out.")
     with reading(config.name):
@@ -86,7 +87,7 @@ def open_texts(config: DataConfig, *, task: str, seed: int, unclear_are_classes:
         return _complete(official, config, task=task, seed=seed)
 
 
-_READS_OF_TASK: dict[str, _Reads] = {"text-classification": "labels", "token-classification": "words"}
+_READS_OF_TARGET: dict[Target, _Reads] = {"label": "labels", "words": "words"}
 
 
 def _open(config: DataConfig, reads: _Reads, *, unclear_are_classes: bool = False) -> _Splits:
@@ -307,7 +308,7 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
             train, config.validation_fraction, names, is_stratified, seed=seed, purpose="validation", by_hash=by_hash
         )
         notes.append(f"Validation: {len(validation)} texts cut from the training split by seed {seed}{how}.")
-    if task == "sentence-embedding":
+    if TASKS[task].is_label_free:
         validation = _thin_out(validation, notes)
         test = None if test is None else _thin_out(test, notes)
     train = _without(train, [*validation.texts, *(test.texts if test else ())], "validation and test", notes)
@@ -334,7 +335,7 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
         notes.append(f"Labels: {config.labels_per_class} a class kept by seed {seed}, the rest withheld.")
     if config.unlabelled is not None:
         train = _append_unlabelled(train, config.unlabelled, (validation, test), official.columns, notes)
-    kind = "tokens" if task in LANGUAGE_MODELING else official.kind
+    kind = "tokens" if TASKS[task].is_language_model else official.kind
     facts = DataFacts(
         name=config.name,
         task=task,

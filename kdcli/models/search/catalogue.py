@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import LANGUAGE_MODELING, OVER_TOKENS, PROBE_TOKENS, DataFacts, TextPooling
-from kdcli.config.run import LABEL_FREE, Task
+from kdcli.base.facts import PROBE_TOKENS, DataFacts, TextPooling
+from kdcli.base.tasks import TASKS
+from kdcli.config.run import Task
 from kdcli.models.locate import TEXT_KINDS, load_architectures
 from kdcli.models.place import Place
 from kdcli.models.spec import find_extension
@@ -129,7 +130,7 @@ class ImageCatalogue(Catalogue):
     @property
     def num_classes(self) -> int:
         """``NUM_CLASSES``, or none where the student is a backbone alone."""
-        return 0 if self.task in LABEL_FREE else NUM_CLASSES
+        return 0 if TASKS[self.task].is_label_free else NUM_CLASSES
 
     def is_published(self, place: Place) -> bool:
         """Whether timm has weights."""
@@ -178,12 +179,12 @@ class TextCatalogue(Catalogue):
     @property
     def num_classes(self) -> int:
         """``NUM_TEXT_CLASSES``, or none of a backbone alone or a language model."""
-        return NUM_TEXT_CLASSES if hf_text.HEAD_OF_TASK[self.task] in ("sequence", "token") else 0
+        return NUM_TEXT_CLASSES if TASKS[self.task].head in ("sequence", "token") else 0
 
     @property
     def counted(self) -> str:
         """How everything is counted; a language model is with its head."""
-        return "as language models" if self.task in LANGUAGE_MODELING else super().counted
+        return "as language models" if TASKS[self.task].is_language_model else super().counted
 
     def is_published(self, place: Place) -> bool:
         """Never: a kind has no weights of its own."""
@@ -199,7 +200,7 @@ class TextCatalogue(Catalogue):
         config = hf_text.read_text_config(place)
         names = tuple(str(label) for label in range(self.num_classes))
         data = DataFacts(place.name, self.task, names, 0, 0, 0, 0, label_kind="class" if names else "none")
-        over_tokens = self.task in OVER_TOKENS
+        over_tokens = TASKS[self.task].is_over_tokens
         pooling: TextPooling = "none" if over_tokens else hf_text.own_pooling(config, SentenceSettings())
         module: Any = hf_text.build_text_student(place, config, data, pretrained=False, pooling=pooling).eval()
         positions = num_positions(module)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from transformers.models.auto.modeling_auto import (
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import PROBE_TOKENS, TextPreprocessing
+from kdcli.base.tasks import HeadKind, task_of
 from kdcli.data.batch import AnyBatch
 from kdcli.data.texts.batch import Text, TextBatch, TextPair
 from kdcli.models.base import Model, ModelOutput, Origin, Probe
@@ -39,19 +40,6 @@ from kdcli.models.taps import LayerTap, edges_of, run_once, tensor_of
 from kdcli.models.transformers.padding import by_length, is_changed_by_padding, last_tokens, pool
 from kdcli.models.transformers.sentence import write_prompt
 from kdcli.models.transformers.tokenizer import encode, save_tokenizer
-
-HeadKind = Literal["none", "sequence", "token", "masked", "causal"]
-"""What a model of text has on top: nothing, a classifier of texts or of tokens, or a language model's head."""
-
-
-HEAD_OF_TASK: dict[str, HeadKind] = {
-    "text-classification": "sequence",
-    "sentence-embedding": "none",
-    "token-classification": "token",
-    "masked-lm": "masked",
-    "causal-lm": "causal",
-}
-
 
 AUTO: dict[HeadKind, tuple[Any, Any, dict[str, str]]] = {
     "sequence": (
@@ -194,7 +182,7 @@ class HFTextModel(Model):
         return int(module.config.num_labels) if is_text_classifier(module) else 0
 
     def _task(self, num_classes: int) -> str:
-        return "text-classification" if num_classes else "sentence-embedding"
+        return task_of("text", "sequence" if num_classes else "none").name
 
     @contextmanager
     def _input_errors(self, origin: Origin) -> Iterator[None]:

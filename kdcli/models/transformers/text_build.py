@@ -20,7 +20,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import LANGUAGE_MODELING, DataFacts, LabelKind, TextPooling, TextPreprocessing
+from kdcli.base.facts import DataFacts, LabelKind, TextPooling, TextPreprocessing
+from kdcli.base.tasks import TASKS, HeadKind
 from kdcli.config.models import Pooling
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.place import Place
@@ -28,8 +29,6 @@ from kdcli.models.transformers.build import from_config, load_weights, read_conf
 from kdcli.models.transformers.sentence import SentenceSettings
 from kdcli.models.transformers.text import (
     AUTO,
-    HEAD_OF_TASK,
-    HeadKind,
     classifier_of,
     head_kind,
     head_of_config,
@@ -95,8 +94,8 @@ def build_text_teacher(place: Place, config: Any, *, task: str, pretrained: bool
 
 
 def _teacher_kind(place: Place, config: Any, task: str, *, pretrained: bool) -> HeadKind:
-    if task in LANGUAGE_MODELING:
-        kind = HEAD_OF_TASK[task]
+    kind = TASKS[task].head
+    if TASKS[task].is_language_model:
         if pretrained and (own := head_of_config(config)) != kind:
             what = "a backbone alone" if own == "none" else f"a {_HEAD_NAMES[own]}"
             raise UserError(
@@ -104,7 +103,7 @@ def _teacher_kind(place: Place, config: Any, task: str, *, pretrained: bool) -> 
                 f"Name a teacher for --task {task}, or choose another --task.",
             )
         return kind
-    if task == "token-classification":
+    if kind == "token":
         return "token" if head_of_config(config) == "token" else "none"
     return "sequence" if has_text_classifier(config) else "none"
 
@@ -132,7 +131,7 @@ def build_text_student(
     Raises:
         UserError: transformers has no such model of this kind, or the weights can't be had.
     """
-    kind = HEAD_OF_TASK[data.task]
+    kind = TASKS[data.task].head
     auto = _auto_class(place, config, kind)
     if data.class_names:
         config.id2label = dict(enumerate(data.class_names))

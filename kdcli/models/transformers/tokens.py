@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import TextPreprocessing
+from kdcli.base.tasks import task_of
 from kdcli.data.batch import AnyBatch
 from kdcli.data.texts.batch import TokenBatch, WordBatch
 from kdcli.data.texts.words import encode_words, first_tokens
@@ -83,8 +84,8 @@ class HFTokenModel(HFTextModel):
         return int(last.out_features if isinstance(last, nn.Linear) else text_part(module.config).vocab_size)
 
     def _task(self, num_classes: int) -> str:
-        tasks = {"token": "token-classification", "masked": "masked-lm", "causal": "causal-lm"}
-        return tasks.get(head_kind(self.module), "sentence-embedding")
+        head = head_kind(self.module)
+        return task_of("text", "none" if head == "sequence" else head).name
 
     def _probe(self, inputs: dict[str, Tensor], num_classes: int) -> Probe:
         self._prepare_encoder()

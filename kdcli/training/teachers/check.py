@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import OVER_TOKENS, UNLABELLED
+from kdcli.base.facts import UNLABELLED
 from kdcli.base.result import Metrics, Saved, show_metric
 from kdcli.data import AnyBatch, ImageSource, TextSource
 from kdcli.data.images.sources import Subset
@@ -96,7 +96,7 @@ def _measured(job: Job, sample: ImageSource | TextSource, accelerator: Accelerat
     found: list[_Measured | None] = [None]
     remembered = None
     if accelerator.is_main_process and job.config.task_extension is None:
-        tokens = repr(job.student.facts.preprocessing) if job.config.task in OVER_TOKENS else ""
+        tokens = repr(job.student.facts.preprocessing) if job.config.task_facts.is_over_tokens else ""
         assert job.teacher is not None
         remembered = Remembered(
             job.config,
