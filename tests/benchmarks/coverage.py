@@ -50,11 +50,11 @@ from transformers import (  # noqa: E402
 )
 
 from kdcli.base.errors import UserError  # noqa: E402
-from kdcli.config.run import TeacherConfig  # noqa: E402
+from kdcli.config.models import TeacherConfig  # noqa: E402
 from kdcli.data import TextBatch  # noqa: E402
 from kdcli.models import load_teacher, load_text_teacher  # noqa: E402
 from kdcli.models.base import Model  # noqa: E402
-from kdcli.models.transformers.build import HFModel  # noqa: E402
+from kdcli.models.transformers.vision import HFModel  # noqa: E402
 
 FOLDER = Path(__file__).parent / "coverage"
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 384)

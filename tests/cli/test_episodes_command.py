@@ -100,15 +100,15 @@ def test_students_learn_colours_and_only_the_distilled_one_hears_the_teacher(
     run_cli, tmp_path, photos, trained_teacher, tiny, monkeypatch
 ):
     """The teacher knows all labels: logits are distilled, restricted to the classes of the episode."""
-    import kdcli.training.prepare
+    import kdcli.training.job
 
-    built, original = [], kdcli.training.prepare.build_method
+    built, original = [], kdcli.training.job.build_method
 
     def build(options, context):
         built.append((options.method, context.label_map, context.task.class_names))
         return original(options, context)
 
-    monkeypatch.setattr(kdcli.training.prepare, "build_method", build)
+    monkeypatch.setattr(kdcli.training.job, "build_method", build)
     outcome = run_cli(
         *("distill", "--teacher", trained_teacher, "--student", "test_resnet", "--data", photos, *tiny),
         *("--ways", "2", "--shots", "8", "--queries", "4", "--episodes", "2", "--epochs", "40", "--lr", "0.003"),

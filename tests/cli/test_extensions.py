@@ -251,7 +251,7 @@ def test_two_packages_with_one_name(install, run_cli, photos):
     ],
 )
 def test_what_a_method_must_have(install, run_cli, photos, code, reason):
-    install("mine", {"kdcli.methods": {"mine": "mine:thing"}}, f"from kdcli.config.run import MethodSection\n{code}\n")
+    install("mine", {"kdcli.methods": {"mine": "mine:thing"}}, f"from kdcli.config import MethodSection\n{code}\n")
     models = ("--teacher", "random:test_vit", "--student", "test_resnet")
     outcome = run_cli("distill", *models, "--data", photos, "--method", "mine", "--dry-run")
     refused(outcome, "The extension 'mine' of mine 2.5 (methods): mine:thing is not", reason)
@@ -259,7 +259,7 @@ def test_what_a_method_must_have(install, run_cli, photos, code, reason):
 
 def test_layers_are_for_methods_that_take_them(install, run_cli, photos):
     code = 'class thing(MethodSection):\n    method: str = "mine"\n    def build(self, context): pass'
-    install("mine", {"kdcli.methods": {"mine": "mine:thing"}}, f"from kdcli.config.run import MethodSection\n{code}\n")
+    install("mine", {"kdcli.methods": {"mine": "mine:thing"}}, f"from kdcli.config import MethodSection\n{code}\n")
     models = ("--teacher", "random:test_vit", "--student", "test_resnet")
     outcome = run_cli(
         "distill", *models, "--data", photos, "--method", "mine", "--feature-layers", "pooled:pooled", "--dry-run"

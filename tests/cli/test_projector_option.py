@@ -162,7 +162,7 @@ def analysed(run_cli, run: Path) -> tuple[dict, str]:
     return json.loads((run / "analysis" / "analysis.json").read_text()), outcome.stdout
 
 
-def test_maps_are_analysed_position_by_position(distil, run_cli, tmp_path, without_figures):
+def test_maps_are_analysed_position_by_position(distil, run_cli, tmp_path):
     """Both layers of FitNets: what the residual adds up to is recomputed from the maps of the saved student."""
     from kdcli.data import prepare
     from kdcli.runs.folder import RunFolder

@@ -22,7 +22,7 @@ from kdcli.models.search.catalogue import (
     catalogue_of,
 )
 from kdcli.models.search.search import Budget, Cache, search
-from kdcli.models.search.search import search as searching
+from kdcli.models.search import search as searching
 
 
 @pytest.fixture(autouse=True)

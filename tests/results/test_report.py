@@ -214,7 +214,7 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pyte
 
 def test_matplotlib_is_lazy_and_pyplot_never_used(tmp_path: Path) -> None:
     code = (
-        "import sys; from kdcli import report; assert 'matplotlib' not in sys.modules; "
+        "import sys; from kdcli.results import pictures as report; assert 'matplotlib' not in sys.modules; "
         f"report.plot_spectrum({str(tmp_path / 's.png')!r}, [1.0, 0.5], rank=2, title='t'); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
