@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import kdcli
 from kdcli.base.errors import UserError
 from kdcli.models.place import Place
+from kdcli.models.search import search as searching
 from kdcli.models.search.catalogue import (
     NUM_CLASSES,
     Built,
@@ -22,7 +23,6 @@ from kdcli.models.search.catalogue import (
     catalogue_of,
 )
 from kdcli.models.search.search import Budget, Cache, search
-from kdcli.models.search import search as searching
 
 
 @pytest.fixture(autouse=True)
