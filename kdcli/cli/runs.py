@@ -98,7 +98,8 @@ def sweep(
     )
     is_folder = len(recipes) == 1 and Path(recipes[0]).is_dir()
     name = Path(recipes[0]).resolve().name if is_folder else "+".join(files)
-    from kdcli.experiments.sweep import RANKING_RULE, Sweep, compare_sweep, rank_variants, run_sweep
+    from kdcli.experiments.ranking import RANKING_RULE, compare_sweep, rank_variants
+    from kdcli.experiments.sweep import Sweep, run_sweep
     from kdcli.terminal.console import show_lines, show_table
 
     swept = Sweep(output or Path("runs") / "sweeps" / safe_name(name), variants, numbers, force)
@@ -110,7 +111,7 @@ def sweep(
             show_lines([f"Stopped; all is saved. Go on with the same command: {command_line()}"])
             raise typer.Exit(code)
     if len(failed) < len(swept.runs):
-        from kdcli.results.compare import notes, table, write_comparison
+        from kdcli.results.comparison import notes, table, write_comparison
 
         comparison, remarks = compare_sweep(swept, baseline=reference)
         written = write_comparison(comparison, swept.folder)
@@ -170,7 +171,8 @@ def compare(
 
         kdcli compare runs/sweeps/mine --json
     """
-    from kdcli.results.compare import compare_runs, find_runs, notes, read_runs, table, to_json, write_comparison
+    from kdcli.results.compare import compare_runs, find_runs, read_runs
+    from kdcli.results.comparison import notes, table, to_json, write_comparison
     from kdcli.terminal.console import show_lines
 
     comparison = compare_runs(read_runs(find_runs(runs), force=force), baseline=baseline)

@@ -551,7 +551,8 @@ def or_extension(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     return value if isinstance(value, str) and _method_extension(value) is not None else handler(value)
 
 
-def _reads_unlabelled(methods: Sequence[MethodOptions]) -> bool:
+def any_reads_unlabelled(methods: Sequence[MethodOptions]) -> bool:
+    """Return whether any of the methods reads samples without a label."""
     return any(options.reads_unlabelled for options in methods)
 
 

@@ -19,7 +19,8 @@ MAX_PAIRS = 2000
 """Largest validation and test split of a task whose metrics look at pairs of samples."""
 
 
-def _count(labels: Sequence[int], num_classes: int) -> NDArray[np.int64]:
+def class_counts(labels: Sequence[int], num_classes: int) -> NDArray[np.int64]:
+    """Return how many samples each class has, int64 (num_classes,); those without a label are in none."""
     known = np.asarray(labels, dtype=np.int64)
     return np.bincount(known[known != UNLABELLED], minlength=num_classes)
 
@@ -62,7 +63,7 @@ def cut_indices(
         UserError: there are too few samples.
     """
     labels = np.asarray(given, dtype=np.int64)
-    counts = _count(given, len(class_names))
+    counts = class_counts(given, len(class_names))
     lone = np.flatnonzero(counts == 1)
     labelled = np.flatnonzero((labels != UNLABELLED) & ~np.isin(labels, lone))
     num_classes = int(np.count_nonzero(counts > 1))
@@ -152,7 +153,7 @@ def keep_labels(given: Sequence[int], num_kept: int, class_names: Sequence[str],
         UserError: a class has fewer.
     """
     labels = np.asarray(given, dtype=np.int64)
-    counts = _count(given, len(class_names))
+    counts = class_counts(given, len(class_names))
     if short := [f"{name} ({n})" for name, n in zip(class_names, counts, strict=True) if n < num_kept]:
         raise UserError(
             f"data.labels_per_class is {num_kept}, but after the validation cut there are fewer labels in "

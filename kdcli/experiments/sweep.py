@@ -28,13 +28,12 @@ from kdcli.experiments.episodes import has_all_episodes, resume_episodes, run_ep
 from kdcli.experiments.variants import Variant
 from kdcli.machine.launch import end_with_the_launcher, is_launched, num_cores
 from kdcli.machine.signals import stop_signals
-from kdcli.results.compare import Comparison, Summary, compare_runs, read_runs
 from kdcli.runs.folder import RunFolder
 from kdcli.terminal.console import show_lines
 
 _RECIPE = "recipe.yaml"
 """In the folder of a variant: its config, as the next command's is compared with."""
-_EPISODES = "episodes distilled"
+EPISODES = "episodes distilled"
 """What the metric of the students of episodes is called in a comparison."""
 
 
@@ -159,7 +158,7 @@ def run_sweep(sweep: Sweep, *, jobs: int | None, command: str, verbose: bool) ->
     gpus = _gpus(sweep)
     num_jobs = _num_jobs(jobs, gpus)
     for variant in sweep.variants:
-        _check_variant(variant, sweep.folder / variant.name)
+        check_variant(variant, sweep.folder / variant.name)
     made = [folder for folder in (sweep.folder, *sweep.folder.parents) if not folder.exists()]
     with clear_os_errors(sweep.folder):
         sweep.folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +248,7 @@ def _headline(run: Run) -> str:
     if run.config.episodes is not None:
         episodes = RunFolder(run.path).read_episodes_result()
         assert episodes is not None, f"{run.path} is finished"
-        return f"{_EPISODES} {episodes.accuracy['distilled'].mean:.4f}"
+        return f"{EPISODES} {episodes.accuracy['distilled'].mean:.4f}"
     result = RunFolder(run.path).read_result()
     assert result is not None, f"{run.path} is finished"
     told = []
@@ -262,7 +261,7 @@ def _headline(run: Run) -> str:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _check_variant(variant: Variant, folder: Path) -> None:
+def check_variant(variant: Variant, folder: Path) -> None:
     """Raise a UserError where ``folder`` has runs that are not of ``variant``; it says what differs."""
     check_argument("A folder of runs", folder)
     runs = [RunFolder(file.parent) for file in sorted(folder.glob("seed-*/config.yaml"))]
@@ -471,73 +470,3 @@ def _work(connection: Connection, command: str, verbose: bool) -> None:
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
-
-
-def compare_sweep(sweep: Sweep, *, baseline: Variant | None) -> tuple[Comparison, list[str]]:
-    """Compare all runs of the sweep that have begun.
-
-    Returns:
-        The comparison, and what is missing in it, a sentence each.
-
-    Raises:
-        UserError: there is no run yet, or what is there is of another config.
-    """
-    for variant in sweep.variants:
-        _check_variant(variant, sweep.folder / variant.name)
-    by_variant = sorted(sweep.runs, key=lambda run: sweep.variants.index(run.variant))
-    begun = [run for run in by_variant if (run.path / "config.yaml").is_file()]
-    missing = [run.label for run in by_variant if run not in begun]
-    if not begun:
-        raise UserError(f"There is no run in {sweep.folder}.", "Run the sweep first, without --report-only.")
-    alone = [path for run in begun if ((path := run.path / "baseline") / "config.yaml").is_file()]
-    remarks = [f"Not begun: {', '.join(missing)}."] if missing else []
-    has_pairs = baseline is not None and len({run.variant.name for run in begun}) > 1
-    if baseline is not None and not (has_pairs and any(run.variant == baseline for run in begun)):
-        remarks.append(f"No differences: {baseline.name} and another variant have no runs yet.")
-        baseline = None
-    runs = read_runs([*(run.path for run in begun), *alone], force=sweep.force)
-    return compare_runs(runs, baseline=None if baseline is None else baseline.name), remarks
-
-
-RANKING_RULE = "Ranked by the mean over the seeds, higher first; ties go to the lower mean validation loss, then to the order given."
-
-
-def rank_variants(sweep: Sweep, comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
-    """Rank each recipe's variants by the monitored validation metric, without any test data.
-
-    Variants of episodes, whose queries are validation images here, go by the accuracy of their students.
-
-    Returns:
-        Columns and rows of a table, and a line for each recipe: its best variant. A variant has to have finished with
-        every seed to be ranked.
-    """
-    groups = {group.name: group for group in comparison.groups}
-    rows: list[list[str]] = []
-    best: list[str] = []
-    for recipe in dict.fromkeys(variant.recipe for variant in sweep.variants):
-        ranked: list[tuple[float, float, str, str, Summary]] = []
-        left_out: list[tuple[str, str]] = []
-        for variant in (variant for variant in sweep.variants if variant.recipe == recipe):
-            group = groups.get(variant.name)
-            if group is None or {run.seed for run in group.finished} != set(sweep.seeds):
-                left_out.append((variant.name, "not finished"))
-                continue
-            # A run of features alone has another metric than one that trains the classifier.
-            own = [name for name in group.runs[0].metrics if name.startswith("validation ")]
-            metric = own[0] if variant.config.episodes is None else _EPISODES
-            if ranked and metric != ranked[0][3]:
-                left_out.append((variant.name, f"{metric}: not to be compared"))
-                continue
-            score, loss = group.summary(metric), group.summary("validation loss")
-            assert score is not None
-            ranked.append((-score.mean, 0.0 if loss is None else loss.mean, variant.name, metric, score))
-        ranked.sort(key=lambda entry: entry[:2])  # stable: equal ones stay in the order given
-        for place, (_, loss_mean, name, metric, score) in enumerate(ranked, start=1):
-            spread = "" if score.std is None else f" ± {score.std:.4f}"
-            tie = "-" if groups[name].summary("validation loss") is None else f"{loss_mean:.4f}"
-            rows.append([recipe, str(place), name, metric, f"{score.mean:.4f}{spread}", tie])
-        rows += [[recipe, "-", name, reason, "-", "-"] for name, reason in left_out]
-        if ranked:
-            _, _, name, metric, score = ranked[0]
-            best.append(f"Best variant of {recipe}: {name} ({metric} {score.mean:.4f}, {len(sweep.seeds)} seeds)")
-    return ["recipe", "rank", "variant", "metric", "mean", "validation loss"], rows, best

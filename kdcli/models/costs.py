@@ -13,7 +13,7 @@ from kdcli.models.base import Model, to_device
 from kdcli.models.measure import time_passes
 
 
-def _latency(model: Model) -> float:
+def latency_of(model: Model) -> float:
     """Return the median milliseconds of a few passes of one sample, on the device that the model is on."""
     device = next(model.parameters()).device
     was_training = model.training

@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
-from kdcli.base.tasks import DEFAULT_TASK, TASKS
+from kdcli.base.facts import UNLABELLED, DataFacts, Preprocessing
+from kdcli.base.tasks import TASKS
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
-from kdcli.config.run import RunConfig
 from kdcli.data import (
     EvalLoader,
-    ImageData,
     ImageSource,
     Reader,
     TextData,
@@ -33,11 +31,8 @@ from kdcli.data import (
     WordBatch,
     WordSource,
     cut_words,
-    open_data,
-    open_texts,
 )
 from kdcli.data.fingerprint import find_trained_on
-from kdcli.data.images.sources import Subset
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_saved, load_teacher, load_text_teacher, parse_name
@@ -47,7 +42,18 @@ from kdcli.models.locate import locate
 from kdcli.models.settle import settle_teacher
 from kdcli.models.transformers.text import HFTextModel
 from kdcli.plan.relation import map_labels
-from kdcli.results.evaluation import ENTITY_SCORES, is_run
+from kdcli.results.evaluation import ENTITY_SCORES
+from kdcli.results.samples import (
+    check_pairs,
+    choose_split,
+    data_config,
+    loader_of,
+    one_of,
+    open_run,
+    open_samples,
+    same_data,
+    task_of,
+)
 from kdcli.runs.folder import RunFolder
 from kdcli.tasks.classification.report import ClassificationMeters, agreement
 from kdcli.tasks.words.task import count_entities, entity_scores, tell_entities
@@ -121,24 +127,24 @@ def evaluate_models(
             can't be read, a run whose files, data or teacher have changed, or one that was trained on the samples.
     """
     if split is not None and split not in SPLITS:
-        raise UserError(f"There is no split {split!r}. {did_you_mean(split, SPLITS)}".rstrip(), _one_of(SPLITS))
+        raise UserError(f"There is no split {split!r}. {did_you_mean(split, SPLITS)}".rstrip(), one_of(SPLITS))
     for other in against:
         if [name, *against].count(other) > 1:
             raise UserError(f"{other} is named twice.", "Name every model once.")
     place = resolve_device(device)
-    run = _open_run(name, force=force)
+    run = open_run(name, force=force)
     if run is not None and weights is not None:
         raise UserError(f"{name} is a run: it has weights of its own.", "Leave --teacher-weights out.")
-    config, seed = _data_config(run, data, data_root, classes)
-    samples = _open_samples(config, _task_of(run, task), seed)
+    config, seed = data_config(run, data, data_root, classes)
+    samples = open_samples(config, task_of(run, task), seed)
     facts = samples.facts
     if run is not None and isinstance(samples, TextData):
-        _check_pairs(run, samples)
-    split, source, notes = _choose_split(samples, split)
+        check_pairs(run, samples)
+    split, source, notes = choose_split(samples, split)
     candidates = [_candidate("model" if run is None else "student", name, run, facts, weights=weights)]
     if run is not None and with_teacher and (teacher := _teacher(run, candidates[0])) is not None:
         candidates.append(teacher)
-    others = {other: _open_run(other, force=force) for other in against}
+    others = {other: open_run(other, force=force) for other in against}
     candidates += [
         _candidate(f"against-{number}", other, opened, facts)
         for number, (other, opened) in enumerate(others.items(), 1)
@@ -149,7 +155,7 @@ def evaluate_models(
         teacher_now = next((candidate.model for candidate in candidates if candidate.role == "teacher"), None)
         now = take_record(samples, teacher_now, splits=(split,))
         for opened in runs:
-            is_own = opened is run and (data is None or _same_data(run.read_config(), data))
+            is_own = opened is run and (data is None or same_data(run.read_config(), data))
             forced += _check_record(opened, now, config, split, notes, is_own=is_own)
 
     noun: str = facts.noun
@@ -163,7 +169,7 @@ def evaluate_models(
         candidate.model.to(place)
         scores: dict[str, Any] = dict.fromkeys(_score_names(facts))
         if candidate.label_map is not None:
-            loader = _loader(source, candidate.model.facts.preprocessing, batch_size, config)
+            loader = loader_of(source, candidate.model.facts.preprocessing, batch_size, config)
             scores, predictions[candidate.role] = _score(candidate, loader, place, source, facts, skipped, notes)
             check_readable(list(skipped), len(source), what=f"{split} images of {config.name}")
         measured[candidate.role] = {
@@ -200,139 +206,7 @@ def evaluate_models(
     }
 
 
-def _one_of(names: Sequence[str]) -> str:
-    return f"Use {', '.join(names[:-1])} or {names[-1]}."
-
-
 # --- names ------------------------------------------------------------------------------------------------------------
-
-
-def _open_run(name: str, *, force: bool) -> RunFolder | None:
-    """Return the run called ``name``; None for a model.
-
-    Raises:
-        UserError: when the run has no student yet, or ``name`` is a folder of neither, or is taken for a misspelt one.
-    """
-    path = Path(name)
-    if is_run(name):
-        return RunFolder.open(path, force=force)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(
-            f"{name} is neither a run folder (no config.yaml) nor a model (no config.json).",
-            "Give a folder that 'kdcli distill' made, or a model's name.",
-        )
-    is_hub_id = not name.startswith((".", "/", "~")) and name.count("/") == 1
-    if is_hub_id and not path.exists() and path.parent.is_dir():  # a misspelt folder looks like one
-        siblings = [str(sibling) for sibling in path.parent.iterdir() if sibling.is_dir()]
-        raise UserError(
-            f"There is no folder {name}. {did_you_mean(name, siblings)}".rstrip(),
-            f"A model of the Hugging Face hub is hf:{name} here, as there is a folder {path.parent}.",
-        )
-    return None
-
-
-def _data_config(
-    run: RunFolder | None, data: str | None, root: Path | None, classes: str | None
-) -> tuple[DataConfig, int]:
-    """Return which data to open, and the seed of their splits."""
-    if run is None:
-        if data is None:
-            raise UserError("A model is evaluated on data, and none are named.", "Name them with --data.")
-        chosen, seed = DataConfig(name=data, root=root), 0
-    else:
-        config = run.read_config()
-        chosen, seed = config.data, config.seed
-        if data is not None and not _same_data(config, data):
-            # What belongs to the run's own files and to its training alone is left out.
-            own = (
-                *("classes", "image_column", "text_column", "text_pair_column", "label_column", "label_kind", "subset"),
-                *("unlabelled", "labels_per_class", "train_images", "train_texts"),
-            )
-            chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
-        if root is not None:
-            chosen = chosen.model_copy(update={"root": root})
-    if classes is not None:
-        chosen = chosen.model_copy(update={"classes": (classes,)})
-    return chosen, seed
-
-
-def _same_data(config: RunConfig, data: str) -> bool:
-    """Whether ``data`` names the run's own data, whose paths are absolute."""
-    named = config.model_copy(update={"data": config.data.model_copy(update={"name": data})})
-    return named.with_absolute_paths().data.name == config.data.name
-
-
-_ELSEWHERE = (
-    "result.json of the run has the metrics of validation and test, a language model's teacher's too; 'kdcli compare'"
-    " puts runs side by side, 'kdcli models probe --teacher RUN' the features of runs and models of images on labelled"
-    " data."
-)
-
-
-def _task_of(run: RunFolder | None, asked: str | None) -> str:
-    """Return the task of a run, or what was asked for of a model."""
-    tasks = tuple(TASKS)
-    if asked is not None and asked not in tasks:
-        raise UserError(f"There is no task {asked!r}. {did_you_mean(asked, tasks)}".rstrip(), _one_of(tasks))
-    task = (asked or DEFAULT_TASK) if run is None else run.read_config().task
-    if asked not in (None, task):
-        raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
-    if TASKS[task].is_label_free or TASKS[task].is_language_model:
-        raise UserError(f"kdcli evaluate measures classifiers, and the task {task} has no classes.", _ELSEWHERE)
-    return task
-
-
-def _open_samples(config: DataConfig, task: str, seed: int) -> ImageData | TextData:
-    if TASKS[task].reads_images:
-        return open_data(config, seed=seed)
-    texts = open_texts(config, task=task, seed=seed, unclear_are_classes=True)
-    if texts.facts.label_kind not in ("class", "words"):
-        raise UserError(
-            f"kdcli evaluate measures classifiers with one class a text, and the labels of {config.name} are others.",
-            _ELSEWHERE,
-        )
-    return texts
-
-
-def _check_pairs(run: RunFolder, texts: TextData) -> None:
-    """Refuse single texts for a student that was trained on pairs of them, and the other way round."""
-    wants = run.read_config().data.text_pair_column is not None
-    if wants != texts.train.has_pairs:
-        kinds = ("single texts", "pairs of texts")
-        raise UserError(
-            f"The run's student was trained on {kinds[wants]}, and {texts.facts.name} has {kinds[not wants]}.",
-            "Evaluate it on data of the same kind; pairs are told by the names of their columns, such as premise and "
-            "hypothesis.",
-        )
-
-
-def _loader(
-    source: ImageSource | TextSource,
-    preprocessing: Preprocessing | TextPreprocessing,
-    batch_size: int,
-    config: DataConfig,
-) -> EvalLoader | TextEvalLoader:
-    if isinstance(source, TextSource):
-        return TextEvalLoader(source, batch_size=batch_size)
-    assert isinstance(preprocessing, Preprocessing)
-    return EvalLoader(
-        source, preprocessing=preprocessing, batch_size=batch_size, workers=config.workers, strict=config.strict
-    )
-
-
-def _choose_split(samples: ImageData | TextData, asked: str | None) -> tuple[str, ImageSource | TextSource, list[str]]:
-    """Return the split's name, its labelled samples, and what there is to say about them."""
-    facts = samples.facts
-    if asked == "test" and samples.test is None:
-        raise UserError(f"{facts.name} has no test split.", "Use --split validation.")
-    split = asked or ("validation" if samples.test is None else "test")
-    notes = [] if asked or samples.test is not None else [f"{facts.name} has no test split: validation it is."]
-    found = {"train": samples.train, "validation": samples.validation, "test": samples.test}[split]
-    assert found is not None
-    labelled = [index for index, label in enumerate(found.labels) if label != UNLABELLED]
-    if len(labelled) < len(found):
-        notes.append(f"{len(found) - len(labelled)} {facts.noun}s of the {split} split have no label and are left out.")
-    return split, found.take(labelled) if isinstance(found, TextSource) else Subset(found, labelled), notes
 
 
 def _candidate(

@@ -13,7 +13,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import PROBE_TOKENS
 from kdcli.base.files import clear_os_errors, replace_files
 from kdcli.plan.describe import human_count
-from kdcli.results.pictures import plot_confusion
+from kdcli.results.pictures.confusion import plot_confusion
 
 Table = tuple[str, list[str], list[list[str]]]
 

@@ -28,7 +28,7 @@ from kdcli.results.figures import (
     relative_range,
     tsne,
 )
-from kdcli.results.pictures import plot_landscape, plot_tsne
+from kdcli.results.pictures.features import plot_landscape, plot_tsne
 from kdcli.tasks.features.frozen import NEIGHBOURS
 from kdcli.training.job import Job
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
-from kdcli.config.methods import MethodOptions, _reads_unlabelled, named_methods
+from kdcli.config.methods import MethodOptions, any_reads_unlabelled, named_methods
 from kdcli.config.models import TeacherConfig
 from kdcli.config.run import RunConfig
 from kdcli.data import (
@@ -92,11 +92,11 @@ class Job:
 
     def initial_student(self) -> Model:
         """Build the student once more, as it was before training."""
-        return _build_student(self.config, self.data, self.teacher)
+        return student_of(self.config, self.data, self.teacher)
 
     def initial_projectors(self) -> dict[str, Tensor]:
         """Build the matrices of the projectors once more, as they were before training, by their methods' names."""
-        context = _context(self.config, self.plan, self.task, self.data, self.teacher, self.student)
+        context = context_of(self.config, self.plan, self.task, self.data, self.teacher, self.student)
         methods = build_methods(self.plan.methods, context, seed=self.config.seed)
         return Distiller(self.student, methods).projector_matrices()
 
@@ -209,7 +209,7 @@ class Job:
         indices = train_indices(
             self.data.train.labels,
             labelled_share=self.config.data.labelled_share,
-            reads_unlabelled=_reads_unlabelled(self.config.methods or ()),
+            reads_unlabelled=any_reads_unlabelled(self.config.methods or ()),
         )
         if indices is None:
             return self.data.train
@@ -218,7 +218,7 @@ class Job:
         return Subset(self.data.train, indices)
 
 
-def _context(
+def context_of(
     config: RunConfig, plan: Plan, task: Task, data: ImageData | TextData, teacher: Model | None, student: Model
 ) -> Context:
     """Return what the methods are built from."""
@@ -231,13 +231,14 @@ def _context(
         train_samples=train_indices(
             data.train.labels,
             labelled_share=config.data.labelled_share,
-            reads_unlabelled=_reads_unlabelled(plan.methods),
+            reads_unlabelled=any_reads_unlabelled(plan.methods),
         ),
         seed=config.seed,
     )
 
 
-def _build_student(config: RunConfig, data: ImageData | TextData, teacher: Model | None) -> Model:
+def student_of(config: RunConfig, data: ImageData | TextData, teacher: Model | None) -> Model:
+    """Build the student that a config describes."""
     source = student_source(config, teacher)
     if isinstance(data, TextData):
         return build_text_student(config.student, data=data.facts, teacher=teacher, seed=config.seed, source=source)

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdcli.base.errors import UserError
 from kdcli.base.text import short_repr
 from kdcli.config.keys import check_domain
-from kdcli.config.methods import _reads_unlabelled
+from kdcli.config.methods import any_reads_unlabelled
 from kdcli.config.run import RunConfig, load_task
 from kdcli.data import (
     AnyBatch,
@@ -25,7 +25,7 @@ from kdcli.data.images.unlabelled import labelled_sample
 from kdcli.machine.launch import rank
 from kdcli.models import load_saved, load_teacher, load_text_teacher
 from kdcli.models.base import Model
-from kdcli.models.costs import _latency
+from kdcli.models.costs import latency_of
 from kdcli.models.layers import open_taps
 from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
@@ -39,7 +39,7 @@ from kdcli.tasks.features.frozen import NEIGHBOURS, STRENGTHS
 from kdcli.tasks.language.cut import check_tokenizers
 from kdcli.tasks.pieces import cutter, describe_pairs, describe_pieces
 from kdcli.training.distiller import Distiller
-from kdcli.training.job import Job, _build_student, _context, build_methods
+from kdcli.training.job import Job, build_methods, context_of, student_of
 from kdcli.training.teachers.layers import score_layers
 
 
@@ -107,7 +107,7 @@ def _make_job(
     with_latencies: bool,
 ) -> Job:
     if student is None:
-        student = _build_student(config, data, teacher)
+        student = student_of(config, data, teacher)
         if rank() == 0:  # several processes build the same one, and transformers saves in the first alone
             check_reloads(student, label=config.student.name)
     if config.task_facts.is_language_model:
@@ -121,7 +121,7 @@ def _make_job(
         teacher=None if teacher is None else teacher.facts,
         student=student.facts,
         data=data.facts,
-        latencies=(_latency(teacher), _latency(student)) if with_latencies and teacher is not None else None,
+        latencies=(latency_of(teacher), latency_of(student)) if with_latencies and teacher is not None else None,
         layers=layers,
     )
     job = assemble_job(config, plan, data=data, teacher=teacher, student=student)
@@ -157,7 +157,7 @@ def assemble_job(
     """
     build = build_task if config.task_extension is None else load_task(config.task_extension).from_facts
     task = build(data.facts, reference=teacher_embedder(teacher))
-    context = _context(config, plan, task, data, teacher, student)
+    context = context_of(config, plan, task, data, teacher, student)
     distiller = Distiller(student, build_methods(plan.methods, context, seed=config.seed))
     pieces = cutter(config, teacher, student, data.facts.class_names) if config.task_facts.is_over_tokens else None
     return Job(plan.resolve(config), plan, task, data, teacher, distiller, pieces)
@@ -185,7 +185,7 @@ def job_costs(job: Job, *, mixed_precision: str) -> list[Decision]:
 
 
 def _describe_epoch(config: RunConfig, plan: Plan, data: ImageData | TextData) -> Decision | None:
-    reads_unlabelled, noun = _reads_unlabelled(plan.methods), data.facts.noun
+    reads_unlabelled, noun = any_reads_unlabelled(plan.methods), data.facts.noun
     share = config.data.labelled_share
     indices = train_indices(data.train.labels, labelled_share=share, reads_unlabelled=reads_unlabelled)
     if indices is None:

@@ -13,7 +13,8 @@ from kdcli.base.facts import UNLABELLED
 from kdcli.config.data import DataConfig
 from kdcli.config.training import EpisodesConfig
 from kdcli.data import open_data
-from kdcli.experiments.episodes import ARMS, EpisodeSampler, summarize_episodes, teacher_accuracies
+from kdcli.experiments.episodes import ARMS, summarize_episodes, teacher_accuracies
+from kdcli.experiments.sampling import EpisodeSampler
 from kdcli.statistics.intervals import confidence_interval
 
 NAMES = tuple("abcdef")

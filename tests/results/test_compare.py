@@ -14,17 +14,8 @@ import pytest
 from kdcli.base.errors import UserError
 from kdcli.config.keys import flatten_settings
 from kdcli.config.parse import parse_config
-from kdcli.results.compare import (
-    Run,
-    compare_runs,
-    notes,
-    paired_difference,
-    summarize,
-    table,
-    to_csv,
-    to_json,
-    to_markdown,
-)
+from kdcli.results.compare import Run, compare_runs, paired_difference, summarize
+from kdcli.results.comparison import notes, table, to_csv, to_json, to_markdown
 from kdcli.runs.folder import RunFolder
 
 TASK = "image-classification"

@@ -27,7 +27,7 @@ from kdcli.data.images.sources import (
     sample_names,
 )
 from kdcli.data.listing import is_image, list_files, unread_notes
-from kdcli.data.splits import TEST_SEED, _count, cut_indices, draw_indices, how_cut, keep_labels
+from kdcli.data.splits import TEST_SEED, class_counts, cut_indices, draw_indices, how_cut, keep_labels
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,9 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
     if official.validation is None:
         notes.append(f"Validation: {len(validation)} images cut from the training split by seed {seed}, {how}.")
     check_disjoint(train, validation, test)
-    if absent := [name for name, count in zip(names, _count(train.labels, len(names)), strict=True) if count == 0]:
+    if absent := [
+        name for name, count in zip(names, class_counts(train.labels, len(names)), strict=True) if count == 0
+    ]:
         notes.append(f"No training image has the label {', '.join(absent)}.")
     if config.train_images is not None and config.train_images < len(train):
         train = _draw(train, config.train_images, seed=seed)

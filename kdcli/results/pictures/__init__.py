@@ -1,0 +1,18 @@
+"""Pictures. matplotlib is imported where something is drawn, and its global state is never used."""
+
+from kdcli.results.pictures.confusion import plot_confusion
+from kdcli.results.pictures.curves import plot_learning_curves
+from kdcli.results.pictures.features import plot_landscape, plot_tsne
+from kdcli.results.pictures.ranks import plot_ranks
+from kdcli.results.pictures.spectra import plot_decomposition, plot_evolution, plot_spectrum
+
+__all__ = [
+    "plot_confusion",
+    "plot_decomposition",
+    "plot_evolution",
+    "plot_landscape",
+    "plot_learning_curves",
+    "plot_ranks",
+    "plot_spectrum",
+    "plot_tsne",
+]

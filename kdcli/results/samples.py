@@ -1,0 +1,151 @@
+"""What is evaluated on: the samples of a run, or others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
+from kdcli.base.tasks import DEFAULT_TASK, TASKS
+from kdcli.config.data import DataConfig
+from kdcli.config.run import RunConfig
+from kdcli.data import EvalLoader, ImageData, ImageSource, TextData, TextEvalLoader, TextSource, open_data, open_texts
+from kdcli.data.images.sources import Subset
+from kdcli.results.evaluation import is_run
+from kdcli.runs.folder import RunFolder
+
+
+def one_of(names: Sequence[str]) -> str:
+    """Return a hint that lists names."""
+    return f"Use {', '.join(names[:-1])} or {names[-1]}."
+
+
+def open_run(name: str, *, force: bool) -> RunFolder | None:
+    """Return the run called ``name``; None for a model.
+
+    Raises:
+        UserError: when the run has no student yet, or ``name`` is a folder of neither, or is taken for a misspelt one.
+    """
+    path = Path(name)
+    if is_run(name):
+        return RunFolder.open(path, force=force)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(
+            f"{name} is neither a run folder (no config.yaml) nor a model (no config.json).",
+            "Give a folder that 'kdcli distill' made, or a model's name.",
+        )
+    is_hub_id = not name.startswith((".", "/", "~")) and name.count("/") == 1
+    if is_hub_id and not path.exists() and path.parent.is_dir():  # a misspelt folder looks like one
+        siblings = [str(sibling) for sibling in path.parent.iterdir() if sibling.is_dir()]
+        raise UserError(
+            f"There is no folder {name}. {did_you_mean(name, siblings)}".rstrip(),
+            f"A model of the Hugging Face hub is hf:{name} here, as there is a folder {path.parent}.",
+        )
+    return None
+
+
+def data_config(
+    run: RunFolder | None, data: str | None, root: Path | None, classes: str | None
+) -> tuple[DataConfig, int]:
+    """Return which data to open, and the seed of their splits."""
+    if run is None:
+        if data is None:
+            raise UserError("A model is evaluated on data, and none are named.", "Name them with --data.")
+        chosen, seed = DataConfig(name=data, root=root), 0
+    else:
+        config = run.read_config()
+        chosen, seed = config.data, config.seed
+        if data is not None and not same_data(config, data):
+            # What belongs to the run's own files and to its training alone is left out.
+            own = (
+                *("classes", "image_column", "text_column", "text_pair_column", "label_column", "label_kind", "subset"),
+                *("unlabelled", "labels_per_class", "train_images", "train_texts"),
+            )
+            chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
+        if root is not None:
+            chosen = chosen.model_copy(update={"root": root})
+    if classes is not None:
+        chosen = chosen.model_copy(update={"classes": (classes,)})
+    return chosen, seed
+
+
+def same_data(config: RunConfig, data: str) -> bool:
+    """Whether ``data`` names the run's own data, whose paths are absolute."""
+    named = config.model_copy(update={"data": config.data.model_copy(update={"name": data})})
+    return named.with_absolute_paths().data.name == config.data.name
+
+
+_ELSEWHERE = (
+    "result.json of the run has the metrics of validation and test, a language model's teacher's too; 'kdcli compare'"
+    " puts runs side by side, 'kdcli models probe --teacher RUN' the features of runs and models of images on labelled"
+    " data."
+)
+
+
+def task_of(run: RunFolder | None, asked: str | None) -> str:
+    """Return the task of a run, or what was asked for of a model."""
+    tasks = tuple(TASKS)
+    if asked is not None and asked not in tasks:
+        raise UserError(f"There is no task {asked!r}. {did_you_mean(asked, tasks)}".rstrip(), one_of(tasks))
+    task = (asked or DEFAULT_TASK) if run is None else run.read_config().task
+    if asked not in (None, task):
+        raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
+    if TASKS[task].is_label_free or TASKS[task].is_language_model:
+        raise UserError(f"kdcli evaluate measures classifiers, and the task {task} has no classes.", _ELSEWHERE)
+    return task
+
+
+def open_samples(config: DataConfig, task: str, seed: int) -> ImageData | TextData:
+    """Open data with one class a sample, or one a word."""
+    if TASKS[task].reads_images:
+        return open_data(config, seed=seed)
+    texts = open_texts(config, task=task, seed=seed, unclear_are_classes=True)
+    if texts.facts.label_kind not in ("class", "words"):
+        raise UserError(
+            f"kdcli evaluate measures classifiers with one class a text, and the labels of {config.name} are others.",
+            _ELSEWHERE,
+        )
+    return texts
+
+
+def check_pairs(run: RunFolder, texts: TextData) -> None:
+    """Refuse single texts for a student that was trained on pairs of them, and the other way round."""
+    wants = run.read_config().data.text_pair_column is not None
+    if wants != texts.train.has_pairs:
+        kinds = ("single texts", "pairs of texts")
+        raise UserError(
+            f"The run's student was trained on {kinds[wants]}, and {texts.facts.name} has {kinds[not wants]}.",
+            "Evaluate it on data of the same kind; pairs are told by the names of their columns, such as premise and "
+            "hypothesis.",
+        )
+
+
+def loader_of(
+    source: ImageSource | TextSource,
+    preprocessing: Preprocessing | TextPreprocessing,
+    batch_size: int,
+    config: DataConfig,
+) -> EvalLoader | TextEvalLoader:
+    """Return the loader of a source, for a model that reads it."""
+    if isinstance(source, TextSource):
+        return TextEvalLoader(source, batch_size=batch_size)
+    assert isinstance(preprocessing, Preprocessing)
+    return EvalLoader(
+        source, preprocessing=preprocessing, batch_size=batch_size, workers=config.workers, strict=config.strict
+    )
+
+
+def choose_split(samples: ImageData | TextData, asked: str | None) -> tuple[str, ImageSource | TextSource, list[str]]:
+    """Return the split's name, its labelled samples, and what there is to say about them."""
+    facts = samples.facts
+    if asked == "test" and samples.test is None:
+        raise UserError(f"{facts.name} has no test split.", "Use --split validation.")
+    split = asked or ("validation" if samples.test is None else "test")
+    notes = [] if asked or samples.test is not None else [f"{facts.name} has no test split: validation it is."]
+    found = {"train": samples.train, "validation": samples.validation, "test": samples.test}[split]
+    assert found is not None
+    labelled = [index for index, label in enumerate(found.labels) if label != UNLABELLED]
+    if len(labelled) < len(found):
+        notes.append(f"{len(found) - len(labelled)} {facts.noun}s of the {split} split have no label and are left out.")
+    return split, found.take(labelled) if isinstance(found, TextSource) else Subset(found, labelled), notes
