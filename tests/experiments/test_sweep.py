@@ -11,6 +11,7 @@ import torch
 from kdcli.base.result import Result
 from kdcli.config.parse import parse_config
 from kdcli.config.training import EmbeddingConfig
+from kdcli.experiments import ranking
 from kdcli.experiments import sweep as module
 from kdcli.experiments.sweep import Sweep
 from kdcli.experiments.variants import Variant
@@ -104,7 +105,7 @@ def test_variants_with_other_metrics_are_not_ranked_among_one_another():
         )
         for run in sweep.runs
     ]  # fmt: skip
-    _, rows, best = module.rank_variants(sweep, compare_runs(runs))
+    _, rows, best = ranking.rank_variants(sweep, compare_runs(runs))
     assert [row[1:4] for row in rows] == [
         ["1", "v2", "validation accuracy"],
         ["2", "v0", "validation accuracy"],
@@ -122,5 +123,5 @@ def test_features_alone_are_ranked_by_nearest_class_means():
         )
         for run in sweep.runs
     ]  # fmt: skip
-    _, rows, _ = module.rank_variants(sweep, compare_runs(runs))
+    _, rows, _ = ranking.rank_variants(sweep, compare_runs(runs))
     assert [(row[2], row[5]) for row in rows] == [("v1", "-"), ("v0", "-")], "there is no loss"
