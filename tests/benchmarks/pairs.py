@@ -291,7 +291,8 @@ def table(data: Path, work: Path) -> Iterator[str]:
     means: dict[tuple[str, str], list[float]] = {}
     for title, setting in settings(data, work).items():
         half = "dev" if setting.is_dev else "held out"
-        seeds = sorted(seed for name, arm, seed in found if name == title and arm == "alone")
+        seeds = sorted({seed for name, _, seed in found if name == title})
+        seeds = [seed for seed in seeds if {(title, "alone", seed), (title, "plan", seed)} <= found.keys()]
         cells = []
         for arm in ("plan", "former"):
             pairs = [
@@ -301,7 +302,7 @@ def table(data: Path, work: Path) -> Iterator[str]:
             if pairs:
                 means.setdefault((half, arm), []).append(statistics.mean(pairs))
         alone = [found[title, "alone", seed] for seed in seeds]
-        plan = [found[title, "plan", seed] for seed in seeds if (title, "plan", seed) in found]
+        plan = [found[title, "plan", seed] for seed in seeds]
         yield f"| {half} | {setting.relation} | {title} | {len(seeds)} | {spread(alone)} | {spread(plan)} | {' | '.join(cells)} |"
     yield ""
     for (half, arm), values in means.items():
