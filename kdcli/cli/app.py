@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,6 @@ from kdcli.cli.recipes import recipes_app
 from kdcli.cli.results import analyze_projector, evaluate, export
 from kdcli.cli.runs import compare, sweep
 from kdcli.terminal.library_messages import library_messages
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="kdcli",

@@ -1,4 +1,4 @@
-"""What the loaders yield."""
+"""Any batch that a loader yields."""
 
 from __future__ import annotations
 

@@ -467,6 +467,3 @@ def _work(connection: Connection, command: str, verbose: bool) -> None:
                 connection.send((ending.code, *told))
             if ending.code:
                 return
-
-
-# --- the report -------------------------------------------------------------------------------------------------------

@@ -421,6 +421,3 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     differences = [values[seed] - baseline[seed] for seed in seeds]
     low, high = confidence_interval(differences)
     return Difference(summarize(differences).mean, low, high, len(seeds))
-
-
-# --- as text ----------------------------------------------------------------------------------------------------------

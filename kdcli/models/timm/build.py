@@ -1,4 +1,4 @@
-"""timm's models."""
+"""Build and load timm's models."""
 
 from __future__ import annotations
 

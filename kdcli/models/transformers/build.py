@@ -1,4 +1,4 @@
-"""transformers' vision models."""
+"""Build and load transformers' models of images."""
 
 from __future__ import annotations
 

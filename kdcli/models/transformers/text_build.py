@@ -60,9 +60,6 @@ _EMBEDDING_KEYS = ("pad", "bos", "eos", "cls", "sep")
 """Of the tokens that a config knows by number."""
 
 
-# --- building ---------------------------------------------------------------------------------------------------------
-
-
 def read_text_config(place: Place) -> Any:
     """Return the config of a model, as :func:`kdcli.models.transformers.build.read_config`.
 

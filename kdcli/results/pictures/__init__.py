@@ -1,4 +1,8 @@
-"""Pictures. matplotlib is imported where something is drawn, and its global state is never used."""
+"""Pictures, as PNG files.
+
+They are made through matplotlib's object API on the Agg canvas: no display, no pyplot, no global state changed. matplotlib
+is imported on first use. Every file is written to a temporary name beside it and renamed.
+"""
 
 from kdcli.results.pictures.confusion import plot_confusion
 from kdcli.results.pictures.curves import plot_learning_curves

@@ -1,8 +1,4 @@
-"""Pictures of what ``analysis`` computes: PNG files for a run's README.
-
-Figures are made through matplotlib's object API on the Agg canvas: no display, no pyplot, no global state changed.
-matplotlib is imported on first use. Every file is written to a temporary name beside it and renamed.
-"""
+"""One projector: its spectrum, how that evolved, and what its loss is made of."""
 
 from __future__ import annotations
 
@@ -40,9 +36,6 @@ MAX_CURVES = 64
 
 _MANY = 80
 """Above this number of directions single markers and bars would merge; lines and filled steps are drawn instead."""
-
-
-# --- shared ----------------------------------------------------------------------------------------------------------
 
 
 # --- the spectrum of one projector -----------------------------------------------------------------------------------
@@ -318,18 +311,3 @@ def _draw_terms(axes: Axes, decomposition: Decomposition) -> None:
     integer_ticks(axes.xaxis)
     axes.set_xlabel("right singular direction of the projector, by descending singular value")
     axes.set_ylabel("squared distance per sample")
-
-
-# --- learning curves of several runs ---------------------------------------------------------------------------------
-
-
-# --- the confusion of one model --------------------------------------------------------------------------------------
-
-
-# --- t-SNE of features under maps ------------------------------------------------------------------------------------
-
-
-# --- a loss over two directions of the input -------------------------------------------------------------------------
-
-
-# --- the ranks of several projectors ---------------------------------------------------------------------------------
