@@ -13,16 +13,20 @@ from kdcli.base.facts import (
 )
 from kdcli.base.names import NormalizeName, ProjectorName, Relation
 from kdcli.base.tasks import TASKS
-from kdcli.config.methods import (
-    FeaturePair,
-    LayerOptions,
-    LocalClassifierOptions,
-    LogitKDOptions,
-    MethodOptions,
-    ProjectionOptions,
-    SpectralOptions,
-    SupervisedOptions,
-    find_method,
+from kdcli.config.methods import FeaturePair, LayerOptions, MethodOptions, ProjectionOptions, find_method
+from kdcli.config.methods.base import INVERTED_RATE
+from kdcli.config.methods.defaults import (
+    COMMON_LOGITS,
+    FEATURES,
+    LABELS,
+    LOG_SUM,
+    OTHER_CLASSES,
+    REFILLED,
+    REFILLED_REASONS,
+    STANDARDIZE_REASON,
+    TEACHER_FREE,
+    TEACHER_FREE_REASON,
+    WEIGHTING_REASON,
 )
 from kdcli.config.run import RunConfig
 from kdcli.config.training import EmbeddingConfig
@@ -47,75 +51,6 @@ from kdcli.plan.describe import (
 )
 from kdcli.plan.plan import Decision, Plan
 from kdcli.plan.relation import RelationEvidence, describe_shared, find_relation
-
-_OTHER_CLASSES = "other classes"
-"""The relation cross where teacher and student both classify the same kind of samples."""
-# The weights are ratios of gradients, chosen on the development settings of tests/benchmarks/pairs.py.
-# The hundredth of the student's learning rate comes from small trials, in which a projector as fast as the student soon
-# mapped the teacher onto a few directions that are easy to match.
-_INVERTED = ProjectionOptions(
-    projector="inverted",
-    normalize="standardize",
-    normalize_student="standardize",
-    distance="mse",
-    weight=0.3,
-    weighting="gradient",
-    lr_scale=0.01,
-)
-_ORTHOGONAL = ProjectionOptions(
-    projector="orthogonal",
-    normalize="standardize",
-    normalize_student="standardize",
-    distance="mse",
-    weighting="gradient",
-)
-_DEFAULT_PROJECTION: dict[str, ProjectionOptions] = {
-    "same": ProjectionOptions(
-        projector="orthogonal", normalize="layer_norm", distance="smooth_l1", weight=0.5, weighting="gradient"
-    ),
-    "cross": _INVERTED,
-    _OTHER_CLASSES: _ORTHOGONAL,
-    "random": _INVERTED.model_copy(update={"weight": 0.1}),
-}
-_WEIGHTING_REASON = (
-    " Its weight is a ratio: where the student's features are taken, its gradient is kept at {weight:g} of the labels'."
-)
-_LOG_SUM = ProjectionOptions(
-    projector="linear", normalize="standardize", normalize_student="standardize", distance="log_sum"
-)
-_PROJECTOR_REASON: dict[str, str] = {
-    "same": "Teacher and student solve the same task: an orthogonal map preserves every inner product of the student's"
-    " features, so nothing they learn is lost to the projector (VkD).",
-    "cross": "The teacher knows another task: the map acts on the teacher, so training can drop what the student's task"
-    " does not need (Learning to Project).",
-    _OTHER_CLASSES: "The teacher knows other classes: of inverted, orthogonal and REFILLED the orthogonal map was the best"
-    " when an ImageNet teacher met new classes (recipes/claims).",
-    "random": "The teacher is untrained: the map acts on the teacher and training can drop its useless directions"
-    " (Learning to Project).",
-}
-_STANDARDIZE_REASON = (
-    "Every channel gets mean 0 and variance 1 over the batch: none of the teacher's dominates by scale, and the student's"
-    " can't shrink to the trivial optimum at zero."
-)
-_NORMALIZE_REASON: dict[str, str] = {
-    "same": "LayerNorm on pooled teacher features is the discriminative setting of VkD.",
-    "cross": _STANDARDIZE_REASON,
-    _OTHER_CLASSES: _STANDARDIZE_REASON,
-    "random": _STANDARDIZE_REASON,
-}
-
-
-_SUPERVISED_OF_REFILLED = SupervisedOptions(label_smoothing=0)  # the authors' code smooths no labels
-# The authors' factor of 100 lets the student collapse where data are few (recipes/claims); a ratio is safe.
-_LOCAL_CLASSIFIER = LocalClassifierOptions(weight=1.0, weighting="gradient")
-_REFILLED_REASONS = {
-    "stochastic_triplet_kl": "The teacher's comparisons of the triplets that are hard for the student shape its features;"
-    " no label's name is read, only which images are of one class.",
-    "supervised": "The labels of the data, beside the teacher's view of them.",
-    "local_classifier_kl": "The teacher's similarities to the centres of the classes in a batch take the place of logits"
-    " that it may not have. Its gradient is as large as that of the labels at the student's logits; the authors' factor of"
-    " 100 can be too much for few images.",
-}
 
 
 def make_plan(
@@ -156,7 +91,7 @@ def make_plan(
     if config.method == "refilled":
         config = _choose_refilled(config, teacher)
         decisions.append(describe_refilled(relation, teacher, data))
-        reasons = _REFILLED_REASONS
+        reasons = REFILLED_REASONS
     stage = config.embedding
     if config.methods is not None:
         refuse_overrides(config)
@@ -227,11 +162,8 @@ def _choose_methods(
                 )
         for option, given in feature_options(config):
             raise UserError(f"{option} {given} needs a teacher, and --teacher is none.", "Drop it or name a teacher.")
-        spectral = SpectralOptions()
-        methods.append(spectral)
-        decisions.append(
-            describe_method(spectral, "Without a teacher the student's least significant directions are suppressed.")
-        )
+        methods.append(TEACHER_FREE)
+        decisions.append(describe_method(TEACHER_FREE, TEACHER_FREE_REASON))
         return tuple(methods), decisions
 
     if config.projector == "none":
@@ -251,10 +183,9 @@ def _choose_methods(
         if config.feature_layers is None:
             decisions += describe_layers(data, layers)
     if relation == "same" and label_map is not None:
-        logit_kd = LogitKDOptions()
-        methods.append(logit_kd)
+        methods.append(COMMON_LOGITS)
         asserted = " (you say so)" if config.relation == "same" else ""
-        decisions.append(describe_method(logit_kd, f"Both models have logits over the same labels{asserted}."))
+        decisions.append(describe_method(COMMON_LOGITS, f"Both models have logits over the same labels{asserted}."))
     else:
         if data.label_kind == "none":
             why = "there are no labels"
@@ -290,9 +221,7 @@ def _choose_refilled(config: RunConfig, teacher: ModelFacts | None) -> RunConfig
     for option, value in [*(pair for pair in given if pair[1] != "auto"), *feature_options(config)]:
         raise UserError(f"{option} {value} has no effect: REFILLED has no projector.", f"Drop {option}, or --method.")
     stage = config.embedding or EmbeddingConfig(epochs=config.train.epochs)
-    return config.model_copy(
-        update={"method": None, "methods": (_SUPERVISED_OF_REFILLED, _LOCAL_CLASSIFIER), "embedding": stage}
-    )
+    return config.model_copy(update={"method": None, "methods": REFILLED, "embedding": stage})
 
 
 def _with_taps(
@@ -318,7 +247,7 @@ def _supervised(data: DataFacts) -> tuple[list[MethodOptions], list[Decision]]:
     if data.label_kind == "none":
         return [], []
     is_smooth = data.label_kind not in ("number", "tokens")
-    options = SupervisedOptions() if is_smooth else SupervisedOptions(label_smoothing=0.0)
+    options = LABELS if is_smooth else LABELS.model_copy(update={"label_smoothing": 0.0})
     reason = f"{data.num_labelled} of {data.num_train} training {data.noun}s have labels."
     if data.label_kind == "tokens":
         reason = "The texts' own tokens are what is predicted."
@@ -359,23 +288,23 @@ def _one_method(
         if not pairs:
             decisions += describe_layers(data, layers)
     elif name == "log_sum":
-        projection = _weighted(_LOG_SUM, config)
+        projection = _weighted(LOG_SUM, config)
         if config.projector == "inverted":
-            projection = projection.model_copy(update={"projector": "inverted", "lr_scale": _INVERTED.lr_scale})
+            projection = projection.model_copy(update={"projector": "inverted", "lr_scale": INVERTED_RATE})
         elif config.projector != "auto":
             projection = projection.model_copy(update={"projector": config.projector})
         chosen = _by_pair(projection, pairs)
-        decisions.append(describe_method(projection, f"{asked} {_STANDARDIZE_REASON}"))
+        decisions.append(describe_method(projection, f"{asked} {STANDARDIZE_REASON}"))
     elif section is not None:
         options = section()
         if config.projector != "auto":  # the paper's weight is for other features than the standardised ones
-            weight = _DEFAULT_PROJECTION[_setting(relation, teacher, data)].weight
+            weight = FEATURES[_setting(relation, teacher, data)].options.weight
             ratio = {"weight": weight, "weighting": "gradient"} if labels else {}
             options = section(projector=config.projector, **ratio)
-            asked += f" {_STANDARDIZE_REASON}"
+            asked += f" {STANDARDIZE_REASON}"
         options = _with_rate(_with_layers(_weighted(options, config), pairs, teacher, student))
         if options.weighting == "gradient":
-            asked += _WEIGHTING_REASON.format(weight=options.weight)
+            asked += WEIGHTING_REASON.format(weight=options.weight)
         chosen = [options]
         decisions.append(describe_method(options, asked))
     return (*labels, *chosen), decisions
@@ -423,30 +352,30 @@ def _with_rate(options: MethodOptions) -> MethodOptions:
     """Return ``options`` with the learning rate of its projector written out, where it is left to the plan."""
     if not isinstance(options, LayerOptions) or options.projector is None or options.lr_scale is not None:
         return options
-    return options.model_copy(update={"lr_scale": _INVERTED.lr_scale if options.projector == "inverted" else 1.0})
+    return options.model_copy(update={"lr_scale": INVERTED_RATE if options.projector == "inverted" else 1.0})
 
 
 def _setting(relation: Relation, teacher: ModelFacts | None, data: DataFacts) -> str:
-    """Return the key of ``_DEFAULT_PROJECTION``."""
-    return _OTHER_CLASSES if relation == "cross" and teacher is not None and teacher.task == data.task else relation
+    """Return the key of ``FEATURES``."""
+    return OTHER_CLASSES if relation == "cross" and teacher is not None and teacher.task == data.task else relation
 
 
 def _choose_projection(
     config: RunConfig, relation: Relation, teacher: ModelFacts | None, data: DataFacts
 ) -> tuple[ProjectionOptions, list[Decision]]:
     setting = _setting(relation, teacher, data)
-    default = _DEFAULT_PROJECTION[setting]
+    default = FEATURES[setting].options
     if data.label_kind == "none":  # nothing to be in proportion to
         default = default.model_copy(update={"weighting": "loss", "weight": 1.0})
-    chosen, reason, normalize_reason = default, _PROJECTOR_REASON[setting], _NORMALIZE_REASON[setting]
+    chosen, reason, normalize_reason = default, FEATURES[setting].reason, FEATURES[setting].normalize_reason
     if config.projector not in ("auto", default.projector):
         projector: ProjectorName = config.projector  # type: ignore[assignment]  # "none" is handled by the caller
         # Weight, rate and normalisation belong to the projector that they were found for.
-        family = "cross" if projector == "inverted" else _OTHER_CLASSES if setting == _OTHER_CLASSES else "same"
-        chosen = _DEFAULT_PROJECTION[family].model_copy(
+        family = "cross" if projector == "inverted" else OTHER_CLASSES if setting == OTHER_CLASSES else "same"
+        chosen = FEATURES[family].options.model_copy(
             update={"projector": projector, "weight": default.weight, "weighting": default.weighting}
         )
-        normalize_reason = _NORMALIZE_REASON[family]
+        normalize_reason = FEATURES[family].normalize_reason
         reason = f"Asked for; the relation {relation} would take {default.projector}."
     if config.normalize not in ("auto", chosen.normalize):
         normalize: NormalizeName = config.normalize  # type: ignore[assignment]  # nor is "auto" left
@@ -456,6 +385,6 @@ def _choose_projection(
         reason += f" The weight was asked for; otherwise it would be {chosen.weight:g}."
         chosen = chosen.model_copy(update={"weight": config.feature_weight})
     if chosen.weighting == "gradient":
-        reason += _WEIGHTING_REASON.format(weight=chosen.weight)
+        reason += WEIGHTING_REASON.format(weight=chosen.weight)
     sides = f"teacher {chosen.normalize}, student {chosen.normalize_student}"
     return chosen, [describe_method(chosen, reason), Decision("normalisation", sides, normalize_reason)]

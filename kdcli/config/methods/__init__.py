@@ -1,0 +1,74 @@
+"""The options of every method: a section each, a module for each kind; what the plan takes by default is data here too."""
+
+from kdcli.config.methods.base import (
+    FeaturePair,
+    LayerOptions,
+    LogitOptions,
+    MapOptions,
+    MethodSection,
+    VectorOptions,
+    pair,
+)
+from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
+from kdcli.config.methods.labels import SupervisedOptions
+from kdcli.config.methods.layers import (
+    AttentionTransferOptions,
+    CorrelationCongruenceOptions,
+    CRDOptions,
+    FitNetOptions,
+    NSTOptions,
+    PKTOptions,
+    ReviewKDOptions,
+    RKDAngleOptions,
+    RKDDistanceOptions,
+    SimilarityPreservingOptions,
+    VIDOptions,
+)
+from kdcli.config.methods.logits import DeiTOptions, DISTOptions, DKDOptions, LogitKDOptions
+from kdcli.config.methods.refilled import LocalClassifierOptions, StochasticTripletOptions
+from kdcli.config.methods.registry import (
+    METHODS,
+    MethodName,
+    MethodOptions,
+    any_reads_unlabelled,
+    find_method,
+    named_methods,
+    or_extension,
+)
+
+__all__ = [
+    "METHODS",
+    "AttentionTransferOptions",
+    "CRDOptions",
+    "CorrelationCongruenceOptions",
+    "DISTOptions",
+    "DKDOptions",
+    "DeiTOptions",
+    "FeaturePair",
+    "FitNetOptions",
+    "LayerOptions",
+    "LocalClassifierOptions",
+    "LogitKDOptions",
+    "LogitOptions",
+    "MapOptions",
+    "MethodName",
+    "MethodOptions",
+    "MethodSection",
+    "NSTOptions",
+    "PKTOptions",
+    "ProjectionOptions",
+    "RKDAngleOptions",
+    "RKDDistanceOptions",
+    "ReviewKDOptions",
+    "SimilarityPreservingOptions",
+    "SpectralOptions",
+    "StochasticTripletOptions",
+    "SupervisedOptions",
+    "VIDOptions",
+    "VectorOptions",
+    "any_reads_unlabelled",
+    "find_method",
+    "named_methods",
+    "or_extension",
+    "pair",
+]

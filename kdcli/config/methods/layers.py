@@ -1,0 +1,140 @@
+"""The options of the methods on pairs of layers: of their maps, or of their features."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from kdcli.config.methods.base import MapOptions, VectorOptions
+from kdcli.config.section import Count, Positive
+
+
+class FitNetOptions(MapOptions):
+    """Hints (FitNets, Romero et al., ICLR 2015), trained together with the labels.
+
+    The weight goes with the mean error, and is that of Tian et al. (ICLR 2020) for their comparison, as is the default
+    regressor; the paper has the sum, with weight 1, in a stage of its own.
+    """
+
+    method: Literal["fitnet"] = "fitnet"
+    weight: Positive = 100.0
+    regressor: Literal["benchmark", "convolutional", "linear"] = "benchmark"
+    """``convolutional``, the paper's, has the kernel that takes the student's grid to the teacher's. ``benchmark`` has a
+    3x3 convolution of stride 2 where the student's grid is twice the teacher's, a transposed one of 4x4 where it is half,
+    else the paper's, and batch normalisation and ReLU after it. ``linear`` maps the channels of each position of the
+    common grid."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over a sample's elements: the mean of squares, or the paper's half of their sum."""
+
+    replaced_by_projector: ClassVar[str | None] = "regressor"
+
+
+class AttentionTransferOptions(MapOptions):
+    """Attention transfer (Zagoruyko and Komodakis, ICLR 2017).
+
+    Power, weight and the ends of the stages are those of Tian et al. (ICLR 2020) for their comparison.
+    """
+
+    method: Literal["attention_transfer"] = "attention_transfer"
+    weight: Positive = 1000.0
+    power: Annotated[float, Field(ge=1)] = 2.0
+
+    by_stage: ClassVar[bool] = True
+
+
+class NSTOptions(MapOptions):
+    """Neuron selectivity transfer (Huang and Wang, 2017); weight and layers are Tian et al.'s (ICLR 2020)."""
+
+    method: Literal["nst"] = "nst"
+    weight: Positive = 50.0
+    kernel: Literal["polynomial", "linear"] = "polynomial"
+
+    by_stage: ClassVar[bool] = True
+
+
+class VIDOptions(MapOptions):
+    """Variational information distillation (Ahn et al., CVPR 2019).
+
+    Initial variance, weight and layers are those of Tian et al. (ICLR 2020) for their comparison.
+    """
+
+    method: Literal["vid"] = "vid"
+    initial_variance: Annotated[float, Field(gt=1e-5)] = 5.0
+
+    by_stage: ClassVar[bool] = True
+
+
+class SimilarityPreservingOptions(MapOptions):
+    """Similarity-preserving distillation (Tung and Mori, ICCV 2019); the paper's weight."""
+
+    method: Literal["similarity_preserving"] = "similarity_preserving"
+    weight: Positive = 3000.0
+
+
+class ReviewKDOptions(MapOptions):
+    """Knowledge review (Chen et al., CVPR 2021); the authors' weight for ImageNet."""
+
+    method: Literal["review_kd"] = "review_kd"
+    width: Count = 512
+    """Most channels of the fusion modules."""
+    pooled: bool = True
+    """Whether the deepest layer's average over positions is a level of its own, deeper still."""
+
+    by_stage: ClassVar[bool] = True
+
+
+class PKTOptions(VectorOptions):
+    """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018).
+
+    The weight is Tian et al.'s (ICLR 2020): 30000 for a mean over all pairs of a batch of 64, here a mean over samples.
+    """
+
+    method: Literal["pkt"] = "pkt"
+    weight: Positive = 470.0
+
+
+class CorrelationCongruenceOptions(VectorOptions):
+    """Correlation congruence (Peng et al., ICCV 2019); the paper's kernel. The weight is ours."""
+
+    method: Literal["correlation_congruence"] = "correlation_congruence"
+    weight: Positive = 100.0
+    gamma: Positive = 0.4
+    order: Annotated[int, Field(ge=1, le=16)] = 2
+
+
+class RKDDistanceOptions(VectorOptions):
+    """Distance-wise relational distillation (Park et al., CVPR 2019); the authors' weight for classification."""
+
+    method: Literal["rkd_distance"] = "rkd_distance"
+    weight: Positive = 25.0
+
+
+class RKDAngleOptions(VectorOptions):
+    """Angle-wise relational distillation (Park et al., CVPR 2019); the authors' weight for classification."""
+
+    method: Literal["rkd_angle"] = "rkd_angle"
+    weight: Positive = 50.0
+
+
+class CRDOptions(VectorOptions):
+    """Contrastive representation distillation (Tian et al., ICLR 2020); defaults are those of the authors' code.
+
+    Two embeddings of every training image are kept, 2 x width float32 values; an anchor's negatives take width values
+    each while a step is computed.
+    """
+
+    method: Literal["crd"] = "crd"
+    weight: Positive = 0.8
+    width: Count = 128
+    """Of the embeddings; with a projector they have the width that it maps to."""
+    negatives: Count = 16384
+    """For each image; at most as many as there are other training images."""
+    from_other_classes: bool = True
+    """Draw them from the images that are not known to have the same label; otherwise from all others."""
+    temperature: Positive = 0.07
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the old embedding in the stored one."""
+
+    takes_mixed: ClassVar[bool] = False
+    replaced_by_projector: ClassVar[str | None] = "width"

@@ -1,0 +1,61 @@
+"""The options of REFILLED's two stages."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from kdcli.config.methods.base import FeaturePair, MethodSection
+from kdcli.config.section import Name, Positive
+
+
+class StochasticTripletOptions(MethodSection):
+    """REFILLED's embedding stage: the teacher's comparisons of triplets that are hard for the student."""
+
+    method: Literal["stochastic_triplet_kl"] = "stochastic_triplet_kl"
+    weight: Positive = 500.0
+    """The authors' factor, of the mean over triplets."""
+    temperature: Positive = 4.0
+    mining: Literal["semi_hard", "nearest_farther", "tuples"] = "semi_hard"
+    """Which triplets: all semi-hard ones, for each pair one negative, or for each pair its semi-hard negatives at once."""
+    margin: Positive = 0.2
+    """Of semi-hard negatives, in distances on the unit sphere; ``nearest_farther`` has none."""
+    student_tap: Name | None = None
+    """By default ``embedding``, and ``pooled`` of a model without a classifier."""
+    teacher_tap: Name | None = None
+    """Likewise."""
+
+    reads_unlabelled: ClassVar[bool] = False
+    takes_mixed: ClassVar[bool] = False
+    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+    why_no_projector: ClassVar[str] = (
+        "trains features alone, and a map that is trained with them could make all comparisons alike"
+    )
+
+    @property
+    def pairs(self) -> tuple[FeaturePair, ...]:
+        """The features that it reads, once the plan has written the taps out."""
+        return (FeaturePair(student=self.student_tap or "pooled", teacher=self.teacher_tap or "pooled"),)
+
+
+class LocalClassifierOptions(MethodSection):
+    """REFILLED's classifier stage: the classifier that the teacher's class centres make, for the classes in the batch."""
+
+    method: Literal["local_classifier_kl"] = "local_classifier_kl"
+    weight: Positive = 100.0
+    temperature: Positive = 2.0
+    centers: Literal["local", "global"] = "local"
+    """Of the batch, as in the paper; or of all labelled training images, as in the authors' later code."""
+    teacher_tap: Name | None = None
+    """By default ``embedding``, and ``pooled`` of a model without a classifier."""
+
+    trains_classifier: ClassVar[bool] = True
+    reads_unlabelled: ClassVar[bool] = False
+    takes_mixed: ClassVar[bool] = False
+    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+    reads_student: ClassVar[bool] = False
+    why_no_projector: ClassVar[str] = "compares logits with class centres, never features with features"
+
+    @property
+    def pairs(self) -> tuple[FeaturePair, ...]:
+        """The teacher's features that it reads, once the plan has written the tap out."""
+        return (FeaturePair(teacher=self.teacher_tap or "pooled"),)

@@ -1,0 +1,139 @@
+"""All methods by name, and how their options are read."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainValidator, SerializeAsAny, ValidatorFunctionWrapHandler
+from pydantic_core import PydanticCustomError
+
+from kdcli.base import extensions
+from kdcli.config.methods.base import MethodSection
+from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
+from kdcli.config.methods.labels import SupervisedOptions
+from kdcli.config.methods.layers import (
+    AttentionTransferOptions,
+    CorrelationCongruenceOptions,
+    CRDOptions,
+    FitNetOptions,
+    NSTOptions,
+    PKTOptions,
+    ReviewKDOptions,
+    RKDAngleOptions,
+    RKDDistanceOptions,
+    SimilarityPreservingOptions,
+    VIDOptions,
+)
+from kdcli.config.methods.logits import DeiTOptions, DISTOptions, DKDOptions, LogitKDOptions
+from kdcli.config.methods.refilled import LocalClassifierOptions, StochasticTripletOptions
+
+METHODS: dict[str, type[MethodSection]] = {
+    section.model_fields["method"].default: section
+    for section in (
+        SupervisedOptions,
+        ProjectionOptions,
+        SpectralOptions,
+        LogitKDOptions,
+        DKDOptions,
+        DISTOptions,
+        DeiTOptions,
+        FitNetOptions,
+        AttentionTransferOptions,
+        NSTOptions,
+        VIDOptions,
+        SimilarityPreservingOptions,
+        ReviewKDOptions,
+        PKTOptions,
+        CorrelationCongruenceOptions,
+        RKDDistanceOptions,
+        RKDAngleOptions,
+        CRDOptions,
+        StochasticTripletOptions,
+        LocalClassifierOptions,
+    )
+}
+"""The options of every method of kdcli by its name; :func:`find_method` also knows those of other packages."""
+
+
+def _method_extension(name: str) -> extensions.Extension | None:
+    return extensions.find("methods", name, own={*METHODS, *typing.get_args(MethodName)})
+
+
+def find_method(name: str) -> type[MethodSection] | None:
+    """Return the options of a method by its name, of kdcli's own or of an installed package's; None for neither.
+
+    Raises:
+        UserError: another package's method can't be had.
+    """
+    entry = _method_extension(name)
+    if entry is None:
+        return METHODS.get(name)
+    section = entry.load()
+    if not (isinstance(section, type) and issubclass(section, MethodSection)):
+        raise entry.unfit("a subclass of kdcli.config.run.MethodSection")
+    if section.build is MethodSection.build:
+        raise entry.unfit("whole: its method build(context) is missing")
+    if section.model_fields["method"].default != name:
+        raise entry.unfit(f"made for this name: its option 'method' must have the default {name!r}")
+    if required := [key for key, field in section.model_fields.items() if field.is_required()]:
+        raise entry.unfit(f"usable by its name alone: {', '.join(required)} must have a default")
+    return section
+
+
+def _read_method(value: Any) -> MethodSection:
+    """Read the options of the method that ``value`` names."""
+    if isinstance(value, MethodSection):
+        return value
+    name = value.get("method") if isinstance(value, dict) else value
+    if isinstance(value, dict) and isinstance(name, str) and (section := find_method(name)) is not None:
+        return section.model_validate(value)
+    raise PydanticCustomError("unknown_method", "Input should be a mapping with a method")
+
+
+MethodOptions = Annotated[SerializeAsAny[MethodSection], PlainValidator(_read_method)]
+"""The options of any method, read by its name."""
+
+
+MethodName = Literal[
+    "none",
+    "projection",
+    "log_sum",
+    "spectral_regularization",
+    "logit_kd",
+    "dkd",
+    "dist",
+    "deit",
+    "fitnet",
+    "attention_transfer",
+    "nst",
+    "vid",
+    "similarity_preserving",
+    "review_kd",
+    "pkt",
+    "correlation_congruence",
+    "rkd_distance",
+    "rkd_angle",
+    "crd",
+    "refilled",
+]
+
+
+def or_extension(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Accept the names of installed methods beside kdcli's own."""
+    return value if isinstance(value, str) and _method_extension(value) is not None else handler(value)
+
+
+def any_reads_unlabelled(methods: Sequence[MethodOptions]) -> bool:
+    """Return whether any of the methods reads samples without a label."""
+    return any(options.reads_unlabelled for options in methods)
+
+
+def named_methods(methods: Sequence[MethodOptions]) -> dict[str, MethodOptions]:
+    """Return the methods by name: their kind, numbered from the second of a kind."""
+    named: dict[str, MethodOptions] = {}
+    for options in methods:
+        same_kind = sum(name.partition("-")[0] == options.method for name in named)
+        named[f"{options.method}-{same_kind + 1}" if same_kind else options.method] = options
+    return named
