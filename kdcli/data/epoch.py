@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdcli.base.facts import UNLABELLED
 from kdcli.machine.seeding import stable_seed
+from kdcli.machine.team import Team
 
 
 def train_indices(labels: Sequence[int], *, labelled_share: float, reads_unlabelled: bool) -> list[int] | None:
@@ -42,22 +43,20 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Tensor:
 class Order:
     """Sampler of whole batches: lists of (epoch, index), so that persistent workers learn of the epoch."""
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(self, num_samples: int, batch_size: int, seed: int, team: Team) -> None:
         self._num_samples = num_samples
         self._batch_size = batch_size
         self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
+        self._rank, self._share = team.rank, batch_size // team.size
         self.num_batches = num_samples // batch_size
         self.epoch = 0
         self.start = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = self.epoch, epoch_order(self._num_samples, seed=self._seed, epoch=self.epoch)
-        share = self._batch_size // self._world_size
         for number in range(self.start, self.num_batches):
-            first = number * self._batch_size + self._rank * share
-            yield [(epoch, index) for index in order[first : first + share].tolist()]
+            first = number * self._batch_size + self._rank * self._share
+            yield [(epoch, index) for index in order[first : first + self._share].tolist()]
 
     def __len__(self) -> int:
         return self.num_batches - self.start

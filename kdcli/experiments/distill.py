@@ -20,6 +20,7 @@ from kdcli.config.run import RunConfig
 from kdcli.machine.control import Stopped
 from kdcli.machine.devices import leave_processes, make_accelerator
 from kdcli.machine.launch import launch, processes_to_start, rank
+from kdcli.machine.team import Team
 from kdcli.results.card import model_card
 from kdcli.results.outcome import compare_with_alone, lines_of, show_difference
 from kdcli.runs.checkpoint import Checkpoints
@@ -97,10 +98,11 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
         return launch(num_processes, sys.argv[1:])
     with output.applied():
         accelerator = make_accelerator(config.train, tracking=path / "tracking")
+        team = Team.of(accelerator)
         with console.status("Loading data and models"):
-            job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
+            job = prepare_job(config, team)
         with console.status("Measuring the teacher"):
-            job = probe_teacher(check_teacher(job, accelerator), accelerator)
+            job = probe_teacher(check_teacher(job, team), team)
         show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}")
         if output.log_format == "json" and not output.quiet and is_main:
             print(json.dumps({"event": "plan", **job.plan.to_json()}), flush=True)
@@ -168,16 +170,17 @@ def resume_run(
                     "Start a new run with as many --epochs as wanted.",
                 )
             accelerator = make_accelerator(config.train, tracking=path / "tracking")
+            team = Team.of(accelerator)
             with console.status("Loading data and models"):
-                job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
+                job = prepare_job(config, team)
             known = {key: run.read_plan()[key] for key in ("teacher_metrics", "teacher_samples")}
             # A version that did not measure it began the run, or there is nothing to measure; by force it may be another.
             if known["teacher_metrics"] is None or force:
-                job = check_teacher(job, accelerator, refuses=False)
+                job = check_teacher(job, team, refuses=False)
             else:
                 job = replace(job, plan=replace(job.plan, **known))
             if force:
-                job = probe_teacher(job, accelerator)
+                job = probe_teacher(job, team)
             results[_label(job)] = _train(job, run, accelerator, command=None, output=output)
         if config.baseline:
             results["student alone"] = _train_alone(config, run, command=command, output=output)
@@ -339,7 +342,7 @@ def _train_embedding(job: Job, run: RunFolder, *, output: Output) -> Result:
     if is_begun and _is_done(stage, config):
         return _result_of(stage)
     accelerator = make_accelerator(config.train, tracking=stage.path / "tracking")
-    stage_job = embedding_job(job, mixed_precision=accelerator.mixed_precision)
+    stage_job = embedding_job(job, Team.of(accelerator))
     if not accelerator.is_main_process:
         return _train(stage_job, stage, accelerator, command=None, output=output)
     with clear_os_errors(stage.path):
@@ -368,7 +371,7 @@ def _train_alone(config: RunConfig, run: RunFolder, *, command: str, output: Out
     if is_begun and _is_done(baseline, alone):
         return _result_of(baseline)
     accelerator = make_accelerator(alone.train, tracking=path / "tracking")
-    job = prepare_job(alone, mixed_precision=accelerator.mixed_precision)
+    job = prepare_job(alone, Team.of(accelerator))
     if accelerator.is_main_process:
         with clear_os_errors(path):
             path.mkdir(exist_ok=True)  # what a killed process left of it before it was a run is written over

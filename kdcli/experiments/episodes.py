@@ -34,6 +34,7 @@ from kdcli.machine.control import Control, Every, Stopped
 from kdcli.machine.devices import make_accelerator, resolve_precision
 from kdcli.machine.launch import is_launched
 from kdcli.machine.seeding import stable_seed
+from kdcli.machine.team import Team
 from kdcli.models import build_student, load_teacher
 from kdcli.models.base import Model
 from kdcli.models.layers import open_taps
@@ -207,10 +208,10 @@ def prepare_episodes(config: RunConfig) -> Setting:
 
 def _measured(setting: Setting) -> Plan:
     """Return the plan with what the teacher is measured to know of all the data's classes, where it has them."""
-    accelerator = make_accelerator(setting.config.train)
+    team = Team.of(make_accelerator(setting.config.train))
     job = setting.job(1, setting.sampler.draw(1), setting.stages["distilled"][-1], setting.student)
     task = build_task(setting.data.facts, reference=teacher_embedder(setting.teacher))
-    return check_teacher(replace(job, plan=setting.plan, task=task, data=setting.data), accelerator).plan
+    return check_teacher(replace(job, plan=setting.plan, task=task, data=setting.data), team).plan
 
 
 def _check_options(config: RunConfig) -> None:
@@ -313,7 +314,7 @@ def run_episode(
             trainer = Trainer(job, run, accelerator, reporter, writes=False)
             trainer.fit()
             student = trainer.student
-        accuracies[arm] = evaluate(job, student, queries, accelerator, reporter.skipped_all)[job.monitor]
+        accuracies[arm] = evaluate(job, student, queries, trainer.team, reporter.skipped_all)[job.monitor]
         obey()
     support, support_labels = _embed(setting, job, job.data.train, reporter)
     if lost := set(range(len(episode.classes))) - set(support_labels.tolist()):

@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 
 from kdcli.machine.signals import stop_signals
+from kdcli.machine.team import ALONE, Team
 
 
 class Verdict(IntEnum):
@@ -76,16 +77,16 @@ class Control:
 
     Args:
         every: how often to save.
-        num_processes: that train together. What one of them was told, all do at the same step; they agree over a CPU
-            process group of their own, so that no accelerator is waited for.
+        team: of the processes that train together. What one of them was told, all do at the same step; they agree over
+            a CPU process group of their own, so that no accelerator is waited for.
 
     Attributes:
         saved_step: of the last checkpoint, the same in all processes; 0 before the first.
     """
 
-    def __init__(self, every: Every, *, num_processes: int = 1) -> None:
+    def __init__(self, every: Every, team: Team = ALONE) -> None:
         self._every = every
-        self._group: Any = distributed.new_group(backend="gloo") if num_processes > 1 else None
+        self._group: Any = None if team.is_alone else distributed.new_group(backend="gloo")
         self._saved_at, self.saved_step = time.monotonic(), 0
         self._asked = Verdict.GO_ON
 

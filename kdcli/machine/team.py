@@ -132,3 +132,7 @@ class Team:
             whole = tensor.contiguous()
             distributed.broadcast(whole, src=0)
             tensor.copy_(whole)
+
+
+ALONE = Team.alone()
+"""This process by itself, on the CPU."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdcli.base.facts import ModelFacts, num_tokens
 from kdcli.config.methods import LayerOptions, LogitOptions
 from kdcli.losses.vocabulary import VocabularyLogits
+from kdcli.machine.team import Team
 from kdcli.methods.projected import Projected, ProjectedPair
 from kdcli.models.base import ModelOutput
 from kdcli.tasks import Task
@@ -77,13 +78,13 @@ class Method(nn.Module, ABC):
         self.weight = weight
         self.is_balanced = False
 
-    def look(self, outputs: Iterable[tuple[ModelOutput, Tensor]], add_up: Callable[[Tensor], Tensor]) -> None:
+    def look(self, outputs: Iterable[tuple[ModelOutput, Tensor]], team: Team) -> None:
         """Take from the teacher what the whole training set tells, into buffers that are saved with the method.
 
         Args:
             outputs: what the methods read of the teacher, with the targets, for every labelled training image without
                 augmentation; of several processes each gets its share.
-            add_up: sums a float64 tensor over all processes.
+            team: of the processes.
         """
         raise NotImplementedError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from kdcli import losses
 from kdcli.base.facts import UNLABELLED
 from kdcli.config.methods import LocalClassifierOptions
+from kdcli.machine.team import Team
 from kdcli.methods.base import Context, Method
 from kdcli.models.base import ModelOutput
 from kdcli.tasks.features.class_means import class_means
@@ -31,11 +32,11 @@ class LocalClassifier(Method):
         shape = (len(context.task.class_names), context.teacher.feature_dims[options.teacher_tap])
         self.register_buffer("centers", torch.zeros(shape) if self.looks_ahead else None)
 
-    def look(self, outputs: Iterable[tuple[ModelOutput, Tensor]], add_up: Callable[[Tensor], Tensor]) -> None:
+    def look(self, outputs: Iterable[tuple[ModelOutput, Tensor]], team: Team) -> None:
         """Take the mean teacher embedding of every class for its centre."""
         assert self.centers is not None
         embeddings = ((teacher.features[self.teacher_taps[0]], targets) for teacher, targets in outputs)
-        means, _ = class_means(embeddings, *self.centers.shape, add_up=add_up)
+        means, _ = class_means(embeddings, *self.centers.shape, add_up=team.sum)
         self.centers.copy_(means)
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:

@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kdcli.base.errors import UserError
 from kdcli.data import ImageData, ImageSource
 from kdcli.data.images.unlabelled import labelled_sample
 from kdcli.data.unreadable import check_readable
+from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.tasks.embedding.texts import whole_space
 from kdcli.tasks.features.frozen import NEIGHBOURS, frozen_accuracies
@@ -30,9 +28,8 @@ def measure_features(
     job: Job,
     labelled: ImageData,
     student: Model,
-    accelerator: Accelerator,
+    team: Team,
     skip: Callable[[Iterable[str]], None],
-    add_up: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
     """Return accuracies of classifiers on the pooled features of student, untrained student and teacher.
 
@@ -41,10 +38,9 @@ def measure_features(
     Args:
         job: the run.
         labelled: the images.
-        student: on the accelerator's device, in eval mode.
-        accelerator: device, precision, processes.
+        student: on the team's device, in eval mode.
+        team: device, precision, processes.
         skip: told after every batch which files could not be read.
-        add_up: sums a float64 tensor over all processes.
 
     Returns:
         ``knn_accuracy`` and ``linear_probe_accuracy``, and both with ``initial_`` and ``teacher_`` before them; nothing
@@ -54,13 +50,13 @@ def measure_features(
         UserError: too few of the images can be read.
     """
     assert job.teacher is not None, "the plan lets no task without labels pass without a teacher"
-    initial = job.initial_student().to(accelerator.device).eval()
+    initial = job.initial_student().to(team.device).eval()
     models = {"": student, "initial_": initial, "teacher_": job.teacher}
     sources = [labelled_sample(labelled.train), labelled_sample(labelled.held_out[1])]
     metrics: dict[str, float] = {}
     for prefix, model in models.items():
-        spaces = [_features(job, model, source, accelerator, skip, add_up) for source in sources]
-        if not accelerator.is_main_process:
+        spaces = [_features(job, model, source, team, skip) for source in sources]
+        if not team.is_main:
             continue
         (train, train_labels), (held_out, held_out_labels) = spaces
         if len(set(train_labels)) < 2 or not len(held_out):
@@ -90,29 +86,22 @@ def _features(
     job: Job,
     model: Model,
     source: ImageSource,
-    accelerator: Accelerator,
+    team: Team,
     skip: Callable[[Iterable[str]], None],
-    add_up: Callable[[Tensor], Tensor],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the pooled features (N, d) and the labels (N,) of the images that can be read, in order."""
     parts, indices, lost = [], [], dict[str, None]()
-    loader = job.eval_loader(
-        source,
-        model.facts.preprocessing,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    for batch in loader:
+    for batch in job.eval_loader(source, model.facts.preprocessing, team):
         skip(batch.skipped)
         lost.update(dict.fromkeys(batch.skipped))
         if len(batch):
-            with accelerator.autocast():
-                inputs = model.prepare(batch.to(accelerator.device))
+            with team.autocast():
+                inputs = model.prepare(batch.to(team.device))
                 features = model(inputs, taps=("pooled",), logits=False).features["pooled"]
             labels = batch.targets[:, None].double()
             parts.append(torch.cat([labels, features.double().cpu()], dim=1))
             indices.append(batch.indices)
     size = len(source)
-    check_readable(gather_object(list(lost)), size, what="images that features are measured on")
-    space = whole_space(parts, indices, size, add_up).numpy()
+    check_readable(team.gather(list(lost)), size, what="images that features are measured on")
+    space = whole_space(parts, indices, size, team.sum).numpy()
     return space[:, 1:], space[:, 0].astype(np.int64)

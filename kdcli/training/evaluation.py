@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from kdcli.base.result import UNREADABLE
 from kdcli.data import AnyBatch, ImageSource, TextSource, TokenSource, WordSource
 from kdcli.data.unreadable import check_readable
+from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.tasks.features.class_means import nearest_class_mean_accuracy
 from kdcli.tasks.sample_sums import Note, ignore_sums
@@ -30,7 +28,7 @@ def evaluate(
     job: Job,
     model: Model,
     source: ImageSource | TextSource,
-    accelerator: Accelerator,
+    team: Team,
     skip: Skip = ignore,
     note: Note = ignore_sums,
 ) -> dict[str, float]:
@@ -42,9 +40,9 @@ def evaluate(
 
     Args:
         job: whose task it is.
-        model: on the accelerator's device.
+        model: on the team's device.
         source: a split.
-        accelerator: device, precision, processes.
+        team: device, precision, processes.
         skip: told after every batch which files could not be read.
         note: told after every batch what its samples add to the metrics' sums; not of ``ncm_accuracy``.
 
@@ -53,11 +51,11 @@ def evaluate(
     """
 
     def predict(batch: AnyBatch) -> Any:
-        with accelerator.autocast():
+        with team.autocast():
             return job.predict(model, batch)
 
     if job.trains_classifier or job.is_label_free:
-        return measure(job, model, source, accelerator, predict, skip, note)
+        return measure(job, model, source, team, predict, skip, note)
     was_training = model.training
     model.eval()
 
@@ -65,19 +63,19 @@ def evaluate(
         for batch in batches:
             if not len(batch):
                 continue
-            with torch.inference_mode(), accelerator.autocast():
-                inputs = model.prepare(batch.to(accelerator.device))
+            with torch.inference_mode(), team.autocast():
+                inputs = model.prepare(batch.to(team.device))
                 features = model(inputs, taps=("embedding",), logits=False).features["embedding"]
             yield features, batch.targets
 
     try:
-        split = _Split(job, model, source, accelerator, skip)
+        split = _Split(job, model, source, team, skip)
         accuracy = nearest_class_mean_accuracy(
-            embeddings(_Split(job, model, job.labelled_samples(), accelerator, skip).batches()),
+            embeddings(_Split(job, model, job.labelled_samples(), team, skip).batches()),
             embeddings(split.batches()),
             len(job.task.class_names),
             model.facts.feature_dims["embedding"],
-            add_up=partial(add_up, accelerator),
+            add_up=team.sum,
         )
         return {job.monitor: accuracy} | split.unreadable()
     finally:
@@ -88,7 +86,7 @@ def measure(
     job: Job,
     model: Model,
     source: ImageSource | TextSource,
-    accelerator: Accelerator,
+    team: Team,
     predict: Callable[[AnyBatch], Any],
     skip: Skip = ignore,
     note: Note = ignore_sums,
@@ -97,10 +95,8 @@ def measure(
     was_training = model.training
     model.eval()
     try:
-        split = _Split(job, model, source, accelerator, skip)
-        metrics = job.task.evaluate(
-            predict, split.batches(), accelerator.device, add_up=partial(add_up, accelerator), note=note
-        )
+        split = _Split(job, model, source, team, skip)
+        metrics = job.task.evaluate(predict, split.batches(), team.device, add_up=team.sum, note=note)
         return metrics | split.unreadable()
     finally:
         model.train(was_training)
@@ -128,12 +124,12 @@ class SampleSums:
             indices = [self._origins[index] for index in indices]
         self._parts.append((indices, {name: values.cpu() for name, values in sums.items()}))
 
-    def gather(self, accelerator: Accelerator) -> dict[str, Tensor]:
+    def gather(self, team: Team) -> dict[str, Tensor]:
         """Return what all processes have: ``index`` int64 (n,), ascending, and the sums float64 (n, k) by metric.
 
         Nothing where the task has noted nothing.
         """
-        parts = gather_object(self._parts) if accelerator.num_processes > 1 else self._parts
+        parts = team.gather(self._parts)
         if not parts:
             return {}
         index, place = torch.tensor([i for indices, _ in parts for i in indices]).unique(return_inverse=True)
@@ -144,23 +140,15 @@ class SampleSums:
         return gathered
 
 
-def add_up(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """Sum over all processes."""
-    return accelerator.reduce(values.to(accelerator.device)) if accelerator.num_processes > 1 else values
-
-
 class _Split:
     """The batches of a split as a model wants them, and the names of what could not be read in them."""
 
-    def __init__(
-        self, job: Job, model: Model, source: ImageSource | TextSource, accelerator: Accelerator, skip: Skip
-    ) -> None:
-        self._source, self._skip, self._accelerator = source, skip, accelerator
+    def __init__(self, job: Job, model: Model, source: ImageSource | TextSource, team: Team, skip: Skip) -> None:
+        self._source, self._skip, self._team = source, skip, team
         self._loader = job.eval_loader(
             source,
             job.shared_preprocessing() if job.is_label_free else model.facts.preprocessing,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
+            team,
         )
         self._what = f"{_name_of(job, source)} {job.data.facts.noun}s"
         self._lost: dict[str, None] = {}
@@ -178,9 +166,7 @@ class _Split:
         Raises:
             UserError: they are more than a few.
         """
-        names = list(self._lost)
-        if self._accelerator.num_processes > 1:
-            names = gather_object(names)
+        names = self._team.gather(list(self._lost))
         check_readable(names, len(self._source), what=self._what)
         return {UNREADABLE: float(len(names))} if names else {}
 

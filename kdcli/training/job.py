@@ -32,6 +32,7 @@ from kdcli.data import (
 from kdcli.data.epoch import train_indices
 from kdcli.data.images.sources import Subset
 from kdcli.losses.vocabulary import VocabularyLogits
+from kdcli.machine.team import ALONE, Team
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
 from kdcli.models import build_student, build_text_student, load_teacher, load_text_teacher
@@ -111,7 +112,7 @@ class Job:
         labelled = [index for index, label in enumerate(train.labels) if label != UNLABELLED]
         return train.take(labelled) if isinstance(train, TextSource) else Subset(train, labelled)
 
-    def train_loader(self, *, rank: int = 0, world_size: int = 1) -> TrainLoader | TextTrainLoader:
+    def train_loader(self, team: Team = ALONE) -> TrainLoader | TextTrainLoader:
         """Return the batches of the training split, for one of several processes its share of each."""
         source = self.train_source()
         if isinstance(source, TextSource):
@@ -119,8 +120,7 @@ class Job:
                 source if self.pieces is None else self.pieces(source),
                 batch_size=self.config.train.batch_size,
                 seed=self.config.seed,
-                rank=rank,
-                world_size=world_size,
+                team=team,
             )
         wanted = [model.facts.preprocessing for model in (self.teacher, self.student) if model is not None]
         sizes = [preprocessing.image_size for preprocessing in wanted if isinstance(preprocessing, Preprocessing)]
@@ -133,29 +133,25 @@ class Job:
             num_classes=len(self.task.class_names),
             workers=self.config.data.workers,
             strict=self.config.data.strict,
-            rank=rank,
-            world_size=world_size,
+            team=team,
         )
 
     def eval_loader(
         self,
         source: ImageSource | TextSource,
         preprocessing: Preprocessing | TextPreprocessing,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        team: Team = ALONE,
     ) -> EvalLoader | TextEvalLoader:
         """Return the batches of ``source`` in order; images are cropped and sized as ``preprocessing`` says.
 
-        One of several processes gets every ``world_size``-th of them.
+        One of several processes gets its share of them.
         """
         if isinstance(source, TextSource) or isinstance(preprocessing, TextPreprocessing):
             assert isinstance(source, TextSource)
             return TextEvalLoader(
                 source if self.pieces is None else self.pieces(source),
                 batch_size=self.config.train.batch_size,
-                rank=rank,
-                world_size=world_size,
+                team=team,
             )
         return EvalLoader(
             source,
@@ -163,8 +159,7 @@ class Job:
             batch_size=self.config.train.batch_size,
             workers=self.config.data.workers,
             strict=self.config.data.strict,
-            rank=rank,
-            world_size=world_size,
+            team=team,
         )
 
     def shared_preprocessing(self) -> Preprocessing | TextPreprocessing:

@@ -22,7 +22,7 @@ from kdcli.data import (
 )
 from kdcli.data.epoch import train_indices
 from kdcli.data.images.unlabelled import labelled_sample
-from kdcli.machine.launch import rank
+from kdcli.machine.team import ALONE, Team
 from kdcli.models import load_saved, load_teacher, load_text_teacher
 from kdcli.models.base import Model
 from kdcli.models.costs import latency_of
@@ -43,14 +43,14 @@ from kdcli.training.job import Job, build_methods, context_of, student_of
 from kdcli.training.teachers.layers import score_layers
 
 
-def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | None = None) -> Job:
+def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None = None) -> Job:
     """Load data and models, make the plan and build the distiller.
 
     An earlier stage of the run is a job of its own, :func:`embedding_job`.
 
     Args:
         config: of the run.
-        mixed_precision: ``no``, ``fp16`` or ``bf16``, for the memory estimate.
+        team: of the processes that train.
         student: used as it is; by default the config's is built.
 
     Raises:
@@ -79,10 +79,10 @@ def prepare_job(config: RunConfig, *, mixed_precision: str, student: Model | Non
             config = config.model_copy(update={"data": config.data.model_copy(update=columns)})
         teacher = load_text_teacher(config.teacher, seed=config.seed, task=config.task) if has_teacher else None
     is_new = student is None
-    return _make_job(config, data, teacher, student, mixed_precision=mixed_precision, with_latencies=is_new)
+    return _make_job(config, data, teacher, student, team, with_latencies=is_new)
 
 
-def embedding_job(job: Job, *, mixed_precision: str) -> Job:
+def embedding_job(job: Job, team: Team = ALONE) -> Job:
     """Return the job of the stage before ``job``: its data and teacher, and a student of its own.
 
     The test split is left to the end of the whole run.
@@ -92,7 +92,7 @@ def embedding_job(job: Job, *, mixed_precision: str) -> Job:
         replace(job.data, test=None),
         job.teacher,
         None,
-        mixed_precision=mixed_precision,
+        team,
         with_latencies=False,
     )
 
@@ -102,20 +102,20 @@ def _make_job(
     data: ImageData | TextData,
     teacher: Model | None,
     student: Model | None,
+    team: Team,
     *,
-    mixed_precision: str,
     with_latencies: bool,
 ) -> Job:
     if student is None:
         student = student_of(config, data, teacher)
-        if rank() == 0:  # several processes build the same one, and transformers saves in the first alone
+        if team.is_main:  # several processes build the same one, and transformers saves in the first alone
             check_reloads(student, label=config.student.name)
     if config.task_facts.is_language_model:
         assert isinstance(data, TextData)
         check_tokenizers(teacher, student, data)
     config = open_taps(config, teacher, student)
     student.compare_last_features()
-    layers = score_layers(config, teacher, data) if isinstance(data, ImageData) else None
+    layers = score_layers(config, teacher, data, team) if isinstance(data, ImageData) else None
     plan = make_plan(
         config,
         teacher=None if teacher is None else teacher.facts,
@@ -140,7 +140,7 @@ def _make_job(
                 job.pieces(source)  # a split without any is refused now, and not after training
     if isinstance(data, ImageData) and data.facts.label_kind == "none":
         plan = plan.with_decisions([_describe_measurement(config, data.labelled)])
-    return replace(job, plan=plan.with_decisions(job_costs(job, mixed_precision=mixed_precision)))
+    return replace(job, plan=plan.with_decisions(job_costs(job, mixed_precision=team.precision)))
 
 
 def assemble_job(
@@ -225,7 +225,7 @@ def _describe_measurement(config: RunConfig, labelled: ImageData | None) -> Deci
 
 def reopen_job(run: RunFolder) -> Job:
     """Rebuild the job of a finished run with its best student and projectors."""
-    job = prepare_job(run.read_config(), mixed_precision="no", student=load_saved(run.student))
+    job = prepare_job(run.read_config(), student=load_saved(run.student))
     methods, tensors = job.distiller.methods, run.read_tensors("projector.safetensors")
     new = {name: tensor.clone() for name, tensor in methods.state_dict().items()}
     try:

@@ -7,12 +7,11 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object, set_seed
+from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.optim import Optimizer
@@ -24,6 +23,7 @@ from kdcli.config.keys import comparable, refuse_differences, without_later_keys
 from kdcli.data import AnyBatch, ImageSource, TextSource
 from kdcli.machine.control import Control, Every, Stopped, Verdict
 from kdcli.machine.seeding import stable_seed
+from kdcli.machine.team import Team
 from kdcli.models import load_saved
 from kdcli.models.base import Model, ModelOutput
 from kdcli.runs.checkpoint import Checkpoint, Checkpoints, restore_module
@@ -31,7 +31,7 @@ from kdcli.runs.folder import OF_BEST, RunFolder
 from kdcli.tasks import rank_students
 from kdcli.terminal.progress import Reporter
 from kdcli.training.downstream import measure_features
-from kdcli.training.evaluation import SampleSums, add_up, evaluate
+from kdcli.training.evaluation import SampleSums, evaluate
 from kdcli.training.job import Job
 from kdcli.training.meters import (
     AFTER_NAN,
@@ -74,18 +74,19 @@ class Trainer:
         config = job.config
         device = accelerator.device
         self.job, self.run, self.accelerator, self.reporter = job, run, accelerator, reporter
-        self.is_main = writes and accelerator.is_main_process
+        self.team = Team.of(accelerator)
+        self.is_main = writes and self.team.is_main
         self.distiller = job.distiller
         self.teacher: LiveTeacher | StoredTeacher | None = _place_teacher(job, device)
         student = self.distiller.student
         if config.train.channels_last:
             student.to(memory_format=torch.channels_last)
-        if accelerator.num_processes > 1 and config.train.sync_batchnorm and device.type == "cuda":
+        if not self.team.is_alone and config.train.sync_batchnorm and device.type == "cuda":
             student.synchronize_batchnorm()
         if config.train.compile:
             student.compile()
         self.distiller.to(device)
-        self.loader = job.train_loader(rank=accelerator.process_index, world_size=accelerator.num_processes)
+        self.loader = job.train_loader(self.team)
         self.mix = job.mix()
         self.steps_per_epoch = self.loader.batches_per_epoch
         accumulation = config.train.accumulation
@@ -105,7 +106,7 @@ class Trainer:
         self.ema = ModelEmaV3(student, decay=config.train.ema, use_warmup=True) if config.train.ema else None
         self.wrapped, self.wrapped_optimizer = accelerator.prepare(self.distiller, self.optimizer)
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=config.train.keep_checkpoints)
-        self.control = Control(Every.parse(config.train.checkpoint_every), num_processes=accelerator.num_processes)
+        self.control = Control(Every.parse(config.train.checkpoint_every), self.team)
         self.watch = Watch()
         self.unbounded = not_finite(self.distiller)
         """Buffers that hold infinity as the model means it, such as the bounds of a clipping."""
@@ -196,7 +197,7 @@ class Trainer:
         self._note_skipped(batch.skipped)
         # Dropout and the like: drawn anew for every step, so that nothing of the past has to be restored.
         step = self.epochs_before * self.steps_per_epoch + self.step
-        set_seed(stable_seed("step", config.seed, step, accelerator.process_index) % 2**32)
+        set_seed(stable_seed("step", config.seed, step, self.team.rank) % 2**32)
         batch = self.mix(batch.to(accelerator.device), epoch, step)
         self.distiller.step = self.step
         accelerator.step = self.step  # Accelerate counts for its accumulation; here too a resumed run goes on
@@ -215,7 +216,7 @@ class Trainer:
                 if self.ema is not None:
                     self.ema.update(self.distiller.student, step=update)
         self.step += 1
-        self.meter.add(terms, len(batch) * accelerator.num_processes)
+        self.meter.add(terms, len(batch) * self.team.size)
         self.watch.add({**_of_teacher(teacher_outputs), **terms}, self.step)
         self.reporter.stepped(self.step)
 
@@ -234,45 +235,39 @@ class Trainer:
         texts = sorted(set(source.texts), key=lambda text: (len("".join(text)), text))
         if not 0 < StoredTeacher.size(teacher, len(texts)) <= _MAX_STORED:
             return teacher
-        accelerator = self.accelerator
 
         def run(batch: AnyBatch) -> ModelOutput:
             self._after_batch(())
-            with accelerator.autocast():
+            with self.team.autocast():
                 return teacher(batch)
 
         loader = self.job.eval_loader(
             TextSource(texts, [UNLABELLED] * len(texts), split=source.split),
             teacher.model.facts.preprocessing,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
+            self.team,
         )
-        batches = (batch.to(accelerator.device) for batch in loader)
-        return StoredTeacher.fill(teacher, texts, run, batches, add_up=partial(add_up, accelerator))
+        batches = (batch.to(self.team.device) for batch in loader)
+        return StoredTeacher.fill(teacher, texts, run, batches, self.team)
 
     def _look_ahead(self) -> None:
         """Show the teacher's outputs for the training images to the methods that ask for them."""
-        accelerator = self.accelerator
 
         def outputs() -> Iterator[tuple[ModelOutput, Tensor]]:
             assert self.teacher is not None, "the plan lets such methods pass only with a teacher"
             for batch in self.job.eval_loader(
-                self.job.labelled_samples(),
-                self.teacher.model.facts.preprocessing,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
+                self.job.labelled_samples(), self.teacher.model.facts.preprocessing, self.team
             ):
                 self._after_batch(batch.skipped)
                 if not len(batch):
                     continue
-                batch = batch.to(accelerator.device)
-                with accelerator.autocast():
+                batch = batch.to(self.team.device)
+                with self.team.autocast():
                     teacher_outputs = self.teacher(batch)
                 yield teacher_outputs, batch.targets
 
         for _, method in self.distiller.each_method():
             if method.looks_ahead:
-                method.look(outputs(), partial(add_up, accelerator))
+                method.look(outputs(), self.team)
 
     def _ends_epoch(self) -> bool:
         return self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
@@ -287,7 +282,7 @@ class Trainer:
             is_best = self._is_best(metrics)
             if is_best:
                 self.best = metrics
-                samples = sums.gather(self.accelerator)
+                samples = sums.gather(self.team)
                 if self.is_main:
                     self.run.write_student(self.student.save)
                     self.run.write_tensors("projector.safetensors", self.distiller.methods.state_dict())
@@ -311,12 +306,12 @@ class Trainer:
 
     def _evaluate(self, model: Model, source: ImageSource | TextSource) -> tuple[dict[str, float], SampleSums]:
         sums = SampleSums(self.job, source)
-        return evaluate(self.job, model, source, self.accelerator, self._after_batch, sums), sums
+        return evaluate(self.job, model, source, self.team, self._after_batch, sums), sums
 
     def _after_batch(self, skipped: Iterable[str]) -> None:
         self._note_skipped(skipped)
         # A signal ends an evaluation too, in a run of one process; when the run goes on, it begins with it.
-        if self.control.stop_asked and self.accelerator.num_processes == 1:
+        if self.control.stop_asked and self.team.is_alone:
             self._obey()
 
     def _obey(self) -> None:
@@ -404,12 +399,10 @@ class Trainer:
         samples: dict[str, Tensor] = {}
         if source is not None:
             test, sums = self._evaluate(student, source)
-            samples = sums.gather(self.accelerator)
+            samples = sums.gather(self.team)
         if labelled is not None:
             student.eval()
-            test |= measure_features(
-                self.job, labelled, student, self.accelerator, self._after_batch, partial(add_up, self.accelerator)
-            )
+            test |= measure_features(self.job, labelled, student, self.team, self._after_batch)
         self._gather_skipped()
         self._obey()  # a signal that came meanwhile: there may be a baseline still to be trained
         if self.is_main:
@@ -424,15 +417,14 @@ class Trainer:
             return {}
         metrics = {"validation": dict(before)}
         if tested and source is not None:
-            metrics["test"] = measure_teacher(self.job, source, self.accelerator, self._after_batch)
+            metrics["test"] = measure_teacher(self.job, source, self.team, self._after_batch)
             self._obey()
         return metrics
 
     def _load_student(self, student: Model, folder: Path) -> None:
         if self.is_main:
             student.load_state_dict(load_saved(folder).state_dict())
-        if self.accelerator.num_processes > 1:  # the run folder need not be within every process's reach
-            student.load_state_dict(broadcast(dict(student.state_dict())))
+        self.team.broadcast_weights(student)  # the run folder need not be within every process's reach
 
     def save(self) -> None:
         """Write a checkpoint of everything that the rest of the run depends on, unless there is one of this step.
@@ -521,8 +513,8 @@ class Trainer:
             self.run.restore_best(checkpoint.best)
 
     def _gather_skipped(self) -> None:
-        if self.accelerator.num_processes > 1:
-            self._note_skipped(gather_object(list(self.skipped)))
+        if not self.team.is_alone:
+            self._note_skipped(self.team.gather(list(self.skipped)))
 
 
 def _of_teacher(outputs: ModelOutput | None) -> dict[str, Tensor]:
@@ -551,7 +543,7 @@ def _hardware_errors(trainer: Trainer) -> Iterator[None]:
         text = str(error).strip()
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
             where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "the machine"
-            processes = trainer.accelerator.num_processes
+            processes = trainer.team.size
             half = max(train.batch_size // 2 // processes * processes, processes, 2)
             raise UserError(
                 f"The memory of {where} ran out at step {trainer.step + 1} with a batch of {train.batch_size}.",

@@ -16,6 +16,7 @@ from kdcli.config.data import AugmentConfig, DataConfig
 from kdcli.data import Batch, EvalLoader, ImageSource, TrainLoader, fit, open_data, prepare
 from kdcli.data.images import loaders
 from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, Subset
+from kdcli.machine.team import Team
 
 AUGMENT = AugmentConfig(policy="trivial", color_jitter=0.2, erase=0.3)
 PREPROCESSING = Preprocessing((16, 16), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -114,12 +115,12 @@ def test_start_is_an_offset(source: FileSource) -> None:
     assert loader.batches_per_epoch == 3
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_slices_of_processes_recombine_to_the_global_batch(source: FileSource, world_size: int) -> None:
+@pytest.mark.parametrize("size", [2, 3])
+def test_slices_of_processes_recombine_to_the_global_batch(source: FileSource, size: int) -> None:
     whole = list(train_loader(source).epoch(2))
-    parts = [list(train_loader(source, rank=r, world_size=world_size).epoch(2)) for r in range(world_size)]
+    parts = [list(train_loader(source, team=Team(r, size)).epoch(2)) for r in range(size)]
     for number, batch in enumerate(whole):
-        for rank in range(world_size):
+        for rank in range(size):
             part = parts[rank][number]
             share = slice(rank * len(part), (rank + 1) * len(part))
             assert torch.equal(part.images, batch.images[share])
@@ -127,14 +128,14 @@ def test_slices_of_processes_recombine_to_the_global_batch(source: FileSource, w
             assert torch.equal(part.targets, batch.targets[share])
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 9])
-def test_processes_evaluate_every_sample_once(source: FileSource, world_size: int) -> None:
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_processes_evaluate_every_sample_once(source: FileSource, size: int) -> None:
     """23 images in batches of 4: six of them, the last one short; with nine processes three have none."""
     preprocessing = Preprocessing((16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     seen = []
-    for rank in range(world_size):
+    for rank in range(size):
         loader = EvalLoader(
-            source, preprocessing=preprocessing, batch_size=4, workers=0, strict=False, rank=rank, world_size=world_size
+            source, preprocessing=preprocessing, batch_size=4, workers=0, strict=False, team=Team(rank, size)
         )
         batches = list(loader)
         assert len(batches) == len(loader)
@@ -144,11 +145,11 @@ def test_processes_evaluate_every_sample_once(source: FileSource, world_size: in
 
 def test_wrong_arguments(source: FileSource) -> None:
     with pytest.raises(ValueError, match="6 is no whole number for each of 4 processes"):
-        train_loader(source, world_size=4)
+        train_loader(source, team=Team(0, 4))
     with pytest.raises(ValueError, match="labels"):
         train_loader(source, num_classes=1)
     with pytest.raises(UserError, match="23 training images for 24 processes"):
-        train_loader(source, batch_size=48, world_size=24)
+        train_loader(source, batch_size=48, team=Team(0, 24))
 
 
 def test_a_single_small_batch_is_used(source: FileSource) -> None:

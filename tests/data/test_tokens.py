@@ -6,6 +6,7 @@ import torch
 
 from kdcli.base.errors import UserError
 from kdcli.data import Masking, TextEvalLoader, TextSource, TextTrainLoader, TokenSource, cut_into_tokens
+from kdcli.machine.team import Team
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 TEXTS = (
@@ -158,9 +159,7 @@ def test_masks_do_not_depend_on_the_batch_or_its_process():
         return found
 
     def train(size, world, epoch):
-        loaders = [
-            TextTrainLoader(source, batch_size=size, seed=1, rank=rank, world_size=world) for rank in range(world)
-        ]
+        loaders = [TextTrainLoader(source, batch_size=size, seed=1, team=Team(rank, world)) for rank in range(world)]
         return seen(loader.epoch(epoch) for loader in loaders)
 
     assert len(train(4, 1, 2)) == 12

@@ -131,7 +131,7 @@ def test_global_centres_are_means_over_the_labelled_training_images(tmp_path):
         },
         source="t",
     )
-    job = prepare_job(config, mixed_precision="no")
+    job = prepare_job(config)
     trainer = Trainer(job, RunFolder.create(tmp_path / "run"), make_accelerator(config.train), SilentReporter())
     trainer._look_ahead()
     source, pre = job.data.train, job.teacher.facts.preprocessing

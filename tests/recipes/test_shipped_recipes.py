@@ -167,13 +167,13 @@ def test_recipe_trains_for_two_steps(name, shrunk, tmp_path):
     assert values.get("optim") == original.get("optim")
     config = parse_config(values, source=name)
     accelerator = make_accelerator(config.train)
-    job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
+    job = prepare_job(config)
     before = {key: value.clone() for key, value in job.distiller.state_dict().items()}
     run = RunFolder.create(tmp_path / "run")
     run.write_config(job.config)
     run.write_plan(job.plan, command="kdcli distill")
     if job.config.embedding is not None:
-        stage = embedding_job(job, mixed_precision=accelerator.mixed_precision)
+        stage = embedding_job(job)
         told = Told()
         Trainer(stage, RunFolder.create(tmp_path / "run" / "embedding"), accelerator, told).fit()
         assert told.steps == told.total == 2

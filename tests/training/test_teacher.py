@@ -10,6 +10,7 @@ import torch
 from kdcli.config.parse import parse_config
 from kdcli.data import TextEvalLoader, TextSource
 from kdcli.machine.devices import make_accelerator
+from kdcli.machine.team import Team
 from kdcli.runs.folder import RunFolder
 from kdcli.terminal.progress import SilentReporter
 from kdcli.training.prepare import prepare_job
@@ -30,7 +31,7 @@ def make_trainer(tmp_path, reviews, bert_folder, distilbert_folder):
         }
         config = parse_config(values, source="test")
         accelerator = make_accelerator(config.train)
-        job = prepare_job(config, mixed_precision="no")
+        job = prepare_job(config)
         run = RunFolder.create(tmp_path / name)
         run.write_config(job.config)
         return Trainer(job, run, accelerator, SilentReporter()), run
@@ -98,8 +99,10 @@ def test_rows_belong_to_their_texts(processes, make_trainer):
 
     def fill(add_up):
         for rank in range(processes):
-            loader = TextEvalLoader(source, batch_size=2, rank=rank, world_size=processes)
-            parts.append(StoredTeacher.fill(live, texts, live, loader, add_up=add_up))
+            team = Team(rank, processes)
+            team.sum = add_up
+            loader = TextEvalLoader(source, batch_size=2, team=team)
+            parts.append(StoredTeacher.fill(live, texts, live, loader, team))
 
     fill(lambda table: tables.append(table) or table)  # each process's own share, and then their sum
     whole = sum(tables[:processes])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kdcli.config.parse import parse_config
+from kdcli.machine.team import ALONE
 from kdcli.training.prepare import prepare_job
 from kdcli.training.teachers.features import nearest_other_means
 from kdcli.training.teachers.layers import score_layers
@@ -46,7 +47,7 @@ def job(**values):
         "data": {"name": "demo:digits", "workers": 0},
         "train": {"device": "cpu", "epochs": 1},
     }
-    return prepare_job(parse_config({**config, **values}, source="test"), mixed_precision="no")
+    return prepare_job(parse_config({**config, **values}, source="test"))
 
 
 def decision(job, name):
@@ -59,7 +60,7 @@ def test_the_plan_takes_the_best_layer_and_says_by_what():
     projection = next(options for options in made.plan.methods if options.method == "projection")
     assert projection.teacher_tap == told.value
     assert projection.student_tap == "embedding"
-    scores = score_layers(made.config.model_copy(update={"methods": None}), made.teacher, made.data)
+    scores = score_layers(made.config.model_copy(update={"methods": None}), made.teacher, made.data, ALONE)
     assert scores.best == told.value
     assert scores.accuracies[scores.best] == max(scores.accuracies.values())
     assert scores.num_samples == 256
@@ -70,7 +71,7 @@ def test_the_plan_takes_the_best_layer_and_says_by_what():
 def test_the_same_run_again_chooses_nothing_anew():
     """What the plan decided is written out: a run that goes on, or is looked at later, keeps its layer."""
     made = job()
-    again = prepare_job(made.config, mixed_precision="no")
+    again = prepare_job(made.config)
     assert decision(again, "teacher's layer") is None
     assert again.plan.methods == made.plan.methods
 

@@ -65,7 +65,7 @@ def merged(base, changes):
 def run(folder, reporter=None, **changes):
     config = parse_config(merged(BASE, changes), source="test")
     accelerator = make_accelerator(config.train)
-    job = prepare_job(config, mixed_precision=accelerator.mixed_precision)
+    job = prepare_job(config)
     opened = RunFolder.create(folder)
     opened.write_config(job.config)
     return Trainer(job, opened, accelerator, reporter or Silent()).fit(), opened, job
@@ -251,7 +251,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     }  # fmt: skip
     _, whole, _ = run(tmp_path / "a", **common, train__batch_size=1280)
     _, halves, _ = run(tmp_path / "b", **common, train__batch_size=640, train__accumulation=2)
-    job = prepare_job(parse_config(merged(BASE, common), source="t"), mixed_precision="no")
+    job = prepare_job(parse_config(merged(BASE, common), source="t"))
     start = job.student.module.state_dict()
     for name, value in weights(whole).items():
         torch.testing.assert_close(value, weights(halves)[name], rtol=1e-3, atol=1e-6)
@@ -460,7 +460,7 @@ def test_tensorboard_gets_losses_metrics_and_learning_rate(tmp_path):
     config = parse_config(merged(BASE, {"train__track": ["tensorboard"], "train__epochs": 1}), source="test")
     accelerator = make_accelerator(config.train, tracking=tmp_path / "tracking")
     opened = RunFolder.create(tmp_path / "run")
-    Trainer(prepare_job(config, mixed_precision="no"), opened, accelerator, Silent()).fit()
+    Trainer(prepare_job(config), opened, accelerator, Silent()).fit()
     events = EventAccumulator(str(tmp_path / "tracking" / "kdcli"))
     events.Reload()
     for event in ("train", "validation", "test"):

@@ -23,6 +23,7 @@ from kdcli.data.images.batch import Batch
 from kdcli.data.images.decode import UnreadableImage
 from kdcli.data.images.preprocess import fit
 from kdcli.data.images.sources import ImageSource, is_in_memory
+from kdcli.machine.team import ALONE, Team
 
 Key = TypeVar("Key")
 
@@ -48,12 +49,11 @@ class TrainLoader:
         num_classes: labels are below it.
         workers: loader processes; None chooses by :func:`choose_workers`.
         strict: stop at an unreadable image.
-        rank: of this training process.
-        world_size: number of training processes; each gets its consecutive share of every batch, all of one size.
+        team: of the training processes; each gets its consecutive share of every batch, all of one size.
 
     Raises:
         UserError: there are fewer images than processes.
-        ValueError: ``batch_size`` is not a multiple of ``world_size``, or a label is out of range.
+        ValueError: ``batch_size`` is not a multiple of the team's size, or a label is out of range.
     """
 
     def __init__(
@@ -67,19 +67,18 @@ class TrainLoader:
         num_classes: int,
         workers: int | None,
         strict: bool,
-        rank: int = 0,
-        world_size: int = 1,
+        team: Team = ALONE,
     ) -> None:
-        if batch_size % world_size:
-            raise ValueError(f"a batch of {batch_size} is no whole number for each of {world_size} processes")
+        if batch_size % team.size:
+            raise ValueError(f"a batch of {batch_size} is no whole number for each of {team.size} processes")
         if not all(UNLABELLED <= label < num_classes for label in set(source.labels)):
             raise ValueError(f"labels are outside of [{UNLABELLED}, {num_classes})")
-        if len(source) < world_size:
+        if len(source) < team.size:
             raise UserError(
-                f"There are {len(source)} training images for {world_size} processes.", "Use fewer processes."
+                f"There are {len(source)} training images for {team.size} processes.", "Use fewer processes."
             )
-        size = min(batch_size, len(source) // world_size * world_size)
-        self._order = Order(len(source), size, seed, rank, world_size)
+        size = min(batch_size, len(source) // team.size * team.size)
+        self._order = Order(len(source), size, seed, team)
         dataset = _TrainDataset(source, Augmentation(augment, canvas=canvas, seed=seed), canvas, strict)
         self._loader = _data_loader(dataset, self._order, source, workers)
 
@@ -108,8 +107,7 @@ class EvalLoader:
         batch_size: images of a batch.
         workers: loader processes; None chooses by :func:`choose_workers`.
         strict: stop at an unreadable image.
-        rank: of this process.
-        world_size: number of processes; each gets its own batches of the list, which may differ by one in number.
+        team: of the processes; each gets its own batches of the list, which may differ by one in number.
     """
 
     def __init__(
@@ -120,12 +118,11 @@ class EvalLoader:
         batch_size: int,
         workers: int | None,
         strict: bool,
-        rank: int = 0,
-        world_size: int = 1,
+        team: Team = ALONE,
     ) -> None:
         batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
-        self._batches = batches[rank::world_size]
-        self._is_shared = world_size > 1
+        self._batches = team.share(batches)
+        self._is_shared = not team.is_alone
         self._loader = _data_loader(_EvalDataset(source, preprocessing, strict), self._batches, source, workers)
 
     def __len__(self) -> int:
@@ -259,7 +256,7 @@ def _write(pixels: NDArray[np.uint8], out: Tensor) -> None:
 
 
 def _data_loader(
-    dataset: _BatchDataset, batches: Order | list[range], source: ImageSource, workers: int | None
+    dataset: _BatchDataset, batches: Order | Sequence[range], source: ImageSource, workers: int | None
 ) -> DataLoader[Batch | _Failure]:
     num_workers = choose_workers(source) if workers is None else workers
     return DataLoader(

@@ -14,6 +14,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.data.epoch import epoch_order
 from kdcli.data.texts.batch import AnyTextBatch, Text, TextBatch, TextPair
+from kdcli.machine.team import ALONE, Team
 
 
 class TextSource:
@@ -112,25 +113,24 @@ class TextTrainLoader:
         source: the training split.
         batch_size: over all training processes.
         seed: the run's; the order of an epoch is a pure function of it and the epoch.
-        rank: of this training process.
-        world_size: number of training processes; each gets its consecutive share of every batch, all of one size.
+        team: of the training processes; each gets its consecutive share of every batch, all of one size.
 
     Raises:
         UserError: there are fewer texts than processes.
-        ValueError: ``batch_size`` is not a multiple of ``world_size``.
+        ValueError: ``batch_size`` is not a multiple of the team's size.
     """
 
-    def __init__(self, source: Pieces, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        if batch_size % world_size:
-            raise ValueError(f"a batch of {batch_size} is no whole number for each of {world_size} processes")
-        if len(source) < world_size:
+    def __init__(self, source: Pieces, *, batch_size: int, seed: int, team: Team = ALONE) -> None:
+        if batch_size % team.size:
+            raise ValueError(f"a batch of {batch_size} is no whole number for each of {team.size} processes")
+        if len(source) < team.size:
             raise UserError(
-                f"There are {len(source)} training texts for {world_size} processes.", "Use fewer processes."
+                f"There are {len(source)} training texts for {team.size} processes.", "Use fewer processes."
             )
         self._source, self._seed = source, seed
-        self._batch_size = min(batch_size, len(source) // world_size * world_size)
-        self._share = self._batch_size // world_size
-        self._first = rank * self._share
+        self._batch_size = min(batch_size, len(source) // team.size * team.size)
+        self._share = self._batch_size // team.size
+        self._first = team.rank * self._share
 
     @property
     def batches_per_epoch(self) -> int:
@@ -151,14 +151,13 @@ class TextEvalLoader:
     Args:
         source: the split to evaluate on.
         batch_size: texts of a batch.
-        rank: of this process.
-        world_size: number of processes; each gets every ``world_size``-th batch.
+        team: of the processes; each gets its share of the batches.
     """
 
-    def __init__(self, source: Pieces, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, source: Pieces, *, batch_size: int, team: Team = ALONE) -> None:
         self._source = source
         batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
-        self._batches = batches[rank::world_size]
+        self._batches = team.share(batches)
 
     def __len__(self) -> int:
         """Return the number of batches."""

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from kdcli.base.errors import UserError
@@ -17,6 +15,7 @@ from kdcli.base.facts import UNLABELLED
 from kdcli.base.result import Metrics, Saved, show_metric
 from kdcli.data import AnyBatch, ImageSource, TextSource
 from kdcli.data.images.sources import Subset
+from kdcli.machine.team import Team
 from kdcli.plan.plan import Decision
 from kdcli.plan.relation import map_labels
 from kdcli.statistics.chance import (
@@ -41,14 +40,14 @@ _MOST_SCORED = 1000
 """Classes up to which all probabilities are kept, not only the likeliest class."""
 
 
-def check_teacher(job: Job, accelerator: Accelerator, *, refuses: bool = True) -> Job:
+def check_teacher(job: Job, team: Team, *, refuses: bool = True) -> Job:
     """Return ``job`` with the teacher's validation metrics in its plan, where the teacher predicts what the student does.
 
     What was measured before of the same teacher on the same samples is taken from the user's cache folder. Its classes are brought to the data's by the plan's label map. Several processes share the samples.
 
     Args:
         job: not begun.
-        accelerator: device, precision, processes.
+        team: device, precision, processes.
         refuses: False lets a teacher pass that is no better than guessing; ``teacher.unchecked`` does too.
 
     Raises:
@@ -58,7 +57,7 @@ def check_teacher(job: Job, accelerator: Accelerator, *, refuses: bool = True) -
         return job
     validation = job.data.validation
     sample = _sample(validation)
-    measured = _measured(job, sample, accelerator)
+    measured = _measured(job, sample, team)
     metrics, mixed, finding = measured.metrics, measured.mixed, measured.finding
     noun = job.data.facts.noun
     shown = _show(metrics)
@@ -91,11 +90,11 @@ class _Measured(Saved):
     finding: Finding
 
 
-def _measured(job: Job, sample: ImageSource | TextSource, accelerator: Accelerator) -> _Measured:
+def _measured(job: Job, sample: ImageSource | TextSource, team: Team) -> _Measured:
     """Measure the teacher, or return what was measured of it before on the same samples."""
-    found: list[_Measured | None] = [None]
+    found: _Measured | None = None
     remembered = None
-    if accelerator.is_main_process and job.config.task_extension is None:
+    if team.is_main and job.config.task_extension is None:
         tokens = repr(job.student.facts.preprocessing) if job.config.task_facts.is_over_tokens else ""
         assert job.teacher is not None
         remembered = Remembered(
@@ -106,16 +105,14 @@ def _measured(job: Job, sample: ImageSource | TextSource, accelerator: Accelerat
             kind="metrics",
             task=[job.config.task, job.data.facts.label_scale, job.config.data.mask_probability, tokens],
             columns=list(_columns(job)),
-            precision=accelerator.mixed_precision,
+            precision=team.precision,
         )
-        found = [remembered.recall(_Measured)]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(found)
-    if found[0] is not None:
-        return found[0]
+        found = remembered.recall(_Measured)
+    if (known := team.broadcast(found)) is not None:
+        return known
     evidence = _Evidence()
-    metrics = measure_teacher(job, sample, accelerator, evidence=evidence)
-    mixed, finding = evidence.judge(job, metrics, accelerator)
+    metrics = measure_teacher(job, sample, team, evidence=evidence)
+    mixed, finding = evidence.judge(job, metrics, team)
     measured = _Measured(metrics=metrics, mixed=mixed, finding=finding)
     if remembered is not None:
         remembered.keep(measured)
@@ -125,7 +122,7 @@ def _measured(job: Job, sample: ImageSource | TextSource, accelerator: Accelerat
 def measure_teacher(
     job: Job,
     source: ImageSource | TextSource,
-    accelerator: Accelerator,
+    team: Team,
     skip: Skip = ignore,
     *,
     evidence: _Evidence | None = None,
@@ -135,18 +132,18 @@ def measure_teacher(
     Args:
         job: whose :attr:`~kdcli.training.job.Job.measures_teacher` is true.
         source: a split.
-        accelerator: device, precision, processes.
+        team: device, precision, processes.
         skip: told after every batch which files could not be read.
         evidence: gets what the teacher predicts.
     """
     teacher = job.teacher
     assert teacher is not None
-    teacher.to(accelerator.device)
-    columns = torch.tensor(_columns(job), device=accelerator.device)
+    teacher.to(team.device)
+    columns = torch.tensor(_columns(job), device=team.device)
 
     @torch.inference_mode()
     def predict(batch: AnyBatch) -> Any:
-        with accelerator.autocast():
+        with team.autocast():
             outputs = job.predict(teacher, batch)
         if isinstance(outputs, Tensor) and len(columns):
             outputs = outputs.index_select(1, columns)
@@ -154,7 +151,7 @@ def measure_teacher(
             evidence.add(outputs, batch.targets)
         return outputs
 
-    return measure(job, teacher, source, accelerator, predict, skip)
+    return measure(job, teacher, source, team, predict, skip)
 
 
 def _columns(job: Job) -> Sequence[int]:
@@ -194,15 +191,13 @@ class _Evidence:
         self._guesses.append(outputs.float().cpu().numpy() if outputs.is_floating_point() else outputs.cpu().numpy())
         self._targets.append(targets.cpu().numpy())
 
-    def judge(self, job: Job, metrics: dict[str, float], accelerator: Accelerator) -> tuple[Mixed | None, Finding]:
+    def judge(self, job: Job, metrics: dict[str, float], team: Team) -> tuple[Mixed | None, Finding]:
         """Return which classes are mixed up, and how the teacher stands to guessing."""
         assert job.teacher is not None
         kind = job.data.facts.label_kind
         if kind == "tokens":
             return None, judge_tokens(metrics["loss"], job.teacher.facts.num_classes)
-        parts = [self._guesses, self._targets, self._scores]
-        if accelerator.num_processes > 1:
-            parts = [gather_object(part) for part in parts]
+        parts = [team.gather(part) for part in (self._guesses, self._targets, self._scores)]
         guesses, targets = (np.concatenate(part) for part in parts[:2])
         scores = np.concatenate(parts[2]) if parts[2] else None
         if kind == "number":

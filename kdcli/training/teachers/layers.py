@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from accelerate.utils import broadcast_object_list
-from torch import distributed
-
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, LayerScores
 from kdcli.config.run import RunConfig
 from kdcli.data import ImageData
-from kdcli.machine.launch import rank
+from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.relation import find_relation
-from kdcli.training.teachers.features import Probed, probe_features
+from kdcli.training.teachers.features import probe_features
 
 _POOLED = "pooled"
 
 
-def score_layers(config: RunConfig, teacher: Model | None, data: ImageData) -> LayerScores | None:
+def score_layers(config: RunConfig, teacher: Model | None, data: ImageData, team: Team) -> LayerScores | None:
     """Measure the ends of the teacher's stages, and open them as taps, where the plan has to choose among them.
 
     That is where features alone are distilled, from a teacher of images that does not have the data's classes, and nobody
@@ -29,6 +26,7 @@ def score_layers(config: RunConfig, teacher: Model | None, data: ImageData) -> L
         config: of the run.
         teacher: its classes and stages.
         data: opened.
+        team: the main process measures, and all take the same layer.
 
     Returns:
         None where there is nothing to choose, or too few labels to choose by.
@@ -40,12 +38,8 @@ def score_layers(config: RunConfig, teacher: Model | None, data: ImageData) -> L
     except UserError:  # it has none: then it is the last features
         return None
     taps = tuple(dict.fromkeys((*teacher.facts.stages, _POOLED)))
-    found: list[Probed | None] = [None]
-    if rank() == 0:
-        found = [probe_features(config, teacher, data, taps, linear=False)]
-    if distributed.is_available() and distributed.is_initialized():  # all take the same layer
-        broadcast_object_list(found)
-    probed = found[0]
+    found = probe_features(config, teacher, data, taps, linear=False) if team.is_main else None
+    probed = team.broadcast(found)
     if probed is None:
         return None
     return LayerScores(probed.samples, {tap: probed.means[tap] for tap in taps}, probed.largest)

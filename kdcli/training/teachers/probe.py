@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from accelerate import Accelerator
-
+from kdcli.machine.team import Team
 from kdcli.plan.plan import Decision
 from kdcli.training.job import Job
 from kdcli.training.teachers.features import SIDE, Probed, best_of, probe_features
@@ -14,7 +13,7 @@ DECISION = "teacher probed"
 """What the plan's decision about it is called."""
 
 
-def probe_teacher(job: Job, accelerator: Accelerator) -> Job:
+def probe_teacher(job: Job, team: Team) -> Job:
     """Return ``job`` with what the teacher's features tell of the classes in its plan, where nothing else measures it.
 
     That is for the relations cross and random, where each sample has one class; features are those that are distilled. One
@@ -22,13 +21,13 @@ def probe_teacher(job: Job, accelerator: Accelerator) -> Job:
 
     Args:
         job: not begun.
-        accelerator: says which process this is.
+        team: says which process this is.
 
     Raises:
         UserError: none of the samples can be read.
     """
     taps = _taps(job)
-    if job.teacher is None or not taps or not accelerator.is_main_process:
+    if job.teacher is None or not taps or not team.is_main:
         return job
     probed = probe_features(job.config, job.teacher, job.data, taps, linear=True)
     if probed is None:

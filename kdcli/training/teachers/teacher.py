@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from kdcli.data import AnyBatch, Text, TextBatch
+from kdcli.machine.team import Team
 from kdcli.models.base import Model, ModelOutput
 
 
@@ -57,8 +57,7 @@ class StoredTeacher:
         texts: Sequence[Text],
         run: Callable[[AnyBatch], ModelOutput],
         batches: Iterable[AnyBatch],
-        *,
-        add_up: Callable[[Tensor], Tensor],
+        team: Team,
     ) -> StoredTeacher:
         """Run the teacher once on every text.
 
@@ -67,7 +66,7 @@ class StoredTeacher:
             texts: each once.
             run: ``teacher`` as training calls it.
             batches: of ``texts``, with their places among them; of several processes each has its share.
-            add_up: sums over all processes. A row is one process's numbers and the others' zeros.
+            team: of the processes. A row is one process's numbers and the others' zeros.
         """
         features = {tap: torch.zeros(len(texts), width) for tap, width in _widths(teacher).items()}
         logits = torch.zeros(len(texts), teacher.model.facts.num_classes) if teacher.logits else None
@@ -78,8 +77,8 @@ class StoredTeacher:
             if logits is not None and output.logits is not None:
                 logits[rows] = output.logits.float().cpu()
         tables = ModelOutput(
-            {tap: add_up(table).cpu() for tap, table in features.items()},
-            None if logits is None else add_up(logits).cpu(),
+            {tap: team.sum(table).cpu() for tap, table in features.items()},
+            None if logits is None else team.sum(logits).cpu(),
         )
         return cls(teacher.model, {text: row for row, text in enumerate(texts)}, tables)
 
