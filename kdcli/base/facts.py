@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from kdcli.base.reads import DISTILLATION
 from kdcli.base.tasks import TASKS, Modality
 
 UNLABELLED = -1
@@ -126,7 +127,9 @@ class ModelFacts:
         stages: taps at the ends of the model's stages, in the order in which they run, where they were looked for.
         label_aliases: another name of each class, where there is one: its WordNet id, or the words of that.
         reads_pooled: whether ``pooled`` is what its classifier reads, as ``embedding`` is; None where that was not looked at.
-        distillation_head: whether it has a second classifier, on a distillation token, beside the class token's.
+        heads: what it gives beside features, by name: those that make its prediction (``logits``, or ``vocabulary`` of a
+            causal language model; a model of another task has others), and ``distillation`` where it has a second
+            classifier, on a distillation token, beside the class token's.
     """
 
     name: str
@@ -143,9 +146,14 @@ class ModelFacts:
     activation_bytes: int
     grids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     stages: tuple[str, ...] = ()
-    distillation_head: bool = False
+    heads: tuple[str, ...] = ()
     reads_pooled: bool | None = None
     label_aliases: tuple[str, ...] | None = None
+
+    @property
+    def predictions(self) -> tuple[str, ...]:
+        """The heads that make its prediction."""
+        return tuple(head for head in self.heads if head != DISTILLATION)
 
 
 def num_tokens(model: ModelFacts) -> int | None:

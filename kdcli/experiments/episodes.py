@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors
+from kdcli.base.reads import Reads
 from kdcli.base.result import EpisodesResult, Mean
 from kdcli.base.tasks import DEFAULT_TASK
 from kdcli.base.text import redact_all
@@ -327,7 +328,7 @@ def _embed(
     setting: Setting, job: Job, source: ImageSource | TextSource, reporter: OnceReporter
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the teacher's features (n, d) and the labels (n,) of the images that can be read, without augmentation."""
-    teacher = LiveTeacher(setting.teacher, taps=(setting.tap,), logits=False)
+    teacher = LiveTeacher(setting.teacher, Reads((setting.tap,)))
     device = next(setting.teacher.parameters()).device
     features, labels = [], []
     for batch in job.eval_loader(source, setting.teacher.facts.preprocessing):

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.base.facts import ModelFacts, num_tokens
+from kdcli.base.reads import LOGITS, VOCABULARY, Reads
 from kdcli.config.methods import LayerOptions, LogitOptions
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.machine.team import Team
 from kdcli.methods.projected import Projected, ProjectedPair
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 from kdcli.tasks import Task
 
 
@@ -49,27 +50,17 @@ class Method(nn.Module, ABC):
     Attributes:
         weight: of its loss in the total.
         is_balanced: whether ``weight`` is the ratio of its gradient to that of the losses whose weights are factors.
-        student_taps: names of the student's features that it reads.
-        teacher_taps: names of the teacher's features that it reads.
-        student_maps: names of the student's features that it reads as maps.
-        teacher_maps: names of the teacher's features that it reads as maps.
-        student_logits: whether it reads the student's logits.
-        teacher_logits: whether it reads the teacher's logits.
+        student_reads: what it reads of the student. Where any method reads the distillation token, all methods of the run
+            get the class token's logits for the student's logits.
+        teacher_reads: what it reads of the teacher.
         looks_ahead: whether :meth:`look` is to be called before the first step.
-        distillation_logits: whether it reads the student's distillation token; all methods of the run then get the
-            class token's logits for the student's logits.
         is_aligned: whether it brings projected features to one another channel by channel, so that their difference
             means something; otherwise it compares what doesn't change when one side is rotated, or has its channels put
             in another order.
     """
 
-    student_taps: tuple[str, ...] = ()
-    teacher_taps: tuple[str, ...] = ()
-    student_maps: tuple[str, ...] = ()
-    teacher_maps: tuple[str, ...] = ()
-    distillation_logits: bool = False
-    student_logits: bool = False
-    teacher_logits: bool = False
+    student_reads: Reads = Reads()
+    teacher_reads: Reads = Reads()
     looks_ahead: bool = False
     is_aligned: bool = False
 
@@ -113,17 +104,21 @@ class Method(nn.Module, ABC):
         """
 
 
+def head_of(model: ModelFacts) -> str:
+    """Return the head that gives a model's classes, or its tokens."""
+    return VOCABULARY if VOCABULARY in model.heads else LOGITS
+
+
 class LogitMethod(Method):
     """A method on the logits of both models over common labels."""
 
-    student_logits = True
-    teacher_logits = True
     label_map: Tensor
 
     def __init__(self, options: LogitOptions, context: Context) -> None:
         super().__init__(options.weight)
         assert context.label_map is not None, "the plan lets it pass only with common labels"
         self.register_buffer("label_map", torch.tensor(context.label_map), persistent=False)
+        self.student_reads = self.teacher_reads = Reads(heads=(head_of(context.student),))
         self.num_classes = context.student.num_classes
         self.num_tokens = num_tokens(context.student)
 
@@ -172,11 +167,10 @@ class LayerMethod(Method):
         assert context.teacher is not None, "the plan lets it pass only with a teacher"
         self.reads = options.reads
         self.layers = [(pair.student, pair.teacher) for pair in options.layers]
-        student, teacher = (tuple(dict.fromkeys(side)) for side in zip(*self.layers, strict=True))
-        if self.reads == "maps":
-            self.student_maps, self.teacher_maps = student, teacher
-        else:
-            self.student_taps, self.teacher_taps = student, teacher
+        self.student_reads, self.teacher_reads = (
+            Reads(maps=tuple(dict.fromkeys(side))) if self.reads == "maps" else Reads(tuple(dict.fromkeys(side)))
+            for side in zip(*self.layers, strict=True)
+        )
         self.pair_projections = nn.ModuleList()
         if options.projector is not None:
             assert options.lr_scale is not None, "the plan settles the projector's rate"

@@ -13,7 +13,7 @@ from kdcli.losses.common import unit
 from kdcli.losses.normalize import full_precision
 from kdcli.machine.seeding import stable_seed
 from kdcli.methods.base import Context, LayerMethod
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class CRD(LayerMethod):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcli import losses
+from kdcli.base.reads import DISTILLATION, Reads
 from kdcli.config.methods import DeiTOptions
 from kdcli.methods.base import Context, LogitMethod
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class DeiT(LogitMethod):
@@ -16,20 +17,18 @@ class DeiT(LogitMethod):
     The run's other methods see the class token's logits; evaluation takes the mean of both heads.
     """
 
-    distillation_logits = True
-
     def __init__(self, options: DeiTOptions, context: Context) -> None:
         super().__init__(options, context)
+        self.student_reads = Reads(heads=(DISTILLATION,))
         self.kind = options.kind
         self.temperature = options.temperature
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the loss; labels are not read."""
-        assert student.distillation_logits is not None
-        teacher_logits = self.common_logits(teacher)
+        logits, teacher_logits = student.heads[DISTILLATION], self.common_logits(teacher)
         if self.kind == "hard":
-            return losses.deit_hard(student.distillation_logits, teacher_logits)
-        return losses.deit_soft(student.distillation_logits, teacher_logits, temperature=self.temperature)
+            return losses.deit_hard(logits, teacher_logits)
+        return losses.deit_soft(logits, teacher_logits, temperature=self.temperature)
 
 
 build = DeiT

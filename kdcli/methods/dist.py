@@ -7,7 +7,7 @@ from torch import Tensor
 from kdcli import losses
 from kdcli.config.methods import DISTOptions
 from kdcli.methods.base import Context, LogitMethod
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class DIST(LogitMethod):

@@ -8,7 +8,7 @@ from kdcli import losses
 from kdcli.base.facts import UNLABELLED
 from kdcli.config.methods import DKDOptions
 from kdcli.methods.base import Context, LogitMethod
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class DKD(LogitMethod):

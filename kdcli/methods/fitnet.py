@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kdcli import losses
 from kdcli.config.methods import FitNetOptions
 from kdcli.methods.base import Context, LayerMethod
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class FitNet(LayerMethod):

@@ -9,24 +9,25 @@ from torch import Tensor
 
 from kdcli import losses
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.reads import LOGITS, Reads
 from kdcli.config.methods import LocalClassifierOptions
 from kdcli.machine.team import Team
 from kdcli.methods.base import Context, Method
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 from kdcli.tasks.features.class_means import class_means
 
 
 class LocalClassifier(Method):
     """``KL(softmax(t / τ) ‖ softmax(s / τ))`` over the classes in the batch, over its labelled part."""
 
-    student_logits = True
     centers: Tensor | None
 
     def __init__(self, options: LocalClassifierOptions, context: Context) -> None:
         super().__init__(options.weight)
         assert context.teacher is not None, "the plan lets it pass only with a teacher"
         assert options.teacher_tap is not None, "the plan writes the taps out"
-        self.teacher_taps = (options.teacher_tap,)
+        self.student_reads, self.teacher_reads = Reads(heads=(LOGITS,)), Reads((options.teacher_tap,))
+        self.tap = options.teacher_tap
         self.temperature = options.temperature
         self.looks_ahead = options.centers == "global"
         shape = (len(context.task.class_names), context.teacher.feature_dims[options.teacher_tap])
@@ -35,7 +36,7 @@ class LocalClassifier(Method):
     def look(self, outputs: Iterable[tuple[ModelOutput, Tensor]], team: Team) -> None:
         """Take the mean teacher embedding of every class for its centre."""
         assert self.centers is not None
-        embeddings = ((teacher.features[self.teacher_taps[0]], targets) for teacher, targets in outputs)
+        embeddings = ((teacher.features[self.tap], targets) for teacher, targets in outputs)
         means, _ = class_means(embeddings, *self.centers.shape, add_up=team.sum)
         self.centers.copy_(means)
 
@@ -48,7 +49,7 @@ class LocalClassifier(Method):
             return 0 * student.logits.sum()
         return losses.local_classifier_kl(
             student.logits[labelled],
-            teacher.features[self.teacher_taps[0]][labelled],
+            teacher.features[self.tap][labelled],
             targets[labelled],
             temperature=self.temperature,
             centers=self.centers,

@@ -10,7 +10,7 @@ from kdcli import losses
 from kdcli.config.methods import LogitKDOptions
 from kdcli.machine.gather import gather_rows
 from kdcli.methods.base import Context, LogitMethod
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class LogitKD(LogitMethod):

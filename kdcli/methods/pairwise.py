@@ -20,7 +20,7 @@ from kdcli.config.methods import (
     SimilarityPreservingOptions,
 )
 from kdcli.methods.base import Context, LayerMethod
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class Pairwise(LayerMethod):

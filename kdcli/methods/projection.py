@@ -8,11 +8,12 @@ from functools import partial
 from torch import Tensor
 
 from kdcli import losses
+from kdcli.base.reads import Reads
 from kdcli.config.methods import ProjectionOptions
 from kdcli.losses.normalize import normalizer
 from kdcli.methods.base import Context, Method
 from kdcli.methods.projected import Projected
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 from kdcli.projectors.maps import build_projector
 
 
@@ -27,8 +28,8 @@ class Projection(Method, Projected):
     def __init__(self, options: ProjectionOptions, context: Context) -> None:
         super().__init__(options.weight)
         assert context.teacher is not None, "the plan lets a projection pass only with a teacher"
-        self.student_taps = (options.student_tap,)
-        self.teacher_taps = (options.teacher_tap,)
+        self.student_reads, self.teacher_reads = Reads((options.student_tap,)), Reads((options.teacher_tap,))
+        self.taps = options.student_tap, options.teacher_tap
         self.projector = build_projector(
             options.projector,
             context.student.feature_dims[options.student_tap],
@@ -47,7 +48,7 @@ class Projection(Method, Projected):
     def sides(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the student's (B, d_s) and the teacher's (B, d_t)."""
         assert teacher is not None
-        yield student.features[self.student_taps[0]], teacher.features[self.teacher_taps[0]]
+        yield student.features[self.taps[0]], teacher.features[self.taps[1]]
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the distance; labels are not read."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdcli import losses
 from kdcli.config.methods import LayerOptions, ReviewKDOptions
 from kdcli.methods.base import Context, LayerMethod
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class ReviewKD(LayerMethod):

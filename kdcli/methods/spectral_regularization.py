@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdcli import losses
+from kdcli.base.reads import Reads
 from kdcli.config.methods import SpectralOptions
 from kdcli.methods.base import Context, Method
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class SpectralRegularization(Method):
@@ -15,12 +16,13 @@ class SpectralRegularization(Method):
 
     def __init__(self, options: SpectralOptions, context: Context) -> None:
         super().__init__(options.weight)
-        self.student_taps = (options.student_tap,)
+        self.student_reads = Reads((options.student_tap,))
+        self.tap = options.student_tap
         self.rank = options.rank
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the loss; neither teacher nor labels are read."""
-        return losses.spectral_regularization(student.features[self.student_taps[0]], rank=self.rank)
+        return losses.spectral_regularization(student.features[self.tap], rank=self.rank)
 
 
 build = SpectralRegularization

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from kdcli import losses
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.reads import Reads
 from kdcli.config.methods import StochasticTripletOptions
 from kdcli.methods.base import Context, Method
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class StochasticTriplet(Method):
@@ -18,20 +19,20 @@ class StochasticTriplet(Method):
         super().__init__(options.weight)
         assert options.student_tap is not None, "the plan writes the taps out"
         assert options.teacher_tap is not None, "the plan writes the taps out"
-        self.student_taps = (options.student_tap,)
-        self.teacher_taps = (options.teacher_tap,)
+        self.student_reads, self.teacher_reads = Reads((options.student_tap,)), Reads((options.teacher_tap,))
+        self.taps = options.student_tap, options.teacher_tap
         self.temperature, self.mining, self.margin = options.temperature, options.mining, options.margin
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the loss; zero, with a gradient, when nothing in the batch has a label."""
         assert teacher is not None
-        embedding = student.features[self.student_taps[0]]
+        embedding = student.features[self.taps[0]]
         labelled = targets != UNLABELLED
         if not labelled.any():
             return 0 * embedding.sum()
         return losses.stochastic_triplet_kl(
             embedding[labelled],
-            teacher.features[self.teacher_taps[0]][labelled],
+            teacher.features[self.taps[1]][labelled],
             targets[labelled],
             temperature=self.temperature,
             mining=self.mining,

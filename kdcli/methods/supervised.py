@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdcli.base.reads import Reads
 from kdcli.config.methods import SupervisedOptions
 from kdcli.methods.base import Context, Method
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 
 class Supervised(Method):
     """``task.supervised_loss(student logits, targets)``."""
 
-    student_logits = True
-
     def __init__(self, options: SupervisedOptions, context: Context) -> None:
         super().__init__(options.weight)
         self.label_smoothing = options.label_smoothing
         self.task = context.task
+        self.student_reads = Reads(heads=context.student.predictions)
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
         """Return the task's loss; the teacher is not read."""

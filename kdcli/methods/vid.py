@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdcli import losses
 from kdcli.config.methods import VIDOptions
 from kdcli.methods.base import Context, LayerMethod
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 _EPS = 1e-5
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from kdcli.models.spec import ModelName, parse_name
 
 if TYPE_CHECKING:
-    from kdcli.models.base import Model, ModelOutput
+    from kdcli.models.base import Model
     from kdcli.models.loading import build_student, build_text_student, load_saved, load_teacher, load_text_teacher
+    from kdcli.models.outputs import ModelOutput
 
 _LOADING = {"build_student", "build_text_student", "load_saved", "load_teacher", "load_text_teacher"}
 
@@ -26,10 +27,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"Model", "ModelOutput"}:
-        from kdcli.models import base
+    if name == "Model":
+        from kdcli.models.base import Model
 
-        return getattr(base, name)
+        return Model
+    if name == "ModelOutput":
+        from kdcli.models.outputs import ModelOutput
+
+        return ModelOutput
     if name in _LOADING:
         from kdcli.models import loading
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,36 +15,15 @@ from torch import Tensor, nn
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import ModelFacts, Preprocessing, TextPreprocessing
+from kdcli.base.reads import DISTILLATION, LOGITS, Reads
 from kdcli.data import AnyBatch
-from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.models.measure import Measured, measure
+from kdcli.models.outputs import ModelOutput
 from kdcli.models.spec import Library
-from kdcli.models.taps import Edges, HeadTap, LayerTap, Reached
+from kdcli.models.taps import HeadTap, LayerTap, Reached
 
 Inputs = Tensor | dict[str, Tensor]
 """What a library's own model takes: images (B, 3, H, W), or a tokenizer's tensors by name."""
-
-
-@dataclass
-class ModelOutput:
-    """What a model returned.
-
-    Attributes:
-        features: tap -> (B, d), the taps that were asked for; of a task over tokens B counts tokens.
-        logits: (B, num_classes); None where they were not asked for, or the model has no classifier.
-        maps: tap -> (B, C, H, W), the maps that were asked for.
-        distillation_logits: (B, num_classes) of the distillation token; None where they were not asked for.
-        vocabulary: in place of ``logits`` those of a causal language model.
-        edges: tap -> where in the model's own pass its features and its map were taken from, so that the gradients of
-            two losses can be compared there; empty without gradient, and in a compiled pass.
-    """
-
-    features: dict[str, Tensor]
-    logits: Tensor | None
-    maps: dict[str, Tensor] = field(default_factory=dict)
-    distillation_logits: Tensor | None = None
-    vocabulary: VocabularyLogits | None = None
-    edges: dict[str, Edges] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,10 +81,11 @@ class Model(nn.Module, ABC):
         self.preprocessing = preprocessing
         self._layers: dict[str, LayerTap] = {}
         """The opened layers, in the order in which they run."""
-        self._heads: tuple[HeadTap, ...] = ()
+        self._head_taps: dict[str, HeadTap] = {}
         """Those of the class token and of the distillation token, where there are both."""
         with self._input_errors(origin):
             probe = self._probe(self.example(), num_classes)
+        names = self._head_names()
         self.facts = ModelFacts(
             name=origin.name,
             library=self.library,
@@ -120,12 +100,17 @@ class Model(nn.Module, ABC):
             macs=probe.measured.macs,
             activation_bytes=probe.measured.activation_bytes,
             grids=probe.grids,
-            distillation_head=(heads := self._head_names()) is not None,
+            heads=(*self._own_heads(num_classes), *(() if names is None else (DISTILLATION,))),
         )
-        if heads is not None:
-            self._heads = (HeadTap(), HeadTap())
-            for name, head in zip(heads, self._heads, strict=True):
-                module.get_submodule(name).register_forward_hook(head)
+        if names is not None:
+            for head, name in zip((LOGITS, DISTILLATION), names, strict=True):
+                self._head_taps[head] = HeadTap()
+                module.get_submodule(name).register_forward_hook(self._head_taps[head])
+
+    @property
+    def predictions(self) -> Reads:
+        """The heads that make the model's prediction; nothing of a model without one."""
+        return Reads(heads=self.facts.predictions)
 
     @abstractmethod
     def prepare(self, batch: AnyBatch) -> Inputs:
@@ -135,65 +120,71 @@ class Model(nn.Module, ABC):
     def example(self, batch_size: int = 1, *, seed: int = 0) -> Inputs:
         """Return made-up inputs of the model's own size, by ``seed`` alone, to measure and compare with."""
 
-    def forward(
-        self,
-        inputs: Inputs,
-        *,
-        taps: tuple[str, ...] = (),
-        maps: tuple[str, ...] = (),
-        logits: bool = True,
-        distillation_logits: bool = False,
-    ) -> ModelOutput:
-        """Run the model, and no more of it than is asked for.
+    def forward(self, inputs: Inputs, reads: Reads | None = None) -> ModelOutput:
+        """Run the model, and no more of it than is read.
 
         Args:
             inputs: from :meth:`prepare`.
-            taps: names out of ``facts.feature_dims``.
-            maps: names out of ``facts.grids``, whose maps to return.
-            logits: whether to compute the classifier.
-            distillation_logits: whether to return the two heads apart: ``logits`` are then the class token's alone, and
-                not the mean of both.
+            reads: taps out of ``facts.feature_dims``, maps of taps out of ``facts.grids``, heads out of ``facts.heads``;
+                by default :attr:`predictions`. Beside ``distillation`` the logits are the class token's alone, and not
+                the mean of both.
 
         Raises:
-            ValueError: for an unknown tap, one without a map, or heads that the model doesn't have.
+            ValueError: for an unknown tap, one without a map, or a head that the model doesn't have.
         """
-        for kind, asked, valid in (("tap", taps, self.facts.feature_dims), ("map", maps, self.facts.grids)):
-            for tap in asked:
-                if tap not in valid:
-                    raise ValueError(f"{self.facts.name} has no {kind} {tap!r}; valid: {', '.join(valid)}")
-        if distillation_logits and not self._heads:
-            raise ValueError(f"{self.facts.name} has no distillation token with a head of its own.")
-        if not (taps or maps or logits or distillation_logits):
-            return ModelOutput({}, None)
-        logits = (logits or distillation_logits) and self.facts.num_classes > 0
-        layers = {name: layer for name, layer in self._layers.items() if name in taps or name in maps}
-        own = tuple(tap for tap in taps if tap not in self._layers)
-        pooled_map = "pooled" in maps
+        reads = self.predictions if reads is None else reads
+        self._check(reads)
+        if not reads:
+            return ModelOutput()
+        layers = {name: layer for name, layer in self._layers.items() if name in reads.taps}
+        own = self._own(reads)
         for name, layer in layers.items():
-            layer.wants_mean, layer.wants_map = name in taps, name in maps
-        for head in self._heads:
-            head.armed = distillation_logits
+            layer.wants_mean, layer.wants_map = name in reads.features, name in reads.maps
+        head_taps = self._head_taps if DISTILLATION in reads.heads else {}
+        for head in head_taps.values():
+            head.armed = True
         if layers:
-            list(layers.values())[-1].is_end = not own and not pooled_map and not logits
-        output = ModelOutput({}, None)
+            list(layers.values())[-1].is_end = not own
+        output = ModelOutput()
         try:
-            output = self._run(inputs, *self._everything(own, logits, pooled_map))
+            output = self._run(inputs, own or self._everything())
         except Reached:
             pass
         finally:
             for layer in layers.values():
                 layer.wants_mean = layer.wants_map = layer.is_end = False
-            for head in self._heads:
+            for head in head_taps.values():
                 head.armed = False
+        if not own:
+            output = ModelOutput()
         for name, layer in layers.items():
             mean, of_places, output.edges[name] = layer.take()
             if mean is not None:
                 output.features[name] = mean
             if of_places is not None:
                 output.maps[name] = of_places
-        if distillation_logits:
-            output.logits, output.distillation_logits = (head.take() for head in self._heads)
+        found = output.heads | {name: head.take() for name, head in head_taps.items()}
+        output.heads = {name: found[name] for name in reads.heads}
         return output
+
+    def _check(self, reads: Reads) -> None:
+        facts = self.facts
+        for kind, asked, valid in (
+            ("tap", reads.features, facts.feature_dims),
+            ("map", reads.maps, facts.grids),
+            ("head", reads.heads, facts.heads),
+        ):
+            for name in asked:
+                if name not in valid:
+                    raise ValueError(f"{facts.name} has no {kind} {name!r}; valid: {', '.join(valid) or 'none'}.")
+
+    def _own(self, reads: Reads) -> Reads:
+        """Return what of ``reads`` no layer's hook gives; the logits bring those of a distillation token with them."""
+        return Reads(
+            tuple(tap for tap in reads.features if tap not in self._layers),
+            tuple(tap for tap in reads.maps if tap not in self._layers),
+            tuple(dict.fromkeys(LOGITS if head == DISTILLATION else head for head in reads.heads)),
+        )
 
     def open_taps(self, names: Iterable[str]) -> None:
         """Make layers available as taps, with their widths in ``facts.feature_dims``.
@@ -271,7 +262,7 @@ class Model(nn.Module, ABC):
         was_training, device = self.training, next(self.parameters()).device
         self.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found = self(to_device(self.example(), device), taps=("pooled", "embedding"), logits=False).features
+            found = self(to_device(self.example(), device), Reads(("pooled", "embedding"))).features
         self.train(was_training)
         pooled, read = found["pooled"], found["embedding"]
         is_same = pooled.shape == read.shape and torch.allclose(pooled, read, rtol=1e-3, atol=1e-5)
@@ -303,7 +294,7 @@ class Model(nn.Module, ABC):
         device = next(self.module.parameters()).device
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self._run(to_device(example, device), *self._everything((), False, False))
+                self._run(to_device(example, device), self._everything())
         finally:
             for handle in handles:
                 handle.remove()
@@ -348,17 +339,19 @@ class Model(nn.Module, ABC):
         """Return the modules that classify the class token and the distillation token; None without the latter."""
 
     @abstractmethod
-    def _run(self, inputs: Any, taps: tuple[str, ...], logits: bool, pooled_map: bool = False) -> ModelOutput:
-        """Compute ``taps`` (all valid), logits (asked for only where there are any) and the map of ``pooled``."""
+    def _run(self, inputs: Any, reads: Reads) -> ModelOutput:
+        """Compute what is read: features and maps of taps that are no opened layers, heads other than ``distillation``."""
 
-    def _everything(self, taps: tuple[str, ...], logits: bool, pooled_map: bool) -> tuple[tuple[str, ...], bool, bool]:
-        """Return what to ask ``_run`` for so that every layer runs, where nothing else is asked for."""
-        if taps or logits or pooled_map:
-            return taps, logits, pooled_map
-        return ((), True, False) if self.facts.num_classes else (("pooled",), False, False)
+    def _own_heads(self, num_classes: int) -> tuple[str, ...]:
+        """Return the heads that make the model's prediction; called after :meth:`_probe`."""
+        return (LOGITS,) if num_classes else ()
 
-    def _measure(self, inputs: Any, *, taps: tuple[str, ...], logits: bool) -> Measured[ModelOutput]:
-        return measure(self.module, lambda: self._run(inputs, taps, logits))
+    def _everything(self) -> Reads:
+        """Return what to ask ``_run`` for so that every layer runs."""
+        return self.predictions or Reads(("pooled",))
+
+    def _measure(self, inputs: Any, reads: Reads) -> Measured[ModelOutput]:
+        return measure(self.module, lambda: self._run(inputs, reads))
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdcli.base.facts import Preprocessing, TextPreprocessing
+from kdcli.base.reads import Reads
 from kdcli.models.base import Model, to_device
 from kdcli.models.measure import time_passes
 
@@ -18,11 +19,11 @@ def latency_of(model: Model) -> float:
     device = next(model.parameters()).device
     was_training = model.training
     inputs = to_device(model.example(), device)
-    taps = () if model.facts.num_classes else ("pooled",)
+    reads = model.predictions or Reads(("pooled",))
     model.eval()
 
     def one_pass() -> None:
-        if (vocabulary := model(inputs, taps=taps).vocabulary) is not None:
+        if (vocabulary := model(inputs, reads).vocabulary) is not None:
             vocabulary.dense()
 
     times = time_passes(one_pass, device=device, most=11, seconds=0.5)
@@ -90,9 +91,9 @@ def weights_size(model: Model, folder: Path | None) -> tuple[int, str]:
 
 def _time_forward(model: Model, batch_size: int, device: torch.device) -> Tensor:
     inputs = to_device(model.example(batch_size), device)
-    taps = () if model.facts.num_classes else ("pooled",)
+    reads = model.predictions or Reads(("pooled",))
     return time_passes(
-        lambda: model(inputs, taps=taps),
+        lambda: model(inputs, reads),
         device=device,
         warm_up=_WARM_UP,
         fewest=_FEWEST_REPEATS,

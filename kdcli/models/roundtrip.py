@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors, temporary_folder
+from kdcli.base.reads import LOGITS, VOCABULARY, Reads
 from kdcli.models.base import Model
 from kdcli.models.loading import load_saved
 
@@ -43,13 +44,12 @@ def check_reloads(model: Model, *, label: str) -> None:
         )
     was_training = model.training
     inputs = model.example()
-    taps = ("pooled",)
     with temporary_folder(folder) as temporary, torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             with clear_os_errors(temporary, hint=make_room):
                 model.save(temporary)
             other = load_saved(temporary).eval()
-            before, after = (_outputs(one, inputs, taps) for one in (model.eval(), other))
+            before, after = (_outputs(one, inputs) for one in (model.eval(), other))
         except UserError as error:
             advice = make_room if error.hint == make_room else hint
             raise UserError(f"{broken}: {_without(temporary, error.message)}", advice) from error
@@ -68,10 +68,14 @@ def _without(folder: Path, reason: str) -> str:
     return re.sub(f"(hf:|timm:)?{re.escape(str(folder))}", "its folder", reason)
 
 
-def _outputs(model: Model, inputs: Tensor | dict[str, Tensor], taps: tuple[str, ...]) -> dict[str, Tensor]:
-    output = model(inputs, taps=taps)
-    logits = output.logits if output.vocabulary is None else output.vocabulary.dense()
-    return {**output.features, **({} if logits is None else {"logits": logits})}
+def _outputs(model: Model, inputs: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    output = model(inputs, Reads(("pooled",)) | model.predictions)
+    vocabulary = {} if output.vocabulary is None else {LOGITS: output.vocabulary.dense()}
+    return {
+        **output.features,
+        **{name: head for name, head in output.heads.items() if name != VOCABULARY},
+        **vocabulary,
+    }
 
 
 def _is_close(ours: Tensor, theirs: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts
 from kdcli.base.names import Relation
+from kdcli.base.reads import DISTILLATION
 from kdcli.base.tasks import TASKS
 from kdcli.config.methods import (
     CRDOptions,
@@ -144,7 +145,7 @@ def check_methods(
             )
         if isinstance(options, ReviewKDOptions):
             _check_order(key, options, student)
-        if options.needs_distillation_head and not student.distillation_head:
+        if options.needs_distillation_head and DISTILLATION not in student.heads:
             raise UserError(
                 f"{key}: {options.method} needs a student with a distillation token, and {student.name} has none.",
                 "Use one that has, such as deit_tiny_distilled_patch16_224 or levit_128s, or logit_kd for any student.",

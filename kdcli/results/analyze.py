@@ -350,12 +350,8 @@ def _features(job: Job, source: ImageSource | TextSource, device: torch.device) 
     distiller, model = job.distiller.to(device).eval(), job.teacher
     assert model is not None
     methods = {name: method for name, method in distiller.each_method() if method.projections()}
-
-    def read(kind: str) -> tuple[str, ...]:
-        return tuple(sorted({tap for method in methods.values() for tap in getattr(method, kind)}))
-
-    student, student_taps, student_maps = distiller.student, read("student_taps"), read("student_maps")
-    teacher = LiveTeacher(model.to(device).eval(), taps=read("teacher_taps"), maps=read("teacher_maps"), logits=False)
+    student, student_reads = distiller.student, distiller.student_reads.without_heads
+    teacher = LiveTeacher(model.to(device).eval(), distiller.teacher_reads.without_heads)
     most = max(1, _MAX_POSITIONS // max(1, len(source)))
     generator = torch.Generator().manual_seed(0)
     num_samples = 0
@@ -366,7 +362,7 @@ def _features(job: Job, source: ImageSource | TextSource, device: torch.device) 
         if not len(batch):
             continue
         batch = batch.to(device)
-        ours = student(student.prepare(batch), taps=student_taps, maps=student_maps, logits=False)
+        ours = student(student.prepare(batch), student_reads)
         theirs = teacher(batch)
         sides = [pair for method in methods.values() for pair in method.sides(ours, theirs)]
         for (name, parts), pair in zip(found.items(), sides, strict=True):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors, replace_files, temporary_folder
+from kdcli.base.reads import Reads
 from kdcli.base.tasks import TASKS
 from kdcli.config.methods import ProjectionOptions, named_methods
 from kdcli.data import Text, TextBatch, TextPair
@@ -126,7 +127,7 @@ def export_onnx(run: RunFolder, output: Path) -> Exported:
             assert isinstance(images, Tensor)
             (found,) = session.run([output_name], {"images": images.numpy()})
             with torch.inference_mode():
-                own = student(images, taps=("pooled",))
+                own = student(images, Reads(("pooled",)) | student.predictions)
             expected = own.features["pooled"] if own.logits is None else own.logits
             differences.append(_compare(torch.from_numpy(np.asarray(found)), expected, "onnxruntime", output_name))
         wanted = {**asdict(student.facts.preprocessing), "labels": student.facts.label_names}
@@ -295,7 +296,7 @@ def _export_text(run: RunFolder, student: HFTextModel, folder: Path) -> float:
             for output, mask in outputs
         ]
     )
-    expected = student(ours, taps=("pooled",)).features["pooled"]
+    expected = student(ours, Reads(("pooled",))).features["pooled"]
     difference = _compare(pooled, expected, "transformers", "embeddings")
     if pooling == "pooler":
         return difference
@@ -397,7 +398,7 @@ class _EmbeddingModule(torch.nn.Module):
         self.student = student
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.student(images, taps=("pooled",), logits=False).features["pooled"]
+        return self.student(images, Reads(("pooled",))).features["pooled"]
 
 
 def _outputs_module(student: Model) -> torch.nn.Module:

@@ -154,15 +154,13 @@ def draw_landscapes(
         return {}
     assert job.teacher is not None
     sides = [
-        (job.student, _read(methods, "student_taps"), _read(methods, "student_maps")),
-        (job.teacher, _read(methods, "teacher_taps"), _read(methods, "teacher_maps")),
+        (job.student, job.distiller.student_reads.without_heads),
+        (job.teacher, job.distiller.teacher_reads.without_heads),
     ]
 
     def losses(images: Tensor) -> list[float]:
         batch = Batch(images, torch.zeros(len(images)), torch.arange(len(images)))
-        student, teacher = (
-            model(model.prepare(batch), taps=taps, maps=maps, logits=False) for model, taps, maps in sides
-        )
+        student, teacher = (model(model.prepare(batch), reads) for model, reads in sides)
         return [float(variant(student, teacher, batch.targets, batch.indices)) for _, _, variant in variants]
 
     images = _some_images(job, source, canvas).to(device)
@@ -189,11 +187,6 @@ def draw_landscapes(
             remarks={panel: _remark(values) for panel, values in panels.items()},
         )
     return results
-
-
-def _read(methods: Mapping[str, Method], kind: str) -> tuple[str, ...]:
-    """Return which taps or maps of a model any of the methods reads."""
-    return tuple(sorted({tap for method in methods.values() for tap in getattr(method, kind)}))
 
 
 def _variants(method: Method) -> dict[str, Method]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -11,13 +13,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.optim import Optimizer
 
+from kdcli.base.reads import Reads
 from kdcli.data import AnyBatch, TokenBatch, WordBatch
 from kdcli.machine.gather import gather_batch, gather_rows, sum_over
 from kdcli.methods.balance import Balance
 from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected
 from kdcli.methods.projection import Projection
-from kdcli.models.base import Model, ModelOutput
+from kdcli.models.base import Model
+from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import edges_of
 from kdcli.projectors.maps import OrthogonalProjector
 
@@ -43,19 +47,14 @@ class Distiller(nn.Module):
         yield from self.methods.items()  # type: ignore[misc]  # a ModuleDict forgets the class of its values
 
     @property
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's features that any method reads."""
-        return tuple(sorted({tap for _, method in self.each_method() for tap in method.teacher_taps}))
+    def student_reads(self) -> Reads:
+        """What any method reads of the student."""
+        return reduce(or_, (method.student_reads for _, method in self.each_method()), Reads())
 
     @property
-    def teacher_maps(self) -> tuple[str, ...]:
-        """The teacher's maps that any method reads."""
-        return tuple(sorted({tap for _, method in self.each_method() for tap in method.teacher_maps}))
-
-    @property
-    def teacher_logits(self) -> bool:
-        """Whether any method reads the teacher's logits."""
-        return any(method.teacher_logits for _, method in self.each_method())
+    def teacher_reads(self) -> Reads:
+        """What any method reads of the teacher."""
+        return reduce(or_, (method.teacher_reads for _, method in self.each_method()), Reads())
 
     def forward(self, batch: AnyBatch, teacher_outputs: ModelOutput | None) -> dict[str, Tensor]:
         """Return every method's unweighted loss by its name, and their weighted sum as ``loss``.
@@ -70,24 +69,16 @@ class Distiller(nn.Module):
             batch: of images or texts, with targets.
             teacher_outputs: what the methods read of the teacher, without gradient; None without a teacher.
         """
-        taps = sorted({tap for _, method in self.each_method() for tap in method.student_taps})
-        maps = sorted({tap for _, method in self.each_method() for tap in method.student_maps})
         inputs = self.student.prepare(batch)
         # Of tokens and words each process has another number.
         gather = gather_rows if isinstance(batch, (TokenBatch, WordBatch)) else gather_batch
         is_due = bool(self.balances) and self.training and Balance.is_due(self.step)
         # In a compiled pass there is no place between its outputs where gradients could be looked at.
         with torch.compiler.set_stance("force_eager") if is_due else nullcontext():
-            own_output = self.student(
-                inputs,
-                taps=tuple(taps),
-                maps=tuple(maps),
-                logits=any(method.student_logits for _, method in self.each_method()),
-                distillation_logits=any(method.distillation_logits for _, method in self.each_method()),
-            )
-        student_output = _whole_batch(own_output, gather)
+            own_output = self.student(inputs, self.student_reads)
+        student_output = own_output.map(gather)
         if teacher_outputs is not None:
-            teacher_outputs = _whole_batch(teacher_outputs, gather)
+            teacher_outputs = teacher_outputs.map(gather)
         targets, indices = batch.targets, gather_batch(batch.indices)
         if student_output.vocabulary is None:
             targets = gather(targets)
@@ -162,7 +153,7 @@ class Distiller(nn.Module):
     def embedding_projector(self) -> nn.Module | None:
         """Return what maps the student's pooled features into the space of the teacher's; None where nothing does."""
         for _, method in self.each_method():
-            is_last = (method.student_taps, method.teacher_taps) == (("pooled",), ("pooled",))
+            is_last = method.student_reads == method.teacher_reads == Reads(("pooled",))
             # What other methods compare is only alike up to a rotation, or of another layer.
             if isinstance(method, Projection) and is_last and method.projector.direction == "student_to_teacher":
                 return method.projector
@@ -176,19 +167,9 @@ class Distiller(nn.Module):
 
 
 def _edges(method: Method, output: ModelOutput) -> list[GradientEdge]:
-    """Return where ``method`` takes its features, or else the logits that it reads, out of this process's outputs."""
-    if taps := (*method.student_taps, *method.student_maps):
-        return [edge for tap in taps for edge in output.edges.get(tap, ())]
-    logits = [output.distillation_logits if method.distillation_logits else output.logits]
-    return [edge for tensor in logits if tensor is not None for edge in edges_of(tensor)]
-
-
-def _whole_batch(output: ModelOutput, gather: Callable[[Tensor], Tensor]) -> ModelOutput:
-    """Return the outputs for the samples of all processes; logits over a vocabulary stay each process's own."""
-    return ModelOutput(
-        {tap: gather(value) for tap, value in output.features.items()},
-        None if output.logits is None else gather(output.logits),
-        {tap: gather(value) for tap, value in output.maps.items()},
-        None if output.distillation_logits is None else gather(output.distillation_logits),
-        output.vocabulary,
-    )
+    """Return where ``method`` takes its features, or else the heads that it reads, out of this process's outputs."""
+    reads = method.student_reads
+    if reads.taps:
+        return [edge for tap in reads.taps for edge in output.edges.get(tap, ())]
+    heads = [output.heads[name] for name in reads.heads]
+    return [edge for head in heads if isinstance(head, Tensor) for edge in edges_of(head)]

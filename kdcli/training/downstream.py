@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcli.base.errors import UserError
+from kdcli.base.reads import Reads
 from kdcli.data import ImageData, ImageSource
 from kdcli.data.images.unlabelled import labelled_sample
 from kdcli.data.unreadable import check_readable
@@ -97,7 +98,7 @@ def _features(
         if len(batch):
             with team.autocast():
                 inputs = model.prepare(batch.to(team.device))
-                features = model(inputs, taps=("pooled",), logits=False).features["pooled"]
+                features = model(inputs, Reads(("pooled",))).features["pooled"]
             labels = batch.targets[:, None].double()
             parts.append(torch.cat([labels, features.double().cpu()], dim=1))
             indices.append(batch.indices)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcli.base.reads import Reads
 from kdcli.base.result import UNREADABLE
 from kdcli.data import AnyBatch, ImageSource, TextSource, TokenSource, WordSource
 from kdcli.data.unreadable import check_readable
@@ -65,7 +66,7 @@ def evaluate(
                 continue
             with torch.inference_mode(), team.autocast():
                 inputs = model.prepare(batch.to(team.device))
-                features = model(inputs, taps=("embedding",), logits=False).features["embedding"]
+                features = model(inputs, Reads(("embedding",))).features["embedding"]
             yield features, batch.targets
 
     try:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
+from kdcli.base.reads import Reads
 from kdcli.config.methods import MethodOptions, any_reads_unlabelled, named_methods
 from kdcli.config.models import TeacherConfig
 from kdcli.config.run import RunConfig
@@ -186,7 +187,7 @@ class Job:
             logits = output.logits if output.vocabulary is None else output.vocabulary
             assert logits is not None
             return logits
-        embeddings = model(model.prepare(batch), taps=("pooled",), logits=False).features["pooled"]
+        embeddings = model(model.prepare(batch), Reads(("pooled",))).features["pooled"]
         projector = self.distiller.embedding_projector()
         return embeddings if projector is None else projector(embeddings)
 

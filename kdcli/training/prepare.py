@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from kdcli.base.errors import UserError
+from kdcli.base.reads import Reads
 from kdcli.base.text import short_repr
 from kdcli.config.keys import check_domain
 from kdcli.config.methods import any_reads_unlabelled
@@ -168,7 +169,7 @@ def teacher_embedder(teacher: Model | None) -> Callable[[AnyBatch], Tensor]:
 
     def embed(batch: AnyBatch) -> Tensor:
         assert teacher is not None, "the plan lets no task that compares with a teacher pass without one"
-        return teacher(teacher.prepare(batch), taps=("pooled",), logits=False).features["pooled"]
+        return teacher(teacher.prepare(batch), Reads(("pooled",))).features["pooled"]
 
     return embed
 

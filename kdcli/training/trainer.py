@@ -25,7 +25,8 @@ from kdcli.machine.control import Control, Every, Stopped, Verdict
 from kdcli.machine.seeding import stable_seed
 from kdcli.machine.team import Team
 from kdcli.models import load_saved
-from kdcli.models.base import Model, ModelOutput
+from kdcli.models.base import Model
+from kdcli.models.outputs import ModelOutput
 from kdcli.runs.checkpoint import Checkpoint, Checkpoints, restore_module
 from kdcli.runs.folder import OF_BEST, RunFolder
 from kdcli.tasks import rank_students
@@ -565,5 +566,4 @@ def _place_teacher(job: Job, device: torch.device) -> LiveTeacher | None:
     job.teacher.to(device)
     if job.config.train.channels_last:
         job.teacher.to(memory_format=torch.channels_last)
-    reads = job.distiller
-    return LiveTeacher(job.teacher, taps=reads.teacher_taps, maps=reads.teacher_maps, logits=reads.teacher_logits)
+    return LiveTeacher(job.teacher, job.distiller.teacher_reads)

@@ -21,7 +21,7 @@ from kdcli.data import Batch
 from kdcli.methods import build_method
 from kdcli.methods.base import Context
 from kdcli.models import build_student
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.training.distiller import Distiller
 
@@ -53,7 +53,7 @@ def main() -> None:
     images = torch.randint(0, 256, (given.batch, 3, given.size, given.size), dtype=torch.uint8)
     batch = Batch(images, torch.randint(0, len(LABELS), (given.batch,)), torch.arange(given.batch))
     width = kinds["loss"].student.facts.feature_dims["pooled"]
-    teacher = ModelOutput({"pooled": torch.randn(given.batch, width)}, None)
+    teacher = ModelOutput({"pooled": torch.randn(given.batch, width)})
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for number in range(given.rounds + 1):
         spent = dict.fromkeys(kinds, 0.0)

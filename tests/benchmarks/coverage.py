@@ -50,6 +50,7 @@ from transformers import (  # noqa: E402
 )
 
 from kdcli.base.errors import UserError  # noqa: E402
+from kdcli.base.reads import Reads  # noqa: E402
 from kdcli.config.models import TeacherConfig  # noqa: E402
 from kdcli.data import TextBatch  # noqa: E402
 from kdcli.models import load_teacher, load_text_teacher  # noqa: E402
@@ -179,7 +180,7 @@ def watched_saves() -> Iterator[list[tuple[Any, Tensor]]]:
             inputs, was_training = model.example(2), model.training
             model.eval()
             with torch.no_grad():
-                output = model(inputs, taps=("pooled",))
+                output = model(inputs, Reads(("pooled",)) | model.predictions)
                 if isinstance(model, HFModel):
                     inputs = model._native_inputs(inputs)
                 expected = last_features(model.module, inputs) if output.logits is None else output.logits
@@ -264,8 +265,8 @@ def check_image_features(model: Model, native: Callable[[Tensor], Tensor] | None
     maps = ("pooled",) if "pooled" in facts.grids else ()
     taps = tuple(facts.feature_dims)
     with torch.no_grad():
-        output = model(images, taps=taps, maps=maps)
-        alone = model(images, taps=("pooled",), logits=False)
+        output = model(images, Reads(taps, maps=maps) | model.predictions)
+        alone = model(images, Reads(("pooled",)))
         if native is not None:
             assert output.logits is not None
             check_equal(output.logits, native(images), "logits against the library's own")
@@ -543,8 +544,8 @@ def hf_text_row(work: Work, family: str) -> Row:
         length = str(model.preprocessing.max_length)
         inputs = model.prepare(batch_of(texts))
         with torch.no_grad():
-            output = model(inputs, taps=("pooled",))
-            alone = model(inputs, taps=("pooled",), logits=False)
+            output = model(inputs, Reads(("pooled",)) | model.predictions)
+            alone = model(inputs, Reads(("pooled",)))
             check_equal(alone.features["pooled"], output.features["pooled"], "pooled without logits")
             if classifies:
                 check_equal(output.logits, model.module(**inputs).logits, "logits against the library's own")
@@ -553,7 +554,7 @@ def hf_text_row(work: Work, family: str) -> Row:
         model = load()
         with torch.no_grad():
             together, alone = (
-                model(model.prepare(batch_of(some)), taps=("pooled",), logits=False).features["pooled"]
+                model(model.prepare(batch_of(some)), Reads(("pooled",))).features["pooled"]
                 for some in (texts, texts[:1])
             )
         difference = float((together[:1] - alone).abs().max() / alone.abs().max())

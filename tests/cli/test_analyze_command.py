@@ -78,6 +78,7 @@ def validation_features(folder):
     """Return the features (N, d) of the saved student and of the teacher, float64, and the labels."""
     import torch
 
+    from kdcli.base.reads import Reads
     from kdcli.data import prepare
     from kdcli.runs.folder import RunFolder
     from kdcli.training.prepare import reopen_job
@@ -88,13 +89,13 @@ def validation_features(folder):
     features, labels = {}, []
     method = job.distiller.methods["projection"]
     for name, model, tap in (
-        ("student", job.student.eval(), method.student_taps[0]),
-        ("teacher", job.teacher, method.teacher_taps[0]),
+        ("student", job.student.eval(), method.student_reads.features[0]),
+        ("teacher", job.teacher, method.teacher_reads.features[0]),
     ):
         parts = []
         for batch in job.eval_loader(job.data.validation, canvas):
             with torch.inference_mode():
-                output = model(prepare(batch.images, model.facts.preprocessing), taps=(tap,), logits=False)
+                output = model(prepare(batch.images, model.facts.preprocessing), Reads((tap,)))
             parts.append(output.features[tap].double().numpy())
             labels += batch.targets.tolist() if name == "student" else []
         features[name] = np.concatenate(parts)

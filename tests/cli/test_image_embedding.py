@@ -88,6 +88,7 @@ def test_the_measured_accuracies_are_those_of_the_saved_student(run, photos):
     """Recomputed from the run folder, by scikit-learn alone, for the nearest neighbours."""
     from sklearn.neighbors import KNeighborsClassifier
 
+    from kdcli.base.reads import Reads
     from kdcli.config.data import DataConfig
     from kdcli.data import EvalLoader, open_unlabelled
     from kdcli.models import load_saved
@@ -99,7 +100,8 @@ def test_the_measured_accuracies_are_those_of_the_saved_student(run, photos):
         loader = EvalLoader(source, preprocessing=model.facts.preprocessing, batch_size=7, workers=0, strict=True)
         with torch.no_grad():
             parts = [
-                (model(model.prepare(batch), taps=("pooled",)).features["pooled"], batch.targets) for batch in loader
+                (model(model.prepare(batch), Reads(("pooled",)) | model.predictions).features["pooled"], batch.targets)
+                for batch in loader
             ]
         return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
 
@@ -120,13 +122,14 @@ def test_a_backbone_is_exported_for_timm_alone(run, run_cli, tmp_path):
 
 
 def assert_same_features(folder, kind, run):
+    from kdcli.base.reads import Reads
     from kdcli.models import load_saved
 
     done = subprocess.run([sys.executable, "-c", WITHOUT_KDCLI, str(folder), kind], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = load_saved(run / "student")(images, taps=("pooled",)).features["pooled"]
+        expected = load_saved(run / "student")(images, Reads(("pooled",))).features["pooled"]
     found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 

@@ -141,6 +141,7 @@ def test_probe_features_are_the_models_own(probed, photos, hf_folder):
     """LogME of one teacher, recomputed from its features image by image."""
     import torch
 
+    from kdcli.base.reads import Reads
     from kdcli.config.data import DataConfig
     from kdcli.config.models import TeacherConfig
     from kdcli.data import EvalLoader, open_data
@@ -151,7 +152,7 @@ def test_probe_features_are_the_models_own(probed, photos, hf_folder):
     model = load_teacher(TeacherConfig(name=str(hf_folder)), seed=0)
     loader = EvalLoader(data.train, preprocessing=model.facts.preprocessing, batch_size=1, workers=0, strict=True)
     with torch.inference_mode():
-        rows = [model(model.prepare(batch), taps=("pooled",), logits=False).features["pooled"][0] for batch in loader]
+        rows = [model(model.prepare(batch), Reads(("pooled",))).features["pooled"][0] for batch in loader]
     expected = log_me(torch.stack(rows), torch.tensor(data.train.labels))
     (entry,) = (entry for entry in probed[2]["teachers"] if entry["teacher"] == str(hf_folder))
     assert entry["log_me"] == pytest.approx(expected, rel=1e-4)

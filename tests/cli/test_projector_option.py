@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from kdcli.base.reads import Reads
 from kdcli.config.methods import METHODS, LayerOptions
 
 WITH_LAYERS = sorted(name for name, section in METHODS.items() if issubclass(section, LayerOptions))
@@ -178,10 +179,8 @@ def test_maps_are_analysed_position_by_position(distil, run_cli, tmp_path):
     sides: dict[int, list] = {0: [], 1: []}
     for batch in job.eval_loader(job.data.validation, job.shared_preprocessing()):
         with torch.inference_mode():
-            ours = job.student.eval()(prepare(batch.images, job.student.facts.preprocessing), maps=taps, logits=False)
-            theirs = job.teacher(
-                prepare(batch.images, job.teacher.facts.preprocessing), maps=teacher_taps, logits=False
-            )
+            ours = job.student.eval()(prepare(batch.images, job.student.facts.preprocessing), Reads(maps=taps))
+            theirs = job.teacher(prepare(batch.images, job.teacher.facts.preprocessing), Reads(maps=teacher_taps))
         for number, (tap, other) in enumerate(zip(taps, teacher_taps, strict=True)):
             sides[number].append((ours.maps[tap].double(), theirs.maps[other].double()))
     kept = load_file(run / "projector.safetensors")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdcli.base.reads import Reads
 from kdcli.config.data import DataConfig
 from kdcli.data import TextBatch, open_texts
 from kdcli.models import load_saved
@@ -248,8 +249,11 @@ def test_words_are_the_rows_of_both_models(same_run_of_words, teacher):
     batch = WordBatch([["superb", "plot"], ["the", "film", "was"]], torch.zeros(5).long(), torch.arange(2))
     for each in (student, model):
         with torch.no_grad():
-            output = each(each.prepare(batch), taps=("pooled",))
-            alone = each(each.prepare(WordBatch(batch.words[1:], batch.targets[2:], torch.arange(1))), taps=("pooled",))
+            output = each(each.prepare(batch), Reads(("pooled",)) | each.predictions)
+            alone = each(
+                each.prepare(WordBatch(batch.words[1:], batch.targets[2:], torch.arange(1))),
+                Reads(("pooled",)) | each.predictions,
+            )
         assert output.logits.shape == (5, 4)
         assert torch.allclose(output.features["pooled"][2:], alone.features["pooled"], atol=1e-5)
         assert torch.allclose(output.logits[2:], alone.logits, atol=1e-5)

@@ -62,7 +62,8 @@ def build(student, teacher, *methods):
 
 def run(distiller, teacher, batch):
     outputs = LiveTeacher(
-        teacher, taps=distiller.teacher_taps, maps=distiller.teacher_maps, logits=distiller.teacher_logits
+        teacher,
+        distiller.teacher_reads,
     )(batch)
     torch.manual_seed(1)  # of dropout
     return distiller(batch, outputs)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from kdcli import losses
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.reads import Reads
 from kdcli.config.methods import METHODS
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.parse import parse_config
@@ -72,7 +73,8 @@ def build(student, teacher, *methods, train_labels=TRAIN_LABELS, train_samples=N
 
 def outputs_of_teacher(distiller, teacher, batch):
     live = LiveTeacher(
-        teacher, taps=distiller.teacher_taps, maps=distiller.teacher_maps, logits=distiller.teacher_logits
+        teacher,
+        distiller.teacher_reads,
     )
     return live(batch)
 
@@ -152,7 +154,7 @@ def logits(loss, **settings):
 
 
 def token(loss, **settings):
-    return lambda method, s, t, targets: loss(s.distillation_logits, t.logits[:, LABEL_MAP], **settings)
+    return lambda method, s, t, targets: loss(s.heads["distillation"], t.logits[:, LABEL_MAP], **settings)
 
 
 def crd(method, s, t, targets):
@@ -237,8 +239,13 @@ def test_the_loss_is_the_pure_functions_on_the_tapped_tensors(pupil, name, teach
     with torch.no_grad():
         taps, teacher_taps = (MAPS, TEACHER_MAPS) if "layers" in options else ((), ())
         images = prepare(batch.images, pupil.facts.preprocessing)
-        ours = pupil(images, taps=taps, maps=taps, distillation_logits=name.startswith("deit"))
-        theirs = teacher(prepare(batch.images, teacher.facts.preprocessing), taps=teacher_taps, maps=teacher_taps)
+        ours = pupil(
+            images, Reads(taps, maps=taps, heads=("logits", *(("distillation",) if name.startswith("deit") else ())))
+        )
+        theirs = teacher(
+            prepare(batch.images, teacher.facts.preprocessing),
+            Reads(teacher_taps, maps=teacher_taps) | teacher.predictions,
+        )
         value = expected(method, ours, theirs, batch.targets)
     torch.testing.assert_close(terms[options["method"]].detach(), value, rtol=1e-4, atol=1e-5)
     supervised = F.cross_entropy(ours.logits, batch.targets, ignore_index=UNLABELLED, label_smoothing=0.1)
@@ -280,7 +287,7 @@ def test_map_features_are_watched_for_collapse(student, teacher, batch):
     distiller = build(student, teacher, {"method": "nst", "layers": ["layer2:blocks.2"]}).eval()
     terms = distiller(batch, outputs_of_teacher(distiller, teacher, batch))
     images = prepare(batch.images, student.facts.preprocessing)
-    pooled = student(images, maps=("layer2",), logits=False).maps["layer2"].mean((2, 3))
+    pooled = student(images, Reads(maps=("layer2",))).maps["layer2"].mean((2, 3))
     torch.testing.assert_close(terms["feature_norm/layer2"], pooled.norm(dim=1).mean())
     torch.testing.assert_close(terms["feature_std/layer2"], pooled.var(dim=0, correction=0).sum().sqrt())
 
@@ -309,7 +316,7 @@ def test_fitnets_kernel_takes_the_students_grid_to_the_teachers(student, teacher
     assert regressor.weight.shape[2:] == (3, 3)
     outputs = outputs_of_teacher(distiller, teacher, batch)
     images = prepare(batch.images, student.facts.preprocessing)
-    regressed = regressor(student(images, maps=("layer2",), logits=False).maps["layer2"])
+    regressed = regressor(student(images, Reads(maps=("layer2",))).maps["layer2"])
     assert regressed.shape == outputs.maps["pooled"].shape
     expected = (regressed - outputs.maps["pooled"]).square().sum((1, 2, 3)).mean() / 2
     torch.testing.assert_close(distiller(batch, outputs)["fitnet"], expected)
@@ -323,7 +330,7 @@ def test_fitnets_regressor_of_the_benchmark_halves_a_grid(student, teacher, batc
     assert isinstance(norm, torch.nn.BatchNorm2d)
     outputs = outputs_of_teacher(distiller, teacher, batch)
     images = prepare(batch.images, student.facts.preprocessing)
-    ours = student(images, maps=("layer2",), logits=False).maps["layer2"]
+    ours = student(images, Reads(maps=("layer2",))).maps["layer2"]
     halved = F.conv2d(ours, convolution.weight, convolution.bias, stride=2, padding=1)
     assert (convolution.weight.shape[2:], halved.shape) == ((3, 3), outputs.maps["pooled"].shape)
     expected = (torch.relu(norm(halved)) - outputs.maps["pooled"]).square().mean()
@@ -337,7 +344,7 @@ def test_review_kd_fuses_by_position(student, teacher, batch):
     fusions = distiller.methods["review_kd"].fusions
     assert [fusion.attention is None for fusion in fusions] == [True, False]
     images = prepare(batch.images, student.facts.preprocessing)
-    maps = student(images, maps=("layer2", "pooled"), logits=False).maps
+    maps = student(images, Reads(maps=("layer2", "pooled"))).maps
     grids = teacher.facts.grids
     _, handed = fusions[0](maps["pooled"], None, grids["pooled"])
     assert handed.shape[2:] == grids["pooled"]

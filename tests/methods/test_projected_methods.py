@@ -14,6 +14,7 @@ from kdcli import losses
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
 from kdcli.base.names import ProjectorName
+from kdcli.base.reads import Reads
 from kdcli.config.methods import METHODS, LayerOptions
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.parse import parse_config
@@ -72,7 +73,7 @@ def build(student, teacher, *methods):
 
 
 def outputs_of_teacher(distiller, teacher, batch):
-    return LiveTeacher(teacher, taps=distiller.teacher_taps, maps=distiller.teacher_maps, logits=False)(batch)
+    return LiveTeacher(teacher, distiller.teacher_reads)(batch)
 
 
 def optimizer_of(distiller, lr):
@@ -223,8 +224,10 @@ FORMULAS = {
 def tapped(student, teacher, batch, method):
     """The features or maps of both pairs of layers."""
     taps, teacher_taps = (tuple(side) for side in zip(*PAIRS, strict=True))
-    ours = student(prepare(batch.images, student.facts.preprocessing), taps=taps, maps=taps)
-    theirs = teacher(prepare(batch.images, teacher.facts.preprocessing), taps=teacher_taps, maps=teacher_taps)
+    ours = student(prepare(batch.images, student.facts.preprocessing), Reads(taps, maps=taps) | student.predictions)
+    theirs = teacher(
+        prepare(batch.images, teacher.facts.preprocessing), Reads(teacher_taps, maps=teacher_taps) | teacher.predictions
+    )
     read = "maps" if METHODS[method].reads == "maps" else "features"
     return [(getattr(ours, read)[s], getattr(theirs, read)[t]) for s, t in PAIRS]
 

@@ -6,6 +6,7 @@ import torch
 
 from kdcli import losses
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.parse import parse_config
 from kdcli.data import Batch, prepare
@@ -52,7 +53,7 @@ def term(student, teacher, batch, options):
     method = build_method(parsed, Context(ImageClassification(LABELS), student.facts, teacher.facts, None))
     distiller = Distiller(student, {"it": method})
     distiller.eval()
-    outputs = LiveTeacher(teacher, taps=distiller.teacher_taps, logits=distiller.teacher_logits)(batch)
+    outputs = LiveTeacher(teacher, distiller.teacher_reads)(batch)
     assert outputs.logits is None, "the teacher's logits are never read"
     return distiller(batch, outputs)["it"], method
 
@@ -98,9 +99,9 @@ def test_global_centres_take_the_place_of_local_ones(student, teacher, batch):
     method.centers.copy_(centers)
     loss = method(
         student=Distiller(student, {"it": method}).student(
-            prepare(batch.images, student.facts.preprocessing), logits=True
+            prepare(batch.images, student.facts.preprocessing), Reads(heads=("logits",))
         ),
-        teacher=LiveTeacher(teacher, taps=("embedding",), logits=False)(batch),
+        teacher=LiveTeacher(teacher, Reads(("embedding",)))(batch),
         targets=batch.targets,
         indices=batch.indices,
     )

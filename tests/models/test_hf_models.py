@@ -10,6 +10,7 @@ from torchvision.transforms.functional import to_tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from kdcli.base.errors import UserError
+from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import Batch
 from kdcli.models import build_student, load_saved, load_teacher
@@ -127,13 +128,13 @@ def test_outputs_are_those_of_the_native_model(student):
     given = []
     classifiers = [student.module.get_submodule(name) for name in student.classifier_names]
     with torch.no_grad():
-        output = student(images, taps=("pooled", "embedding"))
+        output = student(images, Reads(("pooled", "embedding")) | student.predictions)
         hidden = student.module.get_submodule(backbone)(images).last_hidden_state
         handles = [c.register_forward_pre_hook(lambda m, args: given.append(args[0])) for c in classifiers]
         native = student.module(images).logits
         for handle in handles:
             handle.remove()
-        alone = student(images, taps=("pooled",), logits=False)
+        alone = student(images, Reads(("pooled",)))
     torch.testing.assert_close(output.logits, native, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.features["pooled"], pooled_by_hand(hidden, num_prefix), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(alone.features["pooled"], output.features["pooled"], atol=1e-5, rtol=1e-5)
@@ -182,7 +183,7 @@ def test_a_saved_student_as_teacher(student, tmp_path):
 def test_a_copy_trains_and_leaves_the_original_alone(student):
     images = images_for(student)
     twin = copy.deepcopy(student).train()
-    output = twin(images, taps=("pooled", "embedding"))
+    output = twin(images, Reads(("pooled", "embedding")) | twin.predictions)
     assert output.logits.shape == (2, 3)
     (output.logits.square().sum() + sum(f.square().sum() for f in output.features.values())).backward()
     assert any(p.grad is not None for p in twin.parameters())
@@ -203,7 +204,7 @@ def test_a_backbone_without_a_head(tmp_path, name, auto):
     assert tuple(teacher.facts.feature_dims) == ("pooled",)
     images = images_for(teacher)
     hidden = module.eval()(images).last_hidden_state
-    output = teacher(images, taps=("pooled",))
+    output = teacher(images, Reads(("pooled",)) | teacher.predictions)
     assert output.logits is None
     torch.testing.assert_close(
         output.features["pooled"], pooled_by_hand(hidden, ARCHITECTURES[name][2]), atol=1e-5, rtol=1e-5
@@ -218,7 +219,9 @@ def test_of_two_towers_the_vision_tower(tmp_path, name):
     images = images_for(teacher)
     hidden = module.vision_model(images).last_hidden_state
     expected = pooled_by_hand(hidden, ARCHITECTURES[name][2])
-    torch.testing.assert_close(teacher(images, taps=("pooled",)).features["pooled"], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        teacher(images, Reads(("pooled",)) | teacher.predictions).features["pooled"], expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_masked_autoencoder_sees_the_whole_image(tmp_path):
@@ -226,7 +229,7 @@ def test_a_masked_autoencoder_sees_the_whole_image(tmp_path):
     module.save_pretrained(tmp_path)
     teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
     images = images_for(teacher)
-    first, second = (teacher(images, taps=("pooled",)).features["pooled"] for _ in range(2))
+    first, second = (teacher(images, Reads(("pooled",)) | teacher.predictions).features["pooled"] for _ in range(2))
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)  # a mask would be another one each time
 
 
@@ -317,7 +320,7 @@ def test_patches_in_place_of_an_image(tmp_path):
     wanted = student.facts.preprocessing
     ours = (pixels - torch.tensor(wanted.mean).view(3, 1, 1)) / torch.tensor(wanted.std).view(3, 1, 1)
     with torch.no_grad():
-        output = student(ours, taps=("pooled", "embedding"))
+        output = student(ours, Reads(("pooled", "embedding")) | student.predictions)
         torch.testing.assert_close(output.logits, native(**inputs).logits, atol=1e-4, rtol=1e-4)
         hidden = native.vision_model(**inputs).last_hidden_state
     torch.testing.assert_close(output.features["pooled"], hidden.mean(1), atol=1e-4, rtol=1e-4)
@@ -331,8 +334,8 @@ def test_an_encoder_that_does_not_take_the_image_itself(tmp_path):
     model = build_student(StudentConfig(name=str(tmp_path), image_size=64), label_names=LABELS, seed=0).eval()
     images = images_for(model)
     with torch.no_grad():
-        output = model(images, taps=("pooled", "embedding"))
-        alone = model(images, taps=("pooled",), logits=False)
+        output = model(images, Reads(("pooled", "embedding")) | model.predictions)
+        alone = model(images, Reads(("pooled",)))
         hidden = model.module.encoder(model.module.embedder(images)).last_hidden_state
         torch.testing.assert_close(output.logits, model.module(images).logits, atol=1e-6, rtol=1e-6)
     for features in (output.features, alone.features):
@@ -346,7 +349,9 @@ def test_a_backbone_that_returns_maps(tmp_path):
     teacher = load_teacher(TeacherConfig(name=str(tmp_path), image_size=64), seed=0)
     images = images_for(teacher)
     expected = module(images).feature_maps[-1].mean(dim=(2, 3))
-    torch.testing.assert_close(teacher(images, taps=("pooled",)).features["pooled"], expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        teacher(images, Reads(("pooled",)) | teacher.predictions).features["pooled"], expected, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_default_names_are_no_names(tmp_path):
@@ -433,7 +438,10 @@ def test_compiled_in_one_graph(tmp_path):
     images = images_for(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for taps in ((), ("pooled", "embedding")):
-        expected, found = model(images, taps=taps), compiled(images, taps=taps)
+        expected, found = (
+            model(images, Reads(taps) | model.predictions),
+            compiled(images, Reads(taps) | compiled.predictions),
+        )
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-5)
     torch._dynamo.reset()
@@ -454,7 +462,7 @@ def test_the_encoder_of_a_masked_autoencoder_sees_all_in_order(tmp_path):
     student = build_student(StudentConfig(name=str(tmp_path)), label_names=(), seed=0).eval()
     for model in (teacher, student):
         images = model.example(2)
-        first, second = (model(images, taps=("pooled",), maps=("pooled",), logits=False) for _ in range(2))
+        first, second = (model(images, Reads(("pooled",), maps=("pooled",))) for _ in range(2))
         torch.testing.assert_close(first.maps["pooled"], second.maps["pooled"])
         assert first.maps["pooled"].shape == (2, 16, 4, 4)
         changed = images.clone()

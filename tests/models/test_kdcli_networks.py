@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdcli.base.errors import UserError
+from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.timm import kdcli_networks
@@ -112,10 +113,10 @@ def test_vkds_deit_by_hand():
 def test_vkds_deit_is_a_student_with_a_distillation_head(tmp_path):
     name = "vkd_deit_tiny_patch16_224?depth=1&embed_dim=16&num_heads=2"
     student = build_student(StudentConfig(name=name, image_size=32), label_names=["a", "b"], seed=0)
-    assert student.facts.distillation_head
+    assert "distillation" in student.facts.heads
     assert student.facts.feature_dims["pooled"] == 16
     images = torch.randn(2, 3, 32, 32)
-    pooled = student.eval()(images, taps=("pooled",)).features["pooled"]
+    pooled = student.eval()(images, Reads(("pooled",))).features["pooled"]
     torch.testing.assert_close(pooled, student.module.forward_features(images)[:, 2:].mean(dim=1))
     student.save(tmp_path / "saved")
     torch.testing.assert_close(load_saved(tmp_path / "saved")(images).logits, student(images).logits)

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from kdcli.base.errors import UserError
+from kdcli.base.reads import Reads
 from kdcli.config.models import TeacherConfig
 from kdcli.models import load_teacher
 
@@ -45,8 +46,8 @@ def test_a_timm_layer_is_pooled_over_its_positions(name, layer, pool):
     images = images_for(model)
     expected = pool(output_of(model, layer, images))
     with torch.no_grad():
-        got = model(images, taps=(layer, "pooled"), logits=True)
-        alone = model(images, taps=(layer,), logits=False)
+        got = model(images, Reads((layer, "pooled"), heads=("logits",)))
+        alone = model(images, Reads((layer,)))
     assert model.facts.feature_dims[layer] == expected.shape[1]
     torch.testing.assert_close(got.features[layer], expected)
     torch.testing.assert_close(alone.features[layer], expected)
@@ -73,8 +74,8 @@ def test_a_transformers_layer_is_pooled_over_its_patches(vit_folder):
     images = images_for(model)
     expected = output_of(model, layer, images)[:, 1:].mean(1)
     with torch.no_grad():
-        torch.testing.assert_close(model(images, taps=(layer,), logits=False).features[layer], expected)
-        both = model(images, taps=(layer, "embedding"), logits=True)
+        torch.testing.assert_close(model(images, Reads((layer,))).features[layer], expected)
+        both = model(images, Reads((layer, "embedding"), heads=("logits",)))
     torch.testing.assert_close(both.features[layer], expected)
     assert set(both.features) == {layer, "embedding"}
     assert both.logits.shape == (2, 3)
@@ -87,13 +88,13 @@ def test_nothing_after_the_last_tapped_layer_runs():
     for name in ("layer1", "layer2", "layer3"):
         model.module.get_submodule(name).register_forward_pre_hook(lambda m, i, name=name: ran.append(name))
     images = images_for(model)
-    model(images, taps=("layer1",), logits=False)
+    model(images, Reads(("layer1",)))
     assert ran == ["layer1"]
     ran.clear()
-    model(images, taps=("layer2", "layer1"), logits=False)
+    model(images, Reads(("layer2", "layer1")))
     assert ran == ["layer1", "layer2"]
     ran.clear()
-    model(images, taps=("layer1",), logits=True)
+    model(images, Reads(("layer1",), heads=("logits",)))
     assert ran == ["layer1", "layer2", "layer3"]
 
 
@@ -105,10 +106,10 @@ def test_gradients_flow_through_a_tap_and_a_copy_has_taps_of_its_own():
         for parameter in twin.parameters():
             parameter.mul_(1.1)
     images = images_for(model)
-    first = model(images, taps=("layer2",), logits=True).features["layer2"]
-    second = twin(images, taps=("layer2",), logits=True).features["layer2"]
+    first = model(images, Reads(("layer2",), heads=("logits",))).features["layer2"]
+    second = twin(images, Reads(("layer2",), heads=("logits",))).features["layer2"]
     assert not torch.allclose(first, second)
-    torch.testing.assert_close(first, model(images, taps=("layer2",), logits=False).features["layer2"])
+    torch.testing.assert_close(first, model(images, Reads(("layer2",))).features["layer2"])
     first.sum().backward()
     assert model.module.layer1[0].conv1.weight.grad is not None
     assert model.module.layer4[0].conv1.weight.grad is None

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from kdcli.base.errors import UserError
+from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, load_teacher
 from kdcli.models.taps import LayerTap, grid_of, map_of_places
@@ -86,8 +87,8 @@ def test_a_layers_map_is_what_the_layer_returns(name, layer, by_hand, request):
     rows, columns = model.facts.grids[layer]
     expected = by_hand(seen_at(model, layer, images), rows, columns)
     with torch.no_grad():
-        alone = model(images, maps=(layer,), logits=False)
-        both = model(images, taps=(layer, "pooled"), maps=(layer,), logits=True)
+        alone = model(images, Reads(maps=(layer,)))
+        both = model(images, Reads((layer, "pooled"), maps=(layer,), heads=("logits",)))
     torch.testing.assert_close(alone.maps[layer], expected)
     torch.testing.assert_close(both.maps[layer], expected)
     torch.testing.assert_close(both.features[layer], expected.mean((2, 3)))
@@ -108,8 +109,8 @@ def test_pooled_is_the_mean_of_its_map(name, request):
     model = load(request.getfixturevalue(name) if name.startswith("hf") else name)
     with torch.no_grad():
         images = images_for(model, 1)
-        both = model(images, taps=("pooled",), maps=("pooled",), logits=True)
-        alone = model(images, maps=("pooled",), logits=False)
+        both = model(images, Reads(("pooled",), maps=("pooled",), heads=("logits",)))
+        alone = model(images, Reads(maps=("pooled",)))
     assert both.maps["pooled"].shape == (1, model.facts.feature_dims["pooled"], *model.facts.grids["pooled"])
     torch.testing.assert_close(both.maps["pooled"].mean((2, 3)), both.features["pooled"])
     torch.testing.assert_close(alone.maps["pooled"], both.maps["pooled"])
@@ -138,7 +139,7 @@ def test_vectors_have_no_map():
     assert {"head", "embedding"}.isdisjoint(model.facts.grids)
     for tap in ("head", "embedding", "blocks.9"):
         with pytest.raises(ValueError, match=f"no map '{tap}'; valid: pooled"):
-            model(images_for(model), maps=(tap,))
+            model(images_for(model), Reads(maps=(tap,)) | model.predictions)
 
 
 def test_features_of_several_maps_have_none():
@@ -152,14 +153,14 @@ def test_nothing_after_the_last_mapped_layer_runs_and_gradients_flow():
     ran = []
     for name in ("layer1", "layer2", "layer3"):
         model.module.get_submodule(name).register_forward_pre_hook(lambda m, i, name=name: ran.append(name))
-    output = model(images_for(model), taps=("layer1",), maps=("layer2",), logits=False)
+    output = model(images_for(model), Reads(("layer1",), maps=("layer2",)))
     assert ran == ["layer1", "layer2"]
     assert (set(output.features), set(output.maps)) == ({"layer1"}, {"layer2"})
     output.maps["layer2"].sum().backward()
     assert model.module.layer1[0].conv1.weight.grad is not None
     assert twin.module.layer1[0].conv1.weight.grad is None
     ran.clear()
-    model(images_for(model), maps=("layer1", "pooled"), logits=False)
+    model(images_for(model), Reads(maps=("layer1", "pooled")))
     assert ran == ["layer1", "layer2", "layer3"]
 
 
@@ -213,7 +214,7 @@ def test_both_heads_apart_and_their_mean(name, size, heads, training, request):
         model = load(request.getfixturevalue(name)).requires_grad_(True)
     else:
         model = build_student(StudentConfig(name=name, image_size=size), label_names=("a", "b", "c"), seed=0)
-    assert model.facts.distillation_head
+    assert "distillation" in model.facts.heads
     images = images_for(model)
     state = copy.deepcopy(model.state_dict())
     seen = {}
@@ -223,12 +224,12 @@ def test_both_heads_apart_and_their_mean(name, size, heads, training, request):
     ]
     model.train(training)
     torch.manual_seed(0)
-    apart = model(images, distillation_logits=True)
+    apart = model(images, Reads(heads=("logits", "distillation")))
     for handle in handles:
         handle.remove()
     assert torch.equal(apart.logits, seen[heads[0]])
-    assert torch.equal(apart.distillation_logits, seen[heads[1]])
-    apart.distillation_logits.sum().backward()
+    assert torch.equal(apart.heads["distillation"], seen[heads[1]])
+    apart.heads["distillation"].sum().backward()
     own, other = ([p.grad is not None for p in model.module.get_submodule(head).parameters()] for head in heads[::-1])
     assert all(own)
     assert not any(other)
@@ -236,15 +237,15 @@ def test_both_heads_apart_and_their_mean(name, size, heads, training, request):
     torch.manual_seed(0)
     with torch.no_grad():
         mean = model(images)
-    torch.testing.assert_close((apart.logits + apart.distillation_logits) / 2, mean.logits)
-    assert mean.distillation_logits is None
+    torch.testing.assert_close((apart.logits + apart.heads["distillation"]) / 2, mean.logits)
+    assert "distillation" not in mean.heads
 
 
 def test_models_without_a_distillation_token_say_so():
     model = load("random:test_vit")
-    assert not model.facts.distillation_head
-    with pytest.raises(ValueError, match="no distillation token"):
-        model(images_for(model), distillation_logits=True)
+    assert "distillation" not in model.facts.heads
+    with pytest.raises(ValueError, match="no head 'distillation'"):
+        model(images_for(model), Reads(heads=("logits", "distillation")))
 
 
 @pytest.mark.parametrize("maps", [("layer1.0.bn1",), ("layer1.0.bn1", "pooled")])
@@ -255,7 +256,7 @@ def test_a_map_is_not_what_an_in_place_activation_makes_of_it(maps):
     net = model.module
     expected = net.layer1[0].bn1(net.layer1[0].conv1(net.relu(net.bn1(net.conv1(images)))))
     assert (expected < 0).any(), "an activation follows"
-    output = model(images, taps=("layer1.0.bn1",), maps=maps, logits=False)
+    output = model(images, Reads(("layer1.0.bn1",), maps=maps))
     torch.testing.assert_close(output.maps["layer1.0.bn1"], expected)
     torch.testing.assert_close(output.features["layer1.0.bn1"], expected.mean(dim=(2, 3)))
 
@@ -273,10 +274,10 @@ def test_a_tap_on_a_batch_normalisation_outlives_its_exchange():
     model = load("random:cifar:resnet8")
     model.open_taps(["layer1.0.bn1", "layer2"])
     images, taps = images_for(model), ("layer1.0.bn1", "layer2")
-    before = model(images, taps=taps, maps=taps)
+    before = model(images, Reads(taps, maps=taps) | model.predictions)
     model.synchronize_batchnorm()
     assert isinstance(model.module.layer1[0].bn1, torch.nn.SyncBatchNorm)
-    after = model(images, taps=taps, maps=taps)
+    after = model(images, Reads(taps, maps=taps) | model.predictions)
     for tap in taps:
         torch.testing.assert_close(after.features[tap], before.features[tap])
         torch.testing.assert_close(after.maps[tap], before.maps[tap])

@@ -8,6 +8,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdcli.base.facts import DataFacts
+from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch
 from kdcli.models import build_text_student, load_saved, load_text_teacher
@@ -61,10 +62,10 @@ def test_a_batch_and_single_texts_are_the_same(kind, tmp_path_factory):
     student.open_taps(layers)
     student.eval()
     with torch.no_grad():
-        together = student(student.prepare(batch_of(TEXTS)), taps=taps)
+        together = student(student.prepare(batch_of(TEXTS)), Reads(taps) | student.predictions)
         for index, text in enumerate(TEXTS):
             inputs = student.prepare(batch_of([text]))
-            alone = student(inputs, taps=taps)
+            alone = student(inputs, Reads(taps) | student.predictions)
             for tap in taps:
                 torch.testing.assert_close(together.features[tap][index], alone.features[tap][0], rtol=1e-4, atol=1e-5)
             # What transformers itself says of the text alone.
@@ -75,7 +76,7 @@ def test_a_batch_and_single_texts_are_the_same(kind, tmp_path_factory):
         again = load_saved(folder)(student.prepare(batch_of(TEXTS)))
     torch.testing.assert_close(again.logits, together.logits)
     student.train()
-    output = student(student.prepare(batch_of(TEXTS)), taps=("pooled",))
+    output = student(student.prepare(batch_of(TEXTS)), Reads(("pooled",)) | student.predictions)
     (output.logits.sum() + output.features["pooled"].sum()).backward()
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in student.parameters())
 

@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
+from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch, TextPair
 from kdcli.models import build_text_student, load_saved, load_text_teacher
@@ -73,7 +74,7 @@ def embeddings(folder, texts, length=12):
 
 @torch.no_grad()
 def pooled(model, texts=TEXTS):
-    return model(model.prepare(TextBatch(list(texts), torch.zeros(0), torch.arange(len(texts)))), taps=("pooled",), logits=False).features["pooled"]  # fmt: skip
+    return model(model.prepare(TextBatch(list(texts), torch.zeros(0), torch.arange(len(texts)))), Reads(("pooled",))).features["pooled"]  # fmt: skip
 
 
 def load(folder, **options):

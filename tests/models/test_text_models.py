@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
+from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch
 from kdcli.models import build_text_student, load_saved, load_text_teacher
@@ -86,7 +87,7 @@ def test_a_teacher_pools_each_text_as_if_it_were_alone(architecture):
     assert teacher.facts.task == "sentence-embedding"
     assert teacher.preprocessing.pooling == pooling
     teacher.open_taps([layer])
-    features = teacher(teacher.prepare(batch_of(TEXTS)), taps=("pooled", layer), logits=False).features
+    features = teacher(teacher.prepare(batch_of(TEXTS)), Reads(("pooled", layer))).features
     assert teacher.facts.feature_dims == {"pooled": 16, layer: features[layer].shape[1]}
     for index, text in enumerate(TEXTS):
         output = hidden_states(teacher, text)
@@ -102,7 +103,7 @@ def test_a_student_is_what_transformers_loads(architecture, tmp_path_factory):
     student = build_text_student(StudentConfig(name=str(folder)), data=DATA, teacher=None, seed=3)
     inputs = student.prepare(batch_of(TEXTS))
     student.train()
-    output = student(inputs, taps=("pooled", "embedding"), logits=True)
+    output = student(inputs, Reads(("pooled", "embedding"), heads=("logits",)))
     (output.logits.sum() + output.features["pooled"].sum()).backward()
     unused = [name for name, parameter in student.module.named_parameters() if parameter.grad is None]
     assert not unused  # several training processes would wait for their gradients
@@ -115,30 +116,32 @@ def test_a_student_is_what_transformers_loads(architecture, tmp_path_factory):
     assert torch.equal(tokens["input_ids"], inputs["input_ids"])
     with torch.no_grad():
         logits = native(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
-        ours = student(inputs, taps=("pooled", "embedding"))
+        ours = student(inputs, Reads(("pooled", "embedding")) | student.predictions)
         torch.testing.assert_close(ours.logits, logits, rtol=0, atol=1e-6)
         assert list(native.config.id2label.values()) == list(LABELS)
         again = load_saved(saved)
         assert again.preprocessing.pooling == student.preprocessing.pooling
-        theirs = again(inputs, taps=("pooled", "embedding"))
+        theirs = again(inputs, Reads(("pooled", "embedding")) | again.predictions)
         for tap in ("pooled", "embedding"):
             assert torch.equal(theirs.features[tap], ours.features[tap])
         # The classifier's last layer, of the embedding, gives the logits.
         last = [m for m in student.module.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 3][-1]
         torch.testing.assert_close(last(ours.features["embedding"]), ours.logits, rtol=0, atol=1e-5)
-        pooled = student(inputs, taps=("pooled",), logits=False)
+        pooled = student(inputs, Reads(("pooled",)))
         assert pooled.logits is None
         torch.testing.assert_close(pooled.features["pooled"], ours.features["pooled"], rtol=0, atol=1e-6)
     copied = copy.deepcopy(student)
     with torch.no_grad():
         student.module.get_input_embeddings().weight.zero_()
-        torch.testing.assert_close(copied(inputs, taps=("pooled",)).features["pooled"], ours.features["pooled"])
+        torch.testing.assert_close(
+            copied(inputs, Reads(("pooled",)) | copied.predictions).features["pooled"], ours.features["pooled"]
+        )
 
 
 def test_a_student_without_labels_has_no_head_and_no_idle_parameters(architecture):
     student = build_text_student(StudentConfig(name=str(architecture[0])), data=FREE, teacher=None, seed=3)
     assert student.facts.num_classes == 0
-    student(student.prepare(batch_of(TEXTS)), taps=("pooled",), logits=False).features["pooled"].sum().backward()
+    student(student.prepare(batch_of(TEXTS)), Reads(("pooled",))).features["pooled"].sum().backward()
     assert not [name for name, parameter in student.module.named_parameters() if parameter.grad is None]
 
 
@@ -188,7 +191,7 @@ def test_sentence_transformers_settings_are_followed(bert_folder, tmp_path):
     assert inputs["input_ids"].shape[1] == 6
     first = module.eval()(**inputs).last_hidden_state[:, 0]
     expected = torch.nn.functional.normalize(torch.tanh(first @ weight.T + bias), dim=1)
-    pooled = teacher(inputs, taps=("pooled",), logits=False).features["pooled"]
+    pooled = teacher(inputs, Reads(("pooled",))).features["pooled"]
     torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-6)
 
     asked = load_text_teacher(TeacherConfig(name=str(tmp_path), pooling="max", max_length=9), seed=0)
@@ -302,5 +305,8 @@ def test_longformer_s_features_are_the_same_with_and_without_logits(make_tokeniz
     student = build_text_student(StudentConfig(name=str(tmp_path)), data=DATA, teacher=None, seed=0).eval()
     inputs = student.prepare(batch_of(TEXTS))
     with torch.no_grad():
-        both, alone = (student(inputs, taps=("pooled",), logits=logits).features["pooled"] for logits in (True, False))
+        both, alone = (
+            student(inputs, Reads(("pooled",), heads=("logits",) if logits else ())).features["pooled"]
+            for logits in (True, False)
+        )
     torch.testing.assert_close(alone, both)

@@ -8,6 +8,7 @@ import transformers
 from tokenizers import processors
 
 from kdcli.base.facts import DataFacts
+from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch, TextPair
 from kdcli.models import build_text_student, load_text_teacher
@@ -77,8 +78,10 @@ def test_logits_are_those_of_transformers_own_encoding(kind, make_tokenizer, tmp
     assert inputs["input_ids"].shape[1] == 64
     logits = native(**{name: tokens[name] for name in inputs}).logits
     torch.testing.assert_close(teacher(inputs).logits, logits, rtol=0, atol=1e-6)
-    pooled = teacher(inputs, taps=("pooled",), logits=False).features["pooled"]
-    torch.testing.assert_close(teacher(inputs, taps=("pooled",)).features["pooled"], pooled, rtol=0, atol=1e-6)
+    pooled = teacher(inputs, Reads(("pooled",))).features["pooled"]
+    torch.testing.assert_close(
+        teacher(inputs, Reads(("pooled",)) | teacher.predictions).features["pooled"], pooled, rtol=0, atol=1e-6
+    )
     swapped = teacher(teacher.prepare(batch_of([TextPair(*reversed(pair)) for pair in PAIRS]))).logits
     assert (swapped - logits).abs().max() > 1e-3
     assert separates_pairs(teacher.tokenizer) == (kind != "GPT2")

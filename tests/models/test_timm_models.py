@@ -13,6 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models._hub import save_config_for_hf
 
 from kdcli.base.errors import UserError
+from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import fit, prepare
 from kdcli.models import build_student, load_saved, load_teacher
@@ -129,12 +130,12 @@ def test_outputs_are_those_of_the_native_model(student):
     images = images_for(student)
     taps = ("pooled", "embedding")
     with torch.no_grad():
-        output = student(images, taps=taps)
+        output = student(images, Reads(taps) | student.predictions)
         native = student.module(images)
         features = student.module.forward_features(images)
         embedding = student.module.forward_head(features, pre_logits=True)
         pooled = FAMILIES[student.family][1](student.module, images)
-        alone = {tap: student(images, taps=(tap,), logits=False) for tap in taps}
+        alone = {tap: student(images, Reads((tap,))) for tap in taps}
         logits = student(images).logits
     torch.testing.assert_close(output.logits, native, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits, native, atol=1e-4, rtol=1e-4)
@@ -173,7 +174,7 @@ def test_a_copy_trains_and_leaves_the_original_alone(student):
     with torch.no_grad():
         before = student(images).logits
     twin = copy.deepcopy(student).train()
-    output = twin(images, taps=("pooled", "embedding"))
+    output = twin(images, Reads(("pooled", "embedding")) | twin.predictions)
     assert output.logits.shape == (2, 3)
     (output.logits.square().sum() + sum(f.square().sum() for f in output.features.values())).backward()
     without = [name for name, parameter in twin.named_parameters() if parameter.grad is None]
@@ -275,7 +276,7 @@ def test_sizes_that_a_model_cannot_take(name, size):
 def test_unknown_taps_name_the_valid_ones():
     model = build_student(SMALL, label_names=LABELS, seed=0)
     with pytest.raises(ValueError, match="no tap 'blocks'; valid: pooled, embedding"):
-        model(images_for(model), taps=("blocks",))
+        model(images_for(model), Reads(("blocks",)) | model.predictions)
 
 
 def test_nothing_asked_nothing_computed(monkeypatch):
@@ -285,9 +286,9 @@ def test_nothing_asked_nothing_computed(monkeypatch):
         raise AssertionError("computed")
 
     monkeypatch.setattr(model.module.head, "forward", fail)
-    assert model(images_for(model), taps=("pooled", "embedding"), logits=False).logits is None
+    assert model(images_for(model), Reads(("pooled", "embedding"))).logits is None
     monkeypatch.setattr(model.module, "forward_features", fail)
-    assert model(images_for(model), logits=False).features == {}
+    assert model(images_for(model), Reads()).features == {}
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "pit_ti_distilled_224"])
@@ -296,7 +297,10 @@ def test_compiled_in_one_graph(name, tmp_path):
     images = images_for(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for taps in ((), ("pooled", "embedding")):
-        expected, found = model(images, taps=taps), compiled(images, taps=taps)
+        expected, found = (
+            model(images, Reads(taps) | model.predictions),
+            compiled(images, Reads(taps) | compiled.predictions),
+        )
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-5)
 

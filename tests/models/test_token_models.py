@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
+from kdcli.base.reads import Reads
 from kdcli.config.methods import LogitKDOptions
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import Masking, TextBatch, TextSource, cut_into_tokens
@@ -129,7 +130,7 @@ def test_logits_and_features_are_transformers_own(case):
     real, predicted = batch.attention_mask.bool(), batch.predicted
     assert predicted.sum() < real.sum() < real.numel()
     output = native(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
-    ours = teacher(teacher.prepare(batch), taps=tuple(taps))
+    ours = teacher(teacher.prepare(batch), Reads(tuple(taps)) | teacher.predictions)
     assert (ours.vocabulary is None) == (task == "masked-lm")
     torch.testing.assert_close(logits_of(ours), output.logits[predicted], rtol=1e-4, atol=1e-4)
     labels = torch.full_like(batch.input_ids, -100)
@@ -149,11 +150,11 @@ def test_logits_and_features_are_transformers_own(case):
         torch.testing.assert_close(ours.features[prefix + layer], output.hidden_states[1][real], rtol=1e-4, atol=1e-4)
     assert teacher.facts.feature_dims == {tap: features.shape[1] for tap, features in ours.features.items()}
     # Features alone are the same, and so are a text's tokens without any padding.
-    alone = teacher(teacher.prepare(batch), taps=tuple(taps), logits=False)
+    alone = teacher(teacher.prepare(batch), Reads(tuple(taps)))
     assert alone.logits is alone.vocabulary is None
     shorter = batch_of(teacher, task, TEXTS[:1])
     length = shorter.attention_mask.sum()
-    by_itself = teacher(teacher.prepare(shorter), taps=("pooled",), logits=False).features["pooled"]
+    by_itself = teacher(teacher.prepare(shorter), Reads(("pooled",))).features["pooled"]
     for tap in taps:
         torch.testing.assert_close(alone.features[tap], ours.features[tap], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(by_itself, ours.features["pooled"][:length], rtol=1e-4, atol=1e-4)
@@ -165,7 +166,7 @@ def test_a_student_trains_every_parameter_and_is_what_transformers_loads(case, t
     batch = batch_of(student, task)
     inputs = student.prepare(batch)
     assert student.training
-    output = student(inputs, taps=("pooled",))
+    output = student(inputs, Reads(("pooled",)) | student.predictions)
     (logits_of(output).square().sum() + output.features["pooled"].sum()).backward()
     idle = [name for name, parameter in student.named_parameters() if parameter.grad is None]
     assert not idle  # several training processes would wait for their gradients
@@ -177,8 +178,8 @@ def test_a_student_trains_every_parameter_and_is_what_transformers_loads(case, t
     again = load_saved(saved)
     copied = copy.deepcopy(student)
     with torch.no_grad():
-        ours = student(inputs, taps=("pooled",))
-        theirs = again(inputs, taps=("pooled",))
+        ours = student(inputs, Reads(("pooled",)) | student.predictions)
+        theirs = again(inputs, Reads(("pooled",)) | again.predictions)
         assert torch.equal(logits_of(theirs), logits_of(ours))
         assert torch.equal(theirs.features["pooled"], ours.features["pooled"])
         dense = native(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[batch.predicted]
@@ -188,7 +189,7 @@ def test_a_student_trains_every_parameter_and_is_what_transformers_loads(case, t
         expected = logits_of(ours).clone()
         for parameter in student.parameters():
             parameter.zero_()
-        found = copied(inputs, taps=("pooled",))
+        found = copied(inputs, Reads(("pooled",)) | copied.predictions)
         assert torch.equal(logits_of(found), expected)
         assert not torch.equal(logits_of(student(inputs)), expected)
         assert (again.facts.task, again.facts.num_classes) == (task, student.facts.num_classes)

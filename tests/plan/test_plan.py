@@ -345,7 +345,7 @@ def test_methods_that_do_not_fit_are_refused(teacher, values, problem):
 
 
 def test_hard_distillation_shows_no_temperature():
-    student = dataclasses.replace(STUDENT, distillation_head=True)
+    student = dataclasses.replace(STUDENT, heads=("logits", "distillation"))
     for kind, shown in (("hard", False), ("soft", True)):
         made = plan(student=student, methods=[SUPERVISED, {"method": "deit", "kind": kind}])
         (decision,) = [d for d in made.decisions if d.name == "loss: deit"]

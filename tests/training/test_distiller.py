@@ -6,6 +6,7 @@ import torch
 from kdcli import losses
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.parse import parse_config
 from kdcli.data import Batch, prepare
@@ -13,7 +14,7 @@ from kdcli.losses.normalize import layer_norm, standardize
 from kdcli.methods import build_method
 from kdcli.methods.base import Context
 from kdcli.models import build_student, load_teacher
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.training.distiller import Distiller
 from kdcli.training.optim import make_optimizer, make_schedule
@@ -47,7 +48,7 @@ def build(student, teacher, *methods, label_map=None):
 
 
 def run_teacher(distiller, teacher, batch):
-    return LiveTeacher(teacher, taps=distiller.teacher_taps, logits=distiller.teacher_logits)(batch)
+    return LiveTeacher(teacher, distiller.teacher_reads)(batch)
 
 
 def test_losses_are_those_of_the_equations_and_the_total_is_their_weighted_sum(student, teacher, batch):
@@ -82,7 +83,7 @@ def test_student_to_teacher_projection_normalises_the_teacher_alone(student, tea
     options = {"method": "projection", "projector": "orthogonal", "normalize": "layer_norm", "distance": "smooth_l1"}
     distiller = build(student, teacher, options).eval()
     outputs = run_teacher(distiller, teacher, batch)
-    pooled = student.eval()(prepare(batch.images, student.facts.preprocessing), taps=("pooled",), logits=False)
+    pooled = student.eval()(prepare(batch.images, student.facts.preprocessing), Reads(("pooled",)))
     matrix = distiller.methods["projection"].projector.matrix()
     expected = torch.nn.functional.smooth_l1_loss(
         pooled.features["pooled"] @ matrix, layer_norm(outputs.features["pooled"])
@@ -93,7 +94,7 @@ def test_student_to_teacher_projection_normalises_the_teacher_alone(student, tea
 def test_logit_kd_puts_the_teachers_logits_into_the_students_order(student, teacher, batch):
     distiller = build(student, teacher, {"method": "logit_kd", "temperature": 2.0}, label_map=(2, 0, 3, 1)).eval()
     logits = torch.randn(6, 4)
-    terms = distiller(batch, ModelOutput({}, logits))
+    terms = distiller(batch, ModelOutput(heads={"logits": logits}))
     ours = student.eval()(prepare(batch.images, student.facts.preprocessing)).logits
     expected = losses.logit_kd(ours, logits[:, [2, 0, 3, 1]], temperature=2.0)
     torch.testing.assert_close(terms["logit_kd"], expected)
@@ -111,13 +112,13 @@ def test_a_teacher_that_no_method_reads_does_not_run(teacher, batch, monkeypatch
         raise AssertionError("it ran")
 
     monkeypatch.setattr(type(teacher), "prepare", run)
-    output = LiveTeacher(teacher, taps=(), logits=False)(batch)
+    output = LiveTeacher(teacher, Reads())(batch)
     assert (output.features, output.maps, output.logits) == ({}, {}, None)
 
 
 def test_the_teacher_is_frozen_in_eval_mode(teacher, batch):
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    output = LiveTeacher(teacher, taps=("pooled",), logits=True)(batch)
+    output = LiveTeacher(teacher, Reads(("pooled",), heads=("logits",)))(batch)
     assert not teacher.training
     assert not output.features["pooled"].is_inference()
     assert not output.logits.requires_grad

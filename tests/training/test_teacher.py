@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from kdcli.base.reads import Reads
 from kdcli.config.parse import parse_config
 from kdcli.data import TextEvalLoader, TextSource
 from kdcli.machine.devices import make_accelerator
@@ -84,7 +85,7 @@ def test_a_finished_run_has_no_use_for_it(make_trainer, counted):
     trainer, _ = make_trainer()
     trainer.fit()
     counted.clear()
-    trainer.teacher = LiveTeacher(trainer.job.teacher, taps=("pooled",), logits=False)
+    trainer.teacher = LiveTeacher(trainer.job.teacher, Reads(("pooled",)))
     trainer.fit()
     assert counted == {}
 
@@ -92,7 +93,7 @@ def test_a_finished_run_has_no_use_for_it(make_trainer, counted):
 @pytest.mark.parametrize("processes", [1, 3])
 def test_rows_belong_to_their_texts(processes, make_trainer):
     model = make_trainer()[0].job.teacher
-    live = LiveTeacher(model, taps=("pooled",), logits=False)
+    live = LiveTeacher(model, Reads(("pooled",)))
     texts = ["good", "a bad plot and an awful ending", "the great film", "dull"]
     source = TextSource(texts, [0] * 4, split="train")
     tables, parts = [], []

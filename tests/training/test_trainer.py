@@ -19,7 +19,7 @@ from kdcli.base.errors import UserError
 from kdcli.config.parse import parse_config
 from kdcli.data.epoch import train_indices
 from kdcli.machine.devices import make_accelerator, resolve_precision
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 from kdcli.projectors.spectra import numerical_rank, stable_rank
 from kdcli.projectors.stiefel import orthogonality_error
 from kdcli.runs.checkpoint import Checkpoints
@@ -300,8 +300,10 @@ def test_a_teacher_that_gives_no_numbers_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("row", [[-math.inf, -math.inf], [math.nan, 1.0], [math.inf, 1.0]])
 def test_a_teacher_may_mask_classes_but_not_all(row):
     masked = torch.tensor([[1.0, -math.inf], [2.0, 3.0]])
-    assert all(value.isfinite().all() for value in trainer_module._of_teacher(ModelOutput({}, masked)).values())
-    bad = trainer_module._of_teacher(ModelOutput({}, torch.stack([masked[0], torch.tensor(row)])))
+    assert all(
+        value.isfinite().all() for value in trainer_module._of_teacher(ModelOutput(heads={"logits": masked})).values()
+    )
+    bad = trainer_module._of_teacher(ModelOutput(heads={"logits": torch.stack([masked[0], torch.tensor(row)])}))
     assert [name for name, value in bad.items() if not value.isfinite().all()] == ["The teacher's logits"]
 
 

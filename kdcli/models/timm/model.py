@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import GEOMETRIES, Interpolation, Preprocessing
+from kdcli.base.reads import LOGITS, Reads
 from kdcli.base.text import short_repr
-from kdcli.models.base import ModelOutput, Origin, Probe
+from kdcli.models.base import Origin, Probe
+from kdcli.models.outputs import ModelOutput
 from kdcli.models.spec import Library
 from kdcli.models.taps import Layout, edges_of, grid_of, map_of_places, mean_over_places
 from kdcli.models.timm import kdcli_networks
@@ -74,9 +76,9 @@ class TimmModel(VisionModel):
                 dims["embedding"] = embedding.shape[1]
                 self._one_pass = _reads_embedding(module, self._classifiers(), features, embedding)
         module.train(was_training)
-        taps = () if num_classes else ("pooled",)
+        reads = Reads(heads=(LOGITS,)) if num_classes else Reads(("pooled",))
         grids = {} if grid is None else {"pooled": grid}
-        return Probe(dims, self._measure(image, taps=taps, logits=bool(num_classes)), grids)
+        return Probe(dims, self._measure(image, reads), grids)
 
     @property
     def _num_prefix_tokens(self) -> int:
@@ -92,31 +94,31 @@ class TimmModel(VisionModel):
         listed = getattr(self.module, "feature_info", [])
         return [[str(entry["module"]) for entry in listed], *super()._layer_lists()]
 
-    def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool, pooled_map: bool = False) -> ModelOutput:
+    def _run(self, images: Tensor, reads: Reads) -> ModelOutput:
         module: Any = self.module
-        output = ModelOutput({}, None)
-        if "pooled" in taps or pooled_map:
+        output = ModelOutput()
+        if "pooled" in reads.taps:
             features, parts = self._final(images)
             output.edges["pooled"] = edges_of(*(part for part, _ in parts))
-            if "pooled" in taps:
+            if "pooled" in reads.features:
                 output.features["pooled"] = _pool(parts, self._layout.num_prefix)
-            if pooled_map:
+            if "pooled" in reads.maps:
                 ((part, layout),) = parts
                 assert self._grid is not None
                 output.maps["pooled"] = map_of_places(part, layout, self._layout.num_prefix, self._grid)
         else:
             features = module.forward_features(images)
-        if not logits and "embedding" not in taps:
+        if not reads.heads and "embedding" not in reads.features:
             return output
-        if "embedding" in taps:
+        if "embedding" in reads.features:
             output.features["embedding"] = embedding = _average(module.forward_head(features, pre_logits=True))
             shared = embedding if self._one_pass else features
             output.edges["embedding"] = edges_of(*(shared if isinstance(shared, (tuple, list)) else (shared,)))
-            if logits and self._one_pass:
-                output.logits = _average(tuple(classifier(embedding) for classifier in self._classifiers()))
+            if reads.heads and self._one_pass:
+                output.heads[LOGITS] = _average(tuple(classifier(embedding) for classifier in self._classifiers()))
                 return output
-        if logits:
-            output.logits = _average(module.forward_head(features))
+        if reads.heads:
+            output.heads[LOGITS] = _average(module.forward_head(features))
         return output
 
     def _final(self, images: Tensor, features: Any = None) -> tuple[Any, list[tuple[Tensor, Layout]]]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.models.base import ModelOutput
+from kdcli.models.outputs import ModelOutput
 
 Inputs = dict[str, Tensor]
 """``input_ids``, ``attention_mask`` and perhaps ``token_type_ids``, int64 (B, L), padded on the right."""
@@ -61,9 +61,9 @@ def by_length(run: Callable[[Inputs], ModelOutput], inputs: Inputs) -> ModelOutp
         outputs.append(run({name: tensor[rows, :length] for name, tensor in inputs.items()}))
     order = torch.cat(groups).argsort()
     features = {tap: torch.cat([output.features[tap] for output in outputs])[order] for tap in outputs[0].features}
-    logits = [output.logits for output in outputs if output.logits is not None]
+    heads = {name: torch.cat([output.heads[name] for output in outputs])[order] for name in outputs[0].heads}
     edges = {tap: tuple(edge for output in outputs for edge in output.edges[tap]) for tap in outputs[0].edges}
-    return ModelOutput(features, torch.cat(logits)[order] if logits else None, edges=edges)
+    return ModelOutput(features, heads=heads, edges=edges)
 
 
 def is_changed_by_padding(run: Callable[[Inputs], list[Tensor]], long: Tensor, short: Tensor, pad_token: int) -> bool:

@@ -31,10 +31,12 @@ from transformers.models.auto.modeling_auto import (
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import PROBE_TOKENS, TextPreprocessing
+from kdcli.base.reads import LOGITS, Reads
 from kdcli.base.tasks import HeadKind, task_of
 from kdcli.data.batch import AnyBatch
 from kdcli.data.texts.batch import Text, TextBatch, TextPair
-from kdcli.models.base import Model, ModelOutput, Origin, Probe
+from kdcli.models.base import Model, Origin, Probe
+from kdcli.models.outputs import ModelOutput
 from kdcli.models.spec import Library
 from kdcli.models.taps import LayerTap, edges_of, run_once, tensor_of
 from kdcli.models.transformers.padding import by_length, is_changed_by_padding, last_tokens, pool
@@ -102,17 +104,9 @@ class HFTextModel(Model):
         if self._is_changed_by_padding():
             self._say_padding()
 
-    def forward(
-        self,
-        inputs: Any,
-        *,
-        taps: tuple[str, ...] = (),
-        maps: tuple[str, ...] = (),
-        logits: bool = True,
-        distillation_logits: bool = False,
-    ) -> ModelOutput:
+    def forward(self, inputs: Any, reads: Reads | None = None) -> ModelOutput:
         """Run the model as :meth:`Model.forward` does; where padding would change it, texts of each length by themselves."""
-        run = partial(super().forward, taps=taps, maps=maps, logits=logits, distillation_logits=distillation_logits)
+        run = partial(super().forward, reads=reads)
         return by_length(run, inputs) if self._by_length else run(inputs)
 
     def prepare(self, batch: AnyBatch) -> dict[str, Tensor]:
@@ -220,14 +214,14 @@ class HFTextModel(Model):
             last.register_forward_pre_hook(self._input.before)
         self._last = next((name for name, child in module.named_modules() if child is last), None)
         taps = ("pooled", "embedding") if last is not None else ("pooled",)
-        measured = self._measure(inputs, taps=taps, logits=bool(num_classes))
+        measured = self._measure(inputs, Reads(taps, heads=(LOGITS,) if num_classes else ()))
         return Probe({tap: measured.result.features[tap].shape[1] for tap in taps}, measured, {})
 
     def _is_changed_by_padding(self) -> bool:
         taps = ("pooled",) if self._last is None else ("pooled", "embedding")
 
         def run(inputs: dict[str, Tensor]) -> list[Tensor]:
-            output = self._run(inputs, taps, self.facts.num_classes > 0)
+            output = self._run(inputs, Reads(taps) | self.predictions)
             return [*output.features.values(), *([] if output.logits is None else [output.logits])]
 
         return self._in_eval_mode(run)
@@ -269,13 +263,11 @@ class HFTextModel(Model):
             f"{self.facts.name}: the layer {name!r} returns {shape}, not features of the text.", "Name another layer."
         )
 
-    def _run(
-        self, inputs: dict[str, Tensor], taps: tuple[str, ...], logits: bool, pooled_map: bool = False
-    ) -> ModelOutput:
-        assert not pooled_map, "no tap of a text has a map"
+    def _run(self, inputs: dict[str, Tensor], reads: Reads) -> ModelOutput:
+        assert not reads.maps, "no tap of a text has a map"
         mask = self._mask.value = inputs["attention_mask"]
-        output = ModelOutput({}, None)
-        if self._runs_alone and "embedding" not in taps and not logits:
+        output = ModelOutput()
+        if self._runs_alone and "embedding" not in reads.features and not reads.heads:
             encoder = self.module.get_submodule(self._encoder)
             output.features["pooled"] = self._pooled(encoder(**inputs, **self._encoder_arguments), mask)
             return output
@@ -285,10 +277,10 @@ class HFTextModel(Model):
         finally:
             self._hidden.armed = self._input.armed = False
         hidden, before = self._hidden.take(), self._input.take()
-        if "pooled" in taps:
+        if "pooled" in reads.features:
             output.edges["pooled"] = edges_of(hidden.last_hidden_state)
             output.features["pooled"] = self._pooled(hidden, mask)
-        if "embedding" in taps:
+        if "embedding" in reads.features:
             assert isinstance(before, Tensor)
             output.edges["embedding"] = edges_of(before)
             if before.ndim == 3:  # of all tokens; the logits come from one of them
@@ -297,8 +289,8 @@ class HFTextModel(Model):
                     torch.arange(len(before), device=before.device), last_tokens(inputs["input_ids"], pad_token)
                 ]
             output.features["embedding"] = before
-        if logits:
-            output.logits = result.logits
+        if reads.heads:
+            output.heads[LOGITS] = result.logits
         return output
 
     def _pooled(self, output: Any, mask: Tensor) -> Tensor:

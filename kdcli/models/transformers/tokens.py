@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import TextPreprocessing
+from kdcli.base.reads import LOGITS, VOCABULARY, Reads
 from kdcli.base.tasks import task_of
 from kdcli.data.batch import AnyBatch
 from kdcli.data.texts.batch import TokenBatch, WordBatch
 from kdcli.data.texts.words import encode_words, first_tokens
 from kdcli.losses.vocabulary import OutputHead, VocabularyLogits
-from kdcli.models.base import ModelOutput, Origin, Probe
+from kdcli.models.base import Origin, Probe
 from kdcli.models.measure import Measured, measure
+from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import LayerTap, edges_of, run_once, tensor_of
 from kdcli.models.transformers.text import HFTextModel, head_kind, text_part
 
@@ -105,7 +107,7 @@ class HFTokenModel(HFTextModel):
                 if head_kind(self.module) == "causal":
                     self._head = _read_head(self.module, hidden, expected)
                     self._check_causality(inputs, hidden)
-                output = self._run(inputs, (), True)
+                output = self._run(inputs, Reads(heads=self._own_heads(num_classes)))
                 found = output.logits if output.vocabulary is None else output.vocabulary.dense()
                 assert found is not None
                 if not _is_close(found, expected):
@@ -144,25 +146,26 @@ class HFTokenModel(HFTextModel):
             f"{self.facts.name}: the layer {name!r} returns {shape}, not features of tokens.", "Name another layer."
         )
 
-    def _run(
-        self, inputs: dict[str, Tensor], taps: tuple[str, ...], logits: bool, pooled_map: bool = False
-    ) -> ModelOutput:
-        assert not pooled_map, "no tap of a text has a map"
+    def _own_heads(self, num_classes: int) -> tuple[str, ...]:
+        return super()._own_heads(num_classes) if self._head is None else (VOCABULARY,)
+
+    def _run(self, inputs: dict[str, Tensor], reads: Reads) -> ModelOutput:
+        assert not reads.maps, "no tap of a text has a map"
         self._rows.value = inputs["tokens"]
-        output = ModelOutput({}, None)
-        if logits and self._head is None:
+        output = ModelOutput()
+        if LOGITS in reads.heads:
             texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             with self._exchange.armed(inputs["predicted"]):
                 result = self.module(**texts, **self._arguments)
-            output.logits = result.logits[0]
+            output.heads[LOGITS] = result.logits[0]
             hidden = self._exchange.take()
         else:
             hidden = self._hidden_states(inputs)
-            if logits:
+            if VOCABULARY in reads.heads:
                 assert self._head is not None
                 head = self._head.of(self.module.get_output_embeddings())  # type: ignore[operator]
-                output.vocabulary = VocabularyLogits(hidden[inputs["predicted"]], head)
-        if "pooled" in taps:
+                output.heads[VOCABULARY] = VocabularyLogits(hidden[inputs["predicted"]], head)
+        if "pooled" in reads.features:
             output.edges["pooled"] = edges_of(hidden)
             output.features["pooled"] = hidden[inputs["tokens"]]
         return output

@@ -18,7 +18,9 @@ from transformers.models.auto.modeling_auto import (
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import Preprocessing
-from kdcli.models.base import ModelOutput, Origin, Probe
+from kdcli.base.reads import LOGITS, Reads
+from kdcli.models.base import Origin, Probe
+from kdcli.models.outputs import ModelOutput
 from kdcli.models.spec import Library
 from kdcli.models.taps import Layout, edges_of, grid_of, map_of_places, mean_over_places
 from kdcli.models.transformers import processor
@@ -72,7 +74,7 @@ class HFModel(VisionModel):
         self._grid = grid
         self.module.train(was_training)
         taps = ("pooled", "embedding") if num_classes else ("pooled",)
-        measured = self._measure(image, taps=taps, logits=bool(num_classes))
+        measured = self._measure(image, Reads(taps, heads=(LOGITS,) if num_classes else ()))
         dims = {tap: measured.result.features[tap].shape[1] for tap in taps}
         return Probe(dims, measured, {"pooled": grid})
 
@@ -83,20 +85,20 @@ class HFModel(VisionModel):
     def _head_names(self) -> tuple[str, str] | None:
         return self.classifier_names if len(self.classifier_names) == 2 else None
 
-    def _run(self, images: Tensor, taps: tuple[str, ...], logits: bool, pooled_map: bool = False) -> ModelOutput:
-        output = ModelOutput({}, None)
-        if "embedding" not in taps and not logits:
-            self._add_pooled(output, self._backbone_output(images), taps, pooled_map)
+    def _run(self, images: Tensor, reads: Reads) -> ModelOutput:
+        output = ModelOutput()
+        if "embedding" not in reads.features and not reads.heads:
+            self._add_pooled(output, self._backbone_output(images), reads)
             return output
         result = self._run_recorded(self._native_inputs(images), (self._hidden, *self._inputs))
         hidden, inputs = self._hidden.take(), [recorder.take() for recorder in self._inputs]
-        self._add_pooled(output, hidden, taps, pooled_map)
-        if "embedding" in taps:
+        self._add_pooled(output, hidden, reads)
+        if "embedding" in reads.features:
             output.edges["embedding"] = edges_of(*inputs)
             embeddings = [value.flatten(1) for value in inputs]
             output.features["embedding"] = sum(embeddings[1:], embeddings[0]) / len(embeddings)
-        if logits:
-            output.logits = result.logits
+        if reads.heads:
+            output.heads[LOGITS] = result.logits
         return output
 
     @property
@@ -132,11 +134,11 @@ class HFModel(VisionModel):
             return {"pixel_values": images, **self._arguments}
         return _patches(images, self._patch_size) | self._arguments
 
-    def _add_pooled(self, output: ModelOutput, hidden: Tensor, taps: tuple[str, ...], pooled_map: bool) -> None:
+    def _add_pooled(self, output: ModelOutput, hidden: Tensor, reads: Reads) -> None:
         output.edges["pooled"] = edges_of(hidden)
-        if "pooled" in taps:
+        if "pooled" in reads.features:
             output.features["pooled"] = mean_over_places(hidden, self._layout, self._num_prefix)
-        if pooled_map:
+        if "pooled" in reads.maps:
             output.maps["pooled"] = map_of_places(hidden, self._layout, self._num_prefix, self._grid)
 
     def reset_classifier(self) -> None:

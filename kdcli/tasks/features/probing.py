@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, Preprocessing
+from kdcli.base.reads import Reads
 from kdcli.data import AnyBatch, EvalLoader, ImageSource, TextEvalLoader, TextSource
 from kdcli.data.images.sources import Subset
 from kdcli.models.base import Model
@@ -104,7 +105,7 @@ def features_of(
         look(batch)
         inputs = model.prepare(batch.to(device))
         start = time.perf_counter()
-        found = model(inputs, taps=taps, logits=False).features
+        found = model(inputs, Reads(taps)).features
         for tap in taps:
             features[tap].append(found[tap].float().cpu())
         seconds += time.perf_counter() - start

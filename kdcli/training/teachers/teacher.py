@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
+from kdcli.base.reads import Reads
 from kdcli.data import AnyBatch, Text, TextBatch
 from kdcli.machine.team import Team
-from kdcli.models.base import Model, ModelOutput
+from kdcli.models.base import Model
+from kdcli.models.outputs import ModelOutput
 
 
 class LiveTeacher:
@@ -16,24 +18,20 @@ class LiveTeacher:
 
     Args:
         model: frozen, in eval mode, on its device.
-        taps: features to return.
-        logits: whether to run its head.
-        maps: features to return as maps.
+        reads: what to return.
     """
 
-    def __init__(self, model: Model, *, taps: tuple[str, ...], logits: bool, maps: tuple[str, ...] = ()) -> None:
+    def __init__(self, model: Model, reads: Reads) -> None:
         self.model = model
-        self.taps = taps
-        self.maps = maps
-        self.logits = logits
+        self.reads = reads
 
     def __call__(self, batch: AnyBatch) -> ModelOutput:
         """Return the outputs for ``batch`` without gradient."""
-        if not (self.taps or self.maps or self.logits):  # only an earlier stage had a use for it
-            return ModelOutput({}, None)
+        if not self.reads:  # only an earlier stage had a use for it
+            return ModelOutput()
         with torch.no_grad():  # not inference mode, whose tensors no backward pass may save
             inputs = self.model.prepare(batch)
-            return self.model(inputs, taps=self.taps, maps=self.maps, logits=self.logits)
+            return self.model(inputs, self.reads)
 
 
 class StoredTeacher:
@@ -69,35 +67,27 @@ class StoredTeacher:
             team: of the processes. A row is one process's numbers and the others' zeros.
         """
         features = {tap: torch.zeros(len(texts), width) for tap, width in _widths(teacher).items()}
-        logits = torch.zeros(len(texts), teacher.model.facts.num_classes) if teacher.logits else None
+        heads = {head: torch.zeros(len(texts), teacher.model.facts.num_classes) for head in teacher.reads.heads}
         for batch in batches:
             output, rows = run(batch), batch.indices.cpu()
-            for tap, table in features.items():
-                table[rows] = output.features[tap].float().cpu()
-            if logits is not None and output.logits is not None:
-                logits[rows] = output.logits.float().cpu()
-        tables = ModelOutput(
-            {tap: team.sum(table).cpu() for tap, table in features.items()},
-            None if logits is None else team.sum(logits).cpu(),
-        )
-        return cls(teacher.model, {text: row for row, text in enumerate(texts)}, tables)
+            for tables, found in ((features, output.features), (heads, output.heads)):
+                for name, table in tables.items():
+                    table[rows] = found[name].float().cpu()
+        stored = ModelOutput(features, heads=heads).map(lambda table: team.sum(table).cpu())
+        return cls(teacher.model, {text: row for row, text in enumerate(texts)}, stored)
 
     @staticmethod
     def size(teacher: LiveTeacher, num_texts: int) -> int:
         """Return the bytes that the outputs for so many texts take."""
-        numbers = sum(_widths(teacher).values()) + (teacher.model.facts.num_classes if teacher.logits else 0)
+        numbers = sum(_widths(teacher).values()) + teacher.model.facts.num_classes * len(teacher.reads.heads)
         return 4 * num_texts * numbers
 
     def __call__(self, batch: AnyBatch) -> ModelOutput:
         """Return the outputs for ``batch``, on its device."""
         assert isinstance(batch, TextBatch)
         rows = torch.tensor([self._rows[text] for text in batch.texts])
-        place, stored = batch.indices.device, self._outputs
-        return ModelOutput(
-            features={tap: table[rows].to(place) for tap, table in stored.features.items()},
-            logits=None if stored.logits is None else stored.logits[rows].to(place),
-        )
+        return self._outputs.map(lambda table: table[rows].to(batch.indices.device))
 
 
 def _widths(teacher: LiveTeacher) -> dict[str, int]:
-    return {tap: teacher.model.facts.feature_dims[tap] for tap in teacher.taps}
+    return {tap: teacher.model.facts.feature_dims[tap] for tap in teacher.reads.features}

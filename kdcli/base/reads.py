@@ -1,0 +1,49 @@
+"""What is asked of a model: one value, in place of a parameter for each kind of output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LOGITS = "logits"
+"""The head of classes, (B, C), or of a task over tokens or positions (N, C)."""
+DISTILLATION = "distillation"
+"""The head of a distillation token, (B, C)."""
+VOCABULARY = "vocabulary"
+"""The head of a causal language model, whose logits are never all there at once."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What is read of a model's outputs. ``a | b`` is what either reads, and nothing at all is false.
+
+    Attributes:
+        features: taps whose features are read, averaged over positions.
+        maps: taps whose features are read at every position.
+        heads: names of heads out of ``ModelFacts.heads``.
+    """
+
+    features: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+
+    def __or__(self, other: Reads) -> Reads:
+        return Reads(
+            _union(self.features, other.features), _union(self.maps, other.maps), _union(self.heads, other.heads)
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.features or self.maps or self.heads)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The layers that are read, as features or as maps."""
+        return _union(self.features, self.maps)
+
+    @property
+    def without_heads(self) -> Reads:
+        """The layers alone."""
+        return Reads(self.features, self.maps)
+
+
+def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*first, *second)))
