@@ -91,7 +91,7 @@ class RunFolder:
     A run in stages has the earlier one in ``embedding/``, a run folder too.
     A run of episodes has ``config.yaml``, ``plan.json``, ``episodes.jsonl``, and, once it is finished, the last two.
     ``data.jsonl.gz`` says what its samples were, see :mod:`kdcli.training.provenance`; ``validation_samples.safetensors`` and
-    ``test_samples.safetensors`` what the best student made of each, see :class:`kdcli.training.evaluation.SampleSums`.
+    ``test_samples.safetensors`` what the best student made of each, see :class:`kdcli.training.evaluation.KeptSums`.
 
     ``config.yaml`` carries its own checksum; those of a finished run's other files are in ``result.json``. A file that is
     not as the run left it is refused when it is read.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
-import torch
 from torch import Tensor
 
 from kdcli.base.facts import DataFacts
 from kdcli.data import AnyBatch
-from kdcli.tasks.sample_sums import Note, ignore_sums
+from kdcli.machine.team import Team
+from kdcli.tasks.meters import Meter
 
 
 class Task(Protocol):
@@ -35,27 +35,8 @@ class Task(Protocol):
     def supervised_loss(self, logits: Any, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Return the loss on the labels, a scalar averaged over what is labelled, from what ``predict`` returns."""
 
-    def evaluate(
-        self,
-        predict: Callable[[AnyBatch], Any],
-        batches: Iterable[AnyBatch],
-        device: torch.device,
-        *,
-        add_up: Callable[[Tensor], Tensor] = lambda values: values,
-        note: Note = ignore_sums,
-    ) -> dict[str, float]:
-        """Return the metrics, ``monitor`` and ``loss`` among them, of ``predict`` over ``batches``.
-
-        Args:
-            predict: a batch to the outputs that the task looks at: logits, embeddings, logits over a vocabulary.
-            batches: each sample once, over all processes.
-            device: where to compute.
-            add_up: sums a float64 tensor over all processes.
-            note: told after every batch what its samples add to the sums that metrics are made of.
-
-        Raises:
-            UserError: when there is nothing to evaluate on.
-        """
+    def meter(self, team: Team) -> Meter:
+        """Return a new meter of the metrics, ``monitor`` and ``loss`` among them, over the samples that ``team`` shares."""
 
 
 def rank_students(metrics: Mapping[str, float], monitor: str) -> tuple[bool, bool, float, float]:
@@ -65,7 +46,7 @@ def rank_students(metrics: Mapping[str, float], monitor: str) -> tuple[bool, boo
     prediction, ranks below every one that is. Ties go to the lower loss.
 
     Args:
-        metrics: as :meth:`Task.evaluate` returns them; without a ``loss`` it counts as 0.
+        metrics: as a :class:`~kdcli.tasks.meters.Meter` computes them; without a ``loss`` it counts as 0.
         monitor: the metric that decides.
     """
     value, loss = metrics[monitor], metrics.get("loss", 0.0)

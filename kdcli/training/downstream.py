@@ -15,7 +15,7 @@ from kdcli.data.images.unlabelled import labelled_sample
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
-from kdcli.tasks.embedding.texts import whole_space
+from kdcli.tasks.embedding.texts import in_order
 from kdcli.tasks.features.frozen import NEIGHBOURS, frozen_accuracies
 from kdcli.training.job import Job
 
@@ -102,7 +102,6 @@ def _features(
             labels = batch.targets[:, None].double()
             parts.append(torch.cat([labels, features.double().cpu()], dim=1))
             indices.append(batch.indices)
-    size = len(source)
-    check_readable(team.gather(list(lost)), size, what="images that features are measured on")
-    space = whole_space(parts, indices, size, team.sum).numpy()
+    check_readable(team.gather(list(lost)), len(source), what="images that features are measured on")
+    space = in_order(parts, indices, team).numpy()
     return space[:, 1:], space[:, 0].astype(np.int64)

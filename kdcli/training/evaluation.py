@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,14 +15,20 @@ from kdcli.data.unreadable import check_readable
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.tasks.features.class_means import nearest_class_mean_accuracy
-from kdcli.tasks.sample_sums import Note, ignore_sums
+from kdcli.tasks.meters import Meter, SampleSums
 from kdcli.training.job import Job
 
 Skip = Callable[[Iterable[str]], None]
+Note = Callable[[AnyBatch, SampleSums], None]
+"""Told of a batch and of what its samples add to the sums that metrics are made of."""
 
 
 def ignore(names: Iterable[str]) -> None:
     """Tell nobody of unreadable files."""
+
+
+def ignore_sums(batch: AnyBatch, sums: SampleSums) -> None:
+    """Tell nobody."""
 
 
 def evaluate(
@@ -97,14 +103,43 @@ def measure(
     model.eval()
     try:
         split = _Split(job, model, source, team, skip)
-        metrics = job.task.evaluate(predict, split.batches(), team.device, add_up=team.sum, note=note)
+        metrics = run_meter(job.task.meter(team), predict, split.batches(), team, note)
         return metrics | split.unreadable()
     finally:
         model.train(was_training)
 
 
-class SampleSums:
-    """What every sample of a split adds to the metrics' sums: a :data:`~kdcli.tasks.sample_sums.Note` that is kept.
+@torch.inference_mode()
+def run_meter(
+    meter: Meter,
+    predict: Callable[[AnyBatch], Any],
+    batches: Iterable[AnyBatch],
+    team: Team,
+    note: Note = ignore_sums,
+) -> dict[str, float]:
+    """Return the metrics of what ``predict`` makes of ``batches``: the loop of every evaluation.
+
+    Args:
+        meter: a new one.
+        predict: a batch to what the task's :meth:`~kdcli.tasks.base.Task.predict` returns.
+        batches: of this process; those without a sample are left out.
+        team: the processes that share the samples.
+        note: told after every batch what its samples add to the metrics' sums, where they add anything.
+
+    Raises:
+        UserError: there is nothing to evaluate on.
+    """
+    for batch in batches:
+        if not len(batch):
+            continue
+        batch = batch.to(team.device)
+        if sums := meter.update(predict(batch), batch):
+            note(batch, sums)
+    return meter.compute()
+
+
+class KeptSums:
+    """What every sample of a split adds to the metrics' sums: a :data:`Note` that is kept.
 
     Pieces of a text are added up to the text.
 
@@ -118,7 +153,7 @@ class SampleSums:
         self._origins = pieces.origins if isinstance(pieces, (TokenSource, WordSource)) else None
         self._parts: list[tuple[list[int], dict[str, Tensor]]] = []
 
-    def __call__(self, batch: AnyBatch, sums: Mapping[str, Tensor]) -> None:
+    def __call__(self, batch: AnyBatch, sums: SampleSums) -> None:
         """Keep those of a batch."""
         indices = batch.indices.tolist()
         if self._origins is not None:

@@ -32,7 +32,7 @@ from kdcli.runs.folder import OF_BEST, RunFolder
 from kdcli.tasks import rank_students
 from kdcli.terminal.progress import Reporter
 from kdcli.training.downstream import measure_features
-from kdcli.training.evaluation import SampleSums, evaluate
+from kdcli.training.evaluation import KeptSums, evaluate
 from kdcli.training.job import Job
 from kdcli.training.meters import (
     AFTER_NAN,
@@ -305,8 +305,8 @@ class Trainer:
             return False
         return ranks[0] >= ranks[-1]
 
-    def _evaluate(self, model: Model, source: ImageSource | TextSource) -> tuple[dict[str, float], SampleSums]:
-        sums = SampleSums(self.job, source)
+    def _evaluate(self, model: Model, source: ImageSource | TextSource) -> tuple[dict[str, float], KeptSums]:
+        sums = KeptSums(self.job, source)
         return evaluate(self.job, model, source, self.team, self._after_batch, sums), sums
 
     def _after_batch(self, skipped: Iterable[str]) -> None:

@@ -249,7 +249,9 @@ def test_an_untrained_space_is_taken_when_asked_for(options, photos, run_cli):
 def test_files_of_several_pixels_are_hashed_apart():
     """What is known of an image is looked up by its pixels, whatever split it is of."""
     from kdcli.data import Batch
+    from kdcli.machine.team import Team
     from kdcli.tasks.embedding.images import ImageEmbedding
+    from kdcli.training.evaluation import run_meter
 
     asked = []
 
@@ -264,6 +266,7 @@ def test_files_of_several_pixels_are_hashed_apart():
 
     task = ImageEmbedding(reference)
     for start in (0, 0, 1):
-        metrics = task.evaluate(lambda batch: batch.images.float().mean((2, 3)), batches(start), torch.device("cpu"))
+        team = Team.alone()
+        metrics = run_meter(task.meter(team), lambda batch: batch.images.float().mean((2, 3)), batches(start), team)
         assert metrics["spearman"] == pytest.approx(1.0)
     assert asked == [4]

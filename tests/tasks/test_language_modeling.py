@@ -12,7 +12,6 @@ from kdcli.losses import OutputHead, VocabularyLogits
 from kdcli.tasks import build_task
 from kdcli.tasks.language.task import LanguageModeling
 
-CPU = torch.device("cpu")
 # Three positions over a vocabulary of four: probabilities a power of two each.
 PROBS = torch.tensor([[1 / 2, 1 / 4, 1 / 8, 1 / 8], [1 / 8, 1 / 2, 1 / 4, 1 / 8], [1 / 4, 1 / 4, 1 / 4, 1 / 4]])
 TARGETS = torch.tensor([0, 2, 3])
@@ -54,33 +53,23 @@ def test_the_loss_is_the_mean_cross_entropy(logits):
 
 
 @pytest.mark.parametrize("logits", [dense, vocabulary])
-def test_metrics_are_means_over_tokens_and_not_over_batches(logits):
+def test_metrics_are_means_over_tokens_and_not_over_batches(measure, logits):
     parts = [slice(0, 1), slice(1, 3)]
     batches = [batch_of(TARGETS[part]) for part in parts]
     outputs = iter([logits(part) for part in parts])
-    found = LanguageModeling("masked-lm").evaluate(lambda batch: next(outputs), batches, CPU)
+    found = measure(LanguageModeling("masked-lm"), lambda batch: next(outputs), batches)
     mean = 5 / 3 * math.log(2)
     expected = {"log_likelihood": -mean, "perplexity": 2 ** (5 / 3), "accuracy": 1 / 3, "loss": mean}
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_metrics_are_added_up_over_processes():
-    found = LanguageModeling("masked-lm").evaluate(
-        lambda batch: dense(), [batch_of(TARGETS)], CPU,
-        # another process with 7 tokens that are all right, each at probability 1
-        add_up=lambda totals: totals + torch.tensor([0.0, 7.0, 7.0], dtype=torch.float64),
-    )  # fmt: skip
-    expected = {"log_likelihood": -0.5 * math.log(2), "accuracy": 0.8, "perplexity": 2**0.5}
-    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_hopeless_model_has_a_perplexity_all_the_same():
+def test_a_hopeless_model_has_a_perplexity_all_the_same(measure):
     logits = torch.tensor([[0.0, 2000.0]])
-    found = LanguageModeling("causal-lm").evaluate(lambda batch: logits, [batch_of(torch.tensor([0]))], CPU)
+    found = measure(LanguageModeling("causal-lm"), lambda batch: logits, [batch_of(torch.tensor([0]))])
     assert found["loss"] == 2000
     assert math.isfinite(found["perplexity"])
 
 
-def test_nothing_to_evaluate_on_is_said():
+def test_nothing_to_evaluate_on_is_said(measure):
     with pytest.raises(UserError, match="no tokens to evaluate on"):
-        LanguageModeling("causal-lm").evaluate(lambda batch: dense(), [], CPU)
+        measure(LanguageModeling("causal-lm"), lambda batch: dense(), [])

@@ -5,16 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdcli.data import Batch, TextBatch, TokenBatch, TokenSource, WordBatch, WordSource
+from kdcli.data import Batch, TokenBatch, TokenSource, WordBatch, WordSource
+from kdcli.machine.team import Team
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks.classification.one_label import ImageClassification
-from kdcli.tasks.classification.values import SeveralLabels, TextRegression
 from kdcli.tasks.language.task import LanguageModeling
 from kdcli.tasks.words.task import TokenClassification
-from kdcli.training.evaluation import SampleSums
+from kdcli.training.evaluation import KeptSums, run_meter
 
-CPU = torch.device("cpu")
-ONE = SimpleNamespace(num_processes=1)
+ONE = Team.alone()
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -24,8 +23,8 @@ def draw(*shape):
 
 def kept(task, predict, batches, source=(), pieces=None):
     """The metrics of an evaluation, and what was kept of its samples."""
-    sums = SampleSums(SimpleNamespace(pieces=pieces), source)
-    metrics = task.evaluate(predict, batches, CPU, note=sums)
+    sums = KeptSums(SimpleNamespace(pieces=pieces), source)
+    metrics = run_meter(task.meter(ONE), predict, batches, ONE, sums)
     return metrics, sums.gather(ONE)
 
 
@@ -35,29 +34,16 @@ def assert_adds_up(metrics, gathered, *names):
         assert float(metric_of(name, gathered[name].sum(dim=0).numpy())) == pytest.approx(metrics[name], abs=1e-6)
 
 
-def test_classes():
+def test_samples_are_in_order():
+    """Whatever the order of the batches."""
     logits, targets = draw(40, 8), torch.arange(40) % 8
     batches = [Batch(torch.zeros(20, 3, 1, 1), targets[part], torch.arange(40)[part]) for part in
                (slice(20, 40), slice(0, 20))]  # fmt: skip
     task = ImageClassification([str(label) for label in range(8)])
     metrics, gathered = kept(task, lambda batch: logits[batch.indices], batches)
     assert_adds_up(metrics, gathered, "accuracy", "top5")
-    assert gathered["index"].tolist() == list(range(40)), "in the order of the samples, whatever that of the batches"
+    assert gathered["index"].tolist() == list(range(40))
     assert torch.equal(gathered["accuracy"][:, 0], (logits.argmax(dim=1) == targets).double())
-
-
-def text_batch(targets):
-    return TextBatch(["x"] * len(targets), targets, torch.arange(len(targets)))
-
-
-def test_several_labels_and_numbers():
-    logits, targets = draw(30, 4), (draw(30, 4) > 0).float()
-    metrics, gathered = kept(SeveralLabels("abcd"), lambda batch: logits, [text_batch(targets)])
-    assert_adds_up(metrics, gathered, "micro_f1")
-    numbers = 2000 + draw(30, 1)
-    task = TextRegression(["score"], deviation=1.0, mean=2000.0)
-    metrics, gathered = kept(task, lambda batch: numbers + draw(30, 1), [text_batch(numbers)])
-    assert_adds_up(metrics, gathered, "pearson", "mean_absolute_error")
 
 
 NAMES = ("O", "B-PER", "I-PER")
@@ -90,4 +76,4 @@ def test_tokens_by_their_texts():
 
 
 def test_nothing_is_kept_where_nothing_is_noted():
-    assert SampleSums(SimpleNamespace(pieces=None), ()).gather(ONE) == {}
+    assert KeptSums(SimpleNamespace(pieces=None), ()).gather(ONE) == {}

@@ -1,8 +1,6 @@
 """Metrics and losses of the tasks about texts, against numbers derived by hand or by plain loops."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 
 import pytest
 import torch
@@ -14,8 +12,6 @@ from kdcli.data import TextBatch
 from kdcli.tasks import build_task
 from kdcli.tasks.classification.values import SeveralLabels, TextClassification, TextRegression
 from kdcli.tasks.embedding.texts import SentenceEmbedding, compare_spaces
-
-CPU = torch.device("cpu")
 
 
 def batches(spaces, sizes):
@@ -57,13 +53,13 @@ def test_a_space_without_differences_has_no_order(constant):
     assert compare_spaces(*spaces)["spearman"] == 0.0
 
 
-def test_features_that_are_not_finite_are_said_to_be():
+def test_features_that_are_not_finite_are_said_to_be(measure):
     task = SentenceEmbedding(lambda batch: torch.ones(len(batch), 3))
     with pytest.raises(UserError, match="not finite"):
-        task.evaluate(lambda batch: torch.full((len(batch), 3), torch.nan), batches(None, [4]), CPU)
+        measure(task, lambda batch: torch.full((len(batch), 3), torch.nan), batches(None, [4]))
 
 
-def test_a_rotated_and_scaled_space_is_the_same_space():
+def test_a_rotated_and_scaled_space_is_the_same_space(measure):
     space = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
     rotation = torch.linalg.qr(torch.randn(8, 5, generator=torch.Generator().manual_seed(2))).Q
     asked = []
@@ -74,46 +70,14 @@ def test_a_rotated_and_scaled_space_is_the_same_space():
 
     task = SentenceEmbedding(reference)
     for _ in range(2):
-        metrics = task.evaluate(lambda batch: 3 * space[batch.indices] @ rotation.T, batches(space, (5, 5, 2)), CPU)
+        metrics = measure(task, lambda batch: 3 * space[batch.indices] @ rotation.T, batches(space, (5, 5, 2)))
         assert metrics == pytest.approx({"spearman": 1.0, "recall_at_10": 1.0, "loss": 0.0}, abs=1e-6)
     assert asked == [5, 5, 2]  # the teacher is asked once for each text
     with pytest.raises(UserError, match="2 texts are too few"):
-        task.evaluate(lambda batch: space[batch.indices], batches(space, (2,)), CPU)
+        measure(task, lambda batch: space[batch.indices], batches(space, (2,)))
 
 
-def test_processes_together_find_what_one_finds():
-    space = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
-    student = torch.randn(9, 3, generator=torch.Generator().manual_seed(2))
-    whole = list(batches(space, (4, 4, 1)))
-
-    def evaluate(own, add_up):
-        return SentenceEmbedding(lambda b: space[b.indices]).evaluate(
-            lambda b: student[b.indices], own, CPU, add_up=add_up
-        )
-
-    alone = evaluate(whole, lambda values: values)
-    shares: list[torch.Tensor] = [torch.empty(0)] * 2
-    together = Barrier(2)
-
-    def process(rank):
-        def add_up(values):
-            shares[rank] = values
-            together.wait()
-            total = shares[0] + shares[1]
-            together.wait()
-            return total
-
-        try:
-            return evaluate((whole[:2], whole[2:])[rank], add_up)
-        except BaseException:
-            together.abort()  # the other one waits for no one
-            raise
-
-    with ThreadPoolExecutor(2) as threads:
-        assert list(threads.map(process, range(2))) == [pytest.approx(alone)] * 2
-
-
-def test_several_labels_by_hand():
+def test_several_labels_by_hand(measure):
     """Two texts with labels, one without: the loss is the mean of four terms of log(1 + exp(-z))."""
     task = SeveralLabels(["a", "b"])
     logits = torch.tensor([[2.0, -1.0], [0.5, 3.0], [9.0, 9.0]])
@@ -121,20 +85,20 @@ def test_several_labels_by_hand():
     terms = [math.log1p(math.exp(-2)), math.log1p(math.exp(-1)), math.log1p(math.exp(0.5)), math.log1p(math.exp(-3))]
     assert float(task.supervised_loss(logits, targets, label_smoothing=0.0)) == pytest.approx(sum(terms) / 4)
     batch = TextBatch(["x", "y"], targets[:2], torch.arange(2))
-    metrics = task.evaluate(lambda batch: logits[:2], [batch], CPU)
+    metrics = measure(task, lambda batch: logits[:2], [batch])
     # 2 of the 3 predicted labels are right, and both true ones are found
     assert metrics["micro_f1"] == pytest.approx(0.8)
     assert metrics["loss"] == pytest.approx(sum(terms) / 4)
 
 
-def test_numbers_by_hand():
+def test_numbers_by_hand(measure):
     """In units of the variance 4: errors 1 and 3 cost 1/4 and 9/4."""
     task = TextRegression(["stars"], deviation=2.0)
     logits, targets = torch.tensor([[1.0], [5.0], [7.0]]), torch.tensor([[2.0], [2.0], [math.nan]])
     assert float(task.supervised_loss(logits, targets, label_smoothing=0.0)) == pytest.approx((0.25 + 2.25) / 2)
     numbers = torch.tensor([[1.0], [2.0], [4.0]])
     batch = TextBatch(["x", "y", "z"], numbers, torch.arange(3))
-    metrics = task.evaluate(lambda batch: 2 * numbers + 1, [batch], CPU)
+    metrics = measure(task, lambda batch: 2 * numbers + 1, [batch])
     assert metrics["pearson"] == pytest.approx(1.0)
     assert metrics["mean_absolute_error"] == pytest.approx((2 + 3 + 5) / 3)
 

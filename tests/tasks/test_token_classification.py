@@ -73,10 +73,10 @@ TEXTS = [
 ]
 
 
-def test_metrics_by_hand():
+def test_metrics_by_hand(measure):
     task = TokenClassification(NAMES)
     batches, predict = batches_of(TEXTS, NAMES)
-    found = task.evaluate(predict, batches, torch.device("cpu"))
+    found = measure(task, predict, batches)
     true = [NAMES.index(t) for text, _ in TEXTS for t in text.split() if t != "-"]
     guess = [
         NAMES.index(g) for text, other in TEXTS for t, g in zip(text.split(), other.split(), strict=True) if t != "-"
@@ -90,34 +90,20 @@ def test_metrics_by_hand():
     assert found["loss"] == pytest.approx(normal - 5 + 5 * wrong / len(true), rel=1e-5)
 
 
-def test_metrics_are_those_of_all_processes():
-    """Two processes with half of the batches each: what one adds of the other's sums gives the whole."""
-    task = TokenClassification(NAMES)
-    batches, predict = batches_of(TEXTS, NAMES)
-    others = []
-    task.evaluate(predict, batches[1:], torch.device("cpu"), add_up=lambda values: others.append(values) or values)
-    remaining = iter(others)
-    whole = task.evaluate(predict, batches[:1], torch.device("cpu"), add_up=lambda values: values + next(remaining))
-    expected = task.evaluate(predict, batches, torch.device("cpu"))
-    for name in ("loss", "entity_f1", "entity_precision", "entity_recall"):
-        assert whole[name] == pytest.approx(expected[name])
-
-
-def test_parts_of_speech_have_no_entities():
+def test_parts_of_speech_have_no_entities(measure):
     names = ("NOUN", "VERB")
     batches, predict = batches_of([("NOUN VERB", "NOUN NOUN")], names)
-    found = build_task(
-        DataFacts("x", "token-classification", names, 4, 4, 2, 2, label_kind="words"), reference=lambda batch: batch
-    ).evaluate(predict, batches, torch.device("cpu"))
+    facts = DataFacts("x", "token-classification", names, 4, 4, 2, 2, label_kind="words")
+    found = measure(build_task(facts, reference=lambda batch: batch), predict, batches)
     assert set(found) == {"accuracy", "macro_f1", "loss"}
     assert found["accuracy"] == 0.5
     assert found["macro_f1"] == pytest.approx((2 / 3) / 2)
 
 
-def test_there_must_be_labels():
+def test_there_must_be_labels(measure):
     batches, predict = batches_of([("- -", "O O")], NAMES)
     with pytest.raises(UserError, match="no labelled words"):
-        TokenClassification(NAMES).evaluate(predict, batches, torch.device("cpu"))
+        measure(TokenClassification(NAMES), predict, batches)
 
 
 def test_the_loss_leaves_words_without_a_label_out():

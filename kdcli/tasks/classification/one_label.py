@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -13,7 +13,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.data import AnyBatch
-from kdcli.tasks.sample_sums import Note, ignore_sums, shares
+from kdcli.machine.team import Team
+from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics, shares
 
 
 class ImageClassification:
@@ -59,52 +60,45 @@ class ImageClassification:
         # Fewer than one whole label in the batch must not blow the loss up.
         return total / labelled.sum().clamp(min=1)
 
-    @torch.inference_mode()
-    def evaluate(
-        self,
-        predict: Callable[[AnyBatch], Tensor],
-        batches: Iterable[AnyBatch],
-        device: torch.device,
-        *,
-        add_up: Callable[[Tensor], Tensor] = lambda values: values,
-        note: Note = ignore_sums,
-    ) -> dict[str, float]:
-        """Return ``accuracy``, ``top5`` (with more than five classes) and ``loss`` over labelled batches.
+    def meter(self, team: Team) -> Meter:
+        """Return the meter of ``accuracy``, ``top5`` (with more than five classes) and ``loss``."""
+        return ClassificationMeter(len(self.class_names), team)
 
-        Args:
-            predict: a batch to logits (B, C).
-            batches: each sample once.
-            device: where to compute.
-            add_up: sums a float64 tensor over all processes; torchmetrics does so by itself for its own.
-            note: told of every sample's share in ``accuracy`` and ``top5``.
+
+class ClassificationMeter:
+    """``accuracy``, ``top5`` (with more than five classes) and ``loss``, the mean cross-entropy, of labelled samples.
+
+    Args:
+        num_classes: C.
+        team: of the processes that share the samples.
+    """
+
+    def __init__(self, num_classes: int, team: Team) -> None:
+        self._has_top5, self._team = num_classes > 5, team
+        metrics = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
+        if self._has_top5:
+            metrics["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+        self._metrics = TeamMetrics(metrics, team)
+        self._totals = torch.zeros(2, dtype=torch.float64)  # of the loss, of the samples
+
+    def update(self, outputs: Tensor, batch: AnyBatch) -> SampleSums:
+        """Add logits (B, C); return every sample's share in ``accuracy`` and ``top5``."""
+        logits, targets = outputs.float(), batch.targets
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        self._totals += torch.stack([loss.cpu(), torch.tensor(len(batch))])
+        self._metrics.update(logits, targets)
+        hits = {"accuracy": logits.argmax(dim=1) == targets}
+        if self._has_top5:
+            hits["top5"] = (logits.topk(5, dim=1).indices == targets[:, None]).any(dim=1)
+        return {name: shares(values) for name, values in hits.items()}
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics.
 
         Raises:
-            UserError: when there is nothing to evaluate on.
+            UserError: there are no samples.
         """
-        num_classes = len(self.class_names)
-        meters = {"accuracy": MulticlassAccuracy(num_classes, average="micro").to(device)}
-        if num_classes > 5:
-            meters["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5).to(device)
-        totals = torch.zeros(2, dtype=torch.float64)  # of the loss, of the samples
-        for batch in batches:
-            if not len(batch):
-                continue
-            batch = batch.to(device)
-            logits = predict(batch).float()
-            totals += torch.stack(
-                [F.cross_entropy(logits, batch.targets, reduction="sum").cpu(), torch.tensor(len(batch))]
-            )
-            for meter in meters.values():
-                meter.update(logits, batch.targets)
-            note(batch, {name: shares(hits) for name, hits in self._hits(logits, batch.targets).items()})
-        loss, count = add_up(totals).tolist()
+        loss, count = self._team.sum(self._totals).tolist()
         if count == 0:
             raise UserError("None of the evaluation images can be read.", "Check the files of that split.")
-        return {name: float(meter.compute()) for name, meter in meters.items()} | {"loss": loss / count}
-
-    def _hits(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return for each sample (B,) whether its class is the likeliest, and among the five likeliest."""
-        hits = {"accuracy": logits.argmax(dim=1) == targets}
-        if len(self.class_names) > 5:
-            hits["top5"] = (logits.topk(5, dim=1).indices == targets[:, None]).any(dim=1)
-        return hits
+        return self._metrics.compute() | {"loss": loss / count}

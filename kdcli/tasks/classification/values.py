@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -16,9 +16,10 @@ from torchmetrics.regression import SpearmanCorrCoef
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
 from kdcli.data import AnyBatch
+from kdcli.machine.team import Team
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks.classification.one_label import ImageClassification
-from kdcli.tasks.sample_sums import Note, ignore_sums, shares
+from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics, shares
 
 
 class TextClassification(ImageClassification):
@@ -52,63 +53,70 @@ class _ByValues(ABC):
             label_smoothing: see the subclass.
         """
         labelled = ~targets.isnan()
-        losses = self._losses(logits.float(), targets.nan_to_num(), label_smoothing)
+        losses = self.losses(logits.float(), targets.nan_to_num(), label_smoothing)
         return (losses * labelled).sum() / labelled.sum().clamp(min=1)
 
-    @torch.inference_mode()
-    def evaluate(
-        self,
-        predict: Callable[[AnyBatch], Tensor],
-        batches: Iterable[AnyBatch],
-        device: torch.device,
-        *,
-        add_up: Callable[[Tensor], Tensor] = lambda values: values,
-        note: Note = ignore_sums,
-    ) -> dict[str, float]:
-        """Return the metrics and ``loss`` over labelled batches; those that are made of sums are noted.
-
-        Raises:
-            UserError: when there is nothing to evaluate on.
-        """
-        meters = {name: meter.to(device) for name, meter in self._meters().items()}
-        none = torch.zeros(0, len(self.class_names), dtype=torch.float64)
-        sums = {name: values.sum(dim=0) for name, values in self._sums(none, none).items()}
-        totals = torch.zeros(2, dtype=torch.float64)  # of the loss, of the elements
-        for batch in batches:
-            if not len(batch):
-                continue
-            batch = batch.to(device)
-            logits = predict(batch).float()
-            losses = self._losses(logits, batch.targets, 0.0)
-            totals += torch.stack([losses.double().sum().cpu(), torch.tensor(losses.numel())])
-            for meter in meters.values():
-                self._update(meter, logits, batch.targets)
-            of_samples = self._sums(logits.cpu().double(), batch.targets.cpu().double())
-            note(batch, of_samples)
-            for name, values in of_samples.items():
-                sums[name] += values.sum(dim=0)
-        loss, count = add_up(totals).tolist()
-        if count == 0:
-            raise UserError("There are no texts to evaluate on.", "Check that split.")
-        found = {name: float(metric_of(name, add_up(values).numpy())) for name, values in sums.items()}
-        found |= {name: float(meter.compute()) for name, meter in meters.items()}
-        return {name: found[name] for name in self.metrics} | {"loss": loss / count}
+    def meter(self, team: Team) -> Meter:
+        """Return the meter of the task's ``metrics`` and of ``loss``."""
+        return _ValuesMeter(self, team)
 
     @abstractmethod
-    def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
         """Return the loss of every element (B, C)."""
 
     @abstractmethod
-    def _meters(self) -> dict[str, Metric]:
+    def unsummed(self) -> dict[str, Metric]:
         """Return new metrics by name, for those that are not made of the sums."""
 
     @abstractmethod
-    def _sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return what ``note`` is told of the samples, from float64 (B, C) of both."""
+    def guesses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`unsummed` metrics take, from (B, C) of both."""
 
     @abstractmethod
-    def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch to one of the metrics."""
+    def sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return what each sample adds to the sums of metrics, from float64 (B, C) of both."""
+
+
+class _ValuesMeter:
+    """The metrics of labels that are rows of values.
+
+    Args:
+        task: what they are.
+        team: of the processes that share the samples.
+    """
+
+    def __init__(self, task: _ByValues, team: Team) -> None:
+        self._task, self._team = task, team
+        self._metrics = TeamMetrics(task.unsummed(), team)
+        none = torch.zeros(0, len(task.class_names), dtype=torch.float64)
+        self._sums = {name: values.sum(dim=0) for name, values in task.sums(none, none).items()}
+        self._totals = torch.zeros(2, dtype=torch.float64)  # of the loss, of the elements
+
+    def update(self, outputs: Tensor, batch: AnyBatch) -> SampleSums:
+        """Add outputs (B, C)."""
+        logits, targets = outputs.float(), batch.targets
+        losses = self._task.losses(logits, targets, 0.0)
+        self._totals += torch.stack([losses.double().sum().cpu(), torch.tensor(losses.numel())])
+        self._metrics.update(*self._task.guesses(logits, targets))
+        of_samples = self._task.sums(logits.cpu().double(), targets.cpu().double())
+        for name, values in of_samples.items():
+            self._sums[name] += values.sum(dim=0)
+        return of_samples
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics.
+
+        Raises:
+            UserError: there are no samples.
+        """
+        loss, count = self._team.sum(self._totals).tolist()
+        if count == 0:
+            raise UserError("There are no texts to evaluate on.", "Check that split.")
+        found = {
+            name: float(metric_of(name, self._team.sum(values).cpu().numpy())) for name, values in self._sums.items()
+        }
+        found |= self._metrics.compute()
+        return {name: found[name] for name in self._task.metrics} | {"loss": loss / count}
 
 
 class SeveralLabels(_ByValues):
@@ -120,21 +128,25 @@ class SeveralLabels(_ByValues):
     monitor = "micro_f1"
     metrics = ("micro_f1", "macro_f1", "mean_average_precision")
 
-    def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        """Return the binary cross-entropy of every element (B, C)."""
         smooth = targets * (1 - label_smoothing) + label_smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
 
-    def _meters(self) -> dict[str, Metric]:
+    def unsummed(self) -> dict[str, Metric]:
+        """Return the means over classes."""
         num_labels = len(self.class_names)
         return {
             "macro_f1": MultilabelF1Score(num_labels, average="macro"),
             "mean_average_precision": MultilabelAveragePrecision(num_labels, average="macro"),
         }
 
-    def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
-        meter.update(logits.sigmoid(), targets.long())
+    def guesses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the probabilities of the classes, and which are true, int64."""
+        return logits.sigmoid(), targets.long()
 
-    def _sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the sums of ``micro_f1``."""
         guesses = (logits.float().sigmoid() > 0.5).double()  # as torchmetrics decides
         hits = (guesses * targets).sum(dim=1)
         return {"micro_f1": torch.stack([2 * hits, guesses.sum(dim=1) + targets.sum(dim=1)], dim=1)}
@@ -163,16 +175,20 @@ class TextRegression(_ByValues):
         mean, deviation = data.label_scale
         return cls(data.class_names, deviation=deviation, mean=mean)
 
-    def _losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        """Return the squared errors (B, 1) in units of the variance."""
         return ((logits - targets) / self.deviation).square()
 
-    def _meters(self) -> dict[str, Metric]:
+    def unsummed(self) -> dict[str, Metric]:
+        """Return the rank correlation."""
         return {"spearman": SpearmanCorrCoef()}
 
-    def _update(self, meter: Metric, logits: Tensor, targets: Tensor) -> None:
-        meter.update(logits[:, 0], targets[:, 0])
+    def guesses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both numbers (B,)."""
+        return logits[:, 0], targets[:, 0]
 
-    def _sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the sums of ``pearson`` and ``mean_absolute_error``."""
         # The correlation does not depend on the unit; in this one the squares lose no digits.
         x, y = ((values[:, 0] - self.mean) / self.deviation for values in (logits, targets))
         return {

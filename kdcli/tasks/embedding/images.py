@@ -17,4 +17,4 @@ class ImageEmbedding(SentenceEmbedding):
 
     def _keys(self, batch: AnyBatch) -> Sequence[Hashable]:
         assert isinstance(batch, Batch)
-        return [hashlib.blake2b(image.numpy(), digest_size=16).digest() for image in batch.images]
+        return [hashlib.blake2b(image.numpy(), digest_size=16).digest() for image in batch.images.cpu()]

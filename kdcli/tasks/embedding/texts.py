@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Self
 
 import torch
@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
 from kdcli.data import AnyBatch, TextBatch
-from kdcli.tasks.sample_sums import Note, ignore_sums
+from kdcli.machine.team import Team
+from kdcli.tasks.meters import Meter, SampleSums
 
 NEIGHBOURS = 10
 """k of recall@k."""
@@ -45,86 +46,86 @@ class SentenceEmbedding:
         """Raise: there are no labels, and the plan lets no method pass that asks for this."""
         raise NotImplementedError(f"{self.name} has no labels")
 
-    @torch.inference_mode()
-    def evaluate(
-        self,
-        predict: Callable[[AnyBatch], Tensor],
-        batches: Iterable[AnyBatch],
-        device: torch.device,
-        *,
-        add_up: Callable[[Tensor], Tensor] = lambda values: values,
-        note: Note = ignore_sums,
-    ) -> dict[str, float]:
-        """Compare the cosines of all pairs of samples with the teacher's; nothing is a sum over samples, and noted.
-
-        Returns:
-            ``spearman``, the rank correlation of the cosines, 0 where all of a side are equal; ``recall_at_10``, the share of each sample's ten nearest
-            neighbours by the teacher that are among its ten nearest by the student; ``loss``, the mean squared
-            difference of the cosines.
-
-        Raises:
-            UserError: there are fewer than three samples.
-        """
-        indices, ours, theirs, num_skipped = [], [], [], 0
-        for batch in batches:
-            num_skipped += len(batch.skipped)
-            if len(batch):
-                keys = self._keys(batch)
-                batch = batch.to(device)
-                indices.append(batch.indices.cpu())
-                ours.append(F.normalize(predict(batch).double(), dim=1).cpu())
-                theirs.append(F.normalize(self._embed(keys, batch).double(), dim=1))
-        size = int(add_up(torch.tensor(sum(map(len, indices)) + num_skipped, dtype=torch.float64)))
-        spaces = [whole_space(parts, indices, size, add_up) for parts in (ours, theirs)]
-        count = len(spaces[0])
-        if count < 3:
-            raise UserError(
-                f"{count} {self.noun}s are too few to compare in pairs.", f"Give that split more {self.noun}s."
-            )
-        return compare_spaces(*spaces)
+    def meter(self, team: Team) -> Meter:
+        """Return the meter that compares the student's space with the teacher's."""
+        return SpaceMeter(self, team)
 
     def _keys(self, batch: AnyBatch) -> Sequence[Hashable]:
         """Return what tells the samples of a batch from all others, whatever split they are of."""
         assert isinstance(batch, TextBatch)
         return batch.texts
 
-    def _embed(self, keys: Sequence[Hashable], batch: AnyBatch) -> Tensor:
+    def embed(self, batch: AnyBatch) -> Tensor:
         """Return the teacher's embeddings (B, d) on the CPU."""
+        keys = self._keys(batch)
         if any(key not in self._known for key in keys):
             self._known.update(zip(keys, self._reference(batch).float().cpu(), strict=True))
         return torch.stack([self._known[key] for key in keys])
 
 
-def whole_space(parts: list[Tensor], indices: list[Tensor], size: int, add_up: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the features of all samples that can be read (N, d), float64, in order, from those that each process has.
+class SpaceMeter:
+    """Compares the cosines of all pairs of samples with the teacher's; nothing is a sum over samples.
 
-    A process writes its own into their rows: what is added up is nothing but zeros and one process's numbers. One
-    without any samples learns the width from the others.
+    ``spearman``, the rank correlation of the cosines, 0 where all of a side are equal; ``recall_at_10``, the share of each
+    sample's ten nearest neighbours by the teacher that are among its ten nearest by the student; ``loss``, the mean
+    squared difference of the cosines.
 
     Args:
-        parts: (B, d) each, of this process.
+        task: knows the teacher's embeddings.
+        team: of the processes that share the samples.
+    """
+
+    def __init__(self, task: SentenceEmbedding, team: Team) -> None:
+        self._task, self._team = task, team
+        self._indices: list[Tensor] = []
+        self._ours: list[Tensor] = []
+        self._theirs: list[Tensor] = []
+
+    def update(self, outputs: Tensor, batch: AnyBatch) -> SampleSums:
+        """Add the student's embeddings (B, d)."""
+        self._indices.append(batch.indices.cpu())
+        self._ours.append(F.normalize(outputs.double(), dim=1).cpu())
+        self._theirs.append(F.normalize(self._task.embed(batch).double(), dim=1))
+        return {}
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics.
+
+        Raises:
+            UserError: there are fewer than three samples, or an embedding is not finite.
+        """
+        spaces = [in_order(parts, self._indices, self._team) for parts in (self._ours, self._theirs)]
+        if (count := len(spaces[0])) < 3:
+            noun = self._task.noun
+            raise UserError(f"{count} {noun}s are too few to compare in pairs.", f"Give that split more {noun}s.")
+        return compare_spaces(*spaces)
+
+
+def in_order(parts: list[Tensor], indices: list[Tensor], team: Team) -> Tensor:
+    """Return the features of the samples of all processes (N, d), float64, in the samples' order.
+
+    Args:
+        parts: (B, d) each, of this process, on the CPU.
         indices: of the samples, (B,) each.
-        size: of the split, with the samples that can't be read.
-        add_up: sums a float64 tensor over all processes.
+        team: the processes; one may have no samples.
 
     Raises:
         UserError: a feature is not a finite number.
     """
-    width = torch.tensor([float(parts[0].shape[1]), 1.0] if parts else [0.0, 0.0], dtype=torch.float64)
-    total, having = add_up(width).tolist()
-    space = torch.zeros(size, 1 + round(total / max(having, 1)), dtype=torch.float64)
-    if parts:
-        space[torch.cat(indices)] = F.pad(torch.cat(parts).double(), (1, 0), value=1.0)  # the first column: it is read
-    space = add_up(space).cpu()
+    found = team.gather(list(zip(indices, parts, strict=True)))
+    if not found:
+        return torch.zeros(0, 1, dtype=torch.float64)
+    order = torch.cat([places for places, _ in found]).argsort()
+    space = torch.cat([features for _, features in found]).double()[order]
     if not space.isfinite().all():
         raise UserError(
             "A model's features are not finite numbers.", "Lower --lr, use --mixed-precision no, or check the weights."
         )
-    return space[space[:, 0] > 0, 1:]
+    return space
 
 
 def compare_spaces(ours: Tensor, theirs: Tensor) -> dict[str, float]:
-    """Compare two embeddings of the same samples by the cosines of all pairs; see :meth:`SentenceEmbedding.evaluate`.
+    """Compare two embeddings of the same samples by the cosines of all pairs; see :class:`SpaceMeter`.
 
     Args:
         ours: (N, d_s), rows of length 1.

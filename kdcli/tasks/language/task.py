@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -15,7 +15,8 @@ from kdcli.base.facts import DataFacts
 from kdcli.data import AnyBatch, TokenBatch
 from kdcli.losses.vocabulary import VocabularyLogits, chunked_argmax, chunked_cross_entropy
 from kdcli.machine.gather import gather_rows
-from kdcli.tasks.sample_sums import Note, ignore_sums
+from kdcli.machine.team import Team
+from kdcli.tasks.meters import Meter, SampleSums
 
 
 class LanguageModeling:
@@ -48,44 +49,48 @@ class LanguageModeling:
             return gather_rows(chunked_cross_entropy(logits, targets, label_smoothing=label_smoothing)).mean()
         return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
-    @torch.inference_mode()
-    def evaluate(
-        self,
-        predict: Callable[[AnyBatch], Tensor | VocabularyLogits],
-        batches: Iterable[AnyBatch],
-        device: torch.device,
-        *,
-        add_up: Callable[[Tensor], Tensor] = lambda values: values,
-        note: Note = ignore_sums,
-    ) -> dict[str, float]:
-        """Return how well the tokens are predicted; every piece's sums are noted.
+    def meter(self, team: Team) -> Meter:
+        """Return the meter of the metrics of predicted tokens."""
+        return TokenMeter(team)
 
-        Returns:
-            ``log_likelihood``, the mean of a token's log-probability in nats; ``perplexity``, its negative's
-            exponential; ``accuracy``, the share of tokens that are the likeliest; ``loss``, the mean cross-entropy.
+
+class TokenMeter:
+    """How well tokens are predicted.
+
+    ``log_likelihood``, the mean of a token's log-probability in nats; ``perplexity``, its negative's exponential;
+    ``accuracy``, the share of tokens that are the likeliest; ``loss``, the mean cross-entropy.
+
+    Args:
+        team: of the processes that share the samples.
+    """
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+        self._totals = torch.zeros(3, dtype=torch.float64)  # of the loss, of the hits, of the tokens
+
+    def update(self, outputs: Tensor | VocabularyLogits, batch: AnyBatch) -> SampleSums:
+        """Add logits (N, V) of the predicted tokens; return the sums of every piece."""
+        assert isinstance(batch, TokenBatch)
+        targets = batch.targets
+        if isinstance(outputs, VocabularyLogits):
+            losses, guesses = chunked_cross_entropy(outputs, targets), chunked_argmax(outputs)
+        else:
+            losses, guesses = F.cross_entropy(outputs.float(), targets, reduction="none"), outputs.argmax(dim=1)
+        values = torch.stack([losses.double(), (guesses == targets).double(), torch.ones_like(losses).double()], dim=1)
+        sizes = batch.predicted.sum(dim=1).tolist()
+        pieces = torch.stack([part.sum(dim=0) for part in values.cpu().split(sizes)])
+        self._totals += pieces.sum(dim=0)
+        loss, hits, count = pieces.T
+        sums = {"log_likelihood": (-loss, count), "perplexity": (loss, count), "accuracy": (hits, count)}
+        return {name: torch.stack(both, dim=1) for name, both in sums.items()}
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics.
 
         Raises:
-            UserError: there is nothing to evaluate on.
+            UserError: there are no tokens.
         """
-        totals = torch.zeros(3, dtype=torch.float64)  # of the loss, of the hits, of the tokens
-        for batch in batches:
-            batch = batch.to(device)
-            logits, targets = predict(batch), batch.targets
-            if isinstance(logits, VocabularyLogits):
-                losses, guesses = chunked_cross_entropy(logits, targets), chunked_argmax(logits)
-            else:
-                losses, guesses = F.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(dim=1)
-            assert isinstance(batch, TokenBatch)
-            values = torch.stack(
-                [losses.double(), (guesses == targets).double(), torch.ones_like(losses).double()], dim=1
-            )
-            sizes = batch.predicted.sum(dim=1).tolist()
-            pieces = torch.stack([part.sum(dim=0) for part in values.cpu().split(sizes)])
-            totals += pieces.sum(dim=0)
-            loss, hits, count = pieces.T
-            sums = {"log_likelihood": (-loss, count), "perplexity": (loss, count), "accuracy": (hits, count)}
-            note(batch, {name: torch.stack(both, dim=1) for name, both in sums.items()})
-        whole_loss, whole_hits, num_tokens = add_up(totals).tolist()
+        whole_loss, whole_hits, num_tokens = self._team.sum(self._totals).tolist()
         if num_tokens == 0:
             raise UserError("There are no tokens to evaluate on.", "Check that split.")
         mean = whole_loss / num_tokens

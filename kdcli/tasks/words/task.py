@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.data import AnyBatch, WordBatch
+from kdcli.machine.team import Team
 from kdcli.tasks.classification.one_label import ImageClassification
-from kdcli.tasks.sample_sums import Note, ignore_sums
+from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics
 
 _ENTITY = re.compile(r"[BIESLU]-.+")
 _SAME_PREFIX = {"L": "E", "U": "S"}
@@ -35,67 +36,67 @@ class TokenClassification(ImageClassification):
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__(class_names)
+        self.monitor = "entity_f1" if tell_entities(class_names) else "accuracy"
+
+    def meter(self, team: Team) -> Meter:
+        """Return the meter of the metrics of labelled words."""
+        return WordMeter(self.class_names, team)
+
+
+class WordMeter:
+    """How well the labelled words are classified.
+
+    ``accuracy``; ``macro_f1``, the mean of the F1 of every class that is there or predicted; ``loss``, the mean
+    cross-entropy; and of entities ``entity_f1``, ``entity_precision`` and ``entity_recall`` as conlleval defines them: an
+    entity is right when its kind and all its words are.
+
+    Args:
+        class_names: in label order.
+        team: of the processes that share the samples.
+    """
+
+    def __init__(self, class_names: Sequence[str], team: Team) -> None:
+        self._class_names, self._team = tuple(class_names), team
         self._has_entities = tell_entities(class_names)
-        self.monitor = "entity_f1" if self._has_entities else "accuracy"
+        num_classes = len(class_names)
+        metrics = {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=UNLABELLED),
+            "macro_f1": MulticlassF1Score(num_classes, average="macro", ignore_index=UNLABELLED),
+        }
+        self._metrics = TeamMetrics(metrics, team)
+        self._totals = torch.zeros(2, dtype=torch.float64)  # of the loss, of the words
+        self._entities = torch.zeros(3, dtype=torch.float64)  # right, predicted, true
 
-    @torch.inference_mode()
-    def evaluate(
-        self,
-        predict: Callable[[AnyBatch], Tensor],
-        batches: Iterable[AnyBatch],
-        device: torch.device,
-        *,
-        add_up: Callable[[Tensor], Tensor] = lambda values: values,
-        note: Note = ignore_sums,
-    ) -> dict[str, float]:
-        """Return how well the labelled words are classified.
+    def update(self, outputs: Tensor, batch: AnyBatch) -> SampleSums:
+        """Add logits (W, C); return every text's sums over its words and entities."""
+        assert isinstance(batch, WordBatch)
+        logits = outputs.float()
+        loss = F.cross_entropy(logits, batch.targets, ignore_index=UNLABELLED, reduction="sum")
+        self._totals += torch.stack([loss.double(), (batch.targets != UNLABELLED).sum().double()]).cpu()
+        self._metrics.update(logits, batch.targets)
+        guesses = logits.argmax(dim=1)
+        sums = {"accuracy": _hits_of_texts(guesses, batch)}
+        if self._has_entities:
+            counts = count_entities(guesses, batch, self._class_names)
+            self._entities += counts.sum(dim=0)
+            right, predicted, true = counts.T
+            sums["entity_f1"] = torch.stack([2 * right, predicted + true], dim=1)
+            sums["entity_precision"] = torch.stack([right, predicted], dim=1)
+            sums["entity_recall"] = torch.stack([right, true], dim=1)
+        return sums
 
-        Args:
-            predict: a batch to logits (W, C).
-            batches: each text once.
-            device: where to compute.
-            add_up: sums a float64 tensor over all processes; torchmetrics does so by itself for its own.
-            note: told of every text's words and entities.
-
-        Returns:
-            ``accuracy``; ``macro_f1``, the mean of the F1 of every class that is there or predicted; ``loss``, the mean
-            cross-entropy; and of entities ``entity_f1``, ``entity_precision`` and ``entity_recall`` as conlleval
-            defines them: an entity is right when its kind and all its words are.
+    def compute(self) -> dict[str, float]:
+        """Return the metrics.
 
         Raises:
-            UserError: when there is nothing to evaluate on.
+            UserError: there are no labelled words.
         """
-        num_classes = len(self.class_names)
-        meters = {
-            "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=UNLABELLED).to(device),
-            "macro_f1": MulticlassF1Score(num_classes, average="macro", ignore_index=UNLABELLED).to(device),
-        }
-        totals = torch.zeros(2, dtype=torch.float64)  # of the loss, of the words
-        entities = torch.zeros(3, dtype=torch.float64)  # right, predicted, true
-        for batch in batches:
-            assert isinstance(batch, WordBatch)
-            batch = batch.to(device)
-            logits = predict(batch).float()
-            loss = F.cross_entropy(logits, batch.targets, ignore_index=UNLABELLED, reduction="sum")
-            totals += torch.stack([loss.double(), (batch.targets != UNLABELLED).sum().double()]).cpu()
-            for meter in meters.values():
-                meter.update(logits, batch.targets)
-            guesses = logits.argmax(dim=1)
-            sums = {"accuracy": _hits_of_texts(guesses, batch)}
-            if self._has_entities:
-                counts = count_entities(guesses, batch, self.class_names)
-                entities += counts.sum(dim=0)
-                right, predicted, true = counts.T
-                sums["entity_f1"] = torch.stack([2 * right, predicted + true], dim=1)
-                sums["entity_precision"] = torch.stack([right, predicted], dim=1)
-                sums["entity_recall"] = torch.stack([right, true], dim=1)
-            note(batch, sums)
-        loss_sum, count = add_up(totals).tolist()
+        loss_sum, count = self._team.sum(self._totals).tolist()
         if count == 0:
             raise UserError("There are no labelled words to evaluate on.", "Check that split.")
-        metrics = {name: float(meter.compute()) for name, meter in meters.items()} | {"loss": loss_sum / count}
+        metrics = self._metrics.compute() | {"loss": loss_sum / count}
         if self._has_entities:
-            metrics |= entity_scores(add_up(entities))
+            metrics |= entity_scores(self._team.sum(self._entities))
         return metrics
 
 

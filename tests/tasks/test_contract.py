@@ -1,0 +1,305 @@
+"""What every task keeps, its meter above all: one class, run over all of them. A new task is one more case."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from itertools import chain, pairwise
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss, top_k_accuracy_score
+from torch.nn import functional as F
+
+from kdcli.base.facts import UNLABELLED, DataFacts
+from kdcli.base.tasks import TASKS
+from kdcli.data import Batch, TextBatch, TokenBatch, WordBatch
+from kdcli.statistics.intervals import metric_of
+from kdcli.tasks import build_task, rank_students
+
+COUNT = 24
+CLASSES = tuple("abcdefg")
+TAGS = ("O", "B-PER", "I-PER", "B-LOC")
+
+
+@dataclass
+class Case:
+    """A task on made-up samples.
+
+    Attributes:
+        task: what is tested.
+        samples: for each sample a batch of it alone, numbered from 0, and its outputs, a tensor of its own rows.
+        expected: metrics by other means, at least the monitor and the loss.
+        constant: outputs of a model that says the same of all, for the outputs of a sample.
+        unlabelled: a batch of one sample without a label; None where the task knows none.
+    """
+
+    task: Any
+    samples: list[tuple[Any, torch.Tensor]]
+    expected: dict[str, float]
+    constant: Callable[[torch.Tensor], torch.Tensor]
+    unlabelled: Any = None
+    has_loss: bool = True
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def build(name, kind, class_names=(), reference=None, scale=None):
+    facts = DataFacts("made-up", name, class_names, COUNT, COUNT, COUNT, COUNT, label_kind=kind, label_scale=scale)
+    return build_task(facts, reference=reference)
+
+
+def to_first(outputs):
+    return F.one_hot(torch.zeros(len(outputs), dtype=torch.int64), outputs.shape[1]).float()
+
+
+def of_classes(name, batch_of):
+    targets = torch.arange(COUNT) * 5 % len(CLASSES)
+    logits = draw(COUNT, len(CLASSES)) + 2 * F.one_hot(targets, len(CLASSES))
+    samples = [(batch_of(index, targets[index : index + 1]), logits[index : index + 1]) for index in range(COUNT)]
+    expected = {
+        "accuracy": accuracy_score(targets, logits.argmax(dim=1)),
+        "top5": top_k_accuracy_score(targets, logits.double().softmax(dim=1), k=5),
+        "loss": log_loss(targets, logits.double().softmax(dim=1)),
+    }
+    unlabelled = batch_of(COUNT, torch.tensor([UNLABELLED]))
+    return Case(build(name, "class", CLASSES), samples, expected, to_first, unlabelled)
+
+
+def image(index, target):
+    generator = torch.Generator().manual_seed(index)
+    pixels = torch.randint(256, (1, 3, 4, 4), dtype=torch.uint8, generator=generator)
+    return Batch(pixels, target, torch.tensor([index]))
+
+
+def text(index, target):
+    return TextBatch([f"text {index}"], target, torch.tensor([index]))
+
+
+def several_labels():
+    targets = (draw(COUNT, 3, seed=1) > 0.3).float()
+    logits = draw(COUNT, 3) + targets
+    guesses = logits > 0
+    expected = {
+        "micro_f1": f1_score(targets, guesses, average="micro"),
+        "macro_f1": f1_score(targets, guesses, average="macro"),
+        "mean_average_precision": average_precision_score(targets, logits, average="macro"),
+        "loss": F.softplus(torch.where(targets > 0, -logits, logits)).mean().item(),
+    }
+    samples = [(text(i, targets[i : i + 1]), logits[i : i + 1]) for i in range(COUNT)]
+    return Case(
+        build("text-classification", "classes", tuple("abc")), samples, expected,
+        torch.ones_like, text(COUNT, torch.full((1, 3), math.nan)),
+    )  # fmt: skip
+
+
+def numbers():
+    targets = 50 + 3 * draw(COUNT, 1, seed=1)
+    outputs = targets + draw(COUNT, 1)
+    expected = {
+        "pearson": pearsonr(outputs[:, 0], targets[:, 0]).statistic,
+        "spearman": spearmanr(outputs[:, 0], targets[:, 0]).statistic,
+        "mean_absolute_error": (outputs - targets).abs().mean().item(),
+        "loss": ((outputs - targets) / 3).square().mean().item(),
+    }
+    samples = [(text(i, targets[i : i + 1]), outputs[i : i + 1]) for i in range(COUNT)]
+    return Case(
+        build("text-classification", "number", ("stars",), scale=(50.0, 3.0)), samples, expected,
+        lambda outputs: torch.full_like(outputs, 50.0), text(COUNT, torch.full((1, 1), math.nan)),
+    )  # fmt: skip
+
+
+def words():
+    """Of one to three words each; the loss is over words, entities are counted by text."""
+    sizes = [1 + index % 3 for index in range(COUNT)]
+    targets = torch.tensor([[1, 2, 0], [0, 3, 1], [3, 0, UNLABELLED]] * (COUNT // 3))
+    samples, true, guessed, logits_of = [], [], [], []
+    entities = [0, 0, 0]  # right, predicted, true
+    for index, size in enumerate(sizes):
+        own = targets[index, :size]
+        logits = draw(size, len(TAGS), seed=index) + 2 * F.one_hot(own.clamp(min=0), len(TAGS))
+        samples.append((WordBatch([["w"] * size], own, torch.tensor([index])), logits))
+        kept = own != UNLABELLED
+        true += own[kept].tolist()
+        guessed += logits.argmax(dim=1)[kept].tolist()
+        logits_of.append(logits[kept])
+        found = [
+            {
+                (*match.span(), match[0][0].upper())
+                for match in re.finditer("Pp*|p+|L", "".join("OPpL"[tag] for tag in tags))
+            }
+            for tags in (logits.argmax(dim=1)[kept], own[kept])
+        ]
+        entities = [a + len(b) for a, b in zip(entities, (found[0] & found[1], *found), strict=True)]
+    expected = {
+        "accuracy": accuracy_score(true, guessed),
+        "macro_f1": f1_score(true, guessed, average="macro"),
+        "entity_f1": 2 * entities[0] / (entities[1] + entities[2]),
+        "entity_precision": entities[0] / entities[1],
+        "entity_recall": entities[0] / entities[2],
+        "loss": log_loss(true, torch.cat(logits_of).double().softmax(dim=1), labels=range(len(TAGS))),
+    }
+    unlabelled = WordBatch([["w", "w"]], torch.full((2,), UNLABELLED), torch.tensor([COUNT]))
+    return Case(build("token-classification", "words", TAGS), samples, expected, to_first, unlabelled)
+
+
+def tokens(name):
+    """Pieces of four positions, of which one to three predict a token."""
+    samples, losses, hits = [], [], []
+    for index in range(COUNT):
+        size = 1 + index % 3
+        targets = torch.arange(index, index + size) % 11
+        logits = draw(size, 11, seed=index) + 3 * F.one_hot(targets, 11)
+        predicted = (torch.arange(4) < size)[None]
+        ids = torch.ones(1, 4, dtype=torch.int64)
+        samples.append((TokenBatch(ids, ids, predicted, targets, torch.tensor([index])), logits))
+        losses += (-logits.double().log_softmax(dim=1)[range(size), targets]).tolist()
+        hits += (logits.argmax(dim=1) == targets).tolist()
+    mean = sum(losses) / len(losses)
+    expected = {
+        "log_likelihood": -mean,
+        "perplexity": math.exp(mean),
+        "accuracy": sum(hits) / len(hits),
+        "loss": mean,
+    }
+    return Case(build(name, "tokens"), samples, expected, to_first)
+
+
+def embeddings(name, batch_of):
+    teacher, student = draw(COUNT + 1, 6), draw(COUNT + 1, 4, seed=1)
+    student[:, :2] += 2 * teacher[:, :2]
+    task = build(name, "none", reference=lambda batch: teacher[batch.indices])
+    ours, theirs = (F.normalize(space[:COUNT].double(), dim=1) for space in (student, teacher))
+    pairs = [(i, j) for i in range(COUNT) for j in range(i)]
+    cosines = [[float(space[i] @ space[j]) for i, j in pairs] for space in (ours, theirs)]
+    expected = {
+        "spearman": spearmanr(*cosines).statistic,
+        "loss": sum((a - b) ** 2 for a, b in zip(*cosines, strict=True)) / len(pairs),
+    }
+    none = torch.tensor([UNLABELLED])
+    samples = [(batch_of(i, none), student[i : i + 1]) for i in range(COUNT)]
+    return Case(task, samples, expected, torch.ones_like, has_loss=False)
+
+
+CASES = {
+    "image-classification": lambda: of_classes("image-classification", image),
+    "image-embedding": lambda: embeddings("image-embedding", image),
+    "text-classification": lambda: of_classes("text-classification", text),
+    "several labels": several_labels,
+    "numbers": numbers,
+    "sentence-embedding": lambda: embeddings("sentence-embedding", text),
+    "token-classification": words,
+    "masked-lm": lambda: tokens("masked-lm"),
+    "causal-lm": lambda: tokens("causal-lm"),
+}
+
+
+def joined(batches):
+    """Return one batch of the samples of several."""
+    values = {}
+    for field in fields(batches[0]):
+        parts = [getattr(batch, field.name) for batch in batches]
+        values[field.name] = torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [*chain(*parts)]
+    return replace(batches[0], **values)
+
+
+def grouped(samples, sizes):
+    """Yield batches and their outputs, of so many samples each."""
+    ends = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+    for start, end in pairwise(ends):
+        chosen = samples[start:end]
+        yield joined([batch for batch, _ in chosen]), torch.cat([outputs for _, outputs in chosen])
+
+
+def metrics_of(measure, case, sizes, **options):
+    batches = list(grouped(case.samples, sizes))
+    outputs = iter([outputs for _, outputs in batches])
+    return measure(case.task, lambda _: next(outputs), [batch for batch, _ in batches], **options)
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]()
+
+
+def test_every_task_has_a_case():
+    assert {case().task.name for case in CASES.values()} == TASKS.keys()
+
+
+class TestTask:
+    def test_the_loss_is_finite_and_has_a_gradient(self, case):
+        if not case.has_loss:
+            pytest.skip("there are no labels")
+        ((batch, outputs),) = grouped(case.samples, [COUNT])
+        outputs.requires_grad_()
+        loss = case.task.supervised_loss(outputs, batch.targets, label_smoothing=0.1)
+        assert loss.shape == ()
+        loss.backward()
+        assert math.isfinite(loss.item())
+        assert outputs.grad.isfinite().all()
+        assert outputs.grad.abs().sum() > 0
+
+    def test_unlabelled_samples_add_nothing(self, case):
+        if case.unlabelled is None:
+            pytest.skip("there are none")
+        ((batch, outputs),) = grouped(case.samples, [COUNT])
+        whole = joined([batch, case.unlabelled])
+        more = torch.cat([outputs, draw(len(whole.targets) - len(outputs), *outputs.shape[1:], seed=7)])
+        losses = [
+            case.task.supervised_loss(values, targets, label_smoothing=0.1)
+            for values, targets in ((outputs, batch.targets), (more.requires_grad_(), whole.targets))
+        ]
+        torch.testing.assert_close(losses[1], losses[0])
+        losses[1].backward()
+        assert more.grad[len(outputs) :].abs().sum() == 0
+        alone = torch.zeros_like(more[len(outputs) :]).requires_grad_()
+        nothing = case.task.supervised_loss(alone, case.unlabelled.targets, label_smoothing=0.1)
+        assert nothing.item() == 0
+        nothing.backward()
+        assert alone.grad.abs().sum() == 0
+
+    @pytest.mark.parametrize("sizes", [[COUNT], [1] * COUNT, [7, 1, 16]])
+    def test_metrics_are_those_of_an_independent_computation(self, measure, case, sizes):
+        found = metrics_of(measure, case, sizes)
+        assert {name: found[name] for name in case.expected} == pytest.approx(case.expected, rel=1e-5)
+        assert {case.task.monitor, "loss"} <= case.expected.keys()
+
+    def test_two_processes_make_one(self, measure, in_two, case):
+        whole = metrics_of(measure, case, [COUNT])
+        batches = list(grouped(case.samples, [6, 6, 6, 6]))
+
+        def work(team):
+            own = team.share(batches)
+            outputs = iter([outputs for _, outputs in own])
+            return measure(case.task, lambda _: next(outputs), [batch for batch, _ in own], team=team)
+
+        for found in in_two(work):
+            assert found == pytest.approx(whole, rel=1e-6)
+
+    def test_a_constant_predictor_ranks_below(self, measure, case):
+        """Whatever the metric is of it: the trainer goes on with the better one."""
+        good = metrics_of(measure, case, [COUNT])
+        case.samples = [(batch, case.constant(outputs)) for batch, outputs in case.samples]
+        constant = metrics_of(measure, case, [COUNT])
+        ranks = [rank_students(found, case.task.monitor) for found in (constant, good)]
+        assert all(math.isfinite(value) for rank in ranks for value in rank)
+        assert ranks[0][0], "its loss is finite"
+        assert ranks[0] < ranks[1]
+
+    def test_what_samples_add_makes_the_metrics(self, measure, case):
+        noted = []
+        found = metrics_of(measure, case, [5, 19], note=lambda batch, sums: noted.append((len(batch), sums)))
+        assert not noted or [count for count, _ in noted] == [5, 19]
+        assert noted or not case.has_loss
+        for name in noted[0][1] if noted else ():
+            parts = [sums[name] for _, sums in noted]
+            assert [len(part) for part in parts] == [5, 19]
+            assert parts[0].dtype == torch.float64
+            assert parts[0].device.type == "cpu"
+            assert float(metric_of(name, torch.cat(parts).sum(dim=0).numpy())) == pytest.approx(found[name], rel=1e-5)
