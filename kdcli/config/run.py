@@ -26,10 +26,10 @@ from kdcli.config.methods import (
     FeaturePair,
     MethodName,
     MethodOptions,
-    SupervisedOptions,
     or_extension,
     pair,
 )
+from kdcli.config.methods.defaults import LABELS
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.section import (
     Location,
@@ -203,7 +203,7 @@ class RunConfig(Section):
     def alone(self) -> RunConfig:
         """Return the config of the same student trained on its labels alone, for as many steps as all stages have."""
         epochs = self.train.epochs + (self.embedding.epochs if self.embedding is not None else 0)
-        supervised = [m for m in self.methods or () if isinstance(m, SupervisedOptions)] or [SupervisedOptions()]
+        on_labels = [m for m in self.methods or () if m.trains_classifier and not m.needs.teacher] or [LABELS]
         student = self.student
         if student.is_from_teacher and student.source is None:  # it begins with the same weights
             student = student.model_copy(update={"source": self.teacher})
@@ -221,7 +221,7 @@ class RunConfig(Section):
                 "teacher": TeacherConfig(name="none"),
                 "method": None,
                 "student": student,
-                "methods": tuple(supervised),
+                "methods": tuple(on_labels),
                 "embedding": None,
                 "train": self.train.model_copy(update={"epochs": epochs}),
                 "relation": "auto",

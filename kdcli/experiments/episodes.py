@@ -43,6 +43,7 @@ from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
 from kdcli.plan.decide import make_plan
 from kdcli.plan.plan import Decision, Plan
+from kdcli.plan.relation import situation_of
 from kdcli.results.card import episodes_card
 from kdcli.results.compare import summarize
 from kdcli.runs.folder import RunFolder, check_new_folder, free_folder
@@ -183,18 +184,16 @@ def prepare_episodes(config: RunConfig) -> Setting:
     student = build_student(config.student, label_names=head, seed=config.seed, source=source)
     check_reloads(student, label=config.student.name)
     config = open_taps(config, teacher, student)
-    plan = make_plan(config, teacher=teacher.facts, student=student.facts, data=data.facts)
+    situation = situation_of(config, teacher=teacher.facts, student=student.facts, data=data.facts)
+    plan = make_plan(situation)
     resolved = plan.resolve(config)
     alone = resolved.alone()
     distilled = [Stage(resolved, plan)]
     if resolved.embedding is not None:
         before = resolved.embedding_stage()
-        made = make_plan(before, teacher=teacher.facts, student=student.facts, data=data.facts)
-        distilled.insert(0, Stage(before, made))
-    stages = {
-        "distilled": tuple(distilled),
-        "fine_tuned": (Stage(alone, make_plan(alone, teacher=None, student=student.facts, data=data.facts)),),
-    }
+        distilled.insert(0, Stage(before, make_plan(replace(situation, config=before))))
+    fine_tuned = Stage(alone, make_plan(situation_of(alone, teacher=None, student=student.facts, data=data.facts)))
+    stages = {"distilled": tuple(distilled), "fine_tuned": (fine_tuned,)}
     tap = "embedding" if "embedding" in teacher.facts.feature_dims else "pooled"
     plan = plan.with_decisions(_describe_episodes(config, episodes, f"{tap} ({teacher.facts.feature_dims[tap]})"))
     setting = Setting(resolved, plan, stages, data, queries, teacher, student, sampler, tap)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from kdcli.base.errors import UserError
-from kdcli.config.methods import FeaturePair, LayerOptions, MethodOptions, find_method
+from kdcli.config.methods import FeaturePair, MethodOptions, find_choice
 from kdcli.config.run import RunConfig
 from kdcli.models.base import Inputs, Model
 from kdcli.models.taps import tensor_of
@@ -117,12 +117,7 @@ def _with_layer_names(config: RunConfig, teacher: Model | None, student: Model) 
         return pairs
 
     def with_names(methods: tuple[MethodOptions, ...]) -> tuple[MethodOptions, ...]:
-        return tuple(
-            options.model_copy(update={"layers": named(options.layers)})
-            if isinstance(options, LayerOptions) and options.layers
-            else options
-            for options in methods
-        )
+        return tuple(options.renamed(named) for options in methods)
 
     changes: dict[str, Any] = {}
     if config.feature_layers:
@@ -142,16 +137,12 @@ def open_taps(config: RunConfig, teacher: Model | None, student: Model) -> RunCo
     """
     config = _with_layer_names(config, teacher, student)
     methods = (*(config.methods or ()), *(config.embedding.methods if config.embedding else ()))
-    asked = find_method(config.method or "none")
-    by_stage = any(
-        isinstance(options, LayerOptions) and options.by_stage and options.layers is None for options in methods
-    )
-    if asked is not None and issubclass(asked, LayerOptions) and config.feature_layers is None:
-        by_stage = by_stage or asked.by_stage
+    asked = find_choice(config.method or "none").options if config.feature_layers is None else None
+    takes_stages = any(options.takes_stages for options in methods) or (asked is not None and asked.takes_stages)
     pairs = [*(config.feature_layers or ()), *(pair for options in methods for pair in options.pairs)]
     for side, model in (("teacher", teacher), ("student", student)):
         if model is not None:
             model.open_taps(sorted({getattr(pair, side) for pair in pairs}))
-            if by_stage:
+            if takes_stages:
                 model.open_stages()
     return config

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import (
     PROBE_TOKENS,
     DataFacts,
@@ -16,20 +14,12 @@ from kdcli.base.facts import (
     TextPreprocessing,
     num_tokens,
 )
-from kdcli.base.names import Relation
 from kdcli.base.tasks import TASKS
 from kdcli.base.text import short_repr
-from kdcli.config.methods import (
-    DeiTOptions,
-    FeaturePair,
-    LayerOptions,
-    LogitKDOptions,
-    MethodOptions,
-    ProjectionOptions,
-    ReviewKDOptions,
-    StochasticTripletOptions,
-)
+from kdcli.config.methods import FeaturePair, MethodOptions
+from kdcli.config.methods.defaults import Programme
 from kdcli.config.run import RunConfig
+from kdcli.config.situation import Situation
 from kdcli.config.training import EmbeddingConfig
 from kdcli.plan.plan import Decision
 from kdcli.plan.relation import num_shared_labels
@@ -42,28 +32,21 @@ NEAREST_MEANS = Decision(
 )
 
 
-def describe_refilled(relation: Relation, teacher: ModelFacts | None, data: DataFacts) -> Decision:
-    """Return the decision for REFILLED."""
-    reason = (
-        "Asked for: it compares images and classes with one another, so the teacher's classes may be yours or others"
-    )
+def describe_programme(situation: Situation, programme: Programme) -> Decision:
+    """Return the decision for a method that is a whole."""
+    teacher, data = situation.teacher, situation.data
+    reason = f"Asked for: {programme.reason}"
     if teacher is not None and teacher.label_names is not None:
         shared = num_shared_labels(teacher, data)
         reason += f"; {shared} of your {len(data.class_names)} are among its {teacher.num_classes}"
-    if relation == "random":
-        reason += ". This teacher is untrained: its relations are those of random features, so expect little of it"
-    return Decision("method", "REFILLED: features by triplets, then the classifier by class centres", f"{reason}.")
+    if situation.evidence.relation == "random":
+        reason += f". This teacher is untrained: {programme.if_untrained}"
+    return Decision("method", f"{programme.title}: {programme.summary}", f"{reason}.")
 
 
-def describe_stage(
-    config: RunConfig,
-    stage: EmbeddingConfig,
-    reasons: Mapping[str, str],
-    teacher: ModelFacts | None,
-    student: ModelFacts,
-) -> list[Decision]:
-    """Return the decisions on the embedding stage."""
-    optim = stage.optim or config.optim
+def describe_stage(situation: Situation, stage: EmbeddingConfig, reasons: Mapping[str, str]) -> list[Decision]:
+    """Return the decisions on the embedding stage; ``reasons`` are those of its methods, by name."""
+    optim = stage.optim or situation.config.optim
     decisions = [
         Decision(
             "embedding stage",
@@ -74,7 +57,7 @@ def describe_stage(
     ]
     for options in stage.methods:
         described = describe_method(options, reasons.get(options.method, "Asked for by the config."))
-        told = [described, *describe_taps(options, teacher, student)]
+        told = [described, *describe_taps(options, situation)]
         decisions += [replace(decision, name=f"embedding {decision.name}") for decision in told]
     return decisions
 
@@ -96,116 +79,77 @@ def describe_layers(data: DataFacts, layers: LayerScores | None) -> list[Decisio
 
 def describe_method(options: MethodOptions, reason: str) -> Decision:
     """Return the decision on a method, with all its settings."""
-    settings = ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in _shown_settings(options).items()
-    )
+    settings = ", ".join(f"{key} {value}" for key, value in options.shown().items())
     return Decision(f"loss: {options.method.replace('_', ' ')}", settings, reason)
 
 
-def _shown_settings(options: MethodOptions) -> dict[str, Any]:
-    shown = options.model_dump(exclude={"method", "student_tap", "teacher_tap", "layers"})
-    if options.weighting == "loss":
-        del shown["weighting"]
-    if isinstance(options, DeiTOptions) and options.kind == "hard":
-        del shown["temperature"]
-    if isinstance(options, LogitKDOptions) and options.divergence != "jensen_shannon":
-        del shown["beta"]
-    if isinstance(options, StochasticTripletOptions) and options.mining == "nearest_farther":
-        del shown["margin"]
-    projector = getattr(options, "projector", None)
-    if projector is not None:
-        direction = "teacher to student" if projector == "inverted" else "student to teacher"
-        both = {"normalize": "standardize, both sides"} if isinstance(options, LayerOptions) else {}
-        shown = {"projector": projector, "direction": direction, **both, **shown}
-    if isinstance(options, LayerOptions):
-        for name in ("projector", "lr_scale") if projector is None else (options.replaced_by_projector or "",):
-            shown.pop(name, None)
-    if isinstance(options, ProjectionOptions):
-        if options.projector != "orthogonal":
-            del shown["orthogonal_map"]
-        if options.distance != "log_sum":
-            del shown["log_sum_alpha"]
-        if options.normalize_student == "none":
-            del shown["normalize_student"]
-    return shown
-
-
-def describe_taps(options: MethodOptions, teacher: ModelFacts | None, student: ModelFacts) -> list[Decision]:
-    """Return which features a method compares, or why it can't."""
+def describe_taps(options: MethodOptions, situation: Situation) -> list[Decision]:
+    """Return which features a method compares, once it is checked."""
+    teacher, student = situation.teacher, situation.student
     decisions = []
     for pair in options.pairs:
         sides = [_describe_tap(options, "student", pair.student, student)] if options.reads_student else []
-        if options.needs_teacher and teacher is not None:
+        if options.needs.teacher and teacher is not None:
             sides.append(_describe_tap(options, "teacher", pair.teacher, teacher))
-        reason = "Width in brackets; averaged over positions, but for embedding, the classifier's input."
-        if isinstance(student.preprocessing, TextPreprocessing):
-            reason = "Width in brackets; pooled is each model's own embedding of a text, layers are averaged over its tokens."
-            if student.preprocessing.pooling == "none":
-                of = "each word's first token" if TASKS[student.task].target == "words" else "each token"
-                reason = f"Width in brackets; pooled is the last hidden state of {of}, layers are those of {of}."
-        if options.reads == "maps":
-            reason = "Channels and grid in brackets; not averaged over positions."
-        is_orthogonal = getattr(options, "projector", None) == "orthogonal" and not isinstance(options, ReviewKDOptions)
-        if is_orthogonal and teacher is not None:
-            student_dim, teacher_dim = student.feature_dims[pair.student], teacher.feature_dims[pair.teacher]
-            if student_dim > teacher_dim:
-                reason = (
-                    f"The student is wider ({student_dim} > {teacher_dim}), so only the projector's columns are"
-                    " orthonormal and the part of the student's features outside them is not preserved."
-                )
-        if is_unread(options, pair, student):
-            reason += (
-                f" The student's classifier reads embedding, not {pair.student}: layers lie between the two, or they are of other"
-                f" positions. --feature-layers embedding:{pair.teacher} distils what it reads."
-            )
-        value = " -> ".join(reversed(sides) if getattr(options, "projector", "") == "inverted" else sides)
+        value = " -> ".join(reversed(sides) if options.projector_name == "inverted" else sides)
+        reason = _tap_reason(options, pair, situation)
         decisions.append(Decision(f"features: {options.method.replace('_', ' ')}", value, reason))
     return decisions
 
 
+def _tap_reason(options: MethodOptions, pair: FeaturePair, situation: Situation) -> str:
+    teacher, student = situation.teacher, situation.student
+    reason = "Width in brackets; averaged over positions, but for embedding, the classifier's input."
+    if isinstance(student.preprocessing, TextPreprocessing):
+        reason = (
+            "Width in brackets; pooled is each model's own embedding of a text, layers are averaged over its tokens."
+        )
+        if student.preprocessing.pooling == "none":
+            of = "each word's first token" if TASKS[student.task].target == "words" else "each token"
+            reason = f"Width in brackets; pooled is the last hidden state of {of}, layers are those of {of}."
+    if options.reads == "maps":
+        reason = "Channels and grid in brackets; not averaged over positions."
+    if options.projector_name == "orthogonal" and options.projects_layers and teacher is not None:
+        student_dim, teacher_dim = student.feature_dims[pair.student], teacher.feature_dims[pair.teacher]
+        if student_dim > teacher_dim:
+            reason = (
+                f"The student is wider ({student_dim} > {teacher_dim}), so only the projector's columns are"
+                " orthonormal and the part of the student's features outside them is not preserved."
+            )
+    if is_unread(options, pair, student):
+        reason += (
+            f" The student's classifier reads embedding, not {pair.student}: layers lie between the two, or they are of other"
+            f" positions. --feature-layers embedding:{pair.teacher} distils what it reads."
+        )
+    return reason
+
+
 def is_unread(options: MethodOptions, pair: FeaturePair, student: ModelFacts) -> bool:
     """Whether the student's classifier reads other last features than the ones that are distilled."""
-    is_vector = options.reads == "features" and options.needs_teacher and options.reads_student
+    is_vector = options.reads == "features" and options.needs.teacher and options.reads_student
     return is_vector and pair.student == "pooled" and student.reads_pooled is False
 
 
 def _describe_tap(options: MethodOptions, side: str, tap: str, facts: ModelFacts) -> str:
-    if tap not in facts.feature_dims:
-        valid = ", ".join(facts.feature_dims)
-        raise UserError(
-            f"{options.method}: {facts.name} has no features {tap!r}. {did_you_mean(tap, facts.feature_dims)}".rstrip(),
-            f"It offers: {valid}.",
-        )
     if options.reads != "maps":
         return f"{side} {tap} ({facts.feature_dims[tap]})"
-    if tap not in facts.grids:
-        raise UserError(
-            f"{options.method} reads maps, and {tap!r} of {facts.name} has no positions.",
-            "Name another layer (--feature-layers STUDENT:TEACHER, or layers in a recipe).",
-        )
     rows, columns = facts.grids[tap]
     return f"{side} {tap} ({facts.feature_dims[tap]}, {rows}x{columns})"
 
 
 def describe_extent(methods: Sequence[MethodOptions]) -> list[Decision]:
     """Say that the teacher stops at its last tapped layer, where it does."""
-    taps = {pair.teacher for options in methods if options.needs_teacher for pair in options.pairs}
-    if not taps or taps & {"pooled", "embedding"} or any(options.reads_logits for options in methods):
+    taps = {pair.teacher for options in methods if options.needs.teacher for pair in options.pairs}
+    if not taps or taps & {"pooled", "embedding"} or any(options.needs.common_labels for options in methods):
         return []
     return [
         Decision("teacher runs", f"up to {', '.join(sorted(taps))}", "Nothing after its last tapped layer is read.")
     ]
 
 
-def describe_models(
-    config: RunConfig,
-    teacher: ModelFacts | None,
-    student: ModelFacts,
-    data: DataFacts,
-    latencies: tuple[float, float] | None,
-) -> list[Decision]:
-    """Return the decisions on both models, their inputs, sizes and costs."""
+def describe_models(situation: Situation) -> list[Decision]:
+    """Return the decisions on both models, their inputs, sizes and costs, on the data and on training."""
+    teacher, student = situation.teacher, situation.student
     decisions = []
     if teacher is not None:
         decisions.append(Decision("teacher", _model_line(teacher), teacher.weights))
@@ -221,15 +165,24 @@ def describe_models(
         )
     )
     if teacher is not None:
-        value = f"{teacher.num_parameters / student.num_parameters:.1f}x parameters"
-        if student.macs:  # embeddings alone have none
-            value += f", {teacher.macs / student.macs:.1f}x MACs"
-        reason = _compression_reason(student.preprocessing)
-        if latencies is not None:
-            before, after = latencies
-            value += f", latency {before:.1f} ms to {after:.1f} ms ({before / after:.1f}x)"
-            reason += f" Latency of one {data.noun}, measured just now on this machine's CPU."
-        decisions.append(Decision("compression", value, reason))
+        decisions.append(_describe_compression(situation, teacher))
+    return [*decisions, _describe_data(situation.data), _describe_training(situation.config)]
+
+
+def _describe_compression(situation: Situation, teacher: ModelFacts) -> Decision:
+    student, latencies = situation.student, situation.latencies
+    value = f"{teacher.num_parameters / student.num_parameters:.1f}x parameters"
+    if student.macs:  # embeddings alone have none
+        value += f", {teacher.macs / student.macs:.1f}x MACs"
+    reason = _compression_reason(student.preprocessing)
+    if latencies is not None:
+        before, after = latencies
+        value += f", latency {before:.1f} ms to {after:.1f} ms ({before / after:.1f}x)"
+        reason += f" Latency of one {situation.data.noun}, measured just now on this machine's CPU."
+    return Decision("compression", value, reason)
+
+
+def _describe_data(data: DataFacts) -> Decision:
     splits = f"{data.num_train} train, {data.num_validation} validation, {data.num_test} test"
     labels = {
         "class": f"{len(data.class_names)} classes",
@@ -239,24 +192,22 @@ def describe_models(
         "tokens": "its own tokens",
         "none": "no labels",
     }
-    decisions.append(Decision("data", f"{data.name}: {labels[data.label_kind]}, {splits}", " ".join(data.notes)))
+    return Decision("data", f"{data.name}: {labels[data.label_kind]}, {splits}", " ".join(data.notes))
+
+
+def _describe_training(config: RunConfig) -> Decision:
     train = config.train
-    budget = ""
-    if config.embedding is not None:
-        budget = f" A baseline trains for {_epochs(config.alone().train.epochs)}: as many steps as both stages."
+    value = f"{_epochs(train.epochs)}, batch {train.batch_size}"
+    value += f" x {train.accumulation}" if train.accumulation > 1 else ""
+    value += f", {config.optim.optimizer}, learning rate {config.optim.lr:g}"
+    if config.episodes is not None:
+        return Decision("training", value, "Of each student; its last weights answer the queries.")
     tested = "used once, at the end." if config.test else "left alone (test: false)."
-    decisions.append(
-        Decision(
-            "training",
-            f"{_epochs(train.epochs)}, batch {train.batch_size}"
-            + (f" x {train.accumulation}" if train.accumulation > 1 else "")
-            + f", {config.optim.optimizer}, learning rate {config.optim.lr:g}",
-            f"The best student by validation is kept; the test split is {tested}" + budget
-            if config.episodes is None
-            else "Of each student; its last weights answer the queries.",
-        )
-    )
-    return decisions
+    reason = f"The best student by validation is kept; the test split is {tested}"
+    if config.embedding is not None:
+        epochs = _epochs(config.alone().train.epochs)
+        reason += f" A baseline trains for {epochs}: as many steps as both stages."
+    return Decision("training", value, reason)
 
 
 def describe_costs(

@@ -3,27 +3,58 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
-from kdcli.base.facts import DataFacts, ModelFacts
-from kdcli.base.names import Relation
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts, LayerScores, ModelFacts
+from kdcli.base.tasks import TASKS
+from kdcli.config.run import RunConfig
+from kdcli.config.situation import RelationEvidence, Situation
 
 
-@dataclass(frozen=True)
-class RelationEvidence:
-    """The relation, the sentence that says why, and how the label spaces fit.
+def situation_of(
+    config: RunConfig,
+    *,
+    teacher: ModelFacts | None,
+    student: ModelFacts,
+    data: DataFacts,
+    latencies: tuple[float, float] | None = None,
+    layers: LayerScores | None = None,
+) -> Situation:
+    """Return the situation, with the relation as it is found; see :class:`~kdcli.config.situation.Situation`."""
+    return Situation(config, student, data, teacher, find_relation(teacher, data), latencies, layers)
 
-    Attributes:
-        relation: ``same``, ``cross``, ``random`` or ``none``.
-        reason: one sentence.
-        label_map: for each of the student's classes the teacher's class of the same label; empty where both predict
-            the same tokens; None when the label spaces differ or the teacher has no labels.
+
+def settle_relation(situation: Situation) -> tuple[Situation, str]:
+    """Return the situation with the relation and the common labels that were asked for, and the sentences that say why.
+
+    Raises:
+        UserError: what was asked for can't be.
     """
-
-    relation: Relation
-    reason: str
-    label_map: tuple[int, ...] | None
+    config, teacher, data, found = situation.config, situation.teacher, situation.data, situation.evidence
+    relation, reason, label_map = found.relation, found.reason, found.label_map
+    has_classes = data.label_kind in ("class", "words")
+    is_as_wide = teacher is not None and teacher.num_classes == len(data.class_names)
+    if config.relation != "auto" and config.relation != relation:
+        if (config.relation == "none") != (teacher is None):
+            raise UserError(
+                f"--relation {config.relation} does not fit --teacher {config.teacher.name}.",
+                "The relation is 'none' exactly when the teacher is 'none'.",
+            )
+        if config.relation == "same" and data.label_kind != "none" and not is_as_wide:
+            raise UserError(
+                f"--relation same needs one label space for both. {found.reason}",
+                "Drop --relation; to force the projector alone, use --projector orthogonal.",
+            )
+        relation, reason = config.relation, f"Asked for; found on its own: {found.relation}. {found.reason}"
+    if relation == "same" and found.relation == "cross" and has_classes and is_as_wide:
+        label_map = tuple(range(len(data.class_names)))
+        reason += " The teacher's classes are taken to be yours, in this order, because you say so."
+    if relation == "cross" and has_classes and TASKS[data.task].target == "label":
+        option = "" if data.noun == "image" else f" --task {data.task}"
+        reason += f" 'kdcli models probe{option}' compares what the features of this teacher and of others know of your classes."
+    return replace(situation, evidence=RelationEvidence(relation, found.reason, label_map)), reason
 
 
 def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEvidence:

@@ -10,7 +10,6 @@ from kdcli.base.errors import UserError
 from kdcli.base.result import EpisodesResult, Mean, Result, show_metric
 from kdcli.base.tasks import TaskFacts
 from kdcli.base.text import printable
-from kdcli.config.methods import LayerOptions, ProjectionOptions
 from kdcli.config.run import RunConfig
 from kdcli.models.spec import extension_of_architecture
 from kdcli.runs.folder import RunFolder
@@ -175,14 +174,8 @@ _NETWORKS = (
 
 
 def _projector(config: RunConfig) -> str:
-    found = []
-    for options in config.methods or ():
-        if isinstance(options, ProjectionOptions):
-            how = f"teacher features normalised by {options.normalize}, distance {options.distance}"
-            found.append(f"{options.projector}, {how}")
-        elif isinstance(options, LayerOptions) and options.projector is not None:
-            found.append(f"{options.projector}, in {options.method}, both sides standardised")
-    return "; ".join(found) or "none"
+    found = [options.describe_projector() for options in config.methods or ()]
+    return "; ".join(filter(None, found)) or "none"
 
 
 def _stage_rows(run: RunFolder, config: RunConfig) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors, replace_files, temporary_folder
 from kdcli.base.reads import Reads
 from kdcli.base.tasks import TASKS
-from kdcli.config.methods import ProjectionOptions, named_methods
+from kdcli.config.methods import named_methods
 from kdcli.data import Text, TextBatch, TextPair
 from kdcli.models import load_saved
 from kdcli.models.base import Inputs, Model
@@ -348,15 +348,12 @@ def _each(inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 def _embedding_projector(run: RunFolder, student_dim: int) -> Projector | None:
     """Return the run's map of pooled features into the teacher's space; None where there is none."""
     for name, options in named_methods(run.read_config().methods or ()).items():
-        if (
-            isinstance(options, ProjectionOptions)
-            and options.projector != "inverted"
-            and (options.student_tap, options.teacher_tap) == ("pooled", "pooled")
-        ):
+        if (found := options.embedding_map()) is not None:
+            projector, orthogonal_map = found
             prefix = f"{name}.projector."
             tensors = run.read_tensors("projector.safetensors").items()
             own = {key.removeprefix(prefix): tensor for key, tensor in tensors if key.startswith(prefix)}
-            return restore_projector(options.projector, own, student_dim, orthogonal_map=options.orthogonal_map)
+            return restore_projector(projector, own, student_dim, orthogonal_map=orthogonal_map)
     return None
 
 

@@ -34,6 +34,7 @@ from kdcli.models.values import check_tensors
 from kdcli.plan.decide import make_plan
 from kdcli.plan.describe import describe_costs
 from kdcli.plan.plan import Decision, Plan
+from kdcli.plan.relation import situation_of
 from kdcli.runs.folder import RunFolder
 from kdcli.tasks import build_task
 from kdcli.tasks.features.frozen import NEIGHBOURS, STRENGTHS
@@ -117,7 +118,7 @@ def _make_job(
     config = open_taps(config, teacher, student)
     student.compare_last_features()
     layers = score_layers(config, teacher, data, team) if isinstance(data, ImageData) else None
-    plan = make_plan(
+    situation = situation_of(
         config,
         teacher=None if teacher is None else teacher.facts,
         student=student.facts,
@@ -125,6 +126,7 @@ def _make_job(
         latencies=(latency_of(teacher), latency_of(student)) if with_latencies and teacher is not None else None,
         layers=layers,
     )
+    plan = make_plan(situation)
     job = assemble_job(config, plan, data=data, teacher=teacher, student=student)
     if config.task_extension is not None:
         reason = f"Asked for: another package's loss and metrics, on the data and models of {config.task}."

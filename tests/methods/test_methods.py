@@ -12,7 +12,7 @@ from kdcli import losses
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.base.reads import Reads
-from kdcli.config.methods import METHODS
+from kdcli.config.methods import METHODS, LayerOptions
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.parse import parse_config
 from kdcli.data import Batch, prepare
@@ -211,7 +211,7 @@ CASES = {
 def case(name):
     options, expected = CASES[name]
     options = {"method": name.partition("-")[0], **options}
-    if hasattr(METHODS[options["method"]], "by_stage"):
+    if issubclass(METHODS[options["method"]], LayerOptions):
         options["layers"] = LAYERS
     return options, expected
 
@@ -221,7 +221,7 @@ def test_every_method_with_a_teacher_is_here():
         "projection",
         "stochastic_triplet_kl",
         "local_classifier_kl",
-    } == {name for name, section in METHODS.items() if section.needs_teacher}
+    } == {name for name, section in METHODS.items() if section.needs.teacher}
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from kdcli.methods import build_method
 from kdcli.methods.base import Context
 from kdcli.models import build_student, load_teacher
 from kdcli.plan.decide import make_plan
+from kdcli.plan.relation import situation_of
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.training.distiller import Distiller
 from kdcli.training.optim import make_optimizer
@@ -61,7 +62,7 @@ def batch():
 
 def plan(student, teacher, **values):
     config = parse_config({"teacher": "t", "student": "s", "data": "d", **values}, source="t")
-    return make_plan(config, teacher=teacher.facts, student=student.facts, data=DATA)
+    return make_plan(situation_of(config, teacher=teacher.facts, student=student.facts, data=DATA))
 
 
 def build(student, teacher, *methods):

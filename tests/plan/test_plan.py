@@ -9,7 +9,7 @@ from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
 from kdcli.config.parse import parse_config
 from kdcli.plan.decide import make_plan
 from kdcli.plan.describe import describe_costs, human_count
-from kdcli.plan.relation import find_relation
+from kdcli.plan.relation import find_relation, situation_of
 
 PREPROCESSING = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LABELS = ("cat", "dog", "tree frog")
@@ -35,7 +35,7 @@ def config(**values):
 def plan(teacher=TEACHER, data=DATA, student=STUDENT, **values):
     if teacher is None:
         values = {"teacher": "none", **values}
-    return make_plan(config(**values), teacher=teacher, student=student, data=data)
+    return make_plan(situation_of(config(**values), teacher=teacher, student=student, data=data))
 
 
 def method(plan, name):
@@ -186,8 +186,8 @@ def test_overrides_that_cannot_work_are_refused_with_the_reason(teacher, values,
 
 def test_the_resolved_config_gives_the_same_plan_again():
     asked = config(projector="linear", normalize="whiten")
-    made = make_plan(asked, teacher=TEACHER, student=STUDENT, data=DATA)
-    again = make_plan(made.resolve(asked), teacher=TEACHER, student=STUDENT, data=DATA)
+    made = make_plan(situation_of(asked, teacher=TEACHER, student=STUDENT, data=DATA))
+    again = make_plan(situation_of(made.resolve(asked), teacher=TEACHER, student=STUDENT, data=DATA))
     assert (again.relation, again.methods, again.label_map) == (made.relation, made.methods, made.label_map)
 
 
@@ -220,7 +220,7 @@ def test_feature_layers_are_distilled_pair_by_pair_with_the_weight_shared():
     assert not [d for d in plan(teacher).decisions if d.name == "teacher runs"]  # pooled is the last
     resolved = made.resolve(config(feature_layers=["pooled:blocks.4"]))
     assert resolved.feature_layers is None
-    assert make_plan(resolved, teacher=teacher, student=STUDENT, data=DATA).methods == made.methods
+    assert make_plan(situation_of(resolved, teacher=teacher, student=STUDENT, data=DATA)).methods == made.methods
 
 
 def test_a_feature_weight_replaces_the_plans_and_says_so():
@@ -228,7 +228,7 @@ def test_a_feature_weight_replaces_the_plans_and_says_so():
     assert method(made, "projection").weight == 20
     (decision,) = [d for d in made.decisions if d.name == "loss: projection"]
     assert "The weight was asked for; otherwise it would be 0.5." in decision.reason
-    assert make_plan(made.resolve(config(feature_weight=20)), teacher=TEACHER, student=STUDENT, data=DATA)
+    assert make_plan(situation_of(made.resolve(config(feature_weight=20)), teacher=TEACHER, student=STUDENT, data=DATA))
 
 
 @pytest.mark.parametrize(
@@ -288,10 +288,10 @@ def test_stages_are_paired_from_the_end(method):
 @pytest.mark.parametrize("asked", [{"method": "review_kd"}, {"method": "log_sum"}, {"method": "projection"}])
 def test_a_resolved_method_gives_the_same_plan_again_and_is_gone_alone(asked):
     given = config(**asked)
-    made = make_plan(given, teacher=STAGED_TEACHER, student=STAGED, data=DATA)
+    made = make_plan(situation_of(given, teacher=STAGED_TEACHER, student=STAGED, data=DATA))
     resolved = made.resolve(given)
     assert resolved.method is None
-    assert make_plan(resolved, teacher=STAGED_TEACHER, student=STAGED, data=DATA).methods == made.methods
+    assert make_plan(situation_of(resolved, teacher=STAGED_TEACHER, student=STAGED, data=DATA)).methods == made.methods
     alone = given.alone()
     assert (alone.method, [options.method for options in alone.methods]) == (None, ["supervised"])
 
@@ -334,7 +334,6 @@ def test_review_kd_refuses_layers_from_deep_to_shallow():
         (TEACHER, {"method": "crd", "augment": {"mixup": 0.2}}, "mixup or cutmix is on"),
         (TEACHER, {"methods": [SUPERVISED, {"method": "dkd"}], "augment": {"cutmix": 1}}, "mixup or cutmix is on"),
         (TEACHER, {"methods": [SUPERVISED, {"method": "pkt"}], "method": "pkt"}, "writes out its own methods"),
-        (TEACHER, {"methods": [{"method": "deit"}]}, "nothing trains the student's classifier"),
         (None, {"method": "none", "feature_weight": 2}, "reads no layers of a teacher"),
     ],
 )
@@ -342,6 +341,11 @@ def test_methods_that_do_not_fit_are_refused(teacher, values, problem):
     with pytest.raises(UserError, match=problem) as error:
         plan(teacher, **values)
     assert error.value.hint
+
+
+def test_a_distillation_token_is_not_the_classifier():
+    with pytest.raises(UserError, match="nothing trains the student's classifier"):
+        plan(student=dataclasses.replace(STUDENT, heads=("logits", "distillation")), methods=[{"method": "deit"}])
 
 
 def test_hard_distillation_shows_no_temperature():
@@ -364,7 +368,7 @@ def test_only_jensen_shannon_shows_its_beta():
 
 
 def test_compression_shows_the_latencies_that_were_measured():
-    made = make_plan(config(), teacher=TEACHER, student=STUDENT, data=DATA, latencies=(12.04, 3.0))
+    made = make_plan(situation_of(config(), teacher=TEACHER, student=STUDENT, data=DATA, latencies=(12.04, 3.0)))
     (line,) = (decision for decision in made.decisions if decision.name == "compression")
     assert "latency 12.0 ms to 3.0 ms (4.0x)" in line.value
     assert "this machine" in line.reason

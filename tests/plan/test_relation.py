@@ -8,7 +8,7 @@ from timm.data import ImageNetInfo
 from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
 from kdcli.models.imagenet import aliases_of
 from kdcli.plan.decide import make_plan
-from kdcli.plan.relation import describe_shared, find_relation
+from kdcli.plan.relation import describe_shared, find_relation, situation_of
 
 IDS, WORDS = (tuple(getattr(ImageNetInfo("imagenet-1k"), kind)()) for kind in ("label_names", "label_descriptions"))
 
@@ -76,7 +76,9 @@ def test_logits_of_a_part_of_the_teachers_classes_are_distilled():
     from kdcli.config.parse import parse_config
 
     student = dataclasses.replace(model(("tench", "tabby")), pretrained=False)
-    made = make_plan(parse_config(config, source="t"), teacher=model(IDS), student=student, data=data("tench", "tabby"))
+    made = make_plan(
+        situation_of(parse_config(config, source="t"), teacher=model(IDS), student=student, data=data("tench", "tabby"))
+    )
     assert (made.relation, made.label_map) == ("same", (0, 281))
     assert "logit_kd" in [options.method for options in made.methods]
     (decision,) = (decision for decision in made.decisions if decision.name == "relation")
@@ -97,7 +99,7 @@ def test_shared_labels_are_counted_where_logits_are_not_distilled(teacher, names
 
     student = dataclasses.replace(model(names), pretrained=False)
     config = parse_config({"teacher": "m", "student": "s", "data": "photos"}, source="t")
-    made = make_plan(config, teacher=teacher, student=student, data=data(*names))
+    made = make_plan(situation_of(config, teacher=teacher, student=student, data=data(*names)))
     assert made.relation == "cross"
     (off,) = (decision for decision in made.decisions if decision.name == "logit KD")
     assert told in off.reason

@@ -9,6 +9,7 @@ from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
 from kdcli.config.parse import parse_config
 from kdcli.config.training import OptimConfig
 from kdcli.plan.decide import make_plan
+from kdcli.plan.relation import situation_of
 
 PREPROCESSING = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LABELS = ("cat", "dog", "tree frog")
@@ -30,7 +31,7 @@ def config(**values):
 
 def plan(teacher=TEACHER, **values):
     values = {"teacher": "none", **values} if teacher is None else values
-    return make_plan(config(**values), teacher=teacher, student=STUDENT, data=DATA)
+    return make_plan(situation_of(config(**values), teacher=teacher, student=STUDENT, data=DATA))
 
 
 def decision(plan, name):
@@ -68,10 +69,10 @@ def test_refilled_has_two_stages_with_any_teacher(kind):
 
 def test_the_resolved_config_gives_the_same_plan_again():
     asked = config(method="refilled", embedding={"epochs": 3, "methods": [{**TRIPLETS, "mining": "tuples"}]})
-    made = make_plan(asked, teacher=TEACHER, student=STUDENT, data=DATA)
+    made = make_plan(situation_of(asked, teacher=TEACHER, student=STUDENT, data=DATA))
     resolved = made.resolve(asked)
     assert resolved.method is None
-    again = make_plan(resolved, teacher=TEACHER, student=STUDENT, data=DATA)
+    again = make_plan(situation_of(resolved, teacher=TEACHER, student=STUDENT, data=DATA))
     assert (again.methods, again.embedding) == (made.methods, made.embedding)
     assert again.embedding.methods[0].mining == "tuples"
     assert made.to_json()["embedding"]["epochs"] == 3

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kdcli.base.names import ProjectorName
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.facts import LabelKind, ModelFacts
+from kdcli.base.names import OrthogonalMap, ProjectorName
+from kdcli.base.reads import DISTILLATION
+from kdcli.base.tasks import TASKS
 from kdcli.config.section import Positive, Section, as_text
+
+if TYPE_CHECKING:
+    from kdcli.config.situation import Situation
 
 INVERTED_RATE = 0.01
 """Learning rate of an inverted projector relative to the student's, from small trials: one as fast as the student soon
 mapped the teacher onto a few directions that are easy to match."""
+
+
+def projector_rate(name: ProjectorName) -> float:
+    """Return the usual learning rate of a projector relative to the student's."""
+    return INVERTED_RATE if name == "inverted" else 1.0
 
 
 def pair(value: Any) -> Any:
@@ -39,8 +53,43 @@ class FeaturePair(Section):
     teacher: Tap = "pooled"
 
 
+ReadsLayers = Literal["nothing", "features", "maps"]
+
+_LABELS: dict[LabelKind, str] = {
+    "class": "one class a sample",
+    "classes": "any number of classes a sample",
+    "number": "a number a sample",
+    "words": "a class for each word",
+    "tokens": "the tokens of texts",
+}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method can't do without.
+
+    Attributes:
+        teacher: a teacher; methods that need none read none.
+        common_labels: that both models have the same labels; it reads the logits of both.
+        all_logits: all logits of a sample at once, which a causal language model does not have in memory.
+        labels: the samples' labels, of any of these kinds, the usual one first; it leaves out samples without. Empty where
+            it reads none.
+        whole_images: images as they are, without mixup and cutmix.
+        distillation_head: a student with a distillation token.
+        stages: the ends of both models' stages, where no layers are named.
+    """
+
+    teacher: bool = True
+    common_labels: bool = False
+    all_logits: bool = False
+    labels: tuple[LabelKind, ...] = ()
+    whole_images: bool = False
+    distillation_head: bool = False
+    stages: bool = False
+
+
 class MethodSection(Section):
-    """Base of the options of a method, with what the plan has to know of its kind."""
+    """Base of the options of a method, with all that the plan has to know of its kind."""
 
     method: str
     weight: Positive = 1.0
@@ -48,24 +97,22 @@ class MethodSection(Section):
     """What ``weight`` is: a factor of the loss, or (``gradient``) the ratio of its gradient to that of the losses with
     factors, where both meet in the student: at the features that it reads, or at the logits."""
 
-    needs_teacher: ClassVar[bool] = True
-    reads_logits: ClassVar[bool] = False
-    """Of the teacher: both models must have the same labels."""
+    needs: ClassVar[Needs] = Needs()
+    """What it can't do without; :meth:`check` refuses a situation that lacks it."""
     trains_classifier: ClassVar[bool] = False
     """Whether the student learns its classes by this method alone."""
-    reads_unlabelled: ClassVar[bool] = True
-    takes_mixed: ClassVar[bool] = True
-    """Whether the images of mixup and cutmix are fit for it."""
-    needs_distillation_head: ClassVar[bool] = False
-    """Of the student."""
-    reads: ClassVar[Literal["nothing", "features", "maps"]] = "nothing"
+    reads: ClassVar[ReadsLayers] = "nothing"
     """Of the layers in ``pairs``: averaged over positions, or as maps."""
-    takes_vocabulary: ClassVar[bool] = False
-    """Whether it can do with logits over a vocabulary that are never all there at once."""
     reads_student: ClassVar[bool] = True
     """Whether it reads the student's side of ``pairs``."""
+    is_asked_for: ClassVar[bool] = True
+    """Whether it is one of those that ``--method`` takes."""
+    takes_layers: ClassVar[bool] = False
+    """Whether ``--feature-layers``, ``--feature-weight`` and ``--projector`` are about it."""
     why_no_projector: ClassVar[str] = ""
     """Why it has no option ``projector``: the end of a sentence that begins with its name."""
+    projects_layers: ClassVar[bool] = True
+    """Whether its projector is applied to the layers of ``pairs`` themselves."""
 
     @model_validator(mode="before")
     @classmethod
@@ -80,6 +127,137 @@ class MethodSection(Section):
         """The features that it reads."""
         return ()
 
+    @property
+    def takes_stages(self) -> bool:
+        """Whether it reads the ends of the models' stages, and no layers that are named."""
+        return False
+
+    @property
+    def projector_name(self) -> ProjectorName | None:
+        """Its trained map between both sides of ``pairs``; None without one."""
+        return None
+
+    @property
+    def can_vanish(self) -> bool:
+        """Whether the loss is zero where both of its sides are."""
+        return False
+
+    @property
+    def idle(self) -> Set[str]:
+        """The options that have no effect, as the others are set."""
+        return {"weighting"} if self.weighting == "loss" else set()
+
+    def shown(self) -> dict[str, str]:
+        """Return its settings as the plan prints them, by name."""
+        values = self._shown_first() | self.model_dump(
+            exclude={"method", "student_tap", "teacher_tap", "layers", *self.idle}
+        )
+        return {key: f"{value:g}" if isinstance(value, float) else f"{value}" for key, value in values.items()}
+
+    def _shown_first(self) -> dict[str, Any]:
+        """Return what is shown before the other settings."""
+        name = self.projector_name
+        if name is None:
+            return {}
+        return {"projector": name, "direction": "teacher to student" if name == "inverted" else "student to teacher"}
+
+    def describe_projector(self) -> str:
+        """Return its projector as model cards name it; empty without one."""
+        return ""
+
+    def embedding_map(self) -> tuple[ProjectorName, OrthogonalMap] | None:
+        """Return how it maps the student's pooled features into the teacher's space; None where it doesn't."""
+        return None
+
+    def with_weight(self, weight: float | None) -> Self:
+        """Return the options with this weight; None leaves it."""
+        return self if weight is None else self.model_copy(update={"weight": weight})
+
+    def with_projector(self, name: ProjectorName, *, ratio: float | None) -> Self:
+        """Return the options with a projector.
+
+        Args:
+            name: of the projector; of methods with ``takes_layers`` alone.
+            ratio: the weight, as a ratio of gradients, of a method whose own weight is for features without one; None
+                where there is nothing to be in proportion to.
+        """
+        raise NotImplementedError(f"{self.method} takes no projector")
+
+    def with_pairs(self, pairs: Sequence[FeaturePair]) -> tuple[Self, ...]:
+        """Return the options that bring these pairs of layers together, instead of the usual ones; none changes nothing."""
+        return (self,)
+
+    def renamed(self, rename: Callable[[tuple[FeaturePair, ...]], tuple[FeaturePair, ...]]) -> Self:
+        """Return the options with other names for the layers that are given."""
+        return self
+
+    def settled(self, situation: Situation) -> Self:
+        """Return the options with all written out that is left to the models: layers, a projector's rate."""
+        return self
+
+    def check(self, situation: Situation) -> None:
+        """Refuse a situation that it can't do with.
+
+        Args:
+            situation: as the plan has it; the options are :meth:`settled`.
+
+        Raises:
+            UserError: it lacks something that the method ``needs``, or a layer that it reads.
+        """
+        key, needs, student = situation.key, self.needs, situation.student
+        if situation.teacher is None and needs.teacher:
+            raise UserError(f"{key}: {self.method} needs a teacher, and teacher is none.", "Name one with --teacher.")
+        self._check_labels(situation)
+        if needs.distillation_head and DISTILLATION not in student.heads:
+            raise UserError(
+                f"{key}: {self.method} needs a student with a distillation token, and {student.name} has none.",
+                "Use one that has, such as deit_tiny_distilled_patch16_224 or levit_128s, or logit_kd for any student.",
+            )
+        if needs.whole_images and (situation.config.augment.mixup or situation.config.augment.cutmix):
+            raise UserError(
+                f"{key}: {self.method} takes each image for what it is, and mixup or cutmix is on.",
+                "Add --set augment.mixup=0 --set augment.cutmix=0.",
+            )
+        for pair in self.pairs:
+            if self.reads_student:
+                self._check_tap(pair.student, student)
+            if needs.teacher and situation.teacher is not None:
+                self._check_tap(pair.teacher, situation.teacher)
+
+    def _check_labels(self, situation: Situation) -> None:
+        key, needs, data = situation.key, self.needs, situation.data
+        if data.label_kind == "none" and (needs.labels or self.trains_classifier):
+            raise UserError(f"{key}: {self.method} needs labels, and the task {data.task} has none.", "Remove it.")
+        if needs.labels and data.label_kind not in needs.labels:
+            found = "tokens" if data.label_kind == "tokens" else "others"
+            raise UserError(
+                f"{key}: {self.method} needs {_LABELS[needs.labels[0]]}, and the labels are {found}.",
+                f"Remove {self.method}.",
+            )
+        if needs.all_logits and data.label_kind == "tokens" and TASKS[data.task].head == "causal":
+            raise UserError(
+                f"{key}: {self.method} wants all logits of a vocabulary at once, which would not fit in memory.",
+                "Use logit_kd, whose divergence can be chosen.",
+            )
+        if needs.common_labels and situation.evidence.label_map is None:
+            raise UserError(
+                f"{key}: {self.method} needs teacher and student to have the same labels. {situation.evidence.reason}",
+                f"Remove {self.method}; a projection works across label spaces.",
+            )
+
+    def _check_tap(self, tap: str, facts: ModelFacts) -> None:
+        if tap not in facts.feature_dims:
+            nearest = did_you_mean(tap, facts.feature_dims)
+            raise UserError(
+                f"{self.method}: {facts.name} has no features {tap!r}. {nearest}".rstrip(),
+                f"It offers: {', '.join(facts.feature_dims)}.",
+            )
+        if self.reads == "maps" and tap not in facts.grids:
+            raise UserError(
+                f"{self.method} reads maps, and {tap!r} of {facts.name} has no positions.",
+                "Name another layer (--feature-layers STUDENT:TEACHER, or layers in a recipe).",
+            )
+
     def build(self, context: Any) -> Any:
         """Return the :class:`~kdcli.methods.base.Method` of these options; for methods of other packages alone.
 
@@ -92,7 +270,7 @@ class MethodSection(Section):
 class LogitOptions(MethodSection):
     """Base of the methods on logits; both models must have the same labels."""
 
-    reads_logits: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(common_labels=True, all_logits=True)
     trains_classifier: ClassVar[bool] = True
     why_no_projector: ClassVar[str] = "compares logits over common labels, which need no map"
 
@@ -110,8 +288,7 @@ class LayerOptions(MethodSection):
     lr_scale: Positive | None = None
     """Learning rate of the projector relative to the student's; by default that of a ``projection`` with this projector."""
 
-    by_stage: ClassVar[bool] = False
-    """Whether the default are the ends of the stages, in place of the last features."""
+    takes_layers: ClassVar[bool] = True
     replaced_by_projector: ClassVar[str | None] = None
     """The option of the method's own map, which a projector takes the place of."""
 
@@ -129,14 +306,66 @@ class LayerOptions(MethodSection):
         """The features that it reads."""
         return self.layers or ()
 
+    @property
+    def takes_stages(self) -> bool:
+        """Whether it reads the ends of the models' stages, and no layers that are named."""
+        return self.needs.stages and self.layers is None
+
+    @property
+    def projector_name(self) -> ProjectorName | None:
+        """Its trained map between both sides of ``pairs``; None without one."""
+        return self.projector
+
+    @property
+    def idle(self) -> Set[str]:
+        """The options that have no effect, as the others are set."""
+        replaced = {self.replaced_by_projector} if self.replaced_by_projector else set()
+        return super().idle | ({"projector", "lr_scale"} if self.projector is None else replaced)
+
+    def _shown_first(self) -> dict[str, Any]:
+        both = {} if self.projector is None else {"normalize": "standardize, both sides"}
+        return super()._shown_first() | both
+
+    def describe_projector(self) -> str:
+        """Return its projector as model cards name it; empty without one."""
+        return "" if self.projector is None else f"{self.projector}, in {self.method}, both sides standardised"
+
+    def with_projector(self, name: ProjectorName, *, ratio: float | None) -> Self:
+        """Return the options with a projector, and the ratio for its weight."""
+        weight = {} if ratio is None else {"weight": ratio, "weighting": "gradient"}
+        return self.model_copy(update={"projector": name, **weight})
+
+    def with_pairs(self, pairs: Sequence[FeaturePair]) -> tuple[Self, ...]:
+        """Return the options with these layers."""
+        return (self.model_copy(update={"layers": tuple(pairs)}) if pairs else self,)
+
+    def renamed(self, rename: Callable[[tuple[FeaturePair, ...]], tuple[FeaturePair, ...]]) -> Self:
+        """Return the options with other names for the layers that are given."""
+        return self.model_copy(update={"layers": rename(self.layers)}) if self.layers else self
+
+    def settled(self, situation: Situation) -> Self:
+        """Return the options with layers and the projector's rate written out."""
+        update: dict[str, Any] = {}
+        if self.layers is None:
+            student, teacher = situation.student, situation.teacher
+            ends: tuple[FeaturePair, ...] = ()
+            if self.needs.stages and teacher is not None:
+                count = min(len(student.stages), len(teacher.stages))
+                stages = zip(student.stages[-count:], teacher.stages[-count:], strict=True)
+                ends = tuple(FeaturePair(student=ours, teacher=theirs) for ours, theirs in stages)
+            update["layers"] = ends or (FeaturePair(),)
+        if self.projector is not None and self.lr_scale is None:
+            update["lr_scale"] = projector_rate(self.projector)
+        return self.model_copy(update=update)
+
 
 class MapOptions(LayerOptions):
     """Base of the methods that read maps."""
 
-    reads: ClassVar[Literal["nothing", "features", "maps"]] = "maps"
+    reads: ClassVar[ReadsLayers] = "maps"
 
 
 class VectorOptions(LayerOptions):
     """Base of the methods that read features averaged over positions."""
 
-    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+    reads: ClassVar[ReadsLayers] = "features"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kdcli.config.methods.base import INVERTED_RATE
+from kdcli.config.methods.base import INVERTED_RATE, MethodSection
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.logits import LogitKDOptions
@@ -90,27 +90,96 @@ FEATURES: Mapping[str, FeatureDefault] = {
 """The loss on features by relation; of ``cross`` there are two kinds."""
 
 LABELS = SupervisedOptions()
-"""The loss on classes; numbers and tokens are not smoothed."""
+"""The loss on classes."""
+UNSMOOTHED_LABELS = SupervisedOptions(label_smoothing=0.0)
+"""The loss on numbers and tokens."""
 COMMON_LOGITS = LogitKDOptions()
 """The loss on logits over common labels."""
 TEACHER_FREE = SpectralOptions()
 """The loss beside that on the labels, where there is no teacher."""
 TEACHER_FREE_REASON = "Without a teacher the student's least significant directions are suppressed."
 
-LOG_SUM = ProjectionOptions(
-    projector="linear", normalize="standardize", normalize_student="standardize", distance="log_sum"
-)
-"""``--method log_sum``."""
 
-# The authors' code smooths no labels. Their factor of 100 lets the student collapse where data are few (recipes/claims);
-# a ratio is safe.
-REFILLED = (SupervisedOptions(label_smoothing=0), LocalClassifierOptions(weight=1.0, weighting="gradient"))
-"""``--method refilled``, after the embedding stage."""
-REFILLED_REASONS = {
-    "stochastic_triplet_kl": "The teacher's comparisons of the triplets that are hard for the student shape its features;"
-    " no label's name is read, only which images are of one class.",
-    "supervised": "The labels of the data, beside the teacher's view of them.",
-    "local_classifier_kl": "The teacher's similarities to the centres of the classes in a batch take the place of logits"
-    " that it may not have. Its gradient is as large as that of the labels at the student's logits; the authors' factor of"
-    " 100 can be too much for few images.",
+@dataclass(frozen=True)
+class Choice:
+    """What ``--method NAME`` stands for, beside the loss on the labels.
+
+    Attributes:
+        options: of the one method, with its defaults; None for the labels alone.
+        reason: why it is as it is, beyond that it was asked for.
+        by_relation: whether it is the one of ``FEATURES`` that the relation calls for.
+    """
+
+    options: MethodSection | None
+    reason: str = ""
+    by_relation: bool = False
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether there has to be a teacher; otherwise there may be none."""
+        return self.options is not None and self.options.needs.teacher
+
+    @property
+    def takes_layers(self) -> bool:
+        """Whether ``--feature-layers``, ``--feature-weight`` and ``--projector`` are about it."""
+        return self.options is not None and self.options.takes_layers
+
+    @property
+    def why_no_projector(self) -> str:
+        """The end of a sentence that begins with its name."""
+        return LABELS.why_no_projector if self.options is None else self.options.why_no_projector
+
+
+@dataclass(frozen=True)
+class Programme:
+    """What ``--method NAME`` stands for where it is a whole: a stage for the features, then methods of its own.
+
+    Attributes:
+        title: its name in sentences.
+        summary: what it does, in one phrase.
+        reason: why it may be taken.
+        if_untrained: what is to be said where the teacher is untrained.
+        methods: of the second stage, the loss on the labels among them; the first has the defaults of ``embedding``.
+        reasons: why, for each method by name, those of the first stage too.
+    """
+
+    title: str
+    summary: str
+    reason: str
+    if_untrained: str
+    methods: tuple[MethodSection, ...]
+    reasons: Mapping[str, str]
+
+
+CHOICES: Mapping[str, Choice] = {
+    "none": Choice(None),
+    "projection": Choice(FEATURES["same"].options, by_relation=True),
+    "log_sum": Choice(
+        ProjectionOptions(
+            projector="linear", normalize="standardize", normalize_student="standardize", distance="log_sum"
+        ),
+        STANDARDIZE_REASON,
+    ),
 }
+"""By name; other names are those of methods."""
+
+PROGRAMMES: Mapping[str, Programme] = {
+    "refilled": Programme(
+        title="REFILLED",
+        summary="features by triplets, then the classifier by class centres",
+        reason="it compares images and classes with one another, so the teacher's classes may be yours or others",
+        if_untrained="its relations are those of random features, so expect little of it",
+        # The authors' code smooths no labels. Their factor of 100 lets the student collapse where data are few
+        # (recipes/claims); a ratio is safe.
+        methods=(SupervisedOptions(label_smoothing=0), LocalClassifierOptions(weight=1.0, weighting="gradient")),
+        reasons={
+            "stochastic_triplet_kl": "The teacher's comparisons of the triplets that are hard for the student shape its"
+            " features; no label's name is read, only which images are of one class.",
+            "supervised": "The labels of the data, beside the teacher's view of them.",
+            "local_classifier_kl": "The teacher's similarities to the centres of the classes in a batch take the place"
+            " of logits that it may not have. Its gradient is as large as that of the labels at the student's logits; the"
+            " authors' factor of 100 can be too much for few images.",
+        },
+    ),
+}
+"""By name."""

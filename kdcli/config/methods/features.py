@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence, Set
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from kdcli.base.names import DistanceName, NormalizeName, OrthogonalMap, ProjectorName
-from kdcli.config.methods.base import FeaturePair, MethodSection
+from kdcli.config.methods.base import FeaturePair, MethodSection, Needs, ReadsLayers, projector_rate
 from kdcli.config.section import Name, Positive
 
 
@@ -28,12 +29,59 @@ class ProjectionOptions(MethodSection):
     student_tap: Name = "pooled"
     teacher_tap: Name = "pooled"
 
-    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+    reads: ClassVar[ReadsLayers] = "features"
+    takes_layers: ClassVar[bool] = True
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:
         """The features that it reads."""
         return (FeaturePair(student=self.student_tap, teacher=self.teacher_tap),)
+
+    @property
+    def projector_name(self) -> ProjectorName:
+        """Its trained map between both sides."""
+        return self.projector
+
+    @property
+    def can_vanish(self) -> bool:
+        """Whether the loss is zero where both of its sides are."""
+        return self.projector == "inverted" and self.normalize_student == "none"
+
+    @property
+    def idle(self) -> Set[str]:
+        """The options that have no effect, as the others are set."""
+        unused = {
+            "orthogonal_map": self.projector != "orthogonal",
+            "log_sum_alpha": self.distance != "log_sum",
+            "normalize_student": self.normalize_student == "none",
+        }
+        return super().idle | {name for name, is_unused in unused.items() if is_unused}
+
+    def describe_projector(self) -> str:
+        """Return its projector as model cards name it."""
+        return f"{self.projector}, teacher features normalised by {self.normalize}, distance {self.distance}"
+
+    def embedding_map(self) -> tuple[ProjectorName, OrthogonalMap] | None:
+        """Return how it maps the student's pooled features into the teacher's space; None where it doesn't."""
+        is_pooled = (self.student_tap, self.teacher_tap) == ("pooled", "pooled")
+        return (self.projector, self.orthogonal_map) if is_pooled and self.projector != "inverted" else None
+
+    def with_projector(self, name: ProjectorName, *, ratio: float | None) -> Self:
+        """Return the options with another projector; the weight is for normalised features with any of them."""
+        return self.model_copy(update={"projector": name, "lr_scale": projector_rate(name)})
+
+    def with_pairs(self, pairs: Sequence[FeaturePair]) -> tuple[Self, ...]:
+        """Return a projection for each pair; they share the weight."""
+        return tuple(
+            self.model_copy(
+                update={
+                    "weight": self.weight / len(pairs),
+                    "student_tap": pair.student,
+                    "teacher_tap": pair.teacher,
+                }
+            )
+            for pair in pairs
+        ) or (self,)
 
 
 class SpectralOptions(MethodSection):
@@ -45,8 +93,8 @@ class SpectralOptions(MethodSection):
     """Fraction of min(batch, width) that is not suppressed."""
     student_tap: Name = "pooled"
 
-    needs_teacher: ClassVar[bool] = False
-    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+    needs: ClassVar[Needs] = Needs(teacher=False)
+    reads: ClassVar[ReadsLayers] = "features"
     why_no_projector: ClassVar[str] = "reads the student's features alone"
 
     @property

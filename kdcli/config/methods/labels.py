@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kdcli.config.methods.base import MethodSection
+from kdcli.base.errors import UserError
+from kdcli.config.methods.base import MethodSection, Needs
+
+if TYPE_CHECKING:
+    from kdcli.config.situation import Situation
 
 
 class SupervisedOptions(MethodSection):
@@ -15,8 +19,16 @@ class SupervisedOptions(MethodSection):
     method: Literal["supervised"] = "supervised"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
-    needs_teacher: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs(teacher=False, labels=("class", "classes", "number", "words", "tokens"))
     trains_classifier: ClassVar[bool] = True
-    reads_unlabelled: ClassVar[bool] = False
-    takes_vocabulary: ClassVar[bool] = True
+    is_asked_for: ClassVar[bool] = False
     why_no_projector: ClassVar[str] = "reads the labels alone"
+
+    def check(self, situation: Situation) -> None:
+        """Refuse also to smooth numbers."""
+        super().check(situation)
+        if situation.data.label_kind == "number" and self.label_smoothing:
+            raise UserError(
+                f"{situation.key}: label_smoothing is for classes, and the labels are numbers.",
+                "Set label_smoothing to 0.",
+            )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kdcli.config.methods.base import MapOptions, VectorOptions
+from kdcli.base.errors import UserError
+from kdcli.config.methods.base import MapOptions, Needs, VectorOptions
 from kdcli.config.section import Count, Positive
+
+if TYPE_CHECKING:
+    from kdcli.config.situation import Situation
 
 
 class FitNetOptions(MapOptions):
@@ -40,7 +45,7 @@ class AttentionTransferOptions(MapOptions):
     weight: Positive = 1000.0
     power: Annotated[float, Field(ge=1)] = 2.0
 
-    by_stage: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(stages=True)
 
 
 class NSTOptions(MapOptions):
@@ -50,7 +55,7 @@ class NSTOptions(MapOptions):
     weight: Positive = 50.0
     kernel: Literal["polynomial", "linear"] = "polynomial"
 
-    by_stage: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(stages=True)
 
 
 class VIDOptions(MapOptions):
@@ -62,7 +67,7 @@ class VIDOptions(MapOptions):
     method: Literal["vid"] = "vid"
     initial_variance: Annotated[float, Field(gt=1e-5)] = 5.0
 
-    by_stage: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(stages=True)
 
 
 class SimilarityPreservingOptions(MapOptions):
@@ -81,7 +86,20 @@ class ReviewKDOptions(MapOptions):
     pooled: bool = True
     """Whether the deepest layer's average over positions is a level of its own, deeper still."""
 
-    by_stage: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(stages=True)
+    projects_layers: ClassVar[bool] = False
+
+    def check(self, situation: Situation) -> None:
+        """Refuse also layers that are not given from shallow to deep, as far as their grids tell."""
+        super().check(situation)
+        grids = situation.student.grids
+        taps = [pair.student for pair in self.pairs if pair.student in grids]
+        areas = [math.prod(grids[tap]) for tap in taps]
+        if areas != sorted(areas, reverse=True):
+            raise UserError(
+                f"{situation.key}: review_kd takes layers from shallow to deep, and the student's are {', '.join(taps)}.",
+                "Give the layer with the largest grid first.",
+            )
 
 
 class PKTOptions(VectorOptions):
@@ -136,5 +154,16 @@ class CRDOptions(VectorOptions):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the old embedding in the stored one."""
 
-    takes_mixed: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs(whole_images=True)
     replaced_by_projector: ClassVar[str | None] = "width"
+
+    def check(self, situation: Situation) -> None:
+        """Refuse also words and tokens, whose embeddings are not kept."""
+        super().check(situation)
+        if situation.data.label_kind == "tokens":
+            raise UserError(f"{situation.key}: crd needs one class a sample, and the labels are tokens.", "Remove crd.")
+        if situation.data.label_kind == "words":
+            raise UserError(
+                f"{situation.key}: crd keeps an embedding of every sample, and here samples are the words of texts.",
+                "Remove crd.",
+            )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Set
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from kdcli.base.errors import UserError
 from kdcli.base.names import DivergenceName
-from kdcli.config.methods.base import LogitOptions
+from kdcli.config.methods.base import LogitOptions, Needs
 from kdcli.config.section import Positive
+
+if TYPE_CHECKING:
+    from kdcli.config.situation import Situation
 
 
 class LogitKDOptions(LogitOptions):
@@ -21,13 +27,18 @@ class LogitKDOptions(LogitOptions):
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The teacher's share in the mixture of ``jensen_shannon`` (Agarwal et al., ICLR 2024); the others have none."""
 
-    takes_vocabulary: ClassVar[bool] = True
+    needs: ClassVar[Needs] = replace(LogitOptions.needs, all_logits=False)
 
     @model_validator(mode="after")
     def _check_beta(self) -> LogitKDOptions:
         if self.beta != type(self).model_fields["beta"].default and self.divergence != "jensen_shannon":
             raise ValueError("beta is for divergence: jensen_shannon")
         return self
+
+    @property
+    def idle(self) -> Set[str]:
+        """The options that have no effect, as the others are set."""
+        return super().idle | ({"beta"} if self.divergence != "jensen_shannon" else set())
 
 
 class DKDOptions(LogitOptions):
@@ -44,8 +55,15 @@ class DKDOptions(LogitOptions):
     beta: Annotated[float, Field(ge=0)] = 8.0
     """Weight of what is between the others."""
 
-    reads_unlabelled: ClassVar[bool] = False
-    takes_mixed: ClassVar[bool] = False
+    needs: ClassVar[Needs] = replace(LogitOptions.needs, labels=("class", "words"), whole_images=True)
+
+    def check(self, situation: Situation) -> None:
+        """Refuse also a single class."""
+        super().check(situation)
+        if len(situation.data.class_names) < 2:
+            raise UserError(
+                f"{situation.key}: dkd compares a class with the others, and the data have one.", "Remove dkd."
+            )
 
 
 class DISTOptions(LogitOptions):
@@ -73,5 +91,10 @@ class DeiTOptions(LogitOptions):
     temperature: Positive = 3.0
     """Of soft distillation."""
 
+    needs: ClassVar[Needs] = replace(LogitOptions.needs, distillation_head=True)
     trains_classifier: ClassVar[bool] = False
-    needs_distillation_head: ClassVar[bool] = True
+
+    @property
+    def idle(self) -> Set[str]:
+        """The options that have no effect, as the others are set."""
+        return super().idle | ({"temperature"} if self.kind == "hard" else set())

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Set
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from kdcli.config.methods.base import FeaturePair, MethodSection
+from kdcli.base.facts import ModelFacts
+from kdcli.config.methods.base import FeaturePair, MethodSection, Needs, ReadsLayers
 from kdcli.config.section import Name, Positive
+
+if TYPE_CHECKING:
+    from kdcli.config.situation import Situation
 
 
 class StochasticTripletOptions(MethodSection):
@@ -24,9 +29,9 @@ class StochasticTripletOptions(MethodSection):
     teacher_tap: Name | None = None
     """Likewise."""
 
-    reads_unlabelled: ClassVar[bool] = False
-    takes_mixed: ClassVar[bool] = False
-    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+    needs: ClassVar[Needs] = Needs(labels=("class",), whole_images=True)
+    reads: ClassVar[ReadsLayers] = "features"
+    is_asked_for: ClassVar[bool] = False
     why_no_projector: ClassVar[str] = (
         "trains features alone, and a map that is trained with them could make all comparisons alike"
     )
@@ -35,6 +40,18 @@ class StochasticTripletOptions(MethodSection):
     def pairs(self) -> tuple[FeaturePair, ...]:
         """The features that it reads, once the plan has written the taps out."""
         return (FeaturePair(student=self.student_tap or "pooled", teacher=self.teacher_tap or "pooled"),)
+
+    @property
+    def idle(self) -> Set[str]:
+        """The options that have no effect, as the others are set."""
+        return super().idle | ({"margin"} if self.mining == "nearest_farther" else set())
+
+    def settled(self, situation: Situation) -> Self:
+        """Return the options with both taps written out."""
+        update = {"student_tap": self.student_tap or _last(situation.student)}
+        if situation.teacher is not None:
+            update["teacher_tap"] = self.teacher_tap or _last(situation.teacher)
+        return self.model_copy(update=update)
 
 
 class LocalClassifierOptions(MethodSection):
@@ -49,13 +66,24 @@ class LocalClassifierOptions(MethodSection):
     """By default ``embedding``, and ``pooled`` of a model without a classifier."""
 
     trains_classifier: ClassVar[bool] = True
-    reads_unlabelled: ClassVar[bool] = False
-    takes_mixed: ClassVar[bool] = False
-    reads: ClassVar[Literal["nothing", "features", "maps"]] = "features"
+    needs: ClassVar[Needs] = Needs(labels=("class",), whole_images=True)
+    reads: ClassVar[ReadsLayers] = "features"
     reads_student: ClassVar[bool] = False
+    is_asked_for: ClassVar[bool] = False
     why_no_projector: ClassVar[str] = "compares logits with class centres, never features with features"
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:
         """The teacher's features that it reads, once the plan has written the tap out."""
         return (FeaturePair(teacher=self.teacher_tap or "pooled"),)
+
+    def settled(self, situation: Situation) -> Self:
+        """Return the options with the tap written out."""
+        if situation.teacher is None or self.teacher_tap is not None:
+            return self
+        return self.model_copy(update={"teacher_tap": _last(situation.teacher)})
+
+
+def _last(model: ModelFacts) -> str:
+    """Return the classifier's input, where there is a classifier."""
+    return "embedding" if "embedding" in model.feature_dims else "pooled"

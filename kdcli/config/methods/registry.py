@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PlainValidator, SerializeAsAny, ValidatorFunctionWrapHandler
 from pydantic_core import PydanticCustomError
 
 from kdcli.base import extensions
 from kdcli.config.methods.base import MethodSection
+from kdcli.config.methods.defaults import CHOICES, PROGRAMMES, Choice
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.layers import (
@@ -58,7 +58,7 @@ METHODS: dict[str, type[MethodSection]] = {
 
 
 def _method_extension(name: str) -> extensions.Extension | None:
-    return extensions.find("methods", name, own={*METHODS, *typing.get_args(MethodName)})
+    return extensions.find("methods", name, own={*METHODS, *CHOICES, *PROGRAMMES})
 
 
 def find_method(name: str) -> type[MethodSection] | None:
@@ -96,28 +96,24 @@ MethodOptions = Annotated[SerializeAsAny[MethodSection], PlainValidator(_read_me
 """The options of any method, read by its name."""
 
 
-MethodName = Literal[
-    "none",
-    "projection",
-    "log_sum",
-    "spectral_regularization",
-    "logit_kd",
-    "dkd",
-    "dist",
-    "deit",
-    "fitnet",
-    "attention_transfer",
-    "nst",
-    "vid",
-    "similarity_preserving",
-    "review_kd",
-    "pkt",
-    "correlation_congruence",
-    "rkd_distance",
-    "rkd_angle",
-    "crd",
-    "refilled",
-]
+_ASKED_FOR = (*CHOICES, *(name for name, section in METHODS.items() if name not in CHOICES and section.is_asked_for))
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[(*_ASKED_FOR, *PROGRAMMES)]
+"""What ``--method`` takes of kdcli's own."""
+
+
+def find_choice(name: str) -> Choice:
+    """Return what ``--method name`` stands for; a programme has no options here, but methods of its own.
+
+    Raises:
+        UserError: another package's method can't be had.
+    """
+    if name in CHOICES:
+        return CHOICES[name]
+    section = find_method(name)
+    return Choice(None if section is None else section(method=name))
 
 
 def or_extension(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -127,7 +123,7 @@ def or_extension(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 
 def any_reads_unlabelled(methods: Sequence[MethodOptions]) -> bool:
     """Return whether any of the methods reads samples without a label."""
-    return any(options.reads_unlabelled for options in methods)
+    return any(not options.needs.labels for options in methods)
 
 
 def named_methods(methods: Sequence[MethodOptions]) -> dict[str, MethodOptions]:

@@ -8,6 +8,7 @@ from kdcli.config.run import RunConfig
 from kdcli.data import ImageData
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
+from kdcli.plan.decide import takes_default_layers
 from kdcli.plan.relation import find_relation
 from kdcli.training.teachers.features import probe_features
 
@@ -48,11 +49,4 @@ def score_layers(config: RunConfig, teacher: Model | None, data: ImageData, team
 def _is_open(config: RunConfig, teacher: Model, data: DataFacts) -> bool:
     """Whether the plan chooses the layer of a teacher of other classes, of another task, or without training."""
     relation = find_relation(teacher.facts, data).relation if config.relation == "auto" else config.relation
-    return (
-        relation in ("cross", "random")
-        and data.label_kind == "class"
-        and config.methods is None
-        and config.method in (None, "projection")
-        and config.feature_layers is None
-        and config.projector != "none"
-    )
+    return relation in ("cross", "random") and data.label_kind == "class" and takes_default_layers(config)

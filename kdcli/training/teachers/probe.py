@@ -49,7 +49,7 @@ def _taps(job: Job) -> tuple[str, ...]:
     if job.plan.relation not in ("cross", "random") or job.data.facts.label_kind != "class":
         return ()
     stage = () if job.plan.embedding is None else job.plan.embedding.methods
-    methods = [options for options in (*stage, *job.plan.methods) if options.needs_teacher]
+    methods = [options for options in (*stage, *job.plan.methods) if options.needs.teacher]
     return tuple(dict.fromkeys(pair.teacher for options in methods for pair in options.pairs))
 
 
