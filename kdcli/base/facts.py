@@ -16,9 +16,9 @@ MAX_IMAGE_SIZE = 4096
 """Largest side of a model's input in pixels; beyond it an option or a model's config is taken to be a mistake."""
 
 
-LabelKind = Literal["class", "classes", "number", "words", "tokens", "none"]
+LabelKind = Literal["class", "classes", "number", "words", "tokens", "pixels", "none"]
 """What a sample's label is: one class, any number of classes, a number, a class for each word, the text's own
-tokens; or there is none."""
+tokens, a class for each pixel; or there is none."""
 
 MAX_TEXT_LENGTH = 131072
 """Most tokens of a text."""
@@ -80,6 +80,12 @@ class Preprocessing:
         resize = (image_size[0] * height // old_height, image_size[1] * width // old_width)
         return replace(self, image_size=image_size, resize=resize)
 
+    def shared_with(self, other: Preprocessing | TextPreprocessing) -> Preprocessing:
+        """Return the same at the larger of both models' sizes, for a sample that both of them see."""
+        assert isinstance(other, Preprocessing), "both models read images"
+        height, width = (max(sizes) for sizes in zip(self.image_size, other.image_size, strict=True))
+        return self.at((height, width))
+
 
 @dataclass(frozen=True)
 class TextPreprocessing:
@@ -101,6 +107,10 @@ class TextPreprocessing:
     pooling: TextPooling
     prompt: str = ""
     remarks: tuple[str, ...] = ()
+
+    def shared_with(self, other: Preprocessing | TextPreprocessing) -> TextPreprocessing:
+        """Return the same: each model makes its own tokens of a text."""
+        return self
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from kdcli.base import extensions
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.text import short_repr
 
 Modality = Literal["image", "text"]
 """What a sample is."""
 
-Target = Literal["label", "embedding", "words", "tokens"]
-"""What a student is trained on: the labels of its samples, the teacher's embeddings of them, a label for each word, or the
-text's own tokens."""
+Target = Literal["label", "embedding", "words", "tokens", "pixels"]
+"""What a student is trained on: the labels of its samples, the teacher's embeddings of them, a label for each word, the
+text's own tokens, or a label for each pixel."""
 
-HeadKind = Literal["none", "sequence", "token", "masked", "causal"]
-"""What a model has on top: nothing, a classifier of whole samples or of tokens, or a language model's head."""
+HeadKind = Literal["none", "sequence", "token", "masked", "causal", "dense"]
+"""What a model has on top: nothing, a classifier of whole samples or of tokens, a language model's head, or a head for each
+position."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,35 @@ _ROWS = (
     TaskFacts("masked-lm", "text", "tokens", "masked", "fill-mask", "AutoModelForMaskedLM"),
     TaskFacts("causal-lm", "text", "tokens", "causal", "text-generation", "AutoModelForCausalLM"),
 )
-TASKS: Mapping[str, TaskFacts] = {row.name: row for row in _ROWS}
-"""By name, in the order in which they are listed. Another package's task is like one of them."""
+
+
+class _Tasks(Mapping[str, TaskFacts]):
+    """The rows by name, in the order in which they are listed; another package's own task is found, but not listed."""
+
+    _rows: Mapping[str, TaskFacts] = {row.name: row for row in _ROWS}
+
+    def __getitem__(self, name: str) -> TaskFacts:
+        if name in self._rows:
+            return self._rows[name]
+        if extensions.find("tasks", name, own=self._rows) is None:
+            raise KeyError(name)
+        facts = own_facts(load_task(name))
+        if facts is None:
+            raise KeyError(name)
+        return facts
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+TASKS = _Tasks()
+"""What is known of each task. Another package's task has facts of its own, or is like one of these."""
 DEFAULT_TASK = "image-classification"
 
 
@@ -83,3 +115,36 @@ def task_of(modality: Modality, head: HeadKind) -> TaskFacts:
         KeyError: there is none.
     """
     return next(row for row in _ROWS if (row.modality, row.head) == (modality, head))
+
+
+def load_task(name: str) -> Any:
+    """Return another package's task, a class like :class:`kdcli.tasks.Task`.
+
+    Either its attribute ``like`` is the task of kdcli whose data and models it has, or its attribute ``facts`` is a row of
+    its own.
+
+    Raises:
+        UserError: there is no such extension, or it is no task.
+    """
+    entry = extensions.find("tasks", name, own=TASKS)
+    if entry is None:
+        nearest = did_you_mean(name, [*TASKS, *extensions.names("tasks")])
+        raise UserError(
+            f"There is no task {short_repr(name)} of another package. {nearest}".rstrip(),
+            "Install the package that it comes from; 'kdcli extensions' lists what is installed.",
+        )
+    task = entry.load()
+    facts = own_facts(task)
+    is_own = facts is not None and facts.name == name
+    if not isinstance(task, type) or not (is_own or getattr(task, "like", None) in TASKS):
+        raise entry.unfit(
+            f"a class whose attribute 'like' is one of {', '.join(TASKS)}, or whose attribute 'facts' is a"
+            f" kdcli.base.tasks.TaskFacts named {name}"
+        )
+    return task
+
+
+def own_facts(task: Any) -> TaskFacts | None:
+    """Return the row that another package's task has of its own; None for one that is like a task of kdcli's."""
+    facts = getattr(task, "facts", None)
+    return facts if isinstance(facts, TaskFacts) else None

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
+    ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
 
 from kdcli.base import extensions
-from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.tasks import DEFAULT_TASK, TASKS, TaskFacts
-from kdcli.base.text import short_repr
+from kdcli.base.tasks import DEFAULT_TASK, TASKS, TaskFacts, load_task, own_facts
 from kdcli.config.data import AugmentConfig, DataConfig
 from kdcli.config.methods import (
     FeaturePair,
@@ -48,32 +47,21 @@ else:
 _MODEL_PREFIXES = re.compile(r"^(random:)?(timm:|hf:)?")
 
 
-def load_task(name: str) -> Any:
-    """Return another package's task, a class like :class:`kdcli.tasks.Task`.
-
-    Its attribute ``like`` is the task of kdcli whose data and models it has.
-
-    Raises:
-        UserError: there is no such extension, or it is no task.
-    """
-    entry = extensions.find("tasks", name, own=TASKS)
-    if entry is None:
-        nearest = did_you_mean(name, [*TASKS, *extensions.names("tasks")])
-        raise UserError(
-            f"There is no task {short_repr(name)} of another package. {nearest}".rstrip(),
-            "Install the package that it comes from; 'kdcli extensions' lists what is installed.",
-        )
-    task = entry.load()
-    if not isinstance(task, type) or getattr(task, "like", None) not in TASKS:
-        raise entry.unfit(f"a class whose attribute 'like' is one of {', '.join(TASKS)}")
-    return task
+def _or_extension(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Accept another package's task that has facts of its own."""
+    is_name = isinstance(value, str) and value not in TASKS
+    is_own = (
+        is_name and extensions.find("tasks", value, own=TASKS) is not None and own_facts(load_task(value)) is not None
+    )
+    return value if is_own else handler(value)
 
 
 class RunConfig(Section):
     """One run of ``kdcli distill``."""
 
-    task: Task = DEFAULT_TASK
-    """Or the name of another package's task, which is then ``task_extension``, and the one that it is like ``task``."""
+    task: Annotated[Task, WrapValidator(_or_extension)] = DEFAULT_TASK
+    """Or the name of another package's task. One that is like a task of kdcli's is then ``task_extension``, and that one
+    ``task``."""
     task_extension: Name | None = None
     """Another package's loss and metrics, in place of those of ``task``."""
     teacher: Annotated[TeacherConfig, BeforeValidator(from_name)]
@@ -122,7 +110,9 @@ class RunConfig(Section):
         name = values.get("task")
         if not isinstance(name, str) or extensions.find("tasks", name, own=TASKS) is None:
             return values
-        return {**values, "task": load_task(name).like, "task_extension": name}
+        if own_facts(task := load_task(name)) is not None:
+            return values
+        return {**values, "task": task.like, "task_extension": name}
 
     @model_validator(mode="after")
     def _check_task(self) -> RunConfig:
@@ -134,6 +124,11 @@ class RunConfig(Section):
     def task_facts(self) -> TaskFacts:
         """What is known of its task."""
         return TASKS[self.task]
+
+    @property
+    def extension_task(self) -> str | None:
+        """The name of another package's task; None for kdcli's own."""
+        return self.task_extension or (None if self.task in TASKS else self.task)
 
     @property
     def reads_images(self) -> bool:

@@ -3,40 +3,131 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Self
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from kdcli.base.facts import DataFacts
-from kdcli.data import AnyBatch
+from kdcli.base.facts import DataFacts, ModelFacts
+from kdcli.base.reads import LOGITS, VOCABULARY, Reads
+from kdcli.base.tasks import TaskFacts
+from kdcli.config.data import DataConfig
+from kdcli.config.run import RunConfig
+from kdcli.data import AnyBatch, ImageData, TextData, open_data, open_texts
 from kdcli.machine.team import Team
+from kdcli.models.base import Model
+from kdcli.plan.plan import Decision
 from kdcli.tasks.meters import Meter
 
+Cut = Callable[[Any], Any]
+"""From a split's samples to those that both models can take."""
+AnyData = ImageData | TextData
 
-class Task(Protocol):
-    """What a student is trained to do.
+
+class Task(ABC):
+    """What a student is trained to do: whatever depends on it, from opening the data to what is said of a student.
+
+    Args:
+        class_names: of the student's head, in order; empty where it has none.
 
     Attributes:
         name: as in the config.
-        monitor: the metric that the best student is chosen by; higher is better; see
-            :func:`rank_students`.
-        class_names: of the student's head, in order; empty where it has none.
+        facts: of another package's task, its row; None for one that is like a task of kdcli's.
+        monitor: the metric that the best student is chosen by; higher is better; see :func:`rank_students`.
     """
 
     name: str
+    facts: ClassVar[TaskFacts | None] = None
     monitor: str
-    class_names: tuple[str, ...]
+
+    def __init__(self, class_names: Sequence[str] = ()) -> None:
+        self.class_names = tuple(class_names)
 
     @classmethod
-    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
+    @abstractmethod
+    def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
+        """Return the splits of the data that ``config`` names, with targets as the task reads them.
+
+        Args:
+            config: name, splits and labels.
+            seed: of the run, cuts what is not cut by the data themselves.
+            evaluation: of a task without labels, the data that its features are measured on; ``none`` for none, and None
+                for those of ``config``.
+
+        Raises:
+            UserError: there are no such data, or they don't suit the task.
+        """
+
+    @classmethod
+    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Task:
         """Return the task for ``data``; ``reference`` is of a batch to the teacher's embeddings."""
+        return cls(data.class_names)
 
-    def supervised_loss(self, logits: Any, targets: Tensor, *, label_smoothing: float) -> Tensor:
-        """Return the loss on the labels, a scalar averaged over what is labelled, from what ``predict`` returns."""
+    @abstractmethod
+    def supervised_loss(self, logits: Any, targets: Any, *, label_smoothing: float) -> Tensor:
+        """Return the loss on the labels, a scalar averaged over what is labelled.
 
+        Args:
+            logits: the head that :meth:`reads` names, as the model gives it.
+            targets: as the batch has them.
+            label_smoothing: share of the target that is spread over all classes, where there are classes.
+        """
+
+    @abstractmethod
     def meter(self, team: Team) -> Meter:
         """Return a new meter of the metrics, ``monitor`` and ``loss`` among them, over the samples that ``team`` shares."""
+
+    def reads(self, model: ModelFacts) -> Reads:
+        """Return the head that loss and metrics are about."""
+        return Reads(heads=(VOCABULARY if VOCABULARY in model.heads else LOGITS,))
+
+    def predict(self, model: Model, batch: AnyBatch, *, into_teacher: Callable[[Tensor], Tensor] | None = None) -> Any:
+        """Return what the metrics are about: what the meter's ``update`` takes.
+
+        Args:
+            model: student or teacher, on the batch's device.
+            batch: at least one sample.
+            into_teacher: maps the student's pooled features (B, d) into the space of the teacher's; None where nothing does.
+        """
+        reads = self.reads(model.facts)
+        return model(model.prepare(batch), reads).heads[reads.heads[0]]
+
+    def cutter(self, config: RunConfig, teacher: Model | None, student: Model) -> Cut | None:
+        """Return what makes of a split's samples those that both models can take; None where they take them as they are."""
+        return None
+
+    def check(self, teacher: Model | None, student: Model, data: Any) -> None:
+        """Refuse models that can't be brought together for this task.
+
+        Raises:
+            UserError: it says why.
+        """
+        return
+
+    def decisions(
+        self, config: RunConfig, teacher: Model | None, student: Model, data: Any, cut: Cut | None
+    ) -> Sequence[Decision]:
+        """Return what the plan says of the task's own choices; ``cut`` is what :meth:`cutter` returned."""
+        return ()
+
+
+class ImageTask(Task):
+    """A task over labelled images."""
+
+    @classmethod
+    def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
+        """Return images with a class each."""
+        return open_data(config, seed=seed)
+
+
+class TextTask(Task):
+    """A task over texts; how they are labelled follows from the task's name."""
+
+    @classmethod
+    def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
+        """Return texts, or pairs of them."""
+        return open_texts(config, task=cls.name, seed=seed)
 
 
 def rank_students(metrics: Mapping[str, float], monitor: str) -> tuple[bool, bool, float, float]:

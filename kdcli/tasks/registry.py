@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 from torch import Tensor
 
 from kdcli.base.facts import DataFacts
-from kdcli.base.tasks import TASKS
+from kdcli.base.tasks import load_task
 from kdcli.data import AnyBatch
 from kdcli.tasks.base import Task
-from kdcli.tasks.classification.one_label import ImageClassification
-from kdcli.tasks.classification.values import SeveralLabels, TextClassification, TextRegression
-from kdcli.tasks.embedding.images import ImageEmbedding
-from kdcli.tasks.embedding.texts import SentenceEmbedding
-from kdcli.tasks.language.task import LanguageModeling
-from kdcli.tasks.words.task import TokenClassification
+
+_CLASSES = {
+    "image-classification": "classification.one_label:ImageClassification",
+    "image-embedding": "embedding.images:ImageEmbedding",
+    "text-classification": "classification.values:TextClassification",
+    "sentence-embedding": "embedding.texts:SentenceEmbedding",
+    "token-classification": "words.task:TokenClassification",
+    "masked-lm": "language.task:MaskedLM",
+    "causal-lm": "language.task:CausalLM",
+}
+"""Where each task's class is; only that of the run is imported."""
 
 
-def build_task(data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Task:
+def task_class(name: str) -> type[Task]:
+    """Return the class of a task, of kdcli or of another package.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if name not in _CLASSES:
+        found: type[Task] = load_task(name)
+        return found
+    module, _, attribute = _CLASSES[name].partition(":")
+    own: type[Task] = getattr(import_module(f"kdcli.tasks.{module}"), attribute)
+    return own
+
+
+def build_task(data: DataFacts, *, reference: Callable[[AnyBatch], Tensor], extension: str | None = None) -> Task:
     """Return the task that ``data`` are for.
 
     Args:
         data: what is known about them.
         reference: a batch to the teacher's embeddings, for a task that compares with them.
+        extension: another package's task in its place.
     """
-    return _kind_of(data).from_facts(data, reference=reference)
-
-
-def _kind_of(data: DataFacts) -> type[Task]:
-    match data.task:
-        case "sentence-embedding":
-            return SentenceEmbedding
-        case "image-embedding":
-            return ImageEmbedding
-        case "image-classification":
-            return ImageClassification
-        case "token-classification":
-            return TokenClassification
-        case task if TASKS[task].is_language_model:
-            return LanguageModeling
-    match data.label_kind:
-        case "classes":
-            return SeveralLabels
-        case "number":
-            return TextRegression
-    return TextClassification
+    return task_class(extension or data.task).from_facts(data, reference=reference)

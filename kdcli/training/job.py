@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
-from kdcli.base.reads import Reads
 from kdcli.config.methods import MethodOptions, any_reads_unlabelled, named_methods
 from kdcli.config.models import TeacherConfig
 from kdcli.config.run import RunConfig
@@ -26,13 +26,10 @@ from kdcli.data import (
     TextEvalLoader,
     TextSource,
     TextTrainLoader,
-    TokenSource,
     TrainLoader,
-    WordSource,
 )
 from kdcli.data.epoch import train_indices
 from kdcli.data.images.sources import Subset
-from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.machine.team import ALONE, Team
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
@@ -40,6 +37,7 @@ from kdcli.models import build_student, build_text_student, load_teacher, load_t
 from kdcli.models.base import Model
 from kdcli.plan.plan import Plan
 from kdcli.tasks import Task
+from kdcli.tasks.base import Cut
 from kdcli.tasks.features.class_means import NCM_ACCURACY
 from kdcli.training.distiller import Distiller
 
@@ -65,7 +63,7 @@ class Job:
     data: ImageData | TextData
     teacher: Model | None
     distiller: Distiller
-    pieces: Callable[[TextSource], TokenSource | WordSource] | None = None
+    pieces: Cut | None = None
 
     @property
     def student(self) -> Model:
@@ -90,7 +88,7 @@ class Job:
     @property
     def labelled(self) -> ImageData | None:
         """The labelled images that the features of a student without labels are measured on at the end."""
-        return self.data.labelled if isinstance(self.data, ImageData) else None
+        return self.data.labelled
 
     def initial_student(self) -> Model:
         """Build the student once more, as it was before training."""
@@ -169,27 +167,11 @@ class Job:
         As in training, both see one crop.
         """
         student = self.student.facts.preprocessing
-        teacher = student if self.teacher is None else self.teacher.facts.preprocessing
-        if isinstance(student, TextPreprocessing) or isinstance(teacher, TextPreprocessing):
-            return student
-        height, width = (max(sizes) for sizes in zip(student.image_size, teacher.image_size, strict=True))
-        return student.at((height, width))
+        return student if self.teacher is None else student.shared_with(self.teacher.facts.preprocessing)
 
-    def predict(self, model: Model, batch: AnyBatch) -> Tensor | VocabularyLogits:
-        """Return what the task's metrics are about: the logits (B, C) of ``model``, or its embeddings (B, d).
-
-        Of a causal language model they are its logits over the vocabulary.
-
-        Embeddings go through the projector into the teacher's space, where there is one that does that.
-        """
-        if not self.is_label_free:
-            output = model(model.prepare(batch))
-            logits = output.logits if output.vocabulary is None else output.vocabulary
-            assert logits is not None
-            return logits
-        embeddings = model(model.prepare(batch), Reads(("pooled",))).features["pooled"]
-        projector = self.distiller.embedding_projector()
-        return embeddings if projector is None else projector(embeddings)
+    def predict(self, model: Model, batch: AnyBatch) -> Any:
+        """Return what the task's metrics are about; see :meth:`kdcli.tasks.base.Task.predict`."""
+        return self.task.predict(model, batch, into_teacher=self.distiller.embedding_projector())
 
     def mix(self) -> Callable[[AnyBatch, int, int], AnyBatch]:
         """Return mixup and cutmix of images as configured."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 from torch import Tensor
 
@@ -12,17 +13,13 @@ from kdcli.base.reads import Reads
 from kdcli.base.text import short_repr
 from kdcli.config.keys import check_domain
 from kdcli.config.methods import any_reads_unlabelled
-from kdcli.config.run import RunConfig, load_task
+from kdcli.config.run import RunConfig
 from kdcli.data import (
     AnyBatch,
     ImageData,
     TextData,
-    open_data,
-    open_texts,
-    open_unlabelled,
 )
 from kdcli.data.epoch import train_indices
-from kdcli.data.images.unlabelled import labelled_sample
 from kdcli.machine.team import ALONE, Team
 from kdcli.models import load_saved, load_teacher, load_text_teacher
 from kdcli.models.base import Model
@@ -36,10 +33,7 @@ from kdcli.plan.describe import describe_costs
 from kdcli.plan.plan import Decision, Plan
 from kdcli.plan.relation import situation_of
 from kdcli.runs.folder import RunFolder
-from kdcli.tasks import build_task
-from kdcli.tasks.features.frozen import NEIGHBOURS, STRENGTHS
-from kdcli.tasks.language.cut import check_tokenizers
-from kdcli.tasks.pieces import cutter, describe_pairs, describe_pieces
+from kdcli.tasks import Task, build_task, task_class
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import Job, build_methods, context_of, student_of
 from kdcli.training.teachers.layers import score_layers
@@ -64,22 +58,15 @@ def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None 
     check_domain(config)
     config = settle_models(config)
     has_teacher = config.teacher.name != "none"
-    data: ImageData | TextData
+    data = task_class(config.extension_task or config.task).open(
+        config.data, seed=config.seed, evaluation=config.eval_data
+    )
+    config = config.model_copy(update={"data": data.settle(config.data)})
     teacher: Model | None = None
-    if config.reads_images:
-        data = (
-            open_unlabelled(config.data, config.eval_data, seed=config.seed)
-            if config.task_facts.is_label_free
-            else open_data(config.data, seed=config.seed)
-        )
-        config = config.model_copy(update={"data": config.data.model_copy(update={"deep_range": data.deep_range})})
-        teacher = load_teacher(config.teacher, seed=config.seed) if has_teacher else None
-    else:
-        data = open_texts(config.data, task=config.task, seed=config.seed)
-        if data.train.has_pairs:
-            columns = dict(zip(("text_column", "text_pair_column"), data.columns, strict=True))
-            config = config.model_copy(update={"data": config.data.model_copy(update=columns)})
-        teacher = load_text_teacher(config.teacher, seed=config.seed, task=config.task) if has_teacher else None
+    if has_teacher and config.reads_images:
+        teacher = load_teacher(config.teacher, seed=config.seed)
+    elif has_teacher:
+        teacher = load_text_teacher(config.teacher, seed=config.seed, task=config.task)
     is_new = student is None
     return _make_job(config, data, teacher, student, team, with_latencies=is_new)
 
@@ -112,9 +99,7 @@ def _make_job(
         student = student_of(config, data, teacher)
         if team.is_main:  # several processes build the same one, and transformers saves in the first alone
             check_reloads(student, label=config.student.name)
-    if config.task_facts.is_language_model:
-        assert isinstance(data, TextData)
-        check_tokenizers(teacher, student, data)
+    make_task(config, data, teacher).check(teacher, student, data)
     config = open_taps(config, teacher, student)
     student.compare_last_features()
     layers = score_layers(config, teacher, data, team) if isinstance(data, ImageData) else None
@@ -133,16 +118,11 @@ def _make_job(
         plan = plan.with_decisions([Decision("task", f"{config.task_extension}; {job.monitor} chooses", reason)])
     if (decision := _describe_epoch(config, plan, data)) is not None:
         plan = plan.with_decisions([decision])
-    if isinstance(data, TextData) and data.train.has_pairs:
-        plan = plan.with_decisions([describe_pairs(teacher, student)])
+    plan = plan.with_decisions(job.task.decisions(config, teacher, student, data, job.pieces))
     if job.pieces is not None:
-        assert isinstance(data, TextData)
-        plan = plan.with_decisions([describe_pieces(config, data.train, job.pieces(data.train))])
         for source in (data.validation, data.test if config.test else None):
             if source is not None:
                 job.pieces(source)  # a split without any is refused now, and not after training
-    if isinstance(data, ImageData) and data.facts.label_kind == "none":
-        plan = plan.with_decisions([_describe_measurement(config, data.labelled)])
     return replace(job, plan=plan.with_decisions(job_costs(job, mixed_precision=team.precision)))
 
 
@@ -158,12 +138,16 @@ def assemble_job(
         teacher: frozen, with the plan's taps open; or None.
         student: likewise open; it is trained as it is.
     """
-    build = build_task if config.task_extension is None else load_task(config.task_extension).from_facts
-    task = build(data.facts, reference=teacher_embedder(teacher))
+    task = make_task(config, data, teacher)
     context = context_of(config, plan, task, data, teacher, student)
     distiller = Distiller(student, build_methods(plan.methods, context, seed=config.seed))
-    pieces = cutter(config, teacher, student, data.facts.class_names) if config.task_facts.is_over_tokens else None
-    return Job(plan.resolve(config), plan, task, data, teacher, distiller, pieces)
+    cut = task.cutter(config, teacher, student)
+    return Job(plan.resolve(config), plan, task, data, teacher, distiller, None if cut is None else cache(cut))
+
+
+def make_task(config: RunConfig, data: ImageData | TextData, teacher: Model | None) -> Task:
+    """Return the run's task for what is known of ``data``."""
+    return build_task(data.facts, reference=teacher_embedder(teacher), extension=config.extension_task)
 
 
 def teacher_embedder(teacher: Model | None) -> Callable[[AnyBatch], Tensor]:
@@ -202,28 +186,6 @@ def _describe_epoch(config: RunConfig, plan: Plan, data: ImageData | TextData) -
         f"Labelled {noun}s are repeated to {share:.0%} of an epoch (data.labelled_share), so that every batch has some."
     )
     return Decision("epoch", value, why)
-
-
-def _describe_measurement(config: RunConfig, labelled: ImageData | None) -> Decision:
-    if labelled is None or not config.test:
-        reason = (
-            "The test split is left alone (test: false)."
-            if labelled is not None
-            else "Asked for by --eval-data none."
-            if config.eval_data is not None
-            else "There are no labels to measure features by; --eval-data names labelled images."
-        )
-        return Decision("evaluation", "against the teacher alone", reason)
-    split, source = labelled.held_out
-    train, held_out = labelled_sample(labelled.train), labelled_sample(source)
-    return Decision(
-        "evaluation",
-        f"{NEIGHBOURS}-NN and linear probe on {labelled.facts.name}: {len(labelled.facts.class_names)} classes,"
-        f" {len(train)} training and {len(held_out)} {split} images",
-        "At the end alone, of the student's frozen features, beside those of the teacher and of the student as initialised."
-        f" The probe's penalty is the best of C = {', '.join(f'{c:g}' for c in STRENGTHS)} by cross-validation on the"
-        " training images. --eval-data names other labelled images, or none.",
-    )
 
 
 def reopen_job(run: RunFolder) -> Job:

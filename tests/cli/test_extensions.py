@@ -108,7 +108,7 @@ def test_the_task_s_loss_is_the_extension_s(toy_run, toy):
     import torch
 
     from kdcli.base.facts import DataFacts
-    from kdcli.config.run import load_task
+    from kdcli.base.tasks import load_task
 
     facts = DataFacts("toy:5", "image-classification", tuple("abcde"), 9, 9, 3, 3)
     task = load_task("toy_unsure").from_facts(facts, reference=None)

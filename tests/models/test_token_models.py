@@ -18,7 +18,7 @@ from kdcli.methods import build_method
 from kdcli.methods.base import Context
 from kdcli.models import build_text_student, load_saved, load_text_teacher
 from kdcli.models.transformers.tokens import HFTokenModel
-from kdcli.tasks.language.task import LanguageModeling
+from kdcli.tasks import task_class
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely film"]
 PADDING = 5
@@ -140,7 +140,7 @@ def test_logits_and_features_are_transformers_own(case):
         labels[real] = batch.input_ids[real]
     own = native(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
     logits = ours.logits if ours.vocabulary is None else ours.vocabulary
-    loss = LanguageModeling(task).supervised_loss(logits, batch.targets, label_smoothing=0.0)
+    loss = task_class(task)().supervised_loss(logits, batch.targets, label_smoothing=0.0)
     torch.testing.assert_close(loss, own, rtol=1e-4, atol=1e-5)
     assert output.logits.std() > 0.1
     encoder = native.get_submodule(prefix[:-1]) if prefix else native
@@ -248,7 +248,7 @@ def test_rows_that_are_no_tokens_lose_their_probability(task, divergence, tokeni
     own = StudentConfig(name=str(folders[1]), pretrained=True)
     student = build_text_student(own, data=data_of(task), teacher=None, seed=1).eval()
     options = LogitKDOptions(divergence=divergence, temperature=1.0)
-    method = build_method(options, Context(LanguageModeling(task), student.facts, teacher.facts, ()))
+    method = build_method(options, Context(task_class(task)(), student.facts, teacher.facts, ()))
     inputs = student.prepare(batch_of(student, task))
     target = logits_of(teacher(inputs)).detach()[:, :size].softmax(dim=1)
     optimizer, outside, apart = torch.optim.Adam(student.parameters(), lr=0.02), [], []

@@ -9,7 +9,7 @@ from kdcli.data import Batch, TokenBatch, TokenSource, WordBatch, WordSource
 from kdcli.machine.team import Team
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks.classification.one_label import ImageClassification
-from kdcli.tasks.language.task import LanguageModeling
+from kdcli.tasks.language.task import CausalLM
 from kdcli.tasks.words.task import TokenClassification
 from kdcli.training.evaluation import KeptSums, run_meter
 
@@ -69,7 +69,7 @@ def test_tokens_by_their_texts():
     batches = [source.batch([0, 1]), source.batch([2])]
     assert isinstance(batches[0], TokenBatch)
     logits = iter([draw(3, 6), draw(3, 6)])
-    metrics, gathered = kept(LanguageModeling("causal-lm"), lambda b: next(logits), batches, text, lambda _: source)
+    metrics, gathered = kept(CausalLM(), lambda b: next(logits), batches, text, lambda _: source)
     assert_adds_up(metrics, gathered, "log_likelihood", "perplexity", "accuracy")
     assert gathered["index"].tolist() == [5, 7]
     assert gathered["accuracy"][:, 1].tolist() == [3, 3], "predicted tokens of each text"

@@ -50,6 +50,10 @@ class ImageData:
     labelled: ImageData | None = None
     deep_range: Range | None = None
 
+    def settle(self, config: DataConfig) -> DataConfig:
+        """Return ``config``, by which the data were opened, with what was found out then."""
+        return config.model_copy(update={"deep_range": self.deep_range})
+
     @property
     def held_out(self) -> tuple[str, ImageSource]:
         """The split to report on, with its name: the test split, or validation where there is none."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
+from kdcli.config.data import DataConfig
 from kdcli.data.epoch import epoch_order
 from kdcli.data.texts.batch import AnyTextBatch, Text, TextBatch, TextPair
 from kdcli.machine.team import ALONE, Team
@@ -97,6 +98,7 @@ class TextData:
         validation: for choosing.
         test: for reporting; None where the data have a validation split and no test split.
         columns: of a table, that the texts, or both texts of a pair, are from.
+        labelled: nothing: texts are measured by labels of their own.
     """
 
     facts: DataFacts
@@ -104,6 +106,14 @@ class TextData:
     validation: TextSource
     test: TextSource | None
     columns: tuple[str, ...] = ()
+    labelled: None = None
+
+    def settle(self, config: DataConfig) -> DataConfig:
+        """Return ``config``, by which the data were opened, with what was found out then."""
+        if not self.train.has_pairs:
+            return config
+        columns = dict(zip(("text_column", "text_pair_column"), self.columns, strict=True))
+        return config.model_copy(update=columns)
 
 
 class TextTrainLoader:

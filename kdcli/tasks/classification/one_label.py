@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Self
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import UNLABELLED, DataFacts
+from kdcli.base.facts import UNLABELLED
 from kdcli.data import AnyBatch
 from kdcli.machine.team import Team
+from kdcli.tasks.base import ImageTask
 from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics, shares
 
 
-class ImageClassification:
+class ImageClassification(ImageTask):
     """The task ``image-classification``.
 
     Args:
@@ -27,14 +25,6 @@ class ImageClassification:
     name = "image-classification"
     monitor = "accuracy"
     """The metric that the best student is chosen by; higher is better, ties go to the lower ``loss``."""
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.class_names = tuple(class_names)
-
-    @classmethod
-    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
-        """Return the task for ``data``; nothing is compared with a reference."""
-        return cls(data.class_names)
 
     def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Return the cross-entropy, averaged over the labelled part of the batch.

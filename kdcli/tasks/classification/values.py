@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
@@ -18,31 +18,32 @@ from kdcli.base.facts import DataFacts
 from kdcli.data import AnyBatch
 from kdcli.machine.team import Team
 from kdcli.statistics.intervals import metric_of
+from kdcli.tasks.base import Task
 from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.tasks.classification.pairs import PairedTexts
 from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics, shares
 
 
-class TextClassification(ImageClassification):
+class TextClassification(PairedTexts, ImageClassification):
     """The task ``text-classification`` with one class a text: its loss and metrics are those of images."""
 
     name = "text-classification"
 
+    @classmethod
+    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Task:
+        """Return the task for labels of the kind that ``data`` have."""
+        kinds: dict[str, type[Task]] = {"classes": SeveralLabels, "number": TextRegression}
+        if data.label_kind in kinds:
+            return kinds[data.label_kind].from_facts(data, reference=reference)
+        return cls(data.class_names)
 
-class _ByValues(ABC):
+
+class _ByValues(PairedTexts):
     """What labels that are rows of values have in common: the loss is a mean of elements, NaN is no label."""
 
     name = "text-classification"
-    monitor: str
     metrics: ClassVar[tuple[str, ...]]
     """The names of the metrics, in the order in which they are shown."""
-
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.class_names = tuple(class_names)
-
-    @classmethod
-    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
-        """Return the task for ``data``; nothing is compared with a reference."""
-        return cls(data.class_names)
 
     def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Return the loss, averaged over the labelled texts and the classes.

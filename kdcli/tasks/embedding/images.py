@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
+from typing import Any
 
-from kdcli.data import AnyBatch, Batch
+from kdcli.config.data import DataConfig
+from kdcli.config.run import RunConfig
+from kdcli.data import AnyBatch, Batch, ImageData, open_unlabelled
+from kdcli.data.images.unlabelled import labelled_sample
+from kdcli.models.base import Model
+from kdcli.plan.plan import Decision
+from kdcli.tasks.base import AnyData, Cut
 from kdcli.tasks.embedding.texts import SentenceEmbedding
+from kdcli.tasks.features.frozen import NEIGHBOURS, STRENGTHS
 
 
 class ImageEmbedding(SentenceEmbedding):
@@ -15,6 +23,40 @@ class ImageEmbedding(SentenceEmbedding):
     name = "image-embedding"
     noun = "image"
 
+    @classmethod
+    def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
+        """Return images without labels, with those that features are measured on."""
+        return open_unlabelled(config, evaluation, seed=seed)
+
+    def decisions(
+        self, config: RunConfig, teacher: Model | None, student: Model, data: Any, cut: Cut | None
+    ) -> Sequence[Decision]:
+        """Say how the student's features are measured."""
+        return [_describe_measurement(config, data.labelled)]
+
     def _keys(self, batch: AnyBatch) -> Sequence[Hashable]:
         assert isinstance(batch, Batch)
         return [hashlib.blake2b(image.numpy(), digest_size=16).digest() for image in batch.images.cpu()]
+
+
+def _describe_measurement(config: RunConfig, labelled: ImageData | None) -> Decision:
+    """Return the decision on how the student's features are measured."""
+    if labelled is None or not config.test:
+        reason = (
+            "The test split is left alone (test: false)."
+            if labelled is not None
+            else "Asked for by --eval-data none."
+            if config.eval_data is not None
+            else "There are no labels to measure features by; --eval-data names labelled images."
+        )
+        return Decision("evaluation", "against the teacher alone", reason)
+    split, source = labelled.held_out
+    train, held_out = labelled_sample(labelled.train), labelled_sample(source)
+    return Decision(
+        "evaluation",
+        f"{NEIGHBOURS}-NN and linear probe on {labelled.facts.name}: {len(labelled.facts.class_names)} classes,"
+        f" {len(train)} training and {len(held_out)} {split} images",
+        "At the end alone, of the student's frozen features, beside those of the teacher and of the student as initialised."
+        f" The probe's penalty is the best of C = {', '.join(f'{c:g}' for c in STRENGTHS)} by cross-validation on the"
+        " training images. --eval-data names other labelled images, or none.",
+    )

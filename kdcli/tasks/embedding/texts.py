@@ -11,16 +11,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import DataFacts
+from kdcli.base.facts import DataFacts, ModelFacts
+from kdcli.base.reads import Reads
 from kdcli.data import AnyBatch, TextBatch
 from kdcli.machine.team import Team
+from kdcli.models.base import Model
+from kdcli.tasks.base import TextTask
 from kdcli.tasks.meters import Meter, SampleSums
 
 NEIGHBOURS = 10
 """k of recall@k."""
 
 
-class SentenceEmbedding:
+class SentenceEmbedding(TextTask):
     """The task ``sentence-embedding``: the student's embeddings are to stand to one another as the teacher's do.
 
     Args:
@@ -29,10 +32,10 @@ class SentenceEmbedding:
 
     name = "sentence-embedding"
     monitor = "spearman"
-    class_names: tuple[str, ...] = ()
     noun = "text"
 
     def __init__(self, reference: Callable[[AnyBatch], Tensor]) -> None:
+        super().__init__()
         self._reference = reference
         self._known: dict[Hashable, Tensor] = {}
         """The teacher's embeddings of evaluated samples: it stays as it is, so each is computed once."""
@@ -49,6 +52,17 @@ class SentenceEmbedding:
     def meter(self, team: Team) -> Meter:
         """Return the meter that compares the student's space with the teacher's."""
         return SpaceMeter(self, team)
+
+    def reads(self, model: ModelFacts) -> Reads:
+        """Return the pooled features."""
+        return Reads(("pooled",))
+
+    def predict(
+        self, model: Model, batch: AnyBatch, *, into_teacher: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return the embeddings (B, d), in the teacher's space where something maps them there."""
+        embeddings = model(model.prepare(batch), self.reads(model.facts)).features["pooled"]
+        return embeddings if into_teacher is None else into_teacher(embeddings)
 
     def _keys(self, batch: AnyBatch) -> Sequence[Hashable]:
         """Return what tells the samples of a batch from all others, whatever split they are of."""

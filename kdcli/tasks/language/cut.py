@@ -15,14 +15,16 @@ _TRIED_TEXTS = 200
 """So many training texts are cut by both tokenizers, to see that they do it alike."""
 
 
-def token_cutter(config: RunConfig, teacher: Model | None, student: Model) -> Callable[[TextSource], TokenSource]:
+def token_cutter(
+    config: RunConfig, teacher: Model | None, student: Model, *, is_masked: bool
+) -> Callable[[TextSource], TokenSource]:
     """Return what makes tokens of a source of texts, with the tokenizer that both models share."""
     assert isinstance(student, HFTextModel)
     tokenizer, length = student.tokenizer, student.preprocessing.max_length
     if isinstance(teacher, HFTextModel):
         length = min(length, teacher.preprocessing.max_length)
     masking = None
-    if config.task == "masked-lm":
+    if is_masked:
         if tokenizer.mask_token_id is None:
             raise UserError(f"The tokenizer of {student.facts.name} has no mask token.", "Choose another --task.")
         special = frozenset(tokenizer.all_special_ids)

@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import DataFacts
+from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, TokenBatch
 from kdcli.losses.vocabulary import VocabularyLogits, chunked_argmax, chunked_cross_entropy
 from kdcli.machine.gather import gather_rows
 from kdcli.machine.team import Team
+from kdcli.models.base import Model
+from kdcli.plan.plan import Decision
+from kdcli.tasks.base import Cut, TextTask
+from kdcli.tasks.language.cut import check_tokenizers, token_cutter
 from kdcli.tasks.meters import Meter, SampleSums
 
 
-class LanguageModeling:
-    """The tasks ``masked-lm`` and ``causal-lm``.
-
-    Args:
-        name: which of them.
-    """
+class LanguageModeling(TextTask):
+    """What the tasks ``masked-lm`` and ``causal-lm`` have in common."""
 
     monitor = "log_likelihood"
-    class_names: tuple[str, ...] = ()
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @classmethod
-    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
-        """Return the task for ``data``; nothing is compared with a reference."""
-        return cls(data.task)
+    is_masked: ClassVar[bool]
+    """Whether tokens are hidden and predicted; else it is each next one."""
 
     def supervised_loss(self, logits: Tensor | VocabularyLogits, targets: Tensor, *, label_smoothing: float) -> Tensor:
         """Return the mean cross-entropy of the tokens, in nats.
@@ -52,6 +45,41 @@ class LanguageModeling:
     def meter(self, team: Team) -> Meter:
         """Return the meter of the metrics of predicted tokens."""
         return TokenMeter(team)
+
+    def cutter(self, config: RunConfig, teacher: Model | None, student: Model) -> Cut:
+        """Return what makes tokens of texts, by the tokenizer that both models share."""
+        return token_cutter(config, teacher, student, is_masked=self.is_masked)
+
+    def check(self, teacher: Model | None, student: Model, data: Any) -> None:
+        """Refuse a teacher whose tokens are others than the student's."""
+        check_tokenizers(teacher, student, data)
+
+    def decisions(
+        self, config: RunConfig, teacher: Model | None, student: Model, data: Any, cut: Cut | None
+    ) -> Sequence[Decision]:
+        """Say what the texts were cut into."""
+        assert cut is not None
+        pieces = cut(data.train)
+        value = f"{len(pieces)} pieces for training, {pieces.num_tokens} tokens"
+        reason = "Each text by itself, cut where it is longer than both models take; special tokens stand around every piece."
+        if self.is_masked:
+            value += f", {config.data.mask_probability:.0%} of them predicted"
+            reason += " Masks are drawn anew in every epoch, and are always the same in evaluation."
+        return [Decision("tokens", value, reason)]
+
+
+class MaskedLM(LanguageModeling):
+    """The task ``masked-lm``."""
+
+    name = "masked-lm"
+    is_masked = True
+
+
+class CausalLM(LanguageModeling):
+    """The task ``causal-lm``."""
+
+    name = "causal-lm"
+    is_masked = False
 
 
 class TokenMeter:

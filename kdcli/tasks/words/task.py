@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +13,22 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, WordBatch
 from kdcli.machine.team import Team
+from kdcli.models.base import Model
+from kdcli.plan.plan import Decision
+from kdcli.tasks.base import Cut, TextTask
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics
+from kdcli.tasks.words.cut import word_cutter
 
 _ENTITY = re.compile(r"[BIESLU]-.+")
 _SAME_PREFIX = {"L": "E", "U": "S"}
 """The last word and the only word of an entity, in BILOU and in IOBES."""
 
 
-class TokenClassification(ImageClassification):
+class TokenClassification(TextTask, ImageClassification):
     """The task ``token-classification``: the loss on a word is that on an image.
 
     Where the labels tell of entities (``B-PER``, ``I-PER``, ``O``; also as IOB1, IOBES and BILOU write them) the best
@@ -41,6 +47,23 @@ class TokenClassification(ImageClassification):
     def meter(self, team: Team) -> Meter:
         """Return the meter of the metrics of labelled words."""
         return WordMeter(self.class_names, team)
+
+    def cutter(self, config: RunConfig, teacher: Model | None, student: Model) -> Cut:
+        """Return what makes pieces of texts, between words, short enough for both models."""
+        return word_cutter(teacher, student, self.class_names)
+
+    def decisions(
+        self, config: RunConfig, teacher: Model | None, student: Model, data: Any, cut: Cut | None
+    ) -> Sequence[Decision]:
+        """Say what the words were cut into."""
+        assert cut is not None
+        texts, pieces = data.train, cut(data.train)
+        reason = (
+            "A word stands by its first token; texts are cut between words where they are longer than a model takes."
+        )
+        if lost := texts.num_words - pieces.num_words:
+            reason += f" {lost} words that a tokenizer makes nothing of are left out."
+        return [Decision("words", f"{pieces.num_words} for training, in {len(pieces)} pieces", reason)]
 
 
 class WordMeter:

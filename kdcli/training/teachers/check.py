@@ -94,7 +94,7 @@ def _measured(job: Job, sample: ImageSource | TextSource, team: Team) -> _Measur
     """Measure the teacher, or return what was measured of it before on the same samples."""
     found: _Measured | None = None
     remembered = None
-    if team.is_main and job.config.task_extension is None:
+    if team.is_main and job.config.extension_task is None:
         tokens = repr(job.student.facts.preprocessing) if job.config.task_facts.is_over_tokens else ""
         assert job.teacher is not None
         remembered = Remembered(
