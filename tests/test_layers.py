@@ -89,3 +89,35 @@ def test_tasks_have_no_names_elsewhere():
         nodes = ast.walk(ast.parse(file.read_text()))
         names = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         assert not names & TASKS.keys(), f"{module} names a task"
+
+
+METHODS_ROOMS = ("kdcli.config.methods", "kdcli.methods", "kdcli.losses")
+"""Where methods may be called by their names, and their options by their classes."""
+METHODS_ELSEWHERE = {
+    "kdcli.base.names": {"log_sum"},  # a distance of the same name
+    "kdcli.config.training": {"StochasticTripletOptions"},  # the default of a stage
+}
+
+
+def test_methods_have_no_names_elsewhere():
+    """What depends on the method asks its options; what is taken by default is looked up in their defaults."""
+    from kdcli.config.methods import METHODS
+    from kdcli.config.methods.registry import CHOICES, PROGRAMMES
+
+    known = {*METHODS, *CHOICES, *PROGRAMMES, *(section.__name__ for section in METHODS.values())} - {"none"}
+    for module, file in MODULES.items():
+        if module.startswith(METHODS_ROOMS):
+            continue
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        names = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        names |= {node.id for node in nodes if isinstance(node, ast.Name)}
+        assert names & known <= METHODS_ELSEWHERE.get(module, set()), f"{module} names a method"
+
+
+def test_options_are_not_told_by_their_class():
+    for module, file in MODULES.items():
+        if module.startswith(METHODS_ROOMS):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+                assert "Options" not in ast.unparse(node.args[1]), f"{module}: {ast.unparse(node)}"

@@ -72,7 +72,7 @@ def find_method(name: str) -> type[MethodSection] | None:
         return METHODS.get(name)
     section = entry.load()
     if not (isinstance(section, type) and issubclass(section, MethodSection)):
-        raise entry.unfit("a subclass of kdcli.config.run.MethodSection")
+        raise entry.unfit("a subclass of kdcli.config.MethodSection")
     if section.build is MethodSection.build:
         raise entry.unfit("whole: its method build(context) is missing")
     if section.model_fields["method"].default != name:

@@ -1,0 +1,151 @@
+"""What the options of every method keep: one class, run over all of them, the example extension's too."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
+from kdcli.config.methods import METHODS, FeaturePair, find_method
+from kdcli.config.parse import parse_config
+from kdcli.plan.relation import situation_of
+
+EXTENSION = Path(__file__).parents[1] / "extension"
+TOY = "toy_correlation"
+REQUIRED = {"projection": {"projector": "linear"}}
+"""What has no default."""
+
+CLASSES = ("cat", "dog", "tree frog")
+DATA = DataFacts("photos", "image-classification", CLASSES, 90, 90, 10, 20)
+TOKENS = DataFacts("texts", "causal-lm", (), 90, 90, 10, 20, label_kind="tokens")
+MODEL = ModelFacts(
+    name="timm:vit", library="timm", task="image-classification", pretrained=True, weights="hub", num_classes=3,
+    label_names=CLASSES, feature_dims={"pooled": 64, "embedding": 96, "layer1": 16, "layer2": 32, "fc": 8},
+    preprocessing=Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), num_parameters=1000, macs=1000, activation_bytes=1000,
+    grids={"pooled": (2, 2), "layer1": (8, 8), "layer2": (4, 4)}, stages=("layer1", "layer2"),
+    heads=("logits", "distillation"),
+)  # fmt: skip
+PAIR = FeaturePair(student="layer1", teacher="layer2")
+
+
+def config(**values):
+    return parse_config({"teacher": "t", "student": "s", "data": "d", **values}, source="test")
+
+
+FITTING = situation_of(config(), teacher=MODEL, student=MODEL, data=DATA)
+MIXED = dataclasses.replace(FITTING, config=config(augment={"mixup": 0.2}))
+OTHER_LABELS = dataclasses.replace(FITTING.evidence, relation="cross", reason="They differ.", label_map=None)
+
+
+def without_grids(model):
+    return dataclasses.replace(model, grids={}, stages=("fc",))
+
+
+def lacking(needs, reads):
+    """Yield a situation for each thing that is needed, which has all but that."""
+    if needs.teacher:
+        yield dataclasses.replace(FITTING, teacher=None)
+    if needs.common_labels:
+        yield dataclasses.replace(FITTING, evidence=OTHER_LABELS)
+    if needs.all_logits:
+        yield dataclasses.replace(FITTING, data=TOKENS)
+    if needs.labels:
+        yield dataclasses.replace(FITTING, data=dataclasses.replace(DATA, label_kind="none"))
+        for kind in {"class", "classes", "number", "words"} - {*needs.labels}:
+            yield dataclasses.replace(FITTING, data=dataclasses.replace(DATA, label_kind=kind))
+    if needs.whole_images:
+        yield MIXED
+    if needs.distillation_head:
+        yield dataclasses.replace(FITTING, student=dataclasses.replace(MODEL, heads=("logits",)))
+    if reads == "maps":
+        yield dataclasses.replace(FITTING, student=without_grids(MODEL), teacher=without_grids(MODEL))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """The example extension, as pip would leave it."""
+    site = tmp_path_factory.mktemp("site")
+    info = site / "kdcli_toy-1.0.dist-info"
+    info.mkdir()
+    shutil.copy(EXTENSION / "kdcli_toy.py", site)
+    groups = tomllib.loads((EXTENSION / "pyproject.toml").read_text())["project"]["entry-points"]
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in rows.items()) for group, rows in groups.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kdcli-toy\nVersion: 1.0\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        yield
+
+
+@pytest.fixture(params=[*METHODS, TOY])
+def values(request):
+    """The keys of a method that has nothing but its defaults."""
+    if request.param == TOY:
+        request.getfixturevalue("toy")
+    return {"method": request.param, **REQUIRED.get(request.param, {})}
+
+
+@pytest.fixture
+def options(values):
+    return find_method(values["method"]).model_validate(values)
+
+
+class TestOptions:
+    def test_yaml_keeps_them(self, options):
+        text = yaml.safe_dump({"methods": [options.model_dump(mode="json")]})
+        assert config(**yaml.safe_load(text)).methods == (options,)
+
+    def test_an_unknown_key_is_refused_with_the_nearest(self, values):
+        with pytest.raises(UserError, match=r"methods\.0\.weigth: unknown key\. Did you mean weight"):
+            config(methods=[{**values, "weigth": 2}])
+
+    def test_it_is_shown_in_short_texts(self, options):
+        shown = options.shown()
+        assert {"weight"} <= shown.keys() <= {*type(options).model_fields, "direction", "normalize"}
+        assert all(isinstance(text, str) and len(text) < 40 for text in shown.values())
+        assert not shown.keys() & options.idle
+        assert options.idle <= type(options).model_fields.keys()
+
+    def test_what_is_left_to_the_models_is_written_out_once(self, options):
+        settled = options.settled(FITTING)
+        assert settled.settled(FITTING) == settled
+        assert bool(settled.pairs) == (settled.reads != "nothing")
+        for pair in settled.pairs:
+            assert {pair.student, pair.teacher} <= MODEL.feature_dims.keys()
+
+    def test_a_fitting_situation_is_let_pass_and_one_that_lacks_something_is_refused(self, options):
+        options.settled(FITTING).check(FITTING)
+        for situation in lacking(options.needs, options.reads):
+            with pytest.raises(UserError, match=options.method) as error:
+                options.settled(situation).check(situation.at("methods"))
+            assert error.value.hint
+
+    def test_a_projector_is_taken_or_refused_with_the_reason(self, options, values):
+        assert options.takes_layers != bool(options.why_no_projector)
+        if options.takes_layers:
+            other = options.with_projector("inverted", ratio=0.3)
+            assert other.projector_name == "inverted"
+            assert other.settled(FITTING).lr_scale < 1
+            assert other.describe_projector().startswith("inverted")
+            assert (other.weighting, other.weight) in {("gradient", 0.3), (options.weighting, options.weight)}
+            return
+        with pytest.raises(UserError, match=f"{options.method} has no projector: it {options.why_no_projector}"):
+            config(methods=[{**values, "projector": "linear"}])
+        with pytest.raises(NotImplementedError):
+            options.with_projector("linear", ratio=None)
+
+    def test_layers_that_are_named_are_those_that_are_read(self, options):
+        pairs = [made.pairs for made in options.with_pairs((PAIR, FeaturePair()))]
+        assert sum(pairs, ()) == ((PAIR, FeaturePair()) if options.takes_layers else options.pairs)
+        assert options.with_pairs(()) == (options,)
+        assert sum(made.weight for made in options.with_pairs((PAIR,))) == options.weight
+
+    def test_the_weight_is_that_which_is_asked_for(self, options):
+        assert options.with_weight(0.25).weight == 0.25
+        assert options.with_weight(None) == options
