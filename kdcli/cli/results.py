@@ -175,6 +175,10 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    show: Annotated[
+        int,
+        typer.Option(min=0, max=64, help="Draw so many samples with what each model makes of them, in samples.png."),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     force: Annotated[
         bool,
@@ -212,8 +216,10 @@ def evaluate(
     from kdcli.terminal.console import errors, show_lines, show_table
 
     folder = output_folder(name, output)
+    if show and folder is None:
+        raise UserError("--show writes a picture, and nothing says where.", "Give --output DIR.")
     with errors.status("Evaluating"):
-        evaluation = evaluate_models(
+        evaluation, layout, pictures = evaluate_models(
             name,
             against=against or [],
             with_teacher=not no_teacher,
@@ -226,15 +232,16 @@ def evaluate(
             task=task,
             weights=teacher_weights,
             force=force,
+            show=show,
         )
     if as_json:
         typer.echo(to_json(evaluation), nl=False)
     else:
         show_lines(legend(evaluation))
-        for title, columns, rows in tables(evaluation):
+        for title, columns, rows in tables(evaluation, layout):
             show_table(title, columns, rows)
         show_lines(remarks(evaluation))
     if folder is not None:  # last, so that a full disk costs no measurements
-        files = write_evaluation(evaluation, folder)
+        files = write_evaluation(evaluation, folder, layout=layout, pictures=pictures)
         if not as_json:
             show_lines(f"Wrote {file}" for file in files)

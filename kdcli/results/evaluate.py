@@ -9,30 +9,20 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import UNLABELLED, DataFacts, Preprocessing
+from kdcli.base.facts import DataFacts, Preprocessing
 from kdcli.base.tasks import TASKS
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
-from kdcli.data import (
-    EvalLoader,
-    ImageSource,
-    Reader,
-    TextData,
-    TextEvalLoader,
-    TextSource,
-    WordBatch,
-    WordSource,
-    cut_words,
-)
+from kdcli.data import AnyBatch, EvalLoader, ImageSource, TextData, TextEvalLoader, TextSource
 from kdcli.data.fingerprint import find_trained_on
+from kdcli.data.images.sources import Subset
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_saved, load_teacher, load_text_teacher, parse_name
@@ -40,9 +30,7 @@ from kdcli.models.base import Model
 from kdcli.models.costs import measure_costs
 from kdcli.models.locate import locate
 from kdcli.models.settle import settle_teacher
-from kdcli.models.transformers.text import HFTextModel
 from kdcli.plan.relation import map_labels
-from kdcli.results.evaluation import ENTITY_SCORES
 from kdcli.results.samples import (
     check_pairs,
     choose_split,
@@ -55,8 +43,8 @@ from kdcli.results.samples import (
     task_of,
 )
 from kdcli.runs.folder import RunFolder
-from kdcli.tasks.classification.report import ClassificationMeters, agreement
-from kdcli.tasks.words.task import count_entities, entity_scores, tell_entities
+from kdcli.tasks import Task, build_task
+from kdcli.tasks.reports import Layout, Panel, Report
 from kdcli.training.provenance import OLD, Record, changes_since, insist_unchanged, read_record, take_record
 
 SPLITS = ("test", "validation", "train")
@@ -88,6 +76,20 @@ class Candidate:
     file: str = ""
 
 
+class Evaluated(NamedTuple):
+    """What :func:`evaluate_models` found.
+
+    Attributes:
+        evaluation: the content of ``evaluation.json``.
+        layout: how it is shown.
+        pictures: of samples, as many side by side for each.
+    """
+
+    evaluation: dict[str, Any]
+    layout: Layout
+    pictures: list[list[Panel]]
+
+
 def evaluate_models(
     name: str,
     *,
@@ -102,7 +104,8 @@ def evaluate_models(
     task: str | None = None,
     weights: str | None = None,
     force: bool = False,
-) -> dict[str, Any]:
+    show: int = 0,
+) -> Evaluated:
     """Measure a run's student or a model, its teacher, and others beside it.
 
     Args:
@@ -118,9 +121,7 @@ def evaluate_models(
         task: of a model, ``image-classification`` by default; a run has its own.
         weights: a checkpoint file for the model ``name``.
         force: go on although data, teacher or files of a run have changed.
-
-    Returns:
-        The content of ``evaluation.json``.
+        show: so many samples are drawn.
 
     Raises:
         UserError: for a name, split or device that isn't there, a model whose labels don't fit the data's, images that
@@ -136,7 +137,9 @@ def evaluate_models(
     if run is not None and weights is not None:
         raise UserError(f"{name} is a run: it has weights of its own.", "Leave --teacher-weights out.")
     config, seed = data_config(run, data, data_root, classes)
-    samples = open_samples(config, task_of(run, task), seed)
+    task_name = task_of(run, task)
+    extension = None if run is None else run.read_config().extension_task
+    samples = open_samples(config, task_name, seed, extension=extension)
     facts = samples.facts
     if run is not None and isinstance(samples, TextData):
         check_pairs(run, samples)
@@ -158,19 +161,22 @@ def evaluate_models(
             is_own = opened is run and (data is None or same_data(run.read_config(), data))
             forced += _check_record(opened, now, config, split, notes, is_own=is_own)
 
-    noun: str = facts.noun
-    if isinstance(source, WordSource):
-        source, noun = _cut_words(source, candidates, facts, notes), "word"
+    kind = build_task(facts, reference=_no_reference, extension=extension)
+    layout = kind.layout
+    compared = [candidate.model for candidate in candidates if candidate.label_map is not None]
+    source = kind.cut_together(source, compared, notes)
 
     measured: dict[str, dict[str, Any]] = {}
-    predictions: dict[str, Tensor] = {}
+    reports: dict[str, Report] = {}
     skipped: dict[str, None] = {}
     for candidate in candidates:
         candidate.model.to(place)
-        scores: dict[str, Any] = dict.fromkeys(_score_names(facts))
+        scores: dict[str, Any] = dict.fromkeys(layout.keys)
         if candidate.label_map is not None:
             loader = loader_of(source, candidate.model.facts.preprocessing, batch_size, config)
-            scores, predictions[candidate.role] = _score(candidate, loader, place, source, facts, skipped, notes)
+            report = reports[candidate.role] = _score(kind, candidate, loader, place, skipped)
+            scores = report.compute()
+            notes += report.notes(candidate.name)
             check_readable(list(skipped), len(source), what=f"{split} images of {config.name}")
         measured[candidate.role] = {
             "name": candidate.name,
@@ -180,16 +186,16 @@ def evaluate_models(
             **measure_costs(candidate.model, candidate.weights, device=place, batch_size=batch_size),
         }
         candidate.model.cpu()
-    if "teacher" in predictions:
-        for role, own in predictions.items():
+    if "teacher" in reports:
+        for role, own in reports.items():
             if role != "teacher":
-                measured[role]["agreement_with_teacher"] = agreement(own, predictions["teacher"])
+                measured[role]["agreement_with_teacher"] = own.agreement(reports["teacher"])
 
-    counts = torch.tensor(measured[candidates[0].role]["confusion"]).sum(dim=1).tolist()
-    return {
+    counts = reports[candidates[0].role].counts()
+    evaluation = {
         "data": config.name,
         "split": split,
-        "samples": noun,
+        "samples": layout.unit,
         "num_images": sum(counts),
         "num_unreadable": len(skipped),
         "unreadable": list(skipped),
@@ -204,6 +210,11 @@ def evaluate_models(
         "batch_size": batch_size,
         "models": measured,
     }
+    return Evaluated(evaluation, layout, _draw(kind, candidates, source, config, place, show) if show else [])
+
+
+def _no_reference(batch: AnyBatch) -> Tensor:
+    raise NotImplementedError("a finished model is not compared with an embedding space")
 
 
 # --- candidates -------------------------------------------------------------------------------------------------------
@@ -334,75 +345,66 @@ def _check_record(
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
-_SCORES = ("top1", "top5", "expected_calibration_error", "cross_entropy", "per_class_accuracy", "confusion")
-
-
-def _score_names(data: DataFacts) -> tuple[str, ...]:
-    has_entities = data.label_kind == "words" and tell_entities(data.class_names)
-    return (*_SCORES, *ENTITY_SCORES) if has_entities else _SCORES
-
-
-def _cut_words(source: WordSource, candidates: Sequence[Candidate], data: DataFacts, notes: list[str]) -> WordSource:
-    """Return the texts in pieces that all models with an accuracy can take, so that all have the same words."""
-    readers = [
-        Reader(candidate.model.tokenizer, candidate.model.preprocessing.max_length)
-        for candidate in candidates
-        if isinstance(candidate.model, HFTextModel) and candidate.label_map is not None
-    ]
-    pieces = cut_words(source, readers, class_names=data.class_names)
-    if len(pieces) > len(source):
-        notes.append(
-            f"{len(source)} texts are cut between words into {len(pieces)} pieces that every model takes whole."
-        )
-    if lost := source.num_words - pieces.num_words:
-        notes.append(f"{lost} words that a tokenizer makes nothing of are left out.")
-    # A piece of a labelled text may have no label.
-    return pieces.take(index for index, label in enumerate(pieces.labels) if label != UNLABELLED)
-
 
 @torch.inference_mode()
 def _score(
+    task: Task,
     candidate: Candidate,
     loader: EvalLoader | TextEvalLoader,
     device: torch.device,
-    source: ImageSource | TextSource,
-    data: DataFacts,
     skipped: dict[str, None],
-    notes: list[str],
-) -> tuple[dict[str, Any], Tensor]:
-    """Return the metrics and the predicted class of every sample, (N,), -1 for an unreadable image or no label.
-
-    Names of unreadable images go into ``skipped``; ``notes`` get one where classes are certainly taken for one another.
-    """
-    assert candidate.label_map is not None
-    label_map = torch.tensor(candidate.label_map)
-    meters = ClassificationMeters(len(label_map))
-    starts = _first_rows(source)
-    predictions = torch.full((starts[-1],), -1)
-    entities = torch.zeros(3, dtype=torch.float64)
+) -> Report:
+    """Return the report on a model; names of unreadable images go into ``skipped``."""
+    report = task.report()
     for batch in loader:
         skipped.update(dict.fromkeys(batch.skipped))
-        logits = candidate.model(candidate.model.prepare(batch.to(device))).logits
-        assert logits is not None
-        logits = logits.float().cpu()[:, label_map]
-        if not logits.isfinite().all():
-            raise UserError(
-                f"{candidate.name} gives logits that are not finite numbers.", "Its weights are damaged: train it anew."
-            )
-        guesses, labelled = logits.argmax(dim=1), batch.targets != UNLABELLED
-        meters.update(logits[labelled], batch.targets[labelled])
-        rows = [row for index in batch.indices.tolist() for row in range(starts[index], starts[index + 1])]
-        predictions[torch.tensor(rows, dtype=torch.int64)[labelled]] = guesses[labelled]
-        if isinstance(batch, WordBatch):
-            entities += count_entities(guesses, batch, data.class_names).sum(dim=0)
-    scores = meters.compute()
-    mixed = meters.find_mixed(data.class_names)
-    if mixed is not None:
-        notes.append(f"{candidate.name} seems to have the classes in another order: {mixed.describe(data.class_names)}")
-    return scores | (entity_scores(entities) if "entity_f1" in _score_names(data) else {}), predictions
+        if len(batch):
+            report.update(_predict(task, candidate, batch, device), batch)
+    return report
 
 
-def _first_rows(source: ImageSource | TextSource) -> list[int]:
-    """Return where the predictions of every sample begin, one of an image or text, one a word; and their number."""
-    sizes = [len(words) for words in source.words] if isinstance(source, WordSource) else [1] * len(source)
-    return [0, *accumulate(sizes)]
+def _predict(task: Task, candidate: Candidate, batch: AnyBatch, device: torch.device) -> Any:
+    """Return what a model predicts of a batch, on the CPU and in the data's order of classes."""
+    outputs = task.predict(candidate.model, batch.to(device))
+    if not isinstance(outputs, Tensor):
+        return outputs
+    outputs = outputs.float().cpu()
+    if candidate.label_map:
+        outputs = outputs[:, torch.tensor(candidate.label_map)]
+    if not outputs.isfinite().all():
+        raise UserError(
+            f"{candidate.name} gives logits that are not finite numbers.", "Its weights are damaged: train it anew."
+        )
+    return outputs
+
+
+@torch.inference_mode()
+def _draw(
+    task: Task,
+    candidates: Sequence[Candidate],
+    source: ImageSource | TextSource,
+    config: DataConfig,
+    device: torch.device,
+    number: int,
+) -> list[list[Panel]]:
+    """Return the pictures of ``number`` samples, evenly spread over ``source``.
+
+    Raises:
+        UserError: the task draws nothing.
+    """
+    number = min(number, len(source))
+    spread = [place * len(source) // number for place in range(number)]
+    taken = source.take(spread) if isinstance(source, TextSource) else Subset(source, spread)
+    seen: list[AnyBatch] = []
+    outputs: dict[str, Any] = {}
+    for candidate in candidates:
+        if candidate.label_map is not None:
+            candidate.model.to(device)
+            found = list(loader_of(taken, candidate.model.facts.preprocessing, number, config))
+            seen = seen or found
+            outputs[candidate.role] = _predict(task, candidate, found[0], device)
+            candidate.model.cpu()
+    rows = task.pictures(seen[0], outputs)
+    if not rows:
+        raise UserError(f"The task {task.name} draws no pictures of samples.", "Leave --show out.")
+    return rows

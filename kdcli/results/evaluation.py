@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import PROBE_TOKENS
 from kdcli.base.files import clear_os_errors, replace_files
 from kdcli.plan.describe import human_count
 from kdcli.results.pictures.confusion import plot_confusion
+from kdcli.results.pictures.samples import plot_samples
+
+if TYPE_CHECKING:
+    from kdcli.tasks.reports import Layout, Panel
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -26,7 +30,8 @@ _TITLE_LENGTH = 28
 """Longer names are cut at their start in pictures."""
 
 
-_OWN_FILES = ("evaluation.json", "confusion-*.png")
+SAMPLES = "samples.png"
+_OWN_FILES = ("evaluation.json", "confusion-*.png", SAMPLES)
 
 
 _DASH = "-"
@@ -57,8 +62,10 @@ def to_json(evaluation: dict[str, Any]) -> str:
     return re.sub(r"\[\n[\d\s.,e+\-nul]+\]", lambda match: " ".join(match[0].split()), text) + "\n"
 
 
-def write_evaluation(evaluation: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``evaluation.json`` and a picture of every confusion matrix; what an earlier evaluation left is replaced.
+def write_evaluation(
+    evaluation: dict[str, Any], folder: Path, *, layout: Layout, pictures: Sequence[Sequence[Panel]] = ()
+) -> list[Path]:
+    """Write ``evaluation.json``, a picture of every confusion matrix, and of samples; what was there before is replaced.
 
     Returns:
         The files.
@@ -72,15 +79,18 @@ def write_evaluation(evaluation: dict[str, Any], folder: Path) -> list[Path]:
     def save(temporary: Path) -> None:
         (temporary / "evaluation.json").write_text(to_json(evaluation), encoding="utf-8")
         for role, model in evaluation["models"].items():
-            if model["confusion"] is not None:
+            if model.get("confusion") is not None:
                 names.append(f"confusion-{role}.png")
                 plot_confusion(
                     temporary / names[-1],
                     model["confusion"],
                     class_names=evaluation["class_names"],
                     title=f"{role}: {_end_of(model['name'])}",
-                    subtitle=f"{model['top1']:.1%} of {num_images} {split} {evaluation['samples']}s of {_end_of(data)} right",
+                    subtitle=f"{model[layout.rows[0][1]]:.1%} of {num_images} {split} {layout.unit}s of {_end_of(data)} right",
                 )
+        if pictures:
+            names.append(SAMPLES)
+            plot_samples(temporary / SAMPLES, pictures, title=f"{len(pictures)} {split} samples of {_end_of(data)}")
 
     with clear_os_errors(folder, hint="Free some space, or give another --output."):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +101,8 @@ def write_evaluation(evaluation: dict[str, Any], folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
-    """Yield the tables for the terminal: a column for each model."""
+def tables(evaluation: dict[str, Any], layout: Layout) -> Iterator[Table]:
+    """Yield the tables for the terminal: a column for each model, and for each class a row."""
     models = evaluation["models"]
 
     def row(label: str, show: Callable[[dict[str, Any]], str | None]) -> list[str]:
@@ -101,16 +111,9 @@ def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
     def number(key: str) -> Callable[[dict[str, Any]], str | None]:
         return lambda model: None if model[key] is None else f"{model[key]:.4f}"
 
-    rows = [row("top-1 accuracy", number("top1"))]
+    rows = [row(label, number(key)) for label, key in layout.rows]
     if evaluation.get("num_unreadable"):
-        rows.append(row("unreadable", lambda _: str(evaluation["num_unreadable"])))
-    if len(evaluation["class_names"]) > 5:
-        rows.append(row("top-5 accuracy", number("top5")))
-    rows += [row(name.replace("_", " "), number(name)) for name in ENTITY_SCORES if name in next(iter(models.values()))]
-    rows += [
-        row("expected calibration error", number("expected_calibration_error")),
-        row("cross-entropy", number("cross_entropy")),
-    ]
+        rows.insert(1, row("unreadable", lambda _: str(evaluation["num_unreadable"])))
     if "teacher" in models:
         rows.append(row("agreement with the teacher", number("agreement_with_teacher")))
     rows += [
@@ -123,21 +126,21 @@ def tables(evaluation: dict[str, Any]) -> Iterator[Table]:
     ]
     yield "Result", ["", *models], rows
 
-    scored = {role: model for role, model in models.items() if model["per_class_accuracy"] is not None}
-    first = next(iter(scored.values()))["per_class_accuracy"]
+    if layout.by_class is None:
+        return
+    title, key = layout.by_class
+    scored = {role: model for role, model in models.items() if model[key] is not None}
+    first = next(iter(scored.values()))[key]
     # Worst first; classes without images last.
     order = sorted(range(len(first)), key=lambda label: (first[label] is None, first[label]))
     yield (
-        "Accuracy by class" if len(order) <= _SHOWN_CLASSES else f"{_SHOWN_CLASSES} worst of {len(order)} classes",
+        f"{title} by class" if len(order) <= _SHOWN_CLASSES else f"{_SHOWN_CLASSES} worst of {len(order)} classes",
         ["class", f"{evaluation['samples']}s", *scored],
         [
             [
                 evaluation["class_names"][label],
                 str(evaluation["class_counts"][label]),
-                *(
-                    _DASH if (value := model["per_class_accuracy"][label]) is None else f"{value:.4f}"
-                    for model in scored.values()
-                ),
+                *(_DASH if (value := model[key][label]) is None else f"{value:.4f}" for model in scored.values()),
             ]
             for label in order[:_SHOWN_CLASSES]
         ],
@@ -185,6 +188,3 @@ def _is_own(file: Path) -> bool:
 def is_run(name: str) -> bool:
     """Return whether a folder is that of a run, not of a model."""
     return (Path(name) / "config.yaml").is_file() and not (Path(name) / "config.json").is_file()
-
-
-ENTITY_SCORES = ("entity_f1", "entity_precision", "entity_recall")

@@ -10,10 +10,11 @@ from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
 from kdcli.base.tasks import DEFAULT_TASK, TASKS
 from kdcli.config.data import DataConfig
 from kdcli.config.run import RunConfig
-from kdcli.data import EvalLoader, ImageData, ImageSource, TextData, TextEvalLoader, TextSource, open_data, open_texts
+from kdcli.data import EvalLoader, ImageData, ImageSource, TextData, TextEvalLoader, TextSource
 from kdcli.data.images.sources import Subset
 from kdcli.results.evaluation import is_run
 from kdcli.runs.folder import RunFolder
+from kdcli.tasks import task_class
 
 
 def one_of(names: Sequence[str]) -> str:
@@ -96,17 +97,15 @@ def task_of(run: RunFolder | None, asked: str | None) -> str:
     return task
 
 
-def open_samples(config: DataConfig, task: str, seed: int) -> ImageData | TextData:
-    """Open data with one class a sample, or one a word."""
-    if TASKS[task].reads_images:
-        return open_data(config, seed=seed)
-    texts = open_texts(config, task=task, seed=seed, unclear_are_classes=True)
-    if texts.facts.label_kind not in ("class", "words"):
+def open_samples(config: DataConfig, task: str, seed: int, *, extension: str | None = None) -> ImageData | TextData:
+    """Open data with labels that a finished model can be measured by."""
+    data = task_class(extension or task).open_classes(config, seed=seed)
+    if data.facts.label_kind in ("classes", "number"):
         raise UserError(
             f"kdcli evaluate measures classifiers with one class a text, and the labels of {config.name} are others.",
             _ELSEWHERE,
         )
-    return texts
+    return data
 
 
 def check_pairs(run: RunFolder, texts: TextData) -> None:

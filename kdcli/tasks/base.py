@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts
 from kdcli.base.reads import LOGITS, VOCABULARY, Reads
 from kdcli.base.tasks import TaskFacts
@@ -19,6 +20,7 @@ from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
 from kdcli.tasks.meters import Meter
+from kdcli.tasks.reports import Layout, Panel, Report
 
 Cut = Callable[[Any], Any]
 """From a split's samples to those that both models can take."""
@@ -93,6 +95,46 @@ class Task(ABC):
         reads = self.reads(model.facts)
         return model(model.prepare(batch), reads).heads[reads.heads[0]]
 
+    @classmethod
+    def open_classes(cls, config: DataConfig, *, seed: int) -> AnyData:
+        """Return the data as :meth:`open`, where classes are all that can be meant by their labels."""
+        return cls.open(config, seed=seed)
+
+    @property
+    def layout(self) -> Layout:
+        """How a finished model's :meth:`report` is shown.
+
+        Raises:
+            UserError: there is none for this task.
+        """
+        raise UserError(f"The task {self.name} has no report.", "result.json of a run has its metrics.")
+
+    def report(self) -> Report:
+        """Return a new report on a finished model; only for a task with a :attr:`layout`."""
+        raise NotImplementedError
+
+    def cut_together(self, source: Any, models: Sequence[Model], notes: list[str]) -> Any:
+        """Return a split's labelled samples as all of ``models`` can take them, so that they are compared on the same.
+
+        Args:
+            source: the split.
+            models: that are measured.
+            notes: gets a sentence on whatever is not as it was.
+        """
+        return source
+
+    def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
+        """Return the pictures of every sample, side by side: input, target, and what each model makes of it.
+
+        Args:
+            batch: on the CPU, as the first model sees it.
+            outputs: of each model, by its role, what :meth:`predict` returned, on the CPU and in the data's order of classes.
+
+        Returns:
+            For each sample as many pictures; nothing where the task has none.
+        """
+        return []
+
     def cutter(self, config: RunConfig, teacher: Model | None, student: Model) -> Cut | None:
         """Return what makes of a split's samples those that both models can take; None where they take them as they are."""
         return None
@@ -128,6 +170,11 @@ class TextTask(Task):
     def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
         """Return texts, or pairs of them."""
         return open_texts(config, task=cls.name, seed=seed)
+
+    @classmethod
+    def open_classes(cls, config: DataConfig, *, seed: int) -> AnyData:
+        """Return texts whose labels are classes where they could be numbers as well."""
+        return open_texts(config, task=cls.name, seed=seed, unclear_are_classes=True)
 
 
 def rank_students(metrics: Mapping[str, float], monitor: str) -> tuple[bool, bool, float, float]:

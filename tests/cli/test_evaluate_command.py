@@ -233,6 +233,15 @@ def test_json_is_alone_on_stdout_and_is_the_file(evaluated, run_cli, tmp_path):
     assert evaluation["models"]["student"]["confusion"] == evaluated[2]["models"]["student"]["confusion"]
 
 
+def test_samples_are_shown(run_cli, tmp_path, evaluated):
+    outcome = run_cli("evaluate", evaluated[0], "--show", "3", "--output", "shown", *FAST)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert (tmp_path / "shown" / "samples.png").stat().st_size > 5000
+    outcome = run_cli("evaluate", evaluated[0], "--no-teacher", "--output", "shown", *FAST)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert not (tmp_path / "shown" / "samples.png").exists()
+
+
 def test_another_evaluation_replaces_the_pictures(run_cli, tmp_path, evaluated):
     folder = Path(shutil.copytree(evaluated[0], tmp_path / "run"))
     outcome = run_cli("evaluate", "run", "--no-teacher", *FAST)

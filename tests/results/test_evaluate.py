@@ -17,7 +17,7 @@ from kdcli.models import load_teacher
 from kdcli.models.base import Model
 from kdcli.models.costs import measure_costs, weights_size
 from kdcli.results.evaluation import output_folder, tables, to_json
-from kdcli.tasks.classification.report import CALIBRATION_BINS, ClassificationMeters, agreement
+from kdcli.tasks.classification.report import CALIBRATION_BINS, ClassificationMeters, agreement, class_layout
 
 
 def measured(logits, targets, *, batch_size=3):
@@ -210,9 +210,9 @@ def test_model_is_timed_without_gradients_at_its_own_size(monkeypatch):
     seen = []
     forward = Model.forward
 
-    def record(self, images, **options):
+    def record(self, images, *reads):
         seen.append((tuple(images.shape), torch.is_inference_mode_enabled(), self.training))
-        return forward(self, images, **options)
+        return forward(self, images, *reads)
 
     monkeypatch.setattr(Model, "forward", record)
     result = costs(batch_size=5)
@@ -242,7 +242,7 @@ def test_table_of_classes_has_the_worst_first_and_those_without_images_last():
             "against-1": {**costs, **scored, "per_class_accuracy": [0.25, None, 1.0, 0.0]},
         },
     }
-    (_, _, rows), (_, columns, classes) = tables(evaluation)
+    (_, _, rows), (_, columns, classes) = tables(evaluation, class_layout("image", 4))
     assert columns == ["class", "images", "student", "against-1"]
     assert classes == [
         ["c", "2", "0.5000", "1.0000"],

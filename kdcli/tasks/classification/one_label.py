@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,10 +12,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.data import AnyBatch
+from kdcli.data import AnyBatch, Batch
 from kdcli.machine.team import Team
 from kdcli.tasks.base import ImageTask
+from kdcli.tasks.classification.report import ClassReport, class_layout
 from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics, shares
+from kdcli.tasks.reports import Layout, Panel, Report
 
 
 class ImageClassification(ImageTask):
@@ -23,6 +28,7 @@ class ImageClassification(ImageTask):
     """
 
     name = "image-classification"
+    unit = "image"
     monitor = "accuracy"
     """The metric that the best student is chosen by; higher is better, ties go to the lower ``loss``."""
 
@@ -53,6 +59,26 @@ class ImageClassification(ImageTask):
     def meter(self, team: Team) -> Meter:
         """Return the meter of ``accuracy``, ``top5`` (with more than five classes) and ``loss``."""
         return ClassificationMeter(len(self.class_names), team)
+
+    @property
+    def layout(self) -> Layout:
+        """Accuracies, calibration and cross-entropy."""
+        return class_layout(self.unit, len(self.class_names))
+
+    def report(self) -> Report:
+        """Return a report of classes."""
+        return ClassReport(self.class_names)
+
+    def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
+        """Return of each image itself, with its class and what each model takes it for."""
+        if not isinstance(batch, Batch):
+            return []
+        titles = [f"is {self.class_names[label]}" for label in batch.targets.tolist()]
+        for role, logits in outputs.items():
+            for row, label in enumerate(logits.argmax(dim=1).tolist()):
+                titles[row] += f"\n{role}: {self.class_names[label]}"
+        images = batch.images.permute(0, 2, 3, 1).numpy()
+        return [[Panel(title, image)] for title, image in zip(titles, images, strict=True)]
 
 
 class ClassificationMeter:

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
+from kdcli.base.facts import UNLABELLED
+from kdcli.data import AnyBatch
 from kdcli.statistics.chance import Mixed, find_mixed
+from kdcli.tasks.reports import Layout
 
 CALIBRATION_BINS = 15
 
@@ -68,6 +71,56 @@ class ClassificationMeters:
             ],
             "confusion": confusion.tolist(),
         }
+
+
+def class_layout(unit: str, num_classes: int, *, also: Sequence[str] = ()) -> Layout:
+    """Return how :class:`ClassReport` is shown; ``also`` are keys of a subclass."""
+    rows = [("top-1 accuracy", "top1"), *([("top-5 accuracy", "top5")] if num_classes > 5 else [])]
+    rows += [(key.replace("_", " "), key) for key in also]
+    rows += [("expected calibration error", "expected_calibration_error"), ("cross-entropy", "cross_entropy")]
+    others = ("confusion",) if num_classes > 5 else ("top5", "confusion")
+    return Layout(unit, tuple(rows), ("Accuracy", "per_class_accuracy"), others)
+
+
+class ClassReport:
+    """One class for each sample, or for each of its parts.
+
+    Args:
+        class_names: in label order.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = tuple(class_names)
+        self._meters = ClassificationMeters(len(self.class_names))
+        self._guesses: list[Tensor] = []
+        self._found: dict[str, Any] = {}
+
+    def update(self, outputs: Tensor, batch: AnyBatch) -> None:
+        """Add logits (N, C) of a batch with N targets; those without a label count for nothing."""
+        logits, targets = outputs.float().cpu(), batch.targets.cpu()
+        labelled = targets != UNLABELLED
+        self._meters.update(logits[labelled], targets[labelled])
+        self._guesses.append(logits.argmax(dim=1).masked_fill(~labelled, -1))
+
+    def compute(self) -> dict[str, Any]:
+        """Return what :meth:`ClassificationMeters.compute` does."""
+        self._found = self._meters.compute()
+        return self._found
+
+    def counts(self) -> list[int]:
+        """Return how many have each class."""
+        return [sum(row) for row in (self._found or self.compute())["confusion"]]
+
+    def notes(self, name: str) -> list[str]:
+        """Say where classes are certainly taken for one another."""
+        mixed = self._meters.find_mixed(self.class_names)
+        if mixed is None:
+            return []
+        return [f"{name} seems to have the classes in another order: {mixed.describe(self.class_names)}"]
+
+    def agreement(self, other: ClassReport) -> float | None:
+        """Return the share of equal predictions of the same samples."""
+        return agreement(torch.cat(self._guesses), torch.cat(other._guesses))
 
 
 def agreement(predictions: Tensor, others: Tensor) -> float:

@@ -28,6 +28,7 @@ class TextClassification(PairedTexts, ImageClassification):
     """The task ``text-classification`` with one class a text: its loss and metrics are those of images."""
 
     name = "text-classification"
+    unit = "text"
 
     @classmethod
     def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Task:

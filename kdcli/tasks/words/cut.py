@@ -9,15 +9,18 @@ from kdcli.models.base import Model
 from kdcli.models.transformers.text import HFTextModel
 
 
+def readers_of(models: Sequence[Model]) -> list[Reader]:
+    """Return how each model reads words."""
+    return [
+        Reader(model.tokenizer, model.preprocessing.max_length) for model in models if isinstance(model, HFTextModel)
+    ]
+
+
 def word_cutter(
     teacher: Model | None, student: Model, class_names: Sequence[str]
 ) -> Callable[[TextSource], WordSource]:
     """Return what makes pieces of a source of words, short enough for both models."""
-    readers = [
-        Reader(model.tokenizer, model.preprocessing.max_length)
-        for model in (teacher, student)
-        if isinstance(model, HFTextModel)
-    ]
+    readers = readers_of([model for model in (teacher, student) if model is not None])
 
     def cut(source: TextSource) -> WordSource:
         assert isinstance(source, WordSource)

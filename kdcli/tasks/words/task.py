@@ -14,15 +14,18 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.config.run import RunConfig
-from kdcli.data import AnyBatch, WordBatch
+from kdcli.data import AnyBatch, WordBatch, cut_words
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
 from kdcli.tasks.base import Cut, TextTask
 from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.tasks.classification.report import ClassReport, class_layout
 from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics
-from kdcli.tasks.words.cut import word_cutter
+from kdcli.tasks.reports import Layout, Report
+from kdcli.tasks.words.cut import readers_of, word_cutter
 
+ENTITY_SCORES = ("entity_f1", "entity_precision", "entity_recall")
 _ENTITY = re.compile(r"[BIESLU]-.+")
 _SAME_PREFIX = {"L": "E", "U": "S"}
 """The last word and the only word of an entity, in BILOU and in IOBES."""
@@ -39,6 +42,7 @@ class TokenClassification(TextTask, ImageClassification):
     """
 
     name = "token-classification"
+    unit = "word"
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__(class_names)
@@ -47,6 +51,28 @@ class TokenClassification(TextTask, ImageClassification):
     def meter(self, team: Team) -> Meter:
         """Return the meter of the metrics of labelled words."""
         return WordMeter(self.class_names, team)
+
+    @property
+    def layout(self) -> Layout:
+        """As of classes, and of entities where there are any."""
+        also = ENTITY_SCORES if tell_entities(self.class_names) else ()
+        return class_layout(self.unit, len(self.class_names), also=also)
+
+    def report(self) -> Report:
+        """Return a report of words and entities."""
+        return WordReport(self.class_names)
+
+    def cut_together(self, source: Any, models: Sequence[Model], notes: list[str]) -> Any:
+        """Return pieces that all models take, of words that no tokenizer makes nothing of."""
+        pieces = cut_words(source, readers_of(models), class_names=self.class_names)
+        if len(pieces) > len(source):
+            notes.append(
+                f"{len(source)} texts are cut between words into {len(pieces)} pieces that every model takes whole."
+            )
+        if lost := source.num_words - pieces.num_words:
+            notes.append(f"{lost} words that a tokenizer makes nothing of are left out.")
+        # A piece of a labelled text may have no label.
+        return pieces.take(index for index, label in enumerate(pieces.labels) if label != UNLABELLED)
 
     def cutter(self, config: RunConfig, teacher: Model | None, student: Model) -> Cut:
         """Return what makes pieces of texts, between words, short enough for both models."""
@@ -64,6 +90,24 @@ class TokenClassification(TextTask, ImageClassification):
         if lost := texts.num_words - pieces.num_words:
             reason += f" {lost} words that a tokenizer makes nothing of are left out."
         return [Decision("words", f"{pieces.num_words} for training, in {len(pieces)} pieces", reason)]
+
+
+class WordReport(ClassReport):
+    """The classes of words, and whole entities."""
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        super().__init__(class_names)
+        self._entities = torch.zeros(3, dtype=torch.float64)
+
+    def update(self, outputs: Tensor, batch: AnyBatch) -> None:
+        """Add logits (W, C)."""
+        assert isinstance(batch, WordBatch)
+        super().update(outputs, batch)
+        self._entities += count_entities(outputs.float().cpu().argmax(dim=1), batch, self.class_names).sum(dim=0)
+
+    def compute(self) -> dict[str, Any]:
+        """Return the metrics of words, and of entities where the labels tell of any."""
+        return super().compute() | (entity_scores(self._entities) if tell_entities(self.class_names) else {})
 
 
 class WordMeter:
