@@ -203,6 +203,11 @@ class DataFacts:
     label_scale: tuple[float, float] | None = None
 
     @property
+    def has_classes(self) -> bool:
+        """Whether every label is one class, be it of a sample, a word or a pixel."""
+        return self.label_kind in ("class", "words", "pixels")
+
+    @property
     def noun(self) -> Modality:
         """What a sample is."""
         return TASKS[self.task].modality

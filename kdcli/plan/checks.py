@@ -136,7 +136,7 @@ def _check_together(key: str, methods: Sequence[MethodOptions], situation: Situa
         raise UserError(f"{key} is an empty list: there is nothing to train on.", "Drop the key, or name a method.")
     trains_classifier = any(options.trains_classifier for options in methods)
     label_kind = situation.data.label_kind
-    if label_kind in ("tokens", "words") and not trains_classifier:
+    if label_kind in ("tokens", "words", "pixels") and not trains_classifier:
         raise UserError(
             f"{key}: nothing trains what predicts the {label_kind}.",
             "Add supervised or logit_kd; there is no other stage.",

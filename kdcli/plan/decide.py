@@ -142,7 +142,7 @@ def _why_no_logits(situation: Situation) -> str:
     assert teacher is not None
     if data.label_kind == "none":
         return "there are no labels"
-    if relation == "same" and data.label_kind not in ("class", "words"):
+    if relation == "same" and not data.has_classes:
         return "it is for samples with one class each"
     if relation == "cross" and label_map is not None:
         return "you say so, although all labels are the teacher's too"

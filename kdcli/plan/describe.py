@@ -190,6 +190,7 @@ def _describe_data(data: DataFacts) -> Decision:
         "number": "a number a sample",
         "words": f"{len(data.class_names)} classes of words",
         "tokens": "its own tokens",
+        "pixels": f"{len(data.class_names)} classes of pixels",
         "none": "no labels",
     }
     return Decision("data", f"{data.name}: {labels[data.label_kind]}, {splits}", " ".join(data.notes))

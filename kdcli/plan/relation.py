@@ -34,7 +34,7 @@ def settle_relation(situation: Situation) -> tuple[Situation, str]:
     """
     config, teacher, data, found = situation.config, situation.teacher, situation.data, situation.evidence
     relation, reason, label_map = found.relation, found.reason, found.label_map
-    has_classes = data.label_kind in ("class", "words")
+    has_classes = data.has_classes
     is_as_wide = teacher is not None and teacher.num_classes == len(data.class_names)
     if config.relation != "auto" and config.relation != relation:
         if (config.relation == "none") != (teacher is None):
@@ -75,7 +75,7 @@ def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEviden
         return RelationEvidence("same", reason, ())
     label_map, reason = map_labels(teacher, data)
     # A softmax over logits says nothing where a sample has several labels or a number.
-    shared = label_map if data.label_kind in ("class", "words") else None
+    shared = label_map if data.has_classes else None
     return RelationEvidence("same" if label_map else "cross", reason, shared)
 
 

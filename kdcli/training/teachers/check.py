@@ -183,6 +183,7 @@ class _Evidence:
         outputs (n, C).
         """
         if not targets.is_floating_point():
+            targets = targets.flatten()  # of pixels one a row, as the outputs
             labelled = targets != UNLABELLED
             outputs, targets = outputs[labelled], targets[labelled]
             if outputs.shape[1] <= _MOST_SCORED:
@@ -220,7 +221,7 @@ def _near_chance(job: Job, shown: str, finding: Finding) -> UserError:
     if job.config.reads_images:
         tries.append("its input at the size that it was trained with (--set teacher.image_size=N)")
     tries.append("other weights (--teacher-weights)")
-    if job.data.facts.label_kind in ("class", "words"):
+    if job.data.facts.has_classes:
         tries.append("its classes in its own order (--set 'teacher.label_names=[...]')")
     features = "" if job.data.facts.label_kind == "tokens" else " --relation cross distils its features alone."
     return UserError(
