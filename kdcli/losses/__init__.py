@@ -1,4 +1,8 @@
-"""Distillation losses as pure functions: student first, teacher second, hyperparameters by keyword, a scalar out.
+"""Distillation losses as pure functions: student first, teacher second, hyperparameters by keyword, values out.
+
+Each gives a value for every row, sample or element, as its docstring says, and the caller reduces them: ``.mean()`` is the
+paper's loss, but where the docstring says otherwise. What is a statistic of the batch (relations, spectra, DIST, the
+logarithm of a sum) is a scalar.
 
 Half-precision inputs are computed and reduced in float32, also under autocast; float64 stays float64. Gradients flow to
 whatever requires them: pass the teacher's tensors without gradient, and not as inference tensors. A shape that doesn't
@@ -6,12 +10,13 @@ fit is a ``ValueError``: nothing is broadcast. Where a batch holds nothing to co
 triplet) the loss is 0 with zero gradient, and a vector of zeros has no direction: normalised it stays zero, with zero
 gradient. Numbers that aren't finite reach the loss.
 
-Those over the vocabulary of a language model (``chunked_...``) take what its last layer reads in place of logits, and give
-one value a position.
+Losses on logits take rows ``(N, num_classes)``; :func:`rows_of` makes them of maps. Those over the vocabulary of a language
+model (``chunked_...``) take what its last layer reads in place of logits.
 
 No loss carries its method's weight: the docstrings say which reduction the authors' weight belongs to where it differs.
 """
 
+from kdcli.losses.common import rows_of
 from kdcli.losses.feature import (
     attention_transfer,
     common_grid,
@@ -60,6 +65,7 @@ __all__ = [
     "review_kd",
     "rkd_angle",
     "rkd_distance",
+    "rows_of",
     "similarity_preserving",
     "smooth_l1",
     "spectral_regularization",

@@ -41,6 +41,28 @@ def same_shape(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return full_precision(student), full_precision(teacher)
 
 
+def same_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits ``(N, num_classes)`` of both in full precision.
+
+    Raises:
+        ValueError: if the shapes differ, or there are other dimensions: the softmax of a map over its last dimension
+            would be one over positions.
+    """
+    if student.ndim != 2:
+        raise ValueError(
+            f"Logits must have the shape (rows, num_classes), got {tuple(student.shape)}: maps go through rows_of first."
+        )
+    return same_shape(student, teacher)
+
+
+def rows_of(values: Tensor) -> Tensor:
+    """Return what is of positions as rows: ``(B, C, H, W)`` as ``(B * H * W, C)``; rows ``(N, C)`` stay as they are.
+
+    The positions of a sample follow one another, row by row, so ``labels.flatten()`` of labels ``(B, H, W)`` fit.
+    """
+    return values if values.ndim == 2 else values.movedim(1, -1).flatten(end_dim=-2)
+
+
 def same_batch(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``(B, ...)`` features as matrices ``(B, d_s)`` and ``(B, d_t)`` in full precision.
 

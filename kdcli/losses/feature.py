@@ -16,18 +16,21 @@ from kdcli.losses.normalize import full_precision
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error, ``mean((s − t)²)`` over all elements. FitNets (Romero et al., ICLR 2015), up to its factor 1/2.
+    """Squared error, ``(s − t)²``, of each element. FitNets (Romero et al., ICLR 2015), up to its factor 1/2.
 
     Args:
         student: features of any shape.
         teacher: features of the same shape.
+
+    Returns:
+        The same shape; its mean is the mean squared error.
     """
     student, teacher = same_shape(student, teacher)
-    return F.mse_loss(student, teacher)
+    return F.mse_loss(student, teacher, reduction="none")
 
 
 def smooth_l1(student: Tensor, teacher: Tensor, *, beta: float = 1.0) -> Tensor:
-    """Smooth L1, the mean over all elements of ``d²/(2β)`` where ``|d| < β`` and ``|d| − β/2`` elsewhere, ``d = s − t``.
+    """Smooth L1 of each element, ``d²/(2β)`` where ``|d| < β`` and ``|d| − β/2`` elsewhere, ``d = s − t``.
 
     VkD's distance (Miles et al., CVPR 2024, arXiv 2403.06213), with β = 1.
 
@@ -35,10 +38,13 @@ def smooth_l1(student: Tensor, teacher: Tensor, *, beta: float = 1.0) -> Tensor:
         student: features of any shape.
         teacher: features of the same shape.
         beta: where the square turns into the absolute value, in the features' units; positive.
+
+    Returns:
+        The same shape.
     """
     student, teacher = same_shape(student, teacher)
     require_positive("beta", beta)
-    return F.smooth_l1_loss(student, teacher, beta=beta)
+    return F.smooth_l1_loss(student, teacher, beta=beta, reduction="none")
 
 
 def log_sum(student: Tensor, teacher: Tensor, *, alpha: float = 4.0, eps: float = 1e-5) -> Tensor:
@@ -56,6 +62,9 @@ def log_sum(student: Tensor, teacher: Tensor, *, alpha: float = 4.0, eps: float 
         teacher: features of the same shape.
         alpha: exponent; positive.
         eps: added to the sum; positive.
+
+    Returns:
+        A scalar: one logarithm for the batch.
     """
     student, teacher = same_shape(student, teacher)
     require_positive("alpha", alpha)
@@ -69,22 +78,25 @@ def log_sum(student: Tensor, teacher: Tensor, *, alpha: float = 4.0, eps: float 
 
 
 def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
-    """Hint loss, ``½ ‖s − t‖²``, summed over a sample's elements, mean over samples.
+    """Hint loss, ``½ ‖s − t‖²``, of each sample, summed over its elements.
 
     Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550, Eq. 3, ``s`` being the regressor's
-    output. It is :func:`mse` times half the number of elements of a sample; most other code uses :func:`mse`.
+    output. Its mean is that of :func:`mse` times half the number of elements of a sample; most other code uses :func:`mse`.
 
     Args:
         student: regressed features or maps, ``(B, ...)``.
         teacher: the same shape.
+
+    Returns:
+        ``(B,)``.
     """
     student, teacher = same_shape(student, teacher)
-    return F.mse_loss(student, teacher, reduction="sum") / (2 * len(student))
+    return (student - teacher).square().flatten(start_dim=1).sum(dim=1) / 2
 
 
 @without_autocast
 def vid(student: Tensor, teacher: Tensor, *, raw_variance: Tensor, eps: float = 1e-5) -> Tensor:
-    """Variational information distillation, ``½ ((t − μ)²/σ² + log σ²)``, mean over all elements.
+    """Variational information distillation, ``½ ((t − μ)²/σ² + log σ²)``, of each element.
 
     Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835: the negative
     log-likelihood of the teacher's features under a Gaussian of mean ``μ``, predicted from the student's, and one
@@ -96,6 +108,9 @@ def vid(student: Tensor, teacher: Tensor, *, raw_variance: Tensor, eps: float = 
         teacher: ``t``, the same shape.
         raw_variance: ``α``, one value a channel, ``(C,)``; learned.
         eps: ``ε``, below which no variance falls; positive.
+
+    Returns:
+        The features' shape.
     """
     student, teacher = same_shape(student, teacher)
     require_positive("eps", eps)
@@ -106,7 +121,7 @@ def vid(student: Tensor, teacher: Tensor, *, raw_variance: Tensor, eps: float = 
         )
     variance = F.softplus(full_precision(raw_variance)) + eps
     variance = variance.view(-1, *[1] * (student.ndim - 2))
-    return ((teacher - student).square() / variance + variance.log()).mean() / 2
+    return ((teacher - student).square() / variance + variance.log()) / 2
 
 
 # ---- Maps -----------------------------------------------------------------------------------------------------------
@@ -133,23 +148,26 @@ def common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0) -> Tensor:
-    """Activation-based attention transfer, ``(Q_s/‖Q_s‖ − Q_t/‖Q_t‖)²``, mean over samples and positions.
+    """Activation-based attention transfer, ``(Q_s/‖Q_s‖ − Q_t/‖Q_t‖)²``, of each position.
 
     Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928, Sec. 3.1. ``Q`` is the
     attention map ``Σ_c |A_c|^p`` of a sample as a vector. The paper (Eq. 2) takes the norm of the difference, with weight
-    β/2; its square and the mean, with weight 1000 for each of several stages, are those of RepDistiller (Tian et al., ICLR
-    2020) and mdistiller. Attention maps are pooled to a common grid
-    with :func:`common_grid`. The value doesn't change when a sample's map is scaled.
+    β/2; its square and the mean over samples and positions, with weight 1000 for each of several stages, are those of
+    RepDistiller (Tian et al., ICLR 2020) and mdistiller. Attention maps are pooled to a common grid with
+    :func:`common_grid`. The value doesn't change when a sample's map is scaled.
 
     Args:
         student: ``(B, C_s, H_s, W_s)``.
         teacher: ``(B, C_t, H_t, W_t)``.
         power: ``p``, at least 1.
+
+    Returns:
+        ``(B, H * W)`` of the common grid.
     """
     if not power >= 1:
         raise ValueError(f"power must be at least 1, got {power!r}.")
     student_map, teacher_map = common_grid(_attention(student, power), _attention(teacher, power))
-    return F.mse_loss(unit(student_map.flatten(start_dim=1)), unit(teacher_map.flatten(start_dim=1)))
+    return F.mse_loss(unit(student_map.flatten(start_dim=1)), unit(teacher_map.flatten(start_dim=1)), reduction="none")
 
 
 def _attention(maps: Tensor, power: float) -> Tensor:
@@ -159,7 +177,7 @@ def _attention(maps: Tensor, power: float) -> Tensor:
 
 @without_autocast
 def nst(student: Tensor, teacher: Tensor, *, kernel: Literal["polynomial", "linear"] = "polynomial") -> Tensor:
-    """Neuron selectivity transfer, the squared maximum mean discrepancy of the channels' maps, mean over samples.
+    """Neuron selectivity transfer, the squared maximum mean discrepancy of the channels' maps, of each sample.
 
     Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv 1707.01219.
     With ``f`` the channels' maps as vectors of length one,
@@ -173,28 +191,32 @@ def nst(student: Tensor, teacher: Tensor, *, kernel: Literal["polynomial", "line
         student: ``(B, C_s, H_s, W_s)``.
         teacher: ``(B, C_t, H_t, W_t)``.
         kernel: ``k``.
+
+    Returns:
+        ``(B,)``.
     """
     if kernel not in ("polynomial", "linear"):
         raise ValueError(f"kernel must be polynomial or linear, got {kernel!r}.")
     student, teacher = (unit(maps.flatten(start_dim=2)) for maps in common_grid(student, teacher))
     if kernel == "linear":
         # Σ k(x, y) is the inner product of the sums of x and of y.
-        return (student.mean(dim=1) - teacher.mean(dim=1)).square().sum(dim=1).mean()
+        return (student.mean(dim=1) - teacher.mean(dim=1)).square().sum(dim=1)
     if student.shape[2] <= max(student.shape[1], teacher.shape[1]):
         # Σ (xᵀy)² is the inner product of Σ x xᵀ and Σ y yᵀ.
         student_moment = student.mT @ student / student.shape[1]
         teacher_moment = teacher.mT @ teacher / teacher.shape[1]
-        return (student_moment - teacher_moment).square().sum(dim=(1, 2)).mean()
+        return (student_moment - teacher_moment).square().sum(dim=(1, 2))
     within_student, within_teacher = student @ student.mT, teacher @ teacher.mT
     between = student @ teacher.mT
-    return within_student.square().mean() + within_teacher.square().mean() - 2 * between.square().mean()
+    own, others, both = (products.square().mean(dim=(1, 2)) for products in (within_student, within_teacher, between))
+    return own + others - 2 * both
 
 
 def review_kd(student: Tensor, teacher: Tensor, *, levels: tuple[int, ...] = (4, 2, 1)) -> Tensor:
-    """Hierarchical context loss, a weighted mean of the mean squared errors of a pyramid of average-pooled maps.
+    """Hierarchical context loss of each sample: a weighted mean of the squared errors of a pyramid of pooled maps.
 
     Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. The maps as they are weigh 1;
-    every level, pooled to ``l x l``, weighs half of the one before; the weights are divided by their sum. Levels that
+    every level, average-pooled to ``l x l``, weighs half of the one before; the weights are divided by their sum. Levels that
     aren't smaller than the map are left out. Levels and weights are the authors' code's, which sums the loss over
     stages.
 
@@ -202,16 +224,20 @@ def review_kd(student: Tensor, teacher: Tensor, *, levels: tuple[int, ...] = (4,
         student: ``(B, C, H, W)``, after the student's fusion.
         teacher: the same shape.
         levels: the grids of the pyramid, from fine to coarse.
+
+    Returns:
+        ``(B,)``.
     """
     student, teacher = same_shape(student, teacher)
     if student.ndim != 4:
         raise ValueError(f"Maps must have the shape (batch, channels, height, width), got {tuple(student.shape)}.")
-    loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
+    difference = student - teacher
+    loss, weight, total = difference.square().mean(dim=(1, 2, 3)), 1.0, 1.0
     for level in levels:
         if level < min(student.shape[2:]):
             weight /= 2
             # Pooling is linear: the difference of the pooled maps is the pooled difference.
-            loss = loss + weight * F.adaptive_avg_pool2d(student - teacher, level).square().mean()
+            loss = loss + weight * F.adaptive_avg_pool2d(difference, level).square().mean(dim=(1, 2, 3))
             total += weight
     return loss / total
 
@@ -229,7 +255,7 @@ def crd(
     temperature: float = 0.07,
     partition: float = 1.0,
 ) -> Tensor:
-    """Contrastive representation distillation, ``−log h(a, p) − Σ_n log(1 − h(a, n))``, mean over anchors.
+    """Contrastive representation distillation, ``−log h(a, p) − Σ_n log(1 − h(a, n))``, of each anchor.
 
     Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. The critic is
     ``h(a, x) = e / (e + N/M)`` with ``e = exp(a · x / τ) / Z``, ``N`` negatives an anchor and ``M`` samples in the training
@@ -245,6 +271,9 @@ def crd(
         num_samples: ``M``.
         temperature: ``τ``; positive. The authors' code has 0.07.
         partition: ``Z``; positive.
+
+    Returns:
+        ``(B,)``.
     """
     if anchors.ndim != 2 or negatives.ndim != 3 or negatives.shape[::2] != anchors.shape or not negatives.shape[1]:
         raise ValueError(
@@ -259,4 +288,4 @@ def crd(
     shift = math.log(partition) + math.log(negatives.shape[1] / num_samples)
     positive_logits = (anchors * positives).sum(dim=1) / temperature - shift
     negative_logits = (full_precision(negatives) @ anchors[:, :, None]).squeeze(2) / temperature - shift
-    return (F.softplus(-positive_logits) + F.softplus(negative_logits).sum(dim=1)).mean()
+    return F.softplus(-positive_logits) + F.softplus(negative_logits).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Losses on logits."""
+"""Losses on logits, ``(N, num_classes)``: of samples, words or positions. Maps become rows by ``rows_of``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcli.base.names import DivergenceName
-from kdcli.losses.common import require_labels, require_positive, same_shape, unit, without_autocast
+from kdcli.losses.common import require_labels, require_positive, same_rows, unit, without_autocast
 from kdcli.losses.normalize import centre
 
 LOWEST_LOGIT = torch.finfo(torch.float16).min
@@ -25,7 +25,7 @@ def logit_kd(
     divergence: DivergenceName = "forward_kl",
     beta: float = 0.5,
 ) -> Tensor:
-    """Distillation of logits, ``T² · D(softmax(t/T), softmax(s/T))``, mean over samples.
+    """Distillation of logits, ``T² · D(softmax(t/T), softmax(s/T))``, of each row.
 
     Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531; ``T²`` keeps the
     size of the gradient as the temperature changes. Of the teacher's ``p`` and the student's ``q``, ``D`` is
@@ -43,13 +43,16 @@ def logit_kd(
     A teacher that masks all classes gives NaN.
 
     Args:
-        student_logits: ``(..., num_classes)``.
+        student_logits: ``(N, num_classes)``.
         teacher_logits: the same shape, over the same classes in the same order.
         temperature: ``T``; positive.
         divergence: ``D``.
         beta: ``β``, between 0 and 1; of ``"jensen_shannon"`` alone.
+
+    Returns:
+        ``(N,)``.
     """
-    student_logits, teacher_logits = same_shape(student_logits, teacher_logits)
+    student_logits, teacher_logits = same_rows(student_logits, teacher_logits)
     require_positive("temperature", temperature)
     require_divergence(divergence, beta)
     student_log_probs = F.log_softmax(student_logits / temperature, dim=-1)
@@ -60,7 +63,7 @@ def logit_kd(
         inside = student_log_probs.logsumexp(dim=-1, keepdim=True)
         student_log_probs, outside = student_log_probs - inside, -inside[..., 0]
     terms, _ = divergence_terms(student_log_probs, teacher_log_probs, divergence, beta)
-    return temperature**2 * (terms.sum(dim=-1) + outside).mean()
+    return temperature**2 * (terms.sum(dim=-1) + outside)
 
 
 def mask_logits(teacher_logits: Tensor) -> Tensor:
@@ -112,7 +115,7 @@ def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
 ) -> Tensor:
-    """Decoupled distillation, ``T² · (α · TCKD + β · NCKD)``, mean over samples.
+    """Decoupled distillation, ``T² · (α · TCKD + β · NCKD)``, of each row.
 
     Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, Eq. 7. With ``b = (p_y, 1 − p_y)``, the
     probability of the sample's class against all others, and ``q`` the softmax over the other classes alone,
@@ -121,15 +124,18 @@ def dkd(
     (:func:`mask_logits`) have probability 0; where those are all but the sample's own, ``NCKD`` is 0.
 
     Args:
-        student_logits: ``(..., num_classes)``, at least two classes.
+        student_logits: ``(N, num_classes)``, at least two classes.
         teacher_logits: the same shape, over the same classes in the same order.
-        labels: the samples' classes, ``(...)``, int64.
+        labels: the rows' classes, ``(N,)``, int64.
         temperature: ``T``; positive. The paper's is 4 on CIFAR-100, 1 on ImageNet.
         alpha: weight of TCKD.
         beta: weight of NCKD; between 0.5 and 8 in the paper.
+
+    Returns:
+        ``(N,)``.
     """
-    student_logits, teacher_logits = same_shape(student_logits, teacher_logits)
-    require_labels(labels, student_logits.shape[:-1])
+    student_logits, teacher_logits = same_rows(student_logits, teacher_logits)
+    require_labels(labels, student_logits.shape[:1])
     require_positive("temperature", temperature)
     if student_logits.shape[-1] < 2:
         raise ValueError("dkd compares a class with the others: it needs at least two classes.")
@@ -137,12 +143,11 @@ def dkd(
     teacher_target, teacher_others = _decouple(mask_logits(teacher_logits) / temperature, labels)
     tckd = _relative(teacher_target, student_target).sum(dim=1)
     nckd = _relative(teacher_others, student_others).sum(dim=1)
-    return temperature**2 * (alpha * tckd + beta * nckd).mean()
+    return temperature**2 * (alpha * tckd + beta * nckd)
 
 
 def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``log(p_y, 1 − p_y)`` ``(N, 2)`` and the other classes' log-softmax ``(N, num_classes − 1)``."""
-    logits, labels = logits.flatten(end_dim=-2), labels.flatten()
     num_classes = logits.shape[-1]
     # The columns other than the label's: those below it as they are, the others shifted by one.
     columns = torch.arange(num_classes - 1, device=logits.device).expand(len(logits), -1)
@@ -169,19 +174,22 @@ def dist(
     ``L_intra`` the mean over classes of ``1 − ρ(Y_s[:, j], Y_t[:, j])``. ``T²`` is the authors' code's. That code also
     adds 1e-8 to the denominator of ``ρ``, which mutes classes whose probabilities hardly vary; the paper doesn't,
     nor do we. Where one side is constant ``ρ`` is 0, without gradient: a class that the teacher masks in all samples has 1
-    in ``L_intra``. One sample has no ``L_intra``.
+    in ``L_intra``. One sample has no ``L_intra``. It is a statistic of the batch.
 
     Args:
-        student_logits: ``(..., num_classes)``; every leading dimension counts as batch, as pixels do in the paper.
+        student_logits: ``(N, num_classes)``; rows may be positions, as pixels in the paper.
         teacher_logits: the same shape, over the same classes in the same order.
         temperature: ``T``; positive.
         beta: weight of the relation between classes.
         gamma: weight of the relation within a class.
+
+    Returns:
+        A scalar.
     """
-    student_logits, teacher_logits = same_shape(student_logits, teacher_logits)
+    student_logits, teacher_logits = same_rows(student_logits, teacher_logits)
     require_positive("temperature", temperature)
-    student_probs = (student_logits / temperature).softmax(dim=-1).flatten(end_dim=-2)
-    teacher_probs = (teacher_logits / temperature).softmax(dim=-1).flatten(end_dim=-2)
+    student_probs = (student_logits / temperature).softmax(dim=1)
+    teacher_probs = (teacher_logits / temperature).softmax(dim=1)
     loss = beta * _correlation_distance(student_probs, teacher_probs)
     if len(student_probs) > 1:
         loss = loss + gamma * _correlation_distance(student_probs.T, teacher_probs.T)
@@ -194,31 +202,36 @@ def _correlation_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def deit_hard(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy of the distillation token with the class that the teacher predicts, mean over samples.
+    """Cross-entropy of the distillation token with the class that the teacher predicts, of each row.
 
     Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021, arXiv
     2012.12877: the second term of Eq. 3, without its 1/2 (the first is the class token's cross-entropy with the true
     label). The teacher's label isn't smoothed, as in the paper. No gradient reaches the teacher.
 
     Args:
-        student_logits: of the distillation token, ``(..., num_classes)``.
+        student_logits: of the distillation token, ``(N, num_classes)``.
         teacher_logits: the same shape, over the same classes in the same order.
+
+    Returns:
+        ``(N,)``.
     """
-    student_logits, teacher_logits = same_shape(student_logits, teacher_logits)
-    predicted = teacher_logits.argmax(dim=-1)
-    return F.cross_entropy(student_logits.flatten(end_dim=-2), predicted.flatten())
+    student_logits, teacher_logits = same_rows(student_logits, teacher_logits)
+    return F.cross_entropy(student_logits, teacher_logits.argmax(dim=1), reduction="none")
 
 
 def deit_soft(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """Soft distillation of the distillation token, ``τ² · KL(softmax(t/τ) ‖ softmax(s/τ))``, mean over samples.
+    """Soft distillation of the distillation token, ``τ² · KL(softmax(t/τ) ‖ softmax(s/τ))``, of each row.
 
     Touvron et al., ICML 2021, arXiv 2012.12877: the second term of Eq. 2, without its ``λ`` (0.1 in the paper, with
     ``τ = 3``). It is :func:`logit_kd` on other logits. The direction of the divergence is that of the authors' code,
     which further divides by ``num_classes``.
 
     Args:
-        student_logits: of the distillation token, ``(..., num_classes)``.
+        student_logits: of the distillation token, ``(N, num_classes)``.
         teacher_logits: the same shape, over the same classes in the same order.
         temperature: ``τ``; positive.
+
+    Returns:
+        ``(N,)``.
     """
     return logit_kd(student_logits, teacher_logits, temperature=temperature)

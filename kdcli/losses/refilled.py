@@ -1,6 +1,7 @@
 """The losses of REFILLED: relations between classes that the teacher need not know.
 
-Ye, Lu and Zhan, "Distilling Cross-Task Knowledge via Relationship Matching", CVPR 2020.
+Ye, Lu and Zhan, "Distilling Cross-Task Knowledge via Relationship Matching", CVPR 2020. Both are scalars: triplets and
+classes are those of the batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Losses on the relations between the samples of a batch: student and teacher may have different widths and shapes.
 
-Features have the shape ``(B, ...)``, a map being one vector of all its elements.
+Features have the shape ``(B, ...)``, a map being one vector of all its elements. Each is a statistic of the batch, and so
+a scalar: a sample's value depends on all others.
 """
 
 from __future__ import annotations

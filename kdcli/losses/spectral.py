@@ -1,4 +1,4 @@
-"""Losses on the singular values of features."""
+"""Losses on the singular values of features: statistics of the batch, and so scalars."""
 
 from __future__ import annotations
 

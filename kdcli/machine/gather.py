@@ -9,6 +9,11 @@ from torch import Tensor, distributed
 from torch.autograd import Function
 
 
+def is_alone() -> bool:
+    """Whether no other process trains with this one."""
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
+
+
 def gather_batch(share: Tensor) -> Tensor:
     """Return the samples of all processes, in the order of their ranks; in a single process the tensor itself.
 
@@ -22,7 +27,7 @@ def gather_batch(share: Tensor) -> Tensor:
     Returns:
         (b * number of processes, ...).
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    if is_alone():
         return share
     return _GatherBatch.apply(share)
 
@@ -36,7 +41,7 @@ def gather_rows(share: Tensor) -> Tensor:
     Returns:
         (sum of all n, ...).
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    if is_alone():
         return share
     own = torch.tensor([len(share)], device=share.device)
     counts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
@@ -49,11 +54,32 @@ def gather_rows(share: Tensor) -> Tensor:
 
 def sum_over(share: Tensor) -> Tensor:
     """Return the sum of ``share`` over all processes, without gradient; in a single process the tensor itself."""
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    if is_alone():
         return share
     total = share.detach().clone()
     distributed.all_reduce(total)
     return total
+
+
+def sum_shares(share: Tensor) -> Tensor:
+    """Return the sum of ``share`` over all processes, with the gradient of :func:`gather_batch`; alone the tensor itself.
+
+    Args:
+        share: of one shape in every process.
+    """
+    if is_alone():
+        return share
+    return _SumShares.apply(share)
+
+
+class _SumShares(Function):
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
+        return sum_over(share)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * distributed.get_world_size()
 
 
 class _GatherBatch(Function):

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 
 from kdcli.base.facts import ModelFacts, num_tokens
 from kdcli.base.reads import LOGITS, VOCABULARY, Reads
-from kdcli.config.methods import LayerOptions, LogitOptions
+from kdcli.config.methods import LayerOptions, LogitOptions, MethodSection
+from kdcli.losses import rows_of
+from kdcli.losses.normalize import full_precision
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.machine.team import Team
 from kdcli.methods.projected import Projected, ProjectedPair
+from kdcli.methods.share import Share, mean_of
 from kdcli.models.outputs import ModelOutput
+from kdcli.projectors.maps import build_projector
 from kdcli.tasks import Task
 
 
@@ -44,10 +49,16 @@ class Context:
     seed: int = 0
 
 
+Scope = Literal["batch", "local"]
+
+
 class Method(nn.Module, ABC):
     """One objective: what it needs of both models, and its loss.
 
     Attributes:
+        scope: ``batch`` for a loss that looks at all samples of a batch together, as relations and statistics do: what it
+            reads is gathered from all processes, and it returns a scalar. ``local`` for one that is a mean over rows, each
+            by itself: it gets the process's own rows, and returns a :class:`Share`.
         weight: of its loss in the total.
         is_balanced: whether ``weight`` is the ratio of its gradient to that of the losses whose weights are factors.
         student_reads: what it reads of the student. Where any method reads the distillation token, all methods of the run
@@ -59,6 +70,7 @@ class Method(nn.Module, ABC):
             in another order.
     """
 
+    scope: Scope = "batch"
     student_reads: Reads = Reads()
     teacher_reads: Reads = Reads()
     looks_ahead: bool = False
@@ -93,15 +105,22 @@ class Method(nn.Module, ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
-        """Return the unweighted loss, a scalar.
+    def forward(
+        self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor
+    ) -> Tensor | Share:
+        """Return the unweighted loss: a scalar of the batch, or a :class:`Share` where ``scope`` is ``local``.
 
         Args:
-            student: its outputs, with gradient.
+            student: its outputs, with gradient: what ``student_reads`` names, at least.
             teacher: its outputs, without; None without a teacher.
-            targets: as the task's supervised loss takes them; beside logits over a vocabulary this process's own.
+            targets: as the task's supervised loss takes them.
             indices: int64 (B,), which training samples these are, as the loader counts them.
         """
+
+    def loss(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+        """Return the unweighted loss of these samples by themselves, a scalar; arguments are those of :meth:`forward`."""
+        found = self(student, teacher, targets, indices)
+        return found.mean if isinstance(found, Share) else found
 
 
 def head_of(model: ModelFacts) -> str:
@@ -110,7 +129,7 @@ def head_of(model: ModelFacts) -> str:
 
 
 class LogitMethod(Method):
-    """A method on the logits of both models over common labels."""
+    """A method on the logits of both models over common labels, by rows: samples, words, or positions of maps."""
 
     label_map: Tensor
 
@@ -122,16 +141,23 @@ class LogitMethod(Method):
         self.num_classes = context.student.num_classes
         self.num_tokens = num_tokens(context.student)
 
-    def common_logits(self, teacher: ModelOutput | None) -> Tensor:
-        """Return the teacher's logits in the student's label order, (B, num_classes).
+    def common_logits(self, student: ModelOutput, teacher: ModelOutput | None) -> tuple[Tensor, Tensor]:
+        """Return the student's logits and the teacher's in the student's label order, both (N, num_classes).
 
-        Of language models, the rows of either vocabulary that are no token's have none: ``-inf``.
+        Of language models, the rows of either vocabulary that are no token's have none: ``-inf``. Of maps N counts the
+        positions of the student's; the teacher's are resized to its grid.
         """
         assert teacher is not None
-        assert teacher.logits is not None
+        (head,) = self.student_reads.heads
+        ours, theirs = student.heads[head], teacher.logits
+        assert theirs is not None
+        if ours.ndim == 4 and theirs.shape[2:] != ours.shape[2:]:
+            theirs = F.interpolate(full_precision(theirs), ours.shape[2:], mode="bilinear", antialias=True)
+        ours, theirs = rows_of(ours), rows_of(theirs)
         if self.num_tokens is not None:
-            return F.pad(teacher.logits[:, : self.num_tokens], (0, self.num_classes - self.num_tokens), value=-math.inf)
-        return teacher.logits.index_select(1, self.label_map) if len(self.label_map) else teacher.logits
+            padding = self.num_classes - self.num_tokens
+            return ours, F.pad(theirs[:, : self.num_tokens], (0, padding), value=-math.inf)
+        return ours, theirs.index_select(1, self.label_map) if len(self.label_map) else theirs
 
     def common_vocabulary(self, teacher: ModelOutput | None) -> VocabularyLogits:
         """Return the teacher's logits of the tokens, without the rows of its vocabulary that are no token's."""
@@ -141,8 +167,65 @@ class LogitMethod(Method):
         return teacher.vocabulary.first(self.num_tokens)
 
 
-class LayerMethod(Method):
-    """A method on pairs of layers: it reads their features or their maps, as its options say.
+class PairMethod(Method):
+    """A method on pairs of layers: it reads their features or their maps, and its loss is summed over the pairs.
+
+    Attributes:
+        reads: ``features``, averaged over positions, or ``maps``.
+        layers: (student's tap, teacher's tap) of every pair.
+    """
+
+    def __init__(self, options: MethodSection, context: Context) -> None:
+        super().__init__(options.weight)
+        assert context.teacher is not None, "the plan lets it pass only with a teacher"
+        assert options.pairs, "the plan settles the layers"
+        self.reads = options.reads
+        self.layers = [(pair.student, pair.teacher) for pair in options.pairs]
+        self.student_reads, self.teacher_reads = (
+            Reads(maps=tuple(dict.fromkeys(side))) if self.reads == "maps" else Reads(tuple(dict.fromkeys(side)))
+            for side in zip(*self.layers, strict=True)
+        )
+
+    def widths(self, options: Any, context: Context) -> list[tuple[int, int]]:
+        """Return the channels of what each projector is applied to, of :meth:`sides`."""
+        assert context.teacher is not None
+        ours, theirs = context.student.feature_dims, context.teacher.feature_dims
+        return [(ours[student_tap], theirs[teacher_tap]) for student_tap, teacher_tap in self.layers]
+
+    def sides(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the student's and the teacher's features, (B, d) or (B, C, H, W), of each pair of layers."""
+        assert teacher is not None
+        ours, theirs = (out.maps if self.reads == "maps" else out.features for out in (student, teacher))
+        for student_tap, teacher_tap in self.layers:
+            yield ours[student_tap], theirs[teacher_tap]
+
+    def pairs(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what is compared of each pair of layers: :meth:`sides`, projected where there is a projector."""
+        sides = self.sides(student, teacher)
+        projections = self.projections()
+        if not projections:
+            yield from sides
+            return
+        for projection, pair in zip(projections, sides, strict=True):
+            yield projection.project(*pair)
+
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+        """Yield the loss of each pair of layers: a value for each of the rows or elements, or a scalar of the batch."""
+        raise NotImplementedError
+
+    def forward(
+        self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor
+    ) -> Tensor | Share:
+        """Return the sum over the pairs of the means of :meth:`values`; labels are not read."""
+        loss = torch.stack([mean_of(values) for values in self.values(student, teacher, indices)]).sum()
+        if self.scope == "batch":
+            return loss
+        ours, _ = next(self.sides(student, teacher))
+        return Share(loss, len(ours))
+
+
+class LayerMethod(PairMethod):
+    """A method on pairs of layers that may have projectors.
 
     With a projector what it compares of each pair is ``M(Z_s P), M(Z_t)`` (``linear``, ``mlp``, ``orthogonal``), or
     ``M(Z_s), M(Z_t) P`` (``inverted``: Learning to Project, BMVC 2024, which offers it as a replacement in other methods;
@@ -157,50 +240,18 @@ class LayerMethod(Method):
     standardised with the other projectors as well, so that nothing but the place of the map differs.
 
     Attributes:
-        layers: (student's tap, teacher's tap) of every pair.
         pair_projections: one of every pair where there is a projector, else none.
     """
 
     def __init__(self, options: LayerOptions, context: Context) -> None:
-        super().__init__(options.weight)
-        assert options.layers is not None, "the plan settles the layers"
-        assert context.teacher is not None, "the plan lets it pass only with a teacher"
-        self.reads = options.reads
-        self.layers = [(pair.student, pair.teacher) for pair in options.layers]
-        self.student_reads, self.teacher_reads = (
-            Reads(maps=tuple(dict.fromkeys(side))) if self.reads == "maps" else Reads(tuple(dict.fromkeys(side)))
-            for side in zip(*self.layers, strict=True)
-        )
+        super().__init__(options, context)
         self.pair_projections = nn.ModuleList()
         if options.projector is not None:
             assert options.lr_scale is not None, "the plan settles the projector's rate"
             for student_dim, teacher_dim in self.widths(options, context):
-                self.pair_projections.append(
-                    ProjectedPair(options.projector, student_dim, teacher_dim, lr_scale=options.lr_scale)
-                )
-
-    def widths(self, options: LayerOptions, context: Context) -> list[tuple[int, int]]:
-        """Return the channels of what each projector is applied to, of :meth:`sides`."""
-        assert context.teacher is not None
-        ours, theirs = context.student.feature_dims, context.teacher.feature_dims
-        return [(ours[student_tap], theirs[teacher_tap]) for student_tap, teacher_tap in self.layers]
+                projector = build_projector(options.projector, student_dim, teacher_dim)
+                self.pair_projections.append(ProjectedPair(projector, lr_scale=options.lr_scale))
 
     def projections(self) -> list[Projected]:
         """Return one of every pair where there is a projector."""
         return list(self.pair_projections)  # type: ignore[arg-type]  # a ModuleList forgets the class of its modules
-
-    def sides(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the student's and the teacher's features, (B, d) or (B, C, H, W), of each pair of layers."""
-        assert teacher is not None
-        ours, theirs = (out.maps if self.reads == "maps" else out.features for out in (student, teacher))
-        for student_tap, teacher_tap in self.layers:
-            yield ours[student_tap], theirs[teacher_tap]
-
-    def pairs(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what is compared of each pair of layers: :meth:`sides`, projected where there is a projector."""
-        sides = self.sides(student, teacher)
-        if not self.pair_projections:
-            yield from sides
-            return
-        for projection, pair in zip(self.pair_projections, sides, strict=True):
-            yield projection(*pair)

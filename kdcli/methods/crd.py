@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -44,10 +46,10 @@ class CRD(LayerMethod):
             for number, (student_tap, teacher_tap) in enumerate(self.layers)
         )
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
-        """Return the sum over the layers; labels are those of the training set, by ``indices``."""
-        pairs = zip(self.contrasts, self.pairs(student, teacher), strict=True)
-        return torch.stack([contrast(*pair, indices) for contrast, pair in pairs]).sum()
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+        """Yield the loss of each layer, a scalar; labels are those of the training set, by ``indices``."""
+        for contrast, pair in zip(self.contrasts, self.pairs(student, teacher), strict=True):
+            yield contrast(*pair, indices)
 
 
 class Contrast(nn.Module):
@@ -118,7 +120,9 @@ class Contrast(nn.Module):
         if self.training and int(self.steps) == 0:
             self.partitions.copy_(torch.stack([self._partition(*tensors) for tensors in contrasted]))
         terms = [
-            losses.crd(*tensors, num_samples=self.num_samples, temperature=self.temperature, partition=partition or 1.0)
+            losses.crd(
+                *tensors, num_samples=self.num_samples, temperature=self.temperature, partition=partition or 1.0
+            ).mean()
             for tensors, partition in zip(contrasted, self.partitions.tolist(), strict=True)
         ]
         if self.training:

@@ -8,6 +8,7 @@ from kdcli import losses
 from kdcli.base.reads import DISTILLATION, Reads
 from kdcli.config.methods import DeiTOptions
 from kdcli.methods.base import Context, LogitMethod
+from kdcli.methods.share import Share
 from kdcli.models.outputs import ModelOutput
 
 
@@ -17,18 +18,20 @@ class DeiT(LogitMethod):
     The run's other methods see the class token's logits; evaluation takes the mean of both heads.
     """
 
+    scope = "local"
+
     def __init__(self, options: DeiTOptions, context: Context) -> None:
         super().__init__(options, context)
         self.student_reads = Reads(heads=(DISTILLATION,))
         self.kind = options.kind
         self.temperature = options.temperature
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Share:
         """Return the loss; labels are not read."""
-        logits, teacher_logits = student.heads[DISTILLATION], self.common_logits(teacher)
+        logits = self.common_logits(student, teacher)
         if self.kind == "hard":
-            return losses.deit_hard(logits, teacher_logits)
-        return losses.deit_soft(logits, teacher_logits, temperature=self.temperature)
+            return Share.of(losses.deit_hard(*logits))
+        return Share.of(losses.deit_soft(*logits, temperature=self.temperature))
 
 
 build = DeiT

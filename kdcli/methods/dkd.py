@@ -8,26 +8,29 @@ from kdcli import losses
 from kdcli.base.facts import UNLABELLED
 from kdcli.config.methods import DKDOptions
 from kdcli.methods.base import Context, LogitMethod
+from kdcli.methods.share import Share
 from kdcli.models.outputs import ModelOutput
 
 
 class DKD(LogitMethod):
     """:func:`kdcli.losses.dkd` over common labels, of the labelled part of the batch."""
 
+    scope = "local"
+
     def __init__(self, options: DKDOptions, context: Context) -> None:
         super().__init__(options, context)
         self.settings = {"temperature": options.temperature, "alpha": options.alpha, "beta": options.beta}
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Share:
         """Return the mean over the labelled images; zero, with a gradient, when there is none."""
-        assert student.logits is not None
+        targets = targets.flatten()  # of positions they are (B, H, W)
         labelled = targets != UNLABELLED
         # One pass over all images, with any class for those without: no tensor's shape depends on the labels.
         labels = targets.where(labelled, 0)
-        ours, theirs = (logits.where(labelled[:, None], 0) for logits in (student.logits, self.common_logits(teacher)))
+        ours, theirs = (logits.where(labelled[:, None], 0) for logits in self.common_logits(student, teacher))
         # Where both have the same logits the divergence is zero.
-        share = labelled.sum().clamp(min=1) / len(labels)
-        return losses.dkd(ours, theirs, labels, **self.settings) / share
+        count = labelled.sum()
+        return Share(losses.dkd(ours, theirs, labels, **self.settings).sum() / count.clamp(min=1), count)
 
 
 build = DKD

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from kdcli import losses
@@ -28,7 +29,11 @@ class FitNet(LayerMethod):
         super().__init__(options, context)
         assert context.teacher is not None
         self.is_linear = options.regressor == "linear"
-        self.loss = losses.mse if options.reduction == "mean" else losses.fitnet
+        if (
+            options.projector is None and options.regressor != "benchmark"
+        ):  # whose batch normalisation looks at the batch
+            self.scope = "local"
+        self.compare = losses.mse if options.reduction == "mean" else losses.fitnet
         self.regressors = nn.ModuleList()
         for student_tap, teacher_tap in self.layers:
             if options.projector is not None:
@@ -43,15 +48,13 @@ class FitNet(LayerMethod):
                 linear = nn.Conv2d(narrow, wide, kernel_size=1)
                 self.regressors.append(linear if self.is_linear else _shrinking(narrow, wide, ours, theirs))
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
-        """Return the sum; labels are not read."""
-        terms = []
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+        """Yield the squared error of each element, or of each sample its half sum."""
         for regressor, (ours, theirs) in zip(self.regressors, self.pairs(student, teacher), strict=True):
             if self.is_linear:
                 ours, theirs = losses.common_grid(ours, theirs)
             regressed = regressor(ours)
-            terms.append(self.loss(*losses.common_grid(regressed, theirs)))
-        return torch.stack(terms).sum()
+            yield self.compare(*losses.common_grid(regressed, theirs))
 
 
 def _halving_or_doubling(narrow: int, wide: int, ours: tuple[int, int], theirs: tuple[int, int]) -> nn.Module | None:

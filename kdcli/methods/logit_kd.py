@@ -8,13 +8,15 @@ from torch import Tensor
 
 from kdcli import losses
 from kdcli.config.methods import LogitKDOptions
-from kdcli.machine.gather import gather_rows
 from kdcli.methods.base import Context, LogitMethod
+from kdcli.methods.share import Share
 from kdcli.models.outputs import ModelOutput
 
 
 class LogitKD(LogitMethod):
     """``T² D(softmax(teacher / T), softmax(student / T))`` over common labels or tokens, KL by default."""
+
+    scope = "local"
 
     def __init__(self, options: LogitKDOptions, context: Context) -> None:
         super().__init__(options, context)
@@ -24,13 +26,12 @@ class LogitKD(LogitMethod):
             "beta": options.beta,
         }
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Share:
         """Return the loss; labels are not read."""
         if student.vocabulary is not None:
             theirs = self.common_vocabulary(teacher)
-            return gather_rows(losses.chunked_divergence(student.vocabulary, theirs, **self.how)).mean()
-        assert student.logits is not None
-        return losses.logit_kd(student.logits, self.common_logits(teacher), **self.how)
+            return Share.of(losses.chunked_divergence(student.vocabulary, theirs, **self.how))
+        return Share.of(losses.logit_kd(*self.common_logits(student, teacher), **self.how))
 
 
 build = LogitKD

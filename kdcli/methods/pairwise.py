@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from kdcli import losses
@@ -35,11 +34,15 @@ class Pairwise(LayerMethod):
 
     def __init__(self, options: LayerOptions, context: Context) -> None:
         super().__init__(options, context)
-        self.loss = _loss(options)
+        self.compare = _loss(options)
+        is_by_sample = isinstance(options, (AttentionTransferOptions, NSTOptions))
+        if is_by_sample and options.projector is None:  # a projector comes with statistics of the batch
+            self.scope = "local"
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
-        """Return the sum; labels are not read."""
-        return torch.stack([self.loss(*pair) for pair in self.pairs(student, teacher)]).sum()
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+        """Yield what the loss gives for each pair."""
+        for pair in self.pairs(student, teacher):
+            yield self.compare(*pair)
 
 
 def _loss(options: LayerOptions) -> Callable[[Tensor, Tensor], Tensor]:

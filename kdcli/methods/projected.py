@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from kdcli.base.names import ProjectorName
 from kdcli.losses import common_grid
 from kdcli.losses.normalize import standardize
-from kdcli.projectors.maps import Projector, build_projector
+from kdcli.projectors.maps import Projector
 
 
 class Projected:
     """``M(Z_s P), N(Z_t)``, or ``M(Z_s), N(Z_t) P`` for a projector that acts on the teacher.
+
+    Of maps the projector takes the channels of each position, as a 1x1 convolution does, on the common grid; statistics of
+    the normalisations are over samples and positions.
 
     Attributes:
         projector: ``P``.
@@ -27,39 +29,8 @@ class Projected:
     normalize_teacher: Callable[[Tensor], Tensor]
     lr_scale: float
 
-    def project(self, student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both sides of what is compared, student's first.
-
-        Args:
-            student_features: (..., d_s).
-            teacher_features: (..., d_t).
-
-        Returns:
-            Two tensors (..., d_t), or (..., d_s) for a projector that acts on the teacher.
-        """
-        student, teacher = student_features, self.normalize_teacher(teacher_features)
-        if self.projector.direction == "student_to_teacher":
-            student = self.projector(student)
-        else:
-            teacher = self.projector(teacher)
-        return self.normalize_student(student), teacher
-
-
-class ProjectedPair(nn.Module, Projected):
-    """A projector between the two sides of a pair of layers, both standardised per channel.
-
-    Of maps it takes the channels of each position, as a 1x1 convolution does, on the common grid; the statistics are over
-    samples and positions.
-    """
-
-    def __init__(self, name: ProjectorName, student_dim: int, teacher_dim: int, *, lr_scale: float) -> None:
-        super().__init__()
-        self.projector = build_projector(name, student_dim, teacher_dim)
-        self.normalize_student = self.normalize_teacher = standardize
-        self.lr_scale = lr_scale
-
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both sides with the same number of channels, student's first.
+    def project(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both sides of what is compared, with the same number of channels, student's first.
 
         Args:
             student: (B, d_s), or a map (B, C_s, H_s, W_s).
@@ -69,8 +40,25 @@ class ProjectedPair(nn.Module, Projected):
             Two tensors (B, d), or two maps (B, C, H, W) on the smaller grid; ``d`` and ``C`` are the teacher's, or the
             student's for a projector that acts on the teacher.
         """
-        ours, theirs = self.project(*channels_last(student, teacher))
-        return (ours, theirs) if student.ndim == 2 else (ours.movedim(-1, 1), theirs.movedim(-1, 1))
+        is_map = student.ndim > 2
+        student, teacher = channels_last(student, teacher)
+        teacher = self.normalize_teacher(teacher)
+        if self.projector.direction == "student_to_teacher":
+            student = self.projector(student)
+        else:
+            teacher = self.projector(teacher)
+        student = self.normalize_student(student)
+        return (student.movedim(-1, 1), teacher.movedim(-1, 1)) if is_map else (student, teacher)
+
+
+class ProjectedPair(nn.Module, Projected):
+    """A projector between the two sides of a pair of layers, both standardised per channel."""
+
+    def __init__(self, projector: Projector, *, lr_scale: float) -> None:
+        super().__init__()
+        self.projector = projector
+        self.normalize_student = self.normalize_teacher = standardize
+        self.lr_scale = lr_scale
 
 
 def channels_last(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,16 +8,18 @@ from functools import partial
 from torch import Tensor
 
 from kdcli import losses
-from kdcli.base.reads import Reads
 from kdcli.config.methods import ProjectionOptions
 from kdcli.losses.normalize import normalizer
-from kdcli.methods.base import Context, Method
+from kdcli.methods.base import Context, PairMethod
 from kdcli.methods.projected import Projected
 from kdcli.models.outputs import ModelOutput
 from kdcli.projectors.maps import build_projector
 
+_BY_SAMPLE = {"none", "layer_norm"}
+"""The normalisations that look at no other sample."""
 
-class Projection(Method, Projected):
+
+class Projection(PairMethod, Projected):
     """``D(M(Z_s P), N(Z_t))``, or ``D(M(Z_s), N(Z_t) P)`` for a projector that acts on the teacher.
 
     ``D`` is the distance, ``N`` the normalisation of the teacher's features, ``M`` that of the student's side.
@@ -26,15 +28,12 @@ class Projection(Method, Projected):
     is_aligned = True
 
     def __init__(self, options: ProjectionOptions, context: Context) -> None:
-        super().__init__(options.weight)
-        assert context.teacher is not None, "the plan lets a projection pass only with a teacher"
-        self.student_reads, self.teacher_reads = Reads((options.student_tap,)), Reads((options.teacher_tap,))
-        self.taps = options.student_tap, options.teacher_tap
+        super().__init__(options, context)
+        if options.distance != "log_sum" and {options.normalize, options.normalize_student} <= _BY_SAMPLE:
+            self.scope = "local"
+        ((student_dim, teacher_dim),) = self.widths(options, context)
         self.projector = build_projector(
-            options.projector,
-            context.student.feature_dims[options.student_tap],
-            context.teacher.feature_dims[options.teacher_tap],
-            orthogonal_map=options.orthogonal_map,
+            options.projector, student_dim, teacher_dim, orthogonal_map=options.orthogonal_map
         )
         self.lr_scale = options.lr_scale
         self.normalize_teacher = normalizer(options.normalize)
@@ -45,15 +44,10 @@ class Projection(Method, Projected):
         """Return itself."""
         return (self,)
 
-    def sides(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the student's (B, d_s) and the teacher's (B, d_t)."""
-        assert teacher is not None
-        yield student.features[self.taps[0]], teacher.features[self.taps[1]]
-
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
-        """Return the distance; labels are not read."""
-        (pair,) = self.sides(student, teacher)
-        return self.distance(*self.project(*pair))
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+        """Yield the distance: of each element, or of ``log_sum`` a scalar."""
+        for pair in self.pairs(student, teacher):
+            yield self.distance(*pair)
 
 
 def _distance(options: ProjectionOptions) -> Callable[[Tensor, Tensor], Tensor]:

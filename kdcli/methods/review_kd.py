@@ -70,9 +70,10 @@ class ReviewKD(LayerMethod):
             output, fused = fusion(ours, fused, (theirs.shape[2], theirs.shape[3]))
             yield output, theirs
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
-        """Return the sum; labels are not read."""
-        return torch.stack([losses.review_kd(*pair) for pair in self.pairs(student, teacher)]).sum()
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+        """Yield the loss of each sample of every level, the deepest first; the fusion's normalisation looks at the batch."""
+        for pair in self.pairs(student, teacher):
+            yield losses.review_kd(*pair)
 
 
 class Fusion(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class VID(LayerMethod):
 
     def __init__(self, options: VIDOptions, context: Context) -> None:
         super().__init__(options, context)
+        if options.projector is None:
+            self.scope = "local"
         assert context.teacher is not None
         self.regressors, self.raw_variances = nn.ModuleList(), nn.ParameterList()
         for student_tap, teacher_tap in self.layers:
@@ -51,14 +54,12 @@ class VID(LayerMethod):
             width = narrow if options.projector == "inverted" else wide
             self.raw_variances.append(nn.Parameter(torch.full((width,), raw)))
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
-        """Return the sum; labels are not read."""
-        terms = []
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+        """Yield the negative log-likelihood of each element."""
         layers = zip(self.regressors, self.raw_variances, self.pairs(student, teacher), strict=True)
         for regressor, raw_variance, pair in layers:
             ours, theirs = losses.common_grid(*pair)
-            terms.append(losses.vid(regressor(ours), theirs, raw_variance=raw_variance, eps=_EPS))
-        return torch.stack(terms).sum()
+            yield losses.vid(regressor(ours), theirs, raw_variance=raw_variance, eps=_EPS)
 
 
 build = VID

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcli.base.reads import LOGITS, VOCABULARY
+from kdcli.base.reads import LOGITS, VOCABULARY, Reads
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.models.taps import Edges
 
@@ -41,6 +41,15 @@ class ModelOutput:
     def vocabulary(self) -> VocabularyLogits | None:
         """The head of a causal language model; None where it was not read."""
         return self.heads.get(VOCABULARY)
+
+    def only(self, reads: Reads) -> ModelOutput:
+        """Return what is read of the outputs; edges stay as they are."""
+        return replace(
+            self,
+            features={name: self.features[name] for name in reads.features},
+            maps={name: self.maps[name] for name in reads.maps},
+            heads={name: self.heads[name] for name in reads.heads},
+        )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ModelOutput:
         """Return the outputs with ``function`` of every tensor; edges and heads that are no tensors stay as they are."""

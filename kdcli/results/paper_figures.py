@@ -161,7 +161,7 @@ def draw_landscapes(
     def losses(images: Tensor) -> list[float]:
         batch = Batch(images, torch.zeros(len(images)), torch.arange(len(images)))
         student, teacher = (model(model.prepare(batch), reads) for model, reads in sides)
-        return [float(variant(student, teacher, batch.targets, batch.indices)) for _, _, variant in variants]
+        return [float(variant.loss(student, teacher, batch.targets, batch.indices)) for _, _, variant in variants]
 
     images = _some_images(job, source, canvas).to(device)
     side = _points_along(len(images) * (job.student.facts.macs + job.teacher.facts.macs), device)

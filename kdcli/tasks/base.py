@@ -70,11 +70,17 @@ class Task(ABC):
     def supervised_loss(self, logits: Any, targets: Any, *, label_smoothing: float) -> Tensor:
         """Return the loss on the labels, a scalar averaged over what is labelled.
 
+        Several processes each call it with samples of their own: it is their sum over ``max(count_labels(targets), 1)``.
+
         Args:
             logits: the head that :meth:`reads` names, as the model gives it.
             targets: as the batch has them.
             label_smoothing: share of the target that is spread over all classes, where there are classes.
         """
+
+    def count_labels(self, targets: Any) -> Tensor | int:
+        """Return how many labels :meth:`supervised_loss` is an average over, a scalar; by default one a sample."""
+        return len(targets)
 
     @abstractmethod
     def meter(self, team: Team) -> Meter:

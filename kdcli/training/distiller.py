@@ -14,12 +14,13 @@ from torch.autograd.graph import GradientEdge
 from torch.optim import Optimizer
 
 from kdcli.base.reads import Reads
-from kdcli.data import AnyBatch, TokenBatch, WordBatch
-from kdcli.machine.gather import gather_batch, gather_rows, sum_over
+from kdcli.data import AnyBatch
+from kdcli.machine.gather import gather_rows, sum_over
 from kdcli.methods.balance import Balance
 from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected
 from kdcli.methods.projection import Projection
+from kdcli.methods.share import Share
 from kdcli.models.base import Model
 from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import edges_of
@@ -62,28 +63,24 @@ class Distiller(nn.Module):
         Beside them, without gradient, the factors ``weight/NAME`` of balanced losses, and two statistics of every feature of
         the student that a method reads, of a map's mean over positions: ``feature_norm/TAP``, the mean Euclidean norm, and
         ``feature_std/TAP``, the root of the variance over the batch, summed over the channels. Several training processes
-        each give their share of the batch, and each gets the losses of the whole: whatever looks at more than one sample
-        sees all of them.
+        each give their share of the batch, and each gets the losses of the whole: a method of scope ``batch`` sees the
+        samples of all, of one of scope ``local`` the shares are added up.
 
         Args:
             batch: of images or texts, with targets.
             teacher_outputs: what the methods read of the teacher, without gradient; None without a teacher.
         """
-        inputs = self.student.prepare(batch)
-        # Of tokens and words each process has another number.
-        gather = gather_rows if isinstance(batch, (TokenBatch, WordBatch)) else gather_batch
         is_due = bool(self.balances) and self.training and Balance.is_due(self.step)
         # In a compiled pass there is no place between its outputs where gradients could be looked at.
         with torch.compiler.set_stance("force_eager") if is_due else nullcontext():
-            own_output = self.student(inputs, self.student_reads)
-        student_output = own_output.map(gather)
-        if teacher_outputs is not None:
-            teacher_outputs = teacher_outputs.map(gather)
-        targets, indices = batch.targets, gather_batch(batch.indices)
-        if student_output.vocabulary is None:
-            targets = gather(targets)
-        terms = {name: method(student_output, teacher_outputs, targets, indices) for name, method in self.each_method()}
-        total = sum(method.weight * terms[name] for name, method in self.each_method() if not method.is_balanced)
+            own_output = self.student(self.student.prepare(batch), self.student_reads)
+        own = own_output, teacher_outputs, batch.targets, batch.indices
+        whole = self._gather(*own) if any(method.scope == "batch" for _, method in self.each_method()) else own
+        terms: dict[str, Tensor] = {}
+        for name, method in self.each_method():
+            found = method(*(whole if method.scope == "batch" else own))
+            terms[name] = found.whole() if isinstance(found, Share) else found
+        total: Any = sum(method.weight * terms[name] for name, method in self.each_method() if not method.is_balanced)
         if is_due:
             for name, method, balance in self._balanced():
                 edges = _edges(method, own_output)
@@ -93,12 +90,27 @@ class Distiller(nn.Module):
             total = total + weight * terms[name]
         terms["loss"] = total
         with torch.no_grad():
-            means = {tap: features.float().mean(dim=(2, 3)) for tap, features in student_output.maps.items()}
-            means |= {tap: features.float() for tap, features in student_output.features.items()}
-            for tap, features in means.items():
+            means = {tap: features.float().mean(dim=(2, 3)) for tap, features in own_output.maps.items()}
+            means |= {tap: features.float() for tap, features in own_output.features.items()}
+            for tap, own_features in means.items():
+                features = gather_rows(own_features)
                 terms[f"feature_norm/{tap}"] = features.norm(dim=1).mean()
                 terms[f"feature_std/{tap}"] = features.var(dim=0, correction=0).sum().sqrt()
         return terms
+
+    def _gather(
+        self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor
+    ) -> tuple[ModelOutput, ModelOutput | None, Tensor, Tensor]:
+        """Return what methods of scope ``batch`` read of the samples of all processes, and nothing else."""
+        methods = [method for _, method in self.each_method() if method.scope == "batch"]
+        ours = student.only(reduce(or_, (method.student_reads for method in methods)))
+        theirs = reduce(or_, (method.teacher_reads for method in methods))
+        return (
+            ours.map(gather_rows),
+            None if teacher is None else teacher.only(theirs).map(gather_rows),
+            gather_rows(targets),
+            gather_rows(indices),
+        )
 
     def _balanced(self) -> Iterable[tuple[str, Method, Balance]]:
         for name, method in self.each_method():

@@ -39,7 +39,7 @@ def training_step(module: nn.Module, *, dims: tuple[int, int], device: str, bf16
     def step() -> None:
         features, target = torch.randn(BATCH, dims[0], device=device), torch.randn(BATCH, dims[1], device=device)
         with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
-            loss = smooth_l1(module(features), target)
+            loss = smooth_l1(module(features), target).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""How a loss is compared with plain loops over Python floats, in double and half precision, and mutated."""
+"""How a loss, reduced by its mean, is compared with plain loops over Python floats, and mutated."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ def check_against_loop():
 
     def check(loss, loop, tensors, options):
         student, *others = tensors
-        value = loss(student, *others, **options)
-        assert value.shape == ()
+        value = loss(student, *others, **options).mean()
         assert value.dtype == torch.float64
         assert _agrees(value.item(), loop(student, *others, **options), rel=1e-9, abs=1e-12)
         student = student.clone().requires_grad_()
-        assert torch.autograd.gradcheck(lambda s: loss(s, *others, **options), (student,))
+        assert torch.autograd.gradcheck(lambda s: loss(s, *others, **options).mean(), (student,))
 
     return check
 
@@ -41,7 +40,7 @@ def check_half_precision():
         }
         expected = loop(*tensors, **options)
         student = tensors[0].clone().requires_grad_()
-        value = loss(student, *tensors[1:], **options)
+        value = loss(student, *tensors[1:], **options).mean()
         assert value.dtype == torch.float32
         assert _agrees(value.item(), expected, rel=2e-5, abs=1e-6)
         value.backward()
@@ -50,7 +49,7 @@ def check_half_precision():
         assert student.grad.any()
         with torch.autocast("cpu", torch.bfloat16):
             full = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
-            assert _agrees(loss(*full, **options).item(), expected, rel=2e-5, abs=1e-6)
+            assert _agrees(loss(*full, **options).mean().item(), expected, rel=2e-5, abs=1e-6)
 
     return check
 
@@ -62,11 +61,25 @@ def check_finite():
     def check(loss, tensors, options):
         student, *others = tensors
         student = student.clone().requires_grad_()
-        value = loss(student, *others, **options)
+        value = loss(student, *others, **options).mean()
         value.backward()
         assert value.isfinite()
         assert student.grad.isfinite().all()
         return value.item(), student.grad
+
+    return check
+
+
+@pytest.fixture
+def check_rows():
+    """A row's value, or a sample's, is that of it alone."""
+
+    def check(loss, tensors, options):
+        values = loss(*tensors, **options)
+        assert len(values) == len(tensors[0])
+        for row in range(len(values)):
+            alone = loss(*(tensor[row : row + 1] for tensor in tensors), **options)
+            torch.testing.assert_close(values[row : row + 1], alone)
 
     return check
 
@@ -83,7 +96,7 @@ def check_mutant():
         assert source.count(body) == 1
         namespace = {"__name__": "mutant"}
         exec(compile(source.replace(body, body.replace(old, new)), "mutant", "exec"), namespace)
-        value = namespace[loss.__name__](*tensors, **options).item()
+        value = namespace[loss.__name__](*tensors, **options).mean().item()
         assert math.isfinite(value)
         assert not _agrees(value, loop(*tensors, **options), rel=1e-6, abs=1e-9)
 

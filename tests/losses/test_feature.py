@@ -194,27 +194,27 @@ CASES = {
 }  # fmt: skip
 MUTATIONS = [
     ("mse", "mse", "F.mse_loss(", "F.l1_loss("),
-    ("mse", "mse", "(student, teacher)\n    return F.mse_loss(student, teacher)", '(student, teacher)\n    return F.mse_loss(student, teacher, reduction="sum")'),
-    ("smooth_l1-0.3", "smooth_l1", "beta=beta)", "beta=1.0)"),
-    ("smooth_l1", "smooth_l1", "beta=beta)", 'beta=beta, reduction="sum")'),
+    ("mse", "mse", 'reduction="none"', 'reduction="sum"'),
+    ("smooth_l1-0.3", "smooth_l1", "beta=beta,", "beta=1.0,"),
+    ("smooth_l1", "smooth_l1", 'reduction="none"', 'reduction="sum"'),
     ("log_sum", "log_sum", "powers.sum()", "powers.mean()"),
     ("log_sum", "log_sum", "alpha * scale.log()", "scale.log()"),
-    ("fitnet", "fitnet", "(2 * len(student))", "len(student)"),
-    ("fitnet", "fitnet", 'reduction="sum"', 'reduction="mean"'),
+    ("fitnet", "fitnet", "sum(dim=1) / 2", "sum(dim=1)"),
+    ("fitnet", "fitnet", "sum(dim=1)", "mean(dim=1)"),
     ("vid", "vid", "/ variance + variance.log()", "/ variance - variance.log()"),
     ("vid", "vid", ".square() / variance", ".square() * variance"),
-    ("vid", "vid", ".mean() / 2", ".mean()"),
+    ("vid", "vid", "variance.log()) / 2", "variance.log())"),
     ("vid-vectors", "vid", "raw_variance)) + eps", "raw_variance))"),
     ("attention_transfer", "attention_transfer", "F.mse_loss(", "F.l1_loss("),
     ("attention_transfer", "attention_transfer", "unit(student_map.flatten(start_dim=1))", "student_map.flatten(start_dim=1)"),
     ("attention_transfer-3", "_attention", "pow(power)", "pow(2)"),
     ("attention_transfer", "_attention", ".abs().pow(power)", ".abs()"),
-    ("nst-channels", "nst", "- 2 * between", "- between"),
-    ("nst-channels", "nst", "- 2 * between", "+ 2 * between"),
+    ("nst-channels", "nst", "- 2 * both", "- both"),
+    ("nst-channels", "nst", "- 2 * both", "+ 2 * both"),
     ("nst-positions", "nst", "(student_moment - teacher_moment)", "(student_moment + teacher_moment)"),
-    ("nst-positions", "nst", "sum(dim=(1, 2)).mean()", "mean()"),
+    ("nst-positions", "nst", "sum(dim=(1, 2))", "mean(dim=(1, 2))"),
     ("nst-linear", "nst", "(student.mean(dim=1) - teacher.mean(dim=1))", "(student.mean(dim=1) + teacher.mean(dim=1))"),
-    ("nst-linear", "nst", "sum(dim=1).mean()", "sum(dim=1).sum()"),
+    ("nst-linear", "nst", "sum(dim=1)", "mean(dim=1)"),
     ("nst-linear", "nst", "unit(maps.flatten(start_dim=2))", "maps.flatten(start_dim=2)"),
     ("review_kd", "review_kd", "weight /= 2", "weight /= 1"),
     ("review_kd", "review_kd", "loss / total", "loss"),
@@ -243,7 +243,7 @@ class TestEveryLoss:
             others = list(case.tensors)
 
             def loss(tensor, position=position, others=others):
-                return case.loss(*others[:position], tensor, *others[position + 1 :], **case.options)
+                return case.loss(*others[:position], tensor, *others[position + 1 :], **case.options).mean()
 
             assert torch.autograd.gradcheck(loss, (others[position].clone().requires_grad_(),))
 
@@ -266,7 +266,14 @@ class TestEveryLoss:
         student, *others = case.tensors
         student = student.clone()
         student.view(-1)[1] = math.nan
-        assert case.loss(student, *others, **case.options).isnan()
+        assert case.loss(student, *others, **case.options).mean().isnan()
+
+    def test_a_value_is_of_its_row_alone(self, name, check_rows):
+        case = CASES[name]
+        if case.loss is losses.log_sum:
+            assert case.loss(*case.tensors, **case.options).shape == ()
+        else:
+            check_rows(case.loss, case.tensors, case.options)
 
     def test_batches_must_agree(self, name):
         case = CASES[name]
@@ -294,7 +301,7 @@ ZERO_AT_EQUAL = [
 def test_equal_features_have_zero_gradient(name):
     case = CASES[name]
     student = case.tensors[0].float().requires_grad_()
-    value = case.loss(student, student.detach().clone(), **case.options)
+    value = case.loss(student, student.detach().clone(), **case.options).mean()
     value.backward()
     minimum = math.log(case.options.get("eps", 1e-5)) if case.loss is losses.log_sum else 0
     assert value.item() == pytest.approx(minimum, abs=1e-6)
@@ -338,20 +345,20 @@ class TestLogSum:
         torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)
 
 
-def test_fitnet_is_mse_times_half_the_elements_of_a_sample():
-    torch.testing.assert_close(losses.fitnet(*MAPS), losses.mse(*MAPS) * 3 * 5 * 4 / 2)
+def test_fitnet_is_half_the_sum_of_a_samples_squared_errors():
+    torch.testing.assert_close(losses.fitnet(*MAPS), losses.mse(*MAPS).sum(dim=(1, 2, 3)) / 2)
 
 
 class TestVid:
     def test_gradient_for_the_variance(self):
         raw = RAW.clone().requires_grad_()
-        assert torch.autograd.gradcheck(lambda r: losses.vid(*MAPS, raw_variance=r), (raw,))
+        assert torch.autograd.gradcheck(lambda r: losses.vid(*MAPS, raw_variance=r).mean(), (raw,))
 
     def test_the_best_variance_is_the_mean_squared_error(self):
         student, teacher = MAPS
         variance = (student - teacher).square().mean(dim=(0, 2, 3)) - 1e-5
         raw = variance.expm1().log().requires_grad_()
-        losses.vid(student, teacher, raw_variance=raw).backward()
+        losses.vid(student, teacher, raw_variance=raw).mean().backward()
         torch.testing.assert_close(raw.grad, torch.zeros_like(raw), rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("value", [-1e4, 1e4])

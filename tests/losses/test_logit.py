@@ -111,7 +111,6 @@ CASES = {
 }
 MUTATIONS = [
     ("logit_kd", "logit_kd", "temperature**2 * ", ""),
-    ("logit_kd", "logit_kd", "outside).mean()", "outside).sum()"),
     (
         "logit_kd",
         "logit_kd",
@@ -149,8 +148,8 @@ MUTATIONS = [
     ("dist", "_correlation_distance", "sum(dim=1).mean()", "sum()"),
     ("dist", "_correlation_distance", "unit(centre(student.T).T)", "unit(student)"),
     ("deit_hard", "deit_hard", "argmax", "argmin"),
-    ("deit_hard", "deit_hard", "predicted.flatten())", 'predicted.flatten(), reduction="sum")'),
-    ("deit_hard", "deit_hard", "predicted.flatten())", "predicted.flatten(), label_smoothing=0.1)"),
+    ("deit_hard", "deit_hard", 'reduction="none"', 'reduction="sum"'),
+    ("deit_hard", "deit_hard", "argmax(dim=1),", "argmax(dim=1), label_smoothing=0.1,"),
     ("deit_soft", "deit_soft", "temperature=temperature)", "temperature=1.0)"),
     ("deit_soft", "deit_soft", "logit_kd(student_logits, teacher_logits,", "logit_kd(teacher_logits, student_logits,"),
 ]
@@ -158,7 +157,7 @@ MUTATIONS = [
 
 @pytest.mark.parametrize("name", CASES)
 class TestEveryLoss:
-    @pytest.mark.parametrize("shape", [(5, 7), (1, 3), (2, 3, 4), (4, 2)])
+    @pytest.mark.parametrize("shape", [(5, 7), (1, 3), (4, 2)])
     def test_value_and_gradient(self, name, shape, check_against_loop):
         case = CASES[name]
         check_against_loop(case.loss, case.loop, case.tensors(*shape), case.options)
@@ -192,6 +191,24 @@ class TestEveryLoss:
         ):
             labels = [label[: len(student)] for label in rest]
             check_finite(case.loss, (student.to(dtype), against.to(dtype), *labels), case.options)
+
+    def test_a_value_is_of_its_row_alone(self, name, check_rows):
+        case = CASES[name]
+        if case.loss is losses.dist:
+            assert case.loss(*case.tensors(5, 7), **case.options).shape == ()
+        else:
+            check_rows(case.loss, case.tensors(5, 7), case.options)
+
+    def test_maps_are_refused_and_their_rows_taken(self, name):
+        case = CASES[name]
+        student, teacher, *_ = case.tensors(2, 7, 3, 2)
+        labels = [torch.arange(12).view(2, 3, 2) % 7] if case.labels else []
+        with pytest.raises(ValueError, match=r"\(rows, num_classes\), got \(2, 7, 3, 2\)"):
+            case.loss(student, teacher, *labels, **case.options)
+        rows = [losses.rows_of(maps) for maps in (student, teacher)]
+        assert torch.equal(rows[0][8], student[1, :, 1, 0])
+        values = case.loss(*rows, *(label.flatten() for label in labels), **case.options)
+        assert values.shape == (() if case.loss is losses.dist else (12,))
 
     def test_refuses_to_broadcast(self, name):
         case = CASES[name]
@@ -252,7 +269,7 @@ class TestMaskedClasses:
             if lowest >= torch.finfo(dtype).min:
                 masked = teacher.masked_fill(where, lowest).to(dtype)
                 value, gradient = check_finite(case.loss, (student.to(dtype), masked, *labels), case.options)
-                assert value == expected.item()
+                assert value == expected.mean().item()
                 assert gradient.any()
 
     @pytest.mark.parametrize("name", CASES)
@@ -267,14 +284,14 @@ class TestMaskedClasses:
         masked[0, :, keep], masked[1, :, keep] = student[:, keep], teacher[:, keep]
         value, _ = check_finite(case.loss, (masked[0], masked[1], *labels), case.options)
         if case.loss is not losses.dist:  # whose means are over all classes
-            assert value == pytest.approx(expected.item(), rel=1e-9)
+            assert value == pytest.approx(expected.mean().item(), rel=1e-9)
 
     @pytest.mark.parametrize("name", [name for name in CASES if name != "deit_hard"])
     def test_all_of_them_is_no_distribution(self, name):
         case = CASES[name]
         student, teacher, *labels = case.tensors(5, 7)
         teacher[1] = -math.inf
-        assert not case.loss(student, teacher, *labels, **case.options).isfinite()
+        assert not case.loss(student, teacher, *labels, **case.options).mean().isfinite()
 
 
 @pytest.mark.parametrize(("name", "function", "old", "new"), MUTATIONS)
@@ -288,7 +305,7 @@ def test_equal_logits_have_zero_gradient(name):
     case = CASES[name]
     student, _, *rest = case.tensors(5, 7)
     student = student.float().requires_grad_()
-    value = case.loss(student, student.detach().clone(), *rest, **case.options)
+    value = case.loss(student, student.detach().clone(), *rest, **case.options).mean()
     value.backward()
     assert value.item() == pytest.approx(0, abs=1e-5)
     torch.testing.assert_close(student.grad, torch.zeros_like(student), rtol=0, atol=1e-5)
@@ -336,7 +353,7 @@ class TestDivergences:
         student, teacher = logits(6, 5)
         value = losses.logit_kd(student, teacher, temperature=2.0, divergence="jensen_shannon", beta=beta)
         expected = losses.logit_kd(student, teacher, temperature=2.0, divergence=limit)
-        assert value.item() / min(beta, 1 - beta) == pytest.approx(expected.item(), rel=1e-4)
+        torch.testing.assert_close(value / min(beta, 1 - beta), expected, rtol=1e-4, atol=0)
 
     @pytest.mark.parametrize("beta", [0.0, 1.0, -0.5, math.nan])
     def test_both_have_a_share_in_the_mixture(self, beta):
@@ -402,5 +419,5 @@ class TestDist:
 
 def test_deit_hard_sends_no_gradient_to_the_teacher():
     student, teacher = (x.requires_grad_() for x in logits(3, 4))
-    losses.deit_hard(student, teacher).backward()
+    losses.deit_hard(student, teacher).mean().backward()
     assert teacher.grad is None

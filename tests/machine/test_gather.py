@@ -13,6 +13,7 @@ import os, sys
 import torch
 from torch import distributed
 from kdcli.machine.gather import gather_batch, gather_rows
+from kdcli.methods.share import Share
 
 def work(rank, file):
     torch.set_num_threads(1)
@@ -34,6 +35,14 @@ def work(rank, file):
         assert torch.allclose(share.grad, 2 * 2 * 8 / 2 * share.detach()), (rank, counts, share.grad)
         indices = gather_rows(torch.arange(first, first + counts[rank]))
         assert indices.dtype == torch.int64 and indices.tolist() == list(range(total))
+        # The mean of this process's rows and their number come to the mean of all rows, and to its gradient.
+        weight.grad = None
+        loss = Share.of((whole[first : first + counts[rank]] * weight).square()).whole()
+        loss.backward()
+        distributed.all_reduce(weight.grad)
+        squares = whole[:total].square()
+        assert torch.allclose(loss, 4 * squares.sum() / max(3 * total, 1)), (rank, counts, loss)
+        assert torch.allclose(weight.grad / 2, 4 * squares.sum(0) / max(3 * total, 1)), (rank, counts, weight.grad)
     assert torch.equal(gather_batch(whole[rank * 2 : rank * 2 + 2]), whole[:4])
     distributed.destroy_process_group()
 

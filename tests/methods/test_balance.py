@@ -10,6 +10,7 @@ from kdcli.data import Batch
 from kdcli.methods import build_method
 from kdcli.methods.balance import Balance
 from kdcli.methods.base import Context
+from kdcli.methods.share import Share
 from kdcli.models import build_student, load_teacher
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.training.distiller import Distiller
@@ -111,7 +112,12 @@ def test_the_scale_of_a_loss_does_not_matter(student, teacher, batch, method):
     before = run(distiller, teacher, batch)
     balanced = distiller.methods[name]
     forward = balanced.forward
-    balanced.forward = lambda *args: 10 * forward(*args)
+
+    def scaled(*args):
+        found = forward(*args)
+        return Share(10 * found.mean, found.count) if isinstance(found, Share) else 10 * found
+
+    balanced.forward = scaled
     after = run(distiller, teacher, batch)
     torch.testing.assert_close(10 * after[f"weight/{name}"], before[f"weight/{name}"], rtol=1e-4, atol=0)
     torch.testing.assert_close(after["loss"], before["loss"], rtol=1e-4, atol=1e-6)

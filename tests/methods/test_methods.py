@@ -88,11 +88,11 @@ def pairs(student, teacher):
 
 
 def of_features(loss):
-    return lambda method, s, t, targets: sum(loss(*pair) for pair in pairs(s, t)[0])
+    return lambda method, s, t, targets: sum(loss(*pair).mean() for pair in pairs(s, t)[0])
 
 
 def of_maps(loss):
-    return lambda method, s, t, targets: sum(loss(*pair) for pair in pairs(s, t)[1])
+    return lambda method, s, t, targets: sum(loss(*pair).mean() for pair in pairs(s, t)[1])
 
 
 def fitnet(method, s, t, targets):
@@ -138,23 +138,23 @@ def review_kd(method, s, t, targets):
         out, fused = fusion(last.mean((2, 3), keepdim=True), None, (1, 1))
         total = total + (out - mean).square().mean()
     out, fused = deep(last, fused, last_theirs.shape[2:])
-    total = total + losses.review_kd(out, last_theirs)
+    total = total + losses.review_kd(out, last_theirs).mean()
     out, _ = shallow(first, fused, first_theirs.shape[2:])
-    return total + losses.review_kd(out, first_theirs)
+    return total + losses.review_kd(out, first_theirs).mean()
 
 
 def dkd(method, s, t, targets):
     rows = targets != UNLABELLED
     ours, theirs = s.logits[rows], t.logits[rows][:, LABEL_MAP]
-    return losses.dkd(ours, theirs, targets[rows], temperature=4.0, alpha=1.0, beta=8.0)
+    return losses.dkd(ours, theirs, targets[rows], temperature=4.0, alpha=1.0, beta=8.0).mean()
 
 
 def logits(loss, **settings):
-    return lambda method, s, t, targets: loss(s.logits, t.logits[:, LABEL_MAP], **settings)
+    return lambda method, s, t, targets: loss(s.logits, t.logits[:, LABEL_MAP], **settings).mean()
 
 
 def token(loss, **settings):
-    return lambda method, s, t, targets: loss(s.heads["distillation"], t.logits[:, LABEL_MAP], **settings)
+    return lambda method, s, t, targets: loss(s.heads["distillation"], t.logits[:, LABEL_MAP], **settings).mean()
 
 
 def crd(method, s, t, targets):

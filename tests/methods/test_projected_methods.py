@@ -201,7 +201,7 @@ def by_hand_attention_transfer(ours, theirs):
 
 
 def by_pure_function(loss, **settings):
-    return lambda ours, theirs: loss(ours, theirs, **settings)
+    return lambda ours, theirs: loss(ours, theirs, **settings).mean()
 
 
 def vid(ours, theirs):
@@ -260,7 +260,7 @@ def test_crd_takes_the_projected_features_for_embeddings(student, teacher, batch
             assert contrast.student_memory.shape == contrast.teacher_memory.shape == (20, ours.shape[1])
             negatives = contrast.draw(samples)
             for anchors, memory in ((ours, contrast.teacher_memory), (theirs, contrast.student_memory)):
-                terms.append(losses.crd(anchors, memory[samples], memory[negatives], num_samples=20))
+                terms.append(losses.crd(anchors, memory[samples], memory[negatives], num_samples=20).mean())
     torch.testing.assert_close(value.detach(), sum(terms))
 
 
@@ -278,7 +278,7 @@ def test_review_kd_brings_the_teacher_to_the_fused_maps(student, teacher, batch)
             output, fused = fusion(ours, fused, theirs.shape[2:])
             assert output is fused
             assert fused.shape == (6, 16, *theirs.shape[2:])
-            terms.append(losses.review_kd(standardized(fused), projected(standardized(theirs), matrix)))
+            terms.append(losses.review_kd(standardized(fused), projected(standardized(theirs), matrix)).mean())
     torch.testing.assert_close(value.detach(), sum(terms), rtol=1e-4, atol=1e-5)
 
 
@@ -293,8 +293,8 @@ def test_both_sides_can_not_agree_on_nothing(loss):
     else:
         ours, matrix = torch.ones(8, 4) + noise, torch.ones(6, 4)
         matrix[0] += 1e-3
-    assert loss(ours, theirs @ matrix) < 1e-5
-    assert loss(*of_inverted(ours, theirs, matrix)) > 1e-2
+    assert loss(ours, theirs @ matrix).mean() < 1e-5
+    assert loss(*of_inverted(ours, theirs, matrix)).mean() > 1e-2
 
 
 # ---- What the distiller knows of them --------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def train(projector: Projector, optimizer, *, steps: int, bf16: bool = False, wa
     for _ in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             output = projector(torch.randn(16, width))
-            loss = smooth_l1(output, torch.randn(16, projector.teacher_dim))
+            loss = smooth_l1(output, torch.randn(16, projector.teacher_dim)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -161,7 +161,7 @@ class TestAttach:
         projector = OrthogonalProjector(4, 8)
         optimizer = Unhooked(torch.optim.SGD(projector.parameters(), lr=1.0))
         projector.attach(optimizer)
-        smooth_l1(projector(torch.randn(16, 4)), torch.randn(16, 8)).backward()
+        smooth_l1(projector(torch.randn(16, 4)), torch.randn(16, 8)).mean().backward()
         optimizer.step()
         assert orthogonality_error(projector.weight) <= 2e-6
 

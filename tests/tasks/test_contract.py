@@ -264,6 +264,20 @@ class TestTask:
         nothing.backward()
         assert alone.grad.abs().sum() == 0
 
+    def test_losses_of_parts_weigh_by_their_labels(self, case):
+        if not case.has_loss:
+            pytest.skip("there are no labels")
+        whole, *parts = (
+            (
+                case.task.supervised_loss(outputs, batch.targets, label_smoothing=0.1),
+                case.task.count_labels(batch.targets),
+            )
+            for sizes in ([COUNT], [5, COUNT - 5])
+            for batch, outputs in grouped(case.samples, sizes)
+        )
+        assert sum(int(count) for _, count in parts) == int(whole[1]) > 0
+        torch.testing.assert_close(sum(loss * count for loss, count in parts) / whole[1], whole[0])
+
     @pytest.mark.parametrize("sizes", [[COUNT], [1] * COUNT, [7, 1, 16]])
     def test_metrics_are_those_of_an_independent_computation(self, measure, case, sizes):
         found = metrics_of(measure, case, sizes)

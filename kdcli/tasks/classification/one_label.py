@@ -56,6 +56,10 @@ class ImageClassification(ImageTask):
         # Fewer than one whole label in the batch must not blow the loss up.
         return total / labelled.sum().clamp(min=1)
 
+    def count_labels(self, targets: Tensor) -> Tensor:
+        """Return how many images are labelled, of mixed ones the sum of the shares that are."""
+        return (1 - targets[:, -1]).sum() if targets.is_floating_point() else (targets != UNLABELLED).sum()
+
     def meter(self, team: Team) -> Meter:
         """Return the meter of ``accuracy``, ``top5`` (with more than five classes) and ``loss``."""
         return ClassificationMeter(len(self.class_names), team)

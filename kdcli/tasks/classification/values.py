@@ -58,6 +58,10 @@ class _ByValues(PairedTexts):
         losses = self.losses(logits.float(), targets.nan_to_num(), label_smoothing)
         return (losses * labelled).sum() / labelled.sum().clamp(min=1)
 
+    def count_labels(self, targets: Tensor) -> Tensor:
+        """Return how many values are labels."""
+        return (~targets.isnan()).sum()
+
     def meter(self, team: Team) -> Meter:
         """Return the meter of the task's ``metrics`` and of ``loss``."""
         return _ValuesMeter(self, team)

@@ -14,7 +14,6 @@ from kdcli.base.errors import UserError
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, TokenBatch
 from kdcli.losses.vocabulary import VocabularyLogits, chunked_argmax, chunked_cross_entropy
-from kdcli.machine.gather import gather_rows
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
@@ -34,13 +33,15 @@ class LanguageModeling(TextTask):
         """Return the mean cross-entropy of the tokens, in nats.
 
         Args:
-            logits: (N, V) of all processes, or this process's own over a vocabulary.
+            logits: (N, V), or logits over a vocabulary.
             targets: int64 (N,), of the same positions.
             label_smoothing: share of the target spread evenly over all tokens.
         """
         if isinstance(logits, VocabularyLogits):
-            return gather_rows(chunked_cross_entropy(logits, targets, label_smoothing=label_smoothing)).mean()
-        return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+            values = chunked_cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        else:
+            values = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="none")
+        return values.mean() if len(values) else values.sum()
 
     def meter(self, team: Team) -> Meter:
         """Return the meter of the metrics of predicted tokens."""
