@@ -179,7 +179,7 @@ class PairMethod(Method):
         super().__init__(options.weight)
         assert context.teacher is not None, "the plan lets it pass only with a teacher"
         assert options.pairs, "the plan settles the layers"
-        self.reads = options.reads
+        self.reads = options.reads_layers
         self.layers = [(pair.student, pair.teacher) for pair in options.pairs]
         self.student_reads, self.teacher_reads = (
             Reads(maps=tuple(dict.fromkeys(side))) if self.reads == "maps" else Reads(tuple(dict.fromkeys(side)))

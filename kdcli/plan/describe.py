@@ -107,7 +107,7 @@ def _tap_reason(options: MethodOptions, pair: FeaturePair, situation: Situation)
         if student.preprocessing.pooling == "none":
             of = "each word's first token" if TASKS[student.task].target == "words" else "each token"
             reason = f"Width in brackets; pooled is the last hidden state of {of}, layers are those of {of}."
-    if options.reads == "maps":
+    if options.reads_layers == "maps":
         reason = "Channels and grid in brackets; not averaged over positions."
     if options.projector_name == "orthogonal" and options.projects_layers and teacher is not None:
         student_dim, teacher_dim = student.feature_dims[pair.student], teacher.feature_dims[pair.teacher]
@@ -126,12 +126,12 @@ def _tap_reason(options: MethodOptions, pair: FeaturePair, situation: Situation)
 
 def is_unread(options: MethodOptions, pair: FeaturePair, student: ModelFacts) -> bool:
     """Whether the student's classifier reads other last features than the ones that are distilled."""
-    is_vector = options.reads == "features" and options.needs.teacher and options.reads_student
+    is_vector = options.reads_layers == "features" and options.needs.teacher and options.reads_student
     return is_vector and pair.student == "pooled" and student.reads_pooled is False
 
 
 def _describe_tap(options: MethodOptions, side: str, tap: str, facts: ModelFacts) -> str:
-    if options.reads != "maps":
+    if options.reads_layers != "maps":
         return f"{side} {tap} ({facts.feature_dims[tap]})"
     rows, columns = facts.grids[tap]
     return f"{side} {tap} ({facts.feature_dims[tap]}, {rows}x{columns})"

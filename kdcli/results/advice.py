@@ -72,7 +72,9 @@ def _about_the_teacher(
 
 
 def _about_features(config: RunConfig, plan: Mapping[str, Any], *, harmed: bool) -> list[str]:
-    methods = [options for options in config.methods or () if options.needs.teacher and options.reads != "nothing"]
+    methods = [
+        options for options in config.methods or () if options.needs.teacher and options.reads_layers != "nothing"
+    ]
     if not methods:
         return []
     tries = []

@@ -229,7 +229,7 @@ def tapped(student, teacher, batch, method):
     theirs = teacher(
         prepare(batch.images, teacher.facts.preprocessing), Reads(teacher_taps, maps=teacher_taps) | teacher.predictions
     )
-    read = "maps" if METHODS[method].reads == "maps" else "features"
+    read = METHODS[method](method=method).reads_layers
     return [(getattr(ours, read)[s], getattr(theirs, read)[t]) for s, t in PAIRS]
 
 

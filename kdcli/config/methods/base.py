@@ -101,8 +101,6 @@ class MethodSection(Section):
     """What it can't do without; :meth:`check` refuses a situation that lacks it."""
     trains_classifier: ClassVar[bool] = False
     """Whether the student learns its classes by this method alone."""
-    reads: ClassVar[ReadsLayers] = "nothing"
-    """Of the layers in ``pairs``: averaged over positions, or as maps."""
     reads_student: ClassVar[bool] = True
     """Whether it reads the student's side of ``pairs``."""
     is_asked_for: ClassVar[bool] = True
@@ -126,6 +124,11 @@ class MethodSection(Section):
     def pairs(self) -> tuple[FeaturePair, ...]:
         """The features that it reads."""
         return ()
+
+    @property
+    def reads_layers(self) -> ReadsLayers:
+        """What it reads of the layers in ``pairs``: their features averaged over positions, or their maps."""
+        return "nothing"
 
     @property
     def takes_stages(self) -> bool:
@@ -252,7 +255,7 @@ class MethodSection(Section):
                 f"{self.method}: {facts.name} has no features {tap!r}. {nearest}".rstrip(),
                 f"It offers: {', '.join(facts.feature_dims)}.",
             )
-        if self.reads == "maps" and tap not in facts.grids:
+        if self.reads_layers == "maps" and tap not in facts.grids:
             raise UserError(
                 f"{self.method} reads maps, and {tap!r} of {facts.name} has no positions.",
                 "Name another layer (--feature-layers STUDENT:TEACHER, or layers in a recipe).",
@@ -362,10 +365,16 @@ class LayerOptions(MethodSection):
 class MapOptions(LayerOptions):
     """Base of the methods that read maps."""
 
-    reads: ClassVar[ReadsLayers] = "maps"
+    @property
+    def reads_layers(self) -> ReadsLayers:
+        """What it reads of the layers: maps."""
+        return "maps"
 
 
 class VectorOptions(LayerOptions):
     """Base of the methods that read features averaged over positions."""
 
-    reads: ClassVar[ReadsLayers] = "features"
+    @property
+    def reads_layers(self) -> ReadsLayers:
+        """What it reads of the layers: features averaged over positions."""
+        return "features"

@@ -1,4 +1,4 @@
-"""The options of the methods on pooled features: projection, spectral regularisation."""
+"""The options of projection and spectral regularisation."""
 
 from __future__ import annotations
 
@@ -28,9 +28,16 @@ class ProjectionOptions(MethodSection):
     """Learning rate of the projector relative to the student's."""
     student_tap: Name = "pooled"
     teacher_tap: Name = "pooled"
+    reads: Literal["features", "maps"] = "features"
+    """Of both: features averaged over positions; or maps, at each position of their common grid, as VkD does for dense
+    tasks. Statistics of a normalisation then go over samples and positions."""
 
-    reads: ClassVar[ReadsLayers] = "features"
     takes_layers: ClassVar[bool] = True
+
+    @property
+    def reads_layers(self) -> ReadsLayers:
+        """What it reads of the layers: features averaged over positions, or maps."""
+        return self.reads
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:
@@ -54,6 +61,7 @@ class ProjectionOptions(MethodSection):
             "orthogonal_map": self.projector != "orthogonal",
             "log_sum_alpha": self.distance != "log_sum",
             "normalize_student": self.normalize_student == "none",
+            "reads": self.reads == "features",
         }
         return super().idle | {name for name, is_unused in unused.items() if is_unused}
 
@@ -63,7 +71,7 @@ class ProjectionOptions(MethodSection):
 
     def embedding_map(self) -> tuple[ProjectorName, OrthogonalMap] | None:
         """Return how it maps the student's pooled features into the teacher's space; None where it doesn't."""
-        is_pooled = (self.student_tap, self.teacher_tap) == ("pooled", "pooled")
+        is_pooled = (self.student_tap, self.teacher_tap, self.reads) == ("pooled", "pooled", "features")
         return (self.projector, self.orthogonal_map) if is_pooled and self.projector != "inverted" else None
 
     def with_projector(self, name: ProjectorName, *, ratio: float | None) -> Self:
@@ -94,8 +102,12 @@ class SpectralOptions(MethodSection):
     student_tap: Name = "pooled"
 
     needs: ClassVar[Needs] = Needs(teacher=False)
-    reads: ClassVar[ReadsLayers] = "features"
     why_no_projector: ClassVar[str] = "reads the student's features alone"
+
+    @property
+    def reads_layers(self) -> ReadsLayers:
+        """What it reads of the layer: features averaged over positions."""
+        return "features"
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:

@@ -30,11 +30,15 @@ class StochasticTripletOptions(MethodSection):
     """Likewise."""
 
     needs: ClassVar[Needs] = Needs(labels=("class",), whole_images=True)
-    reads: ClassVar[ReadsLayers] = "features"
     is_asked_for: ClassVar[bool] = False
     why_no_projector: ClassVar[str] = (
         "trains features alone, and a map that is trained with them could make all comparisons alike"
     )
+
+    @property
+    def reads_layers(self) -> ReadsLayers:
+        """What it reads of the layers: features averaged over positions."""
+        return "features"
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:
@@ -67,10 +71,14 @@ class LocalClassifierOptions(MethodSection):
 
     trains_classifier: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(labels=("class",), whole_images=True)
-    reads: ClassVar[ReadsLayers] = "features"
     reads_student: ClassVar[bool] = False
     is_asked_for: ClassVar[bool] = False
     why_no_projector: ClassVar[str] = "compares logits with class centres, never features with features"
+
+    @property
+    def reads_layers(self) -> ReadsLayers:
+        """What it reads of the layers: features averaged over positions."""
+        return "features"
 
     @property
     def pairs(self) -> tuple[FeaturePair, ...]:
