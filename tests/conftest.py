@@ -15,8 +15,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import tomllib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, NamedTuple
@@ -545,3 +546,20 @@ def untrained_embedding(_finish_embedding: Callable[..., Path]) -> Path:
 def hf_run(_finish: Callable[..., Path], hf_folder: Path) -> Path:
     """A finished run of transformers' models, teacher and student. Not to be changed."""
     return _finish("transformers", "--teacher", hf_folder, "--student", hf_folder)
+
+
+@pytest.fixture(scope="module")
+def toy_extension(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The example extension, as pip would leave it."""
+    extension = Path(__file__).parent / "extension"
+    site = tmp_path_factory.mktemp("site")
+    info = site / "kdcli_toy-1.0.dist-info"
+    info.mkdir()
+    shutil.copy(extension / "kdcli_toy.py", site)
+    groups = tomllib.loads((extension / "pyproject.toml").read_text())["project"]["entry-points"]
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in rows.items()) for group, rows in groups.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kdcli-toy\nVersion: 1.0\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        yield

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,7 +13,6 @@ from kdcli.config.methods import METHODS, FeaturePair, find_method
 from kdcli.config.parse import parse_config
 from kdcli.plan.relation import situation_of
 
-EXTENSION = Path(__file__).parents[1] / "extension"
 TOY = "toy_correlation"
 REQUIRED = {"projection": {"projector": "linear"}}
 """What has no default."""
@@ -67,27 +63,11 @@ def lacking(needs, reads):
         yield dataclasses.replace(FITTING, student=without_grids(MODEL), teacher=without_grids(MODEL))
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """The example extension, as pip would leave it."""
-    site = tmp_path_factory.mktemp("site")
-    info = site / "kdcli_toy-1.0.dist-info"
-    info.mkdir()
-    shutil.copy(EXTENSION / "kdcli_toy.py", site)
-    groups = tomllib.loads((EXTENSION / "pyproject.toml").read_text())["project"]["entry-points"]
-    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in rows.items()) for group, rows in groups.items()]
-    (info / "entry_points.txt").write_text("\n".join(lines))
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kdcli-toy\nVersion: 1.0\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
-        yield
-
-
 @pytest.fixture(params=[*METHODS, TOY])
 def values(request):
     """The keys of a method that has nothing but its defaults."""
     if request.param == TOY:
-        request.getfixturevalue("toy")
+        request.getfixturevalue("toy_extension")
     return {"method": request.param, **REQUIRED.get(request.param, {})}
 
 
@@ -115,13 +95,13 @@ class TestOptions:
     def test_what_is_left_to_the_models_is_written_out_once(self, options):
         settled = options.settled(FITTING)
         assert settled.settled(FITTING) == settled
-        assert bool(settled.pairs) == (settled.reads != "nothing")
+        assert bool(settled.pairs) == (settled.reads_layers != "nothing")
         for pair in settled.pairs:
             assert {pair.student, pair.teacher} <= MODEL.feature_dims.keys()
 
     def test_a_fitting_situation_is_let_pass_and_one_that_lacks_something_is_refused(self, options):
         options.settled(FITTING).check(FITTING)
-        for situation in lacking(options.needs, options.reads):
+        for situation in lacking(options.needs, options.reads_layers):
             with pytest.raises(UserError, match=options.method) as error:
                 options.settled(situation).check(situation.at("methods"))
             assert error.value.hint

@@ -208,6 +208,10 @@ CASES = {
 }
 
 
+TRAINED = ["deit", "fitnet", "review_kd", "crd"]
+"""A head of its own, statistics of maps, fused maps, a memory: of all methods the contract holds it on made-up outputs."""
+
+
 def case(name):
     options, expected = CASES[name]
     options = {"method": name.partition("-")[0], **options}
@@ -254,7 +258,7 @@ def test_the_loss_is_the_pure_functions_on_the_tapped_tensors(pupil, name, teach
     torch.testing.assert_close(terms["loss"], total)
 
 
-@pytest.mark.parametrize(("pupil", "name"), [(name, name) for name in CASES], indirect=["pupil"], ids=list(CASES))
+@pytest.mark.parametrize(("pupil", "name"), [(name, name) for name in TRAINED], indirect=["pupil"], ids=TRAINED)
 def test_training_reaches_the_student_and_the_methods_modules_but_not_the_teacher(pupil, name, teacher, batch):
     options, _ = case(name)
     distiller = build(pupil, teacher, options).train()
@@ -290,15 +294,6 @@ def test_map_features_are_watched_for_collapse(student, teacher, batch):
     pooled = student(images, Reads(maps=("layer2",))).maps["layer2"].mean((2, 3))
     torch.testing.assert_close(terms["feature_norm/layer2"], pooled.norm(dim=1).mean())
     torch.testing.assert_close(terms["feature_std/layer2"], pooled.var(dim=0, correction=0).sum().sqrt())
-
-
-def test_dkd_of_a_batch_without_labels_is_zero(student, teacher, batch):
-    distiller = build(student, teacher, {"method": "dkd"}).eval()
-    batch.targets = torch.full((6,), UNLABELLED)
-    terms = distiller(batch, outputs_of_teacher(distiller, teacher, batch))
-    assert terms["dkd"] == 0
-    terms["loss"].backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
 
 
 def test_fitnets_kernel_takes_the_students_grid_to_the_teachers(student, teacher, batch):

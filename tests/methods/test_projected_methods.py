@@ -90,7 +90,9 @@ def case(method, projector, **options):
 # ---- Every method with every projector ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "projector"), list(itertools.product(WITH_LAYERS, PROJECTORS)))
+@pytest.mark.parametrize(
+    ("method", "projector"), [*itertools.product(["fitnet"], PROJECTORS), ("review_kd", "inverted"), ("crd", "linear")]
+)
 def test_it_trains_the_projector_and_the_student(student, teacher, batch, method, projector):
     distiller = build(student, teacher, case(method, projector)).train()
     own = distiller.methods[method]
@@ -245,6 +247,30 @@ def test_the_loss_is_that_of_the_projected_features(student, teacher, batch, met
             for pair, matrix in zip(tapped(student, teacher, batch, method), matrices, strict=True)
         ]
     torch.testing.assert_close(value.detach(), sum(terms), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("projector", ["orthogonal", "inverted"])
+def test_a_projection_reads_maps_as_vkd_does_for_detection(student, teacher, batch, projector):
+    """Both sides per channel over batch and positions, on the smaller grid; smooth L1, weight 4."""
+    setting = {"normalize_student": "standardize", "distance": "smooth_l1", "weight": 4, "reads": "maps"}
+    method = {
+        "method": "projection",
+        "projector": projector,
+        "student_tap": "layer2",
+        "teacher_tap": "blocks.2",
+        **setting,
+    }
+    distiller = build(student, teacher, method)
+    value = distiller(batch, outputs_of_teacher(distiller, teacher, batch))["projection"]
+    (matrix,) = distiller.projector_matrices().values()
+    with torch.no_grad():
+        ours, theirs = tapped(student, teacher, batch, "fitnet")[1]
+        assert ours.shape[2:] != theirs.shape[2:]
+        expected = F.smooth_l1_loss(*(of_inverted if projector == "inverted" else of_linear)(ours, theirs, matrix))
+    torch.testing.assert_close(value.detach(), expected, rtol=1e-4, atol=1e-5)
+    assert distiller.embedding_projector() is None
+    decisions = plan(student, teacher, methods=[{"method": "supervised"}, method]).decisions
+    assert "layer2 (48, 8x8)" in next(d for d in decisions if d.name == "features: projection").value
 
 
 def test_crd_takes_the_projected_features_for_embeddings(student, teacher, batch):
