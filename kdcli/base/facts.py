@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from kdcli.base.reads import DISTILLATION
-from kdcli.base.tasks import TASKS, Modality
+from kdcli.base.tasks import TASKS, Modality, Target
+from kdcli.base.text import human_count, short_repr
 
 UNLABELLED = -1
 """The label of a training image that has none."""
@@ -70,6 +71,10 @@ class Preprocessing:
     kernels: Literal["pillow", "torchvision"] = "pillow"
     note: str = field(default="", compare=False)
 
+    kind: ClassVar[str] = "preprocessing"
+    shared_input: ClassVar[str] = "from the same augmented image as the teacher's"
+    costs_of: ClassVar[str] = "each at its own input size"
+
     def __post_init__(self) -> None:
         if self.resize == (0, 0):
             object.__setattr__(self, "resize", self.image_size)
@@ -79,6 +84,28 @@ class Preprocessing:
         (height, width), (old_height, old_width) = self.resize, self.image_size
         resize = (image_size[0] * height // old_height, image_size[1] * width // old_width)
         return replace(self, image_size=image_size, resize=resize)
+
+    def describe(self) -> str:
+        """Return size, resizing and normalisation in one phrase."""
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        order = ", BGR" if self.channels == "BGR" else ""
+        geometry = f", {self._cut}" if self._cut else ""
+        size = f"{self.image_size[0]}x{self.image_size[1]}"
+        return f"{size} {self.interpolation}{geometry}, mean ({mean}), std ({std}){order}"
+
+    def features_of(self, target: Target) -> str:
+        """Return in one phrase what features are of."""
+        return "averaged over positions, but for embedding, the classifier's input"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """One sentence each on what is not as the model's library does it."""
+        cut = (f"Not {self._cut} in training, where images are random crops.",) if self._cut else ()
+        return (*cut, self.note) if self.note else cut
+
+    @property
+    def _cut(self) -> str:
+        return {"crop": "", "squash": "squashed", "border": "bordered"}[self.geometry]
 
     def shared_with(self, other: Preprocessing | TextPreprocessing) -> Preprocessing:
         """Return the same at the larger of both models' sizes, for a sample that both of them see."""
@@ -107,6 +134,23 @@ class TextPreprocessing:
     pooling: TextPooling
     prompt: str = ""
     remarks: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "tokenizer"
+    shared_input: ClassVar[str] = "of the same text as the teacher's"
+    costs_of: ClassVar[str] = f"for a text of {PROBE_TOKENS} tokens each, or as many as it takes"
+
+    def describe(self) -> str:
+        """Return length, tokenizer and pooling in one phrase."""
+        pooled = "each for itself" if self.pooling == "none" else f"pooled by {self.pooling}"
+        prompt = f", after the prompt {short_repr(self.prompt)}" if self.prompt else ""
+        return f"{self.max_length} tokens, {self.tokenizer} ({human_count(self.vocab_size)}), {pooled}{prompt}"
+
+    def features_of(self, target: Target) -> str:
+        """Return in one phrase what features are of."""
+        if self.pooling != "none":
+            return "pooled is each model's own embedding of a text, layers are averaged over its tokens"
+        of = "each word's first token" if target == "words" else "each token"
+        return f"pooled is the last hidden state of {of}, layers are those of {of}"
 
     def shared_with(self, other: Preprocessing | TextPreprocessing) -> TextPreprocessing:
         """Return the same: each model makes its own tokens of a text."""

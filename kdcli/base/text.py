@@ -124,3 +124,11 @@ class _ShortRepr(reprlib.Repr):
 
 
 _SHORT = _ShortRepr()
+
+
+def human_count(number: float) -> str:
+    """Return ``number`` as 1.23K, 4.56M or 7.89G."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if number >= limit:
+            return f"{number / limit:.2f}{unit}"
+    return f"{number:.0f}"

@@ -154,9 +154,9 @@ def models_search(
         None if text is None else parse_count(option, text)
         for option, text in (("--max-params", max_params), ("--min-params", min_params), ("--max-macs", max_macs))
     ]
+    from kdcli.base.text import human_count
     from kdcli.models.search.catalogue import catalogue_of
     from kdcli.models.search.search import LARGEST_BUILT, Budget, Cache, Sort, search
-    from kdcli.plan.describe import human_count
     from kdcli.terminal.console import errors, show_lines, show_progress, show_table
 
     catalogue = catalogue_of(task, size=image_size if of_images else length, pretrained=pretrained)

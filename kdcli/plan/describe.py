@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kdcli.base.facts import (
-    PROBE_TOKENS,
     DataFacts,
     LayerScores,
     ModelFacts,
-    Preprocessing,
-    TextPreprocessing,
     num_tokens,
 )
 from kdcli.base.tasks import TASKS
-from kdcli.base.text import short_repr
+from kdcli.base.text import human_count
 from kdcli.config.methods import FeaturePair, MethodOptions
 from kdcli.config.methods.defaults import Programme
 from kdcli.config.run import RunConfig
@@ -99,14 +96,7 @@ def describe_taps(options: MethodOptions, situation: Situation) -> list[Decision
 
 def _tap_reason(options: MethodOptions, pair: FeaturePair, situation: Situation) -> str:
     teacher, student = situation.teacher, situation.student
-    reason = "Width in brackets; averaged over positions, but for embedding, the classifier's input."
-    if isinstance(student.preprocessing, TextPreprocessing):
-        reason = (
-            "Width in brackets; pooled is each model's own embedding of a text, layers are averaged over its tokens."
-        )
-        if student.preprocessing.pooling == "none":
-            of = "each word's first token" if TASKS[student.task].target == "words" else "each token"
-            reason = f"Width in brackets; pooled is the last hidden state of {of}, layers are those of {of}."
+    reason = f"Width in brackets; {student.preprocessing.features_of(TASKS[student.task].target)}."
     if options.reads_layers == "maps":
         reason = "Channels and grid in brackets; not averaged over positions."
     if options.projector_name == "orthogonal" and options.projects_layers and teacher is not None:
@@ -154,16 +144,11 @@ def describe_models(situation: Situation) -> list[Decision]:
     if teacher is not None:
         decisions.append(Decision("teacher", _model_line(teacher), teacher.weights))
         pre = teacher.preprocessing
-        own = "tokenizer" if isinstance(pre, TextPreprocessing) else "preprocessing"
-        decisions.append(Decision("teacher input", _input_line(pre), f"Its own {own}.{_caveat(pre)}"))
+        decisions.append(Decision("teacher input", pre.describe(), " ".join([f"Its own {pre.kind}.", *pre.remarks])))
     decisions.append(Decision("student", _model_line(student), student.weights))
-    decisions.append(
-        Decision(
-            "student input",
-            _input_line(student.preprocessing),
-            _input_reason(student.preprocessing, has_teacher=teacher is not None),
-        )
-    )
+    pre = student.preprocessing
+    own = "Its own." if teacher is None else f"Its own {pre.kind}, {pre.shared_input}."
+    decisions.append(Decision("student input", pre.describe(), " ".join([own, *pre.remarks])))
     if teacher is not None:
         decisions.append(_describe_compression(situation, teacher))
     return [*decisions, _describe_data(situation.data), _describe_training(situation.config)]
@@ -174,7 +159,7 @@ def _describe_compression(situation: Situation, teacher: ModelFacts) -> Decision
     value = f"{teacher.num_parameters / student.num_parameters:.1f}x parameters"
     if student.macs:  # embeddings alone have none
         value += f", {teacher.macs / student.macs:.1f}x MACs"
-    reason = _compression_reason(student.preprocessing)
+    reason = f"Teacher against student, {student.preprocessing.costs_of}."
     if latencies is not None:
         before, after = latencies
         value += f", latency {before:.1f} ms to {after:.1f} ms ({before / after:.1f}x)"
@@ -244,14 +229,6 @@ def describe_costs(
     ]
 
 
-def human_count(number: float) -> str:
-    """Return ``number`` as 1.23K, 4.56M or 7.89G."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if number >= limit:
-            return f"{number / limit:.2f}{unit}"
-    return f"{number:.0f}"
-
-
 def _epochs(number: int) -> str:
     return f"{number} epoch{'' if number == 1 else 's'}"
 
@@ -262,41 +239,3 @@ def _model_line(facts: ModelFacts) -> str:
     head = f"{facts.num_classes - padding} {unit}" if facts.num_classes else "no head"
     head += f" and {padding} rows of padding" if padding else ""
     return f"{facts.name}: {human_count(facts.num_parameters)} parameters, {human_count(facts.macs)} MACs, {head}"
-
-
-def _input_reason(pre: Preprocessing | TextPreprocessing, *, has_teacher: bool) -> str:
-    own = "Its own."
-    if has_teacher and isinstance(pre, TextPreprocessing):
-        own = "Its own tokenizer, of the same text as the teacher's."
-    elif has_teacher:
-        own = "Its own preprocessing, from the same augmented image as the teacher's."
-    return own + _caveat(pre)
-
-
-_GEOMETRIES = {"crop": "", "squash": "squashed", "border": "bordered"}
-
-
-def _caveat(pre: Preprocessing | TextPreprocessing) -> str:
-    """Return what is not as the model's library does it."""
-    if isinstance(pre, TextPreprocessing):
-        return "".join(f" {remark}" for remark in pre.remarks)
-    cut = _GEOMETRIES[pre.geometry]
-    caveats = ([f"Not {cut} in training, where images are random crops."] if cut else []) + [pre.note] * bool(pre.note)
-    return "".join(f" {caveat}" for caveat in caveats)
-
-
-def _compression_reason(pre: Preprocessing | TextPreprocessing) -> str:
-    if isinstance(pre, TextPreprocessing):
-        return f"Teacher against student, for a text of {PROBE_TOKENS} tokens each, or as many as it takes."
-    return "Teacher against student, each at its own input size."
-
-
-def _input_line(pre: Preprocessing | TextPreprocessing) -> str:
-    if isinstance(pre, TextPreprocessing):
-        pooled = "each for itself" if pre.pooling == "none" else f"pooled by {pre.pooling}"
-        prompt = f", after the prompt {short_repr(pre.prompt)}" if pre.prompt else ""
-        return f"{pre.max_length} tokens, {pre.tokenizer} ({human_count(pre.vocab_size)}), {pooled}{prompt}"
-    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (pre.mean, pre.std))
-    order = ", BGR" if pre.channels == "BGR" else ""
-    geometry = f", {_GEOMETRIES[pre.geometry]}" if _GEOMETRIES[pre.geometry] else ""
-    return f"{pre.image_size[0]}x{pre.image_size[1]} {pre.interpolation}{geometry}, mean ({mean}), std ({std}){order}"

@@ -136,7 +136,7 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
             files.append(folder / f"tsne-{name}.png")
     landscapes = draw_landscapes(folder, job, source, device=place, split=split, run_name=run_name)
     files += [folder / f"landscape-{name}.png" for name in landscapes]
-    if isinstance(source, TextSource):
+    if not job.config.reads_images:
         notes.append("The loss over directions of the input is drawn for images alone.")
     analysis = {
         "relation": job.plan.relation,

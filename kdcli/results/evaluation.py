@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdcli.base.errors import UserError
 from kdcli.base.facts import PROBE_TOKENS
 from kdcli.base.files import clear_os_errors, replace_files
-from kdcli.plan.describe import human_count
+from kdcli.base.text import human_count
 from kdcli.results.pictures.confusion import plot_confusion
 from kdcli.results.pictures.samples import plot_samples
 

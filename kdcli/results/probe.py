@@ -17,7 +17,7 @@ from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import DataFacts
 from kdcli.base.files import write_atomically
 from kdcli.base.tasks import TASKS
-from kdcli.base.text import short_repr
+from kdcli.base.text import human_count, short_repr
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
 from kdcli.data import ImageSource, TextSource, open_data, open_texts
@@ -25,7 +25,6 @@ from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_teacher, load_text_teacher
 from kdcli.models.settle import settle_teacher
-from kdcli.plan.describe import human_count
 from kdcli.projectors.spectra import effective_rank, log_me, singular_values
 from kdcli.tasks.features.frozen import NEIGHBOURS, knn_classifier, linear_classifier
 from kdcli.tasks.features.probing import features_of, sample_by_class

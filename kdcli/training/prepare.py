@@ -102,7 +102,7 @@ def _make_job(
     make_task(config, data, teacher).check(teacher, student, data)
     config = open_taps(config, teacher, student)
     student.compare_last_features()
-    layers = score_layers(config, teacher, data, team) if isinstance(data, ImageData) else None
+    layers = score_layers(config, teacher, data, team)
     situation = situation_of(
         config,
         teacher=None if teacher is None else teacher.facts,

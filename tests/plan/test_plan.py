@@ -6,9 +6,10 @@ import pytest
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
+from kdcli.base.text import human_count
 from kdcli.config.parse import parse_config
 from kdcli.plan.decide import make_plan
-from kdcli.plan.describe import describe_costs, human_count
+from kdcli.plan.describe import describe_costs
 from kdcli.plan.relation import find_relation, situation_of
 
 PREPROCESSING = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, LayerScores
 from kdcli.config.run import RunConfig
-from kdcli.data import ImageData
+from kdcli.data import ImageData, TextData
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.decide import takes_default_layers
@@ -15,7 +15,9 @@ from kdcli.training.teachers.features import probe_features
 _POOLED = "pooled"
 
 
-def score_layers(config: RunConfig, teacher: Model | None, data: ImageData, team: Team) -> LayerScores | None:
+def score_layers(
+    config: RunConfig, teacher: Model | None, data: ImageData | TextData, team: Team
+) -> LayerScores | None:
     """Measure the ends of the teacher's stages, and open them as taps, where the plan has to choose among them.
 
     That is where features alone are distilled, from a teacher of images that does not have the data's classes, and nobody
@@ -49,4 +51,5 @@ def score_layers(config: RunConfig, teacher: Model | None, data: ImageData, team
 def _is_open(config: RunConfig, teacher: Model, data: DataFacts) -> bool:
     """Whether the plan chooses the layer of a teacher of other classes, of another task, or without training."""
     relation = find_relation(teacher.facts, data).relation if config.relation == "auto" else config.relation
-    return relation in ("cross", "random") and data.label_kind == "class" and takes_default_layers(config)
+    is_measured = config.reads_images and data.label_kind == "class"
+    return relation in ("cross", "random") and is_measured and takes_default_layers(config)
