@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kdcli.config.section import Count, Fraction, Location, Name, Positive, Section, as_texts
+from kdcli.config.section import (
+    BESIDE_THE_RECIPE,
+    CHANGEABLE,
+    IMAGES,
+    TEXTS,
+    Count,
+    Fraction,
+    Key,
+    Location,
+    Name,
+    Positive,
+    Section,
+    as_texts,
+)
+
+_OF_TRAINING = Key(of_training=True)
+_OF_LABELLED_TEXTS = replace(TEXTS, tasks=lambda task: task.target == "label")
 
 
 class SplitsConfig(Section):
@@ -20,47 +37,69 @@ class SplitsConfig(Section):
 class DataConfig(Section):
     """Where the samples come from and how they are split."""
 
-    name: Name
-    root: Location | None = None
+    name: Annotated[Name, CHANGEABLE]
+    root: Annotated[Location | None, replace(_OF_TRAINING, modality="image", may_change=True)] = None
     """Where ``torchvision:`` data sets lie or are downloaded to."""
-    classes: Annotated[tuple[str, ...], BeforeValidator(as_texts), Field(min_length=1)] | None = None
+    classes: Annotated[
+        Annotated[tuple[str, ...], BeforeValidator(as_texts), Field(min_length=1)] | None,
+        replace(IMAGES, of_labels=True),
+    ] = None
     """Take these classes alone: names, numbers and ranges (``0-4,7``; names where classes have such), or a part of them (``part:1/2``,
     ``part:2/2+20%``), as text or as a list; see :func:`kdcli.data.classes.choose_classes`."""
-    unlabelled: Location | None = None
+    unlabelled: Annotated[
+        Location | None,
+        replace(
+            _OF_TRAINING,
+            of_eval_data=False,
+            may_change=True,
+            tasks=lambda task: task.reads_images or task.target != "words",
+            why_not="words without labels are those of the data whose label is null",
+        ),
+    ] = None
     """A folder of further training images without labels."""
     splits: SplitsConfig | None = None
     """Other names of the splits than the usual ones, which :data:`kdcli.data.split_names.SPLIT_NAMES` lists."""
-    train_images: Count | None = None
+    train_images: Annotated[Count | None, replace(_OF_TRAINING, modality="image")] = None
     """Train on so many of the training images, drawn by seed and class; the others are left out."""
-    train_texts: Count | None = None
+    train_texts: Annotated[Count | None, replace(_OF_TRAINING, modality="text")] = None
     """Likewise for texts."""
-    labels_per_class: Count | None = None
+    labels_per_class: Annotated[Count | None, replace(_OF_TRAINING, of_labels=True)] = None
     """Keep so many labels a class, drawn by seed; the other training images stay, unlabelled."""
-    labelled_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    labelled_share: Annotated[float, Field(gt=0, lt=1), replace(_OF_TRAINING, of_labels=True, of_eval_data=False)] = (
+        0.25
+    )
     """Where few of the training images have labels, these are repeated to this share of an epoch."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Cut from the training split, by seed and class, where there is no validation split."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Cut from the whole where the data have no splits at all."""
-    image_column: Name | None = None
-    deep_range: tuple[float, float] | None = None
+    image_column: Annotated[Name | None, IMAGES] = None
+    deep_range: Annotated[tuple[float, float] | None, IMAGES] = None
     """What is black and white in grayscale images of more than 8 bits; by default found from some of the images, as in
     :func:`kdcli.data.images.deep.find_range`, for the whole set and for whatever the run's models are evaluated on."""
-    text_column: Name | None = None
-    text_pair_column: Name | None = None
+    text_column: Annotated[Name | None, TEXTS] = None
+    text_pair_column: Annotated[Name | None, replace(_OF_LABELLED_TEXTS, why_not="it reads single texts")] = None
     """The second text of a pair, such as the hypothesis beside a premise, for ``text-classification``; by default read
     where both columns have names of pairs, such as ``premise`` and ``hypothesis``, and ``text_column`` isn't set."""
     label_column: Name | None = None
-    label_kind: Literal["class", "classes", "number"] | None = None
+    label_kind: Annotated[
+        Literal["class", "classes", "number"] | None, replace(_OF_LABELLED_TEXTS, why_not="it reads no such labels")
+    ] = None
     """What a text's label is: one class, several (a list, or a string with commas) or a number; by default what the
     column's values say, where they say it clearly."""
-    mask_probability: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+    mask_probability: Annotated[
+        float,
+        Field(gt=0, le=0.5),
+        replace(TEXTS, tasks=lambda task: task.head == "masked", why_not="nothing is masked"),
+    ] = 0.15
     """Share of a text's tokens that a masked language model has to predict."""
     subset: Name | None = None
     """Configuration name of a ``hf:`` data set."""
-    workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    workers: Annotated[
+        Annotated[int, Field(ge=0, le=256)] | None, replace(BESIDE_THE_RECIPE, modality="image", of_eval_data=False)
+    ] = None
     """Loader processes; by default from the number of CPU cores."""
-    strict: bool = False
+    strict: Annotated[bool, replace(_OF_TRAINING, modality="image", of_eval_data=False)] = False
     """Stop at an unreadable image instead of skipping it."""
 
     @model_validator(mode="after")

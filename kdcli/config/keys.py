@@ -1,114 +1,142 @@
-"""What keys are for: which tasks read them, which may change on resume, which are no part of a recipe."""
+"""What keys are for, as the options themselves say: who reads them, which may change on resume, which make a recipe."""
 
 from __future__ import annotations
 
+import types
+import typing
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from functools import reduce
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic.fields import FieldInfo
 
 from kdcli.base.errors import UserError
-from kdcli.base.tasks import TASKS
+from kdcli.base.tasks import TaskFacts
 from kdcli.base.text import redact_all
+from kdcli.config.data import DataConfig
 from kdcli.config.run import RunConfig
-
-_NOT_OF_EVAL_DATA = (
-    *("text_column", "text_pair_column", "label_kind", "train_texts", "mask_probability"),
-    *("labelled_share", "unlabelled", "workers", "strict"),
-)
+from kdcli.config.section import Key, Section
 
 
-_LABEL_KEYS = ("data.classes", "data.labels_per_class", "data.labelled_share")
+@dataclass(frozen=True)
+class Option:
+    """A key of the config with what it is for.
+
+    Attributes:
+        name: dotted.
+        field: its type and default.
+        keys: what it says, after the sections that it stands in, from outside to inside.
+    """
+
+    name: str
+    field: FieldInfo
+    keys: tuple[Key, ...]
+
+    def says(self, read: Callable[[Key], Any]) -> Any:
+        """Return what the first of ``keys`` that says something says; None where none does."""
+        return next((value for key in self.keys if (value := read(key)) is not None), None)
+
+    def is_set(self, section: Section) -> bool:
+        """Whether it has another value than its default in the section where names begin."""
+        *sections, last = self.name.split(".")
+        for part in sections:
+            section = getattr(section, part)
+            if section is None:
+                return False
+        default = self.field.get_default(call_default_factory=True)
+        return not self.field.is_required() and bool(getattr(section, last) != default)
+
+    def settles_evaluation(self, task: TaskFacts) -> bool:
+        """Whether runs that differ in it are validated or tested on something else."""
+        is_of_training = self.says(lambda key: key.of_training)
+        return not is_of_training and any(key.evaluates is not None and key.evaluates(task) for key in self.keys)
 
 
-_TEXT_KEYS = (
-    *("teacher.max_length", "teacher.pooling", "teacher.prompt", "student.max_length", "student.pooling"),
-    *("student.tokenizer", "data.text_column", "data.text_pair_column", "data.label_kind", "data.train_texts"),
-    "data.mask_probability",
-)
+@cache
+def options_of(section: type[Section]) -> Mapping[str, Option]:
+    """Return every option of a section and of the sections in it, by dotted name; lists are not gone into."""
+    return {option.name: option for option in _walk(section, "", ())}
 
 
-_IMAGE_KEYS = (
-    *("teacher.image_size", "teacher.mean", "teacher.std", "teacher.interpolation"),
-    *("teacher.crop_mode", "teacher.crop_pct"),
-    *("student.image_size", "student.drop_path", "data.image_column", "data.root", "data.deep_range"),
-    *("data.classes", "data.train_images", "data.workers", "data.strict", "augment", "train.channels_last"),
-)
+def _walk(section: type[Section], prefix: str, outer: tuple[Key, ...]) -> Iterator[Option]:
+    for name, field in section.model_fields.items():
+        keys = (*outer, *(item for item in field.metadata if isinstance(item, Key)))
+        yield Option(f"{prefix}{name}", field, keys)
+        if (inner := _section_in(field.annotation)) is not None:
+            yield from _walk(inner, f"{prefix}{name}.", keys)
 
 
-_OVER_TEXTS = tuple(row.name for row in TASKS.values() if not (row.reads_images or row.is_over_tokens))
-_LABELLED_TEXTS = tuple(row.name for row in TASKS.values() if not row.reads_images and row.target == "label")
+def _section_in(annotation: Any) -> type[Section] | None:
+    """Return the section that an option is, where it is one or none at all."""
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, Section) else None
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _section_in(inner[0])
+    if origin in (types.UnionType, typing.Union):
+        return next((found for part in inner if (found := _section_in(part)) is not None), None)
+    return None
 
 
-_KEYS_OF_TASKS = {
-    "teacher.pooling": (_OVER_TEXTS, "each token stands for itself"),
-    "teacher.prompt": (_OVER_TEXTS, "it reads texts as they are"),
-    "student.pooling": (_OVER_TEXTS, "each token stands for itself"),
-    "data.mask_probability": (tuple(row.name for row in TASKS.values() if row.head == "masked"), "nothing is masked"),
-    "data.label_kind": (_LABELLED_TEXTS, "it reads no such labels"),
-    "data.text_pair_column": (_LABELLED_TEXTS, "it reads single texts"),
-    "data.unlabelled": (
-        tuple(row.name for row in TASKS.values() if not row.reads_images and row.target != "words"),
-        "words without labels are those of the data whose label is null",
-    ),
-}
-"""Options about texts -> the tasks that they are for, and why the others have none."""
+def find_option(name: str) -> Option | None:
+    """Return the run's option of this dotted name, or the nearest section that it would stand in; None without one."""
+    options = options_of(RunConfig)
+    while name not in options:
+        name, dot, _ = name.rpartition(".")
+        if not dot:
+            return None
+    return options[name]
+
+
+def beside_the_recipe() -> frozenset[str]:
+    """Return the keys that make no other recipe: seed, name, where it computes, what is tested, logged and saved."""
+    return frozenset(
+        name for name, option in options_of(RunConfig).items() if option.says(lambda k: k.of_recipe) is False
+    )
 
 
 def check_domain(config: RunConfig) -> None:
     """Refuse options about images where the task is about texts, the other way round, and about labels it has not."""
-    is_text = not config.reads_images
-    default = RunConfig.model_validate({"teacher": "none", "student": "x", "data": "x"})
-    for key in _IMAGE_KEYS if is_text else _TEXT_KEYS:
-        value, usual = (reduce(getattr, key.split("."), of) for of in (config, default))
-        if value != usual:
-            what = "images" if is_text else "texts"
+    task = config.task_facts
+    given = [
+        option
+        for name, option in options_of(RunConfig).items()
+        if not name.startswith("eval_data.") and option.is_set(config)
+    ]
+    for option in given:
+        if (modality := option.says(lambda key: key.modality)) not in (None, task.modality):
             raise UserError(
-                f"{key} is set, which is about {what}, but the task is {config.task}.",
+                f"{option.name} is set, which is about {modality}s, but the task is {config.task}.",
                 "Leave it out, or choose another --task.",
             )
-    for key, (tasks, why) in _KEYS_OF_TASKS.items():
-        value, usual = (reduce(getattr, key.split("."), of) for of in (config, default))
-        if is_text and value != usual and config.task not in tasks:
-            raise UserError(f"{key} is set, but the task is {config.task}: {why}.", "Leave it out.")
-    if not (config.reads_images and config.task_facts.is_label_free):
+    for option in given:
+        reads_it = option.says(lambda key: key.tasks)
+        if reads_it is not None and not reads_it(task):
+            why = option.says(lambda key: key.why_not)
+            raise UserError(f"{option.name} is set, but the task is {config.task}: {why}.", "Leave it out.")
+    if not (task.reads_images and task.is_label_free):
         if config.eval_data is not None:
             raise UserError(
                 f"eval_data is for the task image-embedding, and the task is {config.task}.", "Leave --eval-data out."
             )
         return
-    for key in _NOT_OF_EVAL_DATA:
-        if config.eval_data is not None and getattr(config.eval_data, key) != getattr(default.data, key):
+    if config.eval_data is not None:
+        _check_eval_data(config.eval_data)
+    for option in given:
+        if option.says(lambda key: key.of_labels):
+            raise UserError(f"{option.name} is about labels, and the task {config.task} reads none.", "Leave it out.")
+
+
+def _check_eval_data(data: DataConfig) -> None:
+    for option in options_of(DataConfig).values():
+        is_of_texts = option.says(lambda key: key.modality) == "text"
+        if (is_of_texts or option.says(lambda key: key.of_eval_data) is False) and option.is_set(data):
             raise UserError(
-                f"eval_data.{key} has no effect: features are measured on labelled images.", "Leave it out."
+                f"eval_data.{option.name} has no effect: features are measured on labelled images.", "Leave it out."
             )
-    for key in _LABEL_KEYS:
-        if reduce(getattr, key.split("."), config) != reduce(getattr, key.split("."), default):
-            raise UserError(f"{key} is about labels, and the task {config.task} reads none.", "Leave it out.")
-
-
-_MAY_CHANGE = {
-    "baseline",
-    "description",
-    "data.name",
-    "data.root",
-    "data.unlabelled",
-    "data.workers",
-    "episodes.number",
-    "teacher.unchecked",
-    "teacher.weights",
-    "test",
-    "train.checkpoint_every",
-    "train.compile",
-    "train.device",
-    "train.epochs",
-    "train.keep_checkpoints",
-    "train.num_processes",
-    "train.track",
-    "train.validate_every",
-}
-"""What may be another when a run goes on. Where data and weights lie is up to the machine; what they are is in the run's record."""
 
 
 def comparable(config: RunConfig) -> dict[str, Any]:
@@ -144,9 +172,7 @@ def without_later_keys(saved: dict[str, Any], config: RunConfig) -> dict[str, An
 def refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
     """Refuse to resume where keys that may not change differ from the saved ones."""
     now = comparable(config)
-    keys = sorted(
-        key for key in saved.keys() | now.keys() if not any(f"{key}.".startswith(f"{free}.") for free in _MAY_CHANGE)
-    )
+    keys = sorted(key for key in saved.keys() | now.keys() if not _may_change(key))
     differences = [f"{key} {saved.get(key)!r} -> {now.get(key)!r}" for key in keys if saved.get(key) != now.get(key)]
     if differences:
         raise UserError(
@@ -155,24 +181,14 @@ def refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) -> 
         )
 
 
-NOT_OF_THE_RECIPE = (
-    "seed",
-    "output",
-    "description",
-    "baseline",
-    "test",
-    "data.workers",
-    "train.device",
-    "train.num_processes",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.track",
-)
-"""Keys that do not make another recipe: the seed, what a run is called, where it computes, what is tested, logged and saved."""
+def _may_change(name: str) -> bool:
+    """Whether a run may go on with another value: where data and weights lie is up to the machine."""
+    option = find_option(name)
+    return option is not None and bool(option.says(lambda key: key.may_change))
 
 
 def flatten_settings(config: RunConfig) -> dict[str, Any]:
-    """Return every option of ``config`` by its dotted key, without ``NOT_OF_THE_RECIPE``.
+    """Return every option of ``config`` by its dotted key, without those :func:`beside_the_recipe`.
 
     Methods go by name, numbered from the second of a kind: ``methods.projection.weight``,
     ``methods.projection-2.weight``.
@@ -186,7 +202,8 @@ def flatten_settings(config: RunConfig) -> dict[str, Any]:
             kinds[kind] += 1
             methods[kind if kinds[kind] == 1 else f"{kind}-{kinds[kind]}"] = options
         stage["methods"] = methods
-    return {key: value for key, value in _flatten(values) if key not in NOT_OF_THE_RECIPE}
+    beside = beside_the_recipe()
+    return {key: value for key, value in _flatten(values) if key not in beside}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,42 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from kdcli.base.facts import Interpolation
-from kdcli.config.section import ImageSize, MaxLength, Name, Positive, Section, as_texts, from_name
+from kdcli.config.section import (
+    CHANGEABLE,
+    IMAGES,
+    TEXTS,
+    ImageSize,
+    Key,
+    MaxLength,
+    Name,
+    Positive,
+    Section,
+    as_texts,
+    from_name,
+    is_label_free,
+    is_language_model,
+)
 
 Pooling = Literal["cls", "mean", "max", "last", "pooler"]
+
+_TOKENS = replace(TEXTS, evaluates=is_language_model)
+_POOLED = replace(TEXTS, tasks=lambda task: not task.is_over_tokens, why_not="each token stands for itself")
 
 
 class TeacherConfig(Section):
     """The model that is imitated. ``name`` is ``none`` for no teacher."""
 
     name: Name
-    weights: Name | None = None
+    weights: Annotated[Name | None, CHANGEABLE] = None
     """Local checkpoint, ``.safetensors`` or ``.pth``; ``package:NAME/PATH`` is a file inside an installed package. Also
     as ``NAME?weights=FILE``; a file that tells its architecture may be the name itself."""
-    image_size: ImageSize | None = None
+    image_size: Annotated[ImageSize | None, IMAGES] = None
     """Side of its input in pixels, at most 4096; by default what its weights' file tells, else the model's own."""
-    mean: tuple[float, float, float] | None = None
+    mean: Annotated[tuple[float, float, float] | None, IMAGES] = None
     """Of red, green and blue, of pixels scaled to [0, 1]; by default likewise, as the four after it."""
-    std: tuple[Positive, Positive, Positive] | None = None
-    interpolation: Interpolation | None = None
-    crop_mode: Literal["center", "squash", "border"] | None = None
+    std: Annotated[tuple[Positive, Positive, Positive] | None, IMAGES] = None
+    interpolation: Annotated[Interpolation | None, IMAGES] = None
+    crop_mode: Annotated[Literal["center", "squash", "border"] | None, IMAGES] = None
     """An image of other proportions is cropped, squashed or given borders."""
-    crop_pct: Annotated[float, Field(ge=0.1, le=1)] | None = None
+    crop_pct: Annotated[Annotated[float, Field(ge=0.1, le=1)] | None, IMAGES] = None
     """An image is resized to ``image_size / crop_pct`` before the crop."""
-    max_length: MaxLength | None = None
+    max_length: Annotated[MaxLength | None, _TOKENS] = None
     """Longest text in tokens; by default the model's own, at most 512."""
-    pooling: Pooling | None = None
+    pooling: Annotated[Pooling | None, _POOLED] = None
     """How the features of a text's tokens become one vector; by default as the model means it."""
     label_names: Annotated[tuple[str, ...], BeforeValidator(as_texts)] | None = None
     """Names of its classes in the order of its outputs; by default those that the model carries."""
-    unchecked: bool = False
+    unchecked: Annotated[bool, CHANGEABLE] = False
     """Take it although it was measured to do no better than guessing."""
-    prompt: str | None = None
+    prompt: Annotated[str | None, replace(_POOLED, why_not="it reads texts as they are")] = None
     """What stands before every text; by default what sentence-transformers' folder has as its default prompt."""
 
 
@@ -45,18 +63,20 @@ class StudentConfig(Section):
     """The model that is trained."""
 
     name: Name
-    source: Annotated[TeacherConfig, BeforeValidator(from_name)] | None = None
+    source: Annotated[Annotated[TeacherConfig, BeforeValidator(from_name)] | None, Key(may_change=False)] = None
     """The model that ``teacher?layers=...&width=...`` is made of; by default the run's teacher."""
     pretrained: bool = False
-    image_size: ImageSize | None = None
+    image_size: Annotated[ImageSize | None, replace(IMAGES, evaluates=is_label_free, of_input=True)] = None
     """Side of its input in pixels, at most 4096; by default the model's own."""
-    max_length: MaxLength | None = None
+    max_length: Annotated[MaxLength | None, replace(_TOKENS, of_input=True)] = None
     """Longest text in tokens; by default the model's own, at most 512."""
-    pooling: Pooling | None = None
+    pooling: Annotated[Pooling | None, _POOLED] = None
     """How the features of a text's tokens become one vector; by default as the model means it."""
-    tokenizer: Annotated[TeacherConfig, BeforeValidator(from_name)] | None = None
+    tokenizer: Annotated[
+        Annotated[TeacherConfig, BeforeValidator(from_name)] | None, replace(_TOKENS, may_change=False)
+    ] = None
     """The model of text whose tokenizer it takes where it has none of its own; by default the run's teacher."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    drop_path: Annotated[Annotated[float, Field(ge=0, lt=1)] | None, IMAGES] = None
     """Rate of stochastic depth, for architectures that have it; by default the architecture's own."""
 
     @property

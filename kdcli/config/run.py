@@ -31,11 +31,16 @@ from kdcli.config.methods import (
 from kdcli.config.methods.defaults import LABELS
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.section import (
+    BESIDE_THE_RECIPE,
+    IMAGES,
+    Key,
     Location,
     Name,
     Positive,
     Section,
+    always,
     from_name,
+    is_label_free,
 )
 from kdcli.config.training import EmbeddingConfig, EpisodesConfig, OptimConfig, TrainConfig
 
@@ -62,17 +67,20 @@ class RunConfig(Section):
     task: Annotated[Task, WrapValidator(_or_extension)] = DEFAULT_TASK
     """Or the name of another package's task. One that is like a task of kdcli's is then ``task_extension``, and that one
     ``task``."""
-    task_extension: Name | None = None
+    task_extension: Annotated[Name | None, Key(evaluates=always)] = None
     """Another package's loss and metrics, in place of those of ``task``."""
-    teacher: Annotated[TeacherConfig, BeforeValidator(from_name)]
+    teacher: Annotated[TeacherConfig, BeforeValidator(from_name), Key(evaluates=is_label_free)]
     student: Annotated[StudentConfig, BeforeValidator(from_name)]
-    data: Annotated[DataConfig, BeforeValidator(from_name)]
-    eval_data: Annotated[DataConfig, BeforeValidator(from_name)] | None = None
+    data: Annotated[DataConfig, BeforeValidator(from_name), Key(evaluates=always)]
+    eval_data: Annotated[
+        Annotated[DataConfig, BeforeValidator(from_name)] | None,
+        Key(evaluates=always, of_training=False, of_recipe=True, may_change=False),
+    ] = None
     """Of ``image-embedding``: labelled images by which the final test measures the student's features, beside the
     teacher's and the untrained student's; by default ``data``, where they have labels. ``none`` measures nothing."""
-    output: Location | None = None
+    output: Annotated[Location | None, Key(of_recipe=False)] = None
     """The run folder; by default a name of its own under ``runs/``."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31), Key(of_recipe=False)] = 0
     relation: Literal["auto", "same", "cross", "random", "none"] = "auto"
     projector: Literal["auto", "none", "linear", "mlp", "orthogonal", "inverted"] = "auto"
     """Of the plan's projection, or of the one ``method`` that is asked for; ``none`` distils without features."""
@@ -89,16 +97,16 @@ class RunConfig(Section):
     """The losses; by default the plan chooses them from the relation."""
     embedding: EmbeddingConfig | None = None
     """A stage before this one that trains the student's features alone."""
-    augment: AugmentConfig = AugmentConfig()
+    augment: Annotated[AugmentConfig, IMAGES] = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    baseline: bool = False
+    baseline: Annotated[bool, BESIDE_THE_RECIPE] = False
     """Also train the same student alone, for the same budget, and report both."""
     episodes: EpisodesConfig | None = None
     """Middle-shot learning, as in REFILLED: a student for each of many small tasks, instead of one for all the data."""
-    test: bool = True
+    test: Annotated[bool, BESIDE_THE_RECIPE] = True
     """Evaluate the best student on the test split, once, at the end; without it, validation is all there is."""
-    description: str = ""
+    description: Annotated[str, BESIDE_THE_RECIPE] = ""
     """What a recipe is for, in one line."""
 
     @model_validator(mode="before")

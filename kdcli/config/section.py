@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kdcli.base.facts import MAX_IMAGE_SIZE, MAX_TEXT_LENGTH
+from kdcli.base.tasks import Modality, TaskFacts
 from kdcli.base.text import check_name
+
+
+@dataclass(frozen=True)
+class Key:
+    """What an option is for; it stands in the ``Annotated`` metadata of the option's type.
+
+    What it does not say is as None. Of nested sections the outermost that says something has the word.
+
+    Attributes:
+        modality: the samples that it is about.
+        tasks: which of the tasks on such samples read it.
+        why_not: why the others don't: the end of a sentence.
+        of_labels: it is about labels.
+        of_eval_data: False where it has no effect in ``eval_data``, as all that is about texts.
+        may_change: a run may go on with another value: it is about the machine, the length, or what is looked at.
+        of_recipe: False where another value makes no other recipe.
+        of_training: of data: another value leaves validation and test samples as they are.
+        evaluates: for which tasks another value means that metrics are of something else.
+        of_input: it settles the size at which the student reads its samples.
+    """
+
+    modality: Modality | None = None
+    tasks: Callable[[TaskFacts], bool] | None = None
+    why_not: str | None = None
+    of_labels: bool | None = None
+    of_eval_data: bool | None = None
+    may_change: bool | None = None
+    of_recipe: bool | None = None
+    of_training: bool | None = None
+    evaluates: Callable[[TaskFacts], bool] | None = None
+    of_input: bool | None = None
+
+
+IMAGES = Key(modality="image")
+TEXTS = Key(modality="text")
+CHANGEABLE = Key(may_change=True)
+BESIDE_THE_RECIPE = Key(may_change=True, of_recipe=False)
+"""Where a run computes, and what is tested, logged and saved."""
+
+
+def always(task: TaskFacts) -> bool:
+    """Whatever the task is."""
+    return True
+
+
+def is_language_model(task: TaskFacts) -> bool:
+    """Whether the task's labels are the text's own tokens."""
+    return task.is_language_model
+
+
+def is_label_free(task: TaskFacts) -> bool:
+    """Whether the metrics are about the teacher's own space."""
+    return task.is_label_free
+
 
 Positive = Annotated[float, Field(gt=0)]
 

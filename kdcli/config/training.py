@@ -7,7 +7,22 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from kdcli.config.methods import MethodOptions, StochasticTripletOptions
-from kdcli.config.section import Count, Fraction, Name, Positive, Section, as_text, yaml_no
+from kdcli.config.section import (
+    BESIDE_THE_RECIPE,
+    CHANGEABLE,
+    IMAGES,
+    Count,
+    Fraction,
+    Key,
+    Name,
+    Positive,
+    Section,
+    always,
+    as_text,
+    yaml_no,
+)
+
+_EVALUATES = Key(evaluates=always)
 
 
 class OptimConfig(Section):
@@ -53,7 +68,7 @@ class EmbeddingConfig(Section):
 class TrainConfig(Section):
     """How long and on what."""
 
-    epochs: Annotated[int, Field(ge=0, lt=2**31)] = 100
+    epochs: Annotated[int, Field(ge=0, lt=2**31), CHANGEABLE] = 100
     """Without any the student is evaluated as it starts."""
     batch_size: Annotated[int, Field(ge=2, lt=2**31)] = 128
     """Images of one forward pass, over all processes."""
@@ -62,32 +77,34 @@ class TrainConfig(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the student's weights; the average is then the result."""
     mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(yaml_no)] = "auto"
-    device: Name = "auto"
-    num_processes: Count | None = None
+    device: Annotated[Name, BESIDE_THE_RECIPE] = "auto"
+    num_processes: Annotated[Count | None, BESIDE_THE_RECIPE] = None
     """Training processes on this machine; by default one for each GPU, or one on the CPU."""
     sync_batchnorm: bool = True
     """Batch normalisation over the batches of all processes, on GPUs; a CPU has none of it."""
-    checkpoint_every: Annotated[str, BeforeValidator(as_text), Field(pattern=r"^[1-9]\d*[smh]?$")] = "10m"
+    checkpoint_every: Annotated[
+        str, BeforeValidator(as_text), Field(pattern=r"^[1-9]\d*[smh]?$"), BESIDE_THE_RECIPE
+    ] = "10m"
     """Steps (``200``) or time (``30s``, ``10m``, ``2h``) between checkpoints; one is also written at the end."""
-    keep_checkpoints: Count = 2
+    keep_checkpoints: Annotated[Count, BESIDE_THE_RECIPE] = 2
     """How many checkpoints to keep; the older ones are removed."""
-    channels_last: bool = False
-    compile: bool = False
-    track: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    channels_last: Annotated[bool, IMAGES] = False
+    compile: Annotated[bool, CHANGEABLE] = False
+    track: Annotated[tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], BESIDE_THE_RECIPE] = ()
     """Where losses, metrics and learning rate also go; TensorBoard writes to ``RUN/tracking``."""
-    validate_every: Count = 1
+    validate_every: Annotated[Count, CHANGEABLE] = 1
     """Epochs between validations; the last epoch is always validated."""
 
 
 class EpisodesConfig(Section):
     """Many small tasks drawn from one data set; a student is trained for each of them."""
 
-    ways: Annotated[int, Field(ge=2, lt=2**31)]
+    ways: Annotated[int, Field(ge=2, lt=2**31), _EVALUATES]
     """Classes of an episode."""
     shots: Count
     """Labelled training images of each class."""
-    number: Count = 100
-    queries: Count = 15
+    number: Annotated[Count, CHANGEABLE] = 100
+    queries: Annotated[Count, _EVALUATES] = 15
     """Images of each class that the arms are tested on."""
-    split: Literal["test", "validation"] = "test"
+    split: Annotated[Literal["test", "validation"], _EVALUATES] = "test"
     """Where the queries come from; choose hyperparameters on ``validation``."""

@@ -21,7 +21,7 @@ import torch
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.files import clear_os_errors
 from kdcli.base.text import check_argument, redact_all
-from kdcli.config.keys import NOT_OF_THE_RECIPE, flatten_settings
+from kdcli.config.keys import beside_the_recipe, flatten_settings
 from kdcli.config.run import RunConfig
 from kdcli.experiments.distill import Output, distill_run, is_finished, resume_run
 from kdcli.experiments.episodes import has_all_episodes, resume_episodes, run_episodes
@@ -231,7 +231,7 @@ def _run_one(run: Run, output: Output, command: str) -> _Ending:
 
 def _with_free_keys(stored: RunConfig, config: RunConfig) -> RunConfig:
     """Return a run's own config, with ``config``'s values of the keys that do not make another recipe."""
-    for key in NOT_OF_THE_RECIPE:
+    for key in beside_the_recipe():
         section, _, name = key.rpartition(".")
         if section:
             value = getattr(getattr(config, section), name)

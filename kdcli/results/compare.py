@@ -16,21 +16,11 @@ from kdcli.base.errors import UserError, did_you_mean, reading
 from kdcli.base.result import Finished
 from kdcli.base.tasks import TASKS
 from kdcli.base.text import check_argument
-from kdcli.config.keys import flatten_settings
+from kdcli.config.keys import find_option, flatten_settings
 from kdcli.runs.folder import RunFolder
 from kdcli.statistics.intervals import confidence_interval
 from kdcli.training.provenance import changes_since, read_record
 
-_OF_TRAINING = (
-    *("data.root", "data.unlabelled", "data.train_images", "data.train_texts"),
-    *("data.labels_per_class", "data.labelled_share", "data.strict"),
-)
-"""Of the data's keys those that leave validation and test as they are; every other one settles what a run is evaluated on."""
-_EVALUATED_ON = ("task_extension", "episodes.ways", "episodes.queries", "episodes.split")
-_TOKENS_OF = ("student.tokenizer", "student.max_length", "teacher.max_length")
-"""What settles the tokens that a language model is evaluated on, beside the data."""
-_INPUT_OF = ("student.image_size", "student.max_length")
-"""How a model reads its samples: a part of the recipe, but one that its metrics depend on."""
 _NOT_METRICS = ("event", "epoch", "step", "best")
 _ORDER = ("episodes", "validation", "test", "teacher", "embedding", "best", "steps", "seconds")
 """First words of the metrics' names, in the order of the table."""
@@ -45,7 +35,7 @@ class Run:
         path: of the folder, as it was given.
         name: the path below the folder that all compared runs have in common.
         seed: of the run.
-        settings: the resolved config by dotted key, without ``NOT_OF_THE_RECIPE``.
+        settings: the resolved config by dotted key, without what is beside the recipe.
         metrics: ``validation NAME`` of the best epoch so far, ``test NAME``, ``teacher SPLIT NAME``, ``embedding NAME``
             of an earlier stage, ``best epoch``, ``steps`` and ``seconds``, where recorded.
         curves: ``validation NAME`` and ``training loss``, each from step to value.
@@ -331,7 +321,7 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
         warnings.append(
             f"The runs are evaluated on different data ({', '.join(elsewhere)}): don't compare their metrics."
         )
-    if read := [key for key in _INPUT_OF if key in settings and key not in elsewhere]:
+    if read := [key for key in settings if _is_of_input(key) and key not in elsewhere]:
         warnings.append(
             f"The students read their samples at different sizes ({', '.join(read)}): their metrics are of the same samples,"
             " but not of the same input."
@@ -349,12 +339,14 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
 
 def _is_of_evaluation(key: str, *, task: str) -> bool:
     """Whether runs that differ in this setting are validated or tested on something else."""
-    if key in _EVALUATED_ON or key.startswith(("data.", "eval_data.")):
-        return key not in _OF_TRAINING
-    if TASKS[task].is_language_model:
-        return key.startswith(_TOKENS_OF)
-    # The metrics are then about the teacher's own space.
-    return TASKS[task].is_label_free and key.startswith(("teacher.", "student.image_size"))
+    option = find_option(key)
+    return option is not None and option.settles_evaluation(TASKS[task])
+
+
+def _is_of_input(key: str) -> bool:
+    """Whether it settles how students read their samples: a part of the recipe, but one that metrics depend on."""
+    option = find_option(key)
+    return option is not None and bool(option.says(lambda key: key.of_input))
 
 
 def _differing_settings(groups: Sequence[Group]) -> tuple[str, ...]:
