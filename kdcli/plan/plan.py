@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from kdcli.base.names import Relation
 from kdcli.base.result import finite
 from kdcli.config.methods import MethodOptions
 from kdcli.config.run import RunConfig
 from kdcli.config.training import EmbeddingConfig
+
+TeacherOutputs = Literal["live", "stored"]
+"""The teacher is run on every batch, or once on every sample."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Plan:
         unread: features of the student's that are distilled although its classifier reads others.
         teacher_metrics: of the teacher itself on validation samples, before the first step; None where it was not measured.
         teacher_samples: on how many, where it is not the whole split.
+        teacher_outputs: how the teacher's outputs are come by.
         teacher_probe: what its features tell of the classes, see :mod:`kdcli.training.teachers.probe`; None where that was not asked.
     """
 
@@ -46,6 +50,7 @@ class Plan:
     unread: tuple[str, ...] = ()
     teacher_metrics: Mapping[str, float] | None = None
     teacher_samples: int | None = None
+    teacher_outputs: TeacherOutputs = "live"
     teacher_probe: Mapping[str, Any] | None = None
 
     def with_decisions(self, decisions: Sequence[Decision]) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import reduce
 from operator import or_
@@ -14,8 +14,10 @@ from torch.autograd.graph import GradientEdge
 from torch.optim import Optimizer
 
 from kdcli.base.reads import Reads
+from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch
 from kdcli.machine.gather import gather_rows, sum_over
+from kdcli.machine.team import Team
 from kdcli.methods.balance import Balance
 from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected
@@ -25,10 +27,14 @@ from kdcli.models.base import Model
 from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import edges_of
 from kdcli.projectors.maps import OrthogonalProjector
+from kdcli.training.optim import make_optimizer, make_schedule
+from kdcli.training.phases import Objective, Phase
+
+PHASE = "distillation"
 
 
-class Distiller(nn.Module):
-    """Student and methods; only it goes through ``accelerator.prepare`` and it is only called through the wrapper.
+class Distiller(Objective):
+    """Student and methods, trained in one phase; only it is wrapped for training, and only called through the wrapper.
 
     Args:
         student: the model that is trained.
@@ -41,7 +47,6 @@ class Distiller(nn.Module):
         self.methods = nn.ModuleDict(methods)
         self.balances = nn.ModuleDict({name: Balance() for name, method in methods.items() if method.is_balanced})
         self.step = 0
-        """Batches before the one that is trained on; the trainer's."""
 
     def each_method(self) -> Iterable[tuple[str, Method]]:
         """Yield the methods with their names."""
@@ -57,7 +62,32 @@ class Distiller(nn.Module):
         """What any method reads of the teacher."""
         return reduce(or_, (method.teacher_reads for _, method in self.each_method()), Reads())
 
-    def forward(self, batch: AnyBatch, teacher_outputs: ModelOutput | None) -> dict[str, Tensor]:
+    def phases(self, config: RunConfig, updates: int) -> list[Phase]:
+        """Return the only phase: student and methods, with every orthogonal projector's retraction after each step.
+
+        Raises:
+            UserError: for an optimiser that can't be had.
+        """
+        optim = config.optim
+        optimizer = make_optimizer(self.parameter_groups(lr=optim.lr, weight_decay=optim.weight_decay), optim)
+        self.attach(optimizer)
+        return [Phase(PHASE, optimizer, make_schedule(optimizer, optim, updates))]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return student, methods and balances."""
+        return {"student": self.student, "methods": self.methods, "balances": self.balances}
+
+    def kept_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return the methods' tensors, projectors among them."""
+        return {"projector.safetensors": self.methods.state_dict()}
+
+    def look_ahead(self, outputs: Callable[[], Iterable[tuple[ModelOutput, Tensor]]], team: Team) -> None:
+        """Show the teacher's outputs to the methods that ask for them, a pass for each."""
+        for _, method in self.each_method():
+            if method.looks_ahead:
+                method.look(outputs(), team)
+
+    def forward(self, batch: AnyBatch, teacher_outputs: ModelOutput | None, *, phase: str = PHASE) -> dict[str, Tensor]:
         """Return every method's unweighted loss by its name, and their weighted sum as ``loss``.
 
         Beside them, without gradient, the factors ``weight/NAME`` of balanced losses, and two statistics of every feature of
@@ -69,6 +99,7 @@ class Distiller(nn.Module):
         Args:
             batch: of images or texts, with targets.
             teacher_outputs: what the methods read of the teacher, without gradient; None without a teacher.
+            phase: there is one.
         """
         is_due = bool(self.balances) and self.training and Balance.is_due(self.step)
         # In a compiled pass there is no place between its outputs where gradients could be looked at.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError
+from kdcli.models.outputs import ModelOutput
 from kdcli.projectors.spectra import rank_evolution, singular_values
 from kdcli.runs.folder import RunFolder
-from kdcli.training.distiller import Distiller
+from kdcli.training.phases import Objective
 
 SPECTRA = 200
 """Largest number of times that singular values are recorded in a run."""
@@ -60,7 +62,7 @@ class Meter:
         return means | {f"{noun}s_per_second": self.images / seconds, "data_wait": min(self.waited / seconds, 1.0)}
 
 
-class Watch:
+class LossWatch:
     """Notices a loss term that is not finite, without making an accelerator wait."""
 
     def __init__(self) -> None:
@@ -101,6 +103,55 @@ class Watch:
 TEACHERS = "The teacher's "
 
 
+def of_teacher(outputs: ModelOutput | None) -> dict[str, Tensor]:
+    """Return what has to be finite of a teacher's outputs: features, and each sample's largest logit."""
+    if outputs is None:
+        return {}
+    logits = {} if outputs.logits is None else {f"{TEACHERS}logits": outputs.logits.amax(dim=1)}
+    return logits | {f"{TEACHERS}features {tap!r}": features for tap, features in outputs.features.items()}
+
+
+class CollapseWatch:
+    """Notices features of the student's that shrink to nothing, or to the same for every sample.
+
+    Attributes:
+        first_norms: of every feature, when it was first seen.
+    """
+
+    def __init__(self) -> None:
+        self.first_norms: dict[str, float] = {}
+        self._warned: set[str] = set()
+
+    def warnings(self, values: Mapping[str, float], step: int) -> list[str]:
+        """Return what to warn of, each feature once.
+
+        Args:
+            values: ``feature_norm/NAME`` and ``feature_std/NAME``, among others.
+            step: at which they were read.
+        """
+        found = []
+        for name, norm in values.items():
+            kind, _, tap = name.partition("/")
+            if kind != "feature_norm":
+                continue
+            first = self.first_norms.setdefault(tap, norm)
+            if tap in self._warned:
+                continue
+            std = values[f"feature_std/{tap}"]
+            if norm <= COLLAPSED * first:
+                what = f"have shrunk to {norm:.2g}, from {first:.2g}"
+            elif std <= COLLAPSED * norm:
+                what = f"are all but the same for every sample (spread {std:.2g}, norm {norm:.2g})"
+            else:
+                continue
+            self._warned.add(tap)
+            found.append(
+                f"The student's features {tap!r} {what} at step {step}. Lower --lr or the weight of the feature loss,"
+                " or standardise the student's side (normalize_student: standardize)."
+            )
+        return found
+
+
 class SpectraRecord:
     """Singular values of every projector over training, kept in ``spectra.safetensors``.
 
@@ -115,9 +166,9 @@ class SpectraRecord:
         self.steps: list[int] = []
         self.values: dict[str, list[Tensor]] = {}
 
-    def add(self, distiller: Distiller, *, step: int) -> dict[str, float]:
+    def add(self, objective: Objective, *, step: int) -> dict[str, float]:
         """Record now and return the ranks by name; does nothing without a projector that is a matrix."""
-        matrices = distiller.projector_matrices()
+        matrices = objective.projector_matrices()
         if not matrices or self.run is None:
             return {}
         self.steps.append(step)

@@ -10,24 +10,25 @@ from timm.scheduler import create_scheduler_v2
 from torch.optim import Optimizer
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.config.run import RunConfig
-from kdcli.training.distiller import Distiller
+from kdcli.config.training import OptimConfig
 
 
-def make_optimizer(distiller: Distiller, config: RunConfig) -> Optimizer:
-    """Return timm's optimiser with every orthogonal projector's retraction attached.
+def make_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
+    """Return timm's optimiser.
+
+    Args:
+        groups: of parameters, each with its ``lr`` and ``weight_decay``.
+        optim: which one, with what.
 
     Raises:
         UserError: for a name that timm doesn't have, or one that needs more than gradients.
     """
-    optim = config.optim
     valid = [str(name) for name in list_optimizers()]
     if optim.optimizer.lower().removeprefix("lookahead_") not in valid:
         raise UserError(
             f"There is no optimiser {optim.optimizer!r}. {did_you_mean(optim.optimizer, valid)}".rstrip(),
             "Any name of timm.optim.list_optimizers() works, such as adamw, sgd or lamb.",
         )
-    groups = distiller.parameter_groups(lr=optim.lr, weight_decay=optim.weight_decay)
     try:
         optimizer = create_optimizer_v2(
             groups, opt=optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum
@@ -38,13 +39,11 @@ def make_optimizer(distiller: Distiller, config: RunConfig) -> Optimizer:
         ) from None
     if getattr(optimizer, "is_second_order", False):
         raise UserError(f"The optimiser {optim.optimizer!r} needs second derivatives.", "Use adamw, sgd or lamb.")
-    distiller.attach(optimizer)
     return optimizer
 
 
-def make_schedule(optimizer: Optimizer, config: RunConfig, updates: int) -> Any:
+def make_schedule(optimizer: Optimizer, optim: OptimConfig, updates: int) -> Any:
     """Return timm's schedule over ``updates`` optimiser steps, warm-up included."""
-    optim = config.optim
     # timm's multi-step schedule decays one step before a milestone.
     milestones = [round(share * updates) + 1 for share in optim.milestones or ()]
     choices: dict[str, tuple[str, dict[str, Any]]] = {

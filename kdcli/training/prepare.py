@@ -37,6 +37,7 @@ from kdcli.tasks import Task, build_task, task_class
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import Job, build_methods, context_of, student_of
 from kdcli.training.teachers.layers import score_layers
+from kdcli.training.teachers.outputs import decide_outputs
 
 
 def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None = None) -> Job:
@@ -123,7 +124,8 @@ def _make_job(
         for source in (data.validation, data.test if config.test else None):
             if source is not None:
                 job.pieces(source)  # a split without any is refused now, and not after training
-    return replace(job, plan=plan.with_decisions(job_costs(job, mixed_precision=team.precision)))
+    job = decide_outputs(replace(job, plan=plan))
+    return replace(job, plan=job.plan.with_decisions(job_costs(job, mixed_precision=team.precision)))
 
 
 def assemble_job(

@@ -71,7 +71,7 @@ def test_one_command_gives_both_stages_and_a_fair_baseline(run_cli, tmp_path, co
 
     def first_steps(self, batch, epoch):
         if self.step == 0:
-            state = {name: value.clone() for name, value in self.distiller.student.module.state_dict().items()}
+            state = {name: value.clone() for name, value in self.objective.student.module.state_dict().items()}
             starts.append((self.run.path.name, state, epoch, batch))
         train_step(self, batch, epoch)
 

@@ -22,7 +22,6 @@ from kdcli.methods.crd import Contrast
 from kdcli.models import build_student, load_teacher
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.training.distiller import Distiller
-from kdcli.training.optim import make_optimizer
 from kdcli.training.teachers.teacher import LiveTeacher
 
 LABELS = ("a", "b", "c", "d")
@@ -263,7 +262,8 @@ def test_training_reaches_the_student_and_the_methods_modules_but_not_the_teache
     options, _ = case(name)
     distiller = build(pupil, teacher, options).train()
     values = {"teacher": "t", "student": "s", "data": "d", "optim": {"lr": 1e-3}}
-    optimizer = make_optimizer(distiller, parse_config(values, source="t"))
+    (phase,) = distiller.phases(parse_config(values, source="t"), 1)
+    optimizer = phase.optimizer
     before = copy.deepcopy(dict(distiller.named_parameters()))
     frozen = {key: value.clone() for key, value in teacher.state_dict().items()}
     for step in range(3):

@@ -26,7 +26,6 @@ from kdcli.plan.decide import make_plan
 from kdcli.plan.relation import situation_of
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.training.distiller import Distiller
-from kdcli.training.optim import make_optimizer
 from kdcli.training.teachers.teacher import LiveTeacher
 
 LABELS = ("a", "b", "c", "d")
@@ -79,7 +78,8 @@ def outputs_of_teacher(distiller, teacher, batch):
 
 def optimizer_of(distiller, lr):
     values = {"teacher": "t", "student": "s", "data": "d", "optim": {"lr": lr, "weight_decay": 0.01}}
-    return make_optimizer(distiller, parse_config(values, source="t"))
+    (phase,) = distiller.phases(parse_config(values, source="t"), 1)
+    return phase.optimizer
 
 
 def case(method, projector, **options):

@@ -134,7 +134,7 @@ def test_global_centres_are_means_over_the_labelled_training_images(tmp_path):
     )
     job = prepare_job(config)
     trainer = Trainer(job, RunFolder.create(tmp_path / "run"), make_accelerator(config.train), SilentReporter())
-    trainer._look_ahead()
+    trainer.objective.look_ahead(trainer._labelled_outputs, trainer.team)
     source, pre = job.data.train, job.teacher.facts.preprocessing
     members = {label: [] for label in range(10)}
     for index, label in enumerate(source.labels):

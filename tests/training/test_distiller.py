@@ -17,7 +17,7 @@ from kdcli.models import build_student, load_teacher
 from kdcli.models.outputs import ModelOutput
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.training.distiller import Distiller
-from kdcli.training.optim import make_optimizer, make_schedule
+from kdcli.training.optim import make_schedule
 from kdcli.training.teachers.teacher import LiveTeacher
 
 LABELS = ("a", "b", "c", "d")
@@ -148,7 +148,8 @@ def test_every_optimiser_keeps_the_projector_orthogonal(student, teacher, batch,
     config = parse_config(
         {"teacher": "t", "student": "s", "data": "d", "optim": {"optimizer": optimizer, "lr": 0.01}}, source="t"
     )
-    made = make_optimizer(distiller, config)
+    (phase,) = distiller.phases(config, 1)
+    made = phase.optimizer
     outputs = run_teacher(distiller, teacher, batch)
     projector = distiller.methods["projection"].projector
     before = projector.matrix().detach().clone()
@@ -167,7 +168,7 @@ def test_milestones():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     optim = {"lr": 1.0, "schedule": "step", "warmup": 0, "milestones": [0.5, 0.7, 0.9], "decay_rate": 0.2}
     config = parse_config({"teacher": "t", "student": "s", "data": "d", "optim": optim}, source="t")
-    made = make_schedule(optimizer, config, 400)
+    made = make_schedule(optimizer, config.optim, 400)
     reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     by_torch = torch.optim.lr_scheduler.MultiStepLR(reference, [200, 280, 360], 0.2)
     for update in range(400):
@@ -210,7 +211,7 @@ def test_schedules_warm_up_then_follow_their_curve(schedule, expected):
         {"teacher": "t", "student": "s", "data": "d", "optim": {"lr": 1.0, "schedule": schedule, "warmup": 0.1}},
         source="t",
     )
-    made = make_schedule(optimizer, config, 100)
+    made = make_schedule(optimizer, config.optim, 100)
     for update, rate in expected.items():
         made.step_update(update)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=0.01), update

@@ -55,6 +55,12 @@ def counted(monkeypatch):
     return counts
 
 
+def told(trainer):
+    """The plan's row about it, if there is one."""
+    rows = [row for row in trainer.job.plan.decisions if row.name == "teacher outputs"]
+    return (rows[0].value, rows[0].reason) if rows else None
+
+
 def losses(run):
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     return [line["projection"] for line in lines if line["event"] == "train"]
@@ -65,11 +71,15 @@ def test_it_reads_each_training_text_once_and_training_is_the_same(make_trainer,
     trainer.fit()
     texts = set(trainer.job.data.train.texts)
     assert counted == dict.fromkeys(texts, 1)
+    value, _ = told(trainer)
+    size = len(texts) * trainer.job.teacher.facts.feature_dims["pooled"] * 4
+    assert value == f"stored for {len(texts)} texts, {size / 2**20:.1f} MiB of memory"
 
     counted.clear()
-    monkeypatch.setattr("kdcli.training.trainer._MAX_STORED", 0)
+    monkeypatch.setattr("kdcli.plan.outputs.MOST_BYTES", 0)
     trainer, live = make_trainer("live")
     trainer.fit()
+    assert told(trainer)[0] == "run on every batch"
     assert sum(counted.values()) == trainer.total_steps * 16
     torch.testing.assert_close(losses(stored), losses(live), rtol=1e-4, atol=1e-6)
 
@@ -78,6 +88,7 @@ def test_one_epoch_stores_nothing(make_trainer, counted):
     trainer, _ = make_trainer(epochs=1)
     trainer.fit()
     assert isinstance(trainer.teacher, LiveTeacher)
+    assert told(trainer) is None
     assert sum(counted.values()) == trainer.total_steps * 16
 
 
@@ -85,9 +96,20 @@ def test_a_finished_run_has_no_use_for_it(make_trainer, counted):
     trainer, _ = make_trainer()
     trainer.fit()
     counted.clear()
-    trainer.teacher = LiveTeacher(trainer.job.teacher, Reads(("pooled",)))
     trainer.fit()
     assert counted == {}
+
+
+class Told(Team):
+    """A process of several: what all have together is given, what it has itself is kept."""
+
+    def __init__(self, rank, size, whole=None):
+        super().__init__(rank, size)
+        self.whole, self.own = whole, None
+
+    def sum(self, values):
+        self.own = values
+        return values if self.whole is None else self.whole
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -96,19 +118,17 @@ def test_rows_belong_to_their_texts(processes, make_trainer):
     live = LiveTeacher(model, Reads(("pooled",)))
     texts = ["good", "a bad plot and an awful ending", "the great film", "dull"]
     source = TextSource(texts, [0] * 4, split="train")
-    tables, parts = [], []
 
-    def fill(add_up):
-        for rank in range(processes):
-            team = Team(rank, processes)
-            team.sum = add_up
-            loader = TextEvalLoader(source, batch_size=2, team=team)
-            parts.append(StoredTeacher.fill(live, texts, live, loader, team))
+    def begun(rank, whole=None):
+        team = Told(rank, processes, whole)
+        loader = TextEvalLoader(source, batch_size=2, team=team)
+        teacher = StoredTeacher(live, texts, lambda: loader, team)
+        teacher.begin(lambda: None)
+        return teacher, team.own
 
-    fill(lambda table: tables.append(table) or table)  # each process's own share, and then their sum
-    whole = sum(tables[:processes])
-    fill(lambda table: whole)
-    assert StoredTeacher.size(live, 4) == whole.numel() * whole.element_size()
+    whole = sum(begun(rank)[1] for rank in range(processes))
+    teacher, _ = begun(0, whole)
+    assert teacher.facts is model.facts
     for row in (3, 0, 2, 1, 0):
         batch = source.batch([row])
-        torch.testing.assert_close(parts[-1](batch).features["pooled"], live(batch).features["pooled"])
+        torch.testing.assert_close(teacher(batch).features["pooled"], live(batch).features["pooled"])

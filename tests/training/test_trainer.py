@@ -5,7 +5,6 @@ import math
 import os
 import signal
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 
 import kdcli.data.images.sources as data_sources
 import kdcli.machine.devices as devices_module
+import kdcli.training.distiller as distiller_module
 import kdcli.training.trainer as trainer_module
 from kdcli.base.errors import UserError
 from kdcli.config.parse import parse_config
@@ -27,6 +27,8 @@ from kdcli.runs.folder import RunFolder
 from kdcli.tasks import rank_students
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.terminal.progress import SilentReporter
+from kdcli.training.hardware import hardware_errors
+from kdcli.training.meters import of_teacher
 from kdcli.training.prepare import prepare_job, reopen_job
 from kdcli.training.teachers.teacher import LiveTeacher
 from kdcli.training.trainer import Trainer
@@ -196,7 +198,7 @@ def test_damaged_weights_do_not_replace_the_best_student(tmp_path, monkeypatch, 
         original(self, batch, epoch)
         if epoch == 1:
             with torch.no_grad():
-                next((self.distiller.student if self.ema is None else self.ema.module).parameters()).fill_(math.nan)
+                next(self.student.parameters()).fill_(math.nan)
 
     monkeypatch.setattr(trainer_module.Trainer, "_train_step", train_step)
     with pytest.raises(UserError, match="weights became NaN or infinite up to step 2") as caught:
@@ -228,15 +230,15 @@ def test_the_moving_average_is_what_is_kept(tmp_path, monkeypatch):
 
 def test_accumulation_steps_once_for_so_many_batches(tmp_path, monkeypatch):
     updates = []
-    original = trainer_module.make_schedule
+    original = distiller_module.make_schedule
 
-    def make_schedule(optimizer, config, total):
-        schedule = original(optimizer, config, total)
+    def make_schedule(optimizer, optim, total):
+        schedule = original(optimizer, optim, total)
         step = schedule.step_update
         schedule.step_update = lambda update: (updates.append(update), step(update))
         return schedule
 
-    monkeypatch.setattr(trainer_module, "make_schedule", make_schedule)
+    monkeypatch.setattr(distiller_module, "make_schedule", make_schedule)
     result, _, _ = run(tmp_path / "run", train__accumulation=4, train__batch_size=128, train__epochs=1)
     assert result.steps == 8, "10 batches are two whole groups of 4; the rest would fill no group"
     assert updates == [1, 2]
@@ -300,10 +302,8 @@ def test_a_teacher_that_gives_no_numbers_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("row", [[-math.inf, -math.inf], [math.nan, 1.0], [math.inf, 1.0]])
 def test_a_teacher_may_mask_classes_but_not_all(row):
     masked = torch.tensor([[1.0, -math.inf], [2.0, 3.0]])
-    assert all(
-        value.isfinite().all() for value in trainer_module._of_teacher(ModelOutput(heads={"logits": masked})).values()
-    )
-    bad = trainer_module._of_teacher(ModelOutput(heads={"logits": torch.stack([masked[0], torch.tensor(row)])}))
+    assert all(value.isfinite().all() for value in of_teacher(ModelOutput(heads={"logits": masked})).values())
+    bad = of_teacher(ModelOutput(heads={"logits": torch.stack([masked[0], torch.tensor(row)])}))
     assert [name for name, value in bad.items() if not value.isfinite().all()] == ["The teacher's logits"]
 
 
@@ -332,7 +332,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
         original(self, batch, epoch)
         if self.step == 3:
             with torch.no_grad():
-                next(self.distiller.student.parameters()).fill_(math.nan)
+                next(self.objective.student.parameters()).fill_(math.nan)
 
     monkeypatch.setattr(trainer_module.Trainer, "_train_step", train_step)
     with pytest.raises(UserError, match="weights became NaN or infinite up to step 3"):
@@ -362,11 +362,11 @@ def test_collapsing_features_are_warned_of(tmp_path, monkeypatch):
             original(self, batch, epoch)
             if epoch == 0:
                 return
-            for name in self.meter.sums:
+            for name in self.state.meter.sums:
                 if name.startswith("feature_norm/") and kind == "zero":
-                    self.meter.sums[name] *= 1e-4
+                    self.state.meter.sums[name] *= 1e-4
                 if name.startswith("feature_std/"):
-                    self.meter.sums[name] *= 1e-5
+                    self.state.meter.sums[name] *= 1e-5
 
         monkeypatch.setattr(trainer_module.Trainer, "_train_step", train_step)
         reporter = Silent()
@@ -385,13 +385,9 @@ def test_out_of_memory_says_which_batch_takes_less(tmp_path, monkeypatch):
         run(tmp_path / "run")
     assert "--batch-size 128 --set train.accumulation=2" in caught.value.hint
 
-    def no_memory_of_four(self, batch, epoch):
-        self.accelerator = SimpleNamespace(num_processes=4)
+    train = parse_config(merged(BASE, {"train__batch_size": 20}), source="t").train
+    with pytest.raises(UserError) as caught, hardware_errors(train, step=lambda: 0, processes=4):
         raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(trainer_module.Trainer, "_train_step", no_memory_of_four)
-    with pytest.raises(UserError) as caught:
-        run(tmp_path / "four", train__batch_size=20)
     assert "--batch-size 8 --set" in caught.value.hint, "a half that four processes can share"
 
     def no_host_memory(self, batch, epoch):

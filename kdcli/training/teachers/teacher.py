@@ -1,16 +1,36 @@
-"""The frozen teacher beside the distiller."""
+"""The frozen teacher beside the objective: run on every batch, or looked up in what it gave for each text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 
+from kdcli.base.facts import ModelFacts
 from kdcli.base.reads import Reads
 from kdcli.data import AnyBatch, Text, TextBatch
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.models.outputs import ModelOutput
+
+
+class Teacher(Protocol):
+    """What the methods read of a teacher, however it is come by."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The model's."""
+
+    def begin(self, after_batch: Callable[[], None]) -> None:
+        """Make ready; called once, before the first step.
+
+        Args:
+            after_batch: called after every batch that the model is run on; raises where training was asked to stop.
+        """
+
+    def __call__(self, batch: AnyBatch) -> ModelOutput:
+        """Return the outputs for ``batch`` without gradient, on its device."""
 
 
 class LiveTeacher:
@@ -25,6 +45,14 @@ class LiveTeacher:
         self.model = model
         self.reads = reads
 
+    @property
+    def facts(self) -> ModelFacts:
+        """The model's."""
+        return self.model.facts
+
+    def begin(self, after_batch: Callable[[], None]) -> None:
+        """Do nothing: it is ready."""
+
     def __call__(self, batch: AnyBatch) -> ModelOutput:
         """Return the outputs for ``batch`` without gradient."""
         if not self.reads:  # only an earlier stage had a use for it
@@ -38,56 +66,49 @@ class StoredTeacher:
     """Returns what the teacher has made of the training texts: they are not augmented, so once is enough.
 
     Args:
-        model: the teacher.
-        rows: text or pair -> its row in every table.
-        outputs: of all texts: features (N, d) and logits (N, C) on the CPU.
+        live: what is run.
+        texts: each once.
+        batches: starts a pass over ``texts``, in batches with their places among them, on the teacher's device; of
+            several processes each has its share.
+        team: the processes. A row is one's numbers and the others' zeros.
     """
 
-    def __init__(self, model: Model, rows: Mapping[Text, int], outputs: ModelOutput) -> None:
-        self.model = model
-        self._rows = rows
-        self._outputs = outputs
-
-    @classmethod
-    def fill(
-        cls,
-        teacher: LiveTeacher,
+    def __init__(
+        self,
+        live: LiveTeacher,
         texts: Sequence[Text],
-        run: Callable[[AnyBatch], ModelOutput],
-        batches: Iterable[AnyBatch],
+        batches: Callable[[], Iterable[AnyBatch]],
         team: Team,
-    ) -> StoredTeacher:
-        """Run the teacher once on every text.
+    ) -> None:
+        self._live, self._batches, self._team = live, batches, team
+        self._rows: Mapping[Text, int] = {text: row for row, text in enumerate(texts)}
+        self._outputs: ModelOutput | None = None
+        """Of all texts, on the CPU: features (N, d) and heads (N, C)."""
 
-        Args:
-            teacher: what is run.
-            texts: each once.
-            run: ``teacher`` as training calls it.
-            batches: of ``texts``, with their places among them; of several processes each has its share.
-            team: of the processes. A row is one process's numbers and the others' zeros.
-        """
-        features = {tap: torch.zeros(len(texts), width) for tap, width in _widths(teacher).items()}
-        heads = {head: torch.zeros(len(texts), teacher.model.facts.num_classes) for head in teacher.reads.heads}
-        for batch in batches:
-            output, rows = run(batch), batch.indices.cpu()
+    @property
+    def facts(self) -> ModelFacts:
+        """The model's."""
+        return self._live.facts
+
+    def begin(self, after_batch: Callable[[], None]) -> None:
+        """Run the teacher once on every text."""
+        live, num_texts = self._live, len(self._rows)
+        facts, reads = live.facts, live.reads
+        features = {tap: torch.zeros(num_texts, facts.feature_dims[tap]) for tap in reads.features}
+        heads = {head: torch.zeros(num_texts, facts.num_classes) for head in reads.heads}
+        for batch in self._batches():
+            with self._team.autocast():
+                output = live(batch)
+            after_batch()
+            rows = batch.indices.cpu()
             for tables, found in ((features, output.features), (heads, output.heads)):
                 for name, table in tables.items():
                     table[rows] = found[name].float().cpu()
-        stored = ModelOutput(features, heads=heads).map(lambda table: team.sum(table).cpu())
-        return cls(teacher.model, {text: row for row, text in enumerate(texts)}, stored)
-
-    @staticmethod
-    def size(teacher: LiveTeacher, num_texts: int) -> int:
-        """Return the bytes that the outputs for so many texts take."""
-        numbers = sum(_widths(teacher).values()) + teacher.model.facts.num_classes * len(teacher.reads.heads)
-        return 4 * num_texts * numbers
+        self._outputs = ModelOutput(features, heads=heads).map(lambda table: self._team.sum(table).cpu())
 
     def __call__(self, batch: AnyBatch) -> ModelOutput:
         """Return the outputs for ``batch``, on its device."""
         assert isinstance(batch, TextBatch)
+        assert self._outputs is not None, "begin() comes first"
         rows = torch.tensor([self._rows[text] for text in batch.texts])
         return self._outputs.map(lambda table: table[rows].to(batch.indices.device))
-
-
-def _widths(teacher: LiveTeacher) -> dict[str, int]:
-    return {tap: teacher.model.facts.feature_dims[tap] for tap in teacher.reads.features}

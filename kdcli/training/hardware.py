@@ -1,0 +1,41 @@
+"""A machine's limits, told in one message with what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from kdcli.base.errors import UserError
+from kdcli.config.training import TrainConfig
+
+
+@contextlib.contextmanager
+def hardware_errors(train: TrainConfig, *, step: Callable[[], int], processes: int) -> Iterator[None]:
+    """Raise a :class:`UserError` where memory runs out or the system ends a loader process.
+
+    Args:
+        train: with the batch that was too large.
+        step: tells how many batches were trained on.
+        processes: how many train together.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).strip()
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+            where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "the machine"
+            half = max(train.batch_size // 2 // processes * processes, processes, 2)
+            raise UserError(
+                f"The memory of {where} ran out at step {step() + 1} with a batch of {train.batch_size}.",
+                f"--batch-size {half} --set train.accumulation={train.accumulation * train.batch_size // half} takes"
+                " less memory for steps of as many images.",
+            ) from error
+        if text.startswith("DataLoader worker"):
+            raise UserError(
+                f"The system ended a process that loads data: {text.splitlines()[0]}",
+                "Mostly memory ran out: use fewer (--set data.workers=1, or 0), or give a container more shared memory"
+                " (--shm-size). A run that has a checkpoint goes on with --resume.",
+            ) from error
+        raise

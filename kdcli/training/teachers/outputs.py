@@ -1,0 +1,59 @@
+"""How the teacher's outputs are come by in training: decided in the plan, opened by the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from kdcli.base.facts import UNLABELLED
+from kdcli.data import AnyBatch, Text, TextSource
+from kdcli.machine.team import Team
+from kdcli.plan.outputs import choose_outputs
+from kdcli.training.job import Job
+from kdcli.training.teachers.teacher import LiveTeacher, StoredTeacher, Teacher
+
+
+def decide_outputs(job: Job) -> Job:
+    """Return ``job`` with its plan saying whether the teacher is run on every batch or once on every sample.
+
+    Only whole texts are the same in every epoch: images are augmented, and tokens masked anew, and too many.
+    """
+    source = job.train_source()
+    if job.teacher is None or not isinstance(source, TextSource) or job.config.task_facts.is_over_tokens:
+        return job
+    facts, reads = job.teacher.facts, job.distiller.teacher_reads
+    outputs, decisions = choose_outputs(
+        num_samples=len(set(source.texts)),
+        numbers=sum(facts.feature_dims[tap] for tap in reads.features) + facts.num_classes * len(reads.heads),
+        epochs=job.config.train.epochs,
+        noun=job.data.facts.noun,
+    )
+    return replace(job, plan=replace(job.plan.with_decisions(decisions), teacher_outputs=outputs))
+
+
+def open_teacher(job: Job, team: Team) -> Teacher | None:
+    """Place the teacher on the device, and return what gives its outputs, as the plan says; None without a teacher."""
+    if job.teacher is None:
+        return None
+    job.teacher.to(team.device)
+    if job.config.train.channels_last:
+        job.teacher.to(memory_format=torch.channels_last)
+    live = LiveTeacher(job.teacher, job.distiller.teacher_reads)
+    if job.plan.teacher_outputs == "live":
+        return live
+    source = job.train_source()
+    assert isinstance(source, TextSource), "the plan stores outputs for texts alone"
+    # Texts of one length after the other need the least padding.
+    texts: list[Text] = sorted(set(source.texts), key=lambda text: (len("".join(text)), text))
+
+    def batches() -> Iterable[AnyBatch]:
+        loader = job.eval_loader(
+            TextSource(texts, [UNLABELLED] * len(texts), split=source.split),
+            live.facts.preprocessing,
+            team,
+        )
+        return (batch.to(team.device) for batch in loader)
+
+    return StoredTeacher(live, texts, batches, team)
