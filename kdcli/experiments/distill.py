@@ -26,7 +26,8 @@ from kdcli.results.outcome import compare_with_alone, lines_of, show_difference
 from kdcli.runs.checkpoint import Checkpoints
 from kdcli.runs.folder import RunFolder, check_new_folder, free_folder
 from kdcli.terminal.console import console, show_lines, show_plan, show_table
-from kdcli.terminal.progress import LogFormat, Reporter, SilentReporter, make_reporter
+from kdcli.terminal.progress import LogFormat, make_reporter
+from kdcli.terminal.reporters import Reporter, SilentReporter
 from kdcli.training.downstream import METRICS, table_of
 from kdcli.training.job import Job
 from kdcli.training.prepare import embedding_job, prepare_job

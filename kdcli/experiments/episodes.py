@@ -50,7 +50,7 @@ from kdcli.runs.folder import RunFolder, check_new_folder, free_folder
 from kdcli.statistics.intervals import confidence_interval
 from kdcli.tasks import build_task
 from kdcli.terminal.console import console, errors, show_lines, show_plan, show_table
-from kdcli.terminal.progress import QuietReporter
+from kdcli.terminal.reporters import QuietReporter
 from kdcli.training.evaluation import evaluate
 from kdcli.training.job import Job, student_source
 from kdcli.training.prepare import assemble_job, job_costs, teacher_embedder

@@ -27,7 +27,7 @@ from kdcli.models.outputs import ModelOutput
 from kdcli.runs.checkpoint import Checkpoint, Checkpoints
 from kdcli.runs.folder import OF_BEST, RunFolder
 from kdcli.tasks import rank_students
-from kdcli.terminal.progress import Reporter
+from kdcli.terminal.reporters import Reporter
 from kdcli.training.downstream import measure_features
 from kdcli.training.evaluation import KeptSums, evaluate
 from kdcli.training.hardware import hardware_errors

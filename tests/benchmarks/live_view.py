@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from kdcli.runs.folder import RunFolder
-from kdcli.terminal.progress import LiveReporter
+from kdcli.terminal.live import LiveReporter
 
 
 def replay(run: RunFolder, console: Console, *, share: float) -> LiveReporter:

@@ -17,7 +17,7 @@ from kdcli.methods.base import Context
 from kdcli.models import build_student, load_teacher
 from kdcli.runs.folder import RunFolder
 from kdcli.tasks.classification.one_label import ImageClassification
-from kdcli.terminal.progress import SilentReporter
+from kdcli.terminal.reporters import SilentReporter
 from kdcli.training.distiller import Distiller
 from kdcli.training.prepare import prepare_job
 from kdcli.training.teachers.teacher import LiveTeacher

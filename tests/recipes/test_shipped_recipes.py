@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from kdcli.config.parse import parse_config
 from kdcli.config.recipes import list_recipes, load_recipe
-from kdcli.terminal.progress import SilentReporter
+from kdcli.terminal.reporters import SilentReporter
 
 RECIPES = {recipe.name: recipe for recipe in list_recipes() if not recipe.name.startswith(("claims/", "text/"))}
 """But for those of ``claims/`` and ``text/``, which have tests of their own."""

@@ -18,15 +18,9 @@ from rich.console import Console
 import kdcli.terminal.progress as progress
 from kdcli.config.parse import parse_config
 from kdcli.runs.folder import RunFolder
-from kdcli.terminal.progress import (
-    JsonReporter,
-    LiveReporter,
-    PlainReporter,
-    QuietReporter,
-    SilentReporter,
-    make_reporter,
-    sparkline,
-)
+from kdcli.terminal.live import LiveReporter, sparkline
+from kdcli.terminal.progress import make_reporter
+from kdcli.terminal.reporters import JsonReporter, PlainReporter, QuietReporter, SilentReporter
 
 TERMS = {"supervised": 0.9, "projection": 0.4}
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "live_view.py"

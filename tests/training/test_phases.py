@@ -13,7 +13,7 @@ from kdcli.base.reads import Reads
 from kdcli.config.parse import parse_config
 from kdcli.machine.devices import make_accelerator
 from kdcli.runs.folder import RunFolder
-from kdcli.terminal.progress import SilentReporter
+from kdcli.terminal.reporters import SilentReporter
 from kdcli.training.optim import make_optimizer, make_schedule
 from kdcli.training.phases import Objective, Phase
 from kdcli.training.prepare import prepare_job

@@ -13,7 +13,7 @@ from kdcli.data import TextEvalLoader, TextSource
 from kdcli.machine.devices import make_accelerator
 from kdcli.machine.team import Team
 from kdcli.runs.folder import RunFolder
-from kdcli.terminal.progress import SilentReporter
+from kdcli.terminal.reporters import SilentReporter
 from kdcli.training.prepare import prepare_job
 from kdcli.training.teachers.teacher import LiveTeacher, StoredTeacher
 from kdcli.training.trainer import Trainer

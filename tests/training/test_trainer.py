@@ -26,7 +26,7 @@ from kdcli.runs.checkpoint import Checkpoints
 from kdcli.runs.folder import RunFolder
 from kdcli.tasks import rank_students
 from kdcli.tasks.classification.one_label import ImageClassification
-from kdcli.terminal.progress import SilentReporter
+from kdcli.terminal.reporters import SilentReporter
 from kdcli.training.hardware import hardware_errors
 from kdcli.training.meters import of_teacher
 from kdcli.training.prepare import prepare_job, reopen_job
