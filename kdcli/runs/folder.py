@@ -57,7 +57,9 @@ _FILES = (
     *("validation_samples.safetensors", "test_samples.safetensors"),
 )
 """Files of a finished run that have a checksum in ``result.json``, as those of the student."""
-OF_BEST = ("projector.safetensors", "validation_samples.safetensors")
+BESIDE_BEST = "projector.safetensors"
+"""What was trained with the best student and is no part of it."""
+OF_BEST = (BESIDE_BEST, "validation_samples.safetensors")
 """Files that go with the best student: they are of the epoch that it is of."""
 CARD = "README.md"
 _PARTS = ("", "embedding", "baseline", "checkpoints", "analysis", "evaluation")

@@ -77,9 +77,9 @@ class Distiller(Objective):
         """Return student, methods and balances."""
         return {"student": self.student, "methods": self.methods, "balances": self.balances}
 
-    def kept_tensors(self) -> dict[str, dict[str, Tensor]]:
+    def kept_tensors(self) -> dict[str, Tensor]:
         """Return the methods' tensors, projectors among them."""
-        return {"projector.safetensors": self.methods.state_dict()}
+        return self.methods.state_dict()
 
     def look_ahead(self, outputs: Callable[[], Iterable[tuple[ModelOutput, Tensor]]], team: Team) -> None:
         """Show the teacher's outputs to the methods that ask for them, a pass for each."""

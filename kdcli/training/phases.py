@@ -92,8 +92,8 @@ class Objective(nn.Module, ABC):
             team: the processes.
         """
 
-    def kept_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return what is kept beside the best student, by file name; nothing by default."""
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """Return what is kept beside the best student, by name; nothing by default."""
         return {}
 
     def embedding_projector(self) -> nn.Module | None:

@@ -25,7 +25,7 @@ from kdcli.models import load_saved
 from kdcli.models.base import Model
 from kdcli.models.outputs import ModelOutput
 from kdcli.runs.checkpoint import Checkpoint, Checkpoints
-from kdcli.runs.folder import OF_BEST, RunFolder
+from kdcli.runs.folder import BESIDE_BEST, OF_BEST, RunFolder
 from kdcli.tasks import rank_students
 from kdcli.terminal.reporters import Reporter
 from kdcli.training.downstream import measure_features
@@ -230,8 +230,7 @@ class Trainer:
                 samples = sums.gather(self.team)
                 if self.is_main:
                     self.run.write_student(self.student.save)
-                    for name, tensors in self.objective.kept_tensors().items():
-                        self.run.write_tensors(name, tensors)
+                    self.run.write_tensors(BESIDE_BEST, self.objective.kept_tensors())
                     self.run.write_samples("validation", samples)
             self._record("validation", metrics | {"best": float(is_best)})
             self.reporter.validated(metrics, best=is_best)

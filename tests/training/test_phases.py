@@ -49,7 +49,7 @@ class Duel(Objective):
         return {"student": self.student, "critic": self.critic}
 
     def kept_tensors(self):
-        return {"critic.safetensors": self.critic.state_dict()}
+        return self.critic.state_dict()
 
     def forward(self, batch, teacher_outputs, *, phase):
         self.seen.append((phase, {name for name, p in self.named_parameters() if p.requires_grad}))
@@ -106,7 +106,7 @@ def test_each_phase_steps_its_own_and_a_resumed_run_is_the_same(tmp_path, monkey
     train, *_ = whole.run.read_metrics("train")
     assert train["loss"] == pytest.approx(train["loss/critic"] + train["loss/student"], rel=1e-5)
     assert train["lr"] == train["lr/critic"] == pytest.approx(train["lr/student"] * RATES["critic"] / RATES["student"])
-    assert whole.run.read_tensors("critic.safetensors").keys() == whole.objective.critic.state_dict().keys()
+    assert whole.run.read_tensors("projector.safetensors").keys() == whole.objective.critic.state_dict().keys()
 
     original = Trainer._train_step
 
