@@ -48,12 +48,11 @@ TEACHER = dataclasses.replace(
     grids={"pooled": (2, 2), "layer1": (5, 4), "layer2": (3, 3)},
     heads=("logits",),
 )
-TARGETS = torch.tensor([0, 1, UNLABELLED, 3, 2, 0, 1, 1, UNLABELLED, 2, 3, 0])
 INDICES = torch.tensor([0, 1, 4, 3, 7, 5, 6, 11, 9, 2, 8, 10])
 
 
-def make_outputs(facts: ModelFacts, reads: Reads, *, seed: int) -> ModelOutput:
-    """Return random outputs: what is read, and nothing else."""
+def make_outputs(facts: ModelFacts, reads: Reads, *, seed: int, grid: tuple[int, ...] = ()) -> ModelOutput:
+    """Return random outputs: what is read, and nothing else; heads are of each position of ``grid``."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -62,7 +61,7 @@ def make_outputs(facts: ModelFacts, reads: Reads, *, seed: int) -> ModelOutput:
     return ModelOutput(
         {tap: draw(facts.feature_dims[tap]) for tap in reads.features},
         {tap: draw(facts.feature_dims[tap], *facts.grids[tap]) for tap in reads.maps},
-        {head: draw(facts.num_classes) for head in reads.heads},
+        {head: draw(facts.num_classes, *grid) for head in reads.heads},
     )
 
 
@@ -82,6 +81,12 @@ def with_gradient(outputs):
 
 class MethodContract:
     """Needs a fixture ``values``: the keys of a method in a recipe."""
+
+    student_grid: tuple[int, ...] = ()
+    """Of the heads, whose values are of positions then, as are the labels; empty where they are of samples."""
+    teacher_grid: tuple[int, ...] = ()
+    targets = torch.tensor([0, 1, UNLABELLED, 3, 2, 0, 1, 1, UNLABELLED, 2, 3, 0])
+    """Int64 (B,), or (B, H, W)."""
 
     @pytest.fixture
     def options(self, values):
@@ -115,9 +120,9 @@ class MethodContract:
     @pytest.fixture
     def inputs(self, method):
         """What the method gets: of both models exactly what it says that it reads."""
-        student = make_outputs(STUDENT, method.student_reads, seed=1)
-        teacher = make_outputs(TEACHER, method.teacher_reads, seed=2) if method.teacher_reads else None
-        return student, teacher, TARGETS, INDICES
+        student = make_outputs(STUDENT, method.student_reads, seed=1, grid=self.student_grid)
+        teacher = make_outputs(TEACHER, method.teacher_reads, seed=2, grid=self.teacher_grid)
+        return student, teacher if method.teacher_reads else None, self.targets, INDICES
 
     def test_it_reads_of_each_model_what_there_is(self, method, options):
         for facts, reads in ((STUDENT, method.student_reads), (TEACHER, method.teacher_reads)):
@@ -150,7 +155,7 @@ class MethodContract:
         if teacher is None:
             pytest.skip("it reads no teacher")
         value = method.eval().loss(student, teacher, *labels)
-        other = make_outputs(TEACHER, method.teacher_reads, seed=3)
+        other = make_outputs(TEACHER, method.teacher_reads, seed=3, grid=self.teacher_grid)
         for what, tensor in tensors_of(teacher).items():
             changed = copy.deepcopy(teacher)
             getattr(changed, what[0])[what[1]] = tensors_of(other)[what]
@@ -233,7 +238,7 @@ class MethodContract:
         """What needs labels is zero without them, with a gradient; to all else they make no difference."""
         student, teacher, _, indices = inputs
         student = with_gradient(student)
-        nothing = torch.full_like(TARGETS, UNLABELLED)
+        nothing = torch.full_like(self.targets, UNLABELLED)
         loss = method.eval().loss(student, teacher, nothing, indices)
         assert loss == (
             0

@@ -5,10 +5,13 @@ from __future__ import annotations
 import typing
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from kdcli.base.names import ProjectorName
 from kdcli.config.methods import METHODS, LayerOptions
-from tests.methods.contract import MethodContract
+from kdcli.models.outputs import ModelOutput
+from tests.methods.contract import COUNT, MethodContract
 
 LAYERS = {"layers": ["layer1:layer1", "layer2:layer2"]}
 PROJECTORS = typing.get_args(ProjectorName)
@@ -61,3 +64,22 @@ class TestEveryMethod(MethodContract):
         if values["method"].startswith("toy_"):
             pytest.skip("the example is short: one sample has no correlation, and it doesn't say so")
         super().test_a_sample_by_itself_is_taken_or_refused(method, inputs)
+
+
+@pytest.mark.parametrize(
+    "values", [{"method": "logit_kd"}, {"method": "dkd"}, {"method": "dist"}], ids=lambda values: values["method"]
+)
+class TestLogitsOfPositions(MethodContract):
+    """A class for each position, as in segmentation: the teacher's come to the student's grid."""
+
+    student_grid, teacher_grid = (4, 3), (2, 5)
+    targets = torch.arange(COUNT * 12).view(COUNT, 4, 3) * 7 % 5 - 1
+
+    def test_it_is_that_of_rows(self, make, inputs):
+        """Positions are as samples are, once both sides have them in one place."""
+        (head,) = make().student_reads.heads
+        student, teacher, targets, indices = inputs
+        theirs = F.interpolate(teacher.heads[head], (4, 3), mode="bilinear", antialias=True)
+        rows = [maps.permute(0, 2, 3, 1).reshape(-1, 4) for maps in (student.heads[head], theirs)]
+        ours, theirs = (ModelOutput(heads={head: tensor}) for tensor in rows)
+        torch.testing.assert_close(make().loss(*inputs), make().loss(ours, theirs, targets.flatten(), indices))
