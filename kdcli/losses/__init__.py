@@ -1,8 +1,8 @@
 """Distillation losses as pure functions: student first, teacher second, hyperparameters by keyword, values out.
 
-Each gives a value for every row, sample or element, as its docstring says, and the caller reduces them: ``.mean()`` is the
-paper's loss, but where the docstring says otherwise. What is a statistic of the batch (relations, spectra, DIST, the
-logarithm of a sum) is a scalar.
+Each gives a value for every row, sample or element, as its docstring says, and the caller reduces them: ``.mean()`` is
+the paper's loss, but where the docstring says otherwise. What is a statistic of the batch (relations, spectra, DIST,
+the logarithm of a sum) is a scalar.
 
 Half-precision inputs are computed and reduced in float32, also under autocast; float64 stays float64. Gradients flow to
 whatever requires them: pass the teacher's tensors without gradient, and not as inference tensors. A shape that doesn't
@@ -10,8 +10,8 @@ fit is a ``ValueError``: nothing is broadcast. Where a batch holds nothing to co
 triplet) the loss is 0 with zero gradient, and a vector of zeros has no direction: normalised it stays zero, with zero
 gradient. Numbers that aren't finite reach the loss.
 
-Losses on logits take rows ``(N, num_classes)``; :func:`rows_of` makes them of maps. Those over the vocabulary of a language
-model (``chunked_...``) take what its last layer reads in place of logits.
+Losses on logits take rows ``(N, num_classes)``; :func:`rows_of` makes them of maps. Those over the vocabulary of a
+language model (``chunked_...``) take what its last layer reads in place of logits.
 
 No loss carries its method's weight: the docstrings say which reduction the authors' weight belongs to where it differs.
 """

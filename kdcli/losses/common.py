@@ -50,7 +50,7 @@ def same_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """
     if student.ndim != 2:
         raise ValueError(
-            f"Logits must have the shape (rows, num_classes), got {tuple(student.shape)}: maps go through rows_of first."
+            f"Logits must have the shape (rows, num_classes), got {tuple(student.shape)}: rows_of makes rows of maps."
         )
     return same_shape(student, teacher)
 

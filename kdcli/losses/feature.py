@@ -53,9 +53,9 @@ def log_sum(student: Tensor, teacher: Tensor, *, alpha: float = 4.0, eps: float 
     Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024, with α = 4.
     The reduction is that of the authors' code for ImageNet, in which both sides are normalised by a batch norm without
     affine parameters first. ``eps`` is not in it: their DeiT code has it, in the logarithm of another sum, of powers of
-    ``1 − correlation``. The logarithm makes the gradient independent of the scale of the differences: a mean in place of
-    the sum would only shift the loss. ``eps`` bounds it from below, by ``log(eps)`` at ``s = t``, where the gradient is
-    zero. Any finite difference gives a finite loss: the largest one is factored out.
+    ``1 − correlation``. The logarithm makes the gradient independent of the scale of the differences: a mean in place
+    of the sum would only shift the loss. ``eps`` bounds it from below, by ``log(eps)`` at ``s = t``, where the gradient
+    is zero. Any finite difference gives a finite loss: the largest one is factored out.
 
     Args:
         student: features of any shape.
@@ -81,7 +81,8 @@ def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
     """Hint loss, ``½ ‖s − t‖²``, of each sample, summed over its elements.
 
     Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550, Eq. 3, ``s`` being the regressor's
-    output. Its mean is that of :func:`mse` times half the number of elements of a sample; most other code uses :func:`mse`.
+    output. Its mean is that of :func:`mse` times half the number of elements of a sample; most other code uses
+    :func:`mse`.
 
     Args:
         student: regressed features or maps, ``(B, ...)``.
@@ -151,9 +152,9 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0) 
     """Activation-based attention transfer, ``(Q_s/‖Q_s‖ − Q_t/‖Q_t‖)²``, of each position.
 
     Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928, Sec. 3.1. ``Q`` is the
-    attention map ``Σ_c |A_c|^p`` of a sample as a vector. The paper (Eq. 2) takes the norm of the difference, with weight
-    β/2; its square and the mean over samples and positions, with weight 1000 for each of several stages, are those of
-    RepDistiller (Tian et al., ICLR 2020) and mdistiller. Attention maps are pooled to a common grid with
+    attention map ``Σ_c |A_c|^p`` of a sample as a vector. The paper (Eq. 2) takes the norm of the difference, with
+    weight β/2; its square and the mean over samples and positions, with weight 1000 for each of several stages, are
+    those of RepDistiller (Tian et al., ICLR 2020) and mdistiller. Attention maps are pooled to a common grid with
     :func:`common_grid`. The value doesn't change when a sample's map is scaled.
 
     Args:
@@ -181,8 +182,8 @@ def nst(student: Tensor, teacher: Tensor, *, kernel: Literal["polynomial", "line
 
     Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv 1707.01219.
     With ``f`` the channels' maps as vectors of length one,
-    ``mean_{i,i'} k(f_i^t, f_i'^t) + mean_{j,j'} k(f_j^s, f_j'^s) − 2 mean_{i,j} k(f_i^t, f_j^s)``: without the paper's weight
-    ``λ/2``. The kernels are ``k(x, y) = (xᵀy)²``, polynomial with the paper's ``d = 2`` and ``c = 0``, and
+    ``mean_{i,i'} k(f_i^t, f_i'^t) + mean_{j,j'} k(f_j^s, f_j'^s) − 2 mean_{i,j} k(f_i^t, f_j^s)``: without the paper's
+    weight ``λ/2``. The kernels are ``k(x, y) = (xᵀy)²``, polynomial with the paper's ``d = 2`` and ``c = 0``, and
     ``k(x, y) = xᵀy``. The maps are pooled to a common grid with :func:`common_grid`. The value doesn't change when a
     channel is scaled by a positive factor or channels are permuted. For the polynomial kernel the smaller of the
     matrices between channels and between positions is formed, per sample.
@@ -216,9 +217,9 @@ def review_kd(student: Tensor, teacher: Tensor, *, levels: tuple[int, ...] = (4,
     """Hierarchical context loss of each sample: a weighted mean of the squared errors of a pyramid of pooled maps.
 
     Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. The maps as they are weigh 1;
-    every level, average-pooled to ``l x l``, weighs half of the one before; the weights are divided by their sum. Levels that
-    aren't smaller than the map are left out. Levels and weights are the authors' code's, which sums the loss over
-    stages.
+    every level, average-pooled to ``l x l``, weighs half of the one before; the weights are divided by their sum.
+    Levels that aren't smaller than the map are left out. Levels and weights are the authors' code's, which sums the
+    loss over stages.
 
     Args:
         student: ``(B, C, H, W)``, after the student's fusion.
@@ -258,11 +259,11 @@ def crd(
     """Contrastive representation distillation, ``−log h(a, p) − Σ_n log(1 − h(a, n))``, of each anchor.
 
     Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699. The critic is
-    ``h(a, x) = e / (e + N/M)`` with ``e = exp(a · x / τ) / Z``, ``N`` negatives an anchor and ``M`` samples in the training
-    set. ``Z = 1`` in the paper; the authors' code sets it once, to ``M`` times the mean of ``exp(a · x / τ)`` over the
-    first batch's positives and negatives. The method is the sum of two of these: student embeddings with the bank's
-    teacher embeddings, and teacher embeddings with the bank's student embeddings. The value doesn't change when the
-    space of embeddings is rotated. No embedding is normalised here.
+    ``h(a, x) = e / (e + N/M)`` with ``e = exp(a · x / τ) / Z``, ``N`` negatives an anchor and ``M`` samples in the
+    training set. ``Z = 1`` in the paper; the authors' code sets it once, to ``M`` times the mean of ``exp(a · x / τ)``
+    over the first batch's positives and negatives. The method is the sum of two of these: student embeddings with the
+    bank's teacher embeddings, and teacher embeddings with the bank's student embeddings. The value doesn't change when
+    the space of embeddings is rotated. No embedding is normalised here.
 
     Args:
         anchors: embeddings of the batch by one side, ``(B, d)``, of length one.

@@ -14,7 +14,7 @@ from kdcli.losses.common import require_labels, require_positive, same_rows, uni
 from kdcli.losses.normalize import centre
 
 LOWEST_LOGIT = torch.finfo(torch.float16).min
-"""A teacher's class whose logit is not above it is masked: libraries write a type's lowest number where they mean -inf."""
+"""Up to it a teacher's logit is masked: libraries write a type's lowest number where they mean -inf."""
 
 
 def logit_kd(
@@ -32,15 +32,15 @@ def logit_kd(
 
     - ``"forward_kl"``: ``KL(p ‖ q)``, Hinton's: the student covers all that the teacher holds likely.
     - ``"reverse_kl"``: ``KL(q ‖ p)``: the student keeps to what the teacher holds likely.
-    - ``"jensen_shannon"``: ``β KL(p ‖ m) + (1 − β) KL(q ‖ m)`` with ``m = β p + (1 − β) q``, the generalised divergence of
-      Agarwal et al., "On-Policy Distillation of Language Models", ICLR 2024, arXiv 2306.13649 (GKD). It is
-      symmetric at ``β = 1/2``. It vanishes at both ends: divided by ``β`` it tends to ``KL(p ‖ q)`` as ``β → 0``, divided
-      by ``1 − β`` to ``KL(q ‖ p)`` as ``β → 1``.
+    - ``"jensen_shannon"``: ``β KL(p ‖ m) + (1 − β) KL(q ‖ m)`` with ``m = β p + (1 − β) q``, the generalised divergence
+      of Agarwal et al., "On-Policy Distillation of Language Models", ICLR 2024, arXiv 2306.13649 (GKD). It is
+      symmetric at ``β = 1/2``. It vanishes at both ends: divided by ``β`` it tends to ``KL(p ‖ q)`` as ``β → 0``,
+      divided by ``1 − β`` to ``KL(q ‖ p)`` as ``β → 1``.
 
     A class that the teacher masks (:func:`mask_logits`) has ``p = 0``. Whatever the student gives it counts in
-    ``KL(p ‖ q)``, ``p log p`` being 0 there, and in Jensen-Shannon. ``KL(q ‖ p)``, which would be infinite, is that over the
-    other classes, both sides' softmax being over these alone, plus ``−log`` of the probability that the student gives them.
-    A teacher that masks all classes gives NaN.
+    ``KL(p ‖ q)``, ``p log p`` being 0 there, and in Jensen-Shannon. ``KL(q ‖ p)``, which would be infinite, is that
+    over the other classes, both sides' softmax being over these alone, plus ``−log`` of the probability that the
+    student gives them. A teacher that masks all classes gives NaN.
 
     Args:
         student_logits: ``(N, num_classes)``.
@@ -85,8 +85,8 @@ def divergence_terms(
     """Return what each class adds to a divergence of :func:`logit_kd`, and its score for the gradient.
 
     The sum of the terms over the classes is the divergence; its derivative for the student's logits (those of the
-    softmax) is ``score − q · Σ score``, with the student's probabilities ``q``. Both of any shape; ``-inf`` is a probability
-    of 0, which no term of ``"reverse_kl"`` may have on the teacher's side alone.
+    softmax) is ``score − q · Σ score``, with the student's probabilities ``q``. Both of any shape; ``-inf`` is a
+    probability of 0, which no term of ``"reverse_kl"`` may have on the teacher's side alone.
     """
     if divergence == "forward_kl":
         return _relative(teacher_log_probs, student_log_probs), -teacher_log_probs.exp()
@@ -117,8 +117,8 @@ def dkd(
 ) -> Tensor:
     """Decoupled distillation, ``T² · (α · TCKD + β · NCKD)``, of each row.
 
-    Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, Eq. 7. With ``b = (p_y, 1 − p_y)``, the
-    probability of the sample's class against all others, and ``q`` the softmax over the other classes alone,
+    Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679, Eq. 7. With ``b = (p_y, 1 − p_y)``,
+    the probability of the sample's class against all others, and ``q`` the softmax over the other classes alone,
     ``TCKD = KL(b_t ‖ b_s)`` and ``NCKD = KL(q_t ‖ q_s)``; ``α = 1`` and ``β = 1 − p_y`` of the teacher would be
     :func:`logit_kd`. ``T²`` is the authors' code's. Two classes have ``NCKD = 0``. Classes that the teacher masks
     (:func:`mask_logits`) have probability 0; where those are all but the sample's own, ``NCKD`` is 0.
@@ -173,8 +173,8 @@ def dist(
     probabilities ``Y = softmax(z/T)``, ``L_inter`` is the mean over samples of ``1 − ρ(Y_s[i, :], Y_t[i, :])`` and
     ``L_intra`` the mean over classes of ``1 − ρ(Y_s[:, j], Y_t[:, j])``. ``T²`` is the authors' code's. That code also
     adds 1e-8 to the denominator of ``ρ``, which mutes classes whose probabilities hardly vary; the paper doesn't,
-    nor do we. Where one side is constant ``ρ`` is 0, without gradient: a class that the teacher masks in all samples has 1
-    in ``L_intra``. One sample has no ``L_intra``. It is a statistic of the batch.
+    nor do we. Where one side is constant ``ρ`` is 0, without gradient: a class that the teacher masks in all samples
+    has 1 in ``L_intra``. One sample has no ``L_intra``. It is a statistic of the batch.
 
     Args:
         student_logits: ``(N, num_classes)``; rows may be positions, as pixels in the paper.

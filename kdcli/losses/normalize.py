@@ -48,8 +48,8 @@ def layer_norm(features: Tensor, *, eps: float = 1e-5) -> Tensor:
 def standardize(features: Tensor, *, eps: float = 1e-6) -> Tensor:
     """Zero mean and unit (biased) variance per channel over the batch: ``(x − mean) / max(std, eps)``.
 
-    VkD's choice for both sides in dense tasks (arXiv 2403.06213). A constant channel gives zeros, and so does a batch of
-    one sample.
+    VkD's choice for both sides in dense tasks (arXiv 2403.06213). A constant channel gives zeros, and so does a batch
+    of one sample.
     """
     centred = centre(full_precision(features).flatten(end_dim=-2))
     variance = centred.square().mean(dim=0).clamp_min(eps**2)
@@ -57,7 +57,7 @@ def standardize(features: Tensor, *, eps: float = 1e-6) -> Tensor:
 
 
 def whiten(features: Tensor, *, eps: float = 1e-5) -> Tensor:
-    """Zero mean and identity (biased) covariance over the batch: ZCA, ``Z C^(-1/2)`` with ``C = Zᵀ Z / N``, ``Z`` centred.
+    """Zero mean and identity (biased) covariance over the batch, ``Z C^(-1/2)``: ZCA, ``C = Zᵀ Z / N``, ``Z`` centred.
 
     VkD's choice for the teacher in generation (arXiv 2403.06213). Directions with less than ``eps`` of the largest
     variance have no energy and stay at zero: the covariance is then the projector onto the other directions. This is
@@ -77,11 +77,12 @@ def whiten(features: Tensor, *, eps: float = 1e-5) -> Tensor:
 
 
 class _InverseSquareRoot(torch.autograd.Function):
-    """``A^(-1/2)`` of a symmetric positive semi-definite matrix on the eigenvalues above ``eps`` x the largest; 0 elsewhere.
+    """``A^(-1/2)`` of a positive semi-definite matrix on the eigenvalues above ``eps`` x the largest; 0 elsewhere.
 
     The gradient is that of a matrix function (Daleckii and Krein): with ``A = V diag(λ) Vᵀ``,
     ``grad_A = V (K ∘ (Vᵀ grad V)) Vᵀ``, where ``K_ij = (f(λ_i) − f(λ_j)) / (λ_i − λ_j)``. Unlike the gradient through
-    ``eigh`` it is finite for equal eigenvalues: two kept ones have ``K = −f_i f_j / (√λ_i + √λ_j)``, two dropped ones 0.
+    ``eigh`` it is finite for equal eigenvalues: two kept ones have ``K = −f_i f_j / (√λ_i + √λ_j)``, two dropped ones
+    0.
     """
 
     @staticmethod

@@ -33,8 +33,8 @@ def stochastic_triplet_kl(
 ) -> Tensor:
     """Match the probabilities of triplets, ``KL(p_t ‖ p_s)``, mean over the triplets that the student's mining finds.
 
-    REFILLED's stage 1. Embeddings are L2-normalised, ``d`` are Euclidean distances. A triplet is an anchor ``a``, another
-    sample ``p`` of its class and a sample ``n`` of another class; ``p_s`` and ``p_t`` are Bernoulli with
+    REFILLED's stage 1. Embeddings are L2-normalised, ``d`` are Euclidean distances. A triplet is an anchor ``a``,
+    another sample ``p`` of its class and a sample ``n`` of another class; ``p_s`` and ``p_t`` are Bernoulli with
     ``sigmoid((d(a, n) − d(a, p)) / τ)``. Mining looks at the student's distances:
 
     - ``"semi_hard"``: every triplet with ``0 < d(a, n) − d(a, p) ≤ margin``, as in the authors' code.
@@ -43,9 +43,9 @@ def stochastic_triplet_kl(
     - ``"tuples"``: every ``(a, p)`` with all its semi-hard ``n``: the distributions are softmaxes of ``−d(a, ·) / τ``
       over the positive and those negatives, and the mean is over ``(a, p)``. The authors' later code.
 
-    The authors' code multiplies the mean over triplets by 500 (1000, of a mean over both outcomes), and that over tuples
-    by 1000. Pairs ``(a, p)`` are taken in chunks, with all their ``n``, and recomputed in the backward: no tensor
-    has more than ``max(2²², B · max(B, d))`` elements. Without a triplet the loss is 0.
+    The authors' code multiplies the mean over triplets by 500 (1000, of a mean over both outcomes), and that over
+    tuples by 1000. Pairs ``(a, p)`` are taken in chunks, with all their ``n``, and recomputed in the backward: no
+    tensor has more than ``max(2²², B · max(B, d))`` elements. Without a triplet the loss is 0.
 
     Args:
         student: embeddings ``(B, ...)``.
@@ -153,12 +153,12 @@ def local_classifier_kl(
     temperature: float,
     centers: Tensor | None = None,
 ) -> Tensor:
-    """Match the classifier that the teacher's class centres make, ``KL(softmax(t/τ) ‖ softmax(s/τ))``, mean over samples.
+    """Match the classifier of the teacher's class centres, ``KL(softmax(t/τ) ‖ softmax(s/τ))``, mean over samples.
 
-    REFILLED's stage 2. ``s`` are the student's logits for the classes in the batch, ``t`` the teacher's similarity to the
-    centres of those classes: ``−‖z − c‖²`` with ``c`` the mean embedding of the class in the batch, as in the paper, or
-    ``z · c / ‖c‖`` with ``centers``, as in the authors' later code. The teacher's embeddings are taken as they are. There
-    is no factor ``τ²``; the authors' code weighs the loss by 100. One class in the batch gives 0.
+    REFILLED's stage 2. ``s`` are the student's logits for the classes in the batch, ``t`` the teacher's similarity to
+    the centres of those classes: ``−‖z − c‖²`` with ``c`` the mean embedding of the class in the batch, as in the
+    paper, or ``z · c / ‖c‖`` with ``centers``, as in the authors' later code. The teacher's embeddings are taken as
+    they are. There is no factor ``τ²``; the authors' code weighs the loss by 100. One class in the batch gives 0.
 
     Args:
         student_logits: ``(B, num_classes)``.

@@ -1,7 +1,7 @@
 """Losses on the relations between the samples of a batch: student and teacher may have different widths and shapes.
 
-Features have the shape ``(B, ...)``, a map being one vector of all its elements. Each is a statistic of the batch, and so
-a scalar: a sample's value depends on all others.
+Features have the shape ``(B, ...)``, a map being one vector of all its elements. Each is a statistic of the batch, and
+so a scalar: a sample's value depends on all others.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _relative_distances(features: Tensor) -> Tensor:
 
 @without_autocast
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
-    """Angle-wise RKD, the mean over ordered triples of different samples of ``l_δ(ψ_A(s_i, s_j, s_k), ψ_A(t_i, t_j, t_k))``.
+    """Angle-wise RKD, the mean over triples of different samples of ``l_δ(ψ_A(s_i, s_j, s_k), ψ_A(t_i, t_j, t_k))``.
 
     Park et al., CVPR 2019, arXiv 1904.05068, Sec. 3.2.2. ``ψ_A(x_i, x_j, x_k)`` is the cosine of the angle at ``x_j``
     between ``x_i`` and ``x_k``, and ``l_δ`` is the Huber loss with ``δ = 1``. The paper sums over triples; the authors'
@@ -96,10 +96,10 @@ def pkt(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
     """Probabilistic knowledge transfer, ``KL(p_t(·|i) ‖ p_s(·|i))``, mean over samples ``i``.
 
     Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018, arXiv
-    1803.10837. ``p(j|i) = K_ij / Σ_{k≠i} K_ik`` for ``j ≠ i`` with the cosine kernel ``K_ij = (cos(x_i, x_j) + 1) / 2``.
-    The paper sums over samples. The authors' code counts ``j = i`` too and takes the mean over all ``B²``, so
-    that its weight is ``B`` times that of a mean over samples. The value doesn't change when a sample's features are
-    scaled, or either side is rotated. ``eps`` is added to the kernel.
+    1803.10837. ``p(j|i) = K_ij / Σ_{k≠i} K_ik`` for ``j ≠ i`` with the cosine kernel
+    ``K_ij = (cos(x_i, x_j) + 1) / 2``. The paper sums over samples. The authors' code counts ``j = i`` too and takes
+    the mean over all ``B²``, so that its weight is ``B`` times that of a mean over samples. The value doesn't change
+    when a sample's features are scaled, or either side is rotated. ``eps`` is added to the kernel.
 
     Args:
         student: ``(B, ...)``.

@@ -15,14 +15,14 @@ def spectral_regularization(features: Tensor, *, rank: float) -> Tensor:
 
     ``σ_i`` are the singular values of the features centred over the batch, ``Z̃``. The idea is Learning to Project's
     (BMVC 2024, arXiv 2403.14494); the exact form and the choice of ``r`` are ours. The numerator is
-    ``‖Z̃ (I − V_r V_rᵀ)‖_F²`` with ``V_r`` held fixed: by the envelope theorem the gradient is that of the sum above where
-    ``σ_r > σ_{r+1}``, and it is always finite. ``V_r`` (or ``U_r``, in ``‖(I − U_r U_rᵀ) Z̃‖_F²``) comes from the smaller
-    of the two Gram matrices. Constant features, one sample among them, give 0 with zero gradient.
+    ``‖Z̃ (I − V_r V_rᵀ)‖_F²`` with ``V_r`` held fixed: by the envelope theorem the gradient is that of the sum above
+    where ``σ_r > σ_{r+1}``, and it is always finite. ``V_r`` (or ``U_r``, in ``‖(I − U_r U_rᵀ) Z̃‖_F²``) comes from the
+    smaller of the two Gram matrices. Constant features, one sample among them, give 0 with zero gradient.
 
     Args:
         features: ``(B, d)``.
-        rank: ``r``, the number of directions that aren't suppressed: an ``int`` of at least 1, or a ``float`` in (0, 1),
-            the fraction of ``min(B, d)``, rounded, at least 1.
+        rank: ``r``, the number of directions that aren't suppressed: an ``int`` of at least 1, or a ``float`` in (0,
+            1), the fraction of ``min(B, d)``, rounded, at least 1.
     """
     if features.ndim != 2:
         raise ValueError(f"Features must have the shape (batch, channels), got {tuple(features.shape)}.")
@@ -41,5 +41,5 @@ def spectral_regularization(features: Tensor, *, rank: float) -> Tensor:
 
 
 def _leading_eigenvectors(gram: Tensor, count: int) -> Tensor:
-    """Return the ``count`` leading eigenvectors of ``gram`` ``(k, k)`` as columns; of something finite where it isn't."""
+    """Return the ``count`` leading eigenvectors of ``gram`` ``(k, k)`` as columns; what isn't finite is made so."""
     return torch.linalg.eigh(torch.nan_to_num(gram, nan=0.0, posinf=0.0, neginf=0.0)).eigenvectors[:, -count:]

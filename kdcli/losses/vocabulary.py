@@ -30,8 +30,8 @@ class OutputHead:
     """The last layer of a language model: ``z = scale · (h Wᵀ + b)``, then ``cap · tanh(z / cap)``.
 
     Attributes:
-        weight: ``W``, ``(V, d)``; the embedding's where the model ties them. Rows that pad a vocabulary count as tokens,
-            as they do in the softmax of transformers' own losses.
+        weight: ``W``, ``(V, d)``; the embedding's where the model ties them. Rows that pad a vocabulary count as
+            tokens, as they do in the softmax of transformers' own losses.
         bias: ``b``, ``(V,)``, or None.
         scale: factor of the logits; MPT, Cohere and T5 have one.
         softcap: ``cap``, positive, as Gemma 2 has it, or None.
@@ -130,14 +130,16 @@ def chunked_divergence(
     Args:
         student: logits of the ``N`` positions.
         teacher: logits of the same positions over the same ``V`` tokens, or over the first of them: then the others
-            have probability 0, as masked ones have. Widths, scales and caps may differ. It is read with the student's chunk.
+            have probability 0, as masked ones have. Widths, scales and caps may differ. It is read with the student's
+            chunk.
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jensen_shannon"``.
         temperature: ``T``; positive.
         beta: the teacher's share in the mixture of ``"jensen_shannon"``; between 0 and 1.
     """
     if student.num_classes < teacher.num_classes:
         raise ValueError(
-            f"The student's vocabulary must hold the teacher's, got {student.num_classes} and {teacher.num_classes} tokens."
+            "The student's vocabulary must hold the teacher's, got"
+            f" {student.num_classes} and {teacher.num_classes} tokens."
         )
     if len(student) != len(teacher):
         raise ValueError(
@@ -153,8 +155,8 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """Cross-entropy with the next token, ``(N,)``.
 
-    As ``torch.nn.functional.cross_entropy`` with ``reduction="none"``: with ``ε`` smoothing, ``(1 − ε) · −log p_y`` plus
-    ``ε`` times the mean of ``−log p`` over the vocabulary, and 0 where the target is ignored.
+    As ``torch.nn.functional.cross_entropy`` with ``reduction="none"``: with ``ε`` smoothing, ``(1 − ε) · −log p_y``
+    plus ``ε`` times the mean of ``−log p`` over the vocabulary, and 0 where the target is ignored.
 
     Args:
         logits: of the ``N`` positions.

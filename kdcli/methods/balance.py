@@ -15,7 +15,7 @@ _FIRST, _EVERY = 8, 8
 _KEPT = 0.7
 """Share of the earlier mean in the running mean of the norms."""
 _SCALE = 1024.0
-"""Gradients are measured of losses so many times as large: those of half precision don't vanish. The ratio is the same."""
+"""Gradients are measured of losses so many times as large, where half precision keeps them: the ratio is the same."""
 
 
 class Balance(nn.Module):
@@ -84,6 +84,6 @@ class Balance(nn.Module):
         self.own_norm.mul_(kept).add_(squares[1], alpha=1 - kept)
 
     def factor(self) -> Tensor:
-        """Return the factor, a scalar without gradient; 0 where this loss has no gradient, as where it is at its optimum."""
+        """Return the factor, a scalar without gradient; 0 where this loss has no gradient, as at its optimum."""
         is_flat = self.own_norm <= torch.finfo(self.own_norm.dtype).tiny
         return torch.where(is_flat, 0.0, self.reference_norm / self.own_norm.clamp_min(torch.finfo(torch.float32).tiny))

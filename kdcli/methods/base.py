@@ -56,13 +56,13 @@ class Method(nn.Module, ABC):
     """One objective: what it needs of both models, and its loss.
 
     Attributes:
-        scope: ``batch`` for a loss that looks at all samples of a batch together, as relations and statistics do: what it
-            reads is gathered from all processes, and it returns a scalar. ``local`` for one that is a mean over rows, each
-            by itself: it gets the process's own rows, and returns a :class:`Share`.
+        scope: ``batch`` for a loss that looks at all samples of a batch together, as relations and statistics do: what
+            it reads is gathered from all processes, and it returns a scalar. ``local`` for one that is a mean over
+            rows, each by itself: it gets the process's own rows, and returns a :class:`Share`.
         weight: of its loss in the total.
         is_balanced: whether ``weight`` is the ratio of its gradient to that of the losses whose weights are factors.
-        student_reads: what it reads of the student. Where any method reads the distillation token, all methods of the run
-            get the class token's logits for the student's logits.
+        student_reads: what it reads of the student. Where any method reads the distillation token, all methods of the
+            run get the class token's logits for the student's logits.
         teacher_reads: what it reads of the teacher.
         looks_ahead: whether :meth:`look` is to be called before the first step.
         is_aligned: whether it brings projected features to one another channel by channel, so that their difference
@@ -118,7 +118,7 @@ class Method(nn.Module, ABC):
         """
 
     def loss(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
-        """Return the unweighted loss of these samples by themselves, a scalar; arguments are those of :meth:`forward`."""
+        """Return the unweighted loss of these samples by themselves, a scalar; arguments are :meth:`forward`'s."""
         found = self(student, teacher, targets, indices)
         return found.mean if isinstance(found, Share) else found
 
@@ -228,16 +228,16 @@ class LayerMethod(PairMethod):
     """A method on pairs of layers that may have projectors.
 
     With a projector what it compares of each pair is ``M(Z_s P), M(Z_t)`` (``linear``, ``mlp``, ``orthogonal``), or
-    ``M(Z_s), M(Z_t) P`` (``inverted``: Learning to Project, BMVC 2024, which offers it as a replacement in other methods;
-    where it goes in each of them is ours). ``M`` standardises each channel over the batch, of maps also over positions,
-    which have their common grid first; the projector takes the channels of each position. The method's own regressors
-    and embeddings give way to it.
+    ``M(Z_s), M(Z_t) P`` (``inverted``: Learning to Project, BMVC 2024, which offers it as a replacement in other
+    methods; where it goes in each of them is ours). ``M`` standardises each channel over the batch, of maps also over
+    positions, which have their common grid first; the projector takes the channels of each position. The method's own
+    regressors and embeddings give way to it.
 
-    With an inverted projector the teacher's side is trained too, so losses have optima at which nothing is learnt, which
-    standardisation takes away: squared errors would vanish with both sides at zero, and the student's side has variance
-    one; relations by cosines with all samples in one direction, and there is none with mean zero; distances and angles
-    don't change with the scale. The map may still come down to few directions, as it is meant to. Both sides are
-    standardised with the other projectors as well, so that nothing but the place of the map differs.
+    With an inverted projector the teacher's side is trained too, so losses have optima at which nothing is learnt,
+    which standardisation takes away: squared errors would vanish with both sides at zero, and the student's side has
+    variance one; relations by cosines with all samples in one direction, and there is none with mean zero; distances
+    and angles don't change with the scale. The map may still come down to few directions, as it is meant to. Both sides
+    are standardised with the other projectors as well, so that nothing but the place of the map differs.
 
     Attributes:
         pair_projections: one of every pair where there is a projector, else none.

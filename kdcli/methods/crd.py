@@ -21,9 +21,9 @@ from kdcli.models.outputs import ModelOutput
 class CRD(LayerMethod):
     """Each side's embeddings of the batch, against the other side's stored ones of the same and of other images.
 
-    A projector takes the place of both linear embeddings: one side's projected features at length one are its embedding,
-    as the other side's own are. Memories and negatives are then as wide as the teacher's features, or as the student's
-    where it is inverted.
+    A projector takes the place of both linear embeddings: one side's projected features at length one are its
+    embedding, as the other side's own are. Memories and negatives are then as wide as the teacher's features, or as the
+    student's where it is inverted.
 
     Everything that a step depends on is in the state dict, the number of steps so far included: negatives are drawn by
     (seed, step). Outside training nothing is stored.
@@ -56,10 +56,11 @@ class Contrast(nn.Module):
     """Embeddings, their memory and the two contrastive losses of one pair of layers.
 
     Attributes:
-        student_embedding, teacher_embedding: linear, followed by normalisation to length one; that alone after a projector.
+        student_embedding, teacher_embedding: linear, followed by normalisation to length one; that alone after a
+            projector.
         student_memory, teacher_memory: float32 (M, width), an embedding of every training sample.
-        partitions: float64 (2,), the constants ``Z`` of the student's and of the teacher's anchors, from the first batch;
-            zero before.
+        partitions: float64 (2,), the constants ``Z`` of the student's and of the teacher's anchors, from the first
+            batch; zero before.
         steps: int64, training steps so far.
     """
 

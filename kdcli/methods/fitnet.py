@@ -17,10 +17,10 @@ class FitNet(LayerMethod):
 
     Attributes:
         regressors: one a pair. A convolutional one has the kernel, ``H_s − H_t + 1`` a side, that takes the student's
-            grid to the teacher's; where the student's grid is smaller, the teacher's map is average-pooled to it. That of
-            the benchmark halves or doubles a grid where that is all it takes, and ends in batch normalisation and ReLU.
-            A linear one is a 1x1 convolution on the common grid. With a projector, which regresses standardised maps on
-            the common grid, they change nothing.
+            grid to the teacher's; where the student's grid is smaller, the teacher's map is average-pooled to it. That
+            of the benchmark halves or doubles a grid where that is all it takes, and ends in batch normalisation and
+            ReLU. A linear one is a 1x1 convolution on the common grid. With a projector, which regresses standardised
+            maps on the common grid, they change nothing.
     """
 
     is_aligned = True

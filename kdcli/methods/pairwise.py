@@ -26,10 +26,10 @@ class Pairwise(LayerMethod):
     """``Σ loss(student's, teacher's)`` over the pairs of layers, with a loss of :mod:`kdcli.losses`.
 
     With a projector the loss is that of the projected, standardised features (see
-    :class:`~kdcli.methods.base.LayerMethod`). Distances and angles (RKD) and similarities (PKT, SP, CC) then are those of
-    the samples in the space of one side. Attention is the power of the projected maps' deviation from their mean, and
-    NST's neurons are the projected channels. These two read patterns over positions: a direction in which the teacher
-    differs between samples alone would fit a student that does so too; one that never changes is gone.
+    :class:`~kdcli.methods.base.LayerMethod`). Distances and angles (RKD) and similarities (PKT, SP, CC) then are those
+    of the samples in the space of one side. Attention is the power of the projected maps' deviation from their mean,
+    and NST's neurons are the projected channels. These two read patterns over positions: a direction in which the
+    teacher differs between samples alone would fit a student that does so too; one that never changes is gone.
     """
 
     def __init__(self, options: LayerOptions, context: Context) -> None:

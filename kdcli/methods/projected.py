@@ -14,8 +14,8 @@ from kdcli.projectors.maps import Projector
 class Projected:
     """``M(Z_s P), N(Z_t)``, or ``M(Z_s), N(Z_t) P`` for a projector that acts on the teacher.
 
-    Of maps the projector takes the channels of each position, as a 1x1 convolution does, on the common grid; statistics of
-    the normalisations are over samples and positions.
+    Of maps the projector takes the channels of each position, as a 1x1 convolution does, on the common grid; statistics
+    of the normalisations are over samples and positions.
 
     Attributes:
         projector: ``P``.

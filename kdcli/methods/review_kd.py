@@ -20,9 +20,10 @@ class ReviewKD(LayerMethod):
     Layers are given from shallow to deep; with ``pooled`` the last one's average over positions, a map of 1x1, is the
     deepest level. The loss is the sum of :func:`kdcli.losses.review_kd` over the levels.
 
-    A projector takes the place of the convolution by which each level comes to the teacher's channels, at each position:
-    from the fused maps to the teacher's, or, inverted, from the teacher's maps to the fused ones. The fusion's own
-    convolutions on the student's side stay, so here an inverted projector isn't the only trained map between the two.
+    A projector takes the place of the convolution by which each level comes to the teacher's channels, at each
+    position: from the fused maps to the teacher's, or, inverted, from the teacher's maps to the fused ones. The
+    fusion's own convolutions on the student's side stay, so here an inverted projector isn't the only trained map
+    between the two.
 
     Attributes:
         fusions: one a level, the deepest first; so are the projectors.
@@ -71,7 +72,7 @@ class ReviewKD(LayerMethod):
             yield output, theirs
 
     def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
-        """Yield the loss of each sample of every level, the deepest first; the fusion's normalisation looks at the batch."""
+        """Yield the loss of each sample at every level, the deepest first; the fusion normalises over the batch."""
         for pair in self.pairs(student, teacher):
             yield losses.review_kd(*pair)
 

@@ -125,9 +125,9 @@ class Model(nn.Module, ABC):
 
         Args:
             inputs: from :meth:`prepare`.
-            reads: taps out of ``facts.feature_dims``, maps of taps out of ``facts.grids``, heads out of ``facts.heads``;
-                by default :attr:`predictions`. Beside ``distillation`` the logits are the class token's alone, and not
-                the mean of both.
+            reads: taps out of ``facts.feature_dims``, maps of taps out of ``facts.grids``, heads out of
+                ``facts.heads``; by default :attr:`predictions`. Beside ``distillation`` the logits are the class
+                token's alone, and not the mean of both.
 
         Raises:
             ValueError: for an unknown tap, one without a map, or a head that the model doesn't have.
@@ -340,7 +340,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def _run(self, inputs: Any, reads: Reads) -> ModelOutput:
-        """Compute what is read: features and maps of taps that are no opened layers, heads other than ``distillation``."""
+        """Compute what is read: taps that are no opened layers, and heads other than ``distillation``."""
 
     def _own_heads(self, num_classes: int) -> tuple[str, ...]:
         """Return the heads that make the model's prediction; called after :meth:`_probe`."""

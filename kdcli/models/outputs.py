@@ -20,9 +20,9 @@ class ModelOutput:
     Attributes:
         features: tap -> (B, d); of a task over tokens B counts tokens.
         maps: tap -> (B, C, H, W).
-        heads: name -> what the head gives. ``logits`` and ``distillation`` are (B, C), of a task over tokens (N, C), of a
-            task over positions (B, C, H, W); ``vocabulary`` is a :class:`VocabularyLogits`. A model of another task has
-            heads of other names, such as ``depth``.
+        heads: name -> what the head gives. ``logits`` and ``distillation`` are (B, C), of a task over tokens (N, C), of
+            a task over positions (B, C, H, W); ``vocabulary`` is a :class:`VocabularyLogits`. A model of another task
+            has heads of other names, such as ``depth``.
         edges: tap -> where in the model's own pass its features and its map were taken from, so that the gradients of
             two losses can be compared there; empty without gradient, and in a compiled pass.
     """
@@ -52,7 +52,7 @@ class ModelOutput:
         )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ModelOutput:
-        """Return the outputs with ``function`` of every tensor; edges and heads that are no tensors stay as they are."""
+        """Return the outputs with ``function`` of every tensor; edges and heads that are no tensors stay."""
         return replace(
             self,
             features={name: function(value) for name, value in self.features.items()},

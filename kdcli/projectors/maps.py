@@ -102,8 +102,8 @@ class MLPProjector(Projector):
 class OrthogonalProjector(_MatrixProjector):
     """``Z_s P`` with ``P`` of shape ``(d_s, d_t)`` on the Stiefel manifold: VkD (CVPR 2024, arXiv 2403.06213).
 
-    ``P Pᵀ = I`` for ``d_s ≤ d_t``, so that every inner product of student features is preserved; ``Pᵀ P = I`` otherwise.
-    Initialised uniformly on the manifold.
+    ``P Pᵀ = I`` for ``d_s ≤ d_t``, so that every inner product of student features is preserved; ``Pᵀ P = I``
+    otherwise. Initialised uniformly on the manifold.
 
     With ``orthogonal_map="retraction"`` (ours) ``weight`` is a plain parameter, which :meth:`attach` brings back to the
     manifold after every optimiser step; without it, ``P`` drifts off. An average of such matrices, as in a moving
@@ -131,8 +131,8 @@ class OrthogonalProjector(_MatrixProjector):
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Retract ``P`` after every step of ``optimizer``, until the returned handle's ``remove()`` is called.
 
-        A wrapper with the real optimiser in its attribute ``optimizer``, such as Accelerate's, may be passed as well. With
-        one of torch's maps the hook does nothing. A copy of the projector isn't attached to anything.
+        A wrapper with the real optimiser in its attribute ``optimizer``, such as Accelerate's, may be passed as well.
+        With one of torch's maps the hook does nothing. A copy of the projector isn't attached to anything.
 
         Raises:
             ValueError: if ``optimizer`` doesn't train ``P``.
@@ -141,8 +141,8 @@ class OrthogonalProjector(_MatrixProjector):
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not all(id(parameter) in trained for parameter in self.parameters()):
             raise ValueError("The projector's parameters are not among the optimiser's: add them, then attach.")
-        # It makes `step` run hooks. Optimizer.__init__ has done so; a wrapper that skips it (timm's Lookahead) would only
-        # do so in its first zero_grad, which may come after the first step.
+        # It makes `step` run hooks. Optimizer.__init__ has done so; a wrapper that skips it (timm's Lookahead) would
+        # only do so in its first zero_grad, which may come after the first step.
         optimizer._patch_step_function()
         return optimizer.register_step_post_hook(lambda *_: self._retract())
 

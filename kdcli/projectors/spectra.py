@@ -2,7 +2,8 @@
 
 Notation: a projector ``P`` has shape ``(a, b)`` and maps source features ``X`` ``(N, a)`` onto target features ``Y``
 ``(N, b)``; its singular values are ``s_1 ≥ s_2 ≥ ...``. Inputs may have any floating dtype and lie on any device.
-Every result is a plain number, a list, a dictionary or a dataclass of these, ready for JSON, except ``singular_values``.
+Every result is a plain number, a list, a dictionary or a dataclass of these, ready for JSON, except
+``singular_values``.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ DEFAULT_RELATIVE_THRESHOLD = 1e-2
 
 The choice is ours. The usual default of ``matrix_rank``, ``max(a, b) * eps``, detects exact deficiency up to rounding,
 which an optimiser never produces: minibatch noise and steps of a finite size keep the values of a discarded direction
-on a floor. In small trainings of inverted projectors (96 to 48, AdamW and SGD) two directions stood far above that floor:
-at 1e-4 all 48 counted, at 1e-3 still 33 to 44, at 1e-2 5 to 20. A direction at 1e-2 carries 1e-4 of the energy of the
-leading one. Values near the threshold are noise as likely as signal, so read the rank beside the stable and the
+on a floor. In small trainings of inverted projectors (96 to 48, AdamW and SGD) two directions stood far above that
+floor: at 1e-4 all 48 counted, at 1e-3 still 33 to 44, at 1e-2 5 to 20. A direction at 1e-2 carries 1e-4 of the energy
+of the leading one. Values near the threshold are noise as likely as signal, so read the rank beside the stable and the
 effective rank, which need no threshold.
 """
 
@@ -199,7 +200,8 @@ class Decomposition:
     """``‖Y − X P‖_F²`` split over the right singular directions ``v_i`` of ``P``; see ``decompose``.
 
     Lists have one entry for each of the ``b`` directions, by descending singular value, zero-padded where ``a < b``.
-    Sums run over all samples; ``*_per_sample`` are divided by ``num_samples``, ``*_share`` by ``total`` (0 when that is 0).
+    Sums run over all samples; ``*_per_sample`` are divided by ``num_samples``, ``*_share`` by ``total`` (0 when that is
+    0).
     """
 
     shape: tuple[int, int]
@@ -224,7 +226,7 @@ class Decomposition:
     dropped_energy_share: float
     """Share of ``‖Y‖_F²`` along the directions ``i > rank``."""
     residual_check: float
-    """Relative difference between ``total`` and ``‖Y − X P‖_F²`` computed directly: rounding, unless something is wrong."""
+    """Relative difference between ``total`` and ``‖Y − X P‖_F²`` computed directly: rounding, if all is right."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary of plain numbers and lists."""
@@ -232,7 +234,7 @@ class Decomposition:
 
 
 def _right_basis(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(P V, s, V)``: ``P V = U S`` ``(a, b)``, values ``(b,)`` padded by zeros, orthonormal ``V`` ``(b, b)``."""
+    """Return ``P V = U S`` ``(a, b)``, singular values ``(b,)`` padded by zeros, and orthonormal ``V`` ``(b, b)``."""
     num_rows, num_columns = matrix.shape
     try:
         # Only a wide matrix needs completing; a tall one has all of V in its thin SVD and would get a huge U.
@@ -248,7 +250,7 @@ def _right_basis(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _right_basis_by_gram(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same as ``_right_basis`` from the eigenvectors of ``Pᵀ P``: a complete orthonormal basis as it comes."""
+    """Return what ``_right_basis`` does from the eigenvectors of ``Pᵀ P``: a complete orthonormal basis."""
     scaled = matrix / (float(matrix.abs().max()) or 1.0)
     basis = torch.linalg.eigh(scaled.T @ scaled).eigenvectors
     projected = matrix @ basis
@@ -349,8 +351,8 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     """Linear centred kernel alignment ``‖X̃ᵀ Ỹ‖_F² / (‖X̃ᵀ X̃‖_F ‖Ỹᵀ Ỹ‖_F)`` of the centred features, in ``[0, 1]``.
 
     Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019 (arXiv 1905.00414), eq. 4 with
-    linear kernels. Unchanged by orthogonal maps and isotropic scaling of either side. It is biased upwards when there are
-    fewer samples than features, so compare values over the same samples only. Features that are the same for every
+    linear kernels. Unchanged by orthogonal maps and isotropic scaling of either side. It is biased upwards when there
+    are fewer samples than features, so compare values over the same samples only. Features that are the same for every
     sample have nothing to align: 0.
 
     Args:
@@ -401,8 +403,8 @@ def log_me(features: Tensor, labels: Tensor) -> float:
 
     ``L(α, β) = N/2 log β + d/2 log α - N/2 log 2π - β/2 ‖Fm - y‖² - α/2 ‖m‖² - 1/2 log|A|``.
 
-    It is maximised by the fixed-point iteration ``α = γ/‖m‖²``, ``β = (N - γ)/‖Fm - y‖²``, ``γ = Σ βσ/(α + βσ)`` over the
-    eigenvalues ``σ`` of ``FᵀF``; the result is the mean of ``L/N`` over the classes.
+    It is maximised by the fixed-point iteration ``α = γ/‖m‖²``, ``β = (N - γ)/‖Fm - y‖²``, ``γ = Σ βσ/(α + βσ)`` over
+    the eigenvalues ``σ`` of ``FᵀF``; the result is the mean of ``L/N`` over the classes.
 
     You, Liu, Wang, Long, "LogME: Practical Assessment of Pre-trained Models for Transfer Learning", ICML 2021.
 

@@ -51,9 +51,9 @@ def orthogonality_error(matrix: Tensor) -> Tensor:
 def retract_adaptive_(matrix: Tensor) -> Tensor:
     """Retract ``matrix`` in place at the least cost its Gram matrix ``G`` allows. Reads values back: meant for the CPU.
 
-    With ``E = I − G`` and ``b`` a bound of ``‖E‖₂``: Newton-Schulz on ``E`` for ``b < 0.9``, as many iterations as ``b`` asks
-    for; an eigendecomposition in float64 otherwise. Directions that are missing (relative singular value below 1e-6) are
-    completed deterministically to an orthonormal set.
+    With ``E = I − G`` and ``b`` a bound of ``‖E‖₂``: Newton-Schulz on ``E`` for ``b < 0.9``, as many iterations as
+    ``b`` asks for; an eigendecomposition in float64 otherwise. Directions that are missing (relative singular value
+    below 1e-6) are completed deterministically to an orthonormal set.
     """
     with _exact_products(matrix.device.type):
         wide = _as_wide(matrix)
@@ -80,8 +80,9 @@ def _num_iterations(bound: float) -> int:
 def _correction(residual: Tensor, square: Tensor, num_iterations: int) -> Tensor:
     """Return about ``(I − E)^(-1/2) − I`` from ``E`` and ``E²`` by Newton-Schulz.
 
-    An iteration multiplies ``P`` by ``I + E/2``, which leaves ``E ← I − (I − E)(I + E/2)² = E² (3I + E)/4``. In terms of what
-    is small, ``E`` and the correction, no product rounds at the size of the identity: that costs a factor of ten.
+    An iteration multiplies ``P`` by ``I + E/2``, which leaves ``E ← I − (I − E)(I + E/2)² = E² (3I + E)/4``. In terms
+    of what is small, ``E`` and the correction, no product rounds at the size of the identity: that costs a factor of
+    ten.
     """
     correction = residual / 2
     for index in range(1, num_iterations):
@@ -115,8 +116,8 @@ def _fixed_scales(smallest: float) -> tuple[float, ...]:
     """Return the scaling of each Newton-Schulz iteration that takes singular values in ``[smallest, 1]`` to 1.
 
     An iteration maps a singular value ``x`` to ``f(ρx)``, ``f(x) = x (3 − x²)/2``. For values in ``[a, 1]`` the scaling
-    ``ρ² = 3/(1 + a + a²)`` makes ``f(ρa) = f(ρ)``, the smallest value after it, as large as possible: small values grow by
-    2.6 instead of 1.5 (Chen and Chow, 2014). It ends in unscaled iterations, which converge quadratically.
+    ``ρ² = 3/(1 + a + a²)`` makes ``f(ρa) = f(ρ)``, the smallest value after it, as large as possible: small values grow
+    by 2.6 instead of 1.5 (Chen and Chow, 2014). It ends in unscaled iterations, which converge quadratically.
     """
     scales = []
     while 1 - smallest > 1e-8:
@@ -136,12 +137,12 @@ FIXED_CONDITION = 100.0
 def retract_fixed_(matrix: Tensor) -> Tensor:
     """Retract ``matrix`` in place by a fixed sequence of operations: nothing is read back, no device is synchronised.
 
-    The Gram matrix is divided by ``‖G²‖_F^(1/2)``, between 1 and ``m^(1/4)`` times its largest eigenvalue, and gets 1e-6 on
-    its diagonal, more than its rounding errors: so scaled Newton-Schulz meets eigenvalues between 1e-6 and about 1, its
-    range, whatever the matrix. For ``cond(P) ≤ 100`` and ``m ≤ 16384`` the smallest eigenvalue is at least ``(100 m^(1/8))^-2``,
-    of which 1e-6 is 12 %. That and the rounding errors are an error ``‖E‖₂`` below 0.2, which three passes over ``P``
-    take to 0.03, 7e-4 and 4e-7. The result is on the manifold, and differs from the polar factor by about ``1e-5 cond(P)``.
-    Singular matrices aren't covered: what is missing stays missing.
+    The Gram matrix is divided by ``‖G²‖_F^(1/2)``, between 1 and ``m^(1/4)`` times its largest eigenvalue, and gets
+    1e-6 on its diagonal, more than its rounding errors: so scaled Newton-Schulz meets eigenvalues between 1e-6 and
+    about 1, its range, whatever the matrix. For ``cond(P) ≤ 100`` and ``m ≤ 16384`` the smallest eigenvalue is at least
+    ``(100 m^(1/8))^-2``, of which 1e-6 is 12 %. That and the rounding errors are an error ``‖E‖₂`` below 0.2, which
+    three passes over ``P`` take to 0.03, 7e-4 and 4e-7. The result is on the manifold, and differs from the polar
+    factor by about ``1e-5 cond(P)``. Singular matrices aren't covered: what is missing stays missing.
     """
     with _exact_products(matrix.device.type):
         wide = _as_wide(matrix)
@@ -158,7 +159,10 @@ def retract_fixed_(matrix: Tensor) -> Tensor:
 
 
 def _inverse_square_root(gram: Tensor) -> Tensor:
-    """Return about ``G^(-1/2)`` for eigenvalues in ``[1e-6, 1]``: ``T = ρ(3I − ρ²G)/2``, ``M ← M T``, ``G ← T G T``, from ``M = I``."""
+    """Return about ``G^(-1/2)`` for eigenvalues in ``[1e-6, 1]``.
+
+    From ``M = I`` on: ``T = ρ(3I − ρ²G)/2``, ``M ← M T``, ``G ← T G T``.
+    """
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     root = eye
     for scale in _FIXED_SCALES:
@@ -172,7 +176,7 @@ def _inverse_square_root(gram: Tensor) -> Tensor:
 
 
 def _polish(wide: Tensor) -> Tensor:
-    """Return one Newton-Schulz iteration on the matrix itself, ``P + E P/2``: it takes ``‖E‖₂`` to less than its square."""
+    """Return one Newton-Schulz iteration on the matrix, ``P + E P/2``: it takes ``‖E‖₂`` to less than its square."""
     return torch.addmm(wide, _residual(wide), wide, alpha=0.5)
 
 

@@ -90,11 +90,11 @@ class Distiller(Objective):
     def forward(self, batch: AnyBatch, teacher_outputs: ModelOutput | None, *, phase: str = PHASE) -> dict[str, Tensor]:
         """Return every method's unweighted loss by its name, and their weighted sum as ``loss``.
 
-        Beside them, without gradient, the factors ``weight/NAME`` of balanced losses, and two statistics of every feature of
-        the student that a method reads, of a map's mean over positions: ``feature_norm/TAP``, the mean Euclidean norm, and
-        ``feature_std/TAP``, the root of the variance over the batch, summed over the channels. Several training processes
-        each give their share of the batch, and each gets the losses of the whole: a method of scope ``batch`` sees the
-        samples of all, of one of scope ``local`` the shares are added up.
+        Beside them, without gradient, the factors ``weight/NAME`` of balanced losses, and two statistics of every
+        feature of the student that a method reads, of a map's mean over positions: ``feature_norm/TAP``, the mean
+        Euclidean norm, and ``feature_std/TAP``, the root of the variance over the batch, summed over the channels.
+        Several training processes each give their share of the batch, and each gets the losses of the whole: a method
+        of scope ``batch`` sees the samples of all, of one of scope ``local`` the shares are added up.
 
         Args:
             batch: of images or texts, with targets.
