@@ -20,12 +20,13 @@ from kdcli.base.tasks import TASKS
 from kdcli.base.text import human_count, short_repr
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
-from kdcli.data import ImageSource, TextSource, open_data, open_texts
+from kdcli.data import ImageSource, TextSource
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_teacher, load_text_teacher
 from kdcli.models.settle import settle_teacher
 from kdcli.projectors.spectra import effective_rank, log_me, singular_values
+from kdcli.tasks import task_class
 from kdcli.tasks.features.frozen import NEIGHBOURS, knn_classifier, linear_classifier
 from kdcli.tasks.features.probing import features_of, sample_by_class
 
@@ -215,21 +216,18 @@ def _open(
     task: str, data: str, data_root: Path | None, classes: str | None, seed: int
 ) -> tuple[ImageSource | TextSource, DataFacts]:
     """Return the training split, and what is known of the data."""
-    if TASKS[task].reads_images:
-        chosen = None if classes is None else (classes,)
-        images = open_data(DataConfig(name=data, root=data_root, classes=chosen), seed=seed)
-        return images.train, images.facts
     for option, value in (("--data-root", data_root), ("--classes", classes)):
-        if value is not None:
+        if value is not None and not TASKS[task].reads_images:
             raise UserError(f"{option} is about images, and the task is {task}.", "Leave it out.")
-    texts = open_texts(DataConfig(name=data), task=task, seed=seed, unclear_are_classes=True)
-    if texts.facts.label_kind != "class":
-        what = "several labels" if texts.facts.label_kind == "classes" else "a number"
+    chosen = None if classes is None else (classes,)
+    opened = task_class(task).open_classes(DataConfig(name=data, root=data_root, classes=chosen), seed=seed)
+    if opened.facts.label_kind != "class":
+        what = "several labels" if opened.facts.label_kind == "classes" else "a number"
         raise UserError(
             f"A text of {data} has {what}, and teachers are ranked by how well they tell classes apart.",
             "Name texts with one class each.",
         )
-    return texts.train, texts.facts
+    return opened.train, opened.facts
 
 
 def _scores(name: str, features: Tensor, labels: NDArray[np.int64], *, folds: int, seed: int) -> dict[str, float]:

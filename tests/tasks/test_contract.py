@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from kdcli.data import Batch, TextBatch, TokenBatch, WordBatch
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks import build_task, rank_students
 
+EXTENSION = Path(__file__).parents[1] / "extension"
 COUNT = 24
 CLASSES = tuple("abcdefg")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC")
@@ -187,7 +189,18 @@ def embeddings(name, batch_of):
     return Case(task, samples, expected, torch.ones_like, has_loss=False)
 
 
+def of_another_package():
+    """The example's task, which changes the loss alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXTENSION))
+        from kdcli_toy import Unsure
+    case = of_classes("image-classification", image)
+    case.task, case.unlabelled = Unsure(CLASSES), None  # its bonus is for every image
+    return case
+
+
 CASES = {
+    "another package's": of_another_package,
     "image-classification": lambda: of_classes("image-classification", image),
     "image-embedding": lambda: embeddings("image-embedding", image),
     "text-classification": lambda: of_classes("text-classification", text),
