@@ -33,6 +33,7 @@ class TaskFacts:
         head: what the student has on top.
         pipeline_tag: the hub's name of the task.
         auto_class: the class of transformers that loads a student of text; empty where another library does.
+        mixes: whether two samples can be mixed into one, with their targets: mixup and cutmix.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TaskFacts:
     head: HeadKind
     pipeline_tag: str
     auto_class: str = ""
+    mixes: bool = False
 
     @property
     def reads_images(self) -> bool:
@@ -64,8 +66,8 @@ class TaskFacts:
 
 
 _ROWS = (
-    TaskFacts("image-classification", "image", "label", "sequence", "image-classification"),
-    TaskFacts("image-embedding", "image", "embedding", "none", "image-feature-extraction"),
+    TaskFacts("image-classification", "image", "label", "sequence", "image-classification", mixes=True),
+    TaskFacts("image-embedding", "image", "embedding", "none", "image-feature-extraction", mixes=True),
     TaskFacts(
         "text-classification", "text", "label", "sequence", "text-classification", "AutoModelForSequenceClassification"
     ),

@@ -28,6 +28,18 @@ def check_label_free(situation: Situation, reason: str) -> None:
         )
 
 
+def check_mixing(config: RunConfig) -> None:
+    """Refuse mixup and cutmix where two samples can't be mixed."""
+    if config.task_facts.mixes:
+        return
+    for key in ("mixup", "cutmix"):
+        if getattr(config.augment, key):
+            raise UserError(
+                f"augment.{key} is set, and samples of the task {config.task} can't be mixed.",
+                f"Add --set augment.{key}=0.",
+            )
+
+
 def check_choice(situation: Situation, name: str, choice: Choice) -> None:
     """Refuse options that ``--method name`` has no use for, and a teacher where it wants none, or none where it wants one."""
     config = situation.config

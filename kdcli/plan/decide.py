@@ -27,6 +27,7 @@ from kdcli.config.training import EmbeddingConfig
 from kdcli.plan.checks import (
     check_choice,
     check_label_free,
+    check_mixing,
     check_no_features,
     check_no_teacher,
     check_stages,
@@ -59,6 +60,7 @@ def make_plan(situation: Situation) -> Plan:
     """
     situation, relation_reason = settle_relation(situation)
     check_label_free(situation, relation_reason)
+    check_mixing(situation.config)
     decisions = [Decision("relation", situation.evidence.relation, relation_reason)]
     reasons: Mapping[str, str] = {}
     programme = PROGRAMMES.get(situation.config.method or "")
