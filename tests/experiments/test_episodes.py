@@ -13,7 +13,9 @@ from kdcli.base.facts import UNLABELLED
 from kdcli.config.data import DataConfig
 from kdcli.config.training import EpisodesConfig
 from kdcli.data import open_data
-from kdcli.experiments.episodes import ARMS, summarize_episodes, teacher_accuracies
+from kdcli.experiments.episode_arms import teacher_accuracies
+from kdcli.experiments.episode_setting import ARMS
+from kdcli.experiments.episodes import summarize_episodes
 from kdcli.experiments.sampling import EpisodeSampler
 from kdcli.statistics.intervals import confidence_interval
 
