@@ -24,7 +24,8 @@ from kdcli.machine.team import Team
 from kdcli.results.card import model_card
 from kdcli.results.outcome import compare_with_alone, lines_of, show_difference
 from kdcli.runs.checkpoint import Checkpoints
-from kdcli.runs.folder import RunFolder, check_new_folder, free_folder
+from kdcli.runs.folder import RunFolder
+from kdcli.runs.places import check_new_folder, free_folder
 from kdcli.terminal.console import console, show_lines, show_plan, show_table
 from kdcli.terminal.progress import LogFormat, make_reporter
 from kdcli.terminal.reporters import Reporter, SilentReporter

@@ -27,7 +27,8 @@ from kdcli.machine.control import Control, Every, Stopped
 from kdcli.machine.devices import make_accelerator
 from kdcli.results.card import episodes_card
 from kdcli.results.compare import summarize
-from kdcli.runs.folder import RunFolder, check_new_folder, free_folder
+from kdcli.runs.folder import RunFolder
+from kdcli.runs.places import check_new_folder, free_folder
 from kdcli.statistics.intervals import confidence_interval
 from kdcli.terminal.console import console, show_lines, show_plan, show_table
 from kdcli.training.provenance import Record, recheck, take_record, write_record

@@ -33,7 +33,8 @@ from kdcli.models.transformers.tokenizer import encode
 from kdcli.models.transformers.tokens import HFTokenModel
 from kdcli.projectors.maps import Projector, linear_layers, restore_projector
 from kdcli.results.card import model_card
-from kdcli.runs.folder import CARD, RunFolder, card_content, is_kept_card, keep_edited_card
+from kdcli.runs.cards import CARD, card_content, is_kept_card, keep_edited_card
+from kdcli.runs.folder import RunFolder
 
 _TOLERANCE = 1e-4
 """Largest allowed difference of logits, relative to their largest magnitude."""

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcli import __version__
-from kdcli.base.checksums import file_digest, is_as_signed, is_signed_card, signed, signed_card
+from kdcli.base.checksums import file_digest, is_as_signed, signed
 from kdcli.base.errors import UserError, check_are_files, reading
 from kdcli.base.files import (
     clear_os_errors,
-    is_leftover,
     link_file,
     link_files,
     remove_leftovers,
@@ -45,12 +42,12 @@ from kdcli.config.parse import parse_config
 from kdcli.config.recipes import load_yaml
 from kdcli.config.run import RunConfig
 from kdcli.plan.plan import Plan
+from kdcli.runs.cards import CARD, card_content, is_edited_card, keep_edited_card
+from kdcli.runs.places import check_new_folder
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 _Result = TypeVar("_Result", bound=Finished)
 _PACKAGES = ("torch", "timm", "transformers", "accelerate")
-_REMAINS = {".lock", ".lock-owner", "plan.json", "tracking"}
-"""What a killed process may leave of a run that was not one yet: its ``config.yaml`` comes last."""
 _FILES = (
     *("plan.json", "metrics.jsonl", "episodes.jsonl", "data.jsonl.gz"),
     *("projector.safetensors", "spectra.safetensors"),
@@ -61,7 +58,6 @@ BESIDE_BEST = "projector.safetensors"
 """What was trained with the best student and is no part of it."""
 OF_BEST = (BESIDE_BEST, "validation_samples.safetensors")
 """Files that go with the best student: they are of the epoch that it is of."""
-CARD = "README.md"
 _PARTS = ("", "embedding", "baseline", "checkpoints", "analysis", "evaluation")
 """Folders of a run that files are written into."""
 
@@ -487,51 +483,3 @@ def _keep_nulls(values: dict[str, Any], changed: dict[str, Any]) -> None:
             values[key] = None
         elif isinstance(value, dict):
             _keep_nulls(values[key], value)
-
-
-def check_new_folder(path: Path) -> None:
-    """Raise a UserError unless ``path`` is free: it does not exist, is empty, or has no more than :func:`is_remains`."""
-    with reading(path):
-        if (path / "config.yaml").is_file():
-            raise UserError(f"{path} holds another run already.", "Give another --output, or remove that folder.")
-        if path.exists() and not (path.is_dir() and is_remains(path)):
-            raise UserError(f"{path} exists already and is not an empty folder.", "Give another --output.")
-
-
-def is_remains(path: Path) -> bool:
-    """Whether a folder has nothing in it but what a killed process leaves of a run that was not one yet."""
-    return all(entry.name in _REMAINS or is_leftover(entry) for entry in path.iterdir())
-
-
-def card_content(text: str) -> bytes:
-    """Return what is written to a model card's file: no tokens of hubs and trackers, and a checksum."""
-    return signed_card(redact(text).encode("utf-8", "backslashreplace"))
-
-
-def is_edited_card(file: Path) -> bool:
-    """Whether there is a model card that is not as :func:`card_content` returned it."""
-    return file.is_file() and not is_signed_card(file.read_bytes())
-
-
-def keep_edited_card(folder: Path) -> list[str]:
-    """Give a model card in ``folder`` that somebody has edited another name, for a new one comes; return a note of it."""
-    if not is_edited_card(folder / CARD):
-        return []
-    kept = next(file for n in count(1) if not (file := folder / f"README-edited-{n}.md").exists())
-    (folder / CARD).rename(kept)
-    return [f"{folder / CARD} had been changed since kdcli wrote it: kept as {kept.name}, beside the new one."]
-
-
-def is_kept_card(file: Path) -> bool:
-    """Whether a file has a name that :func:`keep_edited_card` gives."""
-    return re.fullmatch(r"README-edited-\d+\.md", file.name) is not None
-
-
-def free_folder(path: Path) -> Path:
-    """Return ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
-    number, free = 2, path
-    with reading(path):
-        while free.exists():
-            free = path.with_name(f"{path.name}-{number}")
-            number += 1
-    return free

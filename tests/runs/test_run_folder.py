@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from kdcli.base.errors import UserError
 from kdcli.base.result import Result
 from kdcli.config.parse import parse_config
-from kdcli.runs.folder import RunFolder, check_new_folder, free_folder
+from kdcli.runs.folder import RunFolder
+from kdcli.runs.places import check_new_folder, free_folder
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path):
