@@ -95,6 +95,13 @@ class Method(nn.Module, ABC):
         """Return its projectors with what normalises their features; none by default."""
         return ()
 
+    def embedding_projector(self) -> nn.Module | None:
+        """Return what maps the student's pooled features into the space of the teacher's; None where nothing does.
+
+        What most methods compare is only alike up to a rotation, or of another layer.
+        """
+        return None
+
     def sides(self, student: ModelOutput, teacher: ModelOutput | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what each of :meth:`projections` is applied to: the student's and the teacher's features or maps.
 

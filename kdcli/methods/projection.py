@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcli import losses
+from kdcli.base.reads import Reads
 from kdcli.config.methods import ProjectionOptions
 from kdcli.losses.normalize import normalizer
 from kdcli.methods.base import Context, PairMethod
@@ -43,6 +44,11 @@ class Projection(PairMethod, Projected):
     def projections(self) -> tuple[Projected, ...]:
         """Return itself."""
         return (self,)
+
+    def embedding_projector(self) -> nn.Module | None:
+        """Return the projector of the student's pooled features, where they are brought to the teacher's pooled ones."""
+        is_last = self.student_reads == self.teacher_reads == Reads(("pooled",))
+        return self.projector if is_last and self.projector.direction == "student_to_teacher" else None
 
     def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
         """Yield the distance: of each element, or of ``log_sum`` a scalar."""

@@ -52,6 +52,10 @@ class Projector(nn.Module, ABC):
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``; ``in`` is the width of the side that ``direction`` names first."""
 
+    def attach(self, optimizer: Optimizer) -> RemovableHandle | None:
+        """Register what has to follow every step of ``optimizer``; nothing by default."""
+        return None
+
     def extra_repr(self) -> str:
         """Return the dimensions, for ``repr``."""
         return f"student_dim={self.student_dim}, teacher_dim={self.teacher_dim}"

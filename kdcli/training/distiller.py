@@ -21,12 +21,11 @@ from kdcli.machine.team import Team
 from kdcli.methods.balance import Balance
 from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected
-from kdcli.methods.projection import Projection
 from kdcli.methods.share import Share
 from kdcli.models.base import Model
 from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import edges_of
-from kdcli.projectors.maps import OrthogonalProjector
+from kdcli.projectors.maps import Projector
 from kdcli.training.optim import make_optimizer, make_schedule
 from kdcli.training.phases import Objective, Phase
 
@@ -195,17 +194,13 @@ class Distiller(Objective):
 
     def embedding_projector(self) -> nn.Module | None:
         """Return what maps the student's pooled features into the space of the teacher's; None where nothing does."""
-        for _, method in self.each_method():
-            is_last = method.student_reads == method.teacher_reads == Reads(("pooled",))
-            # What other methods compare is only alike up to a rotation, or of another layer.
-            if isinstance(method, Projection) and is_last and method.projector.direction == "student_to_teacher":
-                return method.projector
-        return None
+        found = (method.embedding_projector() for _, method in self.each_method())
+        return next((projector for projector in found if projector is not None), None)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Register every orthogonal projector's retraction as a post-step hook of ``optimizer``."""
+        """Register what has to follow each step of ``optimizer``, such as an orthogonal projector's retraction."""
         for module in self.modules():
-            if isinstance(module, OrthogonalProjector):
+            if isinstance(module, Projector):
                 module.attach(optimizer)
 
 
