@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 LOGITS = "logits"
 """The head of classes, (B, C), or of a task over tokens or positions (N, C)."""
@@ -39,10 +42,10 @@ class Reads:
         """The layers that are read, as features or as maps."""
         return _union(self.features, self.maps)
 
-    @property
-    def without_heads(self) -> Reads:
-        """The layers alone."""
-        return Reads(self.features, self.maps)
+
+def join(reads: Iterable[Reads]) -> Reads:
+    """Return what any of ``reads`` asks for."""
+    return reduce(or_, reads, Reads())
 
 
 def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:

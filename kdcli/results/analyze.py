@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError
+from kdcli.base.reads import join
 from kdcli.base.text import check_argument
 from kdcli.data import ImageSource, TextSource
 from kdcli.losses.normalize import identity
@@ -350,8 +351,8 @@ def _features(job: Job, source: ImageSource | TextSource, device: torch.device) 
     distiller, model = job.distiller.to(device).eval(), job.teacher
     assert model is not None
     methods = {name: method for name, method in distiller.each_method() if method.projections()}
-    student, student_reads = distiller.student, distiller.student_reads.without_heads
-    teacher = LiveTeacher(model.to(device).eval(), distiller.teacher_reads.without_heads)
+    student, student_reads = distiller.student, join(method.student_reads for method in methods.values())
+    teacher = LiveTeacher(model.to(device).eval(), join(method.teacher_reads for method in methods.values()))
     most = max(1, _MAX_POSITIONS // max(1, len(source)))
     generator = torch.Generator().manual_seed(0)
     num_samples = 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdcli.base.facts import Preprocessing
+from kdcli.base.reads import join
 from kdcli.data import Batch, ImageSource, TextSource
 from kdcli.data.images.sources import Subset
 from kdcli.losses.normalize import identity
@@ -154,8 +155,8 @@ def draw_landscapes(
         return {}
     assert job.teacher is not None
     sides = [
-        (job.student, job.distiller.student_reads.without_heads),
-        (job.teacher, job.distiller.teacher_reads.without_heads),
+        (job.student, join(method.student_reads for method in methods.values())),
+        (job.teacher, join(method.teacher_reads for method in methods.values())),
     ]
 
     def losses(images: Tensor) -> list[float]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from functools import reduce
-from operator import or_
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.optim import Optimizer
 
-from kdcli.base.reads import Reads
+from kdcli.base.reads import Reads, join
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch
 from kdcli.machine.gather import gather_rows, sum_over
@@ -54,12 +52,12 @@ class Distiller(Objective):
     @property
     def student_reads(self) -> Reads:
         """What any method reads of the student."""
-        return reduce(or_, (method.student_reads for _, method in self.each_method()), Reads())
+        return join(method.student_reads for _, method in self.each_method())
 
     @property
     def teacher_reads(self) -> Reads:
         """What any method reads of the teacher."""
-        return reduce(or_, (method.teacher_reads for _, method in self.each_method()), Reads())
+        return join(method.teacher_reads for _, method in self.each_method())
 
     def phases(self, config: RunConfig, updates: int) -> list[Phase]:
         """Return the only phase: student and methods, with every orthogonal projector's retraction after each step.
@@ -133,8 +131,8 @@ class Distiller(Objective):
     ) -> tuple[ModelOutput, ModelOutput | None, Tensor, Tensor]:
         """Return what methods of scope ``batch`` read of the samples of all processes, and nothing else."""
         methods = [method for _, method in self.each_method() if method.scope == "batch"]
-        ours = student.only(reduce(or_, (method.student_reads for method in methods)))
-        theirs = reduce(or_, (method.teacher_reads for method in methods))
+        ours = student.only(join(method.student_reads for method in methods))
+        theirs = join(method.teacher_reads for method in methods)
         return (
             ours.map(gather_rows),
             None if teacher is None else teacher.only(theirs).map(gather_rows),
