@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdcli.base.errors import UserError
+from kdcli.cli.sets import Sets, given_keys
 
 if TYPE_CHECKING:
     from kdcli.config.run import RunConfig
+    from kdcli.experiments.distill import Output
 
 
 _MODEL = "Models and data"
@@ -28,6 +30,7 @@ _TRAIN = "Training"
 
 
 def distill(
+    context: typer.Context,
     recipe: Annotated[
         str | None, typer.Option(help="A recipe by name or file; the other options override it.", show_default=False)
     ] = None,
@@ -41,12 +44,14 @@ def distill(
             " architecture, random:NAME for an untrained one, or none.",
             rich_help_panel=_MODEL,
         ),
+        Sets("teacher.name"),
     ] = None,
     teacher_weights: Annotated[
         str | None,
         typer.Option(
             metavar="FILE", help="Local checkpoint (.safetensors, .pth) for the teacher.", rich_help_panel=_MODEL
         ),
+        Sets("teacher.weights"),
     ] = None,
     unchecked_teacher: Annotated[
         bool,
@@ -55,6 +60,7 @@ def distill(
             help="Go on with a teacher that was measured to do no better than guessing, or that mixes the classes up.",
             rich_help_panel=_MODEL,
         ),
+        Sets("teacher.unchecked"),
     ] = False,
     student: Annotated[
         str | None,
@@ -62,6 +68,7 @@ def distill(
             help="Name of the student's architecture, also as NAME?option=value&option=value; or 'teacher?layers=4&width=0.5'.",
             rich_help_panel=_MODEL,
         ),
+        Sets("student.name"),
     ] = None,
     student_pretrained: Annotated[
         bool | None,
@@ -71,6 +78,7 @@ def distill(
             rich_help_panel=_MODEL,
             show_default=False,
         ),
+        Sets("student.pretrained"),
     ] = None,
     data: Annotated[
         str | None,
@@ -79,9 +87,12 @@ def distill(
             " csv, jsonl or txt.",
             rich_help_panel=_MODEL,
         ),
+        Sets("data.name"),
     ] = None,
     data_root: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(metavar="DIR", help="Where torchvision's data lie.", rich_help_panel=_MODEL),
+        Sets("data.root"),
     ] = None,
     classes: Annotated[
         str | None,
@@ -90,6 +101,7 @@ def distill(
             help="Take these classes alone: names, numbers (0-4,7) or a part (part:1/2, part:2/2+20%).",
             rich_help_panel=_MODEL,
         ),
+        Sets("data.classes"),
     ] = None,
     eval_data: Annotated[
         str | None,
@@ -98,9 +110,12 @@ def distill(
             help="Of image-embedding: labelled images for kNN and linear probe; --data by default, where they have labels.",
             rich_help_panel=_MODEL,
         ),
+        Sets("eval_data.name"),
     ] = None,
     strict_data: Annotated[
-        bool, typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_MODEL)
+        bool,
+        typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_MODEL),
+        Sets("data.strict"),
     ] = False,
     task: Annotated[
         str | None,
@@ -109,10 +124,12 @@ def distill(
             " sentence-embedding, masked-lm or causal-lm.",
             rich_help_panel=_PLAN,
         ),
+        Sets("task"),
     ] = None,
     relation: Annotated[
         str | None,
         typer.Option(help="Override the task relation: same, cross, random, none.", rich_help_panel=_PLAN),
+        Sets("relation"),
     ] = None,
     method: Annotated[
         str | None,
@@ -120,6 +137,7 @@ def distill(
             help="One method beside the labels' loss, such as dkd, crd or refilled (two stages); none for the labels alone.",
             rich_help_panel=_PLAN,
         ),
+        Sets("method"),
     ] = None,
     projector: Annotated[
         str | None,
@@ -128,12 +146,14 @@ def distill(
             "put one into it.",
             rich_help_panel=_PLAN,
         ),
+        Sets("projector"),
     ] = None,
     normalize: Annotated[
         str | None,
         typer.Option(
             help="Override the teacher's normalisation: none, layer_norm, standardize, whiten.", rich_help_panel=_PLAN
         ),
+        Sets("normalize"),
     ] = None,
     feature_layers: Annotated[
         list[str] | None,
@@ -143,10 +163,12 @@ def distill(
             "be repeated.",
             rich_help_panel=_PLAN,
         ),
+        Sets("feature_layers"),
     ] = None,
     feature_weight: Annotated[
         float | None,
         typer.Option(help="Weight of the feature loss, in place of the plan's.", rich_help_panel=_PLAN),
+        Sets("feature_weight"),
     ] = None,
     baseline: Annotated[
         bool | None,
@@ -156,21 +178,27 @@ def distill(
             rich_help_panel=_PLAN,
             show_default=False,
         ),
+        Sets("baseline"),
     ] = None,
     ways: Annotated[
         int | None,
         typer.Option(help="Draw episodes with so many classes; a student for each.", rich_help_panel=_EPISODES),
+        Sets("episodes.ways"),
     ] = None,
     shots: Annotated[
         int | None,
         typer.Option(help="Labelled training images of each class of an episode.", rich_help_panel=_EPISODES),
+        Sets("episodes.shots"),
     ] = None,
     episodes: Annotated[
-        int | None, typer.Option(help="Number of episodes. [default: 100]", rich_help_panel=_EPISODES)
+        int | None,
+        typer.Option(help="Number of episodes. [default: 100]", rich_help_panel=_EPISODES),
+        Sets("episodes.number"),
     ] = None,
     queries: Annotated[
         int | None,
         typer.Option(help="Test images of each class of an episode. [default: 15]", rich_help_panel=_EPISODES),
+        Sets("episodes.queries"),
     ] = None,
     test: Annotated[
         bool | None,
@@ -180,31 +208,46 @@ def distill(
             rich_help_panel=_PLAN,
             show_default=False,
         ),
+        Sets("test"),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="The run folder; a new name under runs/ by default.", rich_help_panel=_TRAIN),
+        Sets("output"),
     ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
             help="Passes over the training data; 0 evaluates the student as it starts.", rich_help_panel=_TRAIN
         ),
+        Sets("train.epochs"),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images of a batch.", rich_help_panel=_TRAIN)] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", rich_help_panel=_TRAIN)] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAIN)] = None,
-    mixed_precision: Annotated[str | None, typer.Option(help="auto, no, fp16 or bf16.", rich_help_panel=_TRAIN)] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_TRAIN)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images of a batch.", rich_help_panel=_TRAIN), Sets("train.batch_size")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", rich_help_panel=_TRAIN), Sets("optim.lr")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAIN), Sets("seed")
+    ] = None,
+    mixed_precision: Annotated[
+        str | None, typer.Option(help="auto, no, fp16 or bf16.", rich_help_panel=_TRAIN), Sets("train.mixed_precision")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_TRAIN), Sets("train.device")
+    ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(
             help="Also log to tensorboard, wandb, trackio or mlflow. May be repeated.", rich_help_panel=_TRAIN
         ),
+        Sets("train.track"),
     ] = None,
     num_processes: Annotated[
         int | None,
         typer.Option(help="Training processes on this machine; one for each GPU by default.", rich_help_panel=_TRAIN),
+        Sets("train.num_processes"),
     ] = None,
     checkpoint_every: Annotated[
         str | None,
@@ -213,6 +256,7 @@ def distill(
             help="Steps (200) or time (30s, 10m, 2h) between checkpoints. [default: 10m]",
             rich_help_panel=_TRAIN,
         ),
+        Sets("train.checkpoint_every"),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -267,66 +311,50 @@ def distill(
         kdcli distill --resume runs/quickstart --epochs 32
     """
     from kdcli.config.parse import parse_config
-    from kdcli.config.recipes import apply_overrides, find_recipe, load_recipe, set_key
+    from kdcli.config.recipes import apply_overrides, set_key
 
     if log_format not in ("auto", "plain", "json"):
         raise UserError(f"There is no log format {log_format!r}.", "Use auto, plain or json.")
-    values: dict[str, Any] = {}
-    source = "the options"
+    given, overrides = given_keys(context, distill), set_ or []
     if resume is not None:
-        if recipe is not None or output is not None or any(item.startswith("output=") for item in set_ or []):
+        if recipe is not None or "output" in given or any(item.startswith("output=") for item in overrides):
             raise UserError(
                 "--resume goes on with a run as it is, in its own folder.", "Drop --recipe and --output, or --resume."
             )
-        from kdcli.runs.folder import RunFolder
-
-        values, source = RunFolder.started(resume, force=force).read_values(), str(resume / "config.yaml")
     elif force:
         raise UserError("--force is for --resume: a new run has nothing that could have changed.", "Leave it out.")
+    values, source = _stored_values(recipe, resume, force=force)
+    if "teacher.name" in given:  # another teacher: the recipe's weights are not its own
+        values = {**values, "teacher": {"name": given["teacher.name"]}}
+    values = apply_overrides(values, overrides)
+    for key, value in given.items():
+        values = set_key(values, key.split("."), value)
+    _check_complete(values, is_stored=recipe is not None or resume is not None)
+    config = parse_config(values, source=source)
+    from kdcli.experiments.distill import Output
+
+    shown = Output("json" if log_format == "json" else "plain" if log_format == "plain" else "auto", quiet)
+    name = _file_name(Path(recipe).stem) if recipe else _run_name(config)
+    if code := _start(config, name, resume, output=shown, dry_run=dry_run, force=force):
+        raise typer.Exit(code)
+
+
+def _stored_values(recipe: str | None, resume: Path | None, *, force: bool) -> tuple[dict[str, Any], str]:
+    """Return the values of the recipe, or of the run that goes on, and what to call them in messages."""
+    if resume is not None:
+        from kdcli.runs.folder import RunFolder
+
+        return RunFolder.started(resume, force=force).read_values(), str(resume / "config.yaml")
     if recipe is not None:
+        from kdcli.config.recipes import find_recipe, load_recipe
+
         file = find_recipe(recipe)
-        values, source = load_recipe(file), str(file)
-    if teacher is not None:
-        values = {**values, "teacher": {"name": teacher}}  # another teacher: the recipe's weights are not its own
-    values = apply_overrides(values, set_ or [])
-    options = {
-        "teacher.name": teacher,
-        "teacher.weights": teacher_weights,
-        "teacher.unchecked": unchecked_teacher or None,
-        "student.name": student,
-        "student.pretrained": student_pretrained,
-        "data.name": data,
-        "data.root": data_root,
-        "data.classes": classes,
-        "data.strict": strict_data or None,
-        "eval_data.name": eval_data,
-        "task": task,
-        "relation": relation,
-        "method": method,
-        "projector": projector,
-        "normalize": normalize,
-        "feature_layers": feature_layers or None,
-        "feature_weight": feature_weight,
-        "baseline": baseline,
-        "episodes.ways": ways,
-        "episodes.shots": shots,
-        "episodes.number": episodes,
-        "episodes.queries": queries,
-        "test": test,
-        "output": output,
-        "train.epochs": epochs,
-        "train.batch_size": batch_size,
-        "optim.lr": lr,
-        "seed": seed,
-        "train.mixed_precision": mixed_precision,
-        "train.device": device,
-        "train.num_processes": num_processes,
-        "train.checkpoint_every": checkpoint_every,
-        "train.track": track or None,
-    }
-    for key, value in options.items():
-        if value is not None:
-            values = set_key(values, key.split("."), value)
+        return load_recipe(file), str(file)
+    return {}, "the options"
+
+
+def _check_complete(values: dict[str, Any], *, is_stored: bool) -> None:
+    """Refuse half of the options of episodes, and a run of no recipe that lacks a model or data."""
     drawn = values.get("episodes")
     absent = [option for option in ("ways", "shots") if isinstance(drawn, dict) and option not in drawn]
     if absent:
@@ -335,30 +363,27 @@ def distill(
             "For example: --ways 5 --shots 10",
         )
     missing = [name for name in ("teacher", "student", "data") if not values.get(name)]
-    if missing and recipe is None and resume is None:
+    if missing and not is_stored:
         raise UserError(
             f"Say what to distil: {', '.join('--' + name for name in missing)} is missing.",
             "For example: kdcli distill --teacher resnet50 --student mobilenetv3_small_050 --data photos/"
             " (or: kdcli distill --recipe quickstart)",
         )
-    config = parse_config(values, source=source)
-    from kdcli.experiments.distill import Output, distill_run, resume_run
 
-    shown = Output("json" if log_format == "json" else "plain" if log_format == "plain" else "auto", quiet)
-    name = _file_name(Path(recipe).stem) if recipe else _run_name(config)
+
+def _start(config: RunConfig, name: str, resume: Path | None, *, output: Output, dry_run: bool, force: bool) -> int:
+    """Begin the run or its episodes, or go on with them; return the exit code."""
+    from kdcli.experiments.distill import distill_run, resume_run
+
     if config.episodes is not None:
         from kdcli.experiments.episodes import resume_episodes, run_episodes
 
         if resume is not None:
-            code = resume_episodes(config, resume, output=shown, dry_run=dry_run, force=force)
-        else:
-            code = run_episodes(config, name=name, command=command_line(), output=shown, dry_run=dry_run)
-    elif resume is not None:
-        code = resume_run(config, resume, command=command_line(), output=shown, dry_run=dry_run, force=force)
-    else:
-        code = distill_run(config, name=name, command=command_line(), output=shown, dry_run=dry_run)
-    if code:
-        raise typer.Exit(code)
+            return resume_episodes(config, resume, output=output, dry_run=dry_run, force=force)
+        return run_episodes(config, name=name, command=command_line(), output=output, dry_run=dry_run)
+    if resume is not None:
+        return resume_run(config, resume, command=command_line(), output=output, dry_run=dry_run, force=force)
+    return distill_run(config, name=name, command=command_line(), output=output, dry_run=dry_run)
 
 
 def _run_name(config: RunConfig) -> str:
