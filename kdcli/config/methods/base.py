@@ -61,7 +61,10 @@ _LABELS: dict[LabelKind, str] = {
     "number": "a number a sample",
     "words": "a class for each word",
     "tokens": "the tokens of texts",
+    "pixels": "a class for each pixel",
 }
+LABELLED: tuple[LabelKind, ...] = tuple(_LABELS)
+"""Every kind of labels there is."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from kdcli.base.errors import UserError
-from kdcli.config.methods.base import MethodSection, Needs
+from kdcli.config.methods.base import LABELLED, MethodSection, Needs
 
 if TYPE_CHECKING:
     from kdcli.config.situation import Situation
@@ -19,7 +19,7 @@ class SupervisedOptions(MethodSection):
     method: Literal["supervised"] = "supervised"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
-    needs: ClassVar[Needs] = Needs(teacher=False, labels=("class", "classes", "number", "words", "tokens"))
+    needs: ClassVar[Needs] = Needs(teacher=False, labels=LABELLED)
     trains_classifier: ClassVar[bool] = True
     is_asked_for: ClassVar[bool] = False
     why_no_projector: ClassVar[str] = "reads the labels alone"
