@@ -19,6 +19,7 @@ from kdcli.base.text import check_argument
 from kdcli.data import ImageSource, TextSource
 from kdcli.losses.normalize import identity
 from kdcli.machine.devices import resolve_device
+from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected, channels_last
 from kdcli.projectors.maps import describe_projector, projector_name
 from kdcli.projectors.spectra import decompose, linear_cka, rank_evolution, singular_values, summarize
@@ -68,12 +69,7 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
         raise UserError(f"{job.data.facts.name} has no test split.", "Use --split validation.")
     assert job.teacher is not None
     forced, notes = _check_record(run, job, split)
-    found = {name: pair for name, pair in job.distiller.projections().items() if name in names}
-    if unknown := set(names) - found.keys():
-        raise UserError(
-            f"{run.path / 'spectra.safetensors'} does not go with the run's config.yaml: {', '.join(sorted(unknown))}.",
-            "Repeat the run.",
-        )
+    found = _projections_named(names, run, job)
     place = resolve_device(device)
     num_samples, features = _features(job, source, place)
     initial, trained = job.initial_projectors(), job.distiller.projector_matrices()
@@ -88,53 +84,26 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
     files: list[Path] = []
     methods = {id(pair): method for _, method in job.distiller.each_method() for pair in method.projections()}
     for name, pair in found.items():
-        method = methods[id(pair)]
-        try:
-            result = _analyze(pair, features[name], has_residual=method.is_aligned)
-        except ValueError as error:
-            raise UserError(f"{name} can't be analysed: {error}.", "Repeat the run, with a lower --lr.") from error
         history, steps = _history(run, spectra, name)
-        result["evolution"] = {"steps": steps.tolist(), **rank_evolution(history)}
-        result["moved"] = _moved(initial[name], trained[name], history[0])
-        result |= {"lr_scale": pair.lr_scale, "weight": method.weight, "is_balanced": method.is_balanced}
-        result["conclusion"] = conclude(result)
-        results[name] = result
-        title = describe_projector(pair.projector, run_name)
-        files += [
-            plot_spectrum(
-                folder / f"spectrum-{name}.png",
-                result["singular_values"],
-                rank=result["spectrum"]["rank"],
-                title=title,
-                reference=history[0],
-            ),
-            plot_evolution(
-                folder / f"evolution-{name}.png",
-                steps,
-                history,
-                ranks=rank_evolution(history),
-                title=title,
-                epoch_steps=_steps_per_epoch(run),
-            ),
-        ]
-        parts = result["decomposition"]
-        if parts is not None:
-            files.append(plot_decomposition(folder / f"decomposition-{name}.png", parts, title=title))
-            result["decomposition"] = parts.to_json()
+        subject = _Subject(name, pair, methods[id(pair)], features[name], history, steps)
+        result = _numbers_of(subject, moved=_moved(initial[name], trained[name], history[0]))
+        files += _draw(subject, result, folder, run)
+        file = folder / f"tsne-{name}.png"
         result["tsne"] = draw_tsne(
-            folder / f"tsne-{name}.png",
+            file,
             pair,
-            features[name].student,
-            features[name].teacher,
-            labels=features[name].labels,
+            subject.features.student,
+            subject.features.teacher,
+            labels=subject.features.labels,
             class_names=job.data.facts.class_names,
-            title=title,
-            samples=f"{'positions of ' if features[name].are_positions else ''}{split} {_noun(job)}s",
+            title=describe_projector(pair.projector, run_name),
+            samples=f"{'positions of ' if subject.features.are_positions else ''}{split} {_noun(job)}s",
         )
         if result["tsne"] is None:
             notes.append(f"No t-SNE of {num_samples} {_noun(job)}s: they are too few.")
         else:
-            files.append(folder / f"tsne-{name}.png")
+            files.append(file)
+        results[name] = result
     landscapes = draw_landscapes(folder, job, source, device=place, split=split, run_name=run_name)
     files += [folder / f"landscape-{name}.png" for name in landscapes]
     if not job.config.reads_images:
@@ -151,6 +120,79 @@ def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, A
     }
     run.write_text("analysis/analysis.json", json.dumps(analysis, indent=2) + "\n")
     return analysis, [run.path / "analysis" / "analysis.json", *files]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One projector of a run.
+
+    Attributes:
+        name: of its method, numbered where that has several.
+        pair: the projector and what normalises its features.
+        method: whose it is.
+        features: what it is looked at on.
+        history: its singular values over the training, (T, r).
+        steps: at which they were recorded, (T,).
+    """
+
+    name: str
+    pair: Projected
+    method: Method
+    features: _Features
+    history: Tensor
+    steps: Tensor
+
+
+def _numbers_of(subject: _Subject, *, moved: float | None) -> dict[str, Any]:
+    """Return what ``analysis.json`` says of a projector, its decomposition still as an object."""
+    pair, method = subject.pair, subject.method
+    try:
+        result = _analyze(pair, subject.features, has_residual=method.is_aligned)
+    except ValueError as error:
+        raise UserError(f"{subject.name} can't be analysed: {error}.", "Repeat the run, with a lower --lr.") from error
+    result["evolution"] = {"steps": subject.steps.tolist(), **rank_evolution(subject.history)}
+    result["moved"] = moved
+    result |= {"lr_scale": pair.lr_scale, "weight": method.weight, "is_balanced": method.is_balanced}
+    result["conclusion"] = conclude(result)
+    return result
+
+
+def _projections_named(names: Sequence[str], run: RunFolder, job: Job) -> dict[str, Projected]:
+    found = {name: pair for name, pair in job.distiller.projections().items() if name in names}
+    if unknown := set(names) - found.keys():
+        raise UserError(
+            f"{run.path / 'spectra.safetensors'} does not go with the run's config.yaml: {', '.join(sorted(unknown))}.",
+            "Repeat the run.",
+        )
+    return found
+
+
+def _draw(subject: _Subject, result: dict[str, Any], folder: Path, run: RunFolder) -> list[Path]:
+    """Draw spectrum, evolution and decomposition, of which ``result`` then has the numbers; return the files."""
+    name, history = subject.name, subject.history
+    title = describe_projector(subject.pair.projector, run.path.resolve().name)
+    files = [
+        plot_spectrum(
+            folder / f"spectrum-{name}.png",
+            result["singular_values"],
+            rank=result["spectrum"]["rank"],
+            title=title,
+            reference=history[0],
+        ),
+        plot_evolution(
+            folder / f"evolution-{name}.png",
+            subject.steps,
+            history,
+            ranks=rank_evolution(history),
+            title=title,
+            epoch_steps=_steps_per_epoch(run),
+        ),
+    ]
+    parts = result["decomposition"]
+    if parts is not None:
+        files.append(plot_decomposition(folder / f"decomposition-{name}.png", parts, title=title))
+        result["decomposition"] = parts.to_json()
+    return files
 
 
 def choose_projectors(runs: Sequence[RunFolder], *, output: Path | None) -> tuple[list[RunFolder], list[RunFolder]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from torch import Tensor
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import DataFacts
+from kdcli.base.facts import DataFacts, ModelFacts
 from kdcli.base.files import write_atomically
 from kdcli.base.tasks import TASKS
 from kdcli.base.text import human_count, short_repr
@@ -28,7 +28,7 @@ from kdcli.models.settle import settle_teacher
 from kdcli.projectors.spectra import effective_rank, log_me, singular_values
 from kdcli.tasks import task_class
 from kdcli.tasks.features.frozen import NEIGHBOURS, knn_classifier, linear_classifier
-from kdcli.tasks.features.probing import features_of, sample_by_class
+from kdcli.tasks.features.probing import Features, features_of, sample_by_class
 
 Table = tuple[str, list[str], list[list[str]]]
 Report = Callable[[str, int, int], None]
@@ -77,20 +77,7 @@ def probe_teachers(
         UserError: there is no such teacher, class or tap, there are too few images or texts, or the labels are not one
             class each.
     """
-    if tap not in TAPS:
-        raise UserError(
-            f"There are no features {short_repr(tap)}. {did_you_mean(tap, TAPS)}".rstrip(), f"Use {' or '.join(TAPS)}."
-        )
-    for name in teachers:
-        if list(teachers).count(name) > 1:
-            raise UserError(f"The teacher {name} is named twice.", "Name every teacher once.")
-        if name == "none":
-            raise UserError("The teacher 'none' has no features.", "Name models.")
-    if weights is not None and len(teachers) > 1:
-        raise UserError(
-            f"--teacher-weights {weights} is for one teacher, and {len(teachers)} are named.",
-            "Name the files with the teachers: --teacher 'NAME?weights=FILE'",
-        )
+    _check_named(teachers, weights, tap)
     train, facts = _open(task, data, data_root, classes, seed)
     source, dropped = sample_by_class(train, facts.class_names, samples, seed)
     folds = min(_FOLDS, min(np.unique(source.labels, return_counts=True)[1]))
@@ -107,29 +94,17 @@ def probe_teachers(
 
         found = features_of(model, source, (tap,), place, count)
         check_readable(found.lost, len(source), what="images of the sample")
-        features, labels = found.by_tap[tap], found.labels
         report(f"Probing {name}", (number + 1) * len(source), len(teachers) * len(source))
-        probed.append(
-            {
-                "teacher": name,
-                "resolved": model.facts.name,
-                "note": getattr(model.facts.preprocessing, "note", ""),
-                "weights": model.facts.weights,
-                "weights_file": config.weights,
-                **_scores(name, features, labels, folds=int(folds), seed=seed),
-                "width": features.shape[1],
-                "parameters": model.facts.num_parameters,
-                "ms_per_sample": 1e3 * found.seconds / len(labels),
-            }
-        )
+        scores = _scores(name, found.by_tap[tap], found.labels, folds=int(folds), seed=seed)
+        probed.append({"teacher": name, **_entry(model.facts, config.weights, scores, found, tap)})
     probed.sort(key=lambda entry: (-entry["linear_probe"], -entry["log_me"]))
     counted = [facts.class_names[label] for label in np.unique(source.labels)]
     return {
         "task": task,
         "data": facts.name,
         "data_notes": list(facts.notes),
-        "num_samples": len(labels),
-        "num_unreadable": len(source) - len(labels),
+        "num_samples": len(found.labels),
+        "num_unreadable": len(source) - len(found.labels),
         "class_names": counted,
         "dropped_classes": dropped,
         "features": tap,
@@ -138,6 +113,39 @@ def probe_teachers(
         "device": str(place),
         "ranked_by": "linear_probe, then log_me",
         "teachers": probed,
+    }
+
+
+def _check_named(teachers: Sequence[str], weights: str | None, tap: str) -> None:
+    if tap not in TAPS:
+        raise UserError(
+            f"There are no features {short_repr(tap)}. {did_you_mean(tap, TAPS)}".rstrip(), f"Use {' or '.join(TAPS)}."
+        )
+    for name in teachers:
+        if list(teachers).count(name) > 1:
+            raise UserError(f"The teacher {name} is named twice.", "Name every teacher once.")
+        if name == "none":
+            raise UserError("The teacher 'none' has no features.", "Name models.")
+    if weights is not None and len(teachers) > 1:
+        raise UserError(
+            f"--teacher-weights {weights} is for one teacher, and {len(teachers)} are named.",
+            "Name the files with the teachers: --teacher 'NAME?weights=FILE'",
+        )
+
+
+def _entry(
+    facts: ModelFacts, file: str | None, scores: Mapping[str, float], found: Features, tap: str
+) -> dict[str, Any]:
+    """Return what is told of a teacher; ``file`` has its weights, where they are not its library's."""
+    return {
+        "resolved": facts.name,
+        "note": getattr(facts.preprocessing, "note", ""),
+        "weights": facts.weights,
+        "weights_file": file,
+        **scores,
+        "width": found.by_tap[tap].shape[1],
+        "parameters": facts.num_parameters,
+        "ms_per_sample": 1e3 * found.seconds / len(found.labels),
     }
 
 
