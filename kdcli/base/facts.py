@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from kdcli.base.reads import DISTILLATION
-from kdcli.base.tasks import TASKS, Modality, Target
+from kdcli.base.tasks import DEFAULT_TASK, TASKS, Modality, Target
 from kdcli.base.text import human_count, short_repr
 
 UNLABELLED = -1
@@ -163,7 +163,7 @@ class ModelFacts:
 
     Attributes:
         name: resolved name, with its library: ``timm:resnet50.a1_in1k``, ``hf:org/name``, ``random:timm:resnet18``.
-        library: whose native format the model saves in.
+        library: the name of the one in whose native format the model saves.
         task: what its own head is for: ``image-classification``, or ``image-embedding`` for a model without a head;
             of text one of the tasks of texts.
         pretrained: False when the weights are as initialised.
@@ -187,7 +187,7 @@ class ModelFacts:
     """
 
     name: str
-    library: Literal["timm", "transformers"]
+    library: str
     task: str
     pretrained: bool
     weights: str
@@ -245,6 +245,12 @@ class DataFacts:
     notes: tuple[str, ...] = field(default=())
     label_kind: LabelKind = "class"
     label_scale: tuple[float, float] | None = None
+
+    @classmethod
+    def of_labels(cls, class_names: Iterable[str], *, task: str = DEFAULT_TASK) -> DataFacts:
+        """Return the facts of no data at all, for a model that is to answer with these labels."""
+        names = tuple(class_names)
+        return cls("", task, names, 0, 0, 0, 0, label_kind="class" if names else "none")
 
     @property
     def has_classes(self) -> bool:

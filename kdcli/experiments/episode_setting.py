@@ -120,9 +120,9 @@ def prepare_episodes(config: RunConfig) -> Setting:
         episodes, train=data.train.labels, queries=queries.labels, class_names=names, seed=config.seed
     )
     teacher = load_teacher(config.teacher, seed=config.seed)
-    head = [f"class {number + 1} of {episodes.ways}" for number in range(episodes.ways)]
+    head = tuple(f"class {number + 1} of {episodes.ways}" for number in range(episodes.ways))
     source = student_source(config, teacher)
-    student = build_student(config.student, label_names=head, seed=config.seed, source=source)
+    student = build_student(config.student, replace(data.facts, class_names=head), seed=config.seed, source=source)
     check_reloads(student, label=config.student.name)
     config = open_taps(config, teacher, student)
     situation = situation_of(config, teacher=teacher.facts, student=student.facts, data=data.facts)

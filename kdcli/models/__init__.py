@@ -8,20 +8,18 @@ from kdcli.models.spec import ModelName, parse_name
 
 if TYPE_CHECKING:
     from kdcli.models.base import Model
-    from kdcli.models.loading import build_student, build_text_student, load_saved, load_teacher, load_text_teacher
+    from kdcli.models.loading import build_student, load_saved, load_teacher
     from kdcli.models.outputs import ModelOutput
 
-_LOADING = {"build_student", "build_text_student", "load_saved", "load_teacher", "load_text_teacher"}
+_LOADING = {"build_student", "load_saved", "load_teacher"}
 
 __all__ = [
     "Model",
     "ModelName",
     "ModelOutput",
     "build_student",
-    "build_text_student",
     "load_saved",
     "load_teacher",
-    "load_text_teacher",
     "parse_name",
 ]
 

@@ -19,7 +19,6 @@ from kdcli.base.reads import DISTILLATION, LOGITS, Reads
 from kdcli.data import AnyBatch
 from kdcli.models.measure import Measured, measure
 from kdcli.models.outputs import ModelOutput
-from kdcli.models.spec import Library
 from kdcli.models.taps import HeadTap, LayerTap, Reached
 
 Inputs = Tensor | dict[str, Tensor]
@@ -68,7 +67,7 @@ class Model(nn.Module, ABC):
         facts: what is known about it.
     """
 
-    library: ClassVar[Library]
+    library: ClassVar[str]
     module: nn.Module
     preprocessing: Preprocessing | TextPreprocessing
     facts: ModelFacts

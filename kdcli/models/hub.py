@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def first_of(repo: str, filenames: tuple[str, ...], *, what: str) -> Path:
     raise _unavailable(repo, what, filenames)
 
 
-def snapshot(repo: str, *, weights: bool, others: tuple[str, ...] = ("preprocessor_config.json",)) -> Path:
+def snapshot(repo: str, *, weights: bool, others: Iterable[str] = ()) -> Path:
     """Return the local folder with ``repo``'s config and, if asked, its weights (safetensors preferred).
 
     Args:

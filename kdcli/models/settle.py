@@ -12,6 +12,7 @@ import timm
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import GEOMETRIES, Preprocessing
+from kdcli.base.tasks import Modality
 from kdcli.base.text import expand_user, short_repr
 from kdcli.config.models import TeacherConfig
 from kdcli.config.run import RunConfig
@@ -25,12 +26,12 @@ _SUFFIXES = {".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors"}
 _OF_INPUT = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
-def settle_teacher(config: TeacherConfig, *, is_text: bool = False) -> TeacherConfig:
+def settle_teacher(config: TeacherConfig, *, modality: Modality = "image") -> TeacherConfig:
     """Write out a teacher whose name is a file or has weights in it, and what the file tells of its architecture.
 
     Args:
         config: as the user wrote it.
-        is_text: for a model of texts.
+        modality: what the model reads.
 
     Returns:
         The same teacher with the architecture as its name, the file as its weights, the arguments that it was built with
@@ -41,7 +42,7 @@ def settle_teacher(config: TeacherConfig, *, is_text: bool = False) -> TeacherCo
     """
     if config.name == "none":
         return config
-    config = _without_weights_in_name(config)
+    config, is_text = _without_weights_in_name(config), modality == "text"
     name = parse_name(config.name)
     assert name is not None
     file = _file_of(name)
@@ -65,11 +66,11 @@ def settle_teacher(config: TeacherConfig, *, is_text: bool = False) -> TeacherCo
 
 def settle_models(config: RunConfig) -> RunConfig:
     """Return ``config`` with its teacher, and what its student is made of, written out by :func:`settle_teacher`."""
-    is_text = not config.reads_images
+    modality = config.task_facts.modality
     student, source = config.student, config.student.source
     if source is not None:
-        student = student.model_copy(update={"source": settle_teacher(source, is_text=is_text)})
-    return config.model_copy(update={"teacher": settle_teacher(config.teacher, is_text=is_text), "student": student})
+        student = student.model_copy(update={"source": settle_teacher(source, modality=modality)})
+    return config.model_copy(update={"teacher": settle_teacher(config.teacher, modality=modality), "student": student})
 
 
 def wanted_input(config: TeacherConfig, recorded: Recorded | None) -> tuple[dict[str, Any], list[str]]:

@@ -7,17 +7,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.text import short_repr
 from kdcli.base.yaml import parse_yaml
+from kdcli.models.libraries import LIBRARIES, PREFIXES, find_extension
 
-Library = Literal["timm", "transformers"]
-
-_LIBRARIES: dict[str, Library] = {"timm": "timm", "hf": "transformers"}
-_PREFIXES = (*_LIBRARIES, "cifar", "package", "random")
+_LIBRARIES = {prefix: library for library in LIBRARIES for prefix in (library.prefix, *library.families)}
 _GRAMMAR = (
     "Names are NAME, timm:NAME, cifar:NAME, hf:ORG/NAME, package:NAME/PATH or a local folder; random:NAME is the same "
     "architecture untrained."
@@ -37,14 +35,15 @@ class ModelName:
         text: as the user wrote it.
         target: without its prefixes and arguments: a timm name, a hub id or a folder; ``cifar:``, ``package:`` and an
             extension's prefix stay.
-        library: where ``timm:``, ``cifar:``, ``hf:`` or an extension's prefix says so.
+        library: its name, where ``timm:``, ``cifar:``, ``hf:`` or an extension's prefix, which is its library's name, says
+            so.
         random: the architecture untrained.
         arguments: what ``?key=value&key=value`` changes of the architecture: plain values, or lists of these.
     """
 
     text: str
     target: str
-    library: Library | None
+    library: str | None
     random: bool
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,21 +59,19 @@ def parse_name(text: str) -> ModelName | None:
     rest, mark, query = text.partition("?")
     arguments = _parse_query(text, query) if mark else {}
     random = False
-    library: Library | None = None
+    library = None
     if rest.startswith("random:"):
         random, rest = True, rest.removeprefix("random:")
     prefix, colon, after = rest.partition(":")
     if colon and find_extension(prefix) is not None:
-        library = "timm"
-    elif colon and prefix in _LIBRARIES:
-        library, rest = _LIBRARIES[prefix], after
-    elif rest.startswith("cifar:"):
-        library = "timm"
+        library = prefix
+    elif colon and (own := _LIBRARIES.get(prefix)) is not None:
+        library, rest = own.name, after if prefix == own.prefix else rest
     elif colon and prefix == "package":
         pass  # a folder, of either library
     elif colon and prefix.isidentifier() and len(prefix) > 1:  # one letter is a Windows drive
         others = extensions.names("models")
-        nearest = did_you_mean(prefix, [*_PREFIXES, *others])
+        nearest = did_you_mean(prefix, [*PREFIXES, *others])
         installed = f" Installed extensions: {', '.join(f'{other}:NAME' for other in others)}." if others else ""
         raise UserError(f"Model name {text!r}: unknown prefix {prefix!r}. {nearest}".rstrip(), _GRAMMAR + installed)
     if not rest.strip() or rest == "none":
@@ -82,15 +79,16 @@ def parse_name(text: str) -> ModelName | None:
     return ModelName(text, rest, library, random, arguments)
 
 
-def find_extension(prefix: str) -> extensions.Extension | None:
-    """Return the extension whose models are called ``PREFIX:REST``, and ``PREFIX_REST`` in timm's registry."""
-    return extensions.find("models", prefix, own=_PREFIXES)
+def parse_model(text: str) -> ModelName:
+    """Return the parsed name of a model; ``none`` is an error.
 
-
-def extension_of_architecture(architecture: str) -> extensions.Extension | None:
-    """Return the installed package that has this architecture of timm's registry; None for timm's own, and kdcli's."""
-    entries = (entry for entry in extensions.installed("models") if architecture.startswith(f"{entry.name}_"))
-    return max(entries, key=lambda entry: len(entry.name), default=None)
+    Raises:
+        UserError: as :func:`parse_name`, or it is ``none``.
+    """
+    name = parse_name(text)
+    if name is None:
+        raise UserError("'none' is no model to load.", "Name a model; only a teacher can be 'none'.")
+    return name
 
 
 def format_query(arguments: Mapping[str, Any]) -> str:

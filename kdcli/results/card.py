@@ -11,7 +11,7 @@ from kdcli.base.result import EpisodesResult, Mean, Result, show_metric
 from kdcli.base.tasks import TaskFacts
 from kdcli.base.text import printable
 from kdcli.config.run import RunConfig
-from kdcli.models.spec import extension_of_architecture
+from kdcli.models.timm.registry import extension_of_architecture
 from kdcli.runs.folder import RunFolder
 from kdcli.training.provenance import read_forced
 

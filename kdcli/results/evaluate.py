@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import DataFacts, Preprocessing
-from kdcli.base.tasks import TASKS
+from kdcli.base.tasks import Modality
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
 from kdcli.data import AnyBatch, EvalLoader, ImageSource, TextData, TextEvalLoader, TextSource
@@ -25,7 +25,7 @@ from kdcli.data.fingerprint import find_trained_on
 from kdcli.data.images.sources import Subset
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
-from kdcli.models import load_saved, load_teacher, load_text_teacher, parse_name
+from kdcli.models import load_saved, load_teacher, parse_name
 from kdcli.models.base import Model
 from kdcli.models.costs import measure_costs
 from kdcli.models.locate import locate
@@ -229,9 +229,9 @@ def _candidate(
         UserError: when it can't be loaded, or its labels don't fit.
     """
     if run is None:
-        config = settle_teacher(TeacherConfig(name=name, weights=weights), is_text=data.noun == "text")
-        model = _load(config, task=data.task, seed=0)
-        folder = None if config.weights else _weights_folder(config.name, is_text=data.noun == "text")
+        config = settle_teacher(TeacherConfig(name=name, weights=weights), modality=data.noun)
+        model = load_teacher(config, task=data.task, seed=0)
+        folder = None if config.weights else _weights_folder(config.name, modality=data.noun)
         file = model.facts.weights if config.weights else ""
     else:
         model, folder, file = load_saved(run.student), run.student, ""
@@ -254,32 +254,27 @@ def _candidate(
 def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
     """Load the run's teacher; it has an accuracy where the run's plan found its labels to be the student's."""
     config, plan = run.read_config(), run.read_plan()
-    is_text = not config.reads_images
     if config.teacher.name == "none":
         return None
     try:
-        model = _load(config.teacher, task=config.task, seed=config.seed)
+        model = load_teacher(config.teacher, task=config.task, seed=config.seed)
     except UserError as error:
         raise UserError(error.message, f"{error.hint} --no-teacher leaves the teacher out.") from None
     assert student.label_map is not None
     ours = plan["label_map"]  # the student's class -> the teacher's
     label_map = None if ours is None else tuple(ours[label] for label in student.label_map)
     (reason,) = (decision["reason"] for decision in plan["decisions"] if decision["name"] == "relation")
-    weights = None if config.teacher.weights else _weights_folder(config.teacher.name, is_text=is_text)
+    weights = (
+        None if config.teacher.weights else _weights_folder(config.teacher.name, modality=config.task_facts.modality)
+    )
     file = model.facts.weights if config.teacher.weights else ""
     return Candidate("teacher", model.facts.name, model, weights, label_map, reason, file=file)
 
 
-def _load(config: TeacherConfig, *, task: str, seed: int) -> Model:
-    if TASKS[task].reads_images:
-        return load_teacher(config, seed=seed)
-    return load_text_teacher(config, seed=seed, task=task)
-
-
-def _weights_folder(name: str, *, is_text: bool) -> Path | None:
-    parsed = parse_name(name.partition("?")[0] if is_text else name)
+def _weights_folder(name: str, *, modality: Modality) -> Path | None:
+    parsed = parse_name(name.partition("?")[0] if modality == "text" else name)
     assert parsed is not None  # "none" was no model to load
-    return None if parsed.random else locate(parsed, weights=True, is_text=is_text).folder
+    return None if parsed.random else locate(parsed, weights=True, modality=modality).folder
 
 
 def _notes(candidate: Candidate) -> list[str]:

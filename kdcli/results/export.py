@@ -25,10 +25,11 @@ from kdcli.config.methods import named_methods
 from kdcli.data import Text, TextBatch, TextPair
 from kdcli.models import load_saved
 from kdcli.models.base import Inputs, Model
+from kdcli.models.transformers.files import PROMPTS as MODEL_FILE
+from kdcli.models.transformers.files import TOKENIZER as TOKENIZER_FILES
 from kdcli.models.transformers.padding import pool
-from kdcli.models.transformers.sentence import MODEL_FILE, read_sentence_settings, write_sentence_settings
+from kdcli.models.transformers.sentence import read_sentence_settings, write_sentence_settings
 from kdcli.models.transformers.text import HFTextModel
-from kdcli.models.transformers.tokenizer import FILES as TOKENIZER_FILES
 from kdcli.models.transformers.tokenizer import encode
 from kdcli.models.transformers.tokens import HFTokenModel
 from kdcli.projectors.maps import Projector, linear_layers, restore_projector

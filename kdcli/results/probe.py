@@ -23,7 +23,7 @@ from kdcli.config.models import TeacherConfig
 from kdcli.data import ImageSource, TextSource
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
-from kdcli.models import load_teacher, load_text_teacher
+from kdcli.models import load_teacher
 from kdcli.models.settle import settle_teacher
 from kdcli.projectors.spectra import effective_rank, log_me, singular_values
 from kdcli.tasks import task_class
@@ -84,8 +84,8 @@ def probe_teachers(
     place = resolve_device(device)
     probed: list[dict[str, Any]] = []
     for number, name in enumerate(teachers):
-        config = settle_teacher(TeacherConfig(name=name, weights=weights), is_text=facts.noun == "text")
-        model = load_teacher(config, seed=seed) if facts.noun == "image" else load_text_teacher(config, seed=seed)
+        config = settle_teacher(TeacherConfig(name=name, weights=weights), modality=facts.noun)
+        model = load_teacher(config, seed=seed, task=task)
         if tap not in model.facts.feature_dims:
             raise UserError(f"{name} has no features {tap!r}: it has no classifier.", "Use --features pooled.")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ from kdcli.data.images.sources import Subset
 from kdcli.machine.team import ALONE, Team
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
-from kdcli.models import build_student, build_text_student, load_teacher, load_text_teacher
+from kdcli.models import build_student, load_teacher
 from kdcli.models.base import Model
 from kdcli.plan.plan import Plan
 from kdcli.tasks import Task
@@ -218,9 +217,7 @@ def context_of(
 def student_of(config: RunConfig, data: ImageData | TextData, teacher: Model | None) -> Model:
     """Build the student that a config describes."""
     source = student_source(config, teacher)
-    if isinstance(data, TextData):
-        return build_text_student(config.student, data=data.facts, teacher=teacher, seed=config.seed, source=source)
-    return build_student(config.student, label_names=data.facts.class_names, seed=config.seed, source=source)
+    return build_student(config.student, data.facts, seed=config.seed, teacher=teacher, source=source)
 
 
 def student_source(config: RunConfig, teacher: Model | None) -> tuple[TeacherConfig, Model] | None:
@@ -235,8 +232,7 @@ def student_source(config: RunConfig, teacher: Model | None) -> tuple[TeacherCon
         return None if teacher is None else (config.teacher, teacher)
     if source.name == "none":
         raise UserError("student.source is none.", "Name a model.")
-    load = load_teacher if config.reads_images else partial(load_text_teacher, task=config.task)
-    return source, load(source, seed=config.seed)
+    return source, load_teacher(source, seed=config.seed, task=config.task)
 
 
 def build_methods(methods: Sequence[MethodOptions], context: Context, *, seed: int) -> dict[str, Method]:

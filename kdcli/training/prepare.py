@@ -21,7 +21,7 @@ from kdcli.data import (
 )
 from kdcli.data.epoch import train_indices
 from kdcli.machine.team import ALONE, Team
-from kdcli.models import load_saved, load_teacher, load_text_teacher
+from kdcli.models import load_saved, load_teacher
 from kdcli.models.base import Model
 from kdcli.models.costs import latency_of
 from kdcli.models.layers import open_taps
@@ -64,10 +64,8 @@ def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None 
     )
     config = config.model_copy(update={"data": data.settle(config.data)})
     teacher: Model | None = None
-    if has_teacher and config.reads_images:
-        teacher = load_teacher(config.teacher, seed=config.seed)
-    elif has_teacher:
-        teacher = load_text_teacher(config.teacher, seed=config.seed, task=config.task)
+    if has_teacher:
+        teacher = load_teacher(config.teacher, seed=config.seed, task=config.task)
     is_new = student is None
     return _make_job(config, data, teacher, student, team, with_latencies=is_new)
 

@@ -15,6 +15,7 @@ import time
 
 import torch
 
+from kdcli.base.facts import DataFacts
 from kdcli.config.models import StudentConfig
 from kdcli.config.parse import parse_config
 from kdcli.data import Batch
@@ -32,7 +33,7 @@ ROUND = 8
 
 def build(name: str, size: int, weighting: str) -> Distiller:
     """Return a student with both losses."""
-    student = build_student(StudentConfig(name=name, image_size=size), label_names=LABELS, seed=0)
+    student = build_student(StudentConfig(name=name, image_size=size), DataFacts.of_labels(LABELS), seed=0)
     projection = {"method": "projection", "projector": "inverted", "normalize_student": "standardize"}
     projection |= {"student_tap": "embedding", "weighting": weighting}
     values = {"teacher": "t", "student": "s", "data": "d", "methods": [{"method": "supervised"}, projection]}

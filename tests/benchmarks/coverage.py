@@ -53,7 +53,7 @@ from kdcli.base.errors import UserError  # noqa: E402
 from kdcli.base.reads import Reads  # noqa: E402
 from kdcli.config.models import TeacherConfig  # noqa: E402
 from kdcli.data import TextBatch  # noqa: E402
-from kdcli.models import load_teacher, load_text_teacher  # noqa: E402
+from kdcli.models import load_teacher  # noqa: E402
 from kdcli.models.base import Model  # noqa: E402
 from kdcli.models.transformers.vision import HFModel  # noqa: E402
 
@@ -530,7 +530,7 @@ def hf_text_row(work: Work, family: str) -> Row:
 
     def load() -> Model:
         try:
-            return load_text_teacher(TeacherConfig(name=str(folder)), seed=0)
+            return load_teacher(TeacherConfig(name=str(folder)), seed=0, task="text-classification")
         except UserError as error:
             raise Refused(error.message) from error
 

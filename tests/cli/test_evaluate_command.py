@@ -204,11 +204,12 @@ def test_classes_come_worst_first(evaluated):
 def test_table_of_classes_is_cut_on_the_terminal_only(run_cli, make_photos):
     folder = make_photos({f"{split}/c{n:02d}": 2 for split in ("train", "test") for n in range(23)})
     arguments = ("evaluate", "random:folder", "--data", folder, *FAST)
+    from kdcli.base.facts import DataFacts
     from kdcli.config.models import StudentConfig
     from kdcli.models import build_student
 
     names = [f"c{n:02d}" for n in range(23)]
-    build_student(StudentConfig(name="test_resnet", image_size=32), label_names=names, seed=0).save(
+    build_student(StudentConfig(name="test_resnet", image_size=32), DataFacts.of_labels(names), seed=0).save(
         folder.parent / "folder"
     )
     stdout = run_cli(*arguments).stdout

@@ -211,7 +211,7 @@ def test_probe_of_texts(run_cli, tmp_path, reviews, bert_folder, text_classifier
     from kdcli.config.data import DataConfig
     from kdcli.config.models import TeacherConfig
     from kdcli.data import open_texts
-    from kdcli.models import load_text_teacher
+    from kdcli.models import load_teacher
     from kdcli.projectors.spectra import log_me
 
     task = ("models", "probe", "--task", "text-classification", "--device", "cpu", "--data", reviews)
@@ -230,7 +230,7 @@ def test_probe_of_texts(run_cli, tmp_path, reviews, bert_folder, text_classifier
 
     whole = json.loads(run_cli(*task, "--teacher", bert_folder, "--json").stdout)
     data = open_texts(DataConfig(name=str(reviews)), task="text-classification", seed=0)
-    model = load_text_teacher(TeacherConfig(name=str(bert_folder)), seed=0)
+    model = load_teacher(TeacherConfig(name=str(bert_folder)), seed=0, task="text-classification")
     with torch.inference_mode():
         rows = [
             model.module(**model.tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0)

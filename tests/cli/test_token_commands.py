@@ -241,11 +241,11 @@ def test_words_are_the_rows_of_both_models(same_run_of_words, teacher):
     """Features and logits of a word are those of the token that begins it, whatever its number in either tokenizer."""
     from kdcli.config.models import TeacherConfig
     from kdcli.data import WordBatch
-    from kdcli.models import load_text_teacher
+    from kdcli.models import load_teacher
 
     student = load_saved(same_run_of_words / "student")
     name = str(teacher / "student")
-    model = load_text_teacher(TeacherConfig(name=name), seed=0, task="token-classification")
+    model = load_teacher(TeacherConfig(name=name), seed=0, task="token-classification")
     batch = WordBatch([["superb", "plot"], ["the", "film", "was"]], torch.zeros(5).long(), torch.arange(2))
     for each in (student, model):
         with torch.no_grad():

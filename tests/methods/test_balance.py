@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.parse import parse_config
 from kdcli.data import Batch
@@ -42,7 +43,7 @@ def teacher():
 
 @pytest.fixture
 def student():
-    model = build_student(StudentConfig(name="test_resnet", image_size=32), label_names=LABELS, seed=0)
+    model = build_student(StudentConfig(name="test_resnet", image_size=32), DataFacts.of_labels(LABELS), seed=0)
     model.open_taps(["layer2"])
     return model
 
@@ -75,7 +76,7 @@ def run(distiller, teacher, batch):
 def test_the_gradients_are_in_the_asked_proportion(teacher, batch, name, tap):
     if name == "cifar:resnet8" and tap == "pooled":
         pytest.skip("its embedding is its pooled features")
-    student = build_student(StudentConfig(name=name, image_size=32), label_names=LABELS, seed=0)
+    student = build_student(StudentConfig(name=name, image_size=32), DataFacts.of_labels(LABELS), seed=0)
     distiller = build(student, teacher, {"method": "supervised"}, {**PROJECTION, "student_tap": tap})
     distiller.train()
     seen = {}

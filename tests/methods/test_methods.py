@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from kdcli import losses
 from kdcli.base.errors import UserError
-from kdcli.base.facts import UNLABELLED
+from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.methods import METHODS, LayerOptions
 from kdcli.config.models import StudentConfig, TeacherConfig
@@ -42,7 +42,7 @@ def teacher():
 
 @pytest.fixture
 def student():
-    model = build_student(StudentConfig(name="test_resnet", image_size=32), label_names=LABELS, seed=0)
+    model = build_student(StudentConfig(name="test_resnet", image_size=32), DataFacts.of_labels(LABELS), seed=0)
     model.open_taps(["layer2"])
     return model
 
@@ -50,7 +50,7 @@ def student():
 @pytest.fixture
 def distilled_student():
     name = "deit_tiny_distilled_patch16_224"
-    return build_student(StudentConfig(name=name, image_size=32), label_names=LABELS, seed=0)
+    return build_student(StudentConfig(name=name, image_size=32), DataFacts.of_labels(LABELS), seed=0)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def teacher():
 
 @pytest.fixture
 def student():
-    model = build_student(StudentConfig(name="test_resnet", image_size=64), label_names=LABELS, seed=0)
+    model = build_student(StudentConfig(name="test_resnet", image_size=64), DataFacts.of_labels(LABELS), seed=0)
     model.open_taps(["layer2"])
     return model
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdcli import losses
-from kdcli.base.facts import UNLABELLED
+from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.parse import parse_config
@@ -35,7 +35,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def student():
-    return build_student(StudentConfig(name="test_resnet", image_size=32), label_names=LABELS, seed=0).eval()
+    return build_student(StudentConfig(name="test_resnet", image_size=32), DataFacts.of_labels(LABELS), seed=0).eval()
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from torchvision.transforms.functional import to_tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import Batch
@@ -105,7 +106,7 @@ def student(request, tmp_path_factory):
     config_of(request.param).save_pretrained(folder)
     arguments = ARCHITECTURES[request.param][0]
     size = None if "image_size" in arguments.get("vision_config", arguments) else 64
-    model = build_student(StudentConfig(name=str(folder), image_size=size), label_names=LABELS, seed=3)
+    model = build_student(StudentConfig(name=str(folder), image_size=size), DataFacts.of_labels(LABELS), seed=3)
     shake(model)
     model.eval().test_name = request.param
     return model
@@ -244,13 +245,13 @@ def classifier_folder(folder, **extra):
 def test_a_pretrained_student_gets_a_classifier_of_the_seed(tmp_path):
     source = classifier_folder(tmp_path)
     config = StudentConfig(name=str(tmp_path), pretrained=True)
-    kept = build_student(config, label_names=("cat", "dog"), seed=0).module
+    kept = build_student(config, DataFacts.of_labels(("cat", "dog")), seed=0).module
     assert torch.equal(kept.classifier.weight, source.classifier.weight)
     for names in (("ant", "bee"), LABELS):
         torch.manual_seed(9)
-        first = build_student(config, label_names=names, seed=0)
+        first = build_student(config, DataFacts.of_labels(names), seed=0)
         torch.rand(3)
-        second, third = (build_student(config, label_names=names, seed=seed) for seed in (0, 1))
+        second, third = (build_student(config, DataFacts.of_labels(names), seed=seed) for seed in (0, 1))
         assert first.facts.pretrained
         assert first.module.classifier.weight.shape[0] == len(names)
         assert torch.equal(first.module.classifier.weight, second.module.classifier.weight)
@@ -266,9 +267,9 @@ def test_untrained_students_are_functions_of_the_seed(tmp_path):
     config_of("ViT").save_pretrained(tmp_path)
     config = StudentConfig(name=str(tmp_path))
     torch.manual_seed(0)
-    first = build_student(config, label_names=LABELS, seed=5)
+    first = build_student(config, DataFacts.of_labels(LABELS), seed=5)
     following = torch.rand(1)
-    second = build_student(config, label_names=LABELS, seed=5)
+    second = build_student(config, DataFacts.of_labels(LABELS), seed=5)
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     torch.manual_seed(0)
@@ -279,11 +280,13 @@ def test_image_size(tmp_path):
     classifier_folder(tmp_path)
     teacher = load_teacher(TeacherConfig(name=str(tmp_path), image_size=48), seed=0)
     assert teacher(torch.randn(1, 3, 48, 48)).logits.shape == (1, 2)  # interpolated on the way
-    student = build_student(StudentConfig(name=str(tmp_path), image_size=48), label_names=LABELS, seed=0)
+    student = build_student(StudentConfig(name=str(tmp_path), image_size=48), DataFacts.of_labels(LABELS), seed=0)
     assert student.module.config.image_size == 48
     assert student(torch.randn(1, 3, 48, 48)).logits.shape == (1, 3)
     with pytest.raises(UserError, match="32 pixels"):
-        build_student(StudentConfig(name=str(tmp_path), pretrained=True, image_size=48), label_names=LABELS, seed=0)
+        build_student(
+            StudentConfig(name=str(tmp_path), pretrained=True, image_size=48), DataFacts.of_labels(LABELS), seed=0
+        )
 
 
 def test_image_size_of_two_towers_and_of_a_config_with_two_sides(tmp_path):
@@ -295,7 +298,9 @@ def test_image_size_of_two_towers_and_of_a_config_with_two_sides(tmp_path):
 
     sizes = {"embed_dim": 16, "depths": [1] * 4, "num_heads": [1, 2, 4, 8], "image_size": [224, 224]}
     transformers.HieraConfig(**sizes).save_pretrained(tmp_path / "hiera")
-    student = build_student(StudentConfig(name=str(tmp_path / "hiera"), image_size=64), label_names=LABELS, seed=0)
+    student = build_student(
+        StudentConfig(name=str(tmp_path / "hiera"), image_size=64), DataFacts.of_labels(LABELS), seed=0
+    )
     assert tuple(student.module.config.image_size) == (64, 64)
     assert student(torch.randn(1, 3, 64, 64)).logits.shape == (1, 3)
 
@@ -307,7 +312,7 @@ def test_patches_in_place_of_an_image(tmp_path):
     config = transformers.Siglip2Config(vision_config=vision, text_config=TWO_TOWERS["text_config"])
     config.save_pretrained(tmp_path / "config")
     student = build_student(
-        StudentConfig(name=str(tmp_path / "config"), image_size=48), label_names=LABELS, seed=0
+        StudentConfig(name=str(tmp_path / "config"), image_size=48), DataFacts.of_labels(LABELS), seed=0
     ).eval()
     assert student.facts.grids == {"pooled": (6, 6)}
     shake(student)
@@ -331,7 +336,7 @@ def test_patches_in_place_of_an_image(tmp_path):
 
 def test_an_encoder_that_does_not_take_the_image_itself(tmp_path):
     transformers.HGNetV2Config(**HGNET).save_pretrained(tmp_path)
-    model = build_student(StudentConfig(name=str(tmp_path), image_size=64), label_names=LABELS, seed=0).eval()
+    model = build_student(StudentConfig(name=str(tmp_path), image_size=64), DataFacts.of_labels(LABELS), seed=0).eval()
     images = images_for(model)
     with torch.no_grad():
         output = model(images, Reads(("pooled", "embedding")) | model.predictions)
@@ -418,7 +423,7 @@ def test_a_student_of_bgr_images_gets_them(tmp_path, how):
     teacher = load_teacher(asked, seed=0)
     name, source = (str(folder), None) if how != "made of the teacher" else ("teacher?width=1.0", (asked, teacher))
     config = StudentConfig(name=name, pretrained=how == "pretrained")
-    student = build_student(config, label_names=LABELS, seed=0, source=source).eval()
+    student = build_student(config, DataFacts.of_labels(LABELS), seed=0, source=source).eval()
     batch = photograph(64)
     torch.testing.assert_close(student.prepare(batch), batch.images.flip(1) / 255, atol=1e-6, rtol=0)
     assert student.facts.preprocessing == teacher.facts.preprocessing
@@ -434,7 +439,7 @@ def test_a_student_of_bgr_images_gets_them(tmp_path, how):
 
 def test_compiled_in_one_graph(tmp_path):
     config_of("ViT").save_pretrained(tmp_path)
-    model = build_student(StudentConfig(name=str(tmp_path)), label_names=LABELS, seed=0).eval()
+    model = build_student(StudentConfig(name=str(tmp_path)), DataFacts.of_labels(LABELS), seed=0).eval()
     images = images_for(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for taps in ((), ("pooled", "embedding")):
@@ -450,7 +455,7 @@ def test_compiled_in_one_graph(tmp_path):
 def test_models_that_are_not_for_images_are_refused(tmp_path):
     transformers.BertConfig().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no image classifier of the kind 'bert'"):
-        build_student(StudentConfig(name=str(tmp_path)), label_names=LABELS, seed=0)
+        build_student(StudentConfig(name=str(tmp_path)), DataFacts.of_labels(LABELS), seed=0)
 
 
 @torch.no_grad()
@@ -459,7 +464,7 @@ def test_the_encoder_of_a_masked_autoencoder_sees_all_in_order(tmp_path):
     config = transformers.ViTMAEConfig(**sizes, image_size=32, patch_size=8)
     transformers.ViTMAEModel(config).save_pretrained(tmp_path)
     teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
-    student = build_student(StudentConfig(name=str(tmp_path)), label_names=(), seed=0).eval()
+    student = build_student(StudentConfig(name=str(tmp_path)), DataFacts.of_labels(()), seed=0).eval()
     for model in (teacher, student):
         images = model.example(2)
         first, second = (model(images, Reads(("pooled",), maps=("pooled",))) for _ in range(2))

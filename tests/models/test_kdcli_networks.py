@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, load_saved, load_teacher
@@ -112,7 +113,7 @@ def test_vkds_deit_by_hand():
 
 def test_vkds_deit_is_a_student_with_a_distillation_head(tmp_path):
     name = "vkd_deit_tiny_patch16_224?depth=1&embed_dim=16&num_heads=2"
-    student = build_student(StudentConfig(name=name, image_size=32), label_names=["a", "b"], seed=0)
+    student = build_student(StudentConfig(name=name, image_size=32), DataFacts.of_labels(["a", "b"]), seed=0)
     assert "distillation" in student.facts.heads
     assert student.facts.feature_dims["pooled"] == 16
     images = torch.randn(2, 3, 32, 32)
@@ -178,7 +179,7 @@ def test_a_wide_block_by_hand():
 def test_arguments_make_the_other_networks(tmp_path, name, same):
     query, other = same
     config = StudentConfig(name=f"{name.replace('_', ':', 1)}?{query}", image_size=32)
-    student = build_student(config, label_names=["a", "b"], seed=0).eval()
+    student = build_student(config, DataFacts.of_labels(["a", "b"]), seed=0).eval()
     shapes = {key: value.shape for key, value in timm.create_model(other, num_classes=2).state_dict().items()}
     assert {key: value.shape for key, value in student.module.state_dict().items()} == shapes
     student.save(tmp_path / "saved")
@@ -192,19 +193,21 @@ def test_a_student_of_such_a_teacher(name):
     """Layers are blocks of a stage, not the depth in the network's name."""
     config = TeacherConfig(name=name)
     source = config, load_teacher(config, seed=0)
-    student = build_student(StudentConfig(name="teacher?layers=1"), label_names=["a", "b"], seed=0, source=source)
+    student = build_student(
+        StudentConfig(name="teacher?layers=1"), DataFacts.of_labels(["a", "b"]), seed=0, source=source
+    )
     first = "layer1" if "resnet" in name else "block1"
     assert len(student.module.get_submodule(first)) == 1
     own = source[1].module.get_parameter(f"{first}.0.conv1.weight")
     assert student.module.get_parameter(f"{first}.0.conv1.weight").equal(own)
     half = StudentConfig(name="teacher?layers=[1,2,3]&width=0.5")
-    narrow = build_student(half, label_names=["a", "b"], seed=0, source=source)
+    narrow = build_student(half, DataFacts.of_labels(["a", "b"]), seed=0, source=source)
     assert narrow.facts.feature_dims["pooled"] * 2 == source[1].facts.feature_dims["pooled"]
 
 
 @pytest.mark.parametrize("name", ["cifar:wrn_16_1", "random:cifar:wrn_16_1", "cifar_wrn_16_1", "timm:cifar_wrn_16_1"])
 def test_names_of_a_student(name):
-    model = build_student(StudentConfig(name=name), label_names=["a", "b", "c"], seed=0)
+    model = build_student(StudentConfig(name=name), DataFacts.of_labels(["a", "b", "c"]), seed=0)
     assert isinstance(model.module, kdcli_networks.CifarWideResNet)
     assert model.facts.preprocessing.image_size == (32, 32)
     assert model.facts.preprocessing.mean == (0.5071, 0.4867, 0.4408)
@@ -222,7 +225,7 @@ def test_a_teacher_without_weights_is_told_how_to_get_one():
         load_teacher(TeacherConfig(name="cifar:resnet20"), seed=0)
     assert "kdcli distill --teacher none --student cifar:resnet20" in error.value.hint
     with pytest.raises(UserError, match="no published weights"):
-        build_student(StudentConfig(name="cifar:resnet20", pretrained=True), label_names=["a", "b"], seed=0)
+        build_student(StudentConfig(name="cifar:resnet20", pretrained=True), DataFacts.of_labels(["a", "b"]), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +261,7 @@ def test_checkpoints_of_the_benchmarks_code_fit(tmp_path, suffix):
 
 @pytest.mark.parametrize("name", ["cifar:resnet8", "mobilenetv1_025"])
 def test_a_saved_folder_has_the_file_and_kdcli_never_runs_it(tmp_path, name):
-    student = build_student(StudentConfig(name=name, image_size=32), label_names=["a", "b"], seed=0).eval()
+    student = build_student(StudentConfig(name=name, image_size=32), DataFacts.of_labels(["a", "b"]), seed=0).eval()
     student.save(tmp_path / "saved")
     copy = tmp_path / "saved" / "kdcli_networks.py"
     assert copy.read_bytes() == Path(kdcli_networks.__file__).read_bytes()
@@ -270,5 +273,5 @@ def test_a_saved_folder_has_the_file_and_kdcli_never_runs_it(tmp_path, name):
 
 
 def test_other_models_have_no_such_file(tmp_path):
-    build_student(StudentConfig(name="test_resnet"), label_names=["a", "b"], seed=0).save(tmp_path)
+    build_student(StudentConfig(name="test_resnet"), DataFacts.of_labels(["a", "b"]), seed=0).save(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}

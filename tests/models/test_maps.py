@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, load_teacher
@@ -213,7 +214,7 @@ def test_both_heads_apart_and_their_mean(name, size, heads, training, request):
     if name == "hf_distilled":
         model = load(request.getfixturevalue(name)).requires_grad_(True)
     else:
-        model = build_student(StudentConfig(name=name, image_size=size), label_names=("a", "b", "c"), seed=0)
+        model = build_student(StudentConfig(name=name, image_size=size), DataFacts.of_labels(("a", "b", "c")), seed=0)
     assert "distillation" in model.facts.heads
     images = images_for(model)
     state = copy.deepcopy(model.state_dict())

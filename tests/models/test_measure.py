@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kdcli.base.facts import DataFacts
 from kdcli.config.models import StudentConfig
 from kdcli.models import build_student
 from kdcli.models.measure import measure, time_passes
@@ -17,7 +18,7 @@ from kdcli.models.measure import measure, time_passes
     [("deit_tiny_patch16_224", 1.26e9), ("resnet50", 4.1e9), ("mobilenetv3_small_100", 56e6)],
 )
 def test_macs_are_those_published(name, published):
-    model = build_student(StudentConfig(name=name), label_names=[str(i) for i in range(1000)], seed=0)
+    model = build_student(StudentConfig(name=name), DataFacts.of_labels([str(i) for i in range(1000)]), seed=0)
     assert model.facts.macs == pytest.approx(published, rel=0.03)
 
 

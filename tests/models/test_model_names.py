@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, hub, load_teacher, parse_name
+from kdcli.models.libraries import library_of
 from kdcli.models.locate import locate
-from kdcli.models.place import library_of
 from kdcli.models.spec import ModelName
 
 
@@ -110,7 +111,7 @@ def test_offline_mode_is_named(monkeypatch):
 @pytest.mark.usefixtures("unreachable")
 def test_a_pretrained_student_is_never_random():
     with pytest.raises(UserError, match="can't be reached"):
-        build_student(StudentConfig(name="resnet18", pretrained=True), label_names=["a", "b"], seed=0)
+        build_student(StudentConfig(name="resnet18", pretrained=True), DataFacts.of_labels(["a", "b"]), seed=0)
 
 
 def test_a_model_that_was_never_published_with_weights():
@@ -127,7 +128,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_before_it_is_read(bert_folder,
     (folder / name).unlink(missing_ok=True)
     (folder / name).parent.mkdir(exist_ok=True)
     os.mkfifo(folder / name)
-    for find in (lambda: library_of(folder), lambda: locate(parse_name(str(folder)), weights=True, is_text=True)):
+    for find in (lambda: library_of(folder), lambda: locate(parse_name(str(folder)), weights=True, modality="text")):
         with pytest.raises(UserError, match=f"{name} is a pipe, socket or device"):
             find()
 
@@ -136,9 +137,9 @@ def test_contradictions_are_refused():
     with pytest.raises(UserError, match="untrained by its name"):
         load_teacher(TeacherConfig(name="random:resnet18", weights="x.pth"), seed=0)
     with pytest.raises(UserError, match="untrained by its name"):
-        build_student(StudentConfig(name="random:resnet18", pretrained=True), label_names=["a", "b"], seed=0)
+        build_student(StudentConfig(name="random:resnet18", pretrained=True), DataFacts.of_labels(["a", "b"]), seed=0)
     with pytest.raises(UserError, match="no model to load"):
-        build_student(StudentConfig(name="none"), label_names=["a", "b"], seed=0)
+        build_student(StudentConfig(name="none"), DataFacts.of_labels(["a", "b"]), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def hub_cache(root, repo, folder):
 
 @pytest.mark.parametrize("name", ["test_resnet.r160_in1k", "timm/test_resnet.r160_in1k"])
 def test_cached_files_serve_without_the_hub(monkeypatch, tmp_path, name):
-    made = build_student(StudentConfig(name="test_resnet"), label_names=[str(i) for i in range(1000)], seed=7)
+    made = build_student(StudentConfig(name="test_resnet"), DataFacts.of_labels([str(i) for i in range(1000)]), seed=7)
     made.save(tmp_path / "made")
     hub_cache(tmp_path / "hub", "timm/test_resnet.r160_in1k", tmp_path / "made")
     monkeypatch.setattr(hub, "reachable", lambda: False)
@@ -222,13 +223,13 @@ def test_a_model_inside_an_installed_package(bert_folder, tmp_path, monkeypatch)
     without.__spec__ = None
     monkeypatch.setitem(sys.modules, "without_a_spec", without)
     for text in ("package:packaged_bert/model", "hf:package:packaged_bert/model"):
-        place = locate(parse_name(text), weights=True, is_text=True)
+        place = locate(parse_name(text), weights=True, modality="text")
         assert (place.library, place.name, place.folder) == (
             "transformers",
             "hf:package:packaged_bert/model",
             package / "model",
         )
-    smaller = locate(parse_name("package:packaged_bert/model?num_hidden_layers=1"), weights=False, is_text=True)
+    smaller = locate(parse_name("package:packaged_bert/model?num_hidden_layers=1"), weights=False, modality="text")
     assert smaller.arguments == {"num_hidden_layers": 1}
     for text, message in (
         ("package:packaged_bert/other", "has no file other"),
@@ -238,4 +239,4 @@ def test_a_model_inside_an_installed_package(bert_folder, tmp_path, monkeypatch)
         ("package:packaged_bert/__init__.py", "there is no folder"),
     ):
         with pytest.raises(UserError, match=message):
-            locate(parse_name(text), weights=True, is_text=True)
+            locate(parse_name(text), weights=True, modality="text")

@@ -11,7 +11,7 @@ from kdcli.base.facts import DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch
-from kdcli.models import build_text_student, load_saved, load_text_teacher
+from kdcli.models import build_student, load_saved, load_teacher
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely", "was the film bad ?"]
 DATA = DataFacts("reviews", "text-classification", ("bad", "fine", "good"), 9, 9, 3, 3)
@@ -53,7 +53,7 @@ def kind(request, make_tokenizer, tmp_path):
 
 def test_a_batch_and_single_texts_are_the_same(kind, tmp_path_factory):
     folder, changes = kind
-    student = build_text_student(StudentConfig(name=str(folder)), data=DATA, teacher=None, seed=0)
+    student = build_student(StudentConfig(name=str(folder)), DATA, seed=0)
     assert any(TAKES_LONGER in remark for remark in student.facts.preprocessing.remarks) == changes
     layers = [
         name for name in ("bert.encoder.layer.0", "transformer.h.0", "fnet.encoder.layer.0") if has_layer(student, name)
@@ -88,7 +88,7 @@ def test_a_classifier_that_names_another_token_as_padding(make_tokenizer, tmp_pa
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    teacher = load_text_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0, task="text-classification")
     native = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     inputs = teacher.prepare(batch_of(TEXTS))
     with torch.no_grad():

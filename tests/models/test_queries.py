@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForImageClassification, CLIPConfig, CLIPModel, SwinConfig, SwinForImageClassification
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.base.text import redact
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.parse import parse_config
@@ -20,14 +21,14 @@ LABELS = ("apple", "leaf", "sky")
 
 
 def student(name, **options):
-    return build_student(StudentConfig(name=name, **options), label_names=LABELS, seed=0)
+    return build_student(StudentConfig(name=name, **options), DataFacts.of_labels(LABELS), seed=0)
 
 
 def teacher_and_student(teacher, query, labels=LABELS, **options):
     config = TeacherConfig(name=teacher)
     model = load_teacher(config, seed=3)
     made = StudentConfig(name=f"teacher?{query}", **options)
-    return model, build_student(made, label_names=labels, seed=0, source=(config, model))
+    return model, build_student(made, DataFacts.of_labels(labels), seed=0, source=(config, model))
 
 
 # --- grammar ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from timm.data import resolve_data_config
 from timm.utils import CheckpointSaver, ModelEmaV3
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.parse import parse_config
 from kdcli.config.run import RunConfig
@@ -142,7 +143,7 @@ def test_the_run_config_says_what_the_file_told(saved):
     assert settled.teacher == TeacherConfig(name=f"{NAME}?global_pool=max", weights=str(file), image_size=48)
     assert settle_models(settled) == settled
     teacher = load_teacher(settled.teacher, seed=0)
-    student = build_student(settled.student, label_names=("a", "b"), seed=0, source=(settled.teacher, teacher))
+    student = build_student(settled.student, DataFacts.of_labels(("a", "b")), seed=0, source=(settled.teacher, teacher))
     assert student.preprocessing == teacher.preprocessing  # it begins with the teacher's weights
     assert student.facts.name == f"timm:{NAME}?global_pool=max&layers=[1,1,1,1]"
 
@@ -221,9 +222,9 @@ def test_weights_in_the_name(plain):
     settled = settle_teacher(TeacherConfig(name=f"{NAME}?layers=[1,1,1,1]&weights={file}"))
     assert (settled.name, settled.weights) == (f"{NAME}?layers=[1,1,1,1]", file)
     with pytest.raises(UserError, match="weights of a file are for teachers"):
-        build_student(StudentConfig(name=f"{NAME}?weights={file}"), label_names=("a", "b"), seed=0)
+        build_student(StudentConfig(name=f"{NAME}?weights={file}"), DataFacts.of_labels(("a", "b")), seed=0)
     with pytest.raises(UserError, match="is a file, and a name or a folder is wanted here"):
-        build_student(StudentConfig(name=file), label_names=("a", "b"), seed=0)
+        build_student(StudentConfig(name=file), DataFacts.of_labels(("a", "b")), seed=0)
     with pytest.raises(UserError, match="weights=FILE is for a model that is loaded"):
         locate(parse_name(f"{NAME}?weights={file}"), weights=False)
 

@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
 from kdcli.config.models import StudentConfig, TeacherConfig
-from kdcli.models import build_student, build_text_student, load_saved, load_text_teacher
+from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.roundtrip import check_reloads
 
 STAGES = "hf:resnet?hidden_sizes=[16,32]&depths=[1,1]"
 
 
 def student(name, **options):
-    return build_student(StudentConfig(name=name, **options), label_names=("a", "b", "c"), seed=0)
+    return build_student(StudentConfig(name=name, **options), DataFacts.of_labels(("a", "b", "c")), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_students_of_text(bert_folder, task):
     names = ("a", "b") if task.endswith("classification") else ()
     data = DataFacts("x", task, names, 4, 4, 1, 1, label_kind=kinds.get(task, "none"))
     config = StudentConfig(name="hf:bert?num_hidden_layers=1&hidden_size=16&num_attention_heads=2&intermediate_size=16")
-    teacher = load_text_teacher(TeacherConfig(name=f"random:{bert_folder}"), seed=0)
-    check_reloads(build_text_student(config, data=data, teacher=teacher, seed=0), label="x")
+    teacher = load_teacher(TeacherConfig(name=f"random:{bert_folder}"), seed=0, task="text-classification")
+    check_reloads(build_student(config, data, teacher=teacher, seed=0), label="x")
 
 
 def test_what_computes_something_else_is_refused(monkeypatch):

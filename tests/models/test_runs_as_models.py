@@ -54,10 +54,10 @@ def test_a_run_of_features_alone_is_no_classifier(alone_run, tmp_path):
 def test_a_run_is_a_student_with_its_weights_or_without(request, run):
     run = request.getfixturevalue(run)
     saved = load_saved(run / "student")
-    pretrained = build_student(StudentConfig(name=str(run), pretrained=True), label_names=CLASSES, seed=0)
+    pretrained = build_student(StudentConfig(name=str(run), pretrained=True), DataFacts.of_labels(CLASSES), seed=0)
     assert same_weights(pretrained, saved)
     assert f"the best student of the run {run}" in pretrained.facts.weights
-    other = build_student(StudentConfig(name=str(run), pretrained=True), label_names=["a", "b"], seed=0)
+    other = build_student(StudentConfig(name=str(run), pretrained=True), DataFacts.of_labels(["a", "b"]), seed=0)
     assert (other.facts.num_classes, other.facts.label_names) == (2, ("a", "b"))
     changed = [
         name
@@ -65,7 +65,7 @@ def test_a_run_is_a_student_with_its_weights_or_without(request, run):
         if not torch.equal(tensor, pretrained.module.state_dict()[name])
     ]
     assert 1 <= len(changed) <= 2  # the classifier's weight and bias
-    untrained = build_student(StudentConfig(name=str(run)), label_names=CLASSES, seed=0)
+    untrained = build_student(StudentConfig(name=str(run)), DataFacts.of_labels(CLASSES), seed=0)
     assert not same_weights(untrained, saved)
     assert (untrained.facts.pretrained, untrained.facts.weights) == (False, "untrained")
     assert untrained.facts.num_parameters == saved.facts.num_parameters
@@ -94,7 +94,7 @@ def test_a_run_without_a_student_and_a_folder_of_neither_kind(alone_run, tmp_pat
     with pytest.raises(UserError, match="is of episodes"):
         load_teacher(TeacherConfig(name=str(tmp_path / "run")), seed=0)
     with pytest.raises(UserError, match=r"neither a model .* nor a run folder") as error:
-        build_student(StudentConfig(name=str(tmp_path)), label_names=CLASSES, seed=0)
+        build_student(StudentConfig(name=str(tmp_path)), DataFacts.of_labels(CLASSES), seed=0)
     assert error.value.hint
     with pytest.raises(UserError, match="is a model of timm") as error:
         load_teacher(TeacherConfig(name=f"hf:{alone_run}"), seed=0)

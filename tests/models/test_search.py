@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kdcli
 from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.models.place import Place
 from kdcli.models.search import search as searching
 from kdcli.models.search.catalogue import (
@@ -104,7 +105,7 @@ def test_transformers_with_default_configs(find):
 
     (entry,) = find("hf:segformer")
     labels = [str(label) for label in range(NUM_CLASSES)]
-    model = build_student(StudentConfig(name=entry.name), label_names=labels, seed=0)
+    model = build_student(StudentConfig(name=entry.name), DataFacts.of_labels(labels), seed=0)
     assert (model.facts.num_parameters, model.facts.macs) == (entry.parameters, entry.macs)
     assert not entry.pretrained
 

@@ -12,7 +12,7 @@ from kdcli.base.facts import DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch, TextPair
-from kdcli.models import build_text_student, load_saved, load_text_teacher
+from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.transformers.sentence import read_sentence_settings
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely"]
@@ -78,7 +78,7 @@ def pooled(model, texts=TEXTS):
 
 
 def load(folder, **options):
-    return load_text_teacher(TeacherConfig(name=str(folder), **options), seed=0, task="sentence-embedding")
+    return load_teacher(TeacherConfig(name=str(folder), **options), seed=0, task="sentence-embedding")
 
 
 def test_the_default_prompt_stands_before_every_text(folder):
@@ -118,7 +118,7 @@ def test_small_letters(make_byte_tokenizer, tmp_path):
         expected = embeddings(tmp_path, TEXTS if lower else loud, length=64)
         torch.testing.assert_close(pooled(load(tmp_path), loud), expected)
     write(tmp_path, transformer={"do_lower_case": True})
-    student = build_text_student(StudentConfig(name=str(tmp_path)), data=CLASSES, teacher=None, seed=0)
+    student = build_student(StudentConfig(name=str(tmp_path)), CLASSES, seed=0)
     student.save(tmp_path / "saved")
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert saved(loud)["input_ids"] == tokenizer(TEXTS)["input_ids"] != tokenizer(loud)["input_ids"]
@@ -126,7 +126,7 @@ def test_small_letters(make_byte_tokenizer, tmp_path):
 
 def test_a_student_keeps_the_prompt_where_it_embeds(folder, tmp_path):
     config = StudentConfig(name=str(folder), pretrained=True)
-    student = build_text_student(config, data=EMBEDDING, teacher=None, seed=0).eval()
+    student = build_student(config, EMBEDDING, seed=0).eval()
     assert student.preprocessing.prompt == PROMPT
     assert any("layers that come after its pooling" in remark for remark in student.preprocessing.remarks)
     student.save(tmp_path / "saved")
@@ -135,7 +135,7 @@ def test_a_student_keeps_the_prompt_where_it_embeds(folder, tmp_path):
     torch.testing.assert_close(torch.nn.functional.normalize(pooled(again), dim=1), expected)
     settings = json.loads((tmp_path / "saved" / "config_sentence_transformers.json").read_text())
     assert settings["prompts"][settings["default_prompt_name"]] == PROMPT
-    classifier = build_text_student(config, data=CLASSES, teacher=None, seed=0)
+    classifier = build_student(config, CLASSES, seed=0)
     assert classifier.preprocessing.prompt == ""
     assert any(repr(PROMPT) in remark for remark in classifier.preprocessing.remarks)
     classifier.save(tmp_path / "classifier")

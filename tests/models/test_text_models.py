@@ -14,7 +14,7 @@ from kdcli.base.facts import DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch
-from kdcli.models import build_text_student, load_saved, load_text_teacher
+from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.transformers.padding import pool
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely"]
@@ -83,7 +83,7 @@ def hidden_states(model, text):
 @torch.no_grad()
 def test_a_teacher_pools_each_text_as_if_it_were_alone(architecture):
     folder, layer, pooling = architecture
-    teacher = load_text_teacher(TeacherConfig(name=f"random:{folder}"), seed=0)
+    teacher = load_teacher(TeacherConfig(name=f"random:{folder}"), seed=0, task="text-classification")
     assert teacher.facts.task == "sentence-embedding"
     assert teacher.preprocessing.pooling == pooling
     teacher.open_taps([layer])
@@ -100,7 +100,7 @@ def test_a_teacher_pools_each_text_as_if_it_were_alone(architecture):
 
 def test_a_student_is_what_transformers_loads(architecture, tmp_path_factory):
     folder, _, _ = architecture
-    student = build_text_student(StudentConfig(name=str(folder)), data=DATA, teacher=None, seed=3)
+    student = build_student(StudentConfig(name=str(folder)), DATA, seed=3)
     inputs = student.prepare(batch_of(TEXTS))
     student.train()
     output = student(inputs, Reads(("pooled", "embedding"), heads=("logits",)))
@@ -139,7 +139,7 @@ def test_a_student_is_what_transformers_loads(architecture, tmp_path_factory):
 
 
 def test_a_student_without_labels_has_no_head_and_no_idle_parameters(architecture):
-    student = build_text_student(StudentConfig(name=str(architecture[0])), data=FREE, teacher=None, seed=3)
+    student = build_student(StudentConfig(name=str(architecture[0])), FREE, seed=3)
     assert student.facts.num_classes == 0
     student(student.prepare(batch_of(TEXTS)), Reads(("pooled",))).features["pooled"].sum().backward()
     assert not [name for name, parameter in student.module.named_parameters() if parameter.grad is None]
@@ -184,7 +184,7 @@ def test_sentence_transformers_settings_are_followed(bert_folder, tmp_path):
     weight, bias = torch.randn(5, 32), torch.randn(5)
     save_file({"linear.weight": weight, "linear.bias": bias}, tmp_path / "2_Dense/model.safetensors")
 
-    teacher = load_text_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0, task="text-classification")
     assert (teacher.preprocessing.pooling, teacher.preprocessing.max_length) == ("cls", 6)
     assert teacher.facts.feature_dims["pooled"] == 5
     inputs = teacher.prepare(batch_of(TEXTS))
@@ -194,49 +194,51 @@ def test_sentence_transformers_settings_are_followed(bert_folder, tmp_path):
     pooled = teacher(inputs, Reads(("pooled",))).features["pooled"]
     torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-6)
 
-    asked = load_text_teacher(TeacherConfig(name=str(tmp_path), pooling="max", max_length=9), seed=0)
+    asked = load_teacher(
+        TeacherConfig(name=str(tmp_path), pooling="max", max_length=9), seed=0, task="text-classification"
+    )
     assert (asked.preprocessing.max_length, asked.facts.feature_dims["pooled"]) == (9, 32)
 
     save_file({"linear.weight": weight / 0, "linear.bias": bias}, tmp_path / "2_Dense/model.safetensors")
     with pytest.raises(UserError, match=r"infinite or undefined values \(linear.weight\)"):
-        load_text_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0, task="text-classification")
 
     modules[2]["type"] = "evil.code.Runner"
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(UserError, match="'Runner', which kdcli does not have"):
-        load_text_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0, task="text-classification")
     modules[2] = {"path": "../outside", "type": "sentence_transformers.models.Dense"}
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(UserError, match="no folder beside it"):
-        load_text_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0, task="text-classification")
 
 
 def test_a_query_changes_the_config(bert_folder):
     name = f"hf:{bert_folder}?num_hidden_layers=1&hidden_act=relu&hidden_size=16"
-    student = build_text_student(StudentConfig(name=name), data=DATA, teacher=None, seed=0)
+    student = build_student(StudentConfig(name=name), DATA, seed=0)
     config = student.module.config
     assert (config.num_hidden_layers, config.hidden_act, config.hidden_size) == (1, "relu", 16)
     with pytest.raises(UserError, match=r"no argument 'num_layrs'. Did you mean num_hidden_layers"):
-        build_text_student(StudentConfig(name=f"{bert_folder}?num_layrs=1"), data=DATA, teacher=None, seed=0)
+        build_student(StudentConfig(name=f"{bert_folder}?num_layrs=1"), DATA, seed=0)
     with pytest.raises(UserError, match="can't be built"):
-        build_text_student(StudentConfig(name=f"{bert_folder}?hidden_size=15"), data=DATA, teacher=None, seed=0)
+        build_student(StudentConfig(name=f"{bert_folder}?hidden_size=15"), DATA, seed=0)
 
 
 def test_a_kind_of_network_with_the_teachers_tokenizer(bert_folder):
-    teacher = load_text_teacher(TeacherConfig(name=str(bert_folder)), seed=0)
+    teacher = load_teacher(TeacherConfig(name=str(bert_folder)), seed=0, task="text-classification")
     name = "hf:distilbert?dim=16&n_layers=1&n_heads=2&hidden_dim=24"
-    student = build_text_student(StudentConfig(name=name), data=DATA, teacher=teacher, seed=0)
+    student = build_student(StudentConfig(name=name), DATA, teacher=teacher, seed=0)
     assert student.module.config.vocab_size == len(teacher.tokenizer)
     with pytest.raises(UserError, match="no published weights"):
-        load_text_teacher(TeacherConfig(name="hf:distilbert"), seed=0)
+        load_teacher(TeacherConfig(name="hf:distilbert"), seed=0, task="text-classification")
 
 
 def test_a_student_of_the_teachers_layers(bert_folder):
     config = TeacherConfig(name=str(bert_folder))
-    teacher = load_text_teacher(config, seed=0)
+    teacher = load_teacher(config, seed=0, task="text-classification")
     for data in (DATA, FREE):
-        student = build_text_student(
-            StudentConfig(name="teacher?layers=1"), data=data, teacher=teacher, seed=0, source=(config, teacher)
+        student = build_student(
+            StudentConfig(name="teacher?layers=1"), data, teacher=teacher, seed=0, source=(config, teacher)
         )
         assert "copied from the teacher" in student.facts.weights
         ours, theirs = student.module.base_model.state_dict(), teacher.module.base_model.state_dict()
@@ -248,13 +250,13 @@ def test_a_student_of_the_teachers_layers(bert_folder):
 def test_a_student_without_a_tokenizer_takes_the_teachers(bert_folder, distilbert_folder):
     config = StudentConfig(name=str(distilbert_folder))
     with pytest.raises(UserError, match="no tokenizer, and there is no teacher"):
-        build_text_student(config, data=DATA, teacher=None, seed=0)
-    teacher = load_text_teacher(TeacherConfig(name=str(bert_folder), max_length=10), seed=0)
-    student = build_text_student(config, data=DATA, teacher=teacher, seed=0)
+        build_student(config, DATA, seed=0)
+    teacher = load_teacher(TeacherConfig(name=str(bert_folder), max_length=10), seed=0, task="text-classification")
+    student = build_student(config, DATA, teacher=teacher, seed=0)
     assert student.module.config.vocab_size == len(teacher.tokenizer)
     assert (student.preprocessing.max_length, teacher.preprocessing.max_length) == (10, 10)
     with pytest.raises(UserError, match="has no tokenizer"):
-        load_text_teacher(TeacherConfig(name=f"random:{distilbert_folder}"), seed=0)
+        load_teacher(TeacherConfig(name=f"random:{distilbert_folder}"), seed=0, task="text-classification")
 
 
 def test_a_model_without_a_table_of_tokens(make_tokenizer, tmp_path):
@@ -267,7 +269,7 @@ def test_a_model_without_a_table_of_tokens(make_tokenizer, tmp_path):
     }
     transformers.CanineConfig(max_position_embeddings=128, **sizes).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    student = build_text_student(StudentConfig(name=str(tmp_path)), data=DATA, teacher=None, seed=0)
+    student = build_student(StudentConfig(name=str(tmp_path)), DATA, seed=0)
     inputs = student.prepare(batch_of(TEXTS[:1]))  # padding would change it
     torch.testing.assert_close(student.eval()(inputs).logits, student.module(**inputs).logits)
 
@@ -279,7 +281,7 @@ def test_the_text_part_of_a_larger_config_has_the_tokens(make_tokenizer, tmp_pat
     transformers.Gemma3Config(text_config=text, vision_config=vision).save_pretrained(tmp_path)
     tokenizer = make_tokenizer(kind="gpt2")
     tokenizer.save_pretrained(tmp_path)
-    student = build_text_student(StudentConfig(name=str(tmp_path)), data=DATA, teacher=None, seed=0)
+    student = build_student(StudentConfig(name=str(tmp_path)), DATA, seed=0)
     assert student.module.config.text_config.vocab_size == len(tokenizer)
     assert student.module.config.text_config.pad_token_id == student.tokenizer.pad_token_id
     inputs = student.prepare(batch_of(TEXTS))
@@ -288,10 +290,10 @@ def test_the_text_part_of_a_larger_config_has_the_tokens(make_tokenizer, tmp_pat
 
 def test_what_does_not_fit_is_refused(bert_folder, hf_folder):
     with pytest.raises(UserError, match="at most 64 tokens, not 65"):
-        load_text_teacher(TeacherConfig(name=str(bert_folder), max_length=65), seed=0)
+        load_teacher(TeacherConfig(name=str(bert_folder), max_length=65), seed=0, task="text-classification")
     with pytest.raises(UserError, match="has no tokenizer"):
-        load_text_teacher(TeacherConfig(name=str(hf_folder)), seed=0)
-    teacher = load_text_teacher(TeacherConfig(name=str(bert_folder)), seed=0)
+        load_teacher(TeacherConfig(name=str(hf_folder)), seed=0, task="text-classification")
+    teacher = load_teacher(TeacherConfig(name=str(bert_folder)), seed=0, task="text-classification")
     with pytest.raises(UserError, match=r"Did you mean encoder\.layer\.0"):
         teacher.open_taps(["encoder.layr.0"])
 
@@ -302,7 +304,7 @@ def test_longformer_s_features_are_the_same_with_and_without_logits(make_tokeniz
     sizes = BERT | {"max_position_embeddings": 66, "pad_token_id": 0, "attention_window": [8, 8]}
     transformers.LongformerConfig(vocab_size=len(tokenizer), **sizes).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    student = build_text_student(StudentConfig(name=str(tmp_path)), data=DATA, teacher=None, seed=0).eval()
+    student = build_student(StudentConfig(name=str(tmp_path)), DATA, seed=0).eval()
     inputs = student.prepare(batch_of(TEXTS))
     with torch.no_grad():
         both, alone = (

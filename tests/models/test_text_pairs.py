@@ -11,8 +11,7 @@ from kdcli.base.facts import DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch, TextPair
-from kdcli.models import build_text_student, load_text_teacher
-from kdcli.models.transformers.tokenizer import separates_pairs
+from kdcli.models import build_student, load_teacher
 
 PAIRS = [
     TextPair("the film was good", "a very dull plot with a weak end and quite poor music and a script " * 6),
@@ -65,7 +64,7 @@ def test_logits_are_those_of_transformers_own_encoding(kind, make_tokenizer, tmp
     native.config.pad_token_id = 0 if kind != "GPT2" else tokenizer.eos_token_id
     native.save_pretrained(tmp_path)
 
-    teacher = load_text_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0, task="text-classification")
     inputs = teacher.prepare(batch_of(PAIRS))
     own = transformers.AutoTokenizer.from_pretrained(tmp_path)
     if own.pad_token is None:
@@ -84,7 +83,7 @@ def test_logits_are_those_of_transformers_own_encoding(kind, make_tokenizer, tmp
     )
     swapped = teacher(teacher.prepare(batch_of([TextPair(*reversed(pair)) for pair in PAIRS]))).logits
     assert (swapped - logits).abs().max() > 1e-3
-    assert separates_pairs(teacher.tokenizer) == (kind != "GPT2")
+    assert teacher.separates_pairs == (kind != "GPT2")
     alone = teacher.prepare(batch_of(firsts))
     assert "token_type_ids" not in alone
     assert torch.equal(alone["input_ids"], own(firsts, padding=True, truncation=True, max_length=64, return_tensors="pt")["input_ids"])  # fmt: skip
@@ -95,7 +94,7 @@ def test_a_student_without_token_types_takes_a_tokenizer_that_has_them(make_toke
     tokenizer.save_pretrained(tmp_path)
     config = {"model_type": "roberta", "pad_token_id": 0, "type_vocab_size": 1, **SIZES, "max_position_embeddings": 66}
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": len(tokenizer)}))
-    student = build_text_student(StudentConfig(name=str(tmp_path)), data=DATA, teacher=None, seed=0)
+    student = build_student(StudentConfig(name=str(tmp_path)), DATA, seed=0)
     inputs = student.prepare(batch_of(PAIRS))
     assert set(inputs) == {"input_ids", "attention_mask"}
     assert student(inputs).logits.shape == (3, 3)

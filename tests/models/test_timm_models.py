@@ -13,6 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models._hub import save_config_for_hf
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import fit, prepare
@@ -108,7 +109,7 @@ def small_student(name, folder):
         config = StudentConfig(name=str(folder))
     else:
         config = StudentConfig(name=name, image_size=arguments)
-    model = build_student(config, label_names=LABELS, seed=3)
+    model = build_student(config, DataFacts.of_labels(LABELS), seed=3)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
@@ -206,12 +207,12 @@ def weights_of(model: Model):
 
 def test_initialisation_is_a_function_of_the_seed_alone():
     torch.manual_seed(0)
-    first = build_student(SMALL, label_names=LABELS, seed=1)
+    first = build_student(SMALL, DataFacts.of_labels(LABELS), seed=1)
     following = torch.rand(1)
     torch.manual_seed(123)
     torch.rand(7)
-    second = build_student(SMALL, label_names=LABELS, seed=1)
-    other = build_student(SMALL, label_names=LABELS, seed=2)
+    second = build_student(SMALL, DataFacts.of_labels(LABELS), seed=1)
+    other = build_student(SMALL, DataFacts.of_labels(LABELS), seed=2)
     torch.testing.assert_close(weights_of(first), weights_of(second), atol=0, rtol=0)
     assert not torch.equal(weights_of(first), weights_of(other))
     torch.manual_seed(0)
@@ -229,7 +230,7 @@ def test_an_untrained_teacher_keeps_its_head_but_has_no_labels():
 
 
 def test_a_saved_student_as_teacher_and_as_pretrained_student(tmp_path):
-    saved = build_student(SMALL, label_names=LABELS, seed=1)
+    saved = build_student(SMALL, DataFacts.of_labels(LABELS), seed=1)
     saved.save(tmp_path)
     teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
     assert (teacher.facts.pretrained, teacher.facts.label_names) == (True, LABELS)
@@ -239,27 +240,27 @@ def test_a_saved_student_as_teacher_and_as_pretrained_student(tmp_path):
 
     pretrained = StudentConfig(name=str(tmp_path), pretrained=True)
     body, head = saved.module.blocks[0].mlp.fc1.weight, saved.module.head.weight
-    same = build_student(pretrained, label_names=LABELS, seed=0).module
-    renamed = build_student(pretrained, label_names=("x", "y", "z"), seed=0)
-    wider = build_student(pretrained, label_names=("v", "w", "x", "y", "z"), seed=0)
+    same = build_student(pretrained, DataFacts.of_labels(LABELS), seed=0).module
+    renamed = build_student(pretrained, DataFacts.of_labels(("x", "y", "z")), seed=0)
+    wider = build_student(pretrained, DataFacts.of_labels(("v", "w", "x", "y", "z")), seed=0)
     assert torch.equal(same.head.weight, head)
     for other in (renamed, wider):
         assert torch.equal(other.module.blocks[0].mlp.fc1.weight, body)
     assert not torch.equal(renamed.module.head.weight, head)
     assert wider.facts.num_classes == 5
-    again = build_student(pretrained, label_names=("x", "y", "z"), seed=0)
+    again = build_student(pretrained, DataFacts.of_labels(("x", "y", "z")), seed=0)
     assert torch.equal(again.module.head.weight, renamed.module.head.weight)
 
 
 def test_a_pretrained_folder_without_weights_is_refused(tmp_path):
-    build_student(SMALL, label_names=LABELS, seed=1).save(tmp_path)
+    build_student(SMALL, DataFacts.of_labels(LABELS), seed=1).save(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="can't be loaded"):
         load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
 
 
 def test_position_embeddings_follow_the_image_size(tmp_path):
-    build_student(SMALL, label_names=LABELS, seed=1).save(tmp_path)
+    build_student(SMALL, DataFacts.of_labels(LABELS), seed=1).save(tmp_path)
     bigger = load_teacher(TeacherConfig(name=str(tmp_path), image_size=96), seed=0)
     assert bigger.facts.preprocessing.image_size == (96, 96)
     assert bigger(torch.randn(1, 3, 96, 96)).logits.shape == (1, 3)
@@ -269,18 +270,18 @@ def test_position_embeddings_follow_the_image_size(tmp_path):
 @pytest.mark.parametrize(("name", "size"), [("test_vit", 10), ("hiera_tiny_224", 50)])
 def test_sizes_that_a_model_cannot_take(name, size):
     with pytest.raises(UserError, match=rf"{name}.*{size}") as error:
-        build_student(StudentConfig(name=name, image_size=size), label_names=LABELS, seed=0)
+        build_student(StudentConfig(name=name, image_size=size), DataFacts.of_labels(LABELS), seed=0)
     assert "image_size" in error.value.hint
 
 
 def test_unknown_taps_name_the_valid_ones():
-    model = build_student(SMALL, label_names=LABELS, seed=0)
+    model = build_student(SMALL, DataFacts.of_labels(LABELS), seed=0)
     with pytest.raises(ValueError, match="no tap 'blocks'; valid: pooled, embedding"):
         model(images_for(model), Reads(("blocks",)) | model.predictions)
 
 
 def test_nothing_asked_nothing_computed(monkeypatch):
-    model = build_student(SMALL, label_names=LABELS, seed=0)
+    model = build_student(SMALL, DataFacts.of_labels(LABELS), seed=0)
 
     def fail(*args, **kwargs):
         raise AssertionError("computed")
@@ -306,7 +307,7 @@ def test_compiled_in_one_graph(name, tmp_path):
 
 
 def test_channels_last_weights_are_saved(tmp_path):
-    model = build_student(StudentConfig(name="test_resnet"), label_names=LABELS, seed=0)
+    model = build_student(StudentConfig(name="test_resnet"), DataFacts.of_labels(LABELS), seed=0)
     model.to(memory_format=torch.channels_last).save(tmp_path)
     torch.testing.assert_close(weights_of(load_saved(tmp_path)), weights_of(model), atol=0, rtol=0)
 
@@ -373,7 +374,7 @@ def test_the_config_is_followed_and_saved(tmp_path, name):
     ],
 )
 def test_configs_that_are_not_understood(tmp_path, config, named):
-    build_student(SMALL, label_names=LABELS, seed=1).save(tmp_path)
+    build_student(SMALL, DataFacts.of_labels(LABELS), seed=1).save(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["pretrained_cfg"] |= config
     settings["model_args"].pop("in_chans", None)

@@ -16,7 +16,7 @@ from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import Masking, TextBatch, TextSource, cut_into_tokens
 from kdcli.methods import build_method
 from kdcli.methods.base import Context
-from kdcli.models import build_text_student, load_saved, load_text_teacher
+from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.transformers.tokens import HFTokenModel
 from kdcli.tasks import task_class
 
@@ -116,7 +116,7 @@ def case(request, tokenizers, tmp_path):
 @torch.no_grad()
 def test_logits_and_features_are_transformers_own(case):
     folder, task, layer = case
-    teacher = load_text_teacher(TeacherConfig(name=str(folder)), seed=0, task=task)
+    teacher = load_teacher(TeacherConfig(name=str(folder)), seed=0, task=task)
     assert isinstance(teacher, HFTokenModel)
     native = TASKS[task][1].from_pretrained(folder).eval()
     size = native.config.vocab_size
@@ -162,7 +162,7 @@ def test_logits_and_features_are_transformers_own(case):
 
 def test_a_student_trains_every_parameter_and_is_what_transformers_loads(case, tmp_path_factory):
     folder, task, _ = case
-    student = build_text_student(StudentConfig(name=str(folder)), data=data_of(task), teacher=None, seed=3)
+    student = build_student(StudentConfig(name=str(folder)), data_of(task), seed=3)
     batch = batch_of(student, task)
     inputs = student.prepare(batch)
     assert student.training
@@ -206,15 +206,15 @@ def test_an_encoder_is_no_causal_language_model(tokenizers, tmp_path):
     tokenizer = tokenizers["masked-lm"]
     write(tmp_path, config_of("Bert", len(tokenizer)), tokenizer)
     with pytest.raises(UserError, match="it looks ahead"):
-        build_text_student(StudentConfig(name=str(tmp_path)), data=data_of("causal-lm"), teacher=None, seed=0)
+        build_student(StudentConfig(name=str(tmp_path)), data_of("causal-lm"), seed=0)
     decoder = config_of("Bert", len(tokenizer))
     decoder.is_decoder = True
     decoder.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="more than a linear layer"):
-        build_text_student(StudentConfig(name=str(tmp_path)), data=data_of("causal-lm"), teacher=None, seed=0)
+        build_student(StudentConfig(name=str(tmp_path)), data_of("causal-lm"), seed=0)
     write(tmp_path, config_of("DistilBert", len(tokenizer)), tokenizer)
     with pytest.raises(UserError, match="no causal language model of the kind 'distilbert'"):
-        build_text_student(StudentConfig(name=str(tmp_path)), data=data_of("causal-lm"), teacher=None, seed=0)
+        build_student(StudentConfig(name=str(tmp_path)), data_of("causal-lm"), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -231,8 +231,8 @@ def test_a_teacher_with_another_head_is_refused(build, message, tokenizers, tmp_
     config.is_decoder = "causal" in message
     write(tmp_path, build(config), tokenizer)
     with pytest.raises(UserError, match=f"is no masked language model: it was {message}"):
-        load_text_teacher(TeacherConfig(name=str(tmp_path)), seed=0, task="masked-lm")
-    untrained = load_text_teacher(TeacherConfig(name=f"random:{tmp_path}"), seed=0, task="masked-lm")
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0, task="masked-lm")
+    untrained = load_teacher(TeacherConfig(name=f"random:{tmp_path}"), seed=0, task="masked-lm")
     assert (untrained.facts.task, untrained.facts.pretrained) == ("masked-lm", False)
 
 
@@ -244,9 +244,9 @@ def test_rows_that_are_no_tokens_lose_their_probability(task, divergence, tokeni
     tokenizer, size = tokenizers[task], len(tokenizers[task])
     config = config_of("Bert" if task == "masked-lm" else "GPT2", size + PADDING)
     folders = [write(tmp_path / name, TASKS[task][1].from_config(config), tokenizer) for name in ("teacher", "student")]
-    teacher = load_text_teacher(TeacherConfig(name=str(folders[0])), seed=0, task=task)
+    teacher = load_teacher(TeacherConfig(name=str(folders[0])), seed=0, task=task)
     own = StudentConfig(name=str(folders[1]), pretrained=True)
-    student = build_text_student(own, data=data_of(task), teacher=None, seed=1).eval()
+    student = build_student(own, data_of(task), seed=1).eval()
     options = LogitKDOptions(divergence=divergence, temperature=1.0)
     method = build_method(options, Context(task_class(task)(), student.facts, teacher.facts, ()))
     inputs = student.prepare(batch_of(student, task))
@@ -273,7 +273,7 @@ def test_an_encoder_with_a_decoder_is_refused(tokenizers, tmp_path):
     write(tmp_path, config, tokenizer)
     for task in ("masked-lm", "causal-lm"):
         with pytest.raises(UserError, match="an encoder with a decoder"):
-            build_text_student(StudentConfig(name=str(tmp_path)), data=data_of(task), teacher=None, seed=0)
+            build_student(StudentConfig(name=str(tmp_path)), data_of(task), seed=0)
 
 
 @torch.no_grad()
@@ -281,7 +281,7 @@ def test_of_plain_texts_every_token_is_predicted(tokenizers, tmp_path):
     """What the export compares."""
     tokenizer = tokenizers["causal-lm"]
     write(tmp_path, config_of("GPT2", len(tokenizer)), tokenizer)
-    model = load_text_teacher(TeacherConfig(name=f"random:{tmp_path}"), seed=0, task="causal-lm")
+    model = load_teacher(TeacherConfig(name=f"random:{tmp_path}"), seed=0, task="causal-lm")
     inputs = model.prepare(TextBatch(TEXTS, torch.zeros(3), torch.arange(3)))
     tokens = tokenizer(TEXTS)["input_ids"]
     expected = [model.module(input_ids=torch.tensor([ids])).logits[0] for ids in tokens]
@@ -295,11 +295,11 @@ def test_a_student_of_a_causal_teachers_layers(tokenizers, tmp_path):
     config = config_of("GPT2", len(tokenizer) + PADDING)
     write(tmp_path, AutoModelForCausalLM.from_config(config), tokenizer)
     asked = TeacherConfig(name=str(tmp_path))
-    teacher = load_text_teacher(asked, seed=0, task="causal-lm")
+    teacher = load_teacher(asked, seed=0, task="causal-lm")
 
     def student(name):
-        return build_text_student(
-            StudentConfig(name=name), data=data_of("causal-lm"), teacher=teacher, seed=0, source=(asked, teacher)
+        return build_student(
+            StudentConfig(name=name), data_of("causal-lm"), teacher=teacher, seed=0, source=(asked, teacher)
         )
 
     half = student("teacher?layers=1")
@@ -320,12 +320,12 @@ def test_a_student_without_a_tokenizer_gets_the_teachers(tokenizers, tmp_path):
         tmp_path / "teacher", AutoModelForCausalLM.from_config(config_of("GPT2", len(tokenizer) + PADDING)), tokenizer
     )
     config_of("Llama", 32000).save_pretrained(tmp_path / "student")
-    teacher = load_text_teacher(TeacherConfig(name=str(tmp_path / "teacher")), seed=0, task="causal-lm")
+    teacher = load_teacher(TeacherConfig(name=str(tmp_path / "teacher")), seed=0, task="causal-lm")
     for name in (
         str(tmp_path / "student"),
         "hf:llama?hidden_size=16&num_hidden_layers=1&num_attention_heads=2&num_key_value_heads=1",
     ):
-        student = build_text_student(StudentConfig(name=name), data=data_of("causal-lm"), teacher=teacher, seed=0)
+        student = build_student(StudentConfig(name=name), data_of("causal-lm"), teacher=teacher, seed=0)
         assert student.facts.num_classes == teacher.facts.num_classes - PADDING == len(tokenizer)
         assert student.tokenizer.get_vocab() == tokenizer.get_vocab()
         assert student.module.config.vocab_size == len(tokenizer)
@@ -341,4 +341,4 @@ def test_pretrained_weights_without_a_head_make_no_student(tokenizers, tmp_path)
     write(tmp_path, transformers.BertModel(config_of("Bert", len(tokenizer))), tokenizer)
     config = StudentConfig(name=str(tmp_path), pretrained=True)
     with pytest.raises(UserError, match="cls"):
-        build_text_student(config, data=data_of("masked-lm"), teacher=None, seed=0)
+        build_student(config, data_of("masked-lm"), seed=0)

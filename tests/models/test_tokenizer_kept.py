@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from kdcli.base.facts import DataFacts
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import TextBatch
-from kdcli.models import build_text_student, load_saved, load_text_teacher
+from kdcli.models import build_student, load_saved, load_teacher
 
 LONG = "the film was good and the plot was dull and the music was weak and the end was poor"
 TEMPLATE = "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
@@ -45,7 +45,7 @@ def folder(make_tokenizer, tmp_path):
 def test_what_is_saved_is_the_folders_own(task, folder, tmp_path):
     own = AutoTokenizer.from_pretrained(folder)
     assert own.pad_token is None
-    student = build_text_student(StudentConfig(name=str(folder), max_length=9), data=DATA[task], teacher=None, seed=0)
+    student = build_student(StudentConfig(name=str(folder), max_length=9), DATA[task], seed=0)
     inputs = student.prepare(TextBatch([LONG, "good film"], torch.zeros(2), torch.arange(2)))
     assert inputs["attention_mask"].tolist() == [[1] * 9, [1] * 2 + [0] * 7]  # kdcli itself pads on the right
     student.save(tmp_path / "saved")
@@ -63,7 +63,7 @@ def test_what_is_saved_is_the_folders_own(task, folder, tmp_path):
 
 
 def test_a_text_is_cut_where_its_tokenizer_cuts(folder):
-    teacher = load_text_teacher(TeacherConfig(name=str(folder), max_length=5), seed=0, task="sentence-embedding")
+    teacher = load_teacher(TeacherConfig(name=str(folder), max_length=5), seed=0, task="sentence-embedding")
     inputs = teacher.prepare(TextBatch([LONG], torch.zeros(1), torch.zeros(1)))
     own = AutoTokenizer.from_pretrained(folder)
     assert inputs["input_ids"].tolist() == own([LONG], truncation=True, max_length=5)["input_ids"]
@@ -74,9 +74,9 @@ def test_a_text_is_cut_where_its_tokenizer_cuts(folder):
 @pytest.mark.parametrize("name", ["FOLDER", "teacher?layers=1"])
 def test_generation_settings(name, folder, tmp_path):
     asked = TeacherConfig(name=str(folder))
-    teacher = load_text_teacher(asked, seed=0, task="causal-lm")
+    teacher = load_teacher(asked, seed=0, task="causal-lm")
     config = StudentConfig(name=name.replace("FOLDER", str(folder)))
-    student = build_text_student(config, data=DATA["causal-lm"], teacher=teacher, seed=0, source=(asked, teacher))
+    student = build_student(config, DATA["causal-lm"], teacher=teacher, seed=0, source=(asked, teacher))
     student.save(tmp_path / "saved")
     saved = GenerationConfig.from_pretrained(tmp_path / "saved")
     assert (saved.do_sample, saved.temperature, saved.eos_token_id) == (True, 0.7, [3, 1])

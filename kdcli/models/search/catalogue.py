@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, ClassVar
@@ -11,20 +11,20 @@ from typing import Any, ClassVar
 import timm as timm_library
 import torch
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import PROBE_TOKENS, DataFacts, TextPooling
 from kdcli.base.tasks import TASKS
 from kdcli.config.run import Task
-from kdcli.models.locate import TEXT_KINDS, load_architectures
+from kdcli.models.libraries import find_extension
 from kdcli.models.place import Place
-from kdcli.models.spec import find_extension
 from kdcli.models.timm import build as timm
 from kdcli.models.timm import kdcli_networks
+from kdcli.models.timm.registry import load_architectures
 from kdcli.models.transformers import build as hf
 from kdcli.models.transformers import processor
 from kdcli.models.transformers import text_build as hf_text
+from kdcli.models.transformers.kinds import KINDS, place_of
 from kdcli.models.transformers.sentence import SentenceSettings
 from kdcli.models.transformers.tokenizer import num_positions
 
@@ -164,7 +164,7 @@ class ImageCatalogue(Catalogue):
             own = own or (entry is not None and architecture.startswith(f"{entry.name}_"))
             name = architecture.replace("_", ":", 1) if own else architecture
             places[name] = Place("timm", name, architecture=architecture)
-        return places | _kinds(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.keys() - _WRAPPERS)
+        return places | _kinds(KINDS["image"] - _WRAPPERS)
 
     def _is_shown(self, name: str) -> bool:
         return not name.startswith("test_")
@@ -199,7 +199,7 @@ class TextCatalogue(Catalogue):
         length = PROBE_TOKENS if size is None else size
         config = hf_text.read_text_config(place)
         names = tuple(str(label) for label in range(self.num_classes))
-        data = DataFacts(place.name, self.task, names, 0, 0, 0, 0, label_kind="class" if names else "none")
+        data = DataFacts.of_labels(names, task=self.task)
         over_tokens = TASKS[self.task].is_over_tokens
         pooling: TextPooling = "none" if over_tokens else hf_text.own_pooling(config, SentenceSettings())
         module: Any = hf_text.build_text_student(place, config, data, pretrained=False, pooling=pooling).eval()
@@ -210,7 +210,7 @@ class TextCatalogue(Catalogue):
         return Built(module, lambda: module(input_ids=text), (length,))
 
     def _places(self, pattern: str | None) -> Mapping[str, Place]:
-        return _kinds(TEXT_KINDS)
+        return _kinds(KINDS["text"])
 
 
 def catalogue_of(task: Task, *, size: int | None, pretrained: bool) -> Catalogue:
@@ -220,8 +220,8 @@ def catalogue_of(task: Task, *, size: int | None, pretrained: bool) -> Catalogue
     return TextCatalogue(task, size)
 
 
-def _kinds(kinds: set[str]) -> dict[str, Place]:
-    return {f"hf:{kind}": Place("transformers", f"hf:{kind}", architecture=kind) for kind in kinds}
+def _kinds(kinds: Iterable[str]) -> dict[str, Place]:
+    return {place.name: place for place in map(place_of, kinds)}
 
 
 def _made_up_text(config: Any, length: int) -> Tensor:

@@ -18,10 +18,9 @@ from kdcli.base.text import short_repr
 from kdcli.models import hub
 from kdcli.models.bounds import bounded, check_extent
 from kdcli.models.fit import LoadReport, build_with_weights
-from kdcli.models.locate import load_architectures
 from kdcli.models.place import Place
-from kdcli.models.spec import extension_of_architecture
 from kdcli.models.timm.constructor import check_arguments, read_constructor
+from kdcli.models.timm.registry import extension_of_architecture, load_architectures
 from kdcli.models.values import check_module, check_types, types_in, types_of
 from kdcli.models.vision import check_image_size
 from kdcli.models.weights import Checkpoint, Tensors, check_folder, load_raw, reason_of

@@ -21,7 +21,6 @@ from kdcli.base.reads import LOGITS, Reads
 from kdcli.base.text import short_repr
 from kdcli.models.base import Origin, Probe
 from kdcli.models.outputs import ModelOutput
-from kdcli.models.spec import Library
 from kdcli.models.taps import Layout, edges_of, grid_of, map_of_places, mean_over_places
 from kdcli.models.timm import kdcli_networks
 from kdcli.models.vision import VisionModel
@@ -50,7 +49,7 @@ class TimmModel(VisionModel):
     distillation head returns the mean of both heads in training too, as timm's own models do in evaluation.
     """
 
-    library: ClassVar[Library] = "timm"
+    library: ClassVar[str] = "timm"
 
     def __init__(self, module: Any, origin: Origin, model_args: dict[str, Any]) -> None:
         size = origin.image_size

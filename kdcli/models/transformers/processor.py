@@ -20,6 +20,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import Interpolation, Preprocessing
 from kdcli.base.text import short_repr
 from kdcli.data import fit, prepare
+from kdcli.models.transformers import files
 from kdcli.models.vision import check_image_size, check_preprocessing
 from kdcli.models.weights import reason_of
 
@@ -111,7 +112,7 @@ def preprocessing_of(folder: Path | None, config: Any, image_size: int | None) -
     return found if image_size is None else found.at((image_size, image_size))
 
 
-_FILES = ("preprocessor_config.json", "processor_config.json")
+_FILES = (files.PROCESSOR, "processor_config.json")
 
 
 def own_image_size(config: Any) -> tuple[int, int] | None:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from kdcli.base.errors import UserError
 from kdcli.base.text import short_repr
 from kdcli.config.models import Pooling
+from kdcli.models.transformers import files
 from kdcli.models.values import check_tensors
 from kdcli.models.weights import read_checkpoint
 
@@ -34,13 +35,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid)
 }
 _TYPE = "sentence_transformers.models."
-TRANSFORMER_FILES = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-"""Where the settings of a Transformer may be; the first that there is counts."""
-MODEL_FILE = "config_sentence_transformers.json"
-"""Where prompts are."""
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 _EMBEDDING = (None, "sentence_embedding")
 _KNOWN: dict[str, dict[str, tuple[Any, ...] | None]] = {
@@ -118,11 +112,11 @@ def module_files(modules: Path) -> list[str]:
     Raises:
         UserError: it is damaged, or lists something that kdcli has not.
     """
-    files = []
+    found = []
     for kind, path in _read_modules(modules):
-        files += [f"{path}/config.json"] if kind != "Transformer" else []
-        files += [f"{path}/model.safetensors"] if kind == "Dense" else []
-    return files
+        found += [f"{path}/config.json"] if kind != "Transformer" else []
+        found += [f"{path}/model.safetensors"] if kind == "Dense" else []
+    return found
 
 
 def read_sentence_settings(folder: Path | None) -> SentenceSettings:
@@ -133,19 +127,20 @@ def read_sentence_settings(folder: Path | None) -> SentenceSettings:
     """
     if folder is None:
         return SentenceSettings()
-    file = folder / next((name for name in TRANSFORMER_FILES if (folder / name).is_file()), TRANSFORMER_FILES[0])
+    names = files.SENTENCE_TRANSFORMER
+    file = folder / next((name for name in names if (folder / name).is_file()), names[0])
     transformer = _read_settings(file, "Transformer")
     length, lower = transformer.get("max_seq_length"), transformer.get("do_lower_case") or False
     if length is not None and (not isinstance(length, int) or length < 1):
         raise UserError(f"{file}: max_seq_length is {short_repr(length)}.", "Set max_length.")
     if not isinstance(lower, bool):
         raise UserError(f"{file}: do_lower_case is {short_repr(lower)}.", "Set it to true or false.")
-    prompt, remarks = _read_prompt(folder / MODEL_FILE)
+    prompt, remarks = _read_prompt(folder / files.PROMPTS)
     settings = SentenceSettings(None, length, None, prompt, True, lower, remarks)
-    if not (folder / "modules.json").is_file():
+    if not (folder / files.MODULES).is_file():
         return settings
     layers: list[nn.Module] = []
-    for kind, path in _read_modules(folder / "modules.json"):
+    for kind, path in _read_modules(folder / files.MODULES):
         found = _read_settings(folder / path / "config.json", kind) if kind != "Transformer" else {}
         if kind == "Pooling":
             include = found.get("include_prompt", True)
@@ -175,7 +170,7 @@ def prompt_of(settings: SentenceSettings, *, asked: str | None, name: str) -> st
 def write_prompt(folder: Path, prompt: str) -> None:
     """Let a folder's model put ``prompt`` before every text, in kdcli and in sentence-transformers; not if it is empty."""
     if prompt:
-        _write_json(folder / MODEL_FILE, {"prompts": {"default": prompt}, "default_prompt_name": "default"})
+        _write_json(folder / files.PROMPTS, {"prompts": {"default": prompt}, "default_prompt_name": "default"})
 
 
 def _read_prompt(file: Path) -> tuple[str, tuple[str, ...]]:
@@ -249,7 +244,7 @@ def write_sentence_settings(
         {"idx": index, "name": str(index), "path": path, "type": _TYPE + kind}
         for index, (path, kind) in enumerate(modules)
     ]
-    _write_json(folder / "modules.json", listed)
+    _write_json(folder / files.MODULES, listed)
     (folder / modules[-1][0]).mkdir()
 
 

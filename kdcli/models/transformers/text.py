@@ -35,10 +35,10 @@ from kdcli.base.reads import LOGITS, Reads
 from kdcli.base.tasks import HeadKind, task_of
 from kdcli.data.batch import AnyBatch
 from kdcli.data.texts.batch import Text, TextBatch, TextPair
-from kdcli.models.base import Model, Origin, Probe
+from kdcli.models.base import Origin, Probe
 from kdcli.models.outputs import ModelOutput
-from kdcli.models.spec import Library
 from kdcli.models.taps import LayerTap, edges_of, run_once, tensor_of
+from kdcli.models.texts import TextModel
 from kdcli.models.transformers.padding import by_length, is_changed_by_padding, last_tokens, pool
 from kdcli.models.transformers.sentence import write_prompt
 from kdcli.models.transformers.tokenizer import encode, save_tokenizer
@@ -59,7 +59,7 @@ AUTO: dict[HeadKind, tuple[Any, Any, dict[str, str]]] = {
 }
 
 
-class HFTextModel(Model):
+class HFTextModel(TextModel):
     """A model of transformers that reads text: a classifier, or a backbone alone.
 
     ``pooled`` is the text's embedding, by ``preprocessing.pooling``: ``mean`` and ``max`` over all tokens but padding,
@@ -78,8 +78,7 @@ class HFTextModel(Model):
         head: what follows the pooling.
     """
 
-    library: ClassVar[Library] = "transformers"
-    preprocessing: TextPreprocessing
+    library: ClassVar[str] = "transformers"
     _has_head = False
     _by_length = False
 

@@ -25,6 +25,7 @@ from kdcli.base.tasks import TASKS, HeadKind
 from kdcli.config.models import Pooling
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.place import Place
+from kdcli.models.transformers import files
 from kdcli.models.transformers.build import from_config, load_weights, read_config
 from kdcli.models.transformers.sentence import SentenceSettings
 from kdcli.models.transformers.text import (
@@ -218,12 +219,12 @@ def keep_generation(module: Any, folder: Path) -> None:
     Raises:
         UserError: they can't be read.
     """
-    if not module.can_generate() or not (folder / "generation_config.json").is_file():
+    if not module.can_generate() or not (folder / files.GENERATION).is_file():
         return
     try:
         module.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # on damaged files transformers raises whatever it trips over
-        raise UserError(f"{folder / 'generation_config.json'} can't be read: {reason_of(error)}", "Mend it.") from error
+        raise UserError(f"{folder / files.GENERATION} can't be read: {reason_of(error)}", "Mend it.") from error
 
 
 def _num_embeddings(module: Any) -> int | None:

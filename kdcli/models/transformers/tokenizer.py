@@ -15,20 +15,6 @@ from kdcli.base.errors import UserError
 from kdcli.data.texts.batch import Text, TextPair
 from kdcli.models.weights import reason_of
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
-"""What a tokenizer may consist of."""
 _VOCABULARIES = (
     "tokenizer.json",
     "vocab.txt",
@@ -115,11 +101,6 @@ def encode(tokenizer: Any, texts: Sequence[Text], **options: Any) -> Any:
         firsts, seconds = zip(*texts, strict=True)
         return tokenizer(list(firsts), list(seconds), **options)
     return tokenizer(list(texts), **options)
-
-
-def separates_pairs(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts a token between the texts of a pair."""
-    return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
 
 
 def max_length(name: str, module: Any, tokenizer: Any, *, asked: int | None, own: int | None) -> int:

@@ -21,7 +21,6 @@ from kdcli.base.facts import Preprocessing
 from kdcli.base.reads import LOGITS, Reads
 from kdcli.models.base import Origin, Probe
 from kdcli.models.outputs import ModelOutput
-from kdcli.models.spec import Library
 from kdcli.models.taps import Layout, edges_of, grid_of, map_of_places, mean_over_places
 from kdcli.models.transformers import processor
 from kdcli.models.vision import VisionModel
@@ -44,7 +43,7 @@ class HFModel(VisionModel):
         classifier_names: of the classifiers among the module's children; several with a distillation head.
     """
 
-    library: ClassVar[Library] = "transformers"
+    library: ClassVar[str] = "transformers"
 
     def __init__(self, module: Any, origin: Origin, preprocessing: Preprocessing) -> None:
         processor.check_writable(origin.name, preprocessing)

@@ -7,8 +7,7 @@ from typing import Any
 
 from kdcli.config.run import RunConfig
 from kdcli.models.base import Model
-from kdcli.models.transformers.text import HFTextModel
-from kdcli.models.transformers.tokenizer import separates_pairs
+from kdcli.models.texts import TextModel
 from kdcli.plan.plan import Decision
 from kdcli.tasks.base import Cut, TextTask
 
@@ -24,6 +23,6 @@ class PairedTexts(TextTask):
             return ()
         reason = "Each model's own encoding of two texts; the longer one is cut first."
         for role, model in (("teacher", teacher), ("student", student)):
-            if isinstance(model, HFTextModel) and not separates_pairs(model.tokenizer):
+            if isinstance(model, TextModel) and not model.separates_pairs:
                 reason += f" The {role}'s tokenizer puts nothing between them: the second goes on where the first ends."
         return [Decision("pairs", "two texts a sample, read together", reason)]

@@ -9,7 +9,7 @@ from kdcli.base.errors import UserError
 from kdcli.config.run import RunConfig
 from kdcli.data import Masking, TextData, TextSource, TokenSource, cut_into_tokens
 from kdcli.models.base import Model
-from kdcli.models.transformers.text import HFTextModel
+from kdcli.models.texts import TextModel
 
 _TRIED_TEXTS = 200
 """So many training texts are cut by both tokenizers, to see that they do it alike."""
@@ -19,9 +19,9 @@ def token_cutter(
     config: RunConfig, teacher: Model | None, student: Model, *, is_masked: bool
 ) -> Callable[[TextSource], TokenSource]:
     """Return what makes tokens of a source of texts, with the tokenizer that both models share."""
-    assert isinstance(student, HFTextModel)
+    assert isinstance(student, TextModel)
     tokenizer, length = student.tokenizer, student.preprocessing.max_length
-    if isinstance(teacher, HFTextModel):
+    if isinstance(teacher, TextModel):
         length = min(length, teacher.preprocessing.max_length)
     masking = None
     if is_masked:
@@ -46,8 +46,8 @@ def check_tokenizers(teacher: Model | None, student: Model, data: TextData) -> N
     """
     if teacher is None:
         return
-    assert isinstance(teacher, HFTextModel)
-    assert isinstance(student, HFTextModel)
+    assert isinstance(teacher, TextModel)
+    assert isinstance(student, TextModel)
     ours, theirs = (model.tokenizer.get_vocab() for model in (student, teacher))
     what = ""
     if ours != theirs:

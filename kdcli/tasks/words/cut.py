@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 
 from kdcli.data import Reader, TextSource, WordSource, cut_words
 from kdcli.models.base import Model
-from kdcli.models.transformers.text import HFTextModel
+from kdcli.models.texts import TextModel
 
 
 def readers_of(models: Sequence[Model]) -> list[Reader]:
     """Return how each model reads words."""
-    return [
-        Reader(model.tokenizer, model.preprocessing.max_length) for model in models if isinstance(model, HFTextModel)
-    ]
+    return [Reader(model.tokenizer, model.preprocessing.max_length) for model in models if isinstance(model, TextModel)]
 
 
 def word_cutter(

@@ -1,0 +1,129 @@
+"""What kdcli asks of a library of models. No torch here: a library imports what it needs when it is asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kdcli.base.errors import UserError
+from kdcli.base.tasks import Modality, TaskFacts
+
+if TYPE_CHECKING:
+    from kdcli.base.facts import DataFacts
+    from kdcli.config.models import StudentConfig, TeacherConfig
+    from kdcli.models.base import Model
+    from kdcli.models.place import Place
+    from kdcli.models.spec import ModelName
+    from kdcli.models.weights import Checkpoint
+
+
+class Library(ABC):
+    """A library of models: how its models are found, loaded, built, saved and loaded again without kdcli.
+
+    Those of kdcli's own stand in :data:`kdcli.models.libraries.LIBRARIES`, those of other packages are entry points of
+    the group ``kdcli.models``.
+
+    Attributes:
+        name: as in ``facts.library``, and on the hub as a model card's ``library_name``.
+        prefix: what users write before a colon for a model of this library; it is no part of the model's own name.
+        families: further prefixes, which are a part of the names.
+        is_of_hub: whether ``prefix`` stands before names of models on the hub, of whatever form.
+        modalities: what its models read.
+        files: the names of all that an exported folder may hold, model card left out.
+    """
+
+    name: ClassVar[str]
+    prefix: ClassVar[str]
+    families: ClassVar[tuple[str, ...]] = ()
+    is_of_hub: ClassVar[bool] = False
+    modalities: ClassVar[tuple[Modality, ...]] = ("image",)
+    files: ClassVar[frozenset[str]] = frozenset({"config.json", "model.safetensors"})
+
+    @abstractmethod
+    def find(self, name: ModelName, *, weights: bool, modality: Modality) -> Place | None:
+        """Return the architecture of this library that goes by ``name``; None where there is none. Folders come later.
+
+        Args:
+            name: without a library's prefix, or with this one's.
+            weights: whether its published weights are wanted.
+            modality: what it is to read.
+
+        Raises:
+            UserError: it can only be meant for this library, and is not there, or has no weights.
+        """
+
+    def similar(self, name: ModelName) -> Sequence[str]:
+        """Return the names out of which to suggest one in place of ``name``, which no library has."""
+        return ()
+
+    def companions(self, repo: str, modality: Modality) -> Iterable[str]:
+        """Yield the files of the hub's ``repo`` that belong to a model beside its config and its weights, if there."""
+        return ()
+
+    @abstractmethod
+    def is_own(self, folder: Path, config: Mapping[str, Any]) -> bool:
+        """Whether ``folder``, with this ``config.json``, is in the library's own format.
+
+        Raises:
+            UserError: it is, and can't be used.
+        """
+
+    @abstractmethod
+    def load(
+        self, place: Place, name: ModelName, config: TeacherConfig, *, task: TaskFacts, checkpoint: Checkpoint | None
+    ) -> Model:
+        """Load a model with its own head and labels; untrained only as ``random:NAME``.
+
+        Random numbers come from torch's generator, which the caller has seeded.
+
+        Args:
+            place: where the model is.
+            name: as the user wrote it.
+            config: settings of its input.
+            task: what it is to teach.
+            checkpoint: weights in place of its own.
+
+        Raises:
+            UserError: its weights can't be had or don't fit, or it can't be set so.
+        """
+
+    @abstractmethod
+    def build(
+        self, place: Place, config: StudentConfig, data: DataFacts, *, teacher: Model | None, like: Model | None
+    ) -> Model:
+        """Build a student for ``data``: its task, and a head over its labels, which the saved config will carry.
+
+        Random numbers come from torch's generator, which the caller has seeded.
+
+        Args:
+            place: where the model is.
+            config: with published weights or untrained, and settings of its input.
+            data: the task and the labels.
+            teacher: whose tokenizer a student without one of its own takes.
+            like: what the student is a smaller copy of: its input is prepared alike, and what fits of its weights is
+                taken over.
+
+        Raises:
+            UserError: the library has no such model for the task, its weights can't be had, or it can't be set so.
+        """
+
+    @abstractmethod
+    def open(self, place: Place) -> Model:
+        """Load the folder ``place.folder``, which :meth:`kdcli.models.base.Model.save` wrote.
+
+        Raises:
+            UserError: it is damaged.
+        """
+
+    def arguments(self, place: Place) -> Mapping[str, Any]:
+        """Return what of an architecture can be set in its name, with its own values.
+
+        Raises:
+            UserError: nothing can be set.
+        """
+        raise UserError(
+            f"{place.name} can't be made smaller: {self.name} does not tell what it is built of.",
+            "Name another student.",
+        )
