@@ -32,7 +32,6 @@ class TaskFacts:
         target: what the student is trained on.
         head: what the student has on top.
         pipeline_tag: the hub's name of the task.
-        auto_class: the class of transformers that loads a student of text; empty where another library does.
         mixes: whether two samples can be mixed into one, with their targets: mixup and cutmix.
     """
 
@@ -41,7 +40,6 @@ class TaskFacts:
     target: Target
     head: HeadKind
     pipeline_tag: str
-    auto_class: str = ""
     mixes: bool = False
 
     @property
@@ -68,15 +66,11 @@ class TaskFacts:
 _ROWS = (
     TaskFacts("image-classification", "image", "label", "sequence", "image-classification", mixes=True),
     TaskFacts("image-embedding", "image", "embedding", "none", "image-feature-extraction", mixes=True),
-    TaskFacts(
-        "text-classification", "text", "label", "sequence", "text-classification", "AutoModelForSequenceClassification"
-    ),
+    TaskFacts("text-classification", "text", "label", "sequence", "text-classification"),
     TaskFacts("sentence-embedding", "text", "embedding", "none", "sentence-similarity"),
-    TaskFacts(
-        "token-classification", "text", "words", "token", "token-classification", "AutoModelForTokenClassification"
-    ),
-    TaskFacts("masked-lm", "text", "tokens", "masked", "fill-mask", "AutoModelForMaskedLM"),
-    TaskFacts("causal-lm", "text", "tokens", "causal", "text-generation", "AutoModelForCausalLM"),
+    TaskFacts("token-classification", "text", "words", "token", "token-classification"),
+    TaskFacts("masked-lm", "text", "tokens", "masked", "fill-mask"),
+    TaskFacts("causal-lm", "text", "tokens", "causal", "text-generation"),
 )
 
 

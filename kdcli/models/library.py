@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from kdcli.config.models import StudentConfig, TeacherConfig
     from kdcli.models.base import Model
     from kdcli.models.place import Place
+    from kdcli.models.reloaded import Reloaded
     from kdcli.models.spec import ModelName
     from kdcli.models.weights import Checkpoint
+    from kdcli.projectors.maps import Projector
 
 
 class Library(ABC):
@@ -127,3 +129,31 @@ class Library(ABC):
             f"{place.name} can't be made smaller: {self.name} does not tell what it is built of.",
             "Name another student.",
         )
+
+    def export(self, student: Model, folder: Path, *, projector: Projector | None) -> None:
+        """Write what is handed over of a student, to be loaded without kdcli.
+
+        Args:
+            student: as it was saved.
+            folder: an empty one.
+            projector: of a student that embeds, the trained map (B, d) -> (B, d_teacher) into the teacher's space, for
+                formats that have a place for it.
+        """
+        student.save(folder)
+
+    @abstractmethod
+    def reload(self, student: Model, folder: Path, *, projector: Projector | None) -> Iterable[Reloaded]:
+        """Load what :meth:`export` wrote by the library alone, and yield its outputs beside the student's.
+
+        Raises:
+            UserError: it can't be loaded so, or has lost its labels or its tokens.
+        """
+
+    @abstractmethod
+    def snippet(self, folder: Path, task: TaskFacts) -> str:
+        """Return the lines of Python that load a student without kdcli, for its model card.
+
+        Args:
+            folder: the student's; in the lines it is called ``PATH``.
+            task: what the student is for.
+        """

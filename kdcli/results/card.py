@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 from kdcli.base.errors import UserError
 from kdcli.base.result import EpisodesResult, Mean, Result, show_metric
-from kdcli.base.tasks import TaskFacts
 from kdcli.base.text import printable
 from kdcli.config.run import RunConfig
-from kdcli.models.timm.registry import extension_of_architecture
+from kdcli.models.libraries import library_of
 from kdcli.runs.folder import RunFolder
 from kdcli.training.provenance import read_forced
 
@@ -24,8 +22,7 @@ def model_card(run: RunFolder, result: Result | None) -> str:
         result: what it came to; None while it is not finished.
     """
     config, plan = run.read_config(), run.read_plan()
-    native = json.loads((run.student / "config.json").read_text(encoding="utf-8"))
-    library = "timm" if "architecture" in native else "transformers"
+    library = library_of(run.student)
     decisions = {entry["name"]: entry for entry in plan["decisions"]}
     if missing := {"relation", "student", "data", "trainable parameters"} - decisions.keys():
         raise UserError(
@@ -55,7 +52,7 @@ def model_card(run: RunFolder, result: Result | None) -> str:
     ]
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
     return f"""---
-library_name: {library}
+library_name: {library.name}
 pipeline_tag: {config.task_facts.pipeline_tag}
 tags: [knowledge-distillation, kdcli]
 ---
@@ -69,7 +66,7 @@ tags: [knowledge-distillation, kdcli]
 ## Load it
 
 ```python
-{_loading(native, config.task_facts, run)}
+{library.snippet(run.student, config.task_facts)}
 ```
 
 {_made_by(plan)}"""
@@ -135,42 +132,6 @@ def _made_by(plan: dict[str, Any]) -> str:
 def _inline(text: str) -> str:
     """Return ``text`` as one line of Markdown that stays in its cell and is no HTML."""
     return re.sub(r"([\\|<])", r"\\\1", printable(" ".join(text.split())))
-
-
-def _loading(native: dict[str, Any], task: TaskFacts, run: RunFolder) -> str:
-    """Return the lines of Python that load a student, by its own library alone."""
-    if "architecture" in native:
-        loading = _LOADING["timm-backbone" if task.is_label_free else "timm"]
-        if (entry := extension_of_architecture(native["architecture"])) is not None:
-            return f"import {entry.module}  # of {entry.package}: timm has no such architecture\n{loading}"
-        return (_NETWORKS if (run.student / "kdcli_networks.py").is_file() else "") + loading
-    if task.reads_images:
-        return _LOADING["transformers-backbone" if task.is_label_free else "transformers"]
-    if task.is_label_free:
-        return _LOADING["sentence-transformers"].replace("CLASS", native["architectures"][0])
-    return _LOADING["text"].replace("PIPELINE", task.pipeline_tag)
-
-
-_LOADING = {
-    "timm": 'import timm\n\nmodel = timm.create_model("local-dir:PATH", pretrained=True).eval()\n'
-    'labels = model.pretrained_cfg["label_names"]',
-    "transformers": "from transformers import AutoModelForImageClassification\n\n"
-    'model = AutoModelForImageClassification.from_pretrained("PATH")\nlabels = model.config.id2label',
-    "timm-backbone": 'import timm\n\nmodel = timm.create_model("local-dir:PATH", pretrained=True).eval()\n'
-    "features = model.forward_features(images)  # the embedding: their mean over positions, without class tokens",
-    "transformers-backbone": 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("PATH").eval()\n'
-    "features = model(images).last_hidden_state  # the embedding: their mean over positions, without class tokens",
-    "text": 'from transformers import pipeline\n\nmodel = pipeline("PIPELINE", "PATH")',
-    "sentence-transformers": "# a folder of kdcli export: in the teacher's space, of length 1\n"
-    'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("PATH")\n\n'
-    "# or the features of its tokens\nfrom transformers import AutoTokenizer, CLASS\n\n"
-    'tokenizer, model = AutoTokenizer.from_pretrained("PATH"), CLASS.from_pretrained("PATH")',
-}
-
-
-_NETWORKS = (
-    'import sys\n\nsys.path.append("PATH")\nimport kdcli_networks  # from this folder: timm has no such architecture\n'
-)
 
 
 def _projector(config: RunConfig) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from kdcli.config.models import StudentConfig, TeacherConfig
     from kdcli.models.base import Model
     from kdcli.models.place import Place
+    from kdcli.models.reloaded import Reloaded
     from kdcli.models.spec import ModelName
     from kdcli.models.weights import Checkpoint
+    from kdcli.projectors.maps import Projector
 
 
 class Timm(Library):
@@ -69,3 +71,15 @@ class Timm(Library):
         from kdcli.models.timm.build import constructor_values
 
         return constructor_values(place)
+
+    def reload(self, student: Model, folder: Path, *, projector: Projector | None) -> Iterable[Reloaded]:
+        """Run the folder by timm on made-up images."""
+        from kdcli.models.timm import export
+
+        yield export.reload(student, folder)
+
+    def snippet(self, folder: Path, task: TaskFacts) -> str:
+        """Return the lines that create the model by timm."""
+        from kdcli.models.timm import export
+
+        return export.snippet(folder, task)

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from kdcli.config.models import StudentConfig, TeacherConfig
     from kdcli.models.base import Model
     from kdcli.models.place import Place
+    from kdcli.models.reloaded import Reloaded
     from kdcli.models.spec import ModelName
     from kdcli.models.weights import Checkpoint
+    from kdcli.projectors.maps import Projector
 
 
 class Transformers(Library):
@@ -91,3 +93,21 @@ class Transformers(Library):
         from kdcli.models.transformers.build import config_values
 
         return config_values(place)
+
+    def export(self, student: Model, folder: Path, *, projector: Projector | None) -> None:
+        """Save the student; one that embeds texts also for sentence-transformers, with the projector."""
+        from kdcli.models.transformers import export
+
+        export.write(student, folder, projector)
+
+    def reload(self, student: Model, folder: Path, *, projector: Projector | None) -> Iterable[Reloaded]:
+        """Run the folder by transformers on made-up images, or on a few texts."""
+        from kdcli.models.transformers import export
+
+        return export.reload(student, folder, projector)
+
+    def snippet(self, folder: Path, task: TaskFacts) -> str:
+        """Return the lines that load the model by transformers or sentence-transformers."""
+        from kdcli.models.transformers import export
+
+        return export.snippet(folder, task)
