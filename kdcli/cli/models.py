@@ -137,7 +137,7 @@ def models_search(
 
     _check_choice("--task", task, tuple(TASKS))
     _check_choice("--sort", sort, ("params", "macs", "latency"))
-    of_images = task.startswith("image")
+    of_images = TASKS[task].reads_images
     if not of_images and (image_size is not None or pretrained):
         option = "--pretrained" if image_size is None else "--image-size"
         raise UserError(
@@ -155,17 +155,17 @@ def models_search(
         for option, text in (("--max-params", max_params), ("--min-params", min_params), ("--max-macs", max_macs))
     ]
     from kdcli.base.text import human_count
-    from kdcli.models.search.catalogue import catalogue_of
+    from kdcli.models.search.catalogue import Catalogue
     from kdcli.models.search.search import LARGEST_BUILT, Budget, Cache, Sort, search
     from kdcli.terminal.console import errors, show_lines, show_progress, show_table
 
-    catalogue = catalogue_of(task, size=image_size if of_images else length, pretrained=pretrained)
+    size = image_size if of_images else length
+    catalogue = Catalogue(task, size=size, pretrained=pretrained, pattern=name)
     cache = Cache()
     with show_progress() as report:
         found = search(
             catalogue,
             Budget(*limits),
-            pattern=name,
             sort=cast(Sort, sort),
             limit=limit,
             cache=cache,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdcli.models.base import Model
     from kdcli.models.place import Place
     from kdcli.models.reloaded import Reloaded
+    from kdcli.models.shelf import Shelf
     from kdcli.models.spec import ModelName
     from kdcli.models.weights import Checkpoint
     from kdcli.projectors.maps import Projector
@@ -157,3 +158,7 @@ class Library(ABC):
             folder: the student's; in the lines it is called ``PATH``.
             task: what the student is for.
         """
+
+    def shelf(self, task: TaskFacts) -> Shelf | None:
+        """Return the architectures for ``task`` that ``kdcli models search`` looks through; None for nothing."""
+        return None

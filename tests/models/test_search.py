@@ -12,18 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import kdcli
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
+from kdcli.models.libraries import LIBRARIES
 from kdcli.models.place import Place
 from kdcli.models.search import search as searching
-from kdcli.models.search.catalogue import (
-    NUM_CLASSES,
-    Built,
-    Catalogue,
-    ImageCatalogue,
-    TextCatalogue,
-    _made_up_text,
-    catalogue_of,
-)
+from kdcli.models.search.catalogue import NUM_CLASSES, Catalogue
 from kdcli.models.search.search import Budget, Cache, search
+from kdcli.models.shelf import Built, Shelf
+from kdcli.models.timm.shelf import TimmShelf
+from kdcli.models.transformers.shelf import TextShelf, made_up_text
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +30,13 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def find():
-    def run(pattern="test_vit?", cache=None, reports=None, catalogue=None, **options):
+    def run(pattern="test_vit?", cache=None, reports=None, **options):
         budget = Budget(*(options.pop(key, None) for key in ("max_parameters", "min_parameters", "max_macs")))
         task, size = options.pop("task", "image-classification"), options.pop("size", None)
-        catalogue = catalogue or catalogue_of(task, size=size, pretrained=options.pop("pretrained", False))
+        catalogue = Catalogue(task, size=size, pretrained=options.pop("pretrained", False), pattern=pattern)
         defaults = {"sort": "params", "limit": 20} | options
         report = (lambda *values: None) if reports is None else (lambda *values: reports.append(values))
-        return search(catalogue, budget, pattern=pattern, cache=cache or Cache(), report=report, **defaults)
+        return search(catalogue, budget, cache=cache or Cache(), report=report, **defaults)
 
     return run
 
@@ -49,7 +45,7 @@ def test_counts_are_those_of_the_built_networks(find):
     found = find("test_vit[2-4]")
     assert [entry.name for entry in found] == ["test_vit4", "test_vit3", "test_vit2"]
     for entry in found:
-        module = timm.create_model(entry.name, num_classes=NUM_CLASSES).eval()
+        module = timm.create_model(entry.name, num_classes=NUM_CLASSES["image"]).eval()
         assert entry.parameters == sum(parameter.numel() for parameter in module.parameters())
         image = torch.zeros(1, *module.default_cfg["input_size"])
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # attention as matrix products
@@ -168,10 +164,10 @@ def test_a_cache_that_can_not_be_written_costs_no_results(find, folder):
 
 
 def test_what_can_not_be_built_is_left_out(find, monkeypatch):
-    def refuse(catalogue, place, size):
+    def refuse(*_):
         raise ImportError("a package is missing")
 
-    monkeypatch.setattr(ImageCatalogue, "build", refuse)
+    monkeypatch.setattr(TimmShelf, "build", refuse)
     assert find("test_vit2") == []
 
 
@@ -204,8 +200,8 @@ def test_kdclis_own_networks_have_their_own_names(find):
 def test_image_embedding_counts_the_backbone_alone(find):
     (whole,), (backbone,) = find("test_vit2"), find("test_vit2", task="image-embedding")
     width = timm.create_model("test_vit2").num_features
-    assert whole.parameters - backbone.parameters == (width + 1) * NUM_CLASSES
-    assert whole.macs - backbone.macs == width * NUM_CLASSES
+    assert whole.parameters - backbone.parameters == (width + 1) * NUM_CLASSES["image"]
+    assert whole.macs - backbone.macs == width * NUM_CLASSES["image"]
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -244,14 +240,14 @@ def test_kinds_without_the_head_or_the_positions_are_left_out(find, nothing_is_b
 
 def test_large_networks_are_counted_and_never_built(find, monkeypatch):
     built = []
-    build = TextCatalogue.build
+    build = TextShelf.build
 
     def remember(*arguments):
         found = build(*arguments)
         built.append({parameter.device.type for parameter in found.module.parameters()})
         return found
 
-    monkeypatch.setattr(TextCatalogue, "build", remember)
+    monkeypatch.setattr(TextShelf, "build", remember)
     (entry,) = find("hf:llama", task="sentence-embedding", sort="latency")
     assert entry.parameters > 6e9
     assert entry.macs > 128 * 6e9
@@ -266,36 +262,31 @@ class Peeking(nn.Linear):
         return super().forward(inputs) if inputs.sum().item() > 0 else inputs
 
 
-class PeekingCatalogue(Catalogue):
-    num_classes = 0
-
-    def is_published(self, place):
-        return False
-
-    def build(self, place, size):
+class PeekingShelf(Shelf):
+    def build(self, place, num_classes, size):
         module = Peeking(3, 4)
         inputs = torch.ones(1, 3)
         return Built(module, lambda: module(inputs), (3,))
 
-    def _places(self, pattern):
+    def places(self, prefix):
         return {"peeking": Place("transformers", "peeking", architecture="peeking")}
 
 
 def test_what_looks_at_values_is_run_with_memory_where_it_is_small(find, monkeypatch, folder):
-    catalogue = PeekingCatalogue("sentence-embedding", None)
-    (entry,) = find(None, catalogue=catalogue)
+    monkeypatch.setattr(type(LIBRARIES[1]), "shelf", lambda library, task: PeekingShelf())
+    (entry,) = find(None, task="sentence-embedding")
     assert (entry.parameters, entry.macs) == (16, 12)
     assert entry.latency_ms > 0
     Cache().path.unlink()
     monkeypatch.setattr(searching, "LARGEST_BUILT", 15)
-    assert find(None, catalogue=catalogue) == []
+    assert find(None, task="sentence-embedding") == []
 
 
 def test_made_up_texts():
     from transformers import T5Config
 
     config = T5Config(vocab_size=20, pad_token_id=0, eos_token_id=1)
-    text = _made_up_text(config, 200)
+    text = made_up_text(config, 200)
     assert text.shape == (1, 200)
     assert set(text[0, :-1].tolist()) == set(range(2, 20))
     assert text[0, -1] == 1

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from typing import Literal
 
-import timm
 import torch
-import transformers
 
 from kdcli import __version__
 from kdcli.base.errors import UserError
@@ -82,7 +81,7 @@ class Cache:
     """
 
     def __init__(self) -> None:
-        versions = f"kdcli-{__version__}-timm-{timm.__version__}-transformers-{transformers.__version__}"
+        versions = f"kdcli-{__version__}-timm-{version('timm')}-transformers-{version('transformers')}"
         self.path = cache_folder() / f"architectures-{versions}.json"
         self.problem: str | None = None
         self._counts = self._read()
@@ -121,7 +120,6 @@ def search(
     catalogue: Catalogue,
     budget: Budget,
     *,
-    pattern: str | None,
     sort: Sort,
     limit: int,
     cache: Cache,
@@ -129,14 +127,13 @@ def search(
 ) -> list[Found]:
     """Find architectures within ``budget``.
 
-    Parameters are counted of everything that ``pattern`` names, multiply-accumulates of what then fits until ``limit``
+    Parameters are counted of everything that its pattern names, multiply-accumulates of what then fits until ``limit``
     are found, both without memory or arithmetic on torch's meta device. Latency is measured of what is shown, and of
     everything that fits where it is to be sorted by.
 
     Args:
         catalogue: what to search through, and for which task.
         budget: the limits.
-        pattern: with ``*`` and ``?``, such as ``mobilenet*``; None for all but timm's own test networks.
         sort: ``params`` and ``macs`` the largest first, as they are nearest to the limits; ``latency`` the fastest.
         limit: of the length of the list.
         cache: of earlier counts; saved at the end.
@@ -145,7 +142,7 @@ def search(
     Raises:
         UserError: nothing is called so.
     """
-    places = catalogue.find(pattern)
+    places = catalogue.find()
     try:
         sizes: dict[str, int] = {}
         for number, place in enumerate(places):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdcli.models.base import Model
     from kdcli.models.place import Place
     from kdcli.models.reloaded import Reloaded
+    from kdcli.models.shelf import Shelf
     from kdcli.models.spec import ModelName
     from kdcli.models.weights import Checkpoint
     from kdcli.projectors.maps import Projector
@@ -83,3 +84,9 @@ class Timm(Library):
         from kdcli.models.timm import export
 
         return export.snippet(folder, task)
+
+    def shelf(self, task: TaskFacts) -> Shelf:
+        """Return timm's registry."""
+        from kdcli.models.timm.shelf import TimmShelf
+
+        return TimmShelf()

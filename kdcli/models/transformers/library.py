@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kdcli.models.base import Model
     from kdcli.models.place import Place
     from kdcli.models.reloaded import Reloaded
+    from kdcli.models.shelf import Shelf
     from kdcli.models.spec import ModelName
     from kdcli.models.weights import Checkpoint
     from kdcli.projectors.maps import Projector
@@ -111,3 +112,9 @@ class Transformers(Library):
         from kdcli.models.transformers import export
 
         return export.snippet(folder, task)
+
+    def shelf(self, task: TaskFacts) -> Shelf:
+        """Return the kinds of network with their default configs."""
+        from kdcli.models.transformers.shelf import ImageShelf, TextShelf
+
+        return ImageShelf() if task.reads_images else TextShelf(task)
