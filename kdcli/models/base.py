@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -67,7 +67,7 @@ class Model(nn.Module, ABC):
         facts: what is known about it.
     """
 
-    library: ClassVar[str]
+    library: str
     module: nn.Module
     preprocessing: Preprocessing | TextPreprocessing
     facts: ModelFacts

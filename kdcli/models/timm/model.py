@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -49,7 +49,7 @@ class TimmModel(VisionModel):
     distillation head returns the mean of both heads in training too, as timm's own models do in evaluation.
     """
 
-    library: ClassVar[str] = "timm"
+    library = "timm"
 
     def __init__(self, module: Any, origin: Origin, model_args: dict[str, Any]) -> None:
         size = origin.image_size

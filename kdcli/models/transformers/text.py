@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class HFTextModel(TextModel):
         head: what follows the pooling.
     """
 
-    library: ClassVar[str] = "transformers"
+    library = "transformers"
     _has_head = False
     _by_length = False
 

@@ -6,7 +6,7 @@ import math
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class HFModel(VisionModel):
         classifier_names: of the classifiers among the module's children; several with a distillation head.
     """
 
-    library: ClassVar[str] = "transformers"
+    library = "transformers"
 
     def __init__(self, module: Any, origin: Origin, preprocessing: Preprocessing) -> None:
         processor.check_writable(origin.name, preprocessing)

@@ -1,0 +1,257 @@
+"""What every library of models and every model keeps to: kdcli's own libraries and another package's."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+
+import pytest
+import torch
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import DataFacts
+from kdcli.base.reads import Reads
+from kdcli.base.tasks import TASKS
+from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.data import Batch, TextBatch
+from kdcli.models import build_student, load_saved, load_teacher, parse_name
+from kdcli.models.libraries import LIBRARIES, library_called, library_of
+from kdcli.models.locate import locate
+from kdcli.models.search.catalogue import Catalogue
+
+LABELS = ("ant", "bee", "cat")
+SOURCE = {"tokenizer": "of its own folder", "note": ""}
+"""What tells where preprocessing is from, and changes nothing of it."""
+GRID = """
+from torch import nn
+from kdcli.base.facts import Preprocessing
+from kdcli.models.networks import Networks
+
+class Net(nn.Module):
+    def __init__(self, num_outputs=5, width=8):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1))
+        self.head = nn.Sequential(nn.Conv2d(2 * width, num_outputs, 1), nn.Upsample(scale_factor=4))
+
+class Grid(Networks):
+    name = prefix = "grid"
+    networks = {"net": Net}
+    preprocessing = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
+"""
+"""A package with a network of its own kind, whose logits are (B, C, H, W)."""
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    info = folder / "kdcli_grid-1.0.dist-info"
+    info.mkdir()
+    (folder / "kdcli_grid.py").write_text(GRID)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kdcli-grid\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[kdcli.models]\ngrid = kdcli_grid:Grid\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield
+        sys.modules.pop("kdcli_grid", None)
+
+
+def same(ours, theirs):
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+class Contract:
+    """Of a library and a model of it; a member says what to build, and a layer of it.
+
+    Attributes:
+        library: its name.
+        name: of an architecture, as users write it.
+        unknown: a name that only this library could have.
+        layer: of the architecture, with features at every position or token.
+        shelved: a pattern of names that ``models search`` finds.
+        task: that it is built for.
+        size: of the images; None for its own.
+        logits: their shape for two samples and three labels.
+    """
+
+    library: str
+    name: str
+    unknown: str
+    layer: str
+    shelved: str
+    task = "image-classification"
+    size: int | None = None
+    logits: tuple[int, ...] = (2, 3)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def named(cls):
+        """The architecture's name."""
+        return cls.name
+
+    @classmethod
+    def build(cls, name):
+        config = StudentConfig(name=name, image_size=cls.size)
+        return build_student(config, DataFacts.of_labels(LABELS, task=cls.task), seed=3).eval()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def student(cls, named):
+        return cls.build(named)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def saved(cls, student, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("saved")
+        student.save(folder)
+        return folder
+
+    def batch(self, student):
+        indices = torch.arange(2)
+        if TASKS[self.task].modality == "text":
+            return TextBatch(["a good film", "a plot"], torch.zeros(2, dtype=torch.int64), indices)
+        images = torch.randint(0, 256, (2, 3, *student.facts.preprocessing.image_size), dtype=torch.uint8)
+        return Batch(images, torch.zeros(2, dtype=torch.int64), indices)
+
+    @torch.no_grad()
+    def test_outputs_are_what_the_facts_tell(self, student):
+        facts = student.facts
+        assert (facts.library, facts.task, facts.label_names) == (self.library, self.task, LABELS)
+        assert (facts.pretrained, facts.num_classes) == (False, 3)
+        assert facts.num_parameters == sum(parameter.numel() for parameter in student.parameters())
+        inputs = student.prepare(self.batch(student))
+        output = student(inputs, Reads(tuple(facts.feature_dims), tuple(facts.grids)) | student.predictions)
+        assert {tap: value.shape for tap, value in output.features.items()} == {
+            tap: (2, width) for tap, width in facts.feature_dims.items()
+        }
+        assert {tap: value.shape for tap, value in output.maps.items()} == {
+            tap: (2, facts.feature_dims[tap], *grid) for tap, grid in facts.grids.items()
+        }
+        assert set(output.heads) == set(facts.predictions)
+        assert output.logits.shape == self.logits
+        same(student(inputs).logits, output.logits)
+        same(student(inputs, Reads(("pooled",))).features["pooled"], output.features["pooled"])
+        assert student(inputs, Reads()).heads == {}
+
+    def test_an_example_is_what_prepare_gives(self, student):
+        example, inputs = student.example(2), student.prepare(self.batch(student))
+        if isinstance(inputs, torch.Tensor):
+            assert (example.shape, example.dtype, inputs.dtype) == (inputs.shape, torch.float32, torch.float32)
+        else:
+            assert {name: value.dtype for name, value in example.items()} == {n: v.dtype for n, v in inputs.items()}
+        torch.testing.assert_close(student.example(1, seed=5), student.example(1, seed=5))
+
+    @torch.no_grad()
+    def test_a_layer_becomes_a_tap(self, named):
+        student = self.build(named)
+        student.open_taps([self.layer])
+        width = student.facts.feature_dims[self.layer]
+        maps = (self.layer,) if self.layer in student.facts.grids else ()
+        output = student(student.prepare(self.batch(student)), Reads((self.layer,), maps))
+        assert output.features[self.layer].shape == (2, width)
+        assert output.heads == {}
+        for found in output.maps.values():
+            assert found.shape == (2, width, *student.facts.grids[self.layer])
+            same(found.mean((2, 3)), output.features[self.layer])
+        with pytest.raises(UserError, match="has no layer 'nowhere'"):
+            student.open_taps(["nowhere"])
+        with pytest.raises(ValueError, match="nowhere"):
+            student(student.example(), Reads(("nowhere",)))
+
+    @torch.no_grad()
+    def test_a_saved_folder_is_the_library_s_and_gives_equal_outputs(self, student, saved):
+        assert library_of(saved).name == self.library
+        inputs = student.example(2, seed=1)
+        expected = student(inputs, Reads(tuple(student.facts.feature_dims)) | student.predictions)
+        for other in (load_saved(saved), load_teacher(TeacherConfig(name=str(saved)), seed=0, task=self.task)):
+            output = other(inputs, Reads(tuple(student.facts.feature_dims)) | other.predictions)
+            same(output.logits, expected.logits)
+            same(output.features, expected.features)
+            assert not other.training
+            assert (
+                dataclasses.asdict(other.preprocessing) | SOURCE == dataclasses.asdict(student.preprocessing) | SOURCE
+            )
+            for key in ("label_names", "num_classes", "feature_dims", "grids", "heads", "task", "macs"):
+                assert getattr(other.facts, key) == getattr(student.facts, key), key
+
+    def test_the_library_alone_loads_what_is_exported(self, student, tmp_path):
+        library = library_called(self.library)
+        library.export(student, tmp_path, projector=None)
+        pairs = list(library.reload(student, tmp_path, projector=None))
+        assert pairs
+        for pair in pairs:
+            assert pair.found.shape == pair.expected.shape
+            same(pair.found, pair.expected)
+        assert {file.name for file in tmp_path.iterdir()} <= library.files
+        compile(library.snippet(tmp_path, TASKS[self.task]), "card", "exec")
+
+    def test_weights_are_functions_of_the_seed_and_kept_where_labels_are_the_same(self, saved):
+        def build(labels, seed, *, pretrained=True):
+            config = StudentConfig(name=str(saved), pretrained=pretrained, image_size=None if pretrained else self.size)
+            return build_student(config, DataFacts.of_labels(labels, task=self.task), seed=seed).state_dict()
+
+        original = load_saved(saved).state_dict()
+        torch.testing.assert_close(build(LABELS, 0), original)
+        first, second, third = (build(("x", "y"), seed) for seed in (0, 0, 1))
+        torch.testing.assert_close(first, second)
+        changed = {name for name, tensor in first.items() if not torch.equal(tensor, third[name])}
+        assert changed
+        assert all(first[name].shape != original[name].shape for name in changed if name.endswith("weight"))
+        one, other = (build(LABELS, seed, pretrained=False) for seed in (0, 1))
+        assert any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+    def test_names_that_are_not_there(self):
+        modality = TASKS[self.task].modality
+        with pytest.raises(UserError) as error:
+            locate(parse_name(self.unknown), weights=False, modality=modality)
+        assert re.split("[:.]", self.unknown)[-1] in error.value.message
+        assert error.value.hint
+
+    def test_every_name_on_the_shelf_is_found(self):
+        catalogue = Catalogue(self.task, pattern=self.shelved)
+        places = [place for place in catalogue.find() if place.library == self.library]
+        assert places
+        for place in places:
+            assert locate(parse_name(place.name), weights=False, modality=TASKS[self.task].modality).architecture
+
+
+class TestTimmConvNet(Contract):
+    library, name, unknown, shelved = "timm", "test_resnet", "timm:test_resnett", "test_resnet*"
+    layer, size = "layer2", 32
+
+
+class TestTimmViT(Contract):
+    library, name, unknown, shelved = "timm", "test_vit", "test_vit.no_such_tag", "test_vit*"
+    layer, size = "blocks.1", 64
+
+
+class TestTransformersOfImages(Contract):
+    library, unknown, shelved = "transformers", "hf:vitt", "hf:vit*"
+    layer = "vit.layers.0"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def named(cls, hf_folder):
+        return str(hf_folder)
+
+
+class TestTransformersOfTexts(Contract):
+    library, unknown, shelved = "transformers", "hf:bertt", "hf:distilbert"
+    layer, task = "bert.encoder.layer.0", "text-classification"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def named(cls, bert_folder):
+        return str(bert_folder)
+
+
+@pytest.mark.usefixtures("grid")
+class TestAnotherPackage(Contract):
+    library, name, unknown, shelved = "grid", "grid:net?width=4", "grid:nett", "grid:*"
+    layer, logits = "features.0", (2, 3, 32, 32)
+
+
+def test_every_library_has_a_name_and_prefixes_of_its_own():
+    assert len({library.name for library in LIBRARIES}) == len(LIBRARIES)
+    prefixes = [prefix for library in LIBRARIES for prefix in (library.prefix, *library.families)]
+    assert len(set(prefixes)) == len(prefixes)
