@@ -1,0 +1,56 @@
+"""Modules are read in one sitting, functions in one look; the training loop knows batches, phases and terms alone."""
+
+import ast
+
+from tests.test_layers import MODULES, imports
+
+MOST_LINES = 500
+MOST_LINES_OF_A_FUNCTION = 80
+LONG_MODULES = {
+    "kdcli.models.loading": 560,
+}
+"""Those that are not split yet: they must not grow."""
+LONG_FUNCTIONS = {
+    "kdcli.models.loading.build_text_student": 83,
+    "kdcli.models.timm.build.load": 88,
+    "kdcli.results.evaluate.evaluate_models": 121,
+    # What a command takes is written where its help is: most of these lines are options.
+    "kdcli.cli.distill.distill": 340,
+    "kdcli.cli.models.models_search": 124,
+    "kdcli.cli.models.models_probe": 90,
+    "kdcli.cli.results.evaluate": 123,
+    "kdcli.cli.runs.sweep": 116,
+}
+"""Those that are longer, with the most lines that they may have."""
+
+
+def functions(module):
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{module}.{node.name}", node.end_lineno - node.lineno + 1
+
+
+def test_modules_are_short():
+    lengths = {module: len(file.read_text().splitlines()) for module, file in MODULES.items()}
+    assert {name for name, length in lengths.items() if length > LONG_MODULES.get(name, MOST_LINES)} == set()
+    assert {name for name in LONG_MODULES if lengths.get(name, 0) <= MOST_LINES} == set(), "no exception any more"
+
+
+def test_functions_are_short():
+    lengths = {}
+    for module in MODULES:
+        for name, length in functions(module):
+            lengths[name] = max(length, lengths.get(name, 0))
+    most = {name: LONG_FUNCTIONS.get(name, MOST_LINES_OF_A_FUNCTION) for name in lengths}
+    assert {name for name, length in lengths.items() if length > most[name]} == set()
+    kept = {name for name in LONG_FUNCTIONS if lengths.get(name, 0) > MOST_LINES_OF_A_FUNCTION}
+    assert kept == set(LONG_FUNCTIONS), "no exception any more"
+
+
+def test_the_loop_asks_nothing_of_its_parts_but_what_all_of_them_have():
+    """It imports no method and no task's package, and asks nothing for its class."""
+    loop = ("kdcli.training.trainer", "kdcli.training.phases", "kdcli.training.state")
+    for module in loop:
+        for other in imports(MODULES[module]):
+            assert not other.startswith(("kdcli.methods", "kdcli.losses", "kdcli.tasks.")), f"{module} imports {other}"
+        assert "isinstance(" not in MODULES[module].read_text().replace("isinstance(value, Tensor)", ""), module
