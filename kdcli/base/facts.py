@@ -21,6 +21,39 @@ LabelKind = Literal["class", "classes", "number", "words", "tokens", "pixels", "
 """What a sample's label is: one class, any number of classes, a number, a class for each word, the text's own
 tokens, a class for each pixel; or there is none."""
 
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """A kind of label as plans and messages see it.
+
+    Attributes:
+        needed: what a method needs that learns from it.
+        of_data: what data with such labels have; ``{count}`` stands for the number of classes.
+        has_classes: whether every label is one class, be it of a sample, a word or a pixel.
+        parts: what has a label of its own, where that is not a whole sample.
+        is_smoothed: whether label smoothing makes sense.
+    """
+
+    needed: str
+    of_data: str
+    has_classes: bool = False
+    parts: str = ""
+    is_smoothed: bool = True
+
+
+LABELS: Mapping[LabelKind, LabelFacts] = {
+    "class": LabelFacts("one class a sample", "{count} classes", has_classes=True),
+    "classes": LabelFacts("any number of classes a sample", "{count} labels, any number a sample"),
+    "number": LabelFacts("a number a sample", "a number a sample", is_smoothed=False),
+    "words": LabelFacts("a class for each word", "{count} classes of words", has_classes=True, parts="words"),
+    "tokens": LabelFacts("the tokens of texts", "its own tokens", parts="tokens", is_smoothed=False),
+    "pixels": LabelFacts("a class for each pixel", "{count} classes of pixels", has_classes=True, parts="pixels"),
+    "none": LabelFacts("no labels", "no labels"),
+}
+"""What is known of each kind."""
+LABELLED: tuple[LabelKind, ...] = tuple(kind for kind in LABELS if kind != "none")
+"""Every kind of labels there is."""
+
 MAX_TEXT_LENGTH = 131072
 """Most tokens of a text."""
 
@@ -253,9 +286,14 @@ class DataFacts:
         return cls("", task, names, 0, 0, 0, 0, label_kind="class" if names else "none")
 
     @property
+    def labels(self) -> LabelFacts:
+        """What is known of such labels."""
+        return LABELS[self.label_kind]
+
+    @property
     def has_classes(self) -> bool:
         """Whether every label is one class, be it of a sample, a word or a pixel."""
-        return self.label_kind in ("class", "words", "pixels")
+        return self.labels.has_classes
 
     @property
     def noun(self) -> Modality:

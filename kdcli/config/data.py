@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -23,7 +22,16 @@ from kdcli.config.section import (
 )
 
 _OF_TRAINING = Key(of_training=True)
-_OF_LABELLED_TEXTS = replace(TEXTS, tasks=lambda task: task.target == "label")
+_OF_LABELS = Key(of_labels=True)
+_OF_THESE_DATA = Key(of_these_data=True)
+_NOT_OF_EVAL_DATA = Key(of_eval_data=False)
+_OF_UNLABELLED = Key(
+    tasks=lambda task: task.reads_images or task.target != "words",
+    why_not="words without labels are those of the data whose label is null",
+)
+_OF_PAIRS = Key(tasks=lambda task: task.target == "label", why_not="it reads single texts")
+_OF_KINDS = Key(tasks=lambda task: task.target == "label", why_not="it reads no such labels")
+_OF_MASKS = Key(tasks=lambda task: task.head == "masked", why_not="nothing is masked")
 
 
 class SplitsConfig(Section):
@@ -38,68 +46,53 @@ class DataConfig(Section):
     """Where the samples come from and how they are split."""
 
     name: Annotated[Name, CHANGEABLE]
-    root: Annotated[Location | None, replace(_OF_TRAINING, modality="image", may_change=True)] = None
+    root: Annotated[Location | None, IMAGES, CHANGEABLE, _OF_TRAINING] = None
     """Where ``torchvision:`` data sets lie or are downloaded to."""
     classes: Annotated[
         Annotated[tuple[str, ...], BeforeValidator(as_texts), Field(min_length=1)] | None,
-        replace(IMAGES, of_labels=True),
+        IMAGES,
+        _OF_LABELS,
+        _OF_THESE_DATA,
     ] = None
     """Take these classes alone: names, numbers and ranges (``0-4,7``; names where classes have such), or a part of them (``part:1/2``,
     ``part:2/2+20%``), as text or as a list; see :func:`kdcli.data.classes.choose_classes`."""
     unlabelled: Annotated[
-        Location | None,
-        replace(
-            _OF_TRAINING,
-            of_eval_data=False,
-            may_change=True,
-            tasks=lambda task: task.reads_images or task.target != "words",
-            why_not="words without labels are those of the data whose label is null",
-        ),
+        Location | None, CHANGEABLE, _OF_UNLABELLED, _OF_TRAINING, _OF_THESE_DATA, _NOT_OF_EVAL_DATA
     ] = None
     """A folder of further training images without labels."""
     splits: SplitsConfig | None = None
     """Other names of the splits than the usual ones, which :data:`kdcli.data.split_names.SPLIT_NAMES` lists."""
-    train_images: Annotated[Count | None, replace(_OF_TRAINING, modality="image")] = None
+    train_images: Annotated[Count | None, IMAGES, _OF_TRAINING, _OF_THESE_DATA] = None
     """Train on so many of the training images, drawn by seed and class; the others are left out."""
-    train_texts: Annotated[Count | None, replace(_OF_TRAINING, modality="text")] = None
+    train_texts: Annotated[Count | None, TEXTS, _OF_TRAINING, _OF_THESE_DATA] = None
     """Likewise for texts."""
-    labels_per_class: Annotated[Count | None, replace(_OF_TRAINING, of_labels=True)] = None
+    labels_per_class: Annotated[Count | None, _OF_LABELS, _OF_TRAINING, _OF_THESE_DATA] = None
     """Keep so many labels a class, drawn by seed; the other training images stay, unlabelled."""
-    labelled_share: Annotated[float, Field(gt=0, lt=1), replace(_OF_TRAINING, of_labels=True, of_eval_data=False)] = (
-        0.25
-    )
+    labelled_share: Annotated[float, Field(gt=0, lt=1), _OF_LABELS, _OF_TRAINING, _NOT_OF_EVAL_DATA] = 0.25
     """Where few of the training images have labels, these are repeated to this share of an epoch."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Cut from the training split, by seed and class, where there is no validation split."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Cut from the whole where the data have no splits at all."""
-    image_column: Annotated[Name | None, IMAGES] = None
+    image_column: Annotated[Name | None, IMAGES, _OF_THESE_DATA] = None
     deep_range: Annotated[tuple[float, float] | None, IMAGES] = None
     """What is black and white in grayscale images of more than 8 bits; by default found from some of the images, as in
     :func:`kdcli.data.images.deep.find_range`, for the whole set and for whatever the run's models are evaluated on."""
-    text_column: Annotated[Name | None, TEXTS] = None
-    text_pair_column: Annotated[Name | None, replace(_OF_LABELLED_TEXTS, why_not="it reads single texts")] = None
+    text_column: Annotated[Name | None, TEXTS, _OF_THESE_DATA] = None
+    text_pair_column: Annotated[Name | None, TEXTS, _OF_PAIRS, _OF_THESE_DATA] = None
     """The second text of a pair, such as the hypothesis beside a premise, for ``text-classification``; by default read
     where both columns have names of pairs, such as ``premise`` and ``hypothesis``, and ``text_column`` isn't set."""
-    label_column: Name | None = None
-    label_kind: Annotated[
-        Literal["class", "classes", "number"] | None, replace(_OF_LABELLED_TEXTS, why_not="it reads no such labels")
-    ] = None
+    label_column: Annotated[Name | None, _OF_THESE_DATA] = None
+    label_kind: Annotated[Literal["class", "classes", "number"] | None, TEXTS, _OF_KINDS, _OF_THESE_DATA] = None
     """What a text's label is: one class, several (a list, or a string with commas) or a number; by default what the
     column's values say, where they say it clearly."""
-    mask_probability: Annotated[
-        float,
-        Field(gt=0, le=0.5),
-        replace(TEXTS, tasks=lambda task: task.head == "masked", why_not="nothing is masked"),
-    ] = 0.15
+    mask_probability: Annotated[float, Field(gt=0, le=0.5), TEXTS, _OF_MASKS] = 0.15
     """Share of a text's tokens that a masked language model has to predict."""
-    subset: Name | None = None
+    subset: Annotated[Name | None, _OF_THESE_DATA] = None
     """Configuration name of a ``hf:`` data set."""
-    workers: Annotated[
-        Annotated[int, Field(ge=0, le=256)] | None, replace(BESIDE_THE_RECIPE, modality="image", of_eval_data=False)
-    ] = None
+    workers: Annotated[Annotated[int, Field(ge=0, le=256)] | None, IMAGES, BESIDE_THE_RECIPE, _NOT_OF_EVAL_DATA] = None
     """Loader processes; by default from the number of CPU cores."""
-    strict: Annotated[bool, replace(_OF_TRAINING, modality="image", of_eval_data=False)] = False
+    strict: Annotated[bool, IMAGES, _OF_TRAINING, _NOT_OF_EVAL_DATA] = False
     """Stop at an unreadable image instead of skipping it."""
 
     @model_validator(mode="after")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -26,8 +25,10 @@ from kdcli.config.section import (
 
 Pooling = Literal["cls", "mean", "max", "last", "pooler"]
 
-_TOKENS = replace(TEXTS, evaluates=is_language_model)
-_POOLED = replace(TEXTS, tasks=lambda task: not task.is_over_tokens, why_not="each token stands for itself")
+_OF_TOKENS = Key(evaluates=is_language_model)
+_OF_POOLING = Key(tasks=lambda task: not task.is_over_tokens, why_not="each token stands for itself")
+_OF_PROMPTS = Key(tasks=lambda task: not task.is_over_tokens, why_not="it reads texts as they are")
+_OF_INPUT = Key(of_input=True)
 
 
 class TeacherConfig(Section):
@@ -47,15 +48,15 @@ class TeacherConfig(Section):
     """An image of other proportions is cropped, squashed or given borders."""
     crop_pct: Annotated[Annotated[float, Field(ge=0.1, le=1)] | None, IMAGES] = None
     """An image is resized to ``image_size / crop_pct`` before the crop."""
-    max_length: Annotated[MaxLength | None, _TOKENS] = None
+    max_length: Annotated[MaxLength | None, TEXTS, _OF_TOKENS] = None
     """Longest text in tokens; by default the model's own, at most 512."""
-    pooling: Annotated[Pooling | None, _POOLED] = None
+    pooling: Annotated[Pooling | None, TEXTS, _OF_POOLING] = None
     """How the features of a text's tokens become one vector; by default as the model means it."""
     label_names: Annotated[tuple[str, ...], BeforeValidator(as_texts)] | None = None
     """Names of its classes in the order of its outputs; by default those that the model carries."""
     unchecked: Annotated[bool, CHANGEABLE] = False
     """Take it although it was measured to do no better than guessing."""
-    prompt: Annotated[str | None, replace(_POOLED, why_not="it reads texts as they are")] = None
+    prompt: Annotated[str | None, TEXTS, _OF_PROMPTS] = None
     """What stands before every text; by default what sentence-transformers' folder has as its default prompt."""
 
 
@@ -66,14 +67,14 @@ class StudentConfig(Section):
     source: Annotated[Annotated[TeacherConfig, BeforeValidator(from_name)] | None, Key(may_change=False)] = None
     """The model that ``teacher?layers=...&width=...`` is made of; by default the run's teacher."""
     pretrained: bool = False
-    image_size: Annotated[ImageSize | None, replace(IMAGES, evaluates=is_label_free, of_input=True)] = None
+    image_size: Annotated[ImageSize | None, IMAGES, _OF_INPUT, Key(evaluates=is_label_free)] = None
     """Side of its input in pixels, at most 4096; by default the model's own."""
-    max_length: Annotated[MaxLength | None, replace(_TOKENS, of_input=True)] = None
+    max_length: Annotated[MaxLength | None, TEXTS, _OF_TOKENS, _OF_INPUT] = None
     """Longest text in tokens; by default the model's own, at most 512."""
-    pooling: Annotated[Pooling | None, _POOLED] = None
+    pooling: Annotated[Pooling | None, TEXTS, _OF_POOLING] = None
     """How the features of a text's tokens become one vector; by default as the model means it."""
     tokenizer: Annotated[
-        Annotated[TeacherConfig, BeforeValidator(from_name)] | None, replace(_TOKENS, may_change=False)
+        Annotated[TeacherConfig, BeforeValidator(from_name)] | None, TEXTS, _OF_TOKENS, Key(may_change=False)
     ] = None
     """The model of text whose tokenizer it takes where it has none of its own; by default the run's teacher."""
     drop_path: Annotated[Annotated[float, Field(ge=0, lt=1)] | None, IMAGES] = None

@@ -16,9 +16,9 @@ from kdcli.base.text import check_name
 
 @dataclass(frozen=True)
 class Key:
-    """What an option is for; it stands in the ``Annotated`` metadata of the option's type.
+    """Something that an option is for; it stands in the ``Annotated`` metadata of the option's type, beside others.
 
-    What it does not say is as None. Of nested sections the outermost that says something has the word.
+    What it does not say is None. Of nested sections the outermost that says something has the word.
 
     Attributes:
         modality: the samples that it is about.
@@ -30,6 +30,7 @@ class Key:
         of_recipe: False where another value makes no other recipe.
         of_training: of data: another value leaves validation and test samples as they are.
         evaluates: for which tasks another value means that metrics are of something else.
+        of_these_data: of data: it is about these very files, or their training samples, and not about others.
         of_input: it settles the size at which the student reads its samples.
     """
 
@@ -42,6 +43,7 @@ class Key:
     of_recipe: bool | None = None
     of_training: bool | None = None
     evaluates: Callable[[TaskFacts], bool] | None = None
+    of_these_data: bool | None = None
     of_input: bool | None = None
 
 

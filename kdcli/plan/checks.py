@@ -147,10 +147,10 @@ def _check_together(key: str, methods: Sequence[MethodOptions], situation: Situa
     if not methods:
         raise UserError(f"{key} is an empty list: there is nothing to train on.", "Drop the key, or name a method.")
     trains_classifier = any(options.trains_classifier for options in methods)
-    label_kind = situation.data.label_kind
-    if label_kind in ("tokens", "words", "pixels") and not trains_classifier:
+    parts = situation.data.labels.parts
+    if parts and not trains_classifier:
         raise UserError(
-            f"{key}: nothing trains what predicts the {label_kind}.",
+            f"{key}: nothing trains what predicts the {parts}.",
             "Add supervised or logit_kd; there is no other stage.",
         )
     # Features alone are fit for nearest class means, as long as they are held by something.

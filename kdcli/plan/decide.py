@@ -184,7 +184,7 @@ def _labels(situation: Situation) -> tuple[list[MethodOptions], list[Decision]]:
     data = situation.data
     if data.label_kind == "none":
         return [], []
-    options = UNSMOOTHED_LABELS if data.label_kind in ("number", "tokens") else LABELS
+    options = LABELS if data.labels.is_smoothed else UNSMOOTHED_LABELS
     reason = f"{data.num_labelled} of {data.num_train} training {data.noun}s have labels."
     if data.label_kind == "tokens":
         reason = "The texts' own tokens are what is predicted."

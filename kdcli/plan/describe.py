@@ -169,16 +169,8 @@ def _describe_compression(situation: Situation, teacher: ModelFacts) -> Decision
 
 def _describe_data(data: DataFacts) -> Decision:
     splits = f"{data.num_train} train, {data.num_validation} validation, {data.num_test} test"
-    labels = {
-        "class": f"{len(data.class_names)} classes",
-        "classes": f"{len(data.class_names)} labels, any number a sample",
-        "number": "a number a sample",
-        "words": f"{len(data.class_names)} classes of words",
-        "tokens": "its own tokens",
-        "pixels": f"{len(data.class_names)} classes of pixels",
-        "none": "no labels",
-    }
-    return Decision("data", f"{data.name}: {labels[data.label_kind]}, {splits}", " ".join(data.notes))
+    labels = data.labels.of_data.format(count=len(data.class_names))
+    return Decision("data", f"{data.name}: {labels}, {splits}", " ".join(data.notes))
 
 
 def _describe_training(config: RunConfig) -> Decision:

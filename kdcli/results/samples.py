@@ -9,6 +9,7 @@ from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
 from kdcli.base.tasks import DEFAULT_TASK, TASKS
 from kdcli.config.data import DataConfig
+from kdcli.config.keys import options_of
 from kdcli.config.run import RunConfig
 from kdcli.data import EvalLoader, ImageData, ImageSource, TextData, TextEvalLoader, TextSource
 from kdcli.data.images.sources import Subset
@@ -59,10 +60,8 @@ def data_config(
         chosen, seed = config.data, config.seed
         if data is not None and not same_data(config, data):
             # What belongs to the run's own files and to its training alone is left out.
-            own = (
-                *("classes", "image_column", "text_column", "text_pair_column", "label_column", "label_kind", "subset"),
-                *("unlabelled", "labels_per_class", "train_images", "train_texts"),
-            )
+            options = options_of(DataConfig).items()
+            own = [name for name, option in options if option.says(lambda key: key.of_these_data)]
             chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
         if root is not None:
             chosen = chosen.model_copy(update={"root": root})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import LabelKind, ModelFacts
+from kdcli.base.facts import LABELS, LabelKind, ModelFacts
 from kdcli.base.names import OrthogonalMap, ProjectorName
 from kdcli.base.reads import DISTILLATION
 from kdcli.base.tasks import TASKS
@@ -54,17 +54,6 @@ class FeaturePair(Section):
 
 
 ReadsLayers = Literal["nothing", "features", "maps"]
-
-_LABELS: dict[LabelKind, str] = {
-    "class": "one class a sample",
-    "classes": "any number of classes a sample",
-    "number": "a number a sample",
-    "words": "a class for each word",
-    "tokens": "the tokens of texts",
-    "pixels": "a class for each pixel",
-}
-LABELLED: tuple[LabelKind, ...] = tuple(_LABELS)
-"""Every kind of labels there is."""
 
 
 @dataclass(frozen=True)
@@ -235,9 +224,9 @@ class MethodSection(Section):
         if data.label_kind == "none" and (needs.labels or self.trains_classifier):
             raise UserError(f"{key}: {self.method} needs labels, and the task {data.task} has none.", "Remove it.")
         if needs.labels and data.label_kind not in needs.labels:
-            found = "tokens" if data.label_kind == "tokens" else "others"
             raise UserError(
-                f"{key}: {self.method} needs {_LABELS[needs.labels[0]]}, and the labels are {found}.",
+                f"{key}: {self.method} needs {LABELS[needs.labels[0]].needed}, and the labels are"
+                f" {data.labels.parts or 'others'}.",
                 f"Remove {self.method}.",
             )
         if needs.all_logits and data.label_kind == "tokens" and TASKS[data.task].head == "causal":

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from kdcli.base.errors import UserError
-from kdcli.config.methods.base import LABELLED, MethodSection, Needs
+from kdcli.base.facts import LABELLED
+from kdcli.config.methods.base import MethodSection, Needs
 
 if TYPE_CHECKING:
     from kdcli.config.situation import Situation

@@ -158,12 +158,15 @@ class CRDOptions(VectorOptions):
     replaced_by_projector: ClassVar[str | None] = "width"
 
     def check(self, situation: Situation) -> None:
-        """Refuse also words and tokens, whose embeddings are not kept."""
+        """Refuse also words and other parts of samples, whose embeddings are not kept."""
         super().check(situation)
-        if situation.data.label_kind == "tokens":
-            raise UserError(f"{situation.key}: crd needs one class a sample, and the labels are tokens.", "Remove crd.")
-        if situation.data.label_kind == "words":
+        parts = situation.data.labels.parts
+        if parts == "words":
             raise UserError(
                 f"{situation.key}: crd keeps an embedding of every sample, and here samples are the words of texts.",
                 "Remove crd.",
+            )
+        if parts:
+            raise UserError(
+                f"{situation.key}: crd needs one class a sample, and the labels are {parts}.", "Remove crd."
             )
