@@ -240,7 +240,7 @@ def evaluate(
         show_lines(legend(evaluation))
         for title, columns, rows in tables(evaluation, layout):
             show_table(title, columns, rows)
-        show_lines(remarks(evaluation))
+        show_lines(remarks(evaluation, layout))
     if folder is not None:  # last, so that a full disk costs no measurements
         files = write_evaluation(evaluation, folder, layout=layout, pictures=pictures)
         if not as_json:

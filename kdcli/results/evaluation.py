@@ -122,7 +122,7 @@ def tables(evaluation: dict[str, Any], layout: Layout) -> Iterator[Table]:
         row("size in MB", lambda model: f"{model['size_mb']:.2f}"),
         row("latency in ms", lambda model: f"{model['latency']['median_ms']:.2f}"),
         row("latency, interquartile range", lambda model: f"{model['latency']['iqr_ms']:.2f}"),
-        row(f"{_input_noun(evaluation)}s per second", lambda model: f"{model['throughput']['images_per_second']:.0f}"),
+        row(f"{layout.sample}s per second", lambda model: f"{model['throughput']['images_per_second']:.0f}"),
     ]
     yield "Result", ["", *models], rows
 
@@ -154,12 +154,12 @@ def legend(evaluation: dict[str, Any]) -> Iterator[str]:
         yield f"{role}: {model['name']}"
 
 
-def remarks(evaluation: dict[str, Any]) -> Iterator[str]:
+def remarks(evaluation: dict[str, Any], layout: Layout) -> Iterator[str]:
     """Yield what the tables leave unsaid."""
     threads = evaluation["threads"]
     processor = f"{threads} CPU thread{'' if threads == 1 else 's'}"
     place = processor if evaluation["device"] == "cpu" else f"{evaluation['device']}, {evaluation['device_name']}"
-    noun = _input_noun(evaluation)
+    noun = layout.sample
     length = "" if noun == "image" else f" A text has {PROBE_TOKENS} tokens, or as many as the model takes."
     yield (
         f"Measured on {place}. Latency: one {noun}, median over repeats; {noun}s per second: in batches of"
@@ -170,11 +170,6 @@ def remarks(evaluation: dict[str, Any]) -> Iterator[str]:
     yield from evaluation["notes"]
     for name in evaluation["unreadable"]:
         yield f"Skipped an unreadable image: {name}"
-
-
-def _input_noun(evaluation: dict[str, Any]) -> str:
-    """Return what a model gets at once: of words a text."""
-    return "text" if evaluation["samples"] == "word" else str(evaluation["samples"])
 
 
 def _end_of(name: str) -> str:

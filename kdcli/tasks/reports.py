@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcli.base.tasks import Modality
 from kdcli.data import AnyBatch
 
 
@@ -20,12 +21,14 @@ class Layout:
         rows: label and key of every number of the table, the most important first.
         by_class: title and key of a number for each class; None where there are no classes.
         other_keys: what else a report computes.
+        sample: what a model gets at once.
     """
 
     unit: str
     rows: tuple[tuple[str, str], ...]
     by_class: tuple[str, str] | None = None
     other_keys: tuple[str, ...] = ()
+    sample: Modality = "image"
 
     @property
     def keys(self) -> tuple[str, ...]:

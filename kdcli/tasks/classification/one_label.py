@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.tasks import TASKS
 from kdcli.data import AnyBatch, Batch
 from kdcli.machine.team import Team
 from kdcli.tasks.base import ImageTask
@@ -67,7 +68,7 @@ class ImageClassification(ImageTask):
     @property
     def layout(self) -> Layout:
         """Accuracies, calibration and cross-entropy."""
-        return class_layout(self.unit, len(self.class_names))
+        return class_layout(self.unit, len(self.class_names), sample=TASKS[self.name].modality)
 
     def report(self) -> Report:
         """Return a report of classes."""

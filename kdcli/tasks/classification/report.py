@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.tasks import Modality
 from kdcli.data import AnyBatch
 from kdcli.statistics.chance import Mixed, find_mixed
 from kdcli.tasks.reports import Layout
@@ -73,13 +74,13 @@ class ClassificationMeters:
         }
 
 
-def class_layout(unit: str, num_classes: int, *, also: Sequence[str] = ()) -> Layout:
+def class_layout(unit: str, num_classes: int, *, sample: Modality = "image", also: Sequence[str] = ()) -> Layout:
     """Return how :class:`ClassReport` is shown; ``also`` are keys of a subclass."""
     rows = [("top-1 accuracy", "top1"), *([("top-5 accuracy", "top5")] if num_classes > 5 else [])]
     rows += [(key.replace("_", " "), key) for key in also]
     rows += [("expected calibration error", "expected_calibration_error"), ("cross-entropy", "cross_entropy")]
     others = ("confusion",) if num_classes > 5 else ("top5", "confusion")
-    return Layout(unit, tuple(rows), ("Accuracy", "per_class_accuracy"), others)
+    return Layout(unit, tuple(rows), ("Accuracy", "per_class_accuracy"), others, sample)
 
 
 class ClassReport:

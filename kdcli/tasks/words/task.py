@@ -56,7 +56,7 @@ class TokenClassification(TextTask, ImageClassification):
     def layout(self) -> Layout:
         """As of classes, and of entities where there are any."""
         also = ENTITY_SCORES if tell_entities(self.class_names) else ()
-        return class_layout(self.unit, len(self.class_names), also=also)
+        return class_layout(self.unit, len(self.class_names), sample="text", also=also)
 
     def report(self) -> Report:
         """Return a report of words and entities."""
