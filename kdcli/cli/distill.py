@@ -65,7 +65,8 @@ def distill(
     student: Annotated[
         str | None,
         typer.Option(
-            help="Name of the student's architecture, also as NAME?option=value&option=value; or 'teacher?layers=4&width=0.5'.",
+            help="Name of the student's architecture, also as NAME?option=value&option=value; or"
+            " 'teacher?layers=4&width=0.5'.",
             rich_help_panel=_MODEL,
         ),
         Sets("student.name"),
@@ -83,8 +84,8 @@ def distill(
     data: Annotated[
         str | None,
         typer.Option(
-            help="demo:digits, torchvision:NAME, hf:org/name, or a folder (class folders, parquet, arrow); texts also as"
-            " csv, jsonl or txt.",
+            help="demo:digits, torchvision:NAME, hf:org/name, or a folder (class folders, parquet, arrow); texts"
+            " also as csv, jsonl or txt.",
             rich_help_panel=_MODEL,
         ),
         Sets("data.name"),
@@ -107,7 +108,8 @@ def distill(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Of image-embedding: labelled images for kNN and linear probe; --data by default, where they have labels.",
+            help="Of image-embedding: labelled images for kNN and linear probe; --data by default, where they have"
+            " labels.",
             rich_help_panel=_MODEL,
         ),
         Sets("eval_data.name"),
@@ -120,7 +122,8 @@ def distill(
     task: Annotated[
         str | None,
         typer.Option(
-            help="image-classification (default), image-embedding (no labels), text-classification, token-classification,"
+            help="image-classification (default), image-embedding (no labels), text-classification,"
+            " token-classification,"
             " sentence-embedding, masked-lm or causal-lm.",
             rich_help_panel=_PLAN,
         ),
@@ -134,7 +137,8 @@ def distill(
     method: Annotated[
         str | None,
         typer.Option(
-            help="One method beside the labels' loss, such as dkd, crd or refilled (two stages); none for the labels alone.",
+            help="One method beside the labels' loss, such as dkd, crd or refilled (two stages); none for the labels"
+            " alone.",
             rich_help_panel=_PLAN,
         ),
         Sets("method"),
@@ -159,8 +163,8 @@ def distill(
         list[str] | None,
         typer.Option(
             metavar="STUDENT:TEACHER",
-            help="Features to bring together: pooled, embedding, any layer's name, or its number in 'kdcli models layers'. May "
-            "be repeated.",
+            help="Features to bring together: pooled, embedding, any layer's name, or its number in 'kdcli models"
+            " layers'. May be repeated.",
             rich_help_panel=_PLAN,
         ),
         Sets("feature_layers"),
@@ -359,7 +363,8 @@ def _check_complete(values: dict[str, Any], *, is_stored: bool) -> None:
     absent = [option for option in ("ways", "shots") if isinstance(drawn, dict) and option not in drawn]
     if absent:
         raise UserError(
-            f"episodes.{absent[0]}: missing. Episodes have so many classes (--ways) of so many labelled images (--shots).",
+            f"episodes.{absent[0]}: missing. Episodes have so many classes (--ways) of so many labelled images"
+            " (--shots).",
             "For example: --ways 5 --shots 10",
         )
     missing = [name for name in ("teacher", "student", "data") if not values.get(name)]
@@ -392,7 +397,7 @@ def _run_name(config: RunConfig) -> str:
 
 
 def _file_name(text: str) -> str:
-    """Return ``text`` as the name of a folder: letters, digits and ``._-``, at most 120 bytes, never ``.`` or ``..``."""
+    """Return ``text`` as a folder's name: letters, digits and ``._-``, at most 120 bytes, never ``.`` or ``..``."""
     name = "".join(c if c.isalnum() or c in "._" else "-" for c in text).strip("-.")
     return name.encode()[:120].decode(errors="ignore") or "run"
 

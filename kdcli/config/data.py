@@ -54,8 +54,8 @@ class DataConfig(Section):
         _OF_LABELS,
         _OF_THESE_DATA,
     ] = None
-    """Take these classes alone: names, numbers and ranges (``0-4,7``; names where classes have such), or a part of them (``part:1/2``,
-    ``part:2/2+20%``), as text or as a list; see :func:`kdcli.data.classes.choose_classes`."""
+    """Take these classes alone: names, numbers and ranges (``0-4,7``; names where classes have such), or a part of
+    them (``part:1/2``, ``part:2/2+20%``), as text or as a list; see :func:`kdcli.data.classes.choose_classes`."""
     unlabelled: Annotated[
         Location | None, CHANGEABLE, _OF_UNLABELLED, _OF_TRAINING, _OF_THESE_DATA, _NOT_OF_EVAL_DATA
     ] = None

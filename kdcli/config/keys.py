@@ -177,7 +177,8 @@ def refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) -> 
     if differences:
         raise UserError(
             f"{path} was written with other settings: {'; '.join(differences)}.",
-            "A run goes on with its own settings, but for epochs and what the machine needs; start a new run for others.",
+            "A run goes on with its own settings, but for epochs and what the machine needs; start a new run for"
+            " others.",
         )
 
 

@@ -65,8 +65,8 @@ class RunConfig(Section):
     """One run of ``kdcli distill``."""
 
     task: Annotated[Task, WrapValidator(_or_extension)] = DEFAULT_TASK
-    """Or the name of another package's task. One that is like a task of kdcli's is then ``task_extension``, and that one
-    ``task``."""
+    """Or the name of another package's task. One that is like a task of kdcli's is then ``task_extension``, and that
+    one ``task``."""
     task_extension: Annotated[Name | None, Key(evaluates=always)] = None
     """Another package's loss and metrics, in place of those of ``task``."""
     teacher: Annotated[TeacherConfig, BeforeValidator(from_name), Key(evaluates=is_label_free)]
@@ -88,7 +88,7 @@ class RunConfig(Section):
     feature_layers: tuple[Annotated[FeaturePair, BeforeValidator(pair)], ...] | None = None
     """Which features are distilled; by default the method's own. Each pair has a projector or regressor of its own."""
     feature_weight: Positive | None = None
-    """Weight of the feature loss; by default the plan's. Several projections share it. Few labels call for more of it."""
+    """Weight of the feature loss; by default the plan's. Several projections share it. Few labels call for more."""
     method: Annotated[MethodName, WrapValidator(or_extension)] | None = None
     """The labels' loss and this one alone, with its defaults; ``none`` is the labels' loss alone, ``projection`` the
     projector that the plan chooses, ``log_sum`` a linear one with that distance where ``projector`` says no other,

@@ -23,7 +23,8 @@ def check_label_free(situation: Situation, reason: str) -> None:
         )
     if relation != "same":
         raise UserError(
-            f"The task {data.task} is to reproduce the teacher's embedding space, but the relation is {relation}: {reason}",
+            f"The task {data.task} is to reproduce the teacher's embedding space, but the relation is {relation}:"
+            f" {reason}",
             "Name a pretrained teacher, or choose another --task; --relation same takes the space as it is.",
         )
 
@@ -41,7 +42,7 @@ def check_mixing(config: RunConfig) -> None:
 
 
 def check_choice(situation: Situation, name: str, choice: Choice) -> None:
-    """Refuse options that ``--method name`` has no use for, and a teacher where it wants none, or none where it wants one."""
+    """Refuse options that ``--method name`` has no use for, a teacher where it wants none, or none at all."""
     config = situation.config
     if config.projector == "none" or (config.projector != "auto" and not choice.takes_layers):
         why = choice.why_no_projector or "has no projector to choose"
@@ -164,7 +165,7 @@ def _check_together(key: str, methods: Sequence[MethodOptions], situation: Situa
         )
     if all(options.weighting == "gradient" for options in methods):
         raise UserError(
-            f"{key}: the weight of {methods[0].method} is a ratio of gradients, and there is no loss that it could be in"
-            " proportion to.",
+            f"{key}: the weight of {methods[0].method} is a ratio of gradients, and there is no loss that it could"
+            " be in proportion to.",
             "Set weighting to loss, or add a method whose weight is a factor.",
         )

@@ -192,7 +192,7 @@ def _labels(situation: Situation) -> tuple[list[MethodOptions], list[Decision]]:
 
 
 def _one_method(situation: Situation, name: str) -> Methods:
-    """Return the loss on the labels and the method that was asked for, with its defaults or the options about features."""
+    """Return the loss on the labels and the method that was asked for."""
     config, choice = situation.config, find_choice(name)
     check_choice(situation, name, choice)
     methods, decisions = _labels(situation)

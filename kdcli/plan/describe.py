@@ -48,8 +48,8 @@ def describe_stage(situation: Situation, stage: EmbeddingConfig, reasons: Mappin
         Decision(
             "embedding stage",
             f"{_epochs(stage.epochs)} before the others, {optim.optimizer}, learning rate {optim.lr:g}",
-            "Features come before the classifier: the student with the best nearest class means on the validation images"
-            " is what the next stage starts from.",
+            "Features come before the classifier: the student with the best nearest class means on the validation"
+            " images is what the next stage starts from.",
         )
     ]
     for options in stage.methods:
@@ -108,8 +108,8 @@ def _tap_reason(options: MethodOptions, pair: FeaturePair, situation: Situation)
             )
     if is_unread(options, pair, student):
         reason += (
-            f" The student's classifier reads embedding, not {pair.student}: layers lie between the two, or they are of other"
-            f" positions. --feature-layers embedding:{pair.teacher} distils what it reads."
+            f" The student's classifier reads embedding, not {pair.student}: layers lie between the two, or they are"
+            f" of other positions. --feature-layers embedding:{pair.teacher} distils what it reads."
         )
     return reason
 

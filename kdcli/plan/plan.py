@@ -36,10 +36,12 @@ class Plan:
         embedding: the stage before, with its own; None without one.
         decisions: in the order in which they are shown.
         unread: features of the student's that are distilled although its classifier reads others.
-        teacher_metrics: of the teacher itself on validation samples, before the first step; None where it was not measured.
+        teacher_metrics: of the teacher itself on validation samples, before the first step; None where it was not
+            measured.
         teacher_samples: on how many, where it is not the whole split.
         teacher_outputs: how the teacher's outputs are come by.
-        teacher_probe: what its features tell of the classes, see :mod:`kdcli.training.teachers.probe`; None where that was not asked.
+        teacher_probe: what its features tell of the classes, see :mod:`kdcli.training.teachers.probe`; None where that
+            was not asked.
     """
 
     relation: Relation

@@ -53,7 +53,8 @@ def settle_relation(situation: Situation) -> tuple[Situation, str]:
         reason += " The teacher's classes are taken to be yours, in this order, because you say so."
     if relation == "cross" and has_classes and TASKS[data.task].target == "label":
         option = "" if data.noun == "image" else f" --task {data.task}"
-        reason += f" 'kdcli models probe{option}' compares what the features of this teacher and of others know of your classes."
+        reason += f" 'kdcli models probe{option}' compares what the features of this teacher and of others know of"
+        reason += " your classes."
     return replace(situation, evidence=RelationEvidence(relation, found.reason, label_map)), reason
 
 
@@ -108,12 +109,12 @@ def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> 
         how = f"by {' and '.join(dict.fromkeys(match.how for match in matches if match is not None))}"
         if width == size:
             return label_map, (
-                f"Both have the same {size} labels{'' if how == 'by name' else f', {how}'}; the {role}'s logits are put into"
-                " the data's order."
+                f"Both have the same {size} labels{'' if how == 'by name' else f', {how}'}; the {role}'s logits are"
+                " put into the data's order."
             )
         return label_map, (
-            f"All your {size} labels are among the {role}'s {width}, {how}: its logits are those of these {size} alone, with"
-            " a softmax over them."
+            f"All your {size} labels are among the {role}'s {width}, {how}: its logits are those of these {size}"
+            " alone, with a softmax over them."
         )
     if width != size:
         return (
@@ -135,7 +136,8 @@ def describe_shared(model: ModelFacts, data: DataFacts, *, role: str = "teacher"
     if model.label_names is None:
         return f"The {role} carries no label names to compare."
     size, shared = len(data.class_names), num_shared_labels(model, data)
-    return f"{shared or 'None'} of your {size} labels {'is' if shared == 1 else 'are'} among the {role}'s {model.num_classes}."
+    verb = "is" if shared == 1 else "are"
+    return f"{shared or 'None'} of your {size} labels {verb} among the {role}'s {model.num_classes}."
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ def _match_labels(model: ModelFacts, data: DataFacts) -> tuple[_Match | None, ..
 
     Names are compared before other names of the classes (WordNet ids, their words), those before the first of several
     synonyms, and that before the others; in a larger label space those of the first three ranks together, so that
-    ImageNet's cardigan is no dog. A folder such as ``n02085620-Chihuahua`` also goes by its id. Where both have the same
-    names as they are written, these alone count: -1 is not 1 then.
+    ImageNet's cardigan is no dog. A folder such as ``n02085620-Chihuahua`` also goes by its id. Where both have the
+    same names as they are written, these alone count: -1 is not 1 then.
     """
     names = model.label_names or ()
     place = {name: number for number, name in enumerate(names)}

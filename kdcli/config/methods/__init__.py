@@ -1,4 +1,4 @@
-"""The options of every method: a section each, a module for each kind; what the plan takes by default is data here too."""
+"""The options of every method, a module for each kind; what the plan takes by default is data here too."""
 
 from kdcli.config.methods.base import (
     FeaturePair,

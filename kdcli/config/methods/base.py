@@ -45,8 +45,8 @@ class FeaturePair(Section):
     """Two features that are brought together, also written ``STUDENT:TEACHER``.
 
     Each is ``pooled`` (the last features, averaged over positions), ``embedding`` (the classifier's input) or the name
-    of any layer, such as ``blocks.4``, averaged likewise, or its number in ``kdcli models layers NAME``; -1 is the last.
-    Methods that read maps read them before they are averaged.
+    of any layer, such as ``blocks.4``, averaged likewise, or its number in ``kdcli models layers NAME``; -1 is the
+    last. Methods that read maps read them before they are averaged.
     """
 
     student: Tap = "pooled"
@@ -64,8 +64,8 @@ class Needs:
         teacher: a teacher; methods that need none read none.
         common_labels: that both models have the same labels; it reads the logits of both.
         all_logits: all logits of a sample at once, which a causal language model does not have in memory.
-        labels: the samples' labels, of any of these kinds, the usual one first; it leaves out samples without. Empty where
-            it reads none.
+        labels: the samples' labels, of any of these kinds, the usual one first; it leaves out samples without. Empty
+            where it reads none.
         whole_images: images as they are, without mixup and cutmix.
         distillation_head: a student with a distillation token.
         stages: the ends of both models' stages, where no layers are named.
@@ -179,7 +179,7 @@ class MethodSection(Section):
         raise NotImplementedError(f"{self.method} takes no projector")
 
     def with_pairs(self, pairs: Sequence[FeaturePair]) -> tuple[Self, ...]:
-        """Return the options that bring these pairs of layers together, instead of the usual ones; none changes nothing."""
+        """Return the options that bring these pairs of layers together; none leaves the usual ones."""
         return (self,)
 
     def renamed(self, rename: Callable[[tuple[FeaturePair, ...]], tuple[FeaturePair, ...]]) -> Self:
@@ -278,10 +278,10 @@ class LayerOptions(MethodSection):
     projector: ProjectorName | None = None
     """A trained map between both sides of each pair, which are standardised then; by default the method is its paper's.
 
-    ``linear``, ``mlp`` and ``orthogonal`` map the student's side to the teacher's width, ``inverted`` the teacher's to the
-    student's (Learning to Project, BMVC 2024). See :class:`kdcli.methods.base.LayerMethod`."""
+    ``linear``, ``mlp`` and ``orthogonal`` map the student's side to the teacher's width, ``inverted`` the teacher's to
+    the student's (Learning to Project, BMVC 2024). See :class:`kdcli.methods.base.LayerMethod`."""
     lr_scale: Positive | None = None
-    """Learning rate of the projector relative to the student's; by default that of a ``projection`` with this projector."""
+    """Learning rate of the projector relative to the student's; by default that of a ``projection`` with it."""
 
     takes_layers: ClassVar[bool] = True
     replaced_by_projector: ClassVar[str | None] = None

@@ -19,8 +19,8 @@ OTHER_CLASSES = "other classes"
 """The relation cross where teacher and student both classify the same kind of samples."""
 
 STANDARDIZE_REASON = (
-    "Every channel gets mean 0 and variance 1 over the batch: none of the teacher's dominates by scale, and the student's"
-    " can't shrink to the trivial optimum at zero."
+    "Every channel gets mean 0 and variance 1 over the batch: none of the teacher's dominates by scale, and the"
+    " student's can't shrink to the trivial optimum at zero."
 )
 WEIGHTING_REASON = (
     " Its weight is a ratio: where the student's features are taken, its gradient is kept at {weight:g} of the labels'."
@@ -177,8 +177,8 @@ PROGRAMMES: Mapping[str, Programme] = {
             " features; no label's name is read, only which images are of one class.",
             "supervised": "The labels of the data, beside the teacher's view of them.",
             "local_classifier_kl": "The teacher's similarities to the centres of the classes in a batch take the place"
-            " of logits that it may not have. Its gradient is as large as that of the labels at the student's logits; the"
-            " authors' factor of 100 can be too much for few images.",
+            " of logits that it may not have. Its gradient is as large as that of the labels at the student's"
+            " logits; the authors' factor of 100 can be too much for few images.",
         },
     ),
 }

@@ -25,10 +25,10 @@ class FitNetOptions(MapOptions):
     method: Literal["fitnet"] = "fitnet"
     weight: Positive = 100.0
     regressor: Literal["benchmark", "convolutional", "linear"] = "benchmark"
-    """``convolutional``, the paper's, has the kernel that takes the student's grid to the teacher's. ``benchmark`` has a
-    3x3 convolution of stride 2 where the student's grid is twice the teacher's, a transposed one of 4x4 where it is half,
-    else the paper's, and batch normalisation and ReLU after it. ``linear`` maps the channels of each position of the
-    common grid."""
+    """``convolutional``, the paper's, has the kernel that takes the student's grid to the teacher's. ``benchmark`` has
+    a 3x3 convolution of stride 2 where the student's grid is twice the teacher's, a transposed one of 4x4 where it is
+    half, else the paper's, and batch normalisation and ReLU after it. ``linear`` maps the channels of each position of
+    the common grid."""
     reduction: Literal["mean", "sum"] = "mean"
     """Over a sample's elements: the mean of squares, or the paper's half of their sum."""
 
@@ -97,7 +97,8 @@ class ReviewKDOptions(MapOptions):
         areas = [math.prod(grids[tap]) for tap in taps]
         if areas != sorted(areas, reverse=True):
             raise UserError(
-                f"{situation.key}: review_kd takes layers from shallow to deep, and the student's are {', '.join(taps)}.",
+                f"{situation.key}: review_kd takes layers from shallow to deep, and the student's are"
+                f" {', '.join(taps)}.",
                 "Give the layer with the largest grid first.",
             )
 

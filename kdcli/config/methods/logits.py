@@ -44,8 +44,8 @@ class LogitKDOptions(LogitOptions):
 class DKDOptions(LogitOptions):
     """Decoupled distillation (Zhao et al., CVPR 2022) of the labelled images.
 
-    Defaults are the paper's for CIFAR-100 with a ResNet-32x4 teacher; on ImageNet it has temperature 1 and beta 0.5. The
-    authors raise the weight over the first epochs; here it is constant.
+    Defaults are the paper's for CIFAR-100 with a ResNet-32x4 teacher; on ImageNet it has temperature 1 and beta 0.5.
+    The authors raise the weight over the first epochs; here it is constant.
     """
 
     method: Literal["dkd"] = "dkd"

@@ -21,7 +21,7 @@ class StochasticTripletOptions(MethodSection):
     """The authors' factor, of the mean over triplets."""
     temperature: Positive = 4.0
     mining: Literal["semi_hard", "nearest_farther", "tuples"] = "semi_hard"
-    """Which triplets: all semi-hard ones, for each pair one negative, or for each pair its semi-hard negatives at once."""
+    """Which triplets: all semi-hard ones; one negative for each pair; or all semi-hard negatives of a pair at once."""
     margin: Positive = 0.2
     """Of semi-hard negatives, in distances on the unit sphere; ``nearest_farther`` has none."""
     student_tap: Name | None = None
@@ -59,7 +59,7 @@ class StochasticTripletOptions(MethodSection):
 
 
 class LocalClassifierOptions(MethodSection):
-    """REFILLED's classifier stage: the classifier that the teacher's class centres make, for the classes in the batch."""
+    """REFILLED's classifier stage: what the teacher's centres of the classes in the batch say of each sample."""
 
     method: Literal["local_classifier_kl"] = "local_classifier_kl"
     weight: Positive = 100.0
