@@ -121,3 +121,60 @@ def test_options_are_not_told_by_their_class():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
                 assert "Options" not in ast.unparse(node.args[1]), f"{module}: {ast.unparse(node)}"
+
+
+LIBRARIES_ROOM = "kdcli.models"
+"""Where libraries of models may be called by their names, and imported."""
+LIBRARIES_ELSEWHERE = {
+    "kdcli.runs": {"timm", "transformers"},  # whose versions a run records
+    # timm as a library of functions, whatever the models are: optimisers, schedules and averaged weights.
+    "kdcli.training": {"timm.optim", "timm.scheduler", "timm.utils"},
+}
+
+
+def test_libraries_of_models_have_no_names_elsewhere():
+    """What depends on the library of a model asks :class:`kdcli.models.library.Library`; ``hf`` is the hub's, of data too."""
+    from kdcli.models.libraries import LIBRARIES
+
+    own = {library.name for library in LIBRARIES}
+    names = own.union(*(library.families for library in LIBRARIES))
+    rooms = tuple(f"{LIBRARIES_ROOM}.{name}" for name in own)
+    for module, file in MODULES.items():
+        if room(module) == "models":
+            continue
+        found = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and node.value in names:
+                found.add(node.value)
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                given = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                found |= {name for name in given if name.partition(".")[0] in own or name.startswith(rooms)}
+        assert found <= LIBRARIES_ELSEWHERE.get(f"kdcli.{room(module)}", set()), f"{module} names a library of models"
+
+
+def test_a_run_imports_only_what_it_uses(photos, tmp_path):
+    """A plan for models of timm and folders of images; torchmetrics comes when it trains."""
+    command = [
+        "distill",
+        "--teacher",
+        "random:test_resnet",
+        "--student",
+        "test_vit",
+        "--data",
+        str(photos),
+        "--dry-run",
+    ]
+    unused = ("transformers", "torchmetrics", "datasets", "matplotlib")
+    code = f"""
+import sys
+from kdcli.cli.app import main
+sys.argv[1:] = {[*command, "--device", "cpu", "--set", "student.image_size=32"]}
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print([name for name in {unused} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

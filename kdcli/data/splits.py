@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
@@ -83,6 +82,8 @@ def cut_indices(
             hint,
         )
     if names is None:
+        from sklearn.model_selection import train_test_split
+
         _, part = train_test_split(labelled, test_size=size, stratify=labels[labelled], random_state=seed)
     else:
         classes = [labelled[labels[labelled] == label] for label in np.unique(labels[labelled])]

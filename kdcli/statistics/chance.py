@@ -14,8 +14,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import binomtest, rankdata
 
 Level = Literal["above", "unsure", "near"]
 _LEVEL = 0.01
@@ -100,6 +98,8 @@ def _judge_hits(guesses: NDArray[np.int64], targets: NDArray[np.int64]) -> Findi
     if np.ptp(guesses) == 0:  # of the samples of other classes none is found
         most = 1 - _LEVEL ** (1 / max(int((targets != guesses[0]).sum()), 1))
         return Finding("near" if most < _USEFUL else "unsure", guessing)
+    from scipy.stats import binomtest
+
     hits = int((guesses == targets).sum())
     if binomtest(hits, len(targets), by_chance, alternative="greater").pvalue < _LEVEL:
         return Finding("above", guessing)
@@ -114,6 +114,8 @@ def judge_scores(scores: NDArray[np.floating], targets: NDArray[np.floating | np
         scores: (n, C).
         targets: (n, C), 0 or 1.
     """
+    from scipy.stats import rankdata
+
     areas, spreads = [], []
     for column, truth in zip(scores.T, targets.T > 0, strict=True):
         positive, negative = int(truth.sum()), int((~truth).sum())
@@ -180,6 +182,8 @@ def find_mixed(guesses: NDArray[np.int64], targets: NDArray[np.int64], class_nam
     first = _first_of_two(targets)
     counts = np.zeros((size, size))
     np.add.at(counts, (targets[first], guesses[first]), 1)
+    from scipy.optimize import linear_sum_assignment
+
     _, best = linear_sum_assignment(counts + np.eye(size) / 2, maximize=True)
     order = _without_doubtful(best, guesses[first], targets[first])
     if not _holds(order, guesses[~first], targets[~first]):
@@ -249,6 +253,8 @@ def _holds(order: Sequence[int], guesses: NDArray[np.int64], targets: NDArray[np
     moved = np.flatnonzero(places != np.arange(len(places))).tolist()
     if not moved or not _is_better(places, moved, guesses, targets):
         return False
+    from scipy.stats import binomtest
+
     gained = int(((guesses == places[targets]) & (guesses != targets)).sum())
     lost = int(((guesses == targets) & (guesses != places[targets])).sum())
     return bool(binomtest(gained, gained + lost, alternative="greater").pvalue < _SWAPPED_LEVEL)

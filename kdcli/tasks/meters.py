@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from kdcli.data import AnyBatch
 from kdcli.machine.team import Team
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 SampleSums = Mapping[str, Tensor]
 """By metric, what each of the B samples of a batch adds to the sums of :func:`kdcli.statistics.intervals.metric_of`:

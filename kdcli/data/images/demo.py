@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.data.images.sources import ArraySource, OfficialSplits
@@ -29,6 +27,9 @@ def open_demo(name: str) -> OfficialSplits:
 
 def _digits() -> OfficialSplits:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels in 0..16, as 32x32 RGB; 1437 to train, 360 to test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     upscaled = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC).convert("RGB") for image in small]

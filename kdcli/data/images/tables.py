@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
 from PIL import Image
 
 from kdcli.base.errors import UserError
@@ -183,6 +182,8 @@ class TableSource:
 
     def sizes(self) -> list[int]:
         """Return the number of bytes of every row's image without reading it; -1 where there are none."""
+        import pyarrow.compute as pc
+
         found: list[int] = []
         table = self._table.with_format("arrow")
         for start in range(0, len(self), _ROWS):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean, hint_of_moved, reading
@@ -385,6 +384,8 @@ def _cut(
             f"Add texts, or give the data a {purpose} split of their own.",
         )
     if names is None:
+        from sklearn.model_selection import train_test_split
+
         _, part = train_test_split(labelled, test_size=size, random_state=seed)
     else:
         part = labelled[hold_out([names[index] for index in labelled], fraction, seed=seed, purpose=purpose)]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
@@ -95,6 +94,8 @@ class ClassificationMeter:
     """
 
     def __init__(self, num_classes: int, team: Team) -> None:
+        from torchmetrics.classification import MulticlassAccuracy
+
         self._has_top5, self._team = num_classes > 5, team
         metrics = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
         if self._has_top5:

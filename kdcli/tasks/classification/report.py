@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 
 from kdcli.base.facts import UNLABELLED
 from kdcli.base.tasks import Modality
@@ -27,6 +26,8 @@ class ClassificationMeters:
     """
 
     def __init__(self, num_classes: int) -> None:
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
         self.num_classes = num_classes
         self._top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5) if num_classes > 5 else None
         self._calibration = MulticlassCalibrationError(num_classes, n_bins=CALIBRATION_BINS, norm="l1")
@@ -57,6 +58,8 @@ class ClassificationMeters:
             l1; ``cross_entropy``, the mean in nats; ``per_class_accuracy`` (C,), None for a class without samples;
             ``confusion`` (C, C), counts, rows are true classes.
         """
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
         predictions, targets = torch.cat(self._predictions), torch.cat(self._targets)
         top1 = MulticlassAccuracy(self.num_classes, average="micro")(predictions, targets)
         per_class = MulticlassAccuracy(self.num_classes, average="none")(predictions, targets)

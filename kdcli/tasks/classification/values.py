@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
-from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
-from torchmetrics.regression import SpearmanCorrCoef
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
@@ -22,6 +19,9 @@ from kdcli.tasks.base import Task
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.tasks.classification.pairs import PairedTexts
 from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics, shares
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class TextClassification(PairedTexts, ImageClassification):
@@ -141,6 +141,8 @@ class SeveralLabels(_ByValues):
 
     def unsummed(self) -> dict[str, Metric]:
         """Return the means over classes."""
+        from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+
         num_labels = len(self.class_names)
         return {
             "macro_f1": MultilabelF1Score(num_labels, average="macro"),
@@ -187,6 +189,8 @@ class TextRegression(_ByValues):
 
     def unsummed(self) -> dict[str, Metric]:
         """Return the rank correlation."""
+        from torchmetrics.regression import SpearmanCorrCoef
+
         return {"spearman": SpearmanCorrCoef()}
 
     def guesses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Self
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -145,6 +144,8 @@ def compare_spaces(ours: Tensor, theirs: Tensor) -> dict[str, float]:
         ours: (N, d_s), rows of length 1.
         theirs: (N, d_t), likewise.
     """
+    from scipy.stats import spearmanr
+
     count = len(ours)
     cosines = [space @ space.T for space in (ours, theirs)]
     rows, columns = torch.triu_indices(count, count, offset=1)

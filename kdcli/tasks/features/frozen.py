@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+
+if TYPE_CHECKING:
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import Pipeline
 
 NEIGHBOURS = 5
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
@@ -18,16 +19,26 @@ _FOLDS = 3
 
 def knn_classifier(num_train: int) -> KNeighborsClassifier:
     """Return the vote of the nearest neighbours by cosine distance: five, or all of ``num_train``."""
+    from sklearn.neighbors import KNeighborsClassifier
+
     return KNeighborsClassifier(min(NEIGHBOURS, num_train), metric="cosine")
 
 
 def linear_classifier(strength: float = 1.0) -> Pipeline:
     """Return a logistic regression on standardised features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
 
 
 def ridge_classifier() -> Pipeline:
     """Return a ridge regression of the classes on standardised features, its penalty by leave-one-out: fast for few samples."""
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(0, 5, 6)))
 
 
@@ -67,6 +78,8 @@ def _best_strength(features: NDArray[np.float64], labels: NDArray[np.int64], see
     kept = np.isin(labels, classes[counts > 1])
     if np.count_nonzero(counts > 1) < 2:
         return 1.0
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
     folds = StratifiedKFold(min(_FOLDS, int(counts[counts > 1].min())), shuffle=True, random_state=seed)
     grid = {"logisticregression__C": STRENGTHS}
     search = GridSearchCV(linear_classifier(), grid, cv=folds, refit=False).fit(features[kept], labels[kept])

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
@@ -123,6 +122,8 @@ class WordMeter:
     """
 
     def __init__(self, class_names: Sequence[str], team: Team) -> None:
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
         self._class_names, self._team = tuple(class_names), team
         self._has_entities = tell_entities(class_names)
         num_classes = len(class_names)

@@ -7,8 +7,6 @@ import time
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -156,6 +154,8 @@ def _guess(features: Tensor | NDArray[np.float64], labels: NDArray[np.int64]) ->
     values = np.asarray(features, dtype=np.float64)
     if not np.isfinite(values).all():
         return np.full_like(labels, labels[0])
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
     folds = int(min(_FOLDS, np.unique(labels, return_counts=True)[1].min()))
     split = StratifiedKFold(folds, shuffle=True, random_state=_SEED)
     guesses: NDArray[np.int64] = cross_val_predict(ridge_classifier(), values, labels, cv=split)
@@ -180,6 +180,8 @@ class _Input:
         """Return one row a sample."""
         if self._pixels:
             return np.concatenate(self._pixels)
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         words = TfidfVectorizer(max_features=_WORDS, token_pattern=r"\w+|[^\w\s]")
         found: NDArray[np.float64] = words.fit_transform(self._texts).toarray()
         return found
