@@ -168,6 +168,8 @@ class TextPreprocessing:
     prompt: str = ""
     remarks: tuple[str, ...] = ()
 
+    note: ClassVar[str] = ""
+    """Nothing: ``remarks`` say it all."""
     kind: ClassVar[str] = "tokenizer"
     shared_input: ClassVar[str] = "of the same text as the teacher's"
     costs_of: ClassVar[str] = f"for a text of {PROBE_TOKENS} tokens each, or as many as it takes"

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import DataFacts, Preprocessing
+from kdcli.base.facts import DataFacts
 from kdcli.base.tasks import Modality
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
-from kdcli.data import AnyBatch, EvalLoader, ImageSource, TextData, TextEvalLoader, TextSource
+from kdcli.data import AnyBatch, EvalLoader, ImageSource, TextEvalLoader, TextSource
 from kdcli.data.fingerprint import find_trained_on
 from kdcli.data.images.sources import Subset
 from kdcli.data.unreadable import check_readable
@@ -141,7 +141,7 @@ def evaluate_models(
     extension = None if run is None else run.read_config().extension_task
     samples = open_samples(config, task_name, seed, extension=extension)
     facts = samples.facts
-    if run is not None and isinstance(samples, TextData):
+    if run is not None:
         check_pairs(run, samples)
     split, source, notes = choose_split(samples, split)
     candidates = [_candidate("model" if run is None else "student", name, run, facts, weights=weights)]
@@ -280,7 +280,7 @@ def _weights_folder(name: str, *, modality: Modality) -> Path | None:
 def _notes(candidate: Candidate) -> list[str]:
     """Return what is not a matter of course about the weights, the input and the labels."""
     pre = candidate.model.facts.preprocessing
-    said = (candidate.file, pre.note if isinstance(pre, Preprocessing) else "")
+    said = (candidate.file, pre.note)
     return [*(f"{candidate.name}: {phrase}" for phrase in said if phrase), *_label_notes(candidate)]
 
 

@@ -107,13 +107,13 @@ def open_samples(config: DataConfig, task: str, seed: int, *, extension: str | N
     return data
 
 
-def check_pairs(run: RunFolder, texts: TextData) -> None:
+def check_pairs(run: RunFolder, samples: ImageData | TextData) -> None:
     """Refuse single texts for a student that was trained on pairs of them, and the other way round."""
     wants = run.read_config().data.text_pair_column is not None
-    if wants != texts.train.has_pairs:
+    if wants != samples.has_pairs:
         kinds = ("single texts", "pairs of texts")
         raise UserError(
-            f"The run's student was trained on {kinds[wants]}, and {texts.facts.name} has {kinds[not wants]}.",
+            f"The run's student was trained on {kinds[wants]}, and {samples.facts.name} has {kinds[not wants]}.",
             "Evaluate it on data of the same kind; pairs are told by the names of their columns, such as premise and "
             "hypothesis.",
         )

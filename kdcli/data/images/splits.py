@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -49,6 +50,9 @@ class ImageData:
     test: ImageSource | None
     labelled: ImageData | None = None
     deep_range: Range | None = None
+
+    has_pairs: ClassVar[bool] = False
+    """Whether a sample is a pair."""
 
     def settle(self, config: DataConfig) -> DataConfig:
         """Return ``config``, by which the data were opened, with what was found out then."""

@@ -108,9 +108,14 @@ class TextData:
     columns: tuple[str, ...] = ()
     labelled: None = None
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether a sample is a pair."""
+        return self.train.has_pairs
+
     def settle(self, config: DataConfig) -> DataConfig:
         """Return ``config``, by which the data were opened, with what was found out then."""
-        if not self.train.has_pairs:
+        if not self.has_pairs:
             return config
         columns = dict(zip(("text_column", "text_pair_column"), self.columns, strict=True))
         return config.model_copy(update=columns)

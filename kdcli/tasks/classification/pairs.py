@@ -19,7 +19,7 @@ class PairedTexts(TextTask):
         self, config: RunConfig, teacher: Model | None, student: Model, data: Any, cut: Cut | None
     ) -> Sequence[Decision]:
         """Say how two texts of a sample are read."""
-        if not data.train.has_pairs:
+        if not data.has_pairs:
             return ()
         reason = "Each model's own encoding of two texts; the longer one is cut first."
         for role, model in (("teacher", teacher), ("student", student)):
