@@ -257,6 +257,17 @@ def test_what_a_method_must_have(install, run_cli, photos, code, reason):
     refused(outcome, "The extension 'mine' of mine 2.5 (methods): mine:thing is not", reason)
 
 
+@pytest.mark.parametrize(
+    "own", ["", '    like = "no-such-task"', '    facts = TaskFacts("other", "image", "label", "dense", "x")']
+)
+def test_what_a_task_must_have(install, run_cli, photos, own):
+    code = f"from kdcli.base.tasks import TaskFacts\nclass thing:\n    pass\n{own}\n"
+    install("mine", {"kdcli.tasks": {"mine": "mine:thing"}}, code)
+    models = ("--teacher", "random:test_vit", "--student", "test_resnet")
+    outcome = run_cli("distill", *models, "--data", photos, "--task", "mine", "--dry-run")
+    refused(outcome, "The extension 'mine' of mine 2.5 (tasks): mine:thing is not a class", "TaskFacts named mine")
+
+
 def test_layers_are_for_methods_that_take_them(install, run_cli, photos):
     code = 'class thing(MethodSection):\n    method: str = "mine"\n    def build(self, context): pass'
     install("mine", {"kdcli.methods": {"mine": "mine:thing"}}, f"from kdcli.config import MethodSection\n{code}\n")
