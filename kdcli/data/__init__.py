@@ -16,6 +16,7 @@ from kdcli.data.images.open import open_data, open_unlabelled
 from kdcli.data.images.preprocess import fit, prepare
 from kdcli.data.images.sources import ImageSource
 from kdcli.data.images.splits import ImageData
+from kdcli.data.source import EvalBatches, Loading, Sample, Source, TrainBatches
 from kdcli.data.texts.batch import Text, TextBatch, TextPair, TokenBatch, WordBatch
 from kdcli.data.texts.files import open_texts
 from kdcli.data.texts.sources import TextData, TextEvalLoader, TextSource, TextTrainLoader
@@ -26,12 +27,16 @@ __all__ = [
     "AnyBatch",
     "Augmentation",
     "Batch",
+    "EvalBatches",
     "EvalLoader",
     "ImageData",
     "ImageSource",
+    "Loading",
     "Masking",
     "Mix",
     "Reader",
+    "Sample",
+    "Source",
     "Text",
     "TextBatch",
     "TextData",
@@ -41,6 +46,7 @@ __all__ = [
     "TextTrainLoader",
     "TokenBatch",
     "TokenSource",
+    "TrainBatches",
     "TrainLoader",
     "UnreadableImage",
     "WordBatch",

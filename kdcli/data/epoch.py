@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.machine.seeding import stable_seed
 from kdcli.machine.team import Team
@@ -40,10 +41,34 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_samples, generator=generator)
 
 
-class Order:
-    """Sampler of whole batches: lists of (epoch, index), so that persistent workers learn of the epoch."""
+def in_batches(num_samples: int, batch_size: int) -> list[range]:
+    """Return which samples each batch has, in order; the last may have fewer."""
+    return [range(first, min(first + batch_size, num_samples)) for first in range(0, num_samples, batch_size)]
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, team: Team) -> None:
+
+class Order:
+    """Sampler of whole batches: lists of (epoch, index), so that persistent workers learn of the epoch.
+
+    Args:
+        num_samples: of the source.
+        batch_size: over all training processes; of fewer samples there is one batch.
+        seed: the run's.
+        team: of the training processes.
+        noun: what a sample is, for messages.
+
+    Raises:
+        UserError: there are fewer samples than processes.
+        ValueError: ``batch_size`` is not a multiple of the team's size.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, team: Team, *, noun: str) -> None:
+        if batch_size % team.size:
+            raise ValueError(f"a batch of {batch_size} is no whole number for each of {team.size} processes")
+        if num_samples < team.size:
+            raise UserError(
+                f"There are {num_samples} training {noun}s for {team.size} processes.", "Use fewer processes."
+            )
+        batch_size = min(batch_size, num_samples // team.size * team.size)
         self._num_samples = num_samples
         self._batch_size = batch_size
         self._seed = seed

@@ -17,6 +17,7 @@ from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, Im
 from kdcli.data.images.splits import ImageData
 from kdcli.data.images.tables import TableSource
 from kdcli.data.images.torchvision_sets import TorchvisionSource
+from kdcli.data.source import Source
 from kdcli.data.texts.sources import TextData, TextSource
 from kdcli.data.texts.words import WordSource
 
@@ -123,7 +124,7 @@ def fingerprint(data: AnyData, *, splits: Iterable[str] | None = None) -> Finger
         for name, source, owner in _sources(data)
         if source is not None and (splits is None or name in splits)
     }
-    plan = _Reading([source for source, _ in sources.values() if not isinstance(source, TextSource)])
+    plan = _Reading([source for source, _ in sources.values() if isinstance(source, ImageSource)])
     return Fingerprint(
         data.facts.noun,
         data.facts.class_names,
@@ -131,18 +132,18 @@ def fingerprint(data: AnyData, *, splits: Iterable[str] | None = None) -> Finger
     )
 
 
-def digest_of(source: ImageSource | TextSource, data: AnyData) -> str:
+def digest_of(source: Source, data: AnyData) -> str:
     """Return a digest of samples, with their labels and in their order, wherever they lie; see :func:`fingerprint`.
 
     Args:
         source: the samples, of one split of ``data`` or a part of it.
         data: whose class names the labels go by.
     """
-    plan = _Reading([] if isinstance(source, TextSource) else [source])
+    plan = _Reading([source] if isinstance(source, ImageSource) else [])
     return _digest(repr(tuple(_samples(source, data, plan))).encode("utf-8", "surrogatepass"))
 
 
-def _sources(data: AnyData) -> Iterable[tuple[str, ImageSource | TextSource | None, AnyData]]:
+def _sources(data: AnyData) -> Iterable[tuple[str, Source | None, AnyData]]:
     yield from (("train", data.train, data), ("validation", data.validation, data), ("test", data.test, data))
     if isinstance(data, ImageData) and data.labelled is not None:
         yield from ((f"labelled {name}", source, data.labelled) for name, source, _ in _sources(data.labelled))
@@ -152,7 +153,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _samples(source: ImageSource | TextSource, data: AnyData, plan: _Reading) -> Iterable[Sample]:
+def _samples(source: Source, data: AnyData, plan: _Reading) -> Iterable[Sample]:
     names = data.facts.class_names
     if isinstance(source, WordSource):
         for index, (words, tags) in enumerate(zip(source.words, source.tags, strict=True)):
@@ -166,6 +167,7 @@ def _samples(source: ImageSource | TextSource, data: AnyData, plan: _Reading) ->
             content = _content(repr(text).encode("utf-8", "surrogatepass"))
             yield Sample(None, source.describe(index), content, label)
         return
+    assert isinstance(source, ImageSource)
     for (leaf, index), label in zip(_leaves(source), labels, strict=True):
         yield plan.sample(leaf, index, label)
 
@@ -283,7 +285,7 @@ def _cell_content(encoded: File | None) -> bytes | None:
 
 def _pixels(source: ImageSource, index: int) -> bytes | None:
     try:
-        image = source.load(index)
+        image = source.load(index).inputs
     except UnreadableImage:
         return None
     return f"{image.size}".encode() + image.tobytes()

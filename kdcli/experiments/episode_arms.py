@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kdcli.base.errors import UserError
 from kdcli.base.reads import Reads
-from kdcli.data import ImageSource, TextSource
+from kdcli.data import Source
 from kdcli.experiments.episode_setting import Setting, episode_images
 from kdcli.machine.devices import make_accelerator
 from kdcli.runs.folder import RunFolder
@@ -119,7 +119,7 @@ def run_episode(
 
 
 def _embed(
-    setting: Setting, job: Job, source: ImageSource | TextSource, reporter: OnceReporter
+    setting: Setting, job: Job, source: Source, reporter: OnceReporter
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the teacher's features (n, d) and the labels (n,) of the images that can be read, without augmentation."""
     teacher = LiveTeacher(setting.teacher, Reads((setting.tap,)))

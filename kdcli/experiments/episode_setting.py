@@ -14,7 +14,6 @@ from kdcli.base.tasks import DEFAULT_TASK
 from kdcli.config.run import RunConfig
 from kdcli.config.training import EpisodesConfig
 from kdcli.data import ImageData, ImageSource, open_data
-from kdcli.data.images.sources import Subset
 from kdcli.experiments.sampling import Episode, EpisodeSampler
 from kdcli.machine.devices import make_accelerator, resolve_precision
 from kdcli.machine.launch import is_launched
@@ -194,6 +193,6 @@ def _describe_episodes(config: RunConfig, episodes: EpisodesConfig, features: st
     ]
 
 
-def episode_images(source: ImageSource, indices: Sequence[int], ways: int) -> Subset:
+def episode_images(source: ImageSource, indices: Sequence[int], ways: int) -> ImageSource:
     """Return the images of an episode, class by class, with its own labels."""
-    return Subset(source, indices, np.repeat(np.arange(ways), len(indices) // ways).tolist())
+    return source.take(indices, np.repeat(np.arange(ways), len(indices) // ways).tolist())

@@ -36,7 +36,8 @@ class Context:
         teacher: the teacher's facts, or None.
         label_map: the teacher's class of each of the student's classes; empty where all are the same; or None.
         train_labels: the class of every training sample, ``UNLABELLED`` for none.
-        train_samples: the training sample that each index of a batch stands for; None where they are the same.
+        train_ids: the id of every training sample, as batches name it, see :attr:`kdcli.data.source.Source.ids`; None
+            where they are numbered.
         seed: the run's.
     """
 
@@ -45,7 +46,7 @@ class Context:
     teacher: ModelFacts | None
     label_map: tuple[int, ...] | None
     train_labels: Sequence[int] = ()
-    train_samples: Sequence[int] | None = None
+    train_ids: Sequence[int] | None = None
     seed: int = 0
 
 
@@ -121,7 +122,7 @@ class Method(nn.Module, ABC):
             student: its outputs, with gradient: what ``student_reads`` names, at least.
             teacher: its outputs, without; None without a teacher.
             targets: as the task's supervised loss takes them.
-            indices: int64 (B,), which training samples these are, as the loader counts them.
+            indices: int64 (B,), which training samples these are, by their ids.
         """
 
     def loss(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:

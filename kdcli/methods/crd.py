@@ -68,7 +68,7 @@ class Contrast(nn.Module):
     teacher_memory: Tensor
     partitions: Tensor
     steps: Tensor
-    sample_of: Tensor
+    row_of: Tensor
     order: Tensor
     first: Tensor
     size: Tensor
@@ -92,8 +92,10 @@ class Contrast(nn.Module):
             self.register_buffer(f"{side}_memory", unit(torch.randn(self.num_samples, width)))
         self.register_buffer("partitions", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        samples = range(self.num_samples) if context.train_samples is None else context.train_samples
-        self.register_buffer("sample_of", torch.tensor(samples), persistent=False)
+        ids = torch.tensor(range(self.num_samples) if context.train_ids is None else context.train_ids)
+        row_of = torch.zeros(int(ids.max()) + 1, dtype=torch.int64)
+        row_of[ids] = torch.arange(self.num_samples)
+        self.register_buffer("row_of", row_of, persistent=False)
         groups = _groups(context.train_labels, options.from_other_classes)
         order = torch.argsort(groups, stable=True)
         first = torch.searchsorted(groups[order], groups)
@@ -111,7 +113,7 @@ class Contrast(nn.Module):
 
         In training its embeddings are stored.
         """
-        samples = self.sample_of[indices]
+        samples = self.row_of[indices.clamp(max=len(self.row_of) - 1)]  # in evaluation there are others, without a row
         ours = unit(full_precision(self.student_embedding(student)))
         theirs = unit(full_precision(self.teacher_embedding(teacher)))
         negatives = self.draw(samples)

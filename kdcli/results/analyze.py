@@ -16,7 +16,7 @@ from torch import Tensor
 from kdcli.base.errors import UserError
 from kdcli.base.reads import join
 from kdcli.base.text import check_argument
-from kdcli.data import ImageSource, TextSource
+from kdcli.data import Source
 from kdcli.losses.normalize import identity
 from kdcli.machine.devices import resolve_device
 from kdcli.methods.base import Method
@@ -388,7 +388,7 @@ class _Features:
 
 
 @torch.no_grad()
-def _features(job: Job, source: ImageSource | TextSource, device: torch.device) -> tuple[int, dict[str, _Features]]:
+def _features(job: Job, source: Source, device: torch.device) -> tuple[int, dict[str, _Features]]:
     """Return the number of readable samples of ``source``, and by name what each projector is applied to."""
     distiller, model = job.distiller.to(device).eval(), job.teacher
     assert model is not None

@@ -20,9 +20,8 @@ from kdcli.base.facts import DataFacts
 from kdcli.base.tasks import Modality
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
-from kdcli.data import AnyBatch, EvalLoader, ImageSource, TextEvalLoader, TextSource
+from kdcli.data import AnyBatch, EvalBatches, Source
 from kdcli.data.fingerprint import find_trained_on
-from kdcli.data.images.sources import Subset
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_saved, load_teacher, parse_name
@@ -345,7 +344,7 @@ def _check_record(
 def _score(
     task: Task,
     candidate: Candidate,
-    loader: EvalLoader | TextEvalLoader,
+    loader: EvalBatches,
     device: torch.device,
     skipped: dict[str, None],
 ) -> Report:
@@ -377,7 +376,7 @@ def _predict(task: Task, candidate: Candidate, batch: AnyBatch, device: torch.de
 def _draw(
     task: Task,
     candidates: Sequence[Candidate],
-    source: ImageSource | TextSource,
+    source: Source,
     config: DataConfig,
     device: torch.device,
     number: int,
@@ -389,7 +388,7 @@ def _draw(
     """
     number = min(number, len(source))
     spread = [place * len(source) // number for place in range(number)]
-    taken = source.take(spread) if isinstance(source, TextSource) else Subset(source, spread)
+    taken = source.take(spread)
     seen: list[AnyBatch] = []
     outputs: dict[str, Any] = {}
     for candidate in candidates:

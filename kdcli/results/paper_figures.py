@@ -12,8 +12,7 @@ from torch import Tensor
 
 from kdcli.base.facts import Preprocessing
 from kdcli.base.reads import join
-from kdcli.data import Batch, ImageSource, TextSource
-from kdcli.data.images.sources import Subset
+from kdcli.data import Batch, Source, TextSource
 from kdcli.losses.normalize import identity
 from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected
@@ -121,7 +120,7 @@ def draw_tsne(
 
 @torch.no_grad()
 def draw_landscapes(
-    folder: Path, job: Job, source: ImageSource | TextSource, *, device: torch.device, split: str, run_name: str
+    folder: Path, job: Job, source: Source, *, device: torch.device, split: str, run_name: str
 ) -> dict[str, dict[str, Any]]:
     """Draw methods' losses while a few images move along two random directions, Figure 4 of the paper.
 
@@ -160,9 +159,9 @@ def draw_landscapes(
     ]
 
     def losses(images: Tensor) -> list[float]:
-        batch = Batch(images, torch.zeros(len(images)), torch.arange(len(images)))
+        batch = Batch(images=images, targets=torch.zeros(len(images)), samples=torch.arange(len(images)))
         student, teacher = (model(model.prepare(batch), reads) for model, reads in sides)
-        return [float(variant.loss(student, teacher, batch.targets, batch.indices)) for _, _, variant in variants]
+        return [float(variant.loss(student, teacher, batch.targets, batch.samples)) for _, _, variant in variants]
 
     images = _some_images(job, source, canvas).to(device)
     side = _points_along(len(images) * (job.student.facts.macs + job.teacher.facts.macs), device)
@@ -200,11 +199,11 @@ def _variants(method: Method) -> dict[str, Method]:
     return {"normalized": copy.deepcopy(method), "plain": plain}
 
 
-def _some_images(job: Job, source: ImageSource, canvas: Preprocessing) -> Tensor:
+def _some_images(job: Job, source: Source, canvas: Preprocessing) -> Tensor:
     """Return ``_IMAGES`` readable images, or all there are, float32 ``(B, 3, H, W)`` in [0, 255]."""
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_SEED))
     found: list[Tensor] = []
-    for batch in job.eval_loader(Subset(source, order.tolist()), canvas):
+    for batch in job.eval_loader(source.take(order.tolist()), canvas):
         assert isinstance(batch, Batch)
         found.append(batch.images)
         if sum(map(len, found)) >= _IMAGES:

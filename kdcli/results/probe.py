@@ -20,7 +20,7 @@ from kdcli.base.tasks import TASKS
 from kdcli.base.text import human_count, short_repr
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
-from kdcli.data import ImageSource, TextSource
+from kdcli.data import Source
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_teacher
@@ -220,9 +220,7 @@ def _noun(probe: dict[str, Any]) -> str:
     return TASKS[probe["task"]].modality
 
 
-def _open(
-    task: str, data: str, data_root: Path | None, classes: str | None, seed: int
-) -> tuple[ImageSource | TextSource, DataFacts]:
+def _open(task: str, data: str, data_root: Path | None, classes: str | None, seed: int) -> tuple[Source, DataFacts]:
     """Return the training split, and what is known of the data."""
     for option, value in (("--data-root", data_root), ("--classes", classes)):
         if value is not None and not TASKS[task].reads_images:

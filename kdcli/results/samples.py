@@ -11,8 +11,7 @@ from kdcli.base.tasks import DEFAULT_TASK, TASKS
 from kdcli.config.data import DataConfig
 from kdcli.config.keys import options_of
 from kdcli.config.run import RunConfig
-from kdcli.data import EvalLoader, ImageData, ImageSource, TextData, TextEvalLoader, TextSource
-from kdcli.data.images.sources import Subset
+from kdcli.data import EvalBatches, ImageData, Loading, Source, TextData
 from kdcli.results.evaluation import is_run
 from kdcli.runs.folder import RunFolder
 from kdcli.tasks import task_class
@@ -120,21 +119,13 @@ def check_pairs(run: RunFolder, samples: ImageData | TextData) -> None:
 
 
 def loader_of(
-    source: ImageSource | TextSource,
-    preprocessing: Preprocessing | TextPreprocessing,
-    batch_size: int,
-    config: DataConfig,
-) -> EvalLoader | TextEvalLoader:
-    """Return the loader of a source, for a model that reads it."""
-    if isinstance(source, TextSource):
-        return TextEvalLoader(source, batch_size=batch_size)
-    assert isinstance(preprocessing, Preprocessing)
-    return EvalLoader(
-        source, preprocessing=preprocessing, batch_size=batch_size, workers=config.workers, strict=config.strict
-    )
+    source: Source, preprocessing: Preprocessing | TextPreprocessing, batch_size: int, config: DataConfig
+) -> EvalBatches:
+    """Return the batches of a source, for a model that reads it."""
+    return source.eval_batches(Loading(batch_size, workers=config.workers, strict=config.strict), preprocessing)
 
 
-def choose_split(samples: ImageData | TextData, asked: str | None) -> tuple[str, ImageSource | TextSource, list[str]]:
+def choose_split(samples: ImageData | TextData, asked: str | None) -> tuple[str, Source, list[str]]:
     """Return the split's name, its labelled samples, and what there is to say about them."""
     facts = samples.facts
     if asked == "test" and samples.test is None:
@@ -146,4 +137,4 @@ def choose_split(samples: ImageData | TextData, asked: str | None) -> tuple[str,
     labelled = [index for index, label in enumerate(found.labels) if label != UNLABELLED]
     if len(labelled) < len(found):
         notes.append(f"{len(found) - len(labelled)} {facts.noun}s of the {split} split have no label and are left out.")
-    return split, found.take(labelled) if isinstance(found, TextSource) else Subset(found, labelled), notes
+    return split, found.take(labelled), notes

@@ -102,7 +102,7 @@ class Distiller(Objective):
         # In a compiled pass there is no place between its outputs where gradients could be looked at.
         with torch.compiler.set_stance("force_eager") if is_due else nullcontext():
             own_output = self.student(self.student.prepare(batch), self.student_reads)
-        own = own_output, teacher_outputs, batch.targets, batch.indices
+        own = own_output, teacher_outputs, batch.targets, batch.samples
         whole = self._gather(*own) if any(method.scope == "batch" for _, method in self.each_method()) else own
         terms: dict[str, Tensor] = {}
         for name, method in self.each_method():

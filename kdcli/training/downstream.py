@@ -101,7 +101,7 @@ def _features(
                 features = model(inputs, Reads(("pooled",))).features["pooled"]
             labels = batch.targets[:, None].double()
             parts.append(torch.cat([labels, features.double().cpu()], dim=1))
-            indices.append(batch.indices)
+            indices.append(batch.samples)
     check_readable(team.gather(list(lost)), len(source), what="images that features are measured on")
     space = in_order(parts, indices, team).numpy()
     return space[:, 1:], space[:, 0].astype(np.int64)

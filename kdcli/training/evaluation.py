@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdcli.base.reads import Reads
 from kdcli.base.result import UNREADABLE
-from kdcli.data import AnyBatch, ImageSource, TextSource, TokenSource, WordSource
+from kdcli.data import AnyBatch, Source
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
@@ -34,7 +34,7 @@ def ignore_sums(batch: AnyBatch, sums: SampleSums) -> None:
 def evaluate(
     job: Job,
     model: Model,
-    source: ImageSource | TextSource,
+    source: Source,
     team: Team,
     skip: Skip = ignore,
     note: Note = ignore_sums,
@@ -92,7 +92,7 @@ def evaluate(
 def measure(
     job: Job,
     model: Model,
-    source: ImageSource | TextSource,
+    source: Source,
     team: Team,
     predict: Callable[[AnyBatch], Any],
     skip: Skip = ignore,
@@ -144,21 +144,17 @@ class KeptSums:
     Pieces of a text are added up to the text.
 
     Args:
-        job: whose split it is.
         source: the split.
     """
 
-    def __init__(self, job: Job, source: ImageSource | TextSource) -> None:
-        pieces = job.pieces(source) if job.pieces is not None and isinstance(source, TextSource) else source
-        self._origins = pieces.origins if isinstance(pieces, (TokenSource, WordSource)) else None
-        self._parts: list[tuple[list[int], dict[str, Tensor]]] = []
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._parts: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     def __call__(self, batch: AnyBatch, sums: SampleSums) -> None:
         """Keep those of a batch."""
-        indices = batch.indices.tolist()
-        if self._origins is not None:
-            indices = [self._origins[index] for index in indices]
-        self._parts.append((indices, {name: values.cpu() for name, values in sums.items()}))
+        places = self._source.places(batch.samples)
+        self._parts.append((places, {name: values.cpu() for name, values in sums.items()}))
 
     def gather(self, team: Team) -> dict[str, Tensor]:
         """Return what all processes have: ``index`` int64 (n,), ascending, and the sums float64 (n, k) by metric.
@@ -168,7 +164,7 @@ class KeptSums:
         parts = team.gather(self._parts)
         if not parts:
             return {}
-        index, place = torch.tensor([i for indices, _ in parts for i in indices]).unique(return_inverse=True)
+        index, place = torch.cat([places for places, _ in parts]).unique(return_inverse=True)
         gathered = {"index": index}
         for name, values in parts[0][1].items():
             added = torch.zeros(len(index), values.shape[1], dtype=torch.float64)
@@ -179,7 +175,7 @@ class KeptSums:
 class _Split:
     """The batches of a split as a model wants them, and the names of what could not be read in them."""
 
-    def __init__(self, job: Job, model: Model, source: ImageSource | TextSource, team: Team, skip: Skip) -> None:
+    def __init__(self, job: Job, model: Model, source: Source, team: Team, skip: Skip) -> None:
         self._source, self._skip, self._team = source, skip, team
         self._loader = job.eval_loader(
             source,
@@ -207,7 +203,7 @@ class _Split:
         return {UNREADABLE: float(len(names))} if names else {}
 
 
-def _name_of(job: Job, source: ImageSource | TextSource) -> str:
+def _name_of(job: Job, source: Source) -> str:
     if source is job.data.validation:
         return "validation"
     return "test" if source is job.data.test else "evaluation"

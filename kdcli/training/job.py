@@ -16,19 +16,15 @@ from kdcli.config.models import TeacherConfig
 from kdcli.config.run import RunConfig
 from kdcli.data import (
     AnyBatch,
-    Batch,
-    EvalLoader,
+    EvalBatches,
     ImageData,
-    ImageSource,
+    Loading,
     Mix,
+    Source,
     TextData,
-    TextEvalLoader,
-    TextSource,
-    TextTrainLoader,
-    TrainLoader,
+    TrainBatches,
 )
 from kdcli.data.epoch import train_indices
-from kdcli.data.images.sources import Subset
 from kdcli.machine.team import ALONE, Team
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
@@ -104,61 +100,36 @@ class Job:
         """Whether the teacher predicts just what the student does, so that its own metrics stand beside the student's."""
         return self.teacher is not None and self.plan.relation == "same" and not self.is_label_free
 
-    def labelled_samples(self) -> ImageSource | TextSource:
+    def labelled_samples(self) -> Source:
         """Return the training samples that have a label, each once."""
         train = self.data.train
-        labelled = [index for index, label in enumerate(train.labels) if label != UNLABELLED]
-        return train.take(labelled) if isinstance(train, TextSource) else Subset(train, labelled)
+        return train.take(index for index, label in enumerate(train.labels) if label != UNLABELLED)
 
-    def train_loader(self, team: Team = ALONE) -> TrainLoader | TextTrainLoader:
+    def train_loader(self, team: Team = ALONE) -> TrainBatches:
         """Return the batches of the training split, for one of several processes its share of each."""
-        source = self.train_source()
-        if isinstance(source, TextSource):
-            return TextTrainLoader(
-                source if self.pieces is None else self.pieces(source),
-                batch_size=self.config.train.batch_size,
-                seed=self.config.seed,
-                team=team,
-            )
-        wanted = [model.facts.preprocessing for model in (self.teacher, self.student) if model is not None]
-        sizes = [preprocessing.image_size for preprocessing in wanted if isinstance(preprocessing, Preprocessing)]
-        return TrainLoader(
-            source,
-            augment=self.config.augment,
-            canvas=(max(height for height, _ in sizes), max(width for _, width in sizes)),
-            batch_size=self.config.train.batch_size,
-            seed=self.config.seed,
-            num_classes=len(self.task.class_names),
-            workers=self.config.data.workers,
-            strict=self.config.data.strict,
-            team=team,
-        )
+        models = [model for model in (self.teacher, self.student) if model is not None]
+        source = self._read(self.train_source())
+        return source.train_batches(self.loading(team), [model.facts.preprocessing for model in models])
 
     def eval_loader(
-        self,
-        source: ImageSource | TextSource,
-        preprocessing: Preprocessing | TextPreprocessing,
-        team: Team = ALONE,
-    ) -> EvalLoader | TextEvalLoader:
+        self, source: Source, preprocessing: Preprocessing | TextPreprocessing, team: Team = ALONE
+    ) -> EvalBatches:
         """Return the batches of ``source`` in order; images are cropped and sized as ``preprocessing`` says.
 
         One of several processes gets its share of them.
         """
-        if isinstance(source, TextSource) or isinstance(preprocessing, TextPreprocessing):
-            assert isinstance(source, TextSource)
-            return TextEvalLoader(
-                source if self.pieces is None else self.pieces(source),
-                batch_size=self.config.train.batch_size,
-                team=team,
-            )
-        return EvalLoader(
-            source,
-            preprocessing=preprocessing,
-            batch_size=self.config.train.batch_size,
-            workers=self.config.data.workers,
-            strict=self.config.data.strict,
-            team=team,
+        return self._read(source).eval_batches(self.loading(team), preprocessing)
+
+    def loading(self, team: Team) -> Loading:
+        """Return how the run makes its batches."""
+        config = self.config
+        return Loading(
+            config.train.batch_size, config.seed, config.augment, config.data.workers, config.data.strict, team
         )
+
+    def _read(self, source: Source) -> Source:
+        """Return the samples as the task reads them."""
+        return source if self.pieces is None else self.pieces(source)
 
     def shared_preprocessing(self) -> Preprocessing | TextPreprocessing:
         """Return the student's preprocessing, of images at the larger of both models' sizes.
@@ -173,26 +144,27 @@ class Job:
         return self.task.predict(model, batch, into_teacher=self.distiller.embedding_projector())
 
     def mix(self) -> Callable[[AnyBatch, int, int], AnyBatch]:
-        """Return mixup and cutmix of images as configured."""
-        mix_images = Mix(self.config.augment, len(self.task.class_names), self.config.seed)
+        """Return mixup and cutmix as configured.
 
-        def mix(batch: AnyBatch, epoch: int, step: int) -> AnyBatch:
-            return mix_images(batch, epoch, step) if isinstance(batch, Batch) else batch
+        Raises:
+            UserError: they are asked for, and the task's samples can't be mixed.
+        """
+        augment, facts = self.config.augment, self.config.task_facts
+        if not facts.can_mix and (augment.mixup > 0 or augment.cutmix > 0):
+            raise UserError(
+                f"augment.mixup and augment.cutmix mix labels, and those of {facts.name} can't be mixed.",
+                "Leave both at 0.",
+            )
+        return Mix(augment, len(self.task.class_names), self.config.seed)
 
-        return mix
-
-    def train_source(self) -> ImageSource | TextSource:
+    def train_source(self) -> Source:
         """Return the samples of an epoch, in no order yet; few labelled ones are repeated."""
         indices = train_indices(
             self.data.train.labels,
             labelled_share=self.config.data.labelled_share,
             reads_unlabelled=any_reads_unlabelled(self.config.methods or ()),
         )
-        if indices is None:
-            return self.data.train
-        if isinstance(self.data, TextData):
-            return self.data.train.take(indices)
-        return Subset(self.data.train, indices)
+        return self.data.train if indices is None else self.data.train.take(indices)
 
 
 def context_of(
@@ -205,11 +177,7 @@ def context_of(
         None if teacher is None else teacher.facts,
         plan.label_map,
         train_labels=data.train.labels,
-        train_samples=train_indices(
-            data.train.labels,
-            labelled_share=config.data.labelled_share,
-            reads_unlabelled=any_reads_unlabelled(plan.methods),
-        ),
+        train_ids=data.train.ids.tolist(),
         seed=config.seed,
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from kdcli.base.errors import UserError
 from kdcli.base.result import Result
 from kdcli.config.keys import comparable, refuse_differences, without_later_keys
-from kdcli.data import AnyBatch, ImageSource, TextSource
+from kdcli.data import AnyBatch, Source
 from kdcli.machine.control import Control, Every, Stopped, Verdict
 from kdcli.machine.seeding import stable_seed
 from kdcli.machine.team import Team
@@ -249,8 +249,8 @@ class Trainer:
             return False
         return ranks[0] >= ranks[-1]
 
-    def _evaluate(self, model: Model, source: ImageSource | TextSource) -> tuple[dict[str, float], KeptSums]:
-        sums = KeptSums(self.job, source)
+    def _evaluate(self, model: Model, source: Source) -> tuple[dict[str, float], KeptSums]:
+        sums = KeptSums(source)
         return evaluate(self.job, model, source, self.team, self._after_batch, sums), sums
 
     def _after_batch(self, skipped: Iterable[str]) -> None:

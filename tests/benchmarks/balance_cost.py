@@ -52,7 +52,9 @@ def main() -> None:
     given = parser.parse_args()
     kinds = {kind: build(given.student, given.size, kind) for kind in ("loss", "gradient")}
     images = torch.randint(0, 256, (given.batch, 3, given.size, given.size), dtype=torch.uint8)
-    batch = Batch(images, torch.randint(0, len(LABELS), (given.batch,)), torch.arange(given.batch))
+    batch = Batch(
+        images=images, targets=torch.randint(0, len(LABELS), (given.batch,)), samples=torch.arange(given.batch)
+    )
     width = kinds["loss"].student.facts.feature_dims["pooled"]
     teacher = ModelOutput({"pooled": torch.randn(given.batch, width)})
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}

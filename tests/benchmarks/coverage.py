@@ -535,7 +535,7 @@ def hf_text_row(work: Work, family: str) -> Row:
             raise Refused(error.message) from error
 
     def batch_of(texts: list[str]) -> TextBatch:
-        return TextBatch(texts, torch.zeros(len(texts)), torch.arange(len(texts)))
+        return TextBatch(texts=texts, targets=torch.zeros(len(texts)), samples=torch.arange(len(texts)))
 
     def facts() -> None:
         nonlocal places, length

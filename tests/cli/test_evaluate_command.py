@@ -39,7 +39,7 @@ def logits(same_run, photos) -> dict[str, np.ndarray]:
     for role, model in (("student", job.student), ("teacher", job.teacher)):
         rows = []
         for index in range(len(source)):
-            pixels = np.array(fit(source.load(index), model.facts.preprocessing)).transpose(2, 0, 1)[None]
+            pixels = np.array(fit(source.load(index).inputs, model.facts.preprocessing)).transpose(2, 0, 1)[None]
             with torch.inference_mode():
                 rows.append(model.eval()(prepare(torch.from_numpy(pixels), model.facts.preprocessing)).logits[0])
         result[role] = torch.stack(rows).double().numpy()

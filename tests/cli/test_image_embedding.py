@@ -90,14 +90,14 @@ def test_the_measured_accuracies_are_those_of_the_saved_student(run, photos):
 
     from kdcli.base.reads import Reads
     from kdcli.config.data import DataConfig
-    from kdcli.data import EvalLoader, open_unlabelled
+    from kdcli.data import Loading, open_unlabelled
     from kdcli.models import load_saved
 
     labelled = open_unlabelled(DataConfig(name=str(photos)), None, seed=0).labelled
     model = load_saved(run / "student")
 
     def features(source):
-        loader = EvalLoader(source, preprocessing=model.facts.preprocessing, batch_size=7, workers=0, strict=True)
+        loader = source.eval_batches(Loading(7, workers=0, strict=True), model.facts.preprocessing)
         with torch.no_grad():
             parts = [
                 (model(model.prepare(batch), Reads(("pooled",)) | model.predictions).features["pooled"], batch.targets)
@@ -262,7 +262,12 @@ def test_files_of_several_pixels_are_hashed_apart():
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4), dtype=np.uint8))
 
     def batches(start):
-        yield Batch(images[start:4], torch.full((4 - start,), -1), torch.arange(4 - start), ["broken.jpg"])
+        yield Batch(
+            images=images[start:4],
+            targets=torch.full((4 - start,), -1),
+            samples=torch.arange(4 - start),
+            skipped=["broken.jpg"],
+        )
 
     task = ImageEmbedding(reference)
     for start in (0, 0, 1):

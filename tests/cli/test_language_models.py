@@ -177,7 +177,7 @@ def test_the_export_is_transformers_own(run, run_cli, tmp_path):
     inputs = student.tokenizer(text, return_tensors="pt")
     tokens = inputs["input_ids"][0].tolist()
     with torch.no_grad():
-        output = student(student.prepare(TextBatch([text], torch.zeros(1), torch.zeros(1))))
+        output = student(student.prepare(TextBatch(texts=[text], targets=torch.zeros(1), samples=torch.zeros(1))))
         logits = output.logits if output.vocabulary is None else output.vocabulary.dense()
         loaded = auto.from_pretrained(tmp_path / "out")(inputs["input_ids"], inputs["attention_mask"]).logits[0]
     torch.testing.assert_close(loaded, logits, rtol=1e-4, atol=1e-4)

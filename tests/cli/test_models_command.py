@@ -144,13 +144,13 @@ def test_probe_features_are_the_models_own(probed, photos, hf_folder):
     from kdcli.base.reads import Reads
     from kdcli.config.data import DataConfig
     from kdcli.config.models import TeacherConfig
-    from kdcli.data import EvalLoader, open_data
+    from kdcli.data import Loading, open_data
     from kdcli.models import load_teacher
     from kdcli.projectors.spectra import log_me
 
     data = open_data(DataConfig(name=str(photos)), seed=0)
     model = load_teacher(TeacherConfig(name=str(hf_folder)), seed=0)
-    loader = EvalLoader(data.train, preprocessing=model.facts.preprocessing, batch_size=1, workers=0, strict=True)
+    loader = data.train.eval_batches(Loading(1, workers=0, strict=True), model.facts.preprocessing)
     with torch.inference_mode():
         rows = [model(model.prepare(batch), Reads(("pooled",))).features["pooled"][0] for batch in loader]
     expected = log_me(torch.stack(rows), torch.tensor(data.train.labels))

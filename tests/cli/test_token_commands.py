@@ -120,7 +120,9 @@ def test_the_export_answers_alone_as_it_was_measured(same_run_of_words, run_cli,
     found, logits = json.loads(done.stdout.splitlines()[-1])
     student = load_saved(same_run_of_words / "student")
     with torch.no_grad():
-        expected = student(student.prepare(TextBatch([test.texts[0]], torch.zeros(1), torch.arange(1)))).logits
+        expected = student(
+            student.prepare(TextBatch(texts=[test.texts[0]], targets=torch.zeros(1), samples=torch.arange(1)))
+        ).logits
     assert torch.allclose(torch.tensor(logits), expected, atol=1e-5)
     names, right = ("B-BAD", "B-GOOD", "I-BAD", "O"), []
     for words, tags, tokens in zip(test.words, test.tags, found, strict=True):
@@ -246,12 +248,14 @@ def test_words_are_the_rows_of_both_models(same_run_of_words, teacher):
     student = load_saved(same_run_of_words / "student")
     name = str(teacher / "student")
     model = load_teacher(TeacherConfig(name=name), seed=0, task="token-classification")
-    batch = WordBatch([["superb", "plot"], ["the", "film", "was"]], torch.zeros(5).long(), torch.arange(2))
+    batch = WordBatch(
+        words=[["superb", "plot"], ["the", "film", "was"]], targets=torch.zeros(5).long(), samples=torch.arange(2)
+    )
     for each in (student, model):
         with torch.no_grad():
             output = each(each.prepare(batch), Reads(("pooled",)) | each.predictions)
             alone = each(
-                each.prepare(WordBatch(batch.words[1:], batch.targets[2:], torch.arange(1))),
+                each.prepare(WordBatch(words=batch.words[1:], targets=batch.targets[2:], samples=torch.arange(1))),
                 Reads(("pooled",)) | each.predictions,
             )
         assert output.logits.shape == (5, 4)

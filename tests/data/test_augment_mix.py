@@ -79,33 +79,33 @@ def test_augmentation_is_pure(config: AugmentConfig) -> None:
     first, second = (Augmentation(config, canvas=(24, 20), seed=3) for _ in range(2))
     image, before = picture(), picture()
     keys = [(epoch, index) for epoch in range(2) for index in range(20)]
-    results = {(epoch, index): first(image, epoch=epoch, index=index) for epoch, index in keys}
+    results = {(epoch, index): first(image, epoch=epoch, index=index)[0] for epoch, index in keys}
     torch.manual_seed(123)
     for epoch, index in reversed(keys):
-        assert torch.equal(second(image, epoch=epoch, index=index), results[epoch, index])
+        assert torch.equal(second(image, epoch=epoch, index=index)[0], results[epoch, index])
     assert image == before
     assert all(result.shape == (3, 24, 20) and result.dtype == torch.uint8 for result in results.values())
     distinct = {result.contiguous().numpy().tobytes() for result in results.values()}
     assert len(distinct) > 35
     other = Augmentation(config, canvas=(24, 20), seed=4)
-    assert any(not torch.equal(other(image, epoch=e, index=i), results[e, i]) for e, i in keys[:5])
+    assert any(not torch.equal(other(image, epoch=e, index=i)[0], results[e, i]) for e, i in keys[:5])
 
 
 def test_without_randomness_it_is_a_resize() -> None:
     plain = Augmentation(AugmentConfig(crop_scale=(1, 1), flip=0), canvas=(16, 12), seed=0)
     expected = np.asarray(picture().resize((12, 16), Image.Resampling.BICUBIC))
-    result = plain(picture(), epoch=0, index=0)
+    result, _ = plain(picture(), epoch=0, index=0)
     np.testing.assert_array_equal(result.permute(1, 2, 0).numpy(), expected)
 
 
 def test_a_padded_crop_moves_the_image_by_at_most_the_padding() -> None:
     plain = AugmentConfig(crop_scale=(1, 1), flip=0)
-    image = Augmentation(plain, canvas=(16, 12), seed=0)(picture(), epoch=0, index=0)
+    image = Augmentation(plain, canvas=(16, 12), seed=0)(picture(), epoch=0, index=0)[0]
     padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
     augmentation = Augmentation(plain.model_copy(update={"pad": 4}), canvas=(16, 12), seed=0)
     seen = set()
     for index in range(60):
-        result = augmentation(picture(), epoch=0, index=index)
+        result, _ = augmentation(picture(), epoch=0, index=index)
         places = [
             (top, left)
             for top in range(9)
@@ -126,7 +126,7 @@ def test_three_augment_is_always_one_of_three() -> None:
     counts = {"grey": 0, "solarised": 0, "blurred": 0}
     spreads = []
     for index in range(150):
-        result = augmentation(image, epoch=0, index=index).permute(1, 2, 0).numpy()
+        result = augmentation(image, epoch=0, index=index)[0].permute(1, 2, 0).numpy()
         if np.array_equal(result, grey):
             counts["grey"] += 1
         elif np.array_equal(result, solarised):
@@ -142,7 +142,7 @@ def test_three_augment_is_always_one_of_three() -> None:
 
 def test_flip_and_erase() -> None:
     always = AugmentConfig(crop_scale=(1, 1), flip=1, erase=1)
-    result = Augmentation(always, canvas=(30, 40), seed=0)(picture(), epoch=0, index=0).permute(1, 2, 0).numpy()
+    result = Augmentation(always, canvas=(30, 40), seed=0)(picture(), epoch=0, index=0)[0].permute(1, 2, 0).numpy()
     flipped = np.asarray(picture())[:, ::-1]
     erased = (result != flipped).any(axis=-1)
     assert 0.01 < erased.mean() < 0.5
@@ -157,7 +157,7 @@ def test_reversed_ranges_are_the_users_error() -> None:
 
 def batch_of(labels: list[int]) -> Batch:
     images = torch.arange(len(labels) * 3 * 8 * 8).reshape(-1, 3, 8, 8).remainder(251).to(torch.uint8)
-    return Batch(images=images, targets=torch.tensor(labels), indices=torch.arange(len(labels)), skipped=["x"])
+    return Batch(images=images, targets=torch.tensor(labels), samples=torch.arange(len(labels)), skipped=["x"])
 
 
 def test_no_mixing_returns_the_batch_itself() -> None:
@@ -197,7 +197,7 @@ def test_slices_are_mixed_as_the_whole(options) -> None:
     for step in range(5):
         whole = mix(batch, 0, step)
         for part in (slice(0, 4), slice(4, 8)):
-            own = Batch(images=batch.images[part], targets=batch.targets[part], indices=batch.indices[part])
+            own = Batch(images=batch.images[part], targets=batch.targets[part], samples=batch.samples[part])
             mixed = mix(own, 0, step)
             assert torch.equal(mixed.images, whole.images[part])
             assert torch.equal(mixed.targets, whole.targets[part])

@@ -177,7 +177,7 @@ def test_unknown_names_have_suggestions() -> None:
 
 def images_of(source: ImageSource | None, names: tuple[str, ...]) -> set[tuple[str, bytes]]:
     assert source is not None
-    return {(names[label], source.load(index).tobytes()) for index, label in enumerate(source.labels)}
+    return {(names[label], source.load(index).inputs.tobytes()) for index, label in enumerate(source.labels)}
 
 
 def splits_of(data: ImageData) -> list[set[tuple[str, bytes]]]:

@@ -83,7 +83,7 @@ def test_samples_without_names_keep_the_cut_by_place() -> None:
 def split_of(data: ImageData | TextData, root: Path) -> dict[str, str]:
     sources = {"train": data.train, "validation": data.validation, "test": data.test}
     return {
-        str(source.load(index))
+        str(source.load(index).inputs)
         if isinstance(data, TextData)
         else str(Path(source.describe(index)).relative_to(root)): split
         for split, source in sources.items()

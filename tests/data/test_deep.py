@@ -35,7 +35,7 @@ def pixels_by_number(data):
     for split in (data.train, data.validation, data.test):
         for index in range(len(split)):
             number = int(split.describe(index).rpartition("/")[2].partition(".")[0])
-            found[number] = np.asarray(split.load(index))[0, :, 1].tolist()
+            found[number] = np.asarray(split.load(index).inputs)[0, :, 1].tolist()
     return found
 
 
@@ -73,9 +73,9 @@ def test_the_range_survives_pickling_and_goes_for_appended_images(tmp_path):
     more = write_set(tmp_path / "more", [[0, 450]])
     data = open_(root, unlabelled=str(more))
     again = pickle.loads(pickle.dumps(data.train))
-    assert np.asarray(again.load(len(again) - 1))[0, 1].tolist() == [round(450 * 255 / 4095)] * 3
+    assert np.asarray(again.load(len(again) - 1).inputs)[0, 1].tolist() == [round(450 * 255 / 4095)] * 3
     for index in range(len(again)):
-        assert again.load(index).tobytes() == data.train.load(index).tobytes()
+        assert again.load(index).inputs.tobytes() == data.train.load(index).inputs.tobytes()
 
 
 def test_an_image_that_goes_beyond_is_scaled_by_the_range_that_holds_both(tmp_path):
@@ -114,7 +114,7 @@ def test_tables_and_their_range(tmp_path):
     data = open_(tmp_path / "x.parquet")
     assert data.deep_range == (0, 4095)
     found = {
-        split.load(i).getpixel((0, 0))[0]
+        split.load(i).inputs.getpixel((0, 0))[0]
         for split in (data.train, data.validation, data.test)
         for i in range(len(split))
     }
@@ -125,7 +125,7 @@ def test_labelled_images_are_read_as_those_of_training(tmp_path):
     root = write_set(tmp_path / "set", [[0, 4000]])
     dim = write_set(tmp_path / "dim", [[0, 100]])
     data = open_unlabelled(DataConfig(name=str(root)), DataConfig(name=str(dim)), seed=0)
-    assert np.asarray(data.labelled.train.load(0))[0, 1, 0] == round(100 * 255 / 4095)
+    assert np.asarray(data.labelled.train.load(0).inputs)[0, 1, 0] == round(100 * 255 / 4095)
 
 
 def test_eight_bits_have_no_range(tmp_path):

@@ -162,7 +162,7 @@ def test_unlabelled_folder(make_folder: MakeFolder) -> None:
     assert list(data.train.labels[-5:]) == [-1] * 5
     last = range(before.num_train, before.num_train + 5)
     assert {data.train.describe(i) for i in last} == {str(path) for path in extra.rglob("*.png")}
-    assert data.train.load(last[-1]).mode == "RGB"
+    assert data.train.load(last[-1]).inputs.mode == "RGB"
 
 
 def test_unlabelled_images_of_other_splits_are_left_out(make_folder: MakeFolder, tmp_path: Path) -> None:

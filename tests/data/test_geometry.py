@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from kdcli.base.facts import Preprocessing
 from kdcli.config.data import AugmentConfig
-from kdcli.data import EvalLoader, Mix, TrainLoader, prepare
+from kdcli.data import EvalLoader, Loading, Mix, TrainLoader, prepare
 from kdcli.data.images.sources import ArraySource
 
 HEIGHT, WIDTH = 240, 320
@@ -81,9 +82,7 @@ def assert_aligned(batch, first, second, *, levels_per_picture, level_noise=1.5,
 
 def train_batch(source, augment, models, *, epoch=0):
     canvas = tuple(max(sides) for sides in zip(*(model.image_size for model in models), strict=True))
-    loader = TrainLoader(
-        source, augment=augment, canvas=canvas, batch_size=6, seed=3, num_classes=2, workers=0, strict=True
-    )
+    loader = TrainLoader(source, Loading(6, 3, augment, workers=0, strict=True), canvas=canvas)
     return next(iter(loader.epoch(epoch)))
 
 
@@ -111,7 +110,7 @@ def test_training_with_edges(coordinates, one, other, augment):
 def test_evaluation_of_both_on_one_canvas(coordinates, one, other):
     """As 'analyze-projector' has it: fitted once, as the one model wants it, at the larger size."""
     models = (MODELS[one], MODELS[other])
-    loader = EvalLoader(coordinates, preprocessing=models[0], batch_size=6, workers=0, strict=True)
+    loader = EvalLoader(coordinates, Loading(6, workers=0, strict=True), preprocessing=models[0])
     (batch,) = loader
     assert_aligned(batch, *models, levels_per_picture=205)
 
@@ -120,7 +119,7 @@ def test_evaluation_of_both_on_one_canvas(coordinates, one, other):
 def test_evaluation_shows_the_middle(coordinates, name):
     """Each model alone sees the crop that its own settings say, in the same place of the picture whatever its size."""
     model = MODELS[name]
-    (batch,) = EvalLoader(coordinates, preprocessing=model, batch_size=6, workers=0, strict=True)
+    (batch,) = EvalLoader(coordinates, Loading(6, workers=0, strict=True), preprocessing=model)
     images = shown(batch, model)
     height, width = model.image_size
     scales = (model.resize[1] / WIDTH, model.resize[0] / HEIGHT)  # pixels of the input for one of the picture
@@ -145,6 +144,6 @@ def test_the_measure_sees_a_shift(coordinates):
     """Of one pixel and a half, of the canvas that both models share."""
     models = (MODELS["96"], MODELS["45"])
     batch = train_batch(coordinates, AUGMENTS["squashed"], models)
-    moved = type(batch)(batch.images.roll(3, dims=3), batch.targets, batch.indices)
+    moved = replace(batch, images=batch.images.roll(3, dims=3))
     ours, theirs = at_places(shown(batch, models[0])), at_places(shown(moved, models[1]))
     assert (ours - theirs)[:, 0].abs().max() > 0.6 * 205 / 45 + 1.5

@@ -40,7 +40,7 @@ def test_what_the_decoder_reads_is_read_whatever_its_suffix(name: str, tmp_path:
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     data = open_data(DataConfig(name=str(tmp_path)), seed=0)
     assert data.facts.num_train + data.facts.num_validation + data.facts.num_test == 2 * len(files)
-    assert data.train.load(0).size == (8, 8)
+    assert data.train.load(0).inputs.size == (8, 8)
 
 
 @pytest.mark.parametrize(

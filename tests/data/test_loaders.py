@@ -13,7 +13,7 @@ from timm.data import create_transform
 from kdcli.base.errors import UserError
 from kdcli.base.facts import Preprocessing
 from kdcli.config.data import AugmentConfig, DataConfig
-from kdcli.data import Batch, EvalLoader, ImageSource, TrainLoader, fit, open_data, prepare
+from kdcli.data import Batch, EvalLoader, ImageSource, Loading, TrainLoader, fit, open_data, prepare
 from kdcli.data.images import loaders
 from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, Subset
 from kdcli.machine.team import Team
@@ -30,26 +30,14 @@ def source(make_folder: MakeFolder) -> FileSource:
 
 
 def train_loader(source: ImageSource, **options: object) -> TrainLoader:
-    defaults: dict[str, object] = {
-        "augment": AUGMENT,
-        "canvas": (16, 12),
-        "batch_size": 6,
-        "seed": 0,
-        "num_classes": 2,
-        "workers": 0,
-        "strict": False,
-    }
-    return TrainLoader(source, **(defaults | options))  # type: ignore[arg-type]
+    defaults: dict[str, object] = {"augment": AUGMENT, "batch_size": 6, "workers": 0}
+    return TrainLoader(source, Loading(**(defaults | options)), canvas=(16, 12))  # type: ignore[arg-type]
 
 
 def eval_loader(source: ImageSource, **options: object) -> EvalLoader:
-    defaults: dict[str, object] = {
-        "preprocessing": PREPROCESSING,
-        "batch_size": 5,
-        "workers": 0,
-        "strict": False,
-    }
-    return EvalLoader(source, **(defaults | options))  # type: ignore[arg-type]
+    preprocessing = options.pop("preprocessing", PREPROCESSING)
+    loading = Loading(**({"batch_size": 5, "workers": 0} | options))  # type: ignore[arg-type]
+    return EvalLoader(source, loading, preprocessing=preprocessing)  # type: ignore[arg-type]
 
 
 def assert_same(left: list[Batch], right: list[Batch]) -> None:
@@ -57,7 +45,7 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
     for a, b in zip(left, right, strict=True):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.targets, b.targets)
-        assert torch.equal(a.indices, b.indices)
+        assert torch.equal(a.samples, b.samples)
         assert a.skipped == b.skipped
 
 
@@ -74,13 +62,13 @@ def test_an_epoch(source: FileSource) -> None:
     assert len(batches) == loader.batches_per_epoch == 3
     assert all(batch.images.shape == (6, 3, 16, 12) and batch.images.dtype == torch.uint8 for batch in batches)
     assert all(batch.images.is_contiguous() and len(batch) == 6 for batch in batches)
-    indices = torch.cat([batch.indices for batch in batches]).tolist()
+    indices = torch.cat([batch.samples for batch in batches]).tolist()
     assert len(set(indices)) == 18
     assert torch.cat([batch.targets for batch in batches]).tolist() == [source.labels[i] for i in indices]
     assert_same(batches, list(loader.epoch(0)))
-    other = torch.cat([batch.indices for batch in loader.epoch(1)]).tolist()
+    other = torch.cat([batch.samples for batch in loader.epoch(1)]).tolist()
     assert other != indices
-    assert torch.cat([batch.indices for batch in train_loader(source, seed=1).epoch(0)]).tolist() != indices
+    assert torch.cat([batch.samples for batch in train_loader(source, seed=1).epoch(0)]).tolist() != indices
 
 
 def test_batches_do_not_depend_on_workers(source: FileSource) -> None:
@@ -102,7 +90,7 @@ def test_a_sample_does_not_depend_on_its_batch(source: FileSource) -> None:
     small, large = ({}, {})
     for batch_size, seen in ((2, small), (11, large)):
         for batch in train_loader(source, batch_size=batch_size).epoch(4):
-            seen.update(zip(batch.indices.tolist(), batch.images, strict=True))
+            seen.update(zip(batch.samples.tolist(), batch.images, strict=True))
     assert len(small) == len(large) == 22
     assert all(torch.equal(small[index], large[index]) for index in small.keys() & large.keys())
 
@@ -124,8 +112,9 @@ def test_slices_of_processes_recombine_to_the_global_batch(source: FileSource, s
             part = parts[rank][number]
             share = slice(rank * len(part), (rank + 1) * len(part))
             assert torch.equal(part.images, batch.images[share])
-            assert torch.equal(part.indices, batch.indices[share])
+            assert torch.equal(part.samples, batch.samples[share])
             assert torch.equal(part.targets, batch.targets[share])
+            assert torch.equal(part.view, batch.view[share])
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])
@@ -134,20 +123,16 @@ def test_processes_evaluate_every_sample_once(source: FileSource, size: int) -> 
     preprocessing = Preprocessing((16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     seen = []
     for rank in range(size):
-        loader = EvalLoader(
-            source, preprocessing=preprocessing, batch_size=4, workers=0, strict=False, team=Team(rank, size)
-        )
+        loader = eval_loader(source, preprocessing=preprocessing, batch_size=4, team=Team(rank, size))
         batches = list(loader)
         assert len(batches) == len(loader)
-        seen += [index for batch in batches for index in batch.indices.tolist()]
+        seen += [index for batch in batches for index in batch.samples.tolist()]
     assert sorted(seen) == list(range(23))
 
 
 def test_wrong_arguments(source: FileSource) -> None:
     with pytest.raises(ValueError, match="6 is no whole number for each of 4 processes"):
         train_loader(source, team=Team(0, 4))
-    with pytest.raises(ValueError, match="labels"):
-        train_loader(source, num_classes=1)
     with pytest.raises(UserError, match="23 training images for 24 processes"):
         train_loader(source, batch_size=48, team=Team(0, 24))
 
@@ -156,7 +141,7 @@ def test_a_single_small_batch_is_used(source: FileSource) -> None:
     loader = train_loader(source, batch_size=64)
     (batch,) = loader.epoch(0)
     assert loader.batches_per_epoch == 1
-    assert sorted(batch.indices.tolist()) == list(range(23))
+    assert sorted(batch.samples.tolist()) == list(range(23))
 
 
 def test_loading_leaves_torchs_generators_alone(source: FileSource) -> None:
@@ -171,15 +156,15 @@ def test_loading_leaves_torchs_generators_alone(source: FileSource) -> None:
 def test_unreadable_images_are_replaced_in_training(source: FileSource, workers: int) -> None:
     clean = {}
     for batch in train_loader(source, batch_size=23).epoch(0):
-        clean = dict(zip(batch.indices.tolist(), batch.images, strict=True))
+        clean = dict(zip(batch.samples.tolist(), batch.images, strict=True))
     names = damage(source, 4, 5, 22)
     (batch,) = train_loader(source, batch_size=23, workers=workers).epoch(0)
     assert set(batch.skipped) == set(names)
     expected = {4: 6, 5: 6, 22: 0}
     drawn = list(clean)
-    assert batch.indices.tolist() == [expected.get(index, index) for index in drawn]
-    assert all(torch.equal(image, clean[int(i)]) for image, i in zip(batch.images, batch.indices, strict=True))
-    assert batch.targets.tolist() == [source.labels[int(i)] for i in batch.indices]
+    assert batch.samples.tolist() == [expected.get(index, index) for index in drawn]
+    assert all(torch.equal(image, clean[int(i)]) for image, i in zip(batch.images, batch.samples, strict=True))
+    assert batch.targets.tolist() == [source.labels[int(i)] for i in batch.samples]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -207,10 +192,10 @@ def test_evaluation_has_each_sample_once_in_order(source: FileSource) -> None:
     batches = list(loader)
     assert len(batches) == len(loader) == 5
     assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
-    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(23))
+    assert torch.cat([batch.samples for batch in batches]).tolist() == list(range(23))
     assert torch.cat([batch.targets for batch in batches]).tolist() == list(source.labels)
     for index, image in enumerate(torch.cat([batch.images for batch in batches])):
-        expected = np.asarray(fit(source.load(index), PREPROCESSING))
+        expected = np.asarray(fit(source.load(index).inputs, PREPROCESSING))
         np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
     assert_same(batches, list(loader))
 
@@ -222,7 +207,7 @@ def test_evaluation_leaves_unreadable_images_out(source: FileSource, damaged: li
     names = damage(source, *damaged)
     batches = list(eval_loader(source))
     assert all(len(batch) for batch in batches)
-    assert torch.cat([batch.indices for batch in batches]).tolist() == [i for i in range(23) if i not in damaged]
+    assert torch.cat([batch.samples for batch in batches]).tolist() == [i for i in range(23) if i not in damaged]
     assert [name for batch in batches for name in batch.skipped] == names
 
 
@@ -302,9 +287,9 @@ def test_everything_a_worker_gets_can_be_pickled(source: FileSource) -> None:
 
 def test_batches_move_whole() -> None:
     data = open_data(DataConfig(name="demo:digits"), seed=0)
-    batch = next(train_loader(data.train, num_classes=10).epoch(0))
+    batch = next(train_loader(data.train).epoch(0))
     moved = batch.to("meta")
-    assert {moved.images.device.type, moved.targets.device.type, moved.indices.device.type} == {"meta"}
+    assert {moved.images.device.type, moved.targets.device.type, moved.samples.device.type} == {"meta"}
     assert len(moved) == len(batch) == 6
 
 

@@ -23,18 +23,20 @@ def test_digits() -> None:
     assert (first.facts.num_train, first.facts.num_validation, first.facts.num_test) == (1293, 144, 360)
     assert first.test is not None
     assert other.test is not None
-    image = first.train.load(0)
+    image = first.train.load(0).inputs
     assert (image.size, image.mode) == ((32, 32), "RGB")
     assert np.asarray(image).max() > 200
-    assert all(first.test.load(i) == other.test.load(i) for i in range(0, 360, 20))
-    assert any(first.validation.load(i) != other.validation.load(i) for i in range(5))
+    assert all(first.test.load(i).inputs == other.test.load(i).inputs for i in range(0, 360, 20))
+    assert any(first.validation.load(i).inputs != other.validation.load(i).inputs for i in range(5))
     assert first.test.describe(3) == "test[3]"
 
 
 def test_digits_split_is_a_partition() -> None:
     data = open_data(DataConfig(name="demo:digits"), seed=0)
     sources = (data.train, data.validation, data.test)
-    ours = sorted(source.load(i).tobytes() for source in sources if source is not None for i in range(len(source)))
+    ours = sorted(
+        source.load(i).inputs.tobytes() for source in sources if source is not None for i in range(len(source))
+    )
     assert len(ours) == len(load_digits().images)
     assert len(set(ours)) == len({image.tobytes() for image in load_digits().images})
 
@@ -48,7 +50,7 @@ def test_train_images_are_drawn_by_seed_in_proportion() -> None:
     def indices(seed: int, **options: int) -> tuple[list[int], list[int]]:
         data = open_data(DataConfig(name="demo:digits", **options), seed=seed)
         assert data.facts.num_train == len(data.train)
-        return [hash(data.train.load(i).tobytes()) for i in range(len(data.train))], list(data.train.labels)
+        return [hash(data.train.load(i).inputs.tobytes()) for i in range(len(data.train))], list(data.train.labels)
 
     whole, labels = indices(0)
     some, some_labels = indices(0, train_images=200)
@@ -110,7 +112,7 @@ def test_torchvision_from_local_files(tmp_path: Path) -> None:
     assert (data.facts.num_train, data.facts.num_validation, data.facts.num_test) == (30, 10, 10)
     assert data.test is not None
     assert list(data.test.labels) == list(range(10))
-    np.testing.assert_array_equal(np.asarray(data.test.load(3))[..., 1], images["t10k"][3])
+    np.testing.assert_array_equal(np.asarray(data.test.load(3).inputs)[..., 1], images["t10k"][3])
 
 
 def write_gray(path: Path, value: int) -> None:
@@ -143,7 +145,7 @@ def test_torchvision_set_that_opens_its_own_images(tmp_path: Path) -> None:
         assert source is not None
         for i, label in enumerate(source.labels):
             try:
-                assert (source.load(i).getpixel((4, 4))[0] < 50) == (label == 1)
+                assert (source.load(i).inputs.getpixel((4, 4))[0] < 50) == (label == 1)
             except UnreadableImage:
                 unreadable += 1
     assert unreadable == 1

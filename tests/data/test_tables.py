@@ -38,7 +38,7 @@ def opened(path: Path, **options: object) -> ImageData:
 
 
 def first_pixels(source) -> list[int]:  # type: ignore[no-untyped-def]
-    return [source.load(i).getpixel((0, 0))[0] for i in range(len(source))]
+    return [source.load(i).inputs.getpixel((0, 0))[0] for i in range(len(source))]
 
 
 def test_one_parquet_file(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdcli.base.errors import UserError
-from kdcli.data import Masking, TextEvalLoader, TextSource, TextTrainLoader, TokenSource, cut_into_tokens
+from kdcli.data import Loading, Masking, TextEvalLoader, TextSource, TextTrainLoader, TokenSource, cut_into_tokens
 from kdcli.machine.team import Team
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
@@ -82,8 +82,8 @@ def test_each_next_token_is_predicted(causal):
     assert batch.attention_mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch.predicted.tolist() == [[True, False, False, False], [True, True, True, False]]
     assert batch.targets.tolist() == [10, 6, 7, 8]
-    assert (batch.indices.tolist(), len(batch), batch.skipped) == ([1, 0], 2, [])
-    assert [x.dtype for x in (batch.input_ids, batch.attention_mask, batch.predicted, batch.targets, batch.indices)] == [
+    assert (batch.samples.tolist(), len(batch), batch.skipped) == ([1, 0], 2, [])
+    assert [x.dtype for x in (batch.input_ids, batch.attention_mask, batch.predicted, batch.targets, batch.samples)] == [
         torch.int64, torch.int64, torch.bool, torch.int64, torch.int64,
     ]  # fmt: skip
 
@@ -154,16 +154,16 @@ def test_masks_do_not_depend_on_the_batch_or_its_process():
         found = {}
         for batches in loaders:
             for batch in batches:
-                rows = zip(batch.indices.tolist(), batch.input_ids, batch.attention_mask, strict=True)
+                rows = zip(batch.samples.tolist(), batch.input_ids, batch.attention_mask, strict=True)
                 found |= {index: ids[: mask.sum()].tolist() for index, ids, mask in rows}
         return found
 
     def train(size, world, epoch):
-        loaders = [TextTrainLoader(source, batch_size=size, seed=1, team=Team(rank, world)) for rank in range(world)]
+        loaders = [TextTrainLoader(source, Loading(size, 1, team=Team(rank, world))) for rank in range(world)]
         return seen(loader.epoch(epoch) for loader in loaders)
 
     assert len(train(4, 1, 2)) == 12
     assert train(4, 1, 2) == train(6, 2, 2) != train(4, 1, 3)
-    whole = seen([TextEvalLoader(source, batch_size=5)])
-    assert whole == seen([TextEvalLoader(source, batch_size=3)])
+    whole = seen([TextEvalLoader(source, Loading(5))])
+    assert whole == seen([TextEvalLoader(source, Loading(3))])
     assert whole != train(4, 1, 2)

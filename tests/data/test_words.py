@@ -131,7 +131,7 @@ def test_words_and_texts_without_labels(tmp_path):
     assert set(data.train.tags) == {(UNLABELLED,) * 3, (1, UNLABELLED, 0)}
     batch = data.train.batch([0, 1])
     assert batch.targets.tolist() == [*data.train.tags[0], *data.train.tags[1]]
-    assert (len(batch), batch.indices.tolist()) == (2, [0, 1])
+    assert (len(batch), batch.samples.tolist()) == (2, [0, 1])
     few = open_(tmp_path / "x.jsonl", train_texts=4)
     assert len(few.train) == 4
 

@@ -65,8 +65,8 @@ def test_support_and_queries_of_real_data_share_no_image():
     names = data.facts.class_names
     labels = {"train": data.train.labels, "queries": data.test.labels}
     drawn = EpisodeSampler(config, **labels, class_names=names, seed=0).draw(1)
-    support = {np.asarray(data.train.load(index)).tobytes() for index in drawn.support}
-    queries = {np.asarray(data.test.load(index)).tobytes() for index in drawn.queries}
+    support = {np.asarray(data.train.load(index).inputs).tobytes() for index in drawn.support}
+    queries = {np.asarray(data.test.load(index).inputs).tobytes() for index in drawn.queries}
     assert (len(support), len(queries)) == (20, 60)
     assert support.isdisjoint(queries)
 

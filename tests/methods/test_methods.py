@@ -57,14 +57,18 @@ def distilled_student():
 def batch():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 48, 48), dtype=torch.uint8, generator=generator)
-    return Batch(images, torch.tensor([0, 1, UNLABELLED, 3, 2, UNLABELLED]), torch.tensor([0, 1, 4, 3, 7, 9]))
+    return Batch(
+        images=images,
+        targets=torch.tensor([0, 1, UNLABELLED, 3, 2, UNLABELLED]),
+        samples=torch.tensor([0, 1, 4, 3, 7, 9]),
+    )
 
 
-def build(student, teacher, *methods, train_labels=TRAIN_LABELS, train_samples=None):
+def build(student, teacher, *methods, train_labels=TRAIN_LABELS, train_ids=None):
     values = {"teacher": "t", "student": "s", "data": "d", "methods": [{"method": "supervised"}, *methods]}
     options = parse_config(values, source="t").methods
     context = Context(
-        ImageClassification(LABELS), student.facts, teacher.facts, LABEL_MAP, train_labels, train_samples, seed=5
+        ImageClassification(LABELS), student.facts, teacher.facts, LABEL_MAP, train_labels, train_ids, seed=5
     )
     torch.manual_seed(0)
     return Distiller(student, {o.method: build_method(o, context) for o in options})
@@ -357,11 +361,11 @@ def test_review_kd_fuses_by_position(student, teacher, batch):
 # ---- The memory of CRD -----------------------------------------------------------------------------------------------
 
 
-def contrast_of(labels, *, from_other_classes=True, samples=None, **options):
+def contrast_of(labels, *, from_other_classes=True, ids=None, **options):
     values = {"teacher": "t", "student": "s", "data": "d"}
     crd = {"method": "crd", "width": 4, "from_other_classes": from_other_classes, **options}
     (chosen,) = parse_config({**values, "methods": [crd]}, source="t").methods
-    context = Context(None, None, None, None, labels, samples, seed=3)
+    context = Context(None, None, None, None, labels, ids, seed=3)
     torch.manual_seed(0)
     return Contrast(5, 6, options=chosen, context=context, number=0)
 
@@ -399,11 +403,11 @@ def test_one_class_has_no_negatives():
 
 
 def test_the_memory_follows_the_embeddings():
-    """A repeated index stands for its sample, and the last occurrence is what is stored: half old, half new."""
-    contrast = contrast_of([0, 1, 2], samples=[2, 0, 1, 0]).train()
+    """Of a sample that is in the batch twice the last occurrence is what is stored: half old, half new."""
+    contrast = contrast_of([0, 1, 2], ids=[40, 7, 9]).train()
     before = contrast.student_memory.clone()
     student, teacher = torch.randn(3, 5), torch.randn(3, 6)
-    contrast(student, teacher, torch.tensor([1, 0, 3]))  # samples 0, 2, 0
+    contrast(student, teacher, torch.tensor([40, 9, 40]))  # rows 0, 2, 0
     new = F.normalize(contrast.student_embedding(student))
     torch.testing.assert_close(contrast.student_memory[0], F.normalize((before[0] + new[2]) / 2, dim=0))
     torch.testing.assert_close(contrast.student_memory[2], F.normalize((before[2] + new[1]) / 2, dim=0))

@@ -56,7 +56,7 @@ def student():
 def batch():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 48, 48), dtype=torch.uint8, generator=generator)
-    return Batch(images, torch.tensor([0, 1, 2, 3, 2, 1]), torch.tensor([0, 1, 2, 3, 6, 9]))
+    return Batch(images=images, targets=torch.tensor([0, 1, 2, 3, 2, 1]), samples=torch.tensor([0, 1, 2, 3, 6, 9]))
 
 
 def plan(student, teacher, **values):
@@ -277,7 +277,7 @@ def test_crd_takes_the_projected_features_for_embeddings(student, teacher, batch
     distiller = build(student, teacher, case("crd", "inverted")).eval()
     method = distiller.methods["crd"]
     value = distiller(batch, outputs_of_teacher(distiller, teacher, batch))["crd"]
-    samples, terms = batch.indices, []
+    samples, terms = batch.samples, []
     with torch.no_grad():
         matrices = distiller.projector_matrices().values()
         tensors = zip(method.contrasts, tapped(student, teacher, batch, "crd"), matrices, strict=True)

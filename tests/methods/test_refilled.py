@@ -44,7 +44,7 @@ def batch():
     images = torch.randint(0, 256, (14, 3, 48, 48), dtype=torch.uint8, generator=generator)
     targets = torch.arange(14) % 3
     targets[[2, 7, 11]] = UNLABELLED
-    return Batch(images, targets, torch.arange(14))
+    return Batch(images=images, targets=targets, samples=torch.arange(14))
 
 
 def term(student, teacher, batch, options):
@@ -103,7 +103,7 @@ def test_global_centres_take_the_place_of_local_ones(student, teacher, batch):
         ),
         teacher=LiveTeacher(teacher, Reads(("embedding",)))(batch),
         targets=batch.targets,
-        indices=batch.indices,
+        indices=batch.samples,
     )
     expected = losses.local_classifier_kl(
         logits[known], theirs[known], batch.targets[known], temperature=3.0, centers=centers
@@ -113,7 +113,7 @@ def test_global_centres_take_the_place_of_local_ones(student, teacher, batch):
 
 @pytest.mark.parametrize("options", [TRIPLETS, CENTRES, {**CENTRES, "centers": "global"}])
 def test_a_batch_without_labels_costs_nothing_and_has_a_gradient(student, teacher, batch, options):
-    none = Batch(batch.images, torch.full((14,), UNLABELLED), batch.indices)
+    none = Batch(images=batch.images, targets=torch.full((14,), UNLABELLED), samples=batch.samples)
     loss, _ = term(student, teacher, none, options)
     (gradient,) = torch.autograd.grad(loss, student.module.conv1[0].weight)
     assert loss == 0
@@ -139,7 +139,7 @@ def test_global_centres_are_means_over_the_labelled_training_images(tmp_path):
     members = {label: [] for label in range(10)}
     for index, label in enumerate(source.labels):
         if label != UNLABELLED:
-            pixels = torch.from_numpy(np.asarray(fit(source.load(index), pre)).copy()).permute(2, 0, 1)[None]
+            pixels = torch.from_numpy(np.asarray(fit(source.load(index).inputs, pre)).copy()).permute(2, 0, 1)[None]
             with torch.no_grad():
                 features = job.teacher.module.forward_features(prepare(pixels, pre))
                 members[label].append(job.teacher.module.forward_head(features, pre_logits=True)[0])

@@ -109,9 +109,11 @@ class Contract:
     def batch(self, student):
         indices = torch.arange(2)
         if TASKS[self.task].modality == "text":
-            return TextBatch(["a good film", "a plot"], torch.zeros(2, dtype=torch.int64), indices)
+            return TextBatch(
+                texts=["a good film", "a plot"], targets=torch.zeros(2, dtype=torch.int64), samples=indices
+            )
         images = torch.randint(0, 256, (2, 3, *student.facts.preprocessing.image_size), dtype=torch.uint8)
-        return Batch(images, torch.zeros(2, dtype=torch.int64), indices)
+        return Batch(images=images, targets=torch.zeros(2, dtype=torch.int64), samples=indices)
 
     @torch.no_grad()
     def test_outputs_are_what_the_facts_tell(self, student):

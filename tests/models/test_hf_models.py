@@ -408,7 +408,7 @@ def test_a_teacher_of_bgr_images_gets_them(tmp_path):
 def photograph(size):
     """A batch of two random pictures."""
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Batch(images, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    return Batch(images=images, targets=torch.zeros(2, dtype=torch.int64), samples=torch.arange(2))
 
 
 @pytest.mark.parametrize("how", ["made of the teacher", "pretrained", "untrained"])

@@ -33,7 +33,7 @@ TAKES_LONGER = "texts of each length are run by themselves"
 
 
 def batch_of(texts):
-    return TextBatch(list(texts), torch.zeros(len(texts)), torch.arange(len(texts)))
+    return TextBatch(texts=list(texts), targets=torch.zeros(len(texts)), samples=torch.arange(len(texts)))
 
 
 def has_layer(model, name):

@@ -74,7 +74,7 @@ def embeddings(folder, texts, length=12):
 
 @torch.no_grad()
 def pooled(model, texts=TEXTS):
-    return model(model.prepare(TextBatch(list(texts), torch.zeros(0), torch.arange(len(texts)))), Reads(("pooled",))).features["pooled"]  # fmt: skip
+    return model(model.prepare(TextBatch(texts=list(texts), targets=torch.zeros(0), samples=torch.arange(len(texts)))), Reads(("pooled",))).features["pooled"]  # fmt: skip
 
 
 def load(folder, **options):
@@ -91,7 +91,7 @@ def test_the_default_prompt_stands_before_every_text(folder):
             pooled(load(folder, prompt=asked)), embeddings(folder, [asked + text for text in TEXTS])
         )
     with pytest.raises(UserError, match="these are pairs"):
-        teacher.prepare(TextBatch([TextPair("a", "b")], torch.zeros(1), torch.zeros(1)))
+        teacher.prepare(TextBatch(texts=[TextPair("a", "b")], targets=torch.zeros(1), samples=torch.zeros(1)))
 
 
 def test_without_a_default_no_prompt_is_used_and_it_is_said(folder):

@@ -59,7 +59,7 @@ ARCHITECTURES = {
 
 
 def batch_of(texts):
-    return TextBatch(list(texts), torch.zeros(len(texts)), torch.arange(len(texts)))
+    return TextBatch(texts=list(texts), targets=torch.zeros(len(texts)), samples=torch.arange(len(texts)))
 
 
 @pytest.fixture(params=ARCHITECTURES)

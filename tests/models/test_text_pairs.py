@@ -48,7 +48,7 @@ def with_pairs(tokenizer, single, pair):
 
 
 def batch_of(texts):
-    return TextBatch(list(texts), torch.zeros(len(texts)), torch.arange(len(texts)))
+    return TextBatch(texts=list(texts), targets=torch.zeros(len(texts)), samples=torch.arange(len(texts)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -282,7 +282,7 @@ def test_of_plain_texts_every_token_is_predicted(tokenizers, tmp_path):
     tokenizer = tokenizers["causal-lm"]
     write(tmp_path, config_of("GPT2", len(tokenizer)), tokenizer)
     model = load_teacher(TeacherConfig(name=f"random:{tmp_path}"), seed=0, task="causal-lm")
-    inputs = model.prepare(TextBatch(TEXTS, torch.zeros(3), torch.arange(3)))
+    inputs = model.prepare(TextBatch(texts=TEXTS, targets=torch.zeros(3), samples=torch.arange(3)))
     tokens = tokenizer(TEXTS)["input_ids"]
     expected = [model.module(input_ids=torch.tensor([ids])).logits[0] for ids in tokens]
     found = model(inputs).vocabulary.dense()

@@ -46,7 +46,7 @@ def test_what_is_saved_is_the_folders_own(task, folder, tmp_path):
     own = AutoTokenizer.from_pretrained(folder)
     assert own.pad_token is None
     student = build_student(StudentConfig(name=str(folder), max_length=9), DATA[task], seed=0)
-    inputs = student.prepare(TextBatch([LONG, "good film"], torch.zeros(2), torch.arange(2)))
+    inputs = student.prepare(TextBatch(texts=[LONG, "good film"], targets=torch.zeros(2), samples=torch.arange(2)))
     assert inputs["attention_mask"].tolist() == [[1] * 9, [1] * 2 + [0] * 7]  # kdcli itself pads on the right
     student.save(tmp_path / "saved")
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
@@ -64,7 +64,7 @@ def test_what_is_saved_is_the_folders_own(task, folder, tmp_path):
 
 def test_a_text_is_cut_where_its_tokenizer_cuts(folder):
     teacher = load_teacher(TeacherConfig(name=str(folder), max_length=5), seed=0, task="sentence-embedding")
-    inputs = teacher.prepare(TextBatch([LONG], torch.zeros(1), torch.zeros(1)))
+    inputs = teacher.prepare(TextBatch(texts=[LONG], targets=torch.zeros(1), samples=torch.zeros(1)))
     own = AutoTokenizer.from_pretrained(folder)
     assert inputs["input_ids"].tolist() == own([LONG], truncation=True, max_length=5)["input_ids"]
     assert own.convert_ids_to_tokens(inputs["input_ids"][0])[-1] == "poor"

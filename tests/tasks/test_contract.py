@@ -77,11 +77,11 @@ def of_classes(name, batch_of):
 def image(index, target):
     generator = torch.Generator().manual_seed(index)
     pixels = torch.randint(256, (1, 3, 4, 4), dtype=torch.uint8, generator=generator)
-    return Batch(pixels, target, torch.tensor([index]))
+    return Batch(images=pixels, targets=target, samples=torch.tensor([index]))
 
 
 def text(index, target):
-    return TextBatch([f"text {index}"], target, torch.tensor([index]))
+    return TextBatch(texts=[f"text {index}"], targets=target, samples=torch.tensor([index]))
 
 
 def several_labels():
@@ -126,7 +126,7 @@ def words():
     for index, size in enumerate(sizes):
         own = targets[index, :size]
         logits = draw(size, len(TAGS), seed=index) + 2 * F.one_hot(own.clamp(min=0), len(TAGS))
-        samples.append((WordBatch([["w"] * size], own, torch.tensor([index])), logits))
+        samples.append((WordBatch(words=[["w"] * size], targets=own, samples=torch.tensor([index])), logits))
         kept = own != UNLABELLED
         true += own[kept].tolist()
         guessed += logits.argmax(dim=1)[kept].tolist()
@@ -147,7 +147,7 @@ def words():
         "entity_recall": entities[0] / entities[2],
         "loss": log_loss(true, torch.cat(logits_of).double().softmax(dim=1), labels=range(len(TAGS))),
     }
-    unlabelled = WordBatch([["w", "w"]], torch.full((2,), UNLABELLED), torch.tensor([COUNT]))
+    unlabelled = WordBatch(words=[["w", "w"]], targets=torch.full((2,), UNLABELLED), samples=torch.tensor([COUNT]))
     return Case(build("token-classification", "words", TAGS), samples, expected, to_first, unlabelled)
 
 
@@ -160,7 +160,18 @@ def tokens(name):
         logits = draw(size, 11, seed=index) + 3 * F.one_hot(targets, 11)
         predicted = (torch.arange(4) < size)[None]
         ids = torch.ones(1, 4, dtype=torch.int64)
-        samples.append((TokenBatch(ids, ids, predicted, targets, torch.tensor([index])), logits))
+        samples.append(
+            (
+                TokenBatch(
+                    input_ids=ids,
+                    attention_mask=ids,
+                    predicted=predicted,
+                    targets=targets,
+                    samples=torch.tensor([index]),
+                ),
+                logits,
+            )
+        )
         losses += (-logits.double().log_softmax(dim=1)[range(size), targets]).tolist()
         hits += (logits.argmax(dim=1) == targets).tolist()
     mean = sum(losses) / len(losses)
@@ -176,7 +187,7 @@ def tokens(name):
 def embeddings(name, batch_of):
     teacher, student = draw(COUNT + 1, 6), draw(COUNT + 1, 4, seed=1)
     student[:, :2] += 2 * teacher[:, :2]
-    task = build(name, "none", reference=lambda batch: teacher[batch.indices])
+    task = build(name, "none", reference=lambda batch: teacher[batch.samples])
     ours, theirs = (F.normalize(space[:COUNT].double(), dim=1) for space in (student, teacher))
     pairs = [(i, j) for i in range(COUNT) for j in range(i)]
     cosines = [[float(space[i] @ space[j]) for i, j in pairs] for space in (ours, theirs)]

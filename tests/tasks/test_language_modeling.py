@@ -31,7 +31,13 @@ def batch_of(targets):
     length = max(len(targets), 1)
     predicted = torch.arange(length)[None] < len(targets)
     ones = torch.ones(1, length, dtype=torch.int64)
-    return TokenBatch(ones, ones, predicted, targets, torch.zeros(1, dtype=torch.int64))
+    return TokenBatch(
+        input_ids=ones,
+        attention_mask=ones,
+        predicted=predicted,
+        targets=targets,
+        samples=torch.zeros(1, dtype=torch.int64),
+    )
 
 
 @pytest.mark.parametrize("task", ["masked-lm", "causal-lm"])

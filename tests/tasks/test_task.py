@@ -44,9 +44,9 @@ def test_hard_and_soft_targets_against_loops(smoothing):
 def test_metrics_by_counting(measure):
     logits = torch.tensor([[2.0, 1, 0], [0, 3, 1], [5, 0, 0], [0, 0, 1]])
     batches = [
-        Batch(logits[:3, :, None, None], torch.tensor([0, 1, 2]), torch.arange(3)),
-        Batch(logits[:0, :, None, None], torch.tensor([], dtype=torch.long), torch.arange(0)),
-        Batch(logits[3:, :, None, None], torch.tensor([2]), torch.arange(1)),
+        Batch(images=logits[:3, :, None, None], targets=torch.tensor([0, 1, 2]), samples=torch.arange(3)),
+        Batch(images=logits[:0, :, None, None], targets=torch.tensor([], dtype=torch.long), samples=torch.arange(0)),
+        Batch(images=logits[3:, :, None, None], targets=torch.tensor([2]), samples=torch.arange(1)),
     ]
     metrics = measure(TASK, lambda batch: batch.images[:, :, 0, 0], batches)
     assert metrics["accuracy"] == 0.75

@@ -18,7 +18,7 @@ def batches(spaces, sizes):
     start = 0
     for size in sizes:
         indices = torch.arange(start, start + size)
-        yield TextBatch([f"text {index}" for index in indices], torch.zeros(size), indices)
+        yield TextBatch(texts=[f"text {index}" for index in indices], targets=torch.zeros(size), samples=indices)
         start += size
 
 
@@ -66,15 +66,15 @@ def test_a_rotated_and_scaled_space_is_the_same_space(measure):
 
     def reference(batch):
         asked.append(len(batch))
-        return space[batch.indices]
+        return space[batch.samples]
 
     task = SentenceEmbedding(reference)
     for _ in range(2):
-        metrics = measure(task, lambda batch: 3 * space[batch.indices] @ rotation.T, batches(space, (5, 5, 2)))
+        metrics = measure(task, lambda batch: 3 * space[batch.samples] @ rotation.T, batches(space, (5, 5, 2)))
         assert metrics == pytest.approx({"spearman": 1.0, "recall_at_10": 1.0, "loss": 0.0}, abs=1e-6)
     assert asked == [5, 5, 2]  # the teacher is asked once for each text
     with pytest.raises(UserError, match="2 texts are too few"):
-        measure(task, lambda batch: space[batch.indices], batches(space, (2,)))
+        measure(task, lambda batch: space[batch.samples], batches(space, (2,)))
 
 
 def test_several_labels_by_hand(measure):
@@ -84,7 +84,7 @@ def test_several_labels_by_hand(measure):
     targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [math.nan, math.nan]])
     terms = [math.log1p(math.exp(-2)), math.log1p(math.exp(-1)), math.log1p(math.exp(0.5)), math.log1p(math.exp(-3))]
     assert float(task.supervised_loss(logits, targets, label_smoothing=0.0)) == pytest.approx(sum(terms) / 4)
-    batch = TextBatch(["x", "y"], targets[:2], torch.arange(2))
+    batch = TextBatch(texts=["x", "y"], targets=targets[:2], samples=torch.arange(2))
     metrics = measure(task, lambda batch: logits[:2], [batch])
     # 2 of the 3 predicted labels are right, and both true ones are found
     assert metrics["micro_f1"] == pytest.approx(0.8)
@@ -97,7 +97,7 @@ def test_numbers_by_hand(measure):
     logits, targets = torch.tensor([[1.0], [5.0], [7.0]]), torch.tensor([[2.0], [2.0], [math.nan]])
     assert float(task.supervised_loss(logits, targets, label_smoothing=0.0)) == pytest.approx((0.25 + 2.25) / 2)
     numbers = torch.tensor([[1.0], [2.0], [4.0]])
-    batch = TextBatch(["x", "y", "z"], numbers, torch.arange(3))
+    batch = TextBatch(texts=["x", "y", "z"], targets=numbers, samples=torch.arange(3))
     metrics = measure(task, lambda batch: 2 * numbers + 1, [batch])
     assert metrics["pearson"] == pytest.approx(1.0)
     assert metrics["mean_absolute_error"] == pytest.approx((2 + 3 + 5) / 3)

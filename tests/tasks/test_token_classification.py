@@ -57,11 +57,15 @@ def batches_of(texts, names, size=2):
     for first in range(0, len(texts), size):
         pairs = [(true.split(), guess.split()) for true, guess in texts[first : first + size]]
         targets = torch.tensor([names.index(t) if t != "-" else UNLABELLED for true, _ in pairs for t in true])
-        batch = WordBatch([["w"] * len(true) for true, _ in pairs], targets, torch.arange(first, first + len(pairs)))
+        batch = WordBatch(
+            words=[["w"] * len(true) for true, _ in pairs],
+            targets=targets,
+            samples=torch.arange(first, first + len(pairs)),
+        )
         guesses = torch.tensor([names.index(g) for _, guess in pairs for g in guess])
         logits[first] = 5.0 * torch.nn.functional.one_hot(guesses, len(names)).float()
         batches.append(batch)
-    return batches, lambda batch: logits[int(batch.indices[0])]
+    return batches, lambda batch: logits[int(batch.samples[0])]
 
 
 TEXTS = [

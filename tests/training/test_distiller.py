@@ -37,7 +37,7 @@ def student():
 def batch():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 48, 48), dtype=torch.uint8, generator=generator)
-    return Batch(images, torch.tensor([0, 1, UNLABELLED, 3, 2, UNLABELLED]), torch.arange(6))
+    return Batch(images=images, targets=torch.tensor([0, 1, UNLABELLED, 3, 2, UNLABELLED]), samples=torch.arange(6))
 
 
 def build(student, teacher, *methods, label_map=None):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from kdcli.base.reads import Reads
 from kdcli.config.parse import parse_config
-from kdcli.data import TextEvalLoader, TextSource
+from kdcli.data import Loading, TextEvalLoader, TextSource
 from kdcli.machine.devices import make_accelerator
 from kdcli.machine.team import Team
 from kdcli.runs.folder import RunFolder
@@ -116,19 +117,20 @@ class Told(Team):
 def test_rows_belong_to_their_texts(processes, make_trainer):
     model = make_trainer()[0].job.teacher
     live = LiveTeacher(model, Reads(("pooled",)))
-    texts = ["good", "a bad plot and an awful ending", "the great film", "dull"]
-    source = TextSource(texts, [0] * 4, split="train")
+    texts = ["good", "a bad plot and an awful ending", "the great film", "dull", "good"]
+    source = TextSource(texts, [0] * 5, split="train", ids=np.array([9, 4, 6, 7, 5]))
+    rows = {9: 1, 4: 0, 6: 3, 7: 2, 5: 1}
 
     def begun(rank, whole=None):
         team = Told(rank, processes, whole)
-        loader = TextEvalLoader(source, batch_size=2, team=team)
-        teacher = StoredTeacher(live, texts, lambda: loader, team)
+        loader = TextEvalLoader(source.take(range(4)), Loading(2, team=team))
+        teacher = StoredTeacher(live, rows, lambda: loader, team)
         teacher.begin(lambda: None)
         return teacher, team.own
 
     whole = sum(begun(rank)[1] for rank in range(processes))
     teacher, _ = begun(0, whole)
     assert teacher.facts is model.facts
-    for row in (3, 0, 2, 1, 0):
+    for row in (3, 4, 0, 2, 1, 0):
         batch = source.batch([row])
         torch.testing.assert_close(teacher(batch).features["pooled"], live(batch).features["pooled"])

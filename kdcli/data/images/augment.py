@@ -8,19 +8,24 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
 from kdcli.base.errors import UserError
 from kdcli.config.data import AugmentConfig
+from kdcli.data.images.geometry import Crop, Flip, Geometry, Pad, Resize, moves_with_image
 from kdcli.machine.seeding import seeded
 
 ERASED = (124, 116, 104)
 """RGB of erased rectangles: ImageNet's mean, so about 0 after the usual normalisation."""
+_MOVING = ("trivial", "rand")
+"""Policies that turn, shear and shift images too."""
 
 
 class Augmentation:
-    """Augments one image as ``augment`` says.
+    """Augments one image as ``augment`` says, and its target along with it.
 
-    Random resized crop, padded crop, flip, policy and colour jitter run on the PIL image, whose kernels give the same bits on any
+    First where the pixels go: random resized crop, padded crop and flip, of image and target alike. Then their values, of
+    the image alone: policy, colour jitter, erasing. Both run on the PIL image, whose kernels give the same bits on any
     number of threads; all of torchvision's transforms draw from torch's global generator and from no other.
 
     Args:
@@ -37,30 +42,61 @@ class Augmentation:
             low, high = getattr(augment, key)
             if low > high:
                 raise UserError(f"augment.{key} is [{low}, {high}].", "The lower end comes first.")
-        self._transform = v2.Compose(_transforms(augment, canvas))
-        self._seed = seed
-
-    def __call__(self, image: Image.Image, *, epoch: int, index: int) -> Tensor:
-        """Return uint8 ``(3, H, W)``; torch's generators are left as they were."""
-        with seeded("augment", self._seed, epoch, index):
-            return self._transform(image)
-
-
-def _transforms(augment: AugmentConfig, canvas: tuple[int, int]) -> list[Any]:
-    size, bicubic = list(canvas), InterpolationMode.BICUBIC
-    transforms: list[Any] = []
-    if augment.crop_scale == (1.0, 1.0):
-        transforms.append(v2.Resize(size, interpolation=bicubic, antialias=True))
-    else:
-        transforms.append(
-            v2.RandomResizedCrop(
-                size, scale=augment.crop_scale, ratio=augment.crop_ratio, interpolation=bicubic, antialias=True
-            )
+        self._augment, self._canvas, self._seed = augment, canvas, seed
+        self._crop = (
+            None
+            if augment.crop_scale == (1.0, 1.0)
+            else v2.RandomResizedCrop(list(canvas), scale=augment.crop_scale, ratio=augment.crop_ratio)
         )
-    if augment.pad > 0:
-        transforms.append(v2.RandomCrop(size, padding=augment.pad))
-    if augment.flip > 0:
-        transforms.append(v2.RandomHorizontalFlip(augment.flip))
+        self._padded_crop = v2.RandomCrop(list(canvas), padding=augment.pad) if augment.pad else None
+        self._values = v2.Compose(_values(augment))
+
+    def __call__(
+        self, image: Image.Image, target: Any = None, *, epoch: int, index: int, fill: float = 0
+    ) -> tuple[Tensor, Any]:
+        """Return uint8 ``(3, H, W)`` and the target; torch's generators are left as they were.
+
+        Args:
+            image: of any size.
+            target: as :meth:`~kdcli.data.images.geometry.Geometry.of_target` takes it.
+            epoch: of training.
+            index: of the sample in the source.
+            fill: what borders are in masks.
+
+        Raises:
+            UserError: the target would have to move with the image in a way that it can't.
+        """
+        if self._augment.policy in _MOVING and moves_with_image(target):
+            raise UserError(
+                f"augment.policy is {self._augment.policy}, which turns and shears images, and targets don't go with it.",
+                "Use augment.policy=three, or none.",
+            )
+        with seeded("augment", self._seed, epoch, index):
+            geometry = self._draw(image)
+            pixels: Tensor = self._values(geometry.of_image(image, resize=_resize))
+        return pixels, geometry.of_target(target, fill=fill)
+
+    def _draw(self, image: Image.Image) -> Geometry:
+        height, width = self._canvas
+        moves: list[Crop | Resize | Pad | Flip] = []
+        if self._crop is not None:
+            moves.append(Crop(**self._crop.make_params([image])))
+        moves.append(Resize(height, width))
+        if self._padded_crop is not None:
+            drawn = self._padded_crop.make_params([torch.empty(1, height, width)])
+            moves += [Pad(*drawn["padding"]), Crop(drawn["top"], drawn["left"], height, width)]
+        if self._augment.flip > 0 and torch.rand(1) < self._augment.flip:
+            moves.append(Flip())
+        return Geometry(tuple(moves))
+
+
+def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    return functional.resize(image, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def _values(augment: AugmentConfig) -> list[Any]:
+    """Return what changes values, and as part of a policy moves pixels of the image alone."""
+    transforms: list[Any] = []
     if augment.policy == "trivial":
         transforms.append(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
     elif augment.policy == "rand":

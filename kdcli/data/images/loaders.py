@@ -6,7 +6,8 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from numbers import Integral
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,15 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import UNLABELLED, Preprocessing
-from kdcli.config.data import AugmentConfig
-from kdcli.data.epoch import Order
+from kdcli.base.facts import Preprocessing
+from kdcli.data.epoch import Order, in_batches
 from kdcli.data.images.augment import Augmentation
 from kdcli.data.images.batch import Batch
 from kdcli.data.images.decode import UnreadableImage
-from kdcli.data.images.preprocess import fit
-from kdcli.data.images.sources import ImageSource, is_in_memory
-from kdcli.machine.team import ALONE, Team
+from kdcli.data.images.preprocess import fit_as, fit_geometry
+from kdcli.data.images.sources import ImageSource
+from kdcli.data.source import Loading
 
 Key = TypeVar("Key")
 
@@ -34,53 +34,26 @@ SMALL_IN_MEMORY = 10_000
 
 
 class TrainLoader:
-    """Augmented training batches.
+    """Augmented training batches, see :class:`~kdcli.data.source.TrainBatches`.
 
-    The order of samples is a pure function of (seed, epoch) and each augmented sample one of (seed, epoch, index),
-    whatever the number of loader processes and of training processes. The last, incomplete batch of an epoch is
-    dropped, unless it is the only one. An unreadable image is replaced by the next readable one of the source.
+    They are the same with any number of loader processes. An unreadable image is replaced by the next readable one of the
+    source.
 
     Args:
         source: the training split.
-        augment: per-sample augmentation.
+        loading: how batches are made; ``workers`` None chooses by :func:`choose_workers`.
         canvas: (height, width) of the images.
-        batch_size: over all training processes.
-        seed: the run's.
-        num_classes: labels are below it.
-        workers: loader processes; None chooses by :func:`choose_workers`.
-        strict: stop at an unreadable image.
-        team: of the training processes; each gets its consecutive share of every batch, all of one size.
 
     Raises:
         UserError: there are fewer images than processes.
-        ValueError: ``batch_size`` is not a multiple of the team's size, or a label is out of range.
+        ValueError: a batch is not the same number of images for each process.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        *,
-        augment: AugmentConfig,
-        canvas: tuple[int, int],
-        batch_size: int,
-        seed: int,
-        num_classes: int,
-        workers: int | None,
-        strict: bool,
-        team: Team = ALONE,
-    ) -> None:
-        if batch_size % team.size:
-            raise ValueError(f"a batch of {batch_size} is no whole number for each of {team.size} processes")
-        if not all(UNLABELLED <= label < num_classes for label in set(source.labels)):
-            raise ValueError(f"labels are outside of [{UNLABELLED}, {num_classes})")
-        if len(source) < team.size:
-            raise UserError(
-                f"There are {len(source)} training images for {team.size} processes.", "Use fewer processes."
-            )
-        size = min(batch_size, len(source) // team.size * team.size)
-        self._order = Order(len(source), size, seed, team)
-        dataset = _TrainDataset(source, Augmentation(augment, canvas=canvas, seed=seed), canvas, strict)
-        self._loader = _data_loader(dataset, self._order, source, workers)
+    def __init__(self, source: ImageSource, loading: Loading, *, canvas: tuple[int, int]) -> None:
+        self._order = Order(len(source), loading.batch_size, loading.seed, loading.team, noun="image")
+        augmentation = Augmentation(loading.augment, canvas=canvas, seed=loading.seed)
+        dataset = _TrainDataset(source, augmentation, canvas, loading.strict)
+        self._loader = _data_loader(dataset, self._order, source, loading.workers)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -103,27 +76,15 @@ class EvalLoader:
 
     Args:
         source: the split to evaluate on.
+        loading: how batches are made; ``workers`` None chooses by :func:`choose_workers`.
         preprocessing: the model's; its normalisation is :func:`~kdcli.data.images.preprocess.prepare`'s part.
-        batch_size: images of a batch.
-        workers: loader processes; None chooses by :func:`choose_workers`.
-        strict: stop at an unreadable image.
-        team: of the processes; each gets its own batches of the list, which may differ by one in number.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        *,
-        preprocessing: Preprocessing,
-        batch_size: int,
-        workers: int | None,
-        strict: bool,
-        team: Team = ALONE,
-    ) -> None:
-        batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
-        self._batches = team.share(batches)
-        self._is_shared = not team.is_alone
-        self._loader = _data_loader(_EvalDataset(source, preprocessing, strict), self._batches, source, workers)
+    def __init__(self, source: ImageSource, loading: Loading, *, preprocessing: Preprocessing) -> None:
+        self._batches = loading.team.share(in_batches(len(source), loading.batch_size))
+        self._is_shared = not loading.team.is_alone
+        dataset = _EvalDataset(source, preprocessing, loading.strict)
+        self._loader = _data_loader(dataset, self._batches, source, loading.workers)
 
     def __len__(self) -> int:
         """Return the number of batches; of which those without a readable image are not yielded."""
@@ -161,7 +122,7 @@ def choose_workers(source: ImageSource) -> int:
     memory, where they cost more than they save.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    small = len(source) < (SMALL_IN_MEMORY if is_in_memory(source) else SMALL)
+    small = len(source) < (SMALL_IN_MEMORY if source.in_memory else SMALL)
     return 0 if small or cores <= 2 else min(4, cores - 1)
 
 
@@ -184,24 +145,31 @@ class _BatchDataset(Dataset[Batch | _Failure], ABC, Generic[Key]):
     def __getitem__(self, keys: Sequence[Key]) -> Batch | _Failure:
         images = torch.empty((len(keys), 3, *self._canvas), dtype=torch.uint8)
         indices: list[int] = []
+        targets: list[Any] = []
         skipped: dict[str, None] = {}  # an ordered set
         try:
             for key in keys:
-                index = self._read(key, images[len(indices)], skipped)
-                if index is not None:
-                    indices.append(index)
+                read = self._read(key, images[len(indices)], skipped)
+                if read is not None:
+                    indices.append(read[0])
+                    targets.append(read[1])
         except UserError as error:
             return _Failure(error.message, error.hint)
         return Batch(
             images=images[: len(indices)],
-            targets=torch.tensor([self._source.labels[index] for index in indices], dtype=torch.int64),
-            indices=torch.tensor(indices, dtype=torch.int64),
+            targets=_together(targets),
+            samples=self._source.samples(indices),
+            view=self._source.views(indices, self._epoch_of(keys)),
             skipped=list(skipped),
         )
 
     @abstractmethod
-    def _read(self, key: Key, out: Tensor, skipped: dict[str, None]) -> int | None:
-        """Write one image to ``out``, uint8 ``(3, H, W)``; return its index, or None if there is none."""
+    def _read(self, key: Key, out: Tensor, skipped: dict[str, None]) -> tuple[int, Any] | None:
+        """Write one image to ``out``, uint8 ``(3, H, W)``; return its index and its target, or None if there is none."""
+
+    @abstractmethod
+    def _epoch_of(self, keys: Sequence[Key]) -> int | None:
+        """Return the epoch that the batch is of; None in evaluation."""
 
     def _skip(self, error: UnreadableImage, skipped: dict[str, None]) -> None:
         if self._strict:
@@ -217,18 +185,23 @@ class _TrainDataset(_BatchDataset[tuple[int, int]]):
         super().__init__(source, canvas, strict)
         self._augmentation = augmentation
 
-    def _read(self, key: tuple[int, int], out: Tensor, skipped: dict[str, None]) -> int:
+    def _read(self, key: tuple[int, int], out: Tensor, skipped: dict[str, None]) -> tuple[int, Any]:
         epoch, first = key
         for step in range(len(self._source)):
             index = (first + step) % len(self._source)
             try:
-                image = self._source.load(index)
+                image, target = self._source.load(index)
             except UnreadableImage as error:
                 self._skip(error, skipped)
                 continue
-            _write(self._augmentation(image, epoch=epoch, index=index).numpy(), out)
-            return index
+            fill = self._source.fill
+            pixels, target = self._augmentation(image, target, epoch=epoch, index=index, fill=fill)
+            _write(pixels.numpy(), out)
+            return index, target
         raise _none_readable(list(skipped))
+
+    def _epoch_of(self, keys: Sequence[tuple[int, int]]) -> int:
+        return keys[0][0]
 
 
 class _EvalDataset(_BatchDataset[int]):
@@ -236,14 +209,27 @@ class _EvalDataset(_BatchDataset[int]):
         super().__init__(source, preprocessing.image_size, strict)
         self._preprocessing = preprocessing
 
-    def _read(self, key: int, out: Tensor, skipped: dict[str, None]) -> int | None:
+    def _read(self, key: int, out: Tensor, skipped: dict[str, None]) -> tuple[int, Any] | None:
         try:
-            image = self._source.load(key)
+            image, target = self._source.load(key)
         except UnreadableImage as error:
             self._skip(error, skipped)
             return None
-        _write(np.asarray(fit(image, self._preprocessing)).transpose(2, 0, 1), out)
-        return key
+        geometry = fit_geometry(image, self._preprocessing)
+        _write(np.asarray(fit_as(geometry, image, self._preprocessing)).transpose(2, 0, 1), out)
+        return key, geometry.of_target(target, fill=self._source.fill)
+
+    def _epoch_of(self, keys: Sequence[int]) -> None:
+        return None
+
+
+def _together(targets: Sequence[Any]) -> Tensor | list[Any]:
+    """Return class indices, or tensors of one shape and type, as one tensor; all else as a list."""
+    if all(isinstance(target, Integral) for target in targets):
+        return torch.tensor(targets, dtype=torch.int64)
+    if all(isinstance(target, Tensor) for target in targets) and len({(t.shape, t.dtype) for t in targets}) == 1:
+        return torch.stack([target.as_subclass(Tensor) for target in targets])
+    return list(targets)
 
 
 def _write(pixels: NDArray[np.uint8], out: Tensor) -> None:

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.distributions import Beta
 from torch.nn.functional import one_hot
 
+from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.config.data import AugmentConfig
+from kdcli.data.batch import AnyBatch
 from kdcli.data.images.batch import Batch
 from kdcli.machine.seeding import seeded
 
@@ -37,14 +39,22 @@ class Mix:
         self._num_classes = num_classes
         self._seed = seed
 
-    def __call__(self, batch: Batch, epoch: int, step: int) -> Batch:
+    def __call__(self, batch: AnyBatch, epoch: int, step: int) -> AnyBatch:
         """Return the batch mixed, with float32 images in [0, 255] and float32 targets ``(B, C + 1)``.
 
         An unlabelled image has all of its mass in the last column. With neither mixup nor cutmix the batch is returned
         as it is.
+
+        Raises:
+            UserError: the samples can't be mixed.
         """
         if not self._choices:
             return batch
+        if not isinstance(batch, Batch) or not batch.can_mix:
+            raise UserError(
+                "augment.mixup and augment.cutmix mix images with a class each, and these have other targets.",
+                "Leave both at 0.",
+            )
         classes = torch.where(batch.targets == UNLABELLED, self._num_classes, batch.targets)
         targets = one_hot(classes, self._num_classes + 1).to(torch.float32)
         partner = (torch.arange(len(batch), device=targets.device) ^ 1).clamp(max=len(batch) - 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from kdcli.base.facts import Preprocessing
-
-Pixels = TypeVar("Pixels", Image.Image, Tensor)
+from kdcli.data.images.geometry import Crop, Geometry, Pad, Resize
 
 _MAX_ASPECT = 16
 """A longer image is cropped to this ratio of its sides before it is resized: as a whole it could fill the memory."""
@@ -39,56 +37,67 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     image processor where they are torchvision's. Only an image whose sides are further apart than 16:1 and that is to be
     cropped may differ by a rounding.
     """
-    if preprocessing.geometry == "crop":
-        image = _shortened(image)
-    height, width = _resized(image, preprocessing)
+    return fit_as(fit_geometry(image, preprocessing), image, preprocessing)
+
+
+def fit_as(geometry: Geometry, image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Move an image as :func:`fit_geometry` said, by the kernels of the model's library."""
+    fill = [round(255 * value) for value in preprocessing.mean] if preprocessing.geometry == "border" else 0
     if preprocessing.kernels == "torchvision":
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         mode = _TORCHVISION[preprocessing.interpolation]
-        pixels = functional.resize(pixels, [height, width], interpolation=mode, antialias=True)
-        return Image.fromarray(_middle(pixels, preprocessing).permute(1, 2, 0).contiguous().numpy())
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
-    return _middle(image, preprocessing)
+
+        def resize(pixels: Tensor, height: int, width: int) -> Tensor:
+            return functional.resize(pixels, [height, width], interpolation=mode, antialias=True)
+
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        pixels = geometry.of_image(pixels, resize=resize, fill=fill)
+        return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+    resampling = Image.Resampling[preprocessing.interpolation.upper()]
+    return geometry.of_image(
+        image, resize=lambda pil, height, width: pil.resize((width, height), resampling), fill=fill
+    )
 
 
-def _resized(image: Image.Image, preprocessing: Preprocessing) -> tuple[int, int]:
+def fit_geometry(image: Image.Image, preprocessing: Preprocessing) -> Geometry:
+    """Return how :func:`fit` moves the pixels of an image."""
+    moves: list[Crop | Resize | Pad] = []
+    width, height = image.size
+    if preprocessing.geometry == "crop":
+        longest = _MAX_ASPECT * min(width, height)
+        if max(width, height) > longest:
+            tall, wide = min(height, longest), min(width, longest)
+            moves.append(Crop((height - tall) // 2, (width - wide) // 2, tall, wide))
+            height, width = tall, wide
+    resized = _resized(height, width, preprocessing)
+    if resized != (height, width):
+        moves.append(Resize(*resized))
+    height, width = resized
+    tall, wide = preprocessing.image_size
+    if tall > height or wide > width:  # a border: black, or the mean colour's
+        down, right = max(0, tall - height), max(0, wide - width)
+        moves.append(Pad(right // 2, down // 2, (right + 1) // 2, (down + 1) // 2))
+        height, width = height + down, width + right
+    if (tall, wide) != (height, width):
+        above, before = (height - tall) / 2, (width - wide) / 2
+        if preprocessing.kernels == "pillow":
+            above, before = round(above), round(before)
+        moves.append(Crop(int(above), int(before), tall, wide))
+    return Geometry(tuple(moves))
+
+
+def _resized(own_height: int, own_width: int, preprocessing: Preprocessing) -> tuple[int, int]:
     """Return the (height, width) that an image is resized to, rounded as the libraries do."""
     height, width = preprocessing.resize
     if preprocessing.geometry == "squash":
         return height, width
     if preprocessing.geometry == "crop" and height == width:
-        if image.width <= image.height:
-            return int(width * image.height / image.width), width
-        return height, int(height * image.width / image.height)
-    ratios = (image.height / height, image.width / width)
+        if own_width <= own_height:
+            return int(width * own_height / own_width), width
+        return height, int(height * own_width / own_height)
+    ratios = (own_height / height, own_width / width)
     ratio = max(ratios) if preprocessing.geometry == "border" else min(ratios)
-    return max(1, round(image.height / ratio)), max(1, round(image.width / ratio))
-
-
-def _middle(image: Pixels, preprocessing: Preprocessing) -> Pixels:
-    """Cut ``image_size`` out of the middle; where it is larger, after a border: black, or the mean colour's."""
-    height, width = functional.get_size(image)
-    tall, wide = preprocessing.image_size
-    if tall > height or wide > width:
-        down, right = max(0, tall - height), max(0, wide - width)
-        fill = [round(255 * value) for value in preprocessing.mean] if preprocessing.geometry == "border" else 0
-        image = functional.pad(image, [right // 2, down // 2, (right + 1) // 2, (down + 1) // 2], fill=fill)
-        height, width = height + down, width + right
-    above, before = (height - tall) / 2, (width - wide) / 2
-    if preprocessing.kernels == "pillow":
-        above, before = round(above), round(before)
-    return functional.crop(image, int(above), int(before), tall, wide)
-
-
-def _shortened(image: Image.Image) -> Image.Image:
-    """Return the middle of an image whose sides are further apart than ``_MAX_ASPECT``, others as they are."""
-    short, long = sorted(image.size)
-    if long <= _MAX_ASPECT * short:
-        return image
-    width, height = (min(side, _MAX_ASPECT * short) for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return max(1, round(own_height / ratio)), max(1, round(own_width / ratio))
 
 
 def prepare(images: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -3,36 +3,73 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcli.base.facts import UNLABELLED
+from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
 from kdcli.data.images.decode import File, Range, decode_image
+from kdcli.data.source import EvalBatches, Loading, Sample, Source, TrainBatches
 
 
-class ImageSource(Protocol):
-    """One split: labels at hand, images decoded when asked for. Picklable, for loader processes."""
+class ImageSource(Source):
+    """One split: labels at hand, images decoded when asked for. Picklable, for loader processes.
+
+    A target may be a class index; a mask, depth or boxes as torchvision's ``tv_tensors``, which move as the image does;
+    any other tensor; or a mapping of these by name.
+
+    Attributes:
+        fill: of masks: what they are where a border has been put around the image.
+        in_memory: whether no file is opened to load an image.
+    """
+
+    fill: float = UNLABELLED
+    in_memory: bool = False
 
     @property
-    def labels(self) -> Sequence[int]:
-        """The class index of every image; ``UNLABELLED`` for none."""
+    def num_ids(self) -> int:
+        """Above every id."""
+        return len(self)
 
-    def __len__(self) -> int: ...
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """By default the images are numbered as they are here."""
+        return np.arange(len(self))
 
-    def load(self, index: int) -> Image.Image:
+    @abstractmethod
+    def load(self, index: int) -> Sample:
         """Decode one image, mode RGB.
 
         Raises:
             UnreadableImage: it can't be decoded.
         """
 
-    def describe(self, index: int) -> str:
-        """Return the image's file, or ``split[index]`` where it has none."""
+    def take(self, indices: Iterable[int], labels: Iterable[int] | None = None) -> ImageSource:
+        """Return a view of these images, with their own labels or with other classes."""
+        return Subset(self, indices, labels)
+
+    def train_batches(
+        self, loading: Loading, preprocessing: Sequence[Preprocessing | TextPreprocessing]
+    ) -> TrainBatches:
+        """Return augmented images on a canvas as large as the largest that a model wants."""
+        from kdcli.data.images.loaders import TrainLoader
+
+        sizes = [wanted.image_size for wanted in preprocessing if isinstance(wanted, Preprocessing)]
+        canvas = (max(height for height, _ in sizes), max(width for _, width in sizes))
+        return TrainLoader(self, loading, canvas=canvas)
+
+    def eval_batches(self, loading: Loading, preprocessing: Preprocessing | TextPreprocessing) -> EvalBatches:
+        """Return images resized and cut as ``preprocessing`` says; what can't be read is left out."""
+        from kdcli.data.images.loaders import EvalLoader
+
+        assert isinstance(preprocessing, Preprocessing)
+        return EvalLoader(self, loading, preprocessing=preprocessing)
 
 
 @dataclass(frozen=True)
@@ -54,7 +91,7 @@ class OfficialSplits:
     notes: tuple[str, ...] = ()
 
 
-class FileSource:
+class FileSource(ImageSource):
     """Images in files of their own.
 
     Args:
@@ -73,12 +110,9 @@ class FileSource:
         self.root = None if root is None else os.fspath(root)
         self.labels: Sequence[int] = (UNLABELLED,) * len(self.paths) if labels is None else tuple(labels)
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Sample:
         """Decode one file."""
-        return decode_image(self.paths[index], deep_range=self.deep_range)
+        return Sample(decode_image(self.paths[index], deep_range=self.deep_range), self.labels[index])
 
     def encoded(self, index: int) -> File:
         """Return the file's path."""
@@ -89,7 +123,7 @@ class FileSource:
         return self.paths[index]
 
 
-class ArraySource:
+class ArraySource(ImageSource):
     """Decoded images in memory.
 
     Args:
@@ -105,12 +139,9 @@ class ArraySource:
         self._images = images
         self._split = split
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Sample:
         """Return one image."""
-        return Image.fromarray(self._images[index])
+        return Sample(Image.fromarray(self._images[index]), self.labels[index])
 
     def pixels(self, index: int) -> bytes:
         """Return one image's values."""
@@ -121,7 +152,7 @@ class ArraySource:
         return f"{self._split}[{index}]"
 
 
-class Subset:
+class Subset(ImageSource):
     """Some images of a source, with its labels or with others.
 
     Args:
@@ -135,31 +166,52 @@ class Subset:
         self.indices = tuple(int(index) for index in indices)
         own = source.labels
         self.labels: Sequence[int] = tuple(own[i] for i in self.indices) if labels is None else tuple(labels)
+        self.fill, self.in_memory = source.fill, source.in_memory
+        self._is_relabelled = labels is not None
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    @property
+    def num_ids(self) -> int:
+        """The source's."""
+        return self.source.num_ids
 
-    def load(self, index: int) -> Image.Image:
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """The source's."""
+        return self.source.ids[list(self.indices)]
+
+    def load(self, index: int) -> Sample:
         """Load from the source."""
-        return self.source.load(self.indices[index])
+        sample = self.source.load(self.indices[index])
+        if not self._is_relabelled:
+            return sample
+        assert isinstance(sample.target, Integral), "other labels are classes, and the targets are something else"
+        return Sample(sample.inputs, self.labels[index])
 
     def describe(self, index: int) -> str:
         """Describe as the source does."""
         return self.source.describe(self.indices[index])
 
 
-class Concatenation:
+class Concatenation(ImageSource):
     """The images of one source, then those of another."""
 
     def __init__(self, first: ImageSource, second: ImageSource) -> None:
         self.first = first
         self.second = second
         self.labels: Sequence[int] = (*first.labels, *second.labels)
+        self.fill, self.in_memory = first.fill, first.in_memory and second.in_memory
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def num_ids(self) -> int:
+        """Both sources'."""
+        return self.first.num_ids + self.second.num_ids
 
-    def load(self, index: int) -> Image.Image:
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """Those of the second source go on after the first one's."""
+        return np.concatenate([self.first.ids, self.first.num_ids + self.second.ids])
+
+    def load(self, index: int) -> Sample:
         """Load from the source that has this index."""
         source, local = self._locate(index)
         return source.load(local)
@@ -181,15 +233,6 @@ def origins(source: ImageSource) -> list[ImageSource]:
     if isinstance(source, Concatenation):
         return [*origins(source.first), *origins(source.second)]
     return [source]
-
-
-def is_in_memory(source: ImageSource) -> bool:
-    """Whether no file is opened to load an image."""
-    if isinstance(source, Subset):
-        return is_in_memory(source.source)
-    if isinstance(source, Concatenation):
-        return is_in_memory(source.first) and is_in_memory(source.second)
-    return getattr(source, "in_memory", False)
 
 
 def file_paths(source: ImageSource) -> list[str]:

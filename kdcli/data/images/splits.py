@@ -22,7 +22,6 @@ from kdcli.data.images.sources import (
     FileSource,
     ImageSource,
     OfficialSplits,
-    Subset,
     file_identity,
     file_paths,
     sample_names,
@@ -133,7 +132,7 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
     return ImageData(facts=facts, train=train, validation=validation, test=test)
 
 
-def _take(source: ImageSource, chosen: Sequence[int], split: str) -> Subset:
+def _take(source: ImageSource, chosen: Sequence[int], split: str) -> ImageSource:
     """Return the images of the ``chosen`` labels, renumbered from 0 in their order, and those without a label."""
     labels = np.asarray(source.labels, dtype=np.int64)
     kept = np.flatnonzero(np.isin(labels, [*chosen, UNLABELLED]))
@@ -142,7 +141,7 @@ def _take(source: ImageSource, chosen: Sequence[int], split: str) -> Subset:
             f"data.classes: no image of the {split} split has one of these classes.", "Take other classes, or more."
         )
     renumbered = np.where(labels[kept] == UNLABELLED, UNLABELLED, np.searchsorted(chosen, labels[kept]))
-    return Subset(source, kept, renumbered.tolist())
+    return source.take(kept, renumbered.tolist())
 
 
 def _cut(
@@ -153,22 +152,22 @@ def _cut(
     *,
     seed: int,
     purpose: str,
-) -> tuple[Subset, Subset]:
+) -> tuple[ImageSource, ImageSource]:
     """Return (the rest, a ``fraction`` of the labelled images of every class); unlabelled images stay in the rest.
 
     A class with a single image can't be cut: it stays in the rest, or is an error where it is ``chosen``.
     """
     names = sample_names(source)
     rest, part = cut_indices(source.labels, fraction, class_names, chosen, seed=seed, purpose=purpose, names=names)
-    return Subset(source, rest), Subset(source, part)
+    return source.take(rest), source.take(part)
 
 
-def _draw(source: ImageSource, size: int, *, seed: int) -> Subset:
-    return Subset(source, draw_indices(source.labels, size, seed=seed, noun="image"))
+def _draw(source: ImageSource, size: int, *, seed: int) -> ImageSource:
+    return source.take(draw_indices(source.labels, size, seed=seed, noun="image"))
 
 
-def _withhold_labels(source: ImageSource, num_kept: int, class_names: Sequence[str], *, seed: int) -> Subset:
-    return Subset(source, range(len(source)), keep_labels(source.labels, num_kept, class_names, seed=seed))
+def _withhold_labels(source: ImageSource, num_kept: int, class_names: Sequence[str], *, seed: int) -> ImageSource:
+    return source.take(range(len(source)), keep_labels(source.labels, num_kept, class_names, seed=seed))
 
 
 def append_unlabelled(

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from kdcli.base.errors import UserError
 from kdcli.base.extensions import Extension
 from kdcli.base.facts import UNLABELLED
@@ -25,9 +23,10 @@ from kdcli.data.columns import (
     unread,
 )
 from kdcli.data.images.decode import File, Range, UnreadableImage, decode_image
-from kdcli.data.images.sources import ImageSource, OfficialSplits, Subset
+from kdcli.data.images.sources import ImageSource, OfficialSplits
 from kdcli.data.labels import classes_of, is_discrete, label_indices, note_on_missing
 from kdcli.data.listing import is_hidden, list_files, suffix_of, unread_notes
+from kdcli.data.source import Sample
 from kdcli.data.split_names import split_files
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def open_extension(entry: Extension, config: DataConfig, *, needs_labels: bool =
     return _official_splits(load_extension(entry, config), config, needs_labels, config.splits)
 
 
-class TableSource:
+class TableSource(ImageSource):
     """File images in a column of a table.
 
     Args:
@@ -165,15 +164,13 @@ class TableSource:
         self._column = column
         self._split = split
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Sample:
         """Decode one row's image, from its bytes or else from the file that it names."""
         encoded = self.encoded(index)
         if encoded is None:
             raise UnreadableImage(self.describe(index), "the cell is empty")
-        return decode_image(encoded, name=self.describe(index), deep_range=self.deep_range)
+        image = decode_image(encoded, name=self.describe(index), deep_range=self.deep_range)
+        return Sample(image, self.labels[index])
 
     def encoded(self, index: int) -> File | None:
         """Return one row's bytes, or else the path of its file; None of an empty cell."""
@@ -254,7 +251,7 @@ def _labelled_splits(
             notes.append(f"{len(labels) - len(labelled)} images of the {split} split have no label and are left out.")
             if not labelled:
                 continue
-            source = Subset(source, labelled)
+            source = source.take(labelled)
         sources[split] = source
     return OfficialSplits(
         class_names, sources["train"], sources.get("validation"), sources.get("test"), notes=tuple(notes)

@@ -16,13 +16,13 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torchvision import datasets
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.text import expand_user
 from kdcli.data.images.decode import UnreadableImage, decode_image
 from kdcli.data.images.sources import FileSource, ImageSource, OfficialSplits
+from kdcli.data.source import Sample
 
 _FLAG = {"train": {"train": True}, "test": {"train": False}}
 _NAMED = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -133,7 +133,7 @@ def open_torchvision(name: str, *, root: Path | None) -> OfficialSplits:
     )
 
 
-class TorchvisionSource:
+class TorchvisionSource(ImageSource):
     """A torchvision data set that opens its images itself.
 
     Args:
@@ -148,16 +148,13 @@ class TorchvisionSource:
         self._dataset = dataset
         self._split = split
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Sample:
         """Return one image."""
         try:
             image = self._dataset[index][0]
         except Exception as error:  # what PIL's decoders trip over, as in decode_image
             raise UnreadableImage(self.describe(index), f"{type(error).__name__}: {error}") from error
-        return decode_image(image, name=self.describe(index))
+        return Sample(decode_image(image, name=self.describe(index)), self.labels[index])
 
     def arrays(self) -> NDArray[Any] | None:
         """Return all images as (N, ...), as the set has them in memory; None where it opens each when asked."""

@@ -10,7 +10,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.base.tasks import task_of
 from kdcli.config.data import DataConfig
-from kdcli.data.images.sources import ImageSource, OfficialSplits, Subset, file_identity, file_paths, sample_names
+from kdcli.data.images.sources import ImageSource, OfficialSplits, file_identity, file_paths, sample_names
 from kdcli.data.images.splits import ImageData, append_unlabelled, check_disjoint
 from kdcli.data.splits import MAX_PAIRS, TEST_SEED, draw_indices, hold_out
 
@@ -54,7 +54,7 @@ def complete_unlabelled(
     check_disjoint(train, validation, test)
     if config.train_images is not None and config.train_images < len(train):
         same = [UNLABELLED] * len(train)
-        train = Subset(train, draw_indices(same, config.train_images, seed=seed, noun="image"))
+        train = train.take(draw_indices(same, config.train_images, seed=seed, noun="image"))
         notes.append(f"Training images: {len(train)} drawn by seed {seed}; the rest left out.")
     if uses_own_labels:
         labelled = _with_labels(official.class_names, config.name, train, validation, test)
@@ -81,7 +81,7 @@ def complete_unlabelled(
     return ImageData(facts, train, splits[0], splits[1] if splits[1:] else None, labelled)
 
 
-def _cut(source: ImageSource, fraction: float, *, seed: int, purpose: str) -> tuple[Subset, Subset]:
+def _cut(source: ImageSource, fraction: float, *, seed: int, purpose: str) -> tuple[ImageSource, ImageSource]:
     """Return (the rest, a ``fraction`` of the images, at least ``_FEWEST`` where there are as many)."""
     count = len(source)
     names = sample_names(source)
@@ -90,7 +90,7 @@ def _cut(source: ImageSource, fraction: float, *, seed: int, purpose: str) -> tu
     else:
         order = np.random.default_rng(seed).permutation(count)
         part = np.sort(order[: min(max(round(fraction * count), _FEWEST), count)])
-    return Subset(source, np.setdiff1d(np.arange(count), part)), Subset(source, part)
+    return source.take(np.setdiff1d(np.arange(count), part)), source.take(part)
 
 
 def _with_labels(
@@ -112,8 +112,8 @@ def _with_labels(
     return data if len(set(labelled)) > 1 and has_held_out else None
 
 
-def _unlabelled(source: ImageSource) -> Subset:
-    return Subset(source, range(len(source)), [UNLABELLED] * len(source))
+def _unlabelled(source: ImageSource) -> ImageSource:
+    return source.take(range(len(source)), [UNLABELLED] * len(source))
 
 
 def _without(source: ImageSource, labelled: ImageData, split: str, notes: list[str]) -> ImageSource:
@@ -127,7 +127,7 @@ def _without(source: ImageSource, labelled: ImageData, split: str, notes: list[s
     notes.append(f"{len(source) - len(kept)} {split} images are held out by {labelled.facts.name}, and left out.")
     if len(kept) < _FEWEST:
         raise UserError(f"{labelled.facts.name} holds out all but {len(kept)} of the {split} images.", "Add images.")
-    return Subset(source, kept)
+    return source.take(kept)
 
 
 def _thin_out(source: ImageSource, split: str, notes: list[str]) -> ImageSource:
@@ -137,14 +137,14 @@ def _thin_out(source: ImageSource, split: str, notes: list[str]) -> ImageSource:
         return _unlabelled(source)
     notes.append(f"Of {count} {split} images {MAX_PAIRS}, spread evenly, are compared in pairs.")
     chosen = [number * count // MAX_PAIRS for number in range(MAX_PAIRS)]
-    return Subset(source, chosen, [UNLABELLED] * MAX_PAIRS)
+    return source.take(chosen, [UNLABELLED] * MAX_PAIRS)
 
 
-def labelled_sample(source: ImageSource) -> Subset:
+def labelled_sample(source: ImageSource) -> ImageSource:
     """Return the labelled images, or ``MAX_LABELLED`` of them, at least one of each class."""
     labels = np.asarray(source.labels, dtype=np.int64)
     chosen = np.flatnonzero(labels != UNLABELLED)
     if len(chosen) > MAX_LABELLED:
         size = max(MAX_LABELLED, len(np.unique(labels[chosen])))
         chosen = chosen[draw_indices(labels[chosen].tolist(), size, seed=TEST_SEED, noun="image")]
-    return Subset(source, chosen)
+    return source.take(chosen)

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcli.base.errors import UserError
-from kdcli.base.facts import UNLABELLED, DataFacts
+from kdcli.base.facts import UNLABELLED, DataFacts, Preprocessing, TextPreprocessing
 from kdcli.config.data import DataConfig
-from kdcli.data.epoch import epoch_order
-from kdcli.data.texts.batch import AnyTextBatch, Text, TextBatch, TextPair
-from kdcli.machine.team import ALONE, Team
+from kdcli.data.batch import AnyBatch
+from kdcli.data.epoch import Order, in_batches
+from kdcli.data.source import Loading, Sample, Source
+from kdcli.data.texts.batch import Text, TextBatch, TextPair
 
 
-class TextSource:
+class Pieces(Source):
+    """Samples in memory, of which batches are made as they are asked for."""
+
+    split: str
+    """What :meth:`describe` calls the samples."""
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int], epoch: int | None = None) -> AnyBatch:
+        """Return the samples ``indices`` as a batch of a training epoch, or without one as they are evaluated."""
+
+    def describe(self, index: int) -> str:
+        """Return ``split[index]``."""
+        return f"{self.split}[{index}]"
+
+    def train_batches(
+        self, loading: Loading, preprocessing: Sequence[Preprocessing | TextPreprocessing]
+    ) -> TextTrainLoader:
+        """Return batches to train on; each model prepares them by itself."""
+        return TextTrainLoader(self, loading)
+
+    def eval_batches(self, loading: Loading, preprocessing: Preprocessing | TextPreprocessing) -> TextEvalLoader:
+        """Return every sample once, in order; each model prepares them by itself."""
+        return TextEvalLoader(self, loading)
+
+
+class TextSource(Pieces):
     """One split, in memory.
 
     Args:
@@ -27,6 +53,7 @@ class TextSource:
         values: where texts have several labels or a number: float32 (N, C), each row of zeros and ones, or the number
             alone; NaN for none.
         split: what :meth:`describe` calls it.
+        ids: of the texts; by default their numbers.
     """
 
     def __init__(
@@ -36,56 +63,49 @@ class TextSource:
         *,
         values: NDArray[np.float32] | None = None,
         split: str,
+        ids: NDArray[np.int64] | None = None,
     ) -> None:
         self.texts = tuple(texts)
         self.labels: Sequence[int] = tuple(int(label) for label in labels)
         self.values = values
         self.split = split
+        self._ids = np.arange(len(self.texts)) if ids is None else ids
 
-    def __len__(self) -> int:
-        return len(self.texts)
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """As given."""
+        return self._ids
 
     @property
     def has_pairs(self) -> bool:
         """Whether a sample is a pair of texts."""
         return bool(self.texts) and isinstance(self.texts[0], TextPair)
 
-    def load(self, index: int) -> Text:
-        """Return one text or pair."""
-        return self.texts[index]
+    def load(self, index: int) -> Sample:
+        """Return one text or pair, with its class, or with its row of values float32 (C,)."""
+        target = self.labels[index] if self.values is None else torch.from_numpy(self.values[index])
+        return Sample(self.texts[index], target)
 
-    def describe(self, index: int) -> str:
-        """Return ``split[index]``."""
-        return f"{self.split}[{index}]"
-
-    def take(self, indices: Iterable[int], labels: Iterable[int] | None = None) -> TextSource:
+    def take(self, indices: Iterable[int], labels: Iterable[int] | None = None) -> Self:
         """Return the texts ``indices``, in that order and some repeatedly, with their own labels or with others."""
-        chosen = [int(index) for index in indices]
-        return TextSource(
+        chosen = np.asarray([int(index) for index in indices], dtype=np.int64)
+        return type(self)(
             (self.texts[index] for index in chosen),
             (self.labels[index] for index in chosen) if labels is None else labels,
             values=None if self.values is None else self.values[chosen],
             split=self.split,
+            ids=self.ids[chosen],
         )
 
-    def batch(self, indices: Sequence[int], epoch: int | None = None) -> AnyTextBatch:
+    def batch(self, indices: Sequence[int], epoch: int | None = None) -> AnyBatch:
         """Return the texts ``indices`` as a batch, the same in every epoch."""
         targets = (
             torch.tensor([self.labels[index] for index in indices], dtype=torch.int64)
             if self.values is None
             else torch.from_numpy(self.values[list(indices)])
         )
-        return TextBatch([self.texts[index] for index in indices], targets, torch.tensor(indices, dtype=torch.int64))
-
-
-class Pieces(Protocol):
-    """What batches of texts are made of."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def batch(self, indices: Sequence[int], epoch: int | None = None) -> AnyTextBatch:
-        """Return the samples ``indices`` as a batch of a training epoch, or without one as they are evaluated."""
+        texts = [self.texts[index] for index in indices]
+        return TextBatch(texts=texts, targets=targets, samples=self.samples(indices), view=self.views(indices, epoch))
 
 
 @dataclass(frozen=True)
@@ -122,42 +142,31 @@ class TextData:
 
 
 class TextTrainLoader:
-    """Training batches; the last, incomplete one of an epoch is dropped, unless it is the only one.
+    """Training batches, see :class:`~kdcli.data.source.TrainBatches`.
 
     Args:
         source: the training split.
-        batch_size: over all training processes.
-        seed: the run's; the order of an epoch is a pure function of it and the epoch.
-        team: of the training processes; each gets its consecutive share of every batch, all of one size.
+        loading: how batches are made.
 
     Raises:
         UserError: there are fewer texts than processes.
-        ValueError: ``batch_size`` is not a multiple of the team's size.
+        ValueError: a batch is not the same number of texts for each process.
     """
 
-    def __init__(self, source: Pieces, *, batch_size: int, seed: int, team: Team = ALONE) -> None:
-        if batch_size % team.size:
-            raise ValueError(f"a batch of {batch_size} is no whole number for each of {team.size} processes")
-        if len(source) < team.size:
-            raise UserError(
-                f"There are {len(source)} training texts for {team.size} processes.", "Use fewer processes."
-            )
-        self._source, self._seed = source, seed
-        self._batch_size = min(batch_size, len(source) // team.size * team.size)
-        self._share = self._batch_size // team.size
-        self._first = team.rank * self._share
+    def __init__(self, source: Pieces, loading: Loading) -> None:
+        self._source = source
+        self._order = Order(len(source), loading.batch_size, loading.seed, loading.team, noun="text")
 
     @property
     def batches_per_epoch(self) -> int:
         """Number of batches of a whole epoch."""
-        return len(self._source) // self._batch_size
+        return self._order.num_batches
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[AnyTextBatch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[AnyBatch]:
         """Yield the batches of an epoch, from number ``start``."""
-        order = epoch_order(len(self._source), seed=self._seed, epoch=epoch).tolist()
-        for number in range(start, self.batches_per_epoch):
-            first = number * self._batch_size + self._first
-            yield self._source.batch(order[first : first + self._share], epoch)
+        self._order.epoch, self._order.start = epoch, start
+        for keys in self._order:
+            yield self._source.batch([index for _, index in keys], epoch)
 
 
 class TextEvalLoader:
@@ -165,20 +174,18 @@ class TextEvalLoader:
 
     Args:
         source: the split to evaluate on.
-        batch_size: texts of a batch.
-        team: of the processes; each gets its share of the batches.
+        loading: how batches are made; of several processes each gets its share of them.
     """
 
-    def __init__(self, source: Pieces, *, batch_size: int, team: Team = ALONE) -> None:
+    def __init__(self, source: Pieces, loading: Loading) -> None:
         self._source = source
-        batches = [range(i, min(i + batch_size, len(source))) for i in range(0, len(source), batch_size)]
-        self._batches = team.share(batches)
+        self._batches = loading.team.share(in_batches(len(source), loading.batch_size))
 
     def __len__(self) -> int:
         """Return the number of batches."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[AnyTextBatch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         """Yield the batches."""
         for indices in self._batches:
             yield self._source.batch(indices)

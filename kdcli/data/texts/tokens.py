@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from kdcli.base.errors import UserError
+from kdcli.data.source import Sample
 from kdcli.data.texts.batch import TokenBatch
-from kdcli.data.texts.sources import TextSource
+from kdcli.data.texts.sources import Pieces, TextSource
 from kdcli.machine.seeding import stable_seed
 
 _MASKED, _RANDOM = 0.8, 0.1
@@ -59,7 +60,7 @@ class Masking:
         return seen, predicted
 
 
-class TokenSource:
+class TokenSource(Pieces):
     """The pieces of one split, in memory: each text by itself, cut where it is longer than the models take.
 
     Args:
@@ -67,7 +68,8 @@ class TokenSource:
         pad_token: its number.
         masking: of a masked language model; None for one that predicts each next token.
         split: what it is of.
-        origins: the number of the text that each piece is of; by default every piece is a text.
+        ids: of the texts that these are pieces of; by default every piece is a text.
+        numbers: of the pieces, which masks are drawn by; by default their places here.
 
     Raises:
         UserError: there are no pieces.
@@ -80,16 +82,38 @@ class TokenSource:
         pad_token: int,
         masking: Masking | None,
         split: str,
-        origins: Sequence[int] | None = None,
+        ids: NDArray[np.int64] | None = None,
+        numbers: NDArray[np.int64] | None = None,
     ) -> None:
         if not pieces:
             raise UserError(f"The {split} texts have no tokens to predict.", "Check the texts and the tokenizer.")
         self.pieces, self.split = pieces, split
-        self.origins = range(len(pieces)) if origins is None else origins
+        self.labels: Sequence[int] = (0,) * len(pieces)
+        self._ids = np.arange(len(pieces)) if ids is None else ids
+        self._numbers = np.arange(len(pieces)) if numbers is None else numbers
         self._pad_token, self._masking = pad_token, masking
 
-    def __len__(self) -> int:
-        return len(self.pieces)
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """As given: pieces of one text have the text's."""
+        return self._ids
+
+    def load(self, index: int) -> Sample:
+        """Return the tokens of one piece, int64 (L,), which are its target as well."""
+        return Sample(self.pieces[index], self.pieces[index])
+
+    def take(self, indices: Iterable[int], labels: Iterable[int] | None = None) -> TokenSource:
+        """Return the pieces ``indices``, in that order and some repeatedly, with the masks that they have here."""
+        assert labels is None, "the tokens themselves are the labels"
+        chosen = np.asarray([int(index) for index in indices], dtype=np.int64)
+        return TokenSource(
+            [self.pieces[index] for index in chosen],
+            pad_token=self._pad_token,
+            masking=self._masking,
+            split=self.split,
+            ids=self.ids[chosen],
+            numbers=self._numbers[chosen],
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -105,11 +129,17 @@ class TokenSource:
         for row, (index, piece) in enumerate(zip(indices, pieces, strict=True)):
             seen, asked = piece, np.arange(len(piece)) < len(piece) - 1
             if self._masking is not None:
-                seen, asked = self._masking.draw(piece, index, epoch)
+                seen, asked = self._masking.draw(piece, int(self._numbers[index]), epoch)
             ids[row, : len(piece)], mask[row, : len(piece)], predicted[row, : len(piece)] = seen, 1, asked
             targets.append(piece[asked] if self._masking is not None else piece[1:])
-        tensors = [torch.from_numpy(array) for array in (ids, mask, predicted, np.concatenate(targets))]
-        return TokenBatch(tensors[0], tensors[1], tensors[2], tensors[3], torch.tensor(indices, dtype=torch.int64))
+        return TokenBatch(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            predicted=torch.from_numpy(predicted),
+            targets=torch.from_numpy(np.concatenate(targets)),
+            samples=self.samples(indices),
+            view=self.views(indices, epoch),
+        )
 
 
 def cut_into_tokens(source: TextSource, tokenizer: Any, *, max_length: int, masking: Masking | None) -> TokenSource:
@@ -143,4 +173,6 @@ def cut_into_tokens(source: TextSource, tokenizer: Any, *, max_length: int, mask
         if asked:
             pieces.append(np.asarray(ids, dtype=np.int64))
             origins.append(int(text))
-    return TokenSource(pieces, pad_token=tokenizer.pad_token_id, masking=masking, split=source.split, origins=origins)
+    return TokenSource(
+        pieces, pad_token=tokenizer.pad_token_id, masking=masking, split=source.split, ids=source.ids[origins]
+    )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.data.source import Sample
 from kdcli.data.texts.batch import WordBatch
 from kdcli.data.texts.sources import TextSource
 
@@ -23,7 +26,7 @@ class WordSource(TextSource):
         words: of each text at least one, none of them blank.
         tags: the class index of every word, ``UNLABELLED`` for none.
         split: what :meth:`describe` calls it.
-        origins: of pieces the number of the text that each is of; by default every one is a text.
+        ids: of the texts, or of those that these are pieces of; by default their numbers.
     """
 
     def __init__(
@@ -32,31 +35,36 @@ class WordSource(TextSource):
         tags: Iterable[Sequence[int]],
         *,
         split: str,
-        origins: Sequence[int] | None = None,
+        ids: NDArray[np.int64] | None = None,
     ) -> None:
         self.words = tuple(tuple(text) for text in words)
         self.tags = tuple(tuple(text) for text in tags)
         labels = (UNLABELLED if all(tag == UNLABELLED for tag in text) else 0 for text in self.tags)
-        super().__init__((" ".join(text) for text in self.words), labels, split=split)
-        self.origins = range(len(self.words)) if origins is None else origins
+        super().__init__((" ".join(text) for text in self.words), labels, split=split, ids=ids)
 
     @property
     def num_words(self) -> int:
         """Number of words of all texts."""
         return sum(map(len, self.words))
 
-    def take(self, indices: Iterable[int], labels: Iterable[int] | None = None) -> WordSource:
+    def load(self, index: int) -> Sample:
+        """Return the words of one text, and the class of each."""
+        return Sample(list(self.words[index]), list(self.tags[index]))
+
+    def take(self, indices: Iterable[int], labels: Iterable[int] | None = None) -> Self:
         """Return the texts ``indices``, in that order and some repeatedly; words keep their labels."""
         assert labels is None, "labels are of words"
-        chosen = [int(index) for index in indices]
-        return WordSource((self.words[i] for i in chosen), (self.tags[i] for i in chosen), split=self.split)
+        chosen = np.asarray([int(index) for index in indices], dtype=np.int64)
+        words, tags = (self.words[index] for index in chosen), (self.tags[index] for index in chosen)
+        return type(self)(words, tags, split=self.split, ids=self.ids[chosen])
 
     def batch(self, indices: Sequence[int], epoch: int | None = None) -> WordBatch:
         """Return the texts ``indices`` as a batch, the same in every epoch."""
         return WordBatch(
-            [list(self.words[index]) for index in indices],
-            torch.tensor([tag for index in indices for tag in self.tags[index]], dtype=torch.int64),
-            torch.tensor(indices, dtype=torch.int64),
+            words=[list(self.words[index]) for index in indices],
+            targets=torch.tensor([tag for index in indices for tag in self.tags[index]], dtype=torch.int64),
+            samples=self.samples(indices),
+            view=self.views(indices, epoch),
         )
 
 
@@ -136,7 +144,7 @@ def cut_words(source: WordSource, readers: Sequence[Reader], *, class_names: Seq
             start = whole
     if not pieces:
         raise UserError(f"The tokenizers make nothing of the {source.split} texts.", "Check the texts.")
-    return WordSource(pieces, tags, split=source.split, origins=origins)
+    return WordSource(pieces, tags, split=source.split, ids=source.ids[origins])
 
 
 class _Cost(NamedTuple):

@@ -126,7 +126,8 @@ def _same_tokens(student: HFTextModel, tokenizer: Any, texts: Sequence[Text]) ->
     Raises:
         UserError: the exported tokenizer, which pads on a side of its own, gives a text other tokens.
     """
-    ours = student.prepare(TextBatch(list(texts), indices := torch.arange(len(texts)), indices))
+    samples = torch.arange(len(texts))
+    ours = student.prepare(TextBatch(texts=list(texts), targets=samples, samples=samples))
     options: dict[str, Any] = {"truncation": True}
     if TASKS[student.facts.task].is_language_model:  # whose tokenizers keep a length of their own
         tokenizer.truncation_side = "right"

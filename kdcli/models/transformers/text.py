@@ -136,7 +136,7 @@ class HFTextModel(TextModel):
         names = ["input_ids", "attention_mask"]
         if self._takes_types and isinstance(batch.texts[0], TextPair) and "token_type_ids" in found:
             names.append("token_type_ids")
-        return {name: found[name].to(batch.indices.device) for name in names}
+        return {name: found[name].to(batch.samples.device) for name in names}
 
     def example(self, batch_size: int = 1, *, seed: int = 0) -> dict[str, Tensor]:
         """Return texts of random tokens between the special ones, of ``PROBE_TOKENS`` or the model's own length."""

@@ -58,7 +58,7 @@ class HFTokenModel(HFTextModel):
             )
             rows = first_tokens(found, batch.words)
             inputs = {**{name: found[name] for name in ("input_ids", "attention_mask")}, "tokens": rows}
-            return {name: value.to(batch.indices.device) for name, value in {**inputs, "predicted": rows}.items()}
+            return {name: value.to(batch.samples.device) for name, value in {**inputs, "predicted": rows}.items()}
         if not isinstance(batch, TokenBatch):
             inputs = super().prepare(batch)
             rows = inputs["attention_mask"].flatten().nonzero()[:, 0]

@@ -90,13 +90,13 @@ class SpaceMeter:
 
     def __init__(self, task: SentenceEmbedding, team: Team) -> None:
         self._task, self._team = task, team
-        self._indices: list[Tensor] = []
+        self._samples: list[Tensor] = []
         self._ours: list[Tensor] = []
         self._theirs: list[Tensor] = []
 
     def update(self, outputs: Tensor, batch: AnyBatch) -> SampleSums:
         """Add the student's embeddings (B, d)."""
-        self._indices.append(batch.indices.cpu())
+        self._samples.append(batch.samples.cpu())
         self._ours.append(F.normalize(outputs.double(), dim=1).cpu())
         self._theirs.append(F.normalize(self._task.embed(batch).double(), dim=1))
         return {}
@@ -107,28 +107,28 @@ class SpaceMeter:
         Raises:
             UserError: there are fewer than three samples, or an embedding is not finite.
         """
-        spaces = [in_order(parts, self._indices, self._team) for parts in (self._ours, self._theirs)]
+        spaces = [in_order(parts, self._samples, self._team) for parts in (self._ours, self._theirs)]
         if (count := len(spaces[0])) < 3:
             noun = self._task.noun
             raise UserError(f"{count} {noun}s are too few to compare in pairs.", f"Give that split more {noun}s.")
         return compare_spaces(*spaces)
 
 
-def in_order(parts: list[Tensor], indices: list[Tensor], team: Team) -> Tensor:
-    """Return the features of the samples of all processes (N, d), float64, in the samples' order.
+def in_order(parts: list[Tensor], samples: list[Tensor], team: Team) -> Tensor:
+    """Return the features of the samples of all processes (N, d), float64, in the order of the samples' ids.
 
     Args:
         parts: (B, d) each, of this process, on the CPU.
-        indices: of the samples, (B,) each.
+        samples: their ids, (B,) each.
         team: the processes; one may have no samples.
 
     Raises:
         UserError: a feature is not a finite number.
     """
-    found = team.gather(list(zip(indices, parts, strict=True)))
+    found = team.gather(list(zip(samples, parts, strict=True)))
     if not found:
         return torch.zeros(0, 1, dtype=torch.float64)
-    order = torch.cat([places for places, _ in found]).argsort()
+    order = torch.cat([ids for ids, _ in found]).argsort()
     space = torch.cat([features for _, features in found]).double()[order]
     if not space.isfinite().all():
         raise UserError(

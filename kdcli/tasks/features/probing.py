@@ -12,18 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import UNLABELLED, Preprocessing
+from kdcli.base.facts import UNLABELLED
 from kdcli.base.reads import Reads
-from kdcli.data import AnyBatch, EvalLoader, ImageSource, TextEvalLoader, TextSource
-from kdcli.data.images.sources import Subset
+from kdcli.data import AnyBatch, Loading, Source, TextSource
 from kdcli.models.base import Model
 
 _BATCH = 64
 
 
-def sample_by_class(
-    train: ImageSource | TextSource, names: Sequence[str], samples: int, seed: int
-) -> tuple[Subset | TextSource, list[str]]:
+def sample_by_class(train: Source, names: Sequence[str], samples: int, seed: int) -> tuple[Source, list[str]]:
     """Return labelled samples, in proportion by class, and the classes of which a single one would be among them.
 
     Args:
@@ -51,8 +48,7 @@ def sample_by_class(
             " or more.",
             f"Give more --samples{'' if is_text else ', or other --classes'}.",
         )
-    taken = train.take(kept) if isinstance(train, TextSource) else Subset(train, kept)
-    return taken, [names[label] for label, count in counts.items() if count == 1]
+    return train.take(kept), [names[label] for label, count in counts.items() if count == 1]
 
 
 class Features(NamedTuple):
@@ -74,7 +70,7 @@ class Features(NamedTuple):
 @torch.inference_mode()
 def features_of(
     model: Model,
-    source: ImageSource | TextSource,
+    source: Source,
     taps: tuple[str, ...],
     device: torch.device,
     count: Callable[[int], None] = lambda done: None,
@@ -98,7 +94,7 @@ def features_of(
     model.to(device)
     features: dict[str, list[Tensor]] = {tap: [] for tap in taps}
     labels, seconds, lost = [], 0.0, dict[str, None]()
-    for batch in _loader(source, model, workers):
+    for batch in source.eval_batches(Loading(_BATCH, workers=workers), model.facts.preprocessing):
         lost.update(dict.fromkeys(batch.skipped))
         if not len(batch):
             continue
@@ -113,11 +109,3 @@ def features_of(
         count(sum(map(len, labels)))
     by_tap = {tap: torch.cat(parts) for tap, parts in features.items()}
     return Features(by_tap, torch.cat(labels).numpy(), seconds, list(lost))
-
-
-def _loader(source: ImageSource | TextSource, model: Model, workers: int | None) -> EvalLoader | TextEvalLoader:
-    if isinstance(source, TextSource):
-        return TextEvalLoader(source, batch_size=_BATCH)
-    preprocessing = model.facts.preprocessing
-    assert isinstance(preprocessing, Preprocessing), "it is loaded as a model of images"
-    return EvalLoader(source, preprocessing=preprocessing, batch_size=_BATCH, workers=workers, strict=False)

@@ -13,7 +13,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.files import cache_folder, write_atomically
 from kdcli.base.result import Saved
 from kdcli.config.run import RunConfig
-from kdcli.data import ImageSource, TextSource
+from kdcli.data import Source
 from kdcli.data.fingerprint import AnyData, digest_of
 from kdcli.models.base import Model
 from kdcli.training.provenance import weights_digest
@@ -50,9 +50,7 @@ class Remembered:
         what: whatever else the outcome depends on.
     """
 
-    def __init__(
-        self, config: RunConfig, teacher: Model, data: AnyData, source: ImageSource | TextSource, **what: Any
-    ) -> None:
+    def __init__(self, config: RunConfig, teacher: Model, data: AnyData, source: Source, **what: Any) -> None:
         facts = teacher.facts
         key = {
             "format": _FORMAT,

@@ -13,8 +13,7 @@ from torch import Tensor
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.base.result import Metrics, Saved, show_metric
-from kdcli.data import AnyBatch, ImageSource, TextSource
-from kdcli.data.images.sources import Subset
+from kdcli.data import AnyBatch, Source
 from kdcli.machine.team import Team
 from kdcli.plan.plan import Decision
 from kdcli.plan.relation import map_labels
@@ -90,7 +89,7 @@ class _Measured(Saved):
     finding: Finding
 
 
-def _measured(job: Job, sample: ImageSource | TextSource, team: Team) -> _Measured:
+def _measured(job: Job, sample: Source, team: Team) -> _Measured:
     """Measure the teacher, or return what was measured of it before on the same samples."""
     found: _Measured | None = None
     remembered = None
@@ -121,7 +120,7 @@ def _measured(job: Job, sample: ImageSource | TextSource, team: Team) -> _Measur
 
 def measure_teacher(
     job: Job,
-    source: ImageSource | TextSource,
+    source: Source,
     team: Team,
     skip: Skip = ignore,
     *,
@@ -163,11 +162,11 @@ def _columns(job: Job) -> Sequence[int]:
     return label_map or ()
 
 
-def _sample(source: ImageSource | TextSource) -> ImageSource | TextSource:
+def _sample(source: Source) -> Source:
     if len(source) <= MOST_SAMPLES:
         return source
     spread = [number * len(source) // MOST_SAMPLES for number in range(MOST_SAMPLES)]
-    return source.take(spread) if isinstance(source, TextSource) else Subset(source, spread)
+    return source.take(spread)
 
 
 class _Evidence:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from kdcli.base.facts import UNLABELLED
 from kdcli.data import AnyBatch, Text, TextSource
 from kdcli.machine.team import Team
 from kdcli.plan.outputs import choose_outputs
@@ -47,13 +46,12 @@ def open_teacher(job: Job, team: Team) -> Teacher | None:
     assert isinstance(source, TextSource), "the plan stores outputs for texts alone"
     # Texts of one length after the other need the least padding.
     texts: list[Text] = sorted(set(source.texts), key=lambda text: (len("".join(text)), text))
+    row_of = {text: row for row, text in enumerate(texts)}
+    place_of = {text: place for place, text in enumerate(source.texts)}
+    rows = {sample: row_of[text] for sample, text in zip(source.ids.tolist(), source.texts, strict=True)}
 
     def batches() -> Iterable[AnyBatch]:
-        loader = job.eval_loader(
-            TextSource(texts, [UNLABELLED] * len(texts), split=source.split),
-            live.facts.preprocessing,
-            team,
-        )
-        return (batch.to(team.device) for batch in loader)
+        once = source.take(place_of[text] for text in texts)
+        return (batch.to(team.device) for batch in job.eval_loader(once, live.facts.preprocessing, team))
 
-    return StoredTeacher(live, texts, batches, team)
+    return StoredTeacher(live, rows, batches, team)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from kdcli.base.facts import ModelFacts
 from kdcli.base.reads import Reads
-from kdcli.data import AnyBatch, Text, TextBatch
+from kdcli.data import AnyBatch
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.models.outputs import ModelOutput
@@ -67,21 +68,20 @@ class StoredTeacher:
 
     Args:
         live: what is run.
-        texts: each once.
-        batches: starts a pass over ``texts``, in batches with their places among them, on the teacher's device; of
-            several processes each has its share.
+        rows: of the tables, by the texts' ids; equal texts share one.
+        batches: starts a pass over one text of each row, in batches on the teacher's device; of several processes each has
+            its share.
         team: the processes. A row is one's numbers and the others' zeros.
     """
 
     def __init__(
         self,
         live: LiveTeacher,
-        texts: Sequence[Text],
+        rows: Mapping[int, int],
         batches: Callable[[], Iterable[AnyBatch]],
         team: Team,
     ) -> None:
-        self._live, self._batches, self._team = live, batches, team
-        self._rows: Mapping[Text, int] = {text: row for row, text in enumerate(texts)}
+        self._live, self._rows, self._batches, self._team = live, rows, batches, team
         self._outputs: ModelOutput | None = None
         """Of all texts, on the CPU: features (N, d) and heads (N, C)."""
 
@@ -92,7 +92,7 @@ class StoredTeacher:
 
     def begin(self, after_batch: Callable[[], None]) -> None:
         """Run the teacher once on every text."""
-        live, num_texts = self._live, len(self._rows)
+        live, num_texts = self._live, max(self._rows.values()) + 1
         facts, reads = live.facts, live.reads
         features = {tap: torch.zeros(num_texts, facts.feature_dims[tap]) for tap in reads.features}
         heads = {head: torch.zeros(num_texts, facts.num_classes) for head in reads.heads}
@@ -100,7 +100,7 @@ class StoredTeacher:
             with self._team.autocast():
                 output = live(batch)
             after_batch()
-            rows = batch.indices.cpu()
+            rows = self._rows_of(batch)
             for tables, found in ((features, output.features), (heads, output.heads)):
                 for name, table in tables.items():
                     table[rows] = found[name].float().cpu()
@@ -108,7 +108,9 @@ class StoredTeacher:
 
     def __call__(self, batch: AnyBatch) -> ModelOutput:
         """Return the outputs for ``batch``, on its device."""
-        assert isinstance(batch, TextBatch)
         assert self._outputs is not None, "begin() comes first"
-        rows = torch.tensor([self._rows[text] for text in batch.texts])
-        return self._outputs.map(lambda table: table[rows].to(batch.indices.device))
+        rows = self._rows_of(batch)
+        return self._outputs.map(lambda table: table[rows].to(batch.samples.device))
+
+    def _rows_of(self, batch: AnyBatch) -> Tensor:
+        return torch.tensor([self._rows[sample] for sample in batch.samples.tolist()])

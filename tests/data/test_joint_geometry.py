@@ -1,0 +1,207 @@
+"""An image of its own coordinates, with masks of the same, boxes and labels: all go to the same place, by every option."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import Preprocessing
+from kdcli.config.data import AugmentConfig
+from kdcli.data import ImageSource, Loading, Sample
+from kdcli.data.images.augment import ERASED, Augmentation
+from kdcli.data.images.geometry import Crop, Geometry
+from kdcli.data.images.preprocess import fit_geometry
+from kdcli.machine.seeding import seeded
+
+HEIGHT, WIDTH = 120, 160
+BOXES = [[10, 20, 60, 50], [100, 60, 150, 118], [0, 0, 160, 120], [2, 2, 3, 3], [70, 10, 90, 110]]
+UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+FILL = -1
+
+
+class Coordinates(ImageSource):
+    """Red is x and green y, from 25 to 230; so are a mask of whole numbers and a depth in pixels."""
+
+    fill = FILL
+
+    def __init__(self, size=6):
+        self.labels = (0,) * size
+
+    def load(self, index):
+        x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+        shown = np.stack([25 + 205 * x / (WIDTH - 1), 25 + 205 * y / (HEIGHT - 1), np.full_like(x, 128)], axis=2)
+        target = {
+            "mask": tv_tensors.Mask(torch.from_numpy(x)),
+            "depth": tv_tensors.Mask(torch.from_numpy(y + 0.25).float()),
+            "boxes": tv_tensors.BoundingBoxes(BOXES, format="XYXY", canvas_size=(HEIGHT, WIDTH)),
+            "labels": torch.arange(len(BOXES)),
+            "parts": tv_tensors.Mask(torch.from_numpy(x).expand(len(BOXES), -1, -1)),
+            "caption": "coordinates",
+        }
+        return Sample(Image.fromarray(shown.round().astype(np.uint8)), target)
+
+    def describe(self, index):
+        return f"coordinates[{index}]"
+
+
+def line(values, axis):
+    """Return ``a, b`` of ``values = a * place + b`` along an axis, by the pixels that lie in the image, at their centres."""
+    kept = values != FILL
+    places = torch.arange(values.shape[axis]) + 0.5
+    places = places.expand_as(values) if axis == 1 else places[:, None].expand_as(values)
+    x, y = places[kept].double(), values[kept].double() + (0.5 if axis == 1 else 0.25)
+    a = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    return float(a), float(y.mean() - a * x.mean())
+
+
+def assert_aligned(image, target):
+    height, width = image.shape[1:]
+    mask, depth, boxes = target["mask"], target["depth"], target["boxes"]
+    assert mask.shape == depth.shape == (height, width)
+    assert (mask.dtype, depth.dtype, boxes.dtype) == (torch.int64, torch.float32, torch.float32)
+    inside = mask != FILL
+    assert torch.equal(inside, depth != FILL)
+    for channel, values, side in ((0, mask, WIDTH), (1, depth - 0.25, HEIGHT)):
+        found = (image[channel].float() - 25) * (side - 1) / 205
+        step = abs(line(mask if channel == 0 else depth, 1 - channel)[0])
+        off = (found - values)[inside].abs()
+        # Half a pixel of the result at most, and what an edge smears there; eight bits tell no more than a level.
+        assert off.median() <= 0.5 * step + side / 205
+        assert off.max() <= 2.5 * step + 2 * side / 205
+    (ax, bx), (ay, by) = line(mask, 1), line(depth, 0)
+    tolerance = 0.6 * max(abs(ax), abs(ay), 1)
+    columns, rows = (inside.any(dim=axis).nonzero()[[0, -1], 0].tolist() for axis in (0, 1))
+    left, top, right, bottom = (
+        ax * columns[0] + bx,
+        ay * rows[0] + by,
+        ax * (columns[1] + 1) + bx,
+        ay * (rows[1] + 1) + by,
+    )
+    seen = [min(left, right), min(top, bottom), max(left, right), max(top, bottom)]
+    assert len(boxes) == len(target["labels"]) == len(target["parts"])
+    assert target["parts"].shape[1:] == mask.shape
+    for box, label in zip(boxes.tolist(), target["labels"].tolist(), strict=True):
+        own = BOXES[label]
+        expected = [max(own[0], seen[0]), max(own[1], seen[1]), min(own[2], seen[2]), min(own[3], seen[3])]
+        corners = sorted([ax * box[0] + bx, ax * box[2] + bx]), sorted([ay * box[1] + by, ay * box[3] + by])
+        back = [corners[0][0], corners[1][0], corners[0][1], corners[1][1]]
+        assert back == pytest.approx(expected, abs=tolerance), label
+        assert box[2] - box[0] >= 1
+        assert box[3] - box[1] >= 1
+        assert min(box) >= 0
+        assert box[2] <= width
+        assert box[3] <= height
+    assert 2 in target["labels"].tolist(), "the whole image is a box: it is never lost"
+
+
+PLAIN = {"crop_scale": (1.0, 1.0), "flip": 0.0}
+AUGMENTS = {
+    "resize": PLAIN,
+    "random resized crop": {"flip": 0.0},
+    "small crop": {"crop_scale": (0.08, 0.2), "flip": 0.0},
+    "flip": {**PLAIN, "flip": 1.0},
+    "padded crop": {**PLAIN, "pad": 9},
+    "all": {"crop_scale": (0.2, 0.9), "flip": 0.5, "pad": 6},
+}
+
+
+@pytest.mark.parametrize("canvas", [(60, 80), (96, 96), (33, 57), (240, 320)])
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_training(name, canvas):
+    augment, source = AugmentConfig(**AUGMENTS[name]), Coordinates()
+    model = Preprocessing(canvas, *UNIT)
+    loader = source.train_batches(Loading(3, 5, augment, workers=0), [model, Preprocessing((8, 8), *UNIT)])
+    for epoch in (0, 1):
+        for batch in loader.epoch(epoch):
+            assert isinstance(batch.targets, list)
+            assert not batch.can_mix
+            for image, target in zip(batch.images, batch.targets, strict=True):
+                assert_aligned(image, target)
+                assert target["caption"] == "coordinates"
+
+
+@pytest.mark.parametrize("kernels", ["pillow", "torchvision"])
+@pytest.mark.parametrize("geometry", ["crop", "squash", "border"])
+@pytest.mark.parametrize(("size", "resize"), [((64, 64), (72, 72)), ((48, 80), (48, 80)), ((90, 90), (64, 64))])
+def test_evaluation(size, resize, geometry, kernels):
+    model = Preprocessing(size, *UNIT, "bilinear", resize, geometry, kernels=kernels)
+    (batch,) = Coordinates(2).eval_batches(Loading(2, workers=0), model)
+    for image, target in zip(batch.images, batch.targets, strict=True):
+        assert_aligned(image, target)
+
+
+def test_a_long_image_is_cut_with_its_mask():
+    image = Image.new("RGB", (1000, 20))
+    model = Preprocessing((16, 16), *UNIT)
+    target = tv_tensors.Mask(torch.arange(1000).expand(20, -1))
+    moved = fit_geometry(image, model).of_target(target, fill=FILL)
+    assert moved.shape == (16, 16)
+    assert moved[0].tolist() == [490 + int((place + 0.5) * 20 / 16) for place in range(16)]
+
+
+class Masked(Coordinates):
+    def load(self, index):
+        image, target = super().load(index)
+        return Sample(image, target["mask"])
+
+
+def test_masks_of_one_shape_are_one_tensor():
+    source = Masked(4)
+    model = Preprocessing((24, 32), *UNIT)
+    (batch,) = source.eval_batches(Loading(4, workers=0), model)
+    assert batch.targets.shape == (4, 24, 32)
+    assert type(batch.targets) is torch.Tensor
+    assert batch.to("meta").targets.device.type == "meta"
+    taken = next(source.take([2, 2]).train_batches(Loading(2, workers=0), [model]).epoch(3))
+    assert (taken.samples.tolist(), sorted(taken.view.tolist())) == ([2, 2], [6, 7])
+    assert not torch.equal(*taken.targets), "each repetition is augmented on its own"
+
+
+def test_values_are_the_images_alone():
+    augment = AugmentConfig(**PLAIN, color_jitter=0.8, erase=1.0, policy="three")
+    image, target = Coordinates().load(0)
+    pixels, moved = Augmentation(augment, canvas=(HEIGHT, WIDTH), seed=0)(image, target["mask"], epoch=0, index=0)
+    assert torch.equal(moved, target["mask"].as_subclass(torch.Tensor))
+    assert (pixels == torch.tensor(ERASED)[:, None, None]).all(dim=0).any()
+
+
+@pytest.mark.parametrize("policy", ["rand", "trivial"])
+def test_policies_that_turn_images_are_refused_beside_such_targets(policy):
+    augmentation = Augmentation(AugmentConfig(policy=policy), canvas=(8, 8), seed=0)
+    image, target = Coordinates().load(0)
+    with pytest.raises(UserError, match="turns and shears"):
+        augmentation(image, target, epoch=0, index=0)
+    pixels, label = augmentation(image, 3, epoch=0, index=0)
+    assert (pixels.shape, label) == ((3, 8, 8), 3)
+
+
+def by_transforms(augment, canvas, image, *key):
+    """The augmentation as one composition of torchvision's transforms, as it was before targets moved along."""
+    size, bicubic = list(canvas), InterpolationMode.BICUBIC
+    steps = [v2.RandomResizedCrop(size, augment.crop_scale, augment.crop_ratio, bicubic, antialias=True)]
+    steps += [v2.RandomCrop(size, padding=augment.pad)] if augment.pad else []
+    steps += [v2.RandomHorizontalFlip(augment.flip), v2.RandAugment(interpolation=InterpolationMode.BILINEAR)]
+    steps += [v2.ColorJitter(0.3, 0.3, 0.3), v2.PILToTensor(), v2.RandomErasing(0.5, value=ERASED, inplace=True)]
+    with seeded("augment", *key):
+        return v2.Compose(steps)(image)
+
+
+@pytest.mark.parametrize("pad", [0, 5])
+def test_images_are_bit_for_bit_what_the_transforms_make_of_them(pad):
+    augment = AugmentConfig(pad=pad, flip=0.5, policy="rand", color_jitter=0.3, erase=0.5)
+    augmentation = Augmentation(augment, canvas=(40, 44), seed=7)
+    image = Coordinates().load(0).inputs
+    for index in range(40):
+        pixels, _ = augmentation(image, epoch=2, index=index)
+        assert torch.equal(pixels, by_transforms(augment, (40, 44), image, 7, 2, index))
+
+
+def test_boxes_of_other_formats_and_alone():
+    boxes = tv_tensors.BoundingBoxes([[30, 40, 20, 20], [90, 90, 4, 4]], format="CXCYWH", canvas_size=(100, 100))
+    moved = Geometry((Crop(0, 0, 50, 35),)).of_target(boxes, fill=0)
+    assert moved.tolist() == [[20, 30, 35, 50]]
