@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -168,3 +170,55 @@ def test_several_steps_a_batch_can_not_be_accumulated(tmp_path):
         make_trainer(tmp_path / "run", accumulation=2)
     trainer = make_trainer(tmp_path / "one", lambda student: Duel(student, critic_steps=1), accumulation=2, epochs=1)
     assert trainer.fit().steps == trainer.total_steps
+
+
+SCRIPT = """
+import sys
+import torch
+from torch import nn
+from kdcli.config.parse import parse_config
+from kdcli.machine.devices import make_accelerator
+from kdcli.training.optim import make_schedule
+from kdcli.training.phases import Objective, Phase, Phases
+
+class Game(Objective):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def parts(self):
+        return {"first": self.first, "second": self.second}
+
+    def phases(self, config, updates):
+        parts = {"second": self.second, "first": self.first}
+        optimizers = {name: torch.optim.SGD(part.parameters(), lr=0.1) for name, part in parts.items()}
+        return [Phase(name, made, make_schedule(made, config.optim, updates)) for name, made in optimizers.items()]
+
+    def forward(self, batch, teacher_outputs, *, phase):
+        scores = self.second(self.first(batch))
+        return {"loss": scores.mean() if phase == "second" else -scores.square().mean()}
+
+sections = {"train": {"device": "cpu", "accumulation": 2}, "optim": {"warmup": 0, "schedule": "constant"}}
+config = parse_config({"teacher": "t", "student": "s", "data": "d", **sections}, source="t")
+accelerator, game = make_accelerator(config.train), Game()
+phases = Phases(game, config, 2, accelerator)
+share = slice(accelerator.process_index, None, accelerator.num_processes)
+for step, batch in enumerate(torch.randn(4, 8, 4, generator=torch.Generator().manual_seed(1))):
+    phases.step(batch[share], None, step)
+torch.save(game.state_dict(), f"{sys.argv[1]}-{accelerator.process_index}")
+"""
+
+
+def test_two_processes_step_as_one(tmp_path):
+    """Two accumulated batches of each update are shared; the other phase's parameters are frozen in each."""
+    script = tmp_path / "game.py"
+    script.write_text(SCRIPT)
+    for name, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"))):
+        command = [sys.executable, *launcher, str(script), str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, first, second = (torch.load(tmp_path / name) for name in ("one-0", "two-0", "two-1"))
+    assert_same(first, second)
+    for name, value in one.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
