@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcli.base.facts import ModelFacts, num_tokens
-from kdcli.base.reads import LOGITS, VOCABULARY, Reads
+from kdcli.base.reads import Reads
 from kdcli.config.methods import LayerOptions, LogitOptions, MethodSection
 from kdcli.losses import rows_of
 from kdcli.losses.normalize import full_precision
@@ -131,11 +131,6 @@ class Method(nn.Module, ABC):
         return found.mean if isinstance(found, Share) else found
 
 
-def head_of(model: ModelFacts) -> str:
-    """Return the head that gives a model's classes, or its tokens."""
-    return VOCABULARY if VOCABULARY in model.heads else LOGITS
-
-
 class LogitMethod(Method):
     """A method on the logits of both models over common labels, by rows: samples, words, or positions of maps."""
 
@@ -145,7 +140,7 @@ class LogitMethod(Method):
         super().__init__(options.weight)
         assert context.label_map is not None, "the plan lets it pass only with common labels"
         self.register_buffer("label_map", torch.tensor(context.label_map), persistent=False)
-        self.student_reads = self.teacher_reads = Reads(heads=(head_of(context.student),))
+        self.student_reads = self.teacher_reads = context.task.reads(context.student)
         self.num_classes = context.student.num_classes
         self.num_tokens = num_tokens(context.student)
 
@@ -157,8 +152,7 @@ class LogitMethod(Method):
         """
         assert teacher is not None
         (head,) = self.student_reads.heads
-        ours, theirs = student.heads[head], teacher.logits
-        assert theirs is not None
+        ours, theirs = student.heads[head], teacher.heads[self.teacher_reads.heads[0]]
         if ours.ndim == 4 and theirs.shape[2:] != ours.shape[2:]:
             theirs = F.interpolate(full_precision(theirs), ours.shape[2:], mode="bilinear", antialias=True)
         ours, theirs = rows_of(ours), rows_of(theirs)
