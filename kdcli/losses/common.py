@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ MAX_ELEMENTS = 2**22
 """Most elements of a temporary tensor whose size would grow with the cube of the batch: 16 MiB in float32."""
 
 P = ParamSpec("P")
+
+Reduction = Literal["none", "mean"]
+"""Of the losses that torch can reduce in one pass: a value for each element, or the mean of all of them."""
 
 
 def without_autocast(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:

@@ -9,27 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcli.losses.common import require_positive, same_shape, unit, without_autocast
+from kdcli.losses.common import Reduction, require_positive, same_shape, unit, without_autocast
 from kdcli.losses.normalize import full_precision
 
 # ---- Distances between features -------------------------------------------------------------------------------------
 
 
-def mse(student: Tensor, teacher: Tensor) -> Tensor:
+def mse(student: Tensor, teacher: Tensor, *, reduction: Reduction = "none") -> Tensor:
     """Squared error, ``(s − t)²``, of each element. FitNets (Romero et al., ICLR 2015), up to its factor 1/2.
 
     Args:
         student: features of any shape.
         teacher: features of the same shape.
+        reduction: ``"mean"`` for the mean over all elements.
 
     Returns:
-        The same shape; its mean is the mean squared error.
+        The same shape; or a scalar.
     """
     student, teacher = same_shape(student, teacher)
-    return F.mse_loss(student, teacher, reduction="none")
+    return F.mse_loss(student, teacher, reduction=reduction)
 
 
-def smooth_l1(student: Tensor, teacher: Tensor, *, beta: float = 1.0) -> Tensor:
+def smooth_l1(student: Tensor, teacher: Tensor, *, beta: float = 1.0, reduction: Reduction = "none") -> Tensor:
     """Smooth L1 of each element, ``d²/(2β)`` where ``|d| < β`` and ``|d| − β/2`` elsewhere, ``d = s − t``.
 
     VkD's distance (Miles et al., CVPR 2024, arXiv 2403.06213), with β = 1.
@@ -38,13 +39,14 @@ def smooth_l1(student: Tensor, teacher: Tensor, *, beta: float = 1.0) -> Tensor:
         student: features of any shape.
         teacher: features of the same shape.
         beta: where the square turns into the absolute value, in the features' units; positive.
+        reduction: ``"mean"`` for the mean over all elements.
 
     Returns:
-        The same shape.
+        The same shape; or a scalar.
     """
     student, teacher = same_shape(student, teacher)
     require_positive("beta", beta)
-    return F.smooth_l1_loss(student, teacher, beta=beta, reduction="none")
+    return F.smooth_l1_loss(student, teacher, beta=beta, reduction=reduction)
 
 
 def log_sum(student: Tensor, teacher: Tensor, *, alpha: float = 4.0, eps: float = 1e-5) -> Tensor:
@@ -148,7 +150,9 @@ def common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return F.adaptive_avg_pool2d(student, grid), F.adaptive_avg_pool2d(teacher, grid)
 
 
-def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0) -> Tensor:
+def attention_transfer(
+    student: Tensor, teacher: Tensor, *, power: float = 2.0, reduction: Reduction = "none"
+) -> Tensor:
     """Activation-based attention transfer, ``(Q_s/‖Q_s‖ − Q_t/‖Q_t‖)²``, of each position.
 
     Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928, Sec. 3.1. ``Q`` is the
@@ -161,14 +165,17 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0) 
         student: ``(B, C_s, H_s, W_s)``.
         teacher: ``(B, C_t, H_t, W_t)``.
         power: ``p``, at least 1.
+        reduction: ``"mean"`` for the mean over samples and positions.
 
     Returns:
-        ``(B, H * W)`` of the common grid.
+        ``(B, H * W)`` of the common grid; or a scalar.
     """
     if not power >= 1:
         raise ValueError(f"power must be at least 1, got {power!r}.")
     student_map, teacher_map = common_grid(_attention(student, power), _attention(teacher, power))
-    return F.mse_loss(unit(student_map.flatten(start_dim=1)), unit(teacher_map.flatten(start_dim=1)), reduction="none")
+    return F.mse_loss(
+        unit(student_map.flatten(start_dim=1)), unit(teacher_map.flatten(start_dim=1)), reduction=reduction
+    )
 
 
 def _attention(maps: Tensor, power: float) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ class FitNet(LayerMethod):
             options.projector is None and options.regressor != "benchmark"
         ):  # whose batch normalisation looks at the batch
             self.scope = "local"
-        self.compare = losses.mse if options.reduction == "mean" else losses.fitnet
+        self.compare: Any = partial(losses.mse, reduction="mean") if options.reduction == "mean" else losses.fitnet
         self.regressors = nn.ModuleList()
         for student_tap, teacher_tap in self.layers:
             if options.projector is not None:
@@ -49,7 +51,7 @@ class FitNet(LayerMethod):
                 self.regressors.append(linear if self.is_linear else _shrinking(narrow, wide, ours, theirs))
 
     def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
-        """Yield the squared error of each element, or of each sample its half sum."""
+        """Yield the mean squared error, or of each sample half the sum of its elements."""
         for regressor, (ours, theirs) in zip(self.regressors, self.pairs(student, teacher), strict=True):
             if self.is_linear:
                 ours, theirs = losses.common_grid(ours, theirs)

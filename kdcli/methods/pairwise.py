@@ -48,7 +48,7 @@ class Pairwise(LayerMethod):
 def _loss(options: LayerOptions) -> Callable[[Tensor, Tensor], Tensor]:
     match options:
         case AttentionTransferOptions():
-            return partial(losses.attention_transfer, power=options.power)
+            return partial(losses.attention_transfer, power=options.power, reduction="mean")
         case NSTOptions():
             return partial(losses.nst, kernel=options.kernel)
         case SimilarityPreservingOptions():

@@ -51,7 +51,7 @@ class Projection(PairMethod, Projected):
         return self.projector if is_last and self.projector.direction == "student_to_teacher" else None
 
     def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
-        """Yield the distance: of each element, or of ``log_sum`` a scalar."""
+        """Yield the distance, a scalar."""
         for pair in self.pairs(student, teacher):
             yield self.distance(*pair)
 
@@ -59,7 +59,7 @@ class Projection(PairMethod, Projected):
 def _distance(options: ProjectionOptions) -> Callable[[Tensor, Tensor], Tensor]:
     if options.distance == "log_sum":
         return partial(losses.log_sum, alpha=options.log_sum_alpha)
-    return {"mse": losses.mse, "smooth_l1": losses.smooth_l1}[options.distance]
+    return partial({"mse": losses.mse, "smooth_l1": losses.smooth_l1}[options.distance], reduction="mean")
 
 
 build = Projection

@@ -32,7 +32,8 @@ class Share:
         if is_alone():
             return self.mean
         count = torch.as_tensor(self.count, dtype=self.mean.dtype, device=self.mean.device)
-        return sum_shares(self.mean * count.clamp(min=1)) / sum_over(count).clamp(min=1)
+        mean = torch.where(count > 0, self.mean, 0)  # of no rows it may be NaN
+        return sum_shares(mean * count.clamp(min=1)) / sum_over(count).clamp(min=1)
 
 
 def mean_of(values: Tensor) -> Tensor:

@@ -194,9 +194,9 @@ CASES = {
 }  # fmt: skip
 MUTATIONS = [
     ("mse", "mse", "F.mse_loss(", "F.l1_loss("),
-    ("mse", "mse", 'reduction="none"', 'reduction="sum"'),
+    ("mse", "mse", "reduction=reduction", 'reduction="sum"'),
     ("smooth_l1-0.3", "smooth_l1", "beta=beta,", "beta=1.0,"),
-    ("smooth_l1", "smooth_l1", 'reduction="none"', 'reduction="sum"'),
+    ("smooth_l1", "smooth_l1", "reduction=reduction", 'reduction="sum"'),
     ("log_sum", "log_sum", "powers.sum()", "powers.mean()"),
     ("log_sum", "log_sum", "alpha * scale.log()", "scale.log()"),
     ("fitnet", "fitnet", "sum(dim=1) / 2", "sum(dim=1)"),
@@ -323,6 +323,14 @@ def test_equal_features_have_zero_gradient(name):
 def test_hyperparameters_must_be_positive(name, options):
     with pytest.raises(ValueError, match=f"{list(options)[-1]} must be positive"):
         CASES[name].loss(*CASES[name].tensors, **options)
+
+
+@pytest.mark.parametrize("name", ["mse", "smooth_l1-0.3", "attention_transfer-3"])
+def test_torch_s_own_mean_is_the_mean(name):
+    case = CASES[name]
+    values = case.loss(*case.tensors, **case.options)
+    assert values.numel() > len(values)
+    torch.testing.assert_close(case.loss(*case.tensors, **case.options, reduction="mean"), values.mean())
 
 
 class TestLogSum:

@@ -38,10 +38,8 @@ class LanguageModeling(TextTask):
             label_smoothing: share of the target spread evenly over all tokens.
         """
         if isinstance(logits, VocabularyLogits):
-            values = chunked_cross_entropy(logits, targets, label_smoothing=label_smoothing)
-        else:
-            values = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="none")
-        return values.mean() if len(values) else values.sum()
+            return chunked_cross_entropy(logits, targets, label_smoothing=label_smoothing).mean()
+        return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
     def meter(self, team: Team) -> Meter:
         """Return the meter of the metrics of predicted tokens."""
