@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    jaccard_score,
+    log_loss,
+    top_k_accuracy_score,
+)
 from torch.nn import functional as F
 
 from kdcli.base.facts import UNLABELLED, DataFacts
@@ -23,6 +30,7 @@ from kdcli.statistics.intervals import metric_of
 from kdcli.tasks import build_task, rank_students
 
 EXTENSION = Path(__file__).parents[1] / "extension"
+DENSE_EXTENSION = EXTENSION.with_name("extension_dense")
 COUNT = 24
 CLASSES = tuple("abcdefg")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC")
@@ -210,7 +218,30 @@ def of_another_package():
     return case
 
 
+def of_pixels():
+    """The dense example's task: masks of 4x4 pixels, of which some have no label."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DENSE_EXTENSION))
+        from kdcli_toy_dense import CLASSES as names
+        from kdcli_toy_dense import Ink
+    masks = (draw(COUNT, 4, 4, seed=1) > 0.3).long()
+    masks[:, 0, 0] = UNLABELLED
+    logits = draw(COUNT, 16, 2) + 2 * F.one_hot(masks.flatten(1).clamp(min=0), 2)
+    samples = [(image(index, masks[index : index + 1]), logits[index]) for index in range(COUNT)]
+    known = masks.flatten() != UNLABELLED
+    true, outputs = masks.flatten()[known], logits.flatten(0, 1)[known].double()
+    guesses = outputs.argmax(dim=1)
+    expected = {
+        "mean_iou": jaccard_score(true, guesses, average="macro"),
+        "pixel_accuracy": accuracy_score(true, guesses),
+        "loss": log_loss(true, outputs.softmax(dim=1)),
+    }
+    unlabelled = image(COUNT, torch.full((1, 4, 4), UNLABELLED))
+    return Case(Ink(names), samples, expected, to_first, unlabelled)
+
+
 CASES = {
+    "another package's pixels": of_pixels,
     "another package's": of_another_package,
     "image-classification": lambda: of_classes("image-classification", image),
     "image-embedding": lambda: embeddings("image-embedding", image),
@@ -253,7 +284,7 @@ def case(request):
 
 
 def test_every_task_has_a_case():
-    assert {case().task.name for case in CASES.values()} == TASKS.keys()
+    assert {case().task.name for case in CASES.values()} == {*TASKS, "toy_ink"}
 
 
 class TestTask:
@@ -274,7 +305,9 @@ class TestTask:
             pytest.skip("there are none")
         ((batch, outputs),) = grouped(case.samples, [COUNT])
         whole = joined([batch, case.unlabelled])
-        more = torch.cat([outputs, draw(len(whole.targets) - len(outputs), *outputs.shape[1:], seed=7)])
+        unlabelled = case.unlabelled.targets
+        count = len(unlabelled) if unlabelled.is_floating_point() else unlabelled.numel()
+        more = torch.cat([outputs, draw(count, *outputs.shape[1:], seed=7)])
         losses = [
             case.task.supervised_loss(values, targets, label_smoothing=0.1)
             for values, targets in ((outputs, batch.targets), (more.requires_grad_(), whole.targets))
