@@ -18,6 +18,7 @@ from kdcli.config.keys import (
     refuse_differences,
 )
 from kdcli.config.parse import parse_config
+from kdcli.config.recipes import _NAMED_SECTIONS
 from kdcli.config.run import RunConfig
 
 OPTIONS = options_of(RunConfig)
@@ -107,3 +108,9 @@ def test_labelled_images_for_measuring_take_no_options_of_training(name):
     check_domain(with_value(given, "eval_data.test_fraction", 0.5))
     with pytest.raises(UserError, match=rf"eval_data\.{name} has no effect"):
         check_domain(with_value(given, f"eval_data.{name}", ("other",)))
+
+
+def test_recipes_know_which_sections_may_be_written_as_a_name():
+    """They are listed there once more, so that recipes are listed and shown without the config's classes."""
+    takes_name = {name.split(".")[-2] for name in OPTIONS if name.endswith(".name")}
+    assert takes_name == {*_NAMED_SECTIONS}
