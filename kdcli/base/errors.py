@@ -56,7 +56,7 @@ def is_special(path: Path) -> bool:
 
 
 def check_are_files(folder: Path) -> None:
-    """Raise a UserError where a reader of a model's or a run's folder would wait for ever: at what :func:`is_special` is."""
+    """Raise a UserError where a reader of a model's or a run's folder would wait for ever: see :func:`is_special`."""
     for path in sorted(folder.rglob("*")):
         if is_special(path):
             raise UserError(f"{path} is a pipe, socket or device, not a file.", "Remove it, or name another folder.")

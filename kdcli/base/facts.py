@@ -68,8 +68,8 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "ham
 """A filter for resizing images, by the name that timm and torchvision have for it."""
 
 Geometry = Literal["crop", "squash", "border"]
-"""How an image of other proportions comes to the model's: resized until it covers them, resized to them whatever its own,
-or resized until it lies within them, with borders of the mean colour."""
+"""How an image of other proportions comes to the model's: resized until it covers them, resized to them whatever its
+own, or resized until it lies within them, with borders of the mean colour."""
 
 
 GEOMETRIES: dict[str, Geometry] = {"center": "crop", "squash": "squash", "border": "border"}
@@ -85,12 +85,12 @@ class Preprocessing:
         mean: of red, green and blue, of pixels scaled to [0, 1].
         std: likewise.
         interpolation: the filter for resizing.
-        resize: for evaluation an image is resized to this (height, width), as ``geometry`` says, before ``image_size`` is
-            cut out of its middle, with a black border where it is smaller; by default ``image_size`` itself.
+        resize: for evaluation an image is resized to this (height, width), as ``geometry`` says, before ``image_size``
+            is cut out of its middle, with a black border where it is smaller; by default ``image_size`` itself.
         geometry: plays no part in training, where teacher and student share one random crop.
         channels: the order in which the model takes them.
-        kernels: whose resizing and rounding are followed to the pixel: Pillow's, which timm calls, or those of torchvision
-            on tensors, which transformers calls.
+        kernels: whose resizing and rounding are followed to the pixel: Pillow's, which timm calls, or those of
+            torchvision on tensors, which transformers calls.
         note: where it is not what the model's own library would do: what differs, in one sentence.
     """
 
@@ -215,9 +215,10 @@ class ModelFacts:
         grids: (rows, columns) of the map of every tap that has one; a vector has none.
         stages: taps at the ends of the model's stages, in the order in which they run, where they were looked for.
         label_aliases: another name of each class, where there is one: its WordNet id, or the words of that.
-        reads_pooled: whether ``pooled`` is what its classifier reads, as ``embedding`` is; None where that was not looked at.
-        heads: what it gives beside features, by name: those that make its prediction (``logits``, or ``vocabulary`` of a
-            causal language model; a model of another task has others), and ``distillation`` where it has a second
+        reads_pooled: whether ``pooled`` is what its classifier reads, as ``embedding`` is; None where that was not
+            looked at.
+        heads: what it gives beside features, by name: those that make its prediction (``logits``, or ``vocabulary`` of
+            a causal language model; a model of another task has others), and ``distillation`` where it has a second
             classifier, on a distillation token, beside the class token's.
     """
 
@@ -309,8 +310,8 @@ class LayerScores:
 
     Attributes:
         num_samples: labelled training samples that were looked at.
-        accuracies: tap -> the share of them whose nearest class mean, of the others' features, is that of its own class;
-            in the order in which the layers run.
+        accuracies: tap -> the share of them whose nearest class mean, of the others' features, is that of its own
+            class; in the order in which the layers run.
         guessing: the share of the largest class.
     """
 

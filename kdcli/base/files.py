@@ -124,7 +124,7 @@ def _links() -> Path:
 
 
 def utf8_path(path: Path) -> Path:
-    """Return ``path``, or where its name is not UTF-8 a link to it that is: libraries written in Rust open no others."""
+    """Return ``path``, or where its name is not UTF-8 a link to it that is: Rust's libraries open no others."""
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:

@@ -125,7 +125,8 @@ class Result(Finished):
         skipped: distinct files that could not be read.
         embedding: of the earlier stage, where there was one: its best student's validation metrics and ``epoch``, its
             ``steps`` and ``seconds``.
-        teacher: the teacher's own metrics by split, ``validation`` and ``test``, where it predicts what the student does.
+        teacher: the teacher's own metrics by split, ``validation`` and ``test``, where it predicts what the student
+            does.
         teacher_samples: of the splits that it was measured on a part of, how many samples that is.
         outcome: beside the student alone, where that was trained too.
     """

@@ -1,4 +1,4 @@
-"""What is known of each task without torch: one row a task. All else about a task is in its package of :mod:`kdcli.tasks`."""
+"""What is known of each task without torch: one row a task. All else is in its package of :mod:`kdcli.tasks`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Target = Literal["label", "embedding", "words", "tokens", "pixels"]
 text's own tokens, or a label for each pixel."""
 
 HeadKind = Literal["none", "sequence", "token", "masked", "causal", "dense"]
-"""What a model has on top: nothing, a classifier of whole samples or of tokens, a language model's head, or a head for each
-position."""
+"""What a model has on top: nothing, a classifier of whole samples or of tokens, a language model's head, or a head for
+each position."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def task_of(modality: Modality, head: HeadKind) -> TaskFacts:
 def load_task(name: str) -> Any:
     """Return another package's task, a class like :class:`kdcli.tasks.Task`.
 
-    Either its attribute ``like`` is the task of kdcli whose data and models it has, or its attribute ``facts`` is a row of
-    its own.
+    Either its attribute ``like`` is the task of kdcli whose data and models it has, or its attribute ``facts`` is a row
+    of its own.
 
     Raises:
         UserError: there is no such extension, or it is no task.

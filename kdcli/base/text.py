@@ -43,7 +43,7 @@ def redact(text: str) -> str:
 
 
 def redact_all(value: Any) -> Any:
-    """Return nested lists and mappings of values with every text redacted, before quoting can hide a part of a token."""
+    """Return nested lists and mappings with every text redacted, before quoting can hide a part of a token."""
     if isinstance(value, dict):
         return {key: redact_all(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -117,8 +117,8 @@ def models_search(
     """List architectures that fit into a budget, with parameters, multiply-accumulates and latency on this machine.
 
     Searches timm's registry and transformers' image classifiers, or for a task of texts transformers' networks of text;
-    those of transformers have their default configs (hf:KIND, changed by hf:KIND?key=value). Every name can be a student.
-    Counting everything takes minutes the first time and is kept in the user's cache folder; --name narrows.
+    those of transformers have their default configs (hf:KIND, changed by hf:KIND?key=value). Every name can be a
+    student. Counting everything takes minutes the first time and is kept in the user's cache folder; --name narrows.
 
     Examples:
 
@@ -199,7 +199,8 @@ def models_search(
         lines.append(f"Networks of more than {human_count(LARGEST_BUILT)} parameters are never built here: no latency.")
     if not of_images:
         lines.append(
-            "Networks of text have their default configs: 'hf:bert?num_hidden_layers=4&hidden_size=384' is a smaller one,"
+            "Networks of text have their default configs: 'hf:bert?num_hidden_layers=4&hidden_size=384' is a smaller"
+            " one,"
             " for example; and a student gets the vocabulary of its tokenizer."
         )
     show_lines(lines)
@@ -235,7 +236,8 @@ def models_probe(
     features: Annotated[
         str,
         typer.Option(
-            help="pooled (the last features, averaged or as a text's model pools) or embedding (the classifier's input)."
+            help="pooled (the last features, averaged or as a text's model pools) or embedding"
+            " (the classifier's input)."
         ),
     ] = "pooled",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of sample and folds.")] = 0,

@@ -24,8 +24,8 @@ def export(
     """Write the best student for use without kdcli, and check it.
 
     `safetensors` is the model's own library's format: timm loads the folder as local-dir:PATH, transformers with
-    from_pretrained. `onnx` has a dynamic batch size and is checked with onnxruntime. A student that embeds texts loads in
-    sentence-transformers too.
+    from_pretrained. `onnx` has a dynamic batch size and is checked with onnxruntime. A student that embeds texts loads
+    in sentence-transformers too.
 
     Examples:
 
@@ -190,8 +190,8 @@ def evaluate(
     """Measure a student beside its teacher and other models: accuracy, calibration, agreement and costs.
 
     Prints top-1 and top-5, expected calibration error (15 bins, l1), cross-entropy, agreement with the teacher's top-1,
-    parameters, MACs, size, latency, images per second and the accuracy of the worst classes; F1, precision and recall of
-    named entities; computes in float32.
+    parameters, MACs, size, latency, images per second and the accuracy of the worst classes; F1, precision and recall
+    of named entities; computes in float32.
     Writes evaluation.json and a confusion matrix for each model.
 
     Examples:

@@ -2,8 +2,9 @@
 
 :func:`open_data` turns a name into :class:`ImageData` (three splits and what is known about them), the loaders turn a
 split into :class:`Batch` objects of uint8 canvases, :class:`Mix` mixes a batch, and :func:`prepare` makes a canvas a
-model's input. :func:`open_texts` and its loaders do the same for texts, of which each model makes its own tokens; for language
-models :func:`cut_into_tokens` does that once. Of words with labels :func:`cut_words` makes pieces that all models can take.
+model's input. :func:`open_texts` and its loaders do the same for texts, of which each model makes its own tokens; for
+language models :func:`cut_into_tokens` does that once. Of words with labels :func:`cut_words` makes pieces that all
+models can take.
 """
 
 from kdcli.data.batch import AnyBatch

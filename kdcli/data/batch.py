@@ -21,8 +21,8 @@ class AnyBatch:
 
     Attributes:
         targets: a tensor, or a list with each sample's own where they differ in shape.
-        samples: int64 ``(B,)``, the samples' ids; see :attr:`kdcli.data.source.Source.ids`. One that stands in for another
-            that can't be read has its own.
+        samples: int64 ``(B,)``, the samples' ids; see :attr:`kdcli.data.source.Source.ids`. One that stands in for
+            another that can't be read has its own.
         view: int64 ``(B,)``, which augmentation of each sample this is; by default that of evaluation.
         skipped: names of the samples that couldn't be read on the way.
     """

@@ -27,8 +27,8 @@ def choose_classes(specs: Sequence[str], class_names: Sequence[str], *, data: st
     Each of ``specs`` is a comma list. An entry is, in this order of precedence, the exact name of one class or more
     (which may itself have commas), a number or a range of numbers, both ends included, or a part.
 
-    A range goes by name where both of its ends are names of classes, as numbers (``01`` is 1): it takes the classes with
-    numbers between them, in whatever order the labels are. Where all names are numbers, numbers are nothing else;
+    A range goes by name where both of its ends are names of classes, as numbers (``01`` is 1): it takes the classes
+    with numbers between them, in whatever order the labels are. Where all names are numbers, numbers are nothing else;
     otherwise a number or a range that is none of names is one of labels.
 
     - ``part:K/N``: the K-th of N runs of consecutive labels; the earlier ones have one class more where the number of

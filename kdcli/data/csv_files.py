@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _HINT = (
-    "The first line names the columns; a cell with a comma, a line break or a quote in it stands in double quotes, and a"
+    "The first line names the columns; a cell with a comma, a line break or a quote in it stands in double quotes, and"
+    " a"
     " quote inside is doubled."
 )
 
@@ -46,7 +47,8 @@ def read_csv(files: Mapping[str, Sequence[str]], *, delimiter: str, notes: list[
             header, rows = _read(Path(path), delimiter, notes)
             if columns and list(columns) != header:
                 raise UserError(
-                    f"{path} has the columns {', '.join(header)}, and another file of {split} has {', '.join(columns)}.",
+                    f"{path} has the columns {', '.join(header)}, and another file of {split} has"
+                    f" {', '.join(columns)}.",
                     "All files of a split need the same columns.",
                 )
             for number, name in enumerate(header):

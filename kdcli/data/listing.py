@@ -65,7 +65,7 @@ def suffix_of(name: str) -> str:
 
 
 def is_image(path: str) -> bool:
-    """Whether a file is one that :func:`kdcli.data.images.decode.decode_image` may read: by its suffix, else by its content."""
+    """Whether :func:`kdcli.data.images.decode.decode_image` may read a file: by its suffix, else by its content."""
     suffix = suffix_of(path)
     if suffix in IMAGE_SUFFIXES or suffix in _NO_IMAGES:
         return suffix in IMAGE_SUFFIXES
@@ -83,7 +83,8 @@ def is_image(path: str) -> bool:
 def list_files(folder: str | os.PathLike[str], reads: Callable[[str], bool], *, deep: bool = True) -> Listing:
     """Return the regular files below ``folder`` that ``reads`` takes, by folder and name, and what else is there.
 
-    Links are followed, but not to a folder above them. Hidden files and folders are left out; hidden images are counted.
+    Links are followed, but not to a folder above them. Hidden files and folders are left out; hidden images are
+    counted.
 
     Args:
         folder: where to look.

@@ -55,9 +55,9 @@ class Loading:
 class TrainBatches(Protocol):
     """The batches of training, epoch after epoch.
 
-    The order of an epoch is a pure function of seed and epoch, and each sample in it of seed, epoch and its place in the
-    source, whatever the number of processes. Each process gets its consecutive share of every batch, all of one size. The
-    last, incomplete batch of an epoch is dropped, unless it is the only one.
+    The order of an epoch is a pure function of seed and epoch, and each sample in it of seed, epoch and its place in
+    the source, whatever the number of processes. Each process gets its consecutive share of every batch, all of one
+    size. The last, incomplete batch of an epoch is dropped, unless it is the only one.
     """
 
     @property
@@ -137,9 +137,9 @@ class Source(ABC):
     def views(self, indices: Sequence[int], epoch: int | None = None) -> Tensor:
         """Return which augmentation of each sample the samples ``indices`` are, int64 (n,).
 
-        It is the epoch's number where no sample is in the source more than once. Otherwise repetitions, or pieces of one
-        text, are counted on: those of an epoch are all different. Without an epoch they are the views of evaluation:
-        ``EVALUATION``, and the numbers below it for repetitions and pieces.
+        It is the epoch's number where no sample is in the source more than once. Otherwise repetitions, or pieces of
+        one text, are counted on: those of an epoch are all different. Without an epoch they are the views of
+        evaluation: ``EVALUATION``, and the numbers below it for repetitions and pieces.
         """
         copies, number = self._copies
         chosen = torch.from_numpy(copies[np.asarray(indices, dtype=np.int64)])

@@ -82,9 +82,11 @@ def check_understood(
         return None
     if len(found) == 1 and (asked is None or asked.train is None):
         raise UserError(
-            f"{where} has the {kind} {found['train']}, and {listing(others)}, which {'is' if len(others) == 1 else 'are'} "
+            f"{where} has the {kind} {found['train']}, and {listing(others)}, which"
+            f" {'is' if len(others) == 1 else 'are'} "
             "not understood as another split.",
-            f"{EXPECTED} {_OPTION} data.splits.train={found['train']} alone takes that {kind} and leaves out the others."
+            f"{EXPECTED} {_OPTION} data.splits.train={found['train']} alone takes that {kind} and leaves out the"
+            " others."
             f"{classes}",
         )
     return f"Left out: the {kind}{'' if len(others) == 1 else 's'} {listing(others)}."
@@ -97,7 +99,7 @@ def _word_of(name: str) -> str | None:
 
 
 def split_like(name: str) -> str | None:
-    """Return the split that a word of ``name`` stands for, as in ``train2017`` or ``test-clean``; None for none or two."""
+    """Return the split that a word of ``name`` stands for, such as ``test-clean``; None for none or two."""
     word = _word_of(name)
     return None if word is None else _SPLIT_OF[word]
 
@@ -108,8 +110,8 @@ def split_files(
     """Return split -> its files, by a word in the name of a folder or else of the file, and notes.
 
     As ``datasets`` finds them: ``train.csv``, ``Dev-part2.csv``, ``data/test-00000-of-00002.parquet``, ``val/a.csv``.
-    Where no name has such a word, all files are the whole; so they are where all have that of one split. ``data.splits``
-    gives a folder or a file, without its suffix and ``-00000-of-00002`` too.
+    Where no name has such a word, all files are the whole; so they are where all have that of one split.
+    ``data.splits`` gives a folder or a file, without its suffix and ``-00000-of-00002`` too.
 
     Args:
         files: paths relative to the folder.

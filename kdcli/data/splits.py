@@ -99,11 +99,12 @@ def cut_indices(
 
 
 def hold_out(names: Sequence[str], fraction: float, *, seed: int, purpose: str, fewest: int = 1) -> NDArray[np.int64]:
-    """Return which samples are held out, in order: those whose hash of ``purpose``, ``seed`` and name is below ``fraction``.
+    """Return which samples are held out, in order: those whose hash of ``purpose``, ``seed`` and name is below
+    ``fraction``.
 
     So it is decided for each sample alone, and their number varies about the fraction. Only where that would hold out
-    fewer than ``fewest`` or than half of the fraction, or keep fewer than two (one of two), those with the next hashes go
-    too, or stay.
+    fewer than ``fewest`` or than half of the fraction, or keep fewer than two (one of two), those with the next hashes
+    go too, or stay.
 
     Args:
         names: one a sample, at least two.

@@ -29,7 +29,8 @@ def check_readable(names: Sequence[str], size: int, *, what: str) -> None:
         return
     shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     raise UserError(
-        f"{len(names)} of {size} {what} can't be read, or are gone: {shown}. Metrics of the rest would be of other data.",
+        f"{len(names)} of {size} {what} can't be read, or are gone: {shown}. Metrics of the rest would be of other"
+        " data.",
         f"Put them back or mend them; a run then goes on with --resume. Of these {size}, {most_unreadable(size)} may be"
         " left out, and are counted beside the metrics.",
     )

@@ -137,8 +137,8 @@ def resume_run(
         The exit code, as of :func:`distill_run`.
 
     Raises:
-        UserError: there is no such run, it is in use, its checkpoints can't be used, ``config`` differs too much, or its
-            files, data or teacher have changed.
+        UserError: there is no such run, it is in use, its checkpoints can't be used, ``config`` differs too much, or
+            its files, data or teacher have changed.
     """
     run = RunFolder.started(path, force=force)
     run.check()
@@ -176,7 +176,8 @@ def resume_run(
             with console.status("Loading data and models"):
                 job = prepare_job(config, team)
             known = {key: run.read_plan()[key] for key in ("teacher_metrics", "teacher_samples")}
-            # A version that did not measure it began the run, or there is nothing to measure; by force it may be another.
+            # A version that did not measure it began the run, or there is nothing to measure; by force it may be
+            # another.
             if known["teacher_metrics"] is None or force:
                 job = check_teacher(job, team, refuses=False)
             else:

@@ -47,7 +47,7 @@ class _Line(BaseModel):
 
 
 def run_episodes(config: RunConfig, *, name: str, command: str, output: Output, dry_run: bool) -> int:
-    """Make a new run of episodes; arguments, exit code and errors are those of :func:`kdcli.experiments.distill.distill_run`."""
+    """Make a new run of episodes; arguments, code and errors as of :func:`kdcli.experiments.distill.distill_run`."""
     path = config.output or free_folder(Path("runs") / name)
     if not dry_run:
         check_new_folder(path)

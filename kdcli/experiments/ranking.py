@@ -34,7 +34,10 @@ def compare_sweep(sweep: Sweep, *, baseline: Variant | None) -> tuple[Comparison
     return compare_runs(runs, baseline=None if baseline is None else baseline.name), remarks
 
 
-RANKING_RULE = "Ranked by the mean over the seeds, higher first; ties go to the lower mean validation loss, then to the order given."
+RANKING_RULE = (
+    "Ranked by the mean over the seeds, higher first; ties go to the lower mean validation loss, then to the order"
+    " given."
+)
 
 
 def rank_variants(sweep: Sweep, comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:

@@ -1,4 +1,4 @@
-"""``kdcli sweep``: variants of recipes over seeds, each run in a folder of its own; the same command goes on with them."""
+"""``kdcli sweep``: variants of recipes over seeds, each run in its own folder; the same command goes on with them."""
 
 from __future__ import annotations
 
@@ -148,7 +148,8 @@ def run_sweep(sweep: Sweep, *, jobs: int | None, command: str, verbose: bool) ->
         The exit code of the signal that stopped it, or 0; and the errors of the runs that failed, by their labels.
 
     Raises:
-        UserError: nothing was run: a folder has another config's run, another process has the sweep, or ``jobs`` can't be.
+        UserError: nothing was run: a folder has another config's run, another process has the sweep, or ``jobs`` can't
+            be.
     """
     if is_launched():
         raise UserError("kdcli sweep starts its processes itself.", "Start it without a launcher; see --jobs.")

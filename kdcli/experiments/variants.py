@@ -1,4 +1,4 @@
-"""The runs of a sweep: recipes, each with every choice of the varied keys, by names that are fit for folders. No torch."""
+"""The runs of a sweep: recipes, each with every choice of the varied keys, named as folders may be. No torch."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def sum_over(share: Tensor) -> Tensor:
 
 
 def sum_shares(share: Tensor) -> Tensor:
-    """Return the sum of ``share`` over all processes, with the gradient of :func:`gather_batch`; alone the tensor itself.
+    """Return the sum of ``share`` over all processes, with :func:`gather_batch`'s gradient; alone the tensor itself.
 
     Args:
         share: of one shape in every process.

@@ -1,4 +1,4 @@
-"""The processes that work on one thing together: one parameter for what each of them has to know and to ask of the others."""
+"""The processes that work on one thing together: what each has to know, and to ask of the others."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Kind = TypeVar("Kind")
 class Team:
     """This process and the others that train, evaluate or measure with it.
 
-    What the processes do together (:meth:`sum`, :meth:`gather`, :meth:`broadcast`) all of them have to call, in the same
-    order. A team of one gets back what it gave.
+    What the processes do together (:meth:`sum`, :meth:`gather`, :meth:`broadcast`) all of them have to call, in the
+    same order. A team of one gets back what it gave.
 
     Args:
         rank: the number of this process, below ``size``.

@@ -46,7 +46,7 @@ class Projection(PairMethod, Projected):
         return (self,)
 
     def embedding_projector(self) -> nn.Module | None:
-        """Return the projector of the student's pooled features, where they are brought to the teacher's pooled ones."""
+        """Return the projector of the student's pooled features, where they are brought to the teacher's."""
         is_last = self.student_reads == self.teacher_reads == Reads(("pooled",))
         return self.projector if is_last and self.projector.direction == "student_to_teacher" else None
 

@@ -25,7 +25,7 @@ _AVERAGED = {"ema", "averaged", "avg", "swa", "teacher", "target", "momentum", "
 _BEGINNERS = {"student", "online"}
 """Words in the keys of the weights that they are averages of."""
 _WORTH_NAMING = 0.2
-"""Share of a model's tensors from which on a prefix counts as one; a block of another network has the names of a few."""
+"""Share of a model's tensors from which on a prefix counts as one; blocks of other networks share a few names."""
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,8 @@ def build_with_weights(
 def _choose(module: nn.Module, head: _Head, checkpoint: Checkpoint) -> tuple[list[_Choice], list[_Choice]]:
     """Return what is to be taken of a file, and what would fit the whole model too.
 
-    Where nothing fits by name these are what fits best, and the first part, for the library's converter, for their order
-    and for the refusal.
+    Where nothing fits by name these are what fits best, and the first part, for the library's converter, for their
+    order and for the refusal.
 
     Raises:
         UserError: several that differ fit, and their names do not say which is meant.
@@ -246,7 +246,7 @@ def _prefixes_of_all(state: Tensors, head: _Head, tensors: Tensors) -> list[str]
 
 
 def _nearest(state: Tensors, checkpoint: Checkpoint) -> list[_Choice]:
-    """Return what most of the model's tensors are in, by name and shape, and all of the first part, without wrappings."""
+    """Return the part that most of the model's tensors are in, by name and shape, without wrappings."""
     first = checkpoint.parts[0]
     plain = ""
     while prefix := next((p for p in _WRAPPING if all(name.startswith(plain + p) for name in first.tensors)), None):

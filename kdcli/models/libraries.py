@@ -61,7 +61,7 @@ def _library_of_extension(entry: extensions.Extension) -> Library:
 
 
 def libraries_for(name: str | None, modality: Modality) -> Iterator[Library]:
-    """Yield the library of this name, or where there is no name all of kdcli's own, if they have models of ``modality``."""
+    """Yield the library of this name, or without a name all of kdcli's own; only those with models of ``modality``."""
     for library in LIBRARIES if name is None else (library_called(name),):
         if modality in library.modalities:
             yield library

@@ -91,11 +91,11 @@ def build_student(
     teacher: Model | None = None,
     source: tuple[TeacherConfig, Model] | None = None,
 ) -> Model:
-    """Build the model that is trained, with a head for the data's task over their labels, which its saved config carries.
+    """Build the model that is trained, with a head over the data's labels, which its saved config carries.
 
     The whole of an untrained student, and the new classifier of a pretrained one, are functions of ``seed``. A
-    pretrained classifier stays only where it already has exactly these labels. A student of texts without a tokenizer of
-    its own takes that of ``config.tokenizer``, or else the teacher's.
+    pretrained classifier stays only where it already has exactly these labels. A student of texts without a tokenizer
+    of its own takes that of ``config.tokenizer``, or else the teacher's.
 
     Args:
         config: what to build.
@@ -127,7 +127,8 @@ def _check_student_name(config: StudentConfig, name: ModelName) -> None:
     if "weights" in name.arguments:
         raise UserError(
             f"Student {config.name}: weights of a file are for teachers.",
-            "A student starts untrained, from its published weights (--student-pretrained), from a local folder, or from"
+            "A student starts untrained, from its published weights (--student-pretrained), from a local folder, or"
+            " from"
             " the teacher's (--student 'teacher?layers=N').",
         )
     if name.arguments and config.pretrained:

@@ -38,24 +38,24 @@ from kdcli.models.weights import Checkpoint, read_checkpoint
 Factory = Callable[..., nn.Module]
 """Makes a network: ``factory(num_outputs, **arguments)``, every argument with a default.
 
-The network has two parts, methods or modules. ``features`` takes images (B, 3, H, W) to features (B, C, h, w) or (B, C).
-``head`` takes those to what the task asks for: logits (B, num_outputs), or (B, num_outputs, H, W) of a task over pixels;
-or several heads by name.
+The network has two parts, methods or modules. ``features`` takes images (B, 3, H, W) to features (B, C, h, w) or (B,
+C). ``head`` takes those to what the task asks for: logits (B, num_outputs), or (B, num_outputs, H, W) of a task over
+pixels; or several heads by name.
 """
 
 
 class NetworkModel(VisionModel):
     """A network of another package.
 
-    ``pooled`` is what its ``features`` gives, averaged over positions. There is no ``embedding``: what its head reads is the
-    network's own business.
+    ``pooled`` is what its ``features`` gives, averaged over positions. There is no ``embedding``: what its head reads
+    is the network's own business.
 
     Args:
         module: the network.
         origin: where it came from.
         preprocessing: how it wants its images.
-        settings: what its ``config.json`` says beside labels and preprocessing: ``library``, ``network``, ``num_outputs``,
-            ``arguments`` and ``task``.
+        settings: what its ``config.json`` says beside labels and preprocessing: ``library``, ``network``,
+            ``num_outputs``, ``arguments`` and ``task``.
     """
 
     def __init__(

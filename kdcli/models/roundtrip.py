@@ -39,7 +39,8 @@ def check_reloads(model: Model, *, label: str) -> None:
     folder = Path(tempfile.gettempdir())
     if shutil.disk_usage(folder).free < needed:
         raise UserError(
-            f"Before training a student is saved and loaded once, and {folder} has no room for its {needed / 2**20:.0f} MiB.",
+            f"Before training a student is saved and loaded once, and {folder} has no room for its"
+            f" {needed / 2**20:.0f} MiB.",
             make_room,
         )
     was_training = model.training

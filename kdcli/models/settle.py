@@ -34,8 +34,8 @@ def settle_teacher(config: TeacherConfig, *, modality: Modality = "image") -> Te
         modality: what the model reads.
 
     Returns:
-        The same teacher with the architecture as its name, the file as its weights, the arguments that it was built with
-        and, of images, the size that it was trained at; what is set already stays.
+        The same teacher with the architecture as its name, the file as its weights, the arguments that it was built
+        with and, of images, the size that it was trained at; what is set already stays.
 
     Raises:
         UserError: there is no such file, two are named, or the architecture can't be told.
@@ -81,7 +81,8 @@ def wanted_input(config: TeacherConfig, recorded: Recorded | None) -> tuple[dict
         recorded: from the file; None without one.
 
     Returns:
-        ``image_size`` (height, width) and the config's other keys about images, those that are set; and phrases for the plan on what came from the file.
+        ``image_size`` (height, width) and the config's other keys about images, those that are set; and phrases for the
+        plan on what came from the file.
     """
     asked: dict[str, Any] = {key: getattr(config, key) for key in _OF_INPUT}
     asked["image_size"] = None if config.image_size is None else (config.image_size, config.image_size)

@@ -1,7 +1,7 @@
 """A teacher's architecture with fewer layers and less width, and what of its weights fits there.
 
-Works on names: of the arguments of timm's constructors and of the keys of transformers' configs, which call the depth and
-the width of their networks by a few words.
+Works on names: of the arguments of timm's constructors and of the keys of transformers' configs, which call the depth
+and the width of their networks by a few words.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class CopyReport:
 
 
 def evenly_spaced(many: int, few: int) -> tuple[int, ...]:
-    """Return ``few`` of the numbers below ``many``, evenly spaced, with the first and the last: 12 to 6 is 0 2 4 7 9 11.
+    """Return ``few`` of the numbers below ``many``, evenly spaced, the first and the last too: 12 to 6 is 0 2 4 7 9 11.
 
     As in DistilBERT (Sanh et al., arXiv 1910.01108), whose student has every other layer of its teacher.
     """
@@ -205,8 +205,8 @@ def evenly_spaced(many: int, few: int) -> tuple[int, ...]:
 def copy_tensors(teacher: nn.Module, student: nn.Module, *, leave: set[str]) -> CopyReport:
     """Copy parameters and buffers into ``student`` by name, where shapes are equal.
 
-    Where a stack of layers, a ``Sequential`` or ``ModuleList``, has fewer in the student, these get evenly spaced ones of
-    the teacher's.
+    Where a stack of layers, a ``Sequential`` or ``ModuleList``, has fewer in the student, these get evenly spaced ones
+    of the teacher's.
 
     Args:
         teacher: has the same names, with longer stacks.

@@ -44,10 +44,10 @@ _WITH_A_MATRIX = "Analyse a run with a linear, orthogonal or inverted projector.
 def analyze_run(run: RunFolder, *, split: str, device: str) -> tuple[dict[str, Any], list[Path]]:
     """Analyse every projector of ``run`` that is a matrix, on held-out data.
 
-    Spectrum, evolution and CKA are told of every one; the residual, and its picture, where the method brings features to
-    one another channel by channel: the difference of features whose relations are compared means nothing. Of maps the
-    samples are positions of the common grid, all of them or, where they are many, as many of each image, drawn by a fixed
-    seed.
+    Spectrum, evolution and CKA are told of every one; the residual, and its picture, where the method brings features
+    to one another channel by channel: the difference of features whose relations are compared means nothing. Of maps
+    the samples are positions of the common grid, all of them or, where they are many, as many of each image, drawn by a
+    fixed seed.
 
     Args:
         run: a finished run.
@@ -437,7 +437,7 @@ def _rows(student: Tensor, teacher: Tensor, *, most: int, generator: torch.Gener
 
 
 def projector_names(run: RunFolder) -> list[str]:
-    """Return the names of the run's methods whose projector is a matrix, read from its files alone; none of a run of others."""
+    """Return the names of the run's methods whose projector is a matrix, read from its files alone."""
     return [name for name in run.read_tensors("spectra.safetensors") if name != "steps"]
 
 

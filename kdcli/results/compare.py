@@ -140,7 +140,7 @@ class Comparison:
 
     @property
     def monitored(self) -> str | None:
-        """The validation metric that the best student is chosen by: the first that the task records; higher is better."""
+        """The validation metric that the best student is chosen by: the first one recorded; higher is better."""
         return next((metric for metric in self.metrics if metric.startswith("validation ")), None)
 
     def difference(self, group: Group, metric: str) -> Difference | None:
@@ -323,7 +323,8 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
         )
     if read := [key for key in settings if _is_of_input(key) and key not in elsewhere]:
         warnings.append(
-            f"The students read their samples at different sizes ({', '.join(read)}): their metrics are of the same samples,"
+            f"The students read their samples at different sizes ({', '.join(read)}): their metrics are of the same"
+            " samples,"
             " but not of the same input."
         )
     reference = None

@@ -287,7 +287,8 @@ def _label_notes(candidate: Candidate) -> list[str]:
     """Return what is not a matter of course about the labels."""
     if not candidate.trained:
         return [
-            f"{candidate.name}: no method of the run trained its classifier, so that its accuracy is by chance; the run's own"
+            f"{candidate.name}: no method of the run trained its classifier, so that its accuracy is by chance; the"
+            " run's own"
             " is that of nearest class means."
         ]
     if candidate.label_map is None:

@@ -56,7 +56,7 @@ def output_folder(name: str, output: Path | None) -> Path | None:
 
 
 def to_json(evaluation: dict[str, Any]) -> str:
-    """Return the text of ``evaluation.json``: every list of numbers, such as a row of a confusion matrix, on one line."""
+    """Return the text of ``evaluation.json``: every list of numbers, such as a matrix's row, on one line."""
     text = json.dumps(evaluation, indent=2, allow_nan=False)
     # A raw line break is never part of a string.
     return re.sub(r"\[\n[\d\s.,e+\-nul]+\]", lambda match: " ".join(match[0].split()), text) + "\n"
@@ -65,7 +65,7 @@ def to_json(evaluation: dict[str, Any]) -> str:
 def write_evaluation(
     evaluation: dict[str, Any], folder: Path, *, layout: Layout, pictures: Sequence[Sequence[Panel]] = ()
 ) -> list[Path]:
-    """Write ``evaluation.json``, a picture of every confusion matrix, and of samples; what was there before is replaced.
+    """Write ``evaluation.json`` and pictures of confusion matrices and samples, in place of those before.
 
     Returns:
         The files.
@@ -86,7 +86,8 @@ def write_evaluation(
                     model["confusion"],
                     class_names=evaluation["class_names"],
                     title=f"{role}: {_end_of(model['name'])}",
-                    subtitle=f"{model[layout.rows[0][1]]:.1%} of {num_images} {split} {layout.unit}s of {_end_of(data)} right",
+                    subtitle=f"{model[layout.rows[0][1]]:.1%} of {num_images} {split} {layout.unit}s of"
+                    f" {_end_of(data)} right",
                 )
         if pictures:
             names.append(SAMPLES)

@@ -177,7 +177,8 @@ def _compare(pair: Reloaded) -> float:
     difference = float((pair.found.double() - pair.expected.double()).abs().max()) / scale
     if not difference <= _TOLERANCE:
         raise UserError(
-            f"The model that {pair.by} loads gives other {pair.what}: they differ by {difference:.2e} of their largest.",
+            f"The model that {pair.by} loads gives other {pair.what}: they differ by {difference:.2e} of their"
+            " largest.",
             "Nothing was exported. Please report this with the run's config.yaml.",
         )
     return difference

@@ -37,7 +37,7 @@ def random_linear(num_rows: int, num_columns: int, *, seed: int) -> Tensor:
 
 
 def random_orthogonal(num_rows: int, num_columns: int, *, seed: int) -> Tensor:
-    """Return a float64 ``P`` ``(a, b)`` with ``P Pᵀ = I`` for ``a ≤ b`` and ``Pᵀ P = I`` otherwise, uniform among these."""
+    """Return a float64 ``P`` ``(a, b)`` with ``P Pᵀ = I`` for ``a ≤ b`` and ``Pᵀ P = I`` otherwise, uniformly."""
     generator = torch.Generator().manual_seed(seed)
     return nn.init.orthogonal_(torch.empty(num_rows, num_columns, dtype=torch.float64), generator=generator)
 

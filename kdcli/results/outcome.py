@@ -93,8 +93,8 @@ def _shared_sums(
 ) -> tuple[dict[str, Sums], dict[str, Sums]]:
     """Return the sums of the metrics that both runs have of the same samples.
 
-    A metric counts only where its sums give what was measured: another package's task may call something else by the same
-    name, and files of another epoch are of no use.
+    A metric counts only where its sums give what was measured: another package's task may call something else by the
+    same name, and files of another epoch are of no use.
     """
     sides: list[dict[str, Sums]] = []
     indices = []

@@ -80,8 +80,8 @@ def draw_tsne(
         samples: what they are, such as ``validation images``.
 
     Returns:
-        Whose features, how many samples and, where there are two classes, the accuracy of the nearest neighbours in each
-        panel's own features, before t-SNE; None, and no picture, of too few samples.
+        Whose features, how many samples and, where there are two classes, the accuracy of the nearest neighbours in
+        each panel's own features, before t-SNE; None, and no picture, of too few samples.
     """
     if len(student) < MIN_POINTS:
         return None
@@ -124,9 +124,9 @@ def draw_landscapes(
 ) -> dict[str, dict[str, Any]]:
     """Draw methods' losses while a few images move along two random directions, Figure 4 of the paper.
 
-    Methods are those that bring projected features to one another channel by channel. Models and projectors stay as they
-    are, and both models see the moved images, whose pixels may leave their range. One panel has the normalisation of the
-    run, the other none. Normalisations over the batch are over the images drawn.
+    Methods are those that bring projected features to one another channel by channel. Models and projectors stay as
+    they are, and both models see the moved images, whose pixels may leave their range. One panel has the normalisation
+    of the run, the other none. Normalisations over the batch are over the images drawn.
 
     Args:
         folder: of the pictures.

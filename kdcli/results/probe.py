@@ -54,8 +54,9 @@ def probe_teachers(
 ) -> dict[str, Any]:
     """Describe and rank the features of frozen teachers on a sample of the training images or texts.
 
-    Accuracies are means over stratified cross-validation with the same folds for all: of a k-nearest-neighbours classifier
-    (cosine distance) and of a logistic regression on standardised features. The test split is never looked at.
+    Accuracies are means over stratified cross-validation with the same folds for all: of a k-nearest-neighbours
+    classifier (cosine distance) and of a logistic regression on standardised features. The test split is never looked
+    at.
 
     Args:
         teachers: names, as ``--teacher`` takes them.

@@ -23,7 +23,7 @@ def is_edited_card(file: Path) -> bool:
 
 
 def keep_edited_card(folder: Path) -> list[str]:
-    """Give a model card in ``folder`` that somebody has edited another name, for a new one comes; return a note of it."""
+    """Rename a model card in ``folder`` that somebody has edited, for a new one comes; return a note of it."""
     if not is_edited_card(folder / CARD):
         return []
     kept = next(file for n in count(1) if not (file := folder / f"README-edited-{n}.md").exists())

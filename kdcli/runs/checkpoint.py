@@ -1,8 +1,8 @@
 """Checkpoints of a run: written whole or not at all, verified before they are read, never unpickled.
 
 One checkpoint is a folder ``checkpoints/step-NNNNNNNN``: ``state.json`` with everything that is not a tensor,
-``state.safetensors`` with the tensors, ``best/`` with the best student so far and its projectors, and ``manifest.json`` with
-the SHA-256 of each of them.
+``state.safetensors`` with the tensors, ``best/`` with the best student so far and its projectors, and ``manifest.json``
+with the SHA-256 of each of them.
 """
 
 from __future__ import annotations

@@ -84,15 +84,16 @@ class _SavedPlan(Saved):
 class RunFolder:
     """A folder with everything a training run produced.
 
-    ``config.yaml`` (resolved), ``plan.json``, ``metrics.jsonl``, ``student/`` (native format), ``projector.safetensors``,
-    ``spectra.safetensors``, ``checkpoints/``, and, once it is finished, ``result.json`` and ``README.md`` (model card).
-    A run in stages has the earlier one in ``embedding/``, a run folder too.
+    ``config.yaml`` (resolved), ``plan.json``, ``metrics.jsonl``, ``student/`` (native format),
+    ``projector.safetensors``, ``spectra.safetensors``, ``checkpoints/``, and, once it is finished, ``result.json`` and
+    ``README.md`` (model card). A run in stages has the earlier one in ``embedding/``, a run folder too.
     A run of episodes has ``config.yaml``, ``plan.json``, ``episodes.jsonl``, and, once it is finished, the last two.
-    ``data.jsonl.gz`` says what its samples were, see :mod:`kdcli.training.provenance`; ``validation_samples.safetensors`` and
-    ``test_samples.safetensors`` what the best student made of each, see :class:`kdcli.training.evaluation.KeptSums`.
+    ``data.jsonl.gz`` says what its samples were, see :mod:`kdcli.training.provenance`;
+    ``validation_samples.safetensors`` and ``test_samples.safetensors`` what the best student made of each, see
+    :class:`kdcli.training.evaluation.KeptSums`.
 
-    ``config.yaml`` carries its own checksum; those of a finished run's other files are in ``result.json``. A file that is
-    not as the run left it is refused when it is read.
+    ``config.yaml`` carries its own checksum; those of a finished run's other files are in ``result.json``. A file that
+    is not as the run left it is refused when it is read.
 
     Args:
         path: of the folder.
@@ -163,7 +164,7 @@ class RunFolder:
         return cls(path, force=force)
 
     def discard_if_empty(self) -> None:
-        """Remove the folder and those above it that were made for it, unless there is a student or a checkpoint in it."""
+        """Remove the folder and those made for it above, unless there is a student or a checkpoint in it."""
         for folder in (self.path, self.path / "embedding"):
             if (folder / "student" / "config.json").is_file() or any((folder / "checkpoints").glob("step-*")):
                 return
@@ -347,7 +348,7 @@ class RunFolder:
         self.write_text("plan.json", json.dumps(redact_all(values), indent=2) + "\n")
 
     def update_plan(self, plan: Plan) -> None:
-        """Put into ``plan.json`` what may be another when a run goes on: its length, and what the teacher is measured to be.
+        """Put into ``plan.json`` what may be another when a run goes on: its length, and the teacher's measurements.
 
         Of a run that goes on by force the teacher may be another too.
         """

@@ -12,7 +12,7 @@ _REMAINS = {".lock", ".lock-owner", "plan.json", "tracking"}
 
 
 def check_new_folder(path: Path) -> None:
-    """Raise a UserError unless ``path`` is free: it does not exist, is empty, or has no more than :func:`is_remains`."""
+    """Raise a UserError unless ``path`` is free: not there, empty, or no more than :func:`is_remains`."""
     with reading(path):
         if (path / "config.yaml").is_file():
             raise UserError(f"{path} holds another run already.", "Give another --output, or remove that folder.")

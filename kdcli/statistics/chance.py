@@ -1,7 +1,7 @@
 """Whether predictions tell more of the labels than guessing does, and whether classes are mixed up. No torch here.
 
-A finding is ``near`` chance only where the samples rule out, at 99 %, that the predictions are of any use, and ``unsure``
-where they are too few to tell; a teacher that is merely weak is neither.
+A finding is ``near`` chance only where the samples rule out, at 99 %, that the predictions are of any use, and
+``unsure`` where they are too few to tell; a teacher that is merely weak is neither.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Level = Literal["above", "unsure", "near"]
 _LEVEL = 0.01
 """Probability of taking guesses for more, and of calling near chance what is of use."""
 _USEFUL = 0.2
-"""Of the way from guessing to perfect: what falls short of it for certain, and is not certainly above 0, is of no use."""
+"""Of the way from guessing to perfect: what surely falls short of it, and is not surely above 0, is of no use."""
 _NORMAL_99 = 2.326
 _SWAPPED_LEVEL = 0.001
 _MOST_SEARCHED = 2000
@@ -75,8 +75,8 @@ def judge_classes(
 ) -> Finding:
     """Compare the number of hits with that of guesses of the same frequencies that know nothing of the labels.
 
-    Where they are no more, the ``scores`` may still tell: of classes of very different sizes the likeliest is nearly always
-    the largest one, though samples of the others have higher probabilities of theirs.
+    Where they are no more, the ``scores`` may still tell: of classes of very different sizes the likeliest is nearly
+    always the largest one, though samples of the others have higher probabilities of theirs.
 
     Args:
         guesses: (n,) predicted classes.
@@ -164,8 +164,8 @@ def find_mixed(guesses: NDArray[np.int64], targets: NDArray[np.int64], class_nam
     """Return which classes are predicted for one another, where that is beyond doubt.
 
     Orders are looked for in one half of every class's samples and judged by the other, so that none is found in noise.
-    One counts where it brings the mean accuracy of the classes that it moves to more than twice what it is, and is right
-    where the guesses are wrong far oftener than the other way round. Natural and string order need no search.
+    One counts where it brings the mean accuracy of the classes that it moves to more than twice what it is, and is
+    right where the guesses are wrong far oftener than the other way round. Natural and string order need no search.
 
     Args:
         guesses: (n,) predicted classes.

@@ -1,4 +1,4 @@
-"""95 % intervals: of means over seeds or episodes by Student's t, of differences over samples by the bootstrap. No torch here."""
+"""95 % intervals: Student's t of means over seeds or episodes, the bootstrap of differences over samples. No torch."""
 
 from __future__ import annotations
 

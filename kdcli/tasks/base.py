@@ -54,8 +54,8 @@ class Task(ABC):
         Args:
             config: name, splits and labels.
             seed: of the run, cuts what is not cut by the data themselves.
-            evaluation: of a task without labels, the data that its features are measured on; ``none`` for none, and None
-                for those of ``config``.
+            evaluation: of a task without labels, the data that its features are measured on; ``none`` for none, and
+                None for those of ``config``.
 
         Raises:
             UserError: there are no such data, or they don't suit the task.
@@ -70,7 +70,8 @@ class Task(ABC):
     def supervised_loss(self, logits: Any, targets: Any, *, label_smoothing: float) -> Tensor:
         """Return the loss on the labels, a scalar averaged over what is labelled.
 
-        Several processes each call it with samples of their own: it is their sum over ``max(count_labels(targets), 1)``.
+        Several processes each call it with samples of their own: it is their sum over ``max(count_labels(targets),
+        1)``.
 
         Args:
             logits: the head that :meth:`reads` names, as the model gives it.
@@ -84,7 +85,7 @@ class Task(ABC):
 
     @abstractmethod
     def meter(self, team: Team) -> Meter:
-        """Return a new meter of the metrics, ``monitor`` and ``loss`` among them, over the samples that ``team`` shares."""
+        """Return a new meter of the metrics, ``monitor`` and ``loss`` among them, over the samples of all ``team``."""
 
     def reads(self, model: ModelFacts) -> Reads:
         """Return the head that loss and metrics are about."""
@@ -96,7 +97,8 @@ class Task(ABC):
         Args:
             model: student or teacher, on the batch's device.
             batch: at least one sample.
-            into_teacher: maps the student's pooled features (B, d) into the space of the teacher's; None where nothing does.
+            into_teacher: maps the student's pooled features (B, d) into the space of the teacher's; None where nothing
+                does.
         """
         reads = self.reads(model.facts)
         return model(model.prepare(batch), reads).heads[reads.heads[0]]
@@ -134,7 +136,8 @@ class Task(ABC):
 
         Args:
             batch: on the CPU, as the first model sees it.
-            outputs: of each model, by its role, what :meth:`predict` returned, on the CPU and in the data's order of classes.
+            outputs: of each model, by its role, what :meth:`predict` returned, on the CPU and in the data's order of
+                classes.
 
         Returns:
             For each sample as many pictures; nothing where the task has none.
@@ -142,7 +145,7 @@ class Task(ABC):
         return []
 
     def cutter(self, config: RunConfig, teacher: Model | None, student: Model) -> Cut | None:
-        """Return what makes of a split's samples those that both models can take; None where they take them as they are."""
+        """Return what cuts a split's samples to what both models can take; None where they take them as they are."""
         return None
 
     def check(self, teacher: Model | None, student: Model, data: Any) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SampleSums = Mapping[str, Tensor]
 """By metric, what each of the B samples of a batch adds to the sums of :func:`kdcli.statistics.intervals.metric_of`:
-float64 (B, k) on the CPU. By them samples can be resampled. Metrics that are not made of sums, such as rank correlations,
-are left out."""
+float64 (B, k) on the CPU. By them samples can be resampled. Metrics that are not made of sums, such as rank
+correlations, are left out."""
 
 
 class Meter(Protocol):

@@ -60,7 +60,7 @@ class Report(Protocol):
         """Return what there is to say about the model that the user calls ``name``."""
 
     def agreement(self, other: Any) -> float | None:
-        """Return the share of units of which another model's report has the same prediction; None where it has no sense."""
+        """Return the share of units that another model's report predicts alike; None where it has no sense."""
 
 
 class Panel(NamedTuple):

@@ -37,7 +37,7 @@ def show_note(text: str) -> None:
 
 
 def _indented(text: str) -> str:
-    """Return ``text`` with every line but the first indented: what a library said can't pass for a message of its own."""
+    """Return ``text`` with all lines but the first indented: a library's words can't pass for a message of kdcli's."""
     first, *rest = text.splitlines() or [""]
     return "\n".join([first, *(line if line.startswith(" ") else f"  {line}" for line in rest)])
 
@@ -66,7 +66,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar on standard error, on a terminal only; yields a function of what is done, how many, and of how many."""
+    """Show a bar on standard error, on a terminal only; yield a function of what is done, how many, of how many."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("", total=None)

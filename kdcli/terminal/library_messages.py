@@ -1,7 +1,7 @@
 """What libraries say, by warnings and by logging: told as a note of kdcli's own, or left out where it is of no use.
 
-The one place that names messages to leave out: each by its category and the beginning of its text, with the reason. What
-is not named is shown.
+The one place that names messages to leave out: each by its category and the beginning of its text, with the reason.
+What is not named is shown.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class _Unneeded(NamedTuple):
 
 
 _UNNEEDED = (
-    # PIL about images that it decodes all the same. Damaged EXIF says nothing of the pixels; an image too large, or whose
-    # pixels are damaged, is unreadable, and counted and named as such.
+    # PIL about images that it decodes all the same. Damaged EXIF says nothing of the pixels; an image too large, or
+    # whose pixels are damaged, is unreadable, and counted and named as such.
     *(
         _Unneeded(UserWarning, beginning)
         for beginning in (

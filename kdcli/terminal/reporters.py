@@ -1,6 +1,7 @@
 """Who is told of a training run: a protocol, and those that print lines, JSON lines, warnings alone or nothing.
 
-The trainer tells a :class:`Reporter` what happens. In every process but the main one it tells a :class:`SilentReporter`.
+The trainer tells a :class:`Reporter` what happens. In every process but the main one it tells a
+:class:`SilentReporter`.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class Reporter(Protocol):
         """Means since the last call.
 
         Args:
-            values: ``epoch``, ``step``, ``lr``, ``images_per_second`` or ``texts_per_second``, ``data_wait`` (share of the
-                time spent waiting for data, in [0, 1]), ``loss`` (the weighted total) and every loss term by its name; statistics have a slash
-                in theirs, such as ``feature_std/pooled``.
+            values: ``epoch``, ``step``, ``lr``, ``images_per_second`` or ``texts_per_second``, ``data_wait`` (share of
+                the time spent waiting for data, in [0, 1]), ``loss`` (the weighted total) and every loss term by its
+                name; statistics have a slash in theirs, such as ``feature_std/pooled``.
         """
 
     def measured(self, values: Mapping[str, float]) -> None:

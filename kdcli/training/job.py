@@ -97,7 +97,7 @@ class Job:
 
     @property
     def measures_teacher(self) -> bool:
-        """Whether the teacher predicts just what the student does, so that its own metrics stand beside the student's."""
+        """Whether the teacher predicts what the student does, so that its metrics stand beside the student's."""
         return self.teacher is not None and self.plan.relation == "same" and not self.is_label_free
 
     def labelled_samples(self) -> Source:

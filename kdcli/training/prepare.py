@@ -197,7 +197,8 @@ def reopen_job(run: RunFolder) -> Job:
         methods.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(
-            f"{run.path / 'projector.safetensors'} does not go with the run's config.yaml: {str(error).splitlines()[-1].strip()}",
+            f"{run.path / 'projector.safetensors'} does not go with the run's config.yaml:"
+            f" {str(error).splitlines()[-1].strip()}",
             "The run has to be repeated.",
         ) from None
     check_tensors(str(run.path / "projector.safetensors"), new, tensors)

@@ -1,8 +1,8 @@
 """What a run learnt from: its record of data and teacher, and whether they are still the same.
 
-``data.jsonl.gz`` has in its first line what all samples have in common, a digest of every split and one of the teacher's
-tensors, and then a line a sample: split, name of its file in the data folder or None, ``split[row]`` where it has no
-name, size and digest of its content, label.
+``data.jsonl.gz`` has in its first line what all samples have in common, a digest of every split and one of the
+teacher's tensors, and then a line a sample: split, name of its file in the data folder or None, ``split[row]`` where it
+has no name, size and digest of its content, label.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _FORMAT = "kdcli-data-1"
 _UNREADABLE = (ValueError, OSError, EOFError, KeyError, TypeError, zlib.error)
 """What reading rubbish raises."""
 OLD = (
-    "the run has no record of what its data and its teacher were, as it is of an earlier kdcli, which also cut data without"
+    "the run has no record of what its data and its teacher were, as it is of an earlier kdcli, which also cut data"
+    " without"
     " splits of their own in another way, so that samples held out now may have been trained on"
 )
 

@@ -24,9 +24,9 @@ _MOVING = ("trivial", "rand")
 class Augmentation:
     """Augments one image as ``augment`` says, and its target along with it.
 
-    First where the pixels go: random resized crop, padded crop and flip, of image and target alike. Then their values, of
-    the image alone: policy, colour jitter, erasing. Both run on the PIL image, whose kernels give the same bits on any
-    number of threads; all of torchvision's transforms draw from torch's global generator and from no other.
+    First where the pixels go: random resized crop, padded crop and flip, of image and target alike. Then their values,
+    of the image alone: policy, colour jitter, erasing. Both run on the PIL image, whose kernels give the same bits on
+    any number of threads; all of torchvision's transforms draw from torch's global generator and from no other.
 
     Args:
         augment: what to do; mixing is :class:`~kdcli.data.images.mix.Mix`'s part.
@@ -68,7 +68,8 @@ class Augmentation:
         """
         if self._augment.policy in _MOVING and moves_with_image(target):
             raise UserError(
-                f"augment.policy is {self._augment.policy}, which turns and shears images, and targets don't go with it.",
+                f"augment.policy is {self._augment.policy}, which turns and shears images, and targets don't go with"
+                " it.",
                 "Use augment.policy=three, or none.",
             )
         with seeded("augment", self._seed, epoch, index):

@@ -87,7 +87,7 @@ def read_depth(encoded: File) -> Depth | None:
 
 
 def read_values(encoded: File) -> NDArray[np.generic] | None:
-    """Return the values (H, W) of deep grayscale, or the 8-bit colours of any other image; None where it can't be read."""
+    """Return the values (H, W) of deep grayscale, or the 8-bit colours of any other image; None for neither."""
     try:
         with _opened(encoded) as image:
             return np.asarray(image if image.mode.startswith(("I", "F")) else image.convert("RGB"))
@@ -112,10 +112,10 @@ def decode_image(encoded: Encoded, *, name: str | None = None, deep_range: Range
     are composited on white; a further band of a TIFF or JPEG 2000 file is alpha where the file says so, and left out
     otherwise. Of several frames the first is taken.
 
-    Deep grayscale, of more than 8 bits or of floats, is scaled to 8 bits by ``deep_range``, never clipped: an image that
-    goes beyond is scaled by the smallest range that holds both, and its own is found by :func:`range_of`. Where a TIFF
-    file says that 0 is white, it is. Infinite and undefined values are black. Of colours of 16 bits a band PIL keeps the
-    upper 8.
+    Deep grayscale, of more than 8 bits or of floats, is scaled to 8 bits by ``deep_range``, never clipped: an image
+    that goes beyond is scaled by the smallest range that holds both, and its own is found by :func:`range_of`. Where a
+    TIFF file says that 0 is white, it is. Infinite and undefined values are black. Of colours of 16 bits a band PIL
+    keeps the upper 8.
 
     Args:
         encoded: path, file content, or PIL image; an image passed in is not changed.
@@ -124,7 +124,8 @@ def decode_image(encoded: Encoded, *, name: str | None = None, deep_range: Range
 
     Raises:
         UnreadableImage: missing, truncated, corrupt, no image at all, or of more pixels than PIL's limit for
-            decompression bombs (twice ``MAX_IMAGE_PIXELS``, 179 million), which is looked up before anything is decoded.
+            decompression bombs (twice ``MAX_IMAGE_PIXELS``, 179 million), which is looked up before anything is
+            decoded.
     """
     if name is None:
         name = fspath(encoded) if isinstance(encoded, str | PathLike) else "image"

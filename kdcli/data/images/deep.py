@@ -33,8 +33,8 @@ def find_range(source: ImageSource, asked: Range | None) -> tuple[Range | None, 
         asked: for this range; found otherwise.
 
     Raises:
-        UserError: deep images of whole numbers and of floats, or colours of 16 bits a band that use their lower 14 alone,
-            of which nothing but darkness would be read.
+        UserError: deep images of whole numbers and of floats, or colours of 16 bits a band that use their lower 14
+            alone, of which nothing but darkness would be read.
     """
     deep: dict[str, list[File]] = {"whole": [], "float": [], "colour": []}
     looked_at = spare = 0
@@ -66,7 +66,8 @@ def find_range(source: ImageSource, asked: Range | None) -> tuple[Range | None, 
     )
     if usual - black < (white - black) / _DARK:
         notes.append(
-            f"Most of their values are below {usual:g}, so that they are dark: data.deep_range=[{black:g},{usual:g}] would "
+            f"Most of their values are below {usual:g}, so that they are dark: data.deep_range=[{black:g},{usual:g}]"
+            " would "
             "scale them by these."
         )
     return (black, white), notes
@@ -119,7 +120,8 @@ def _check_colours(images: list[File]) -> None:
     _, high = _values(images)[0]
     if high < 64:
         raise UserError(
-            f"The colours have 16 bits a band, and use their lower {int(high).bit_length() + 8} alone: of {len(images)} "
+            f"The colours have 16 bits a band, and use their lower {int(high).bit_length() + 8} alone: of"
+            f" {len(images)} "
             "images looked at nothing would be seen in the upper 8 bits, which are read.",
             "Scale the images to 8 bits.",
         )

@@ -64,7 +64,8 @@ def open_any_folder(root: Path, splits: SplitsConfig | None = None) -> OfficialS
         beside = list_files(root, is_image, deep=False)
         if beside.files:
             raise UserError(
-                f"{root} has {', '.join(path.name for path in found.values())}, and {len(beside.files)} images beside them.",
+                f"{root} has {', '.join(path.name for path in found.values())}, and {len(beside.files)} images beside"
+                " them.",
                 _ANY_LAYOUT,
             )
         unread += beside.unread
@@ -127,8 +128,8 @@ def split_folders(
         classes: the splits have class folders inside; without them, samples in any depth.
 
     Raises:
-        UserError: two folders for one split, a name of ``asked`` that is not there, or folders that look like splits and
-            are not understood: no training split, or one that is alone beside other folders of samples.
+        UserError: two folders for one split, a name of ``asked`` that is not there, or folders that look like splits
+            and are not understood: no training split, or one that is alone beside other folders of samples.
     """
     folders = {folder.name: folder for folder in _visible_folders(root)}
     found = match_splits(folders, asked, where=str(root), kind="folder")
@@ -159,7 +160,7 @@ def _are_splits(folders: Mapping[str, Path], found: Mapping[str, str], others: S
 
 
 def _alike_inside(root: Path, whole: FileSource) -> list[str]:
-    """Return a note where the folders in ``root`` hold folders of the same names and no images: perhaps they are splits."""
+    """Return a note where the folders in ``root`` hold folders of the same names and no images: splits, perhaps."""
     inside: dict[str, set[str]] = {}
     for path in whole.paths:
         name, *rest = path.removeprefix(f"{root}{os.sep}").split("/")

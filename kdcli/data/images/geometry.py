@@ -88,10 +88,11 @@ class Geometry:
         """Move a target as the image.
 
         Args:
-            target: of torchvision's ``tv_tensors`` a ``Mask`` ``(..., H, W)`` of any type, in which each pixel gets the value
-                at its centre; ``BoundingBoxes`` ``(n, 4)``, cut at the borders, of which those that nothing is left of are
-                dropped; or an ``Image``. A mapping of these by name; whatever else has n rows beside boxes (their labels,
-                masks ``(n, H, W)``) loses the same ones. All else does not move, and is returned as it is.
+            target: of torchvision's ``tv_tensors`` a ``Mask`` ``(..., H, W)`` of any type, in which each pixel gets the
+                value at its centre; ``BoundingBoxes`` ``(n, 4)``, cut at the borders, of which those that nothing is
+                left of are dropped; or an ``Image``. A mapping of these by name; whatever else has n rows beside boxes
+                (their labels, masks ``(n, H, W)``) loses the same ones. All else does not move, and is returned as it
+                is.
             fill: what borders are in masks.
 
         Returns:

@@ -36,8 +36,8 @@ SMALL_IN_MEMORY = 10_000
 class TrainLoader:
     """Augmented training batches, see :class:`~kdcli.data.source.TrainBatches`.
 
-    They are the same with any number of loader processes. An unreadable image is replaced by the next readable one of the
-    source.
+    They are the same with any number of loader processes. An unreadable image is replaced by the next readable one of
+    the source.
 
     Args:
         source: the training split.
@@ -165,7 +165,7 @@ class _BatchDataset(Dataset[Batch | _Failure], ABC, Generic[Key]):
 
     @abstractmethod
     def _read(self, key: Key, out: Tensor, skipped: dict[str, None]) -> tuple[int, Any] | None:
-        """Write one image to ``out``, uint8 ``(3, H, W)``; return its index and its target, or None if there is none."""
+        """Write one image to ``out``, uint8 ``(3, H, W)``; return its index and its target, None without one."""
 
     @abstractmethod
     def _epoch_of(self, keys: Sequence[Key]) -> int | None:

@@ -25,7 +25,7 @@ _TORCHVISION = {
     "bicubic": InterpolationMode.BICUBIC,
     "lanczos": InterpolationMode.LANCZOS if _HAS_LANCZOS else InterpolationMode.BICUBIC,
 }
-"""What transformers resizes tensors by; before Lanczos was there it took bicubic in its place, and the others never were."""
+"""What transformers resizes tensors by; bicubic stood for Lanczos before it was there."""
 _SMOOTH = {"lanczos": "bicubic", "box": "bilinear", "hamming": "bilinear"}
 """What a canvas is resized by in training, on any device, where torch has no such filter."""
 
@@ -33,9 +33,9 @@ _SMOOTH = {"lanczos": "bicubic", "box": "bilinear", "hamming": "bilinear"}
 def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize to ``preprocessing.resize`` as its geometry says, then cut ``image_size`` out of the middle.
 
-    Pixel for pixel what the model's library does: timm's evaluation transform where the kernels are Pillow's, transformers'
-    image processor where they are torchvision's. Only an image whose sides are further apart than 16:1 and that is to be
-    cropped may differ by a rounding.
+    Pixel for pixel what the model's library does: timm's evaluation transform where the kernels are Pillow's,
+    transformers' image processor where they are torchvision's. Only an image whose sides are further apart than 16:1
+    and that is to be cropped may differ by a rounding.
     """
     return fit_as(fit_geometry(image, preprocessing), image, preprocessing)
 

@@ -235,7 +235,8 @@ def _labelled_splits(
     )
     if not is_discrete(features[labels_from]):
         raise UserError(
-            f"The label column {labels_from} holds {getattr(features[labels_from], 'dtype', 'nested values')}, not classes.",
+            f"The label column {labels_from} holds {getattr(features[labels_from], 'dtype', 'nested values')}, not"
+            " classes.",
             "Labels are class labels, integers or strings; data.label_column names another column.",
         )
     class_names, values = classes_of(chosen["train"], labels_from)

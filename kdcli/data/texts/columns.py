@@ -65,7 +65,8 @@ def text_columns(train: Dataset, config: DataConfig, *, takes_pairs: bool) -> tu
         return (only_column(candidates, _TEXT_NAMES, features, kind="text"),)
     if others := [name for name in candidates if name in usual and name not in pairs[0]]:
         raise UserError(
-            f"The columns {pairs[0][0]} and {pairs[0][1]} look like a pair of texts, but there is {', '.join(others)} too.",
+            f"The columns {pairs[0][0]} and {pairs[0][1]} look like a pair of texts, but there is {', '.join(others)}"
+            " too.",
             "Name the column of the texts by data.text_column, and that of the second ones by data.text_pair_column.",
         )
     return pairs[0]

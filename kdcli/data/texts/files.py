@@ -69,8 +69,8 @@ def open_texts(config: DataConfig, *, task: str, seed: int, unclear_are_classes:
 
     Args:
         config: name, columns, splits and labels.
-        task: ``text-classification``, ``token-classification``, or one that reads no labels: their texts' own tokens are
-            what language models learn, and ``sentence-embedding`` has nothing but the teacher.
+        task: ``text-classification``, ``token-classification``, or one that reads no labels: their texts' own tokens
+            are what language models learn, and ``sentence-embedding`` has nothing but the teacher.
         seed: the run's; cuts the validation split. Test texts never depend on it.
         unclear_are_classes: take labels as classes that could be numbers as well; otherwise they are refused.
 
@@ -325,7 +325,8 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
     if config.train_texts is not None and config.train_texts < len(train):
         train = train.take(draw_indices(train.labels, config.train_texts, seed=seed, noun="text"))
         notes.append(
-            f"Training texts: {len(train)} drawn by seed {seed}{', stratified by class' if is_stratified else ''}; the rest left out."
+            f"Training texts: {len(train)} drawn by seed {seed}{', stratified by class' if is_stratified else ''}; the"
+            " rest left out."
         )
     if config.labels_per_class is not None:
         if not is_stratified:
@@ -360,8 +361,8 @@ def _cut(
     purpose: str,
     by_hash: bool,
 ) -> tuple[TextSource, TextSource]:
-    """Return (the rest, a ``fraction`` of the texts, by their hash or by their place); of texts with classes a part of the
-    labelled ones.
+    """Return (the rest, a ``fraction`` of the texts, by their hash or by their place); of texts with classes a part of
+    the labelled ones.
     """
     names = [text if isinstance(text, str) else "\0".join(text) for text in source.texts] if by_hash else None
     if is_stratified:
@@ -413,7 +414,7 @@ def _without(source: TextSource, others: Iterable[Text], where: str, notes: list
 def _append_unlabelled(
     train: TextSource, name: Path, others: Sequence[TextSource | None], columns: Sequence[str], notes: list[str]
 ) -> TextSource:
-    """Return ``train`` with the texts of a file or folder that no split holds yet, unlabelled; pairs from ``columns``."""
+    """Return ``train`` with a file's or folder's texts that no split holds yet, unlabelled; pairs from ``columns``."""
     pair = {"text_column": columns[0], "text_pair_column": columns[1]} if train.has_pairs else {}
     official = _open(DataConfig(name=str(name), **pair), "texts")
     further = official.train

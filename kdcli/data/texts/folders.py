@@ -74,7 +74,8 @@ def _listings(folder: Path) -> dict[str, Listing]:
     for name, listing in listings.items():
         if sum(count for kind, count in listing.unread.items() if kind not in _BESIDE) > len(listing.files):
             raise UserError(
-                f"{folder / name}: {len(listing.files)} texts are read, and most files are not: {told(listing.unread)}.",
+                f"{folder / name}: {len(listing.files)} texts are read, and most files are not:"
+                f" {told(listing.unread)}.",
                 f"{_HINT} Convert the others, or move them elsewhere.",
             )
     return listings

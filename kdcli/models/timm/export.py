@@ -57,7 +57,7 @@ print(json.dumps(model.pretrained_cfg.get("label_names")))
 
 
 def _run_without_kdcli(folder: Path, images: Tensor) -> tuple[Tensor, list[str] | None]:
-    """Load ``folder`` with its own copy of the architecture, where kdcli can't be imported; return output and labels."""
+    """Load ``folder`` with its own copy of the architecture, without kdcli; return output and labels."""
     with temporary_folder(Path(tempfile.gettempdir())) as place:
         file = str(place / "tensors.safetensors")
         save_file({"images": images}, file)

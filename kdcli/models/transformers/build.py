@@ -58,8 +58,8 @@ def read_config(place: Place) -> Any:
     if getattr(config, "quantization_config", None):
         raise UserError(f"The weights of {place.name} are quantised.", "Choose the same model's float weights.")
     check_image_size(place.name, own_size or ())
-    # What would have transformers fetch code when the model is built, here or from the saved student: compiled attention
-    # kernels, and the model's own modules.
+    # What would have transformers fetch code when the model is built, here or from the saved student: compiled
+    # attention kernels, and the model's own modules.
     config._attn_implementation = None
     vars(config).pop("auto_map", None)
     configure(config, place.arguments, label=place.name)
@@ -213,7 +213,8 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
         return module
     if image_size and own_size and own_size != (image_size, image_size) and takes_interpolation(module):
         raise UserError(
-            f"{place.name} was trained for images of {own_size[0]} pixels, and its position embeddings are kept at that.",
+            f"{place.name} was trained for images of {own_size[0]} pixels, and its position embeddings are kept at"
+            " that.",
             f"Leave student.image_size out, take the same model from timm, or start untrained (not {image_size}).",
         )
     return module

@@ -1,4 +1,4 @@
-"""A student's folder completed for sentence-transformers, loaded by transformers alone, and how a card says to load it."""
+"""A student's folder completed for sentence-transformers, loaded by transformers alone, and a card's snippet."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoin
 
 
 def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *, like: Model | None) -> HFModel:
-    """Build it; what is made of ``like`` has its images prepared alike, but for their size, and its weights where they fit.
+    """Build it; one made of ``like`` has its preprocessing, but for the size, and its weights where they fit.
 
     A pretrained classifier stays only where it already has exactly these labels.
     """

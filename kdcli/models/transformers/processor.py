@@ -52,8 +52,9 @@ class _NotRead(Exception):
 def preprocessing_of(folder: Path | None, config: Any, image_size: int | None) -> Preprocessing:
     """Return what the folder's image processor does, checked against itself on a few images.
 
-    Without a folder or a ``preprocessor_config.json``: channels, scale and filter of the processor class that transformers
-    gives to this kind of model, else ImageNet's, and a centre crop of ``config.image_size`` (224 without one).
+    Without a folder or a ``preprocessor_config.json``: channels, scale and filter of the processor class that
+    transformers gives to this kind of model, else ImageNet's, and a centre crop of ``config.image_size`` (224 without
+    one).
 
     Args:
         folder: where the model lies.

@@ -161,14 +161,15 @@ def prompt_of(settings: SentenceSettings, *, asked: str | None, name: str) -> st
     prompt = settings.prompt if asked is None else asked
     if prompt and not settings.pools_prompt:
         raise UserError(
-            f"{name} leaves the prompt {short_repr(prompt)} out of its pooling (include_prompt), which kdcli does not have.",
+            f"{name} leaves the prompt {short_repr(prompt)} out of its pooling (include_prompt), which kdcli does not"
+            " have.",
             "Set teacher.prompt to '' to go on without it, or choose another model.",
         )
     return prompt
 
 
 def write_prompt(folder: Path, prompt: str) -> None:
-    """Let a folder's model put ``prompt`` before every text, in kdcli and in sentence-transformers; not if it is empty."""
+    """Let a folder's model put ``prompt``, if any, before every text, in kdcli and in sentence-transformers."""
     if prompt:
         _write_json(folder / files.PROMPTS, {"prompts": {"default": prompt}, "default_prompt_name": "default"})
 
@@ -181,7 +182,8 @@ def _read_prompt(file: Path) -> tuple[str, tuple[str, ...]]:
         raise UserError(f"{file}: prompts is {short_repr(prompts)}.", "Give each prompt's name its text.")
     if default is not None and default not in prompts:
         raise UserError(
-            f"{file}: default_prompt_name is {short_repr(default)}, and the prompts are {', '.join(prompts) or 'none'}.",
+            f"{file}: default_prompt_name is {short_repr(default)}, and the prompts are"
+            f" {', '.join(prompts) or 'none'}.",
             "Name one of them.",
         )
     prompt = "" if default is None else prompts[default] or ""
@@ -259,7 +261,8 @@ def _read_modules(file: Path) -> list[tuple[str, str]]:
         if kind not in ("Transformer", "Pooling", "Dense", "Normalize"):
             raise UserError(
                 f"{file} lists a module {short_repr(kind or entry)}, which kdcli does not have.",
-                "Choose a model of Transformer, Pooling, Dense and Normalize; without modules.json the model alone is read.",
+                "Choose a model of Transformer, Pooling, Dense and Normalize; without modules.json the model alone is"
+                " read.",
             )
         modules.append((kind, path))
     kinds = [kind for kind, _ in modules]

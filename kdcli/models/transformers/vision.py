@@ -26,7 +26,7 @@ from kdcli.models.transformers import processor
 from kdcli.models.vision import VisionModel
 
 _MAX_SPECIAL_TOKENS = 16
-"""More class and register tokens than any model has: what is beyond the patches and more than this is something else."""
+"""More class and register tokens than any model has: what is more than this beyond the patches is something else."""
 
 
 class HFModel(VisionModel):
@@ -260,8 +260,9 @@ def _anatomy(module: nn.Module, inputs: dict[str, Any], num_classes: int) -> tup
     """Find the child that is the backbone and those that are classifiers, by what they return for ``inputs``.
 
     Returns:
-        The backbone's name, whether the images are given to it itself, and the classifiers' names. Where there is no child
-        that takes the images, the last one that returns hidden states stands for the backbone (HGNet-V2's encoder).
+        The backbone's name, whether the images are given to it itself, and the classifiers' names. Where there is no
+        child that takes the images, the last one that returns hidden states stands for the backbone (HGNet-V2's
+        encoder).
 
     Raises:
         UserError: there is no such division.

@@ -1,7 +1,7 @@
 """Pictures, as PNG files.
 
-They are made through matplotlib's object API on the Agg canvas: no display, no pyplot, no global state changed. matplotlib
-is imported on first use. Every file is written to a temporary name beside it and renamed.
+They are made through matplotlib's object API on the Agg canvas: no display, no pyplot, no global state changed.
+matplotlib is imported on first use. Every file is written to a temporary name beside it and renamed.
 """
 
 from kdcli.results.pictures.confusion import plot_confusion

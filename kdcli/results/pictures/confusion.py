@@ -27,8 +27,8 @@ _MAX_COUNTED_CLASSES, _MAX_NAMED_CLASSES = 15, 100
 def plot_confusion(path: str | Path, counts: Any, *, class_names: Sequence[str], title: str, subtitle: str) -> Path:
     """Draw a confusion matrix: each row is a true class, its colours are the shares of its predictions.
 
-    Up to 15 classes the counts stand in the cells; up to 100 the classes are named, above that numbered. A class without
-    images is a grey row.
+    Up to 15 classes the counts stand in the cells; up to 100 the classes are named, above that numbered. A class
+    without images is a grey row.
 
     Args:
         path: the PNG to write, a square that grows with the number of classes; its folder is created.

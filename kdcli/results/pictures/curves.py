@@ -42,7 +42,8 @@ def plot_learning_curves(
     lines the runs; a run without any record is left out.
 
     Args:
-        path: the PNG to write, 1350 pixels wide and the higher the more rows the draw_legend takes; its folder is created.
+        path: the PNG to write, 1350 pixels wide and the higher the more rows the draw_legend takes; its folder is
+            created.
         panels: label of the vertical axis -> name of a group -> one curve a run, each from step to value. Every panel
             has the same groups.
         title: heading of the picture.

@@ -46,11 +46,12 @@ def plot_tsne(
 ) -> Path:
     """Draw four layouts of the same samples, coloured by class.
 
-    As in Figure 3 of VkD (CVPR 2024, arXiv 2403.06213). Classes are told apart by one of 7 colours and 3 markers; of more
-    than 21 classes the most frequent get them.
+    As in Figure 3 of VkD (CVPR 2024, arXiv 2403.06213). Classes are told apart by one of 7 colours and 3 markers; of
+    more than 21 classes the most frequent get them.
 
     Args:
-        path: the PNG to write, 1350 pixels wide and the higher the more rows the draw_legend takes; its folder is created.
+        path: the PNG to write, 1350 pixels wide and the higher the more rows the draw_legend takes; its folder is
+            created.
         panels: name -> ``(N, 2)`` points, up to four.
         title: heading of the picture.
         subtitle: the line below it.

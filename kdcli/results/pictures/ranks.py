@@ -44,10 +44,10 @@ def plot_ranks(
 ) -> Path:
     """Draw how several projectors evolved side by side, with the same axes for all.
 
-    A projector has two panels: its singular values relative to the largest one at the start, as in Figure 3 of "Learning
-    to Project for Cross-Task Knowledge Distillation" (BMVC 2024, arXiv 2403.14494), on a logarithmic axis; and below them
-    its three ranks as shares of the full one. Of more than 32 singular values 32 evenly spaced ones are drawn. Time is
-    the share of the training.
+    A projector has two panels: its singular values relative to the largest one at the start, as in Figure 3 of
+    "Learning to Project for Cross-Task Knowledge Distillation" (BMVC 2024, arXiv 2403.14494), on a logarithmic axis;
+    and below them its three ranks as shares of the full one. Of more than 32 singular values 32 evenly spaced ones are
+    drawn. Time is the share of the training.
 
     Args:
         path: the PNG to write, up to four projectors wide; its folder is created.

@@ -115,8 +115,8 @@ def plot_evolution(
     """Draw the singular values over the training, one curve each, with the region of the numerical rank shaded.
 
     As in Figure 3 of "Learning to Project for Cross-Task Knowledge Distillation" (BMVC 2024, arXiv 2403.14494), on a
-    logarithmic axis, with the ranks below it. Of more than 64 singular values, 64 evenly spaced ones are drawn, the first
-    and the last among them.
+    logarithmic axis, with the ranks below it. Of more than 64 singular values, 64 evenly spaced ones are drawn, the
+    first and the last among them.
 
     Args:
         path: the PNG to write, 1200 x 975 pixels; its folder is created.

@@ -91,7 +91,7 @@ def draw_title(axes: Axes, title: str, subtitle: str, *, gap: float = 27) -> Non
 
 
 def draw_legend(axes: Axes, *, source: Axes | None = None) -> None:
-    """Put the draw_legend of ``source`` in a row between the subtitle and the axes: inside, some spectrum would cross it."""
+    """Put the legend of ``source`` in a row between subtitle and axes: inside, some spectrum would cross it."""
     axes.legend(
         *(source or axes).get_legend_handles_labels(),
         loc="lower left",
@@ -115,7 +115,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def drawable(text: str) -> str:
-    r"""Return ``text`` with characters that the font has not as their code, ``\u82f9``: they would be drawn as boxes."""
+    r"""Return ``text`` with characters that the font lacks as their code, ``\u82f9``: they would be drawn as boxes."""
     known = _characters() | set(map(ord, "\t\n"))
     return "".join(c if ord(c) in known else c.encode("unicode_escape").decode("ascii") for c in text)
 

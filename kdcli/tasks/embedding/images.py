@@ -56,7 +56,8 @@ def _describe_measurement(config: RunConfig, labelled: ImageData | None) -> Deci
         "evaluation",
         f"{NEIGHBOURS}-NN and linear probe on {labelled.facts.name}: {len(labelled.facts.class_names)} classes,"
         f" {len(train)} training and {len(held_out)} {split} images",
-        "At the end alone, of the student's frozen features, beside those of the teacher and of the student as initialised."
+        "At the end alone, of the student's frozen features, beside those of the teacher and of the student as"
+        " initialised."
         f" The probe's penalty is the best of C = {', '.join(f'{c:g}' for c in STRENGTHS)} by cross-validation on the"
         " training images. --eval-data names other labelled images, or none.",
     )

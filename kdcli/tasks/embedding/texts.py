@@ -79,9 +79,9 @@ class SentenceEmbedding(TextTask):
 class SpaceMeter:
     """Compares the cosines of all pairs of samples with the teacher's; nothing is a sum over samples.
 
-    ``spearman``, the rank correlation of the cosines, 0 where all of a side are equal; ``recall_at_10``, the share of each
-    sample's ten nearest neighbours by the teacher that are among its ten nearest by the student; ``loss``, the mean
-    squared difference of the cosines.
+    ``spearman``, the rank correlation of the cosines, 0 where all of a side are equal; ``recall_at_10``, the share of
+    each sample's ten nearest neighbours by the teacher that are among its ten nearest by the student; ``loss``, the
+    mean squared difference of the cosines.
 
     Args:
         task: knows the teacher's embeddings.

@@ -34,7 +34,7 @@ def linear_classifier(strength: float = 1.0) -> Pipeline:
 
 
 def ridge_classifier() -> Pipeline:
-    """Return a ridge regression of the classes on standardised features, its penalty by leave-one-out: fast for few samples."""
+    """Return a ridge regression of the classes on standardised features; the penalty is chosen by leave-one-out."""
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

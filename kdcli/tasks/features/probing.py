@@ -36,7 +36,8 @@ def sample_by_class(train: Source, names: Sequence[str], samples: int, seed: int
     wanted = range(len(names))
     generator = np.random.default_rng(seed)
     shuffled = [generator.permutation(np.flatnonzero((labels == label) & (labels != UNLABELLED))) for label in wanted]
-    # A sample's place among those of its class, from 0 to 1: the first so many of all are as many of each in proportion.
+    # A sample's place among those of its class, from 0 to 1: the first so many of all are as many of each in
+    # proportion.
     ranks = np.concatenate([(np.arange(len(members)) + 0.5) / max(len(members), 1) for members in shuffled])
     chosen = np.concatenate(shuffled)[np.argsort(ranks, kind="stable")[:samples]]
     counts = {label: int((labels[chosen] == label).sum()) for label in wanted}
@@ -44,7 +45,8 @@ def sample_by_class(train: Source, names: Sequence[str], samples: int, seed: int
     if len(np.unique(labels[kept])) < 2:
         is_text = isinstance(train, TextSource)
         raise UserError(
-            f"The sample of {len(chosen)} labelled {'text' if is_text else 'image'}s has fewer than two classes with two"
+            f"The sample of {len(chosen)} labelled {'text' if is_text else 'image'}s has fewer than two classes with"
+            " two"
             " or more.",
             f"Give more --samples{'' if is_text else ', or other --classes'}.",
         )

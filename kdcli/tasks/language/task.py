@@ -60,7 +60,10 @@ class LanguageModeling(TextTask):
         assert cut is not None
         pieces = cut(data.train)
         value = f"{len(pieces)} pieces for training, {pieces.num_tokens} tokens"
-        reason = "Each text by itself, cut where it is longer than both models take; special tokens stand around every piece."
+        reason = (
+            "Each text by itself, cut where it is longer than both models take; special tokens stand around every"
+            " piece."
+        )
         if self.is_masked:
             value += f", {config.data.mask_probability:.0%} of them predicted"
             reason += " Masks are drawn anew in every epoch, and are always the same in evaluation."

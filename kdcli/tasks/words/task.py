@@ -113,8 +113,8 @@ class WordMeter:
     """How well the labelled words are classified.
 
     ``accuracy``; ``macro_f1``, the mean of the F1 of every class that is there or predicted; ``loss``, the mean
-    cross-entropy; and of entities ``entity_f1``, ``entity_precision`` and ``entity_recall`` as conlleval defines them: an
-    entity is right when its kind and all its words are.
+    cross-entropy; and of entities ``entity_f1``, ``entity_precision`` and ``entity_recall`` as conlleval defines them:
+    an entity is right when its kind and all its words are.
 
     Args:
         class_names: in label order.
@@ -201,7 +201,7 @@ def _hits_of_texts(guesses: Tensor, batch: WordBatch) -> Tensor:
 
 
 def entity_scores(counts: Tensor) -> dict[str, float]:
-    """Return ``entity_f1``, ``entity_precision`` and ``entity_recall`` of what :func:`count_entities` counted, (3,) in all."""
+    """Return ``entity_f1``, ``entity_precision`` and ``entity_recall`` of :func:`count_entities`'s three counts."""
     right, predicted, true = counts.tolist()
     return {
         "entity_f1": 2 * right / max(predicted + true, 1),

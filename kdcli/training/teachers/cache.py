@@ -39,8 +39,8 @@ def _digest_of_weights(teacher: Model) -> str:
 class Remembered:
     """One measurement of a teacher.
 
-    It is found again by the teacher's tensors, its name, its input and its costs, by the content and labels of the samples,
-    and by what else is given: nothing but where the data lie may change.
+    It is found again by the teacher's tensors, its name, its input and its costs, by the content and labels of the
+    samples, and by what else is given: nothing but where the data lie may change.
 
     Args:
         config: of the run.

@@ -1,4 +1,4 @@
-"""The teacher is measured on labelled validation samples before it teaches, and refused where it does no better than guessing."""
+"""The teacher is measured on labelled validation samples before it teaches, and refused if it only guesses."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ _MOST_SCORED = 1000
 
 
 def check_teacher(job: Job, team: Team, *, refuses: bool = True) -> Job:
-    """Return ``job`` with the teacher's validation metrics in its plan, where the teacher predicts what the student does.
+    """Return ``job`` with the teacher's validation metrics in its plan, where it predicts what the student does.
 
-    What was measured before of the same teacher on the same samples is taken from the user's cache folder. Its classes are brought to the data's by the plan's label map. Several processes share the samples.
+    What was measured before of the same teacher on the same samples is taken from the user's cache folder. Its classes
+    are brought to the data's by the plan's label map. Several processes share the samples.
 
     Args:
         job: not begun.

@@ -127,7 +127,8 @@ def best_of(accuracies: dict[str, float], taps: tuple[str, ...]) -> str:
 def nearest_other_means(features: Tensor, targets: Tensor) -> float:
     """Return the share of samples whose nearest class mean is their own class's, which they are left out of.
 
-    Channels are standardised first, and those that are not finite make the share 0. A class of one sample has no mean for it.
+    Channels are standardised first, and those that are not finite make the share 0. A class of one sample has no mean
+    for it.
 
     Args:
         features: (N, d).
@@ -150,7 +151,7 @@ def nearest_other_means(features: Tensor, targets: Tensor) -> float:
 
 
 def _guess(features: Tensor | NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return what a linear classifier that has not seen a sample says of it; one class where features are not finite."""
+    """Return what a linear classifier says of samples that it has not seen; one class if features are not finite."""
     values = np.asarray(features, dtype=np.float64)
     if not np.isfinite(values).all():
         return np.full_like(labels, labels[0])

@@ -20,10 +20,10 @@ def score_layers(
 ) -> LayerScores | None:
     """Measure the ends of the teacher's stages, and open them as taps, where the plan has to choose among them.
 
-    That is where features alone are distilled, from a teacher of images that does not have the data's classes, and nobody
-    says from which layer. An accuracy is that of nearest class means, each sample left out of its own class's mean, on
-    standardised features: it needs two labels a class, no training and no choice of strengths. Only labelled training
-    images are looked at.
+    That is where features alone are distilled, from a teacher of images that does not have the data's classes, and
+    nobody says from which layer. An accuracy is that of nearest class means, each sample left out of its own class's
+    mean, on standardised features: it needs two labels a class, no training and no choice of strengths. Only labelled
+    training images are looked at.
 
     Args:
         config: of the run.

@@ -16,8 +16,8 @@ DECISION = "teacher probed"
 def probe_teacher(job: Job, team: Team) -> Job:
     """Return ``job`` with what the teacher's features tell of the classes in its plan, where nothing else measures it.
 
-    That is for the relations cross and random, where each sample has one class; features are those that are distilled. One
-    of several processes does it alone.
+    That is for the relations cross and random, where each sample has one class; features are those that are distilled.
+    One of several processes does it alone.
 
     Args:
         job: not begun.

@@ -69,8 +69,8 @@ class StoredTeacher:
     Args:
         live: what is run.
         rows: of the tables, by the texts' ids; equal texts share one.
-        batches: starts a pass over one text of each row, in batches on the teacher's device; of several processes each has
-            its share.
+        batches: starts a pass over one text of each row, in batches on the teacher's device; of several processes each
+            has its share.
         team: the processes. A row is one's numbers and the others' zeros.
     """
 
