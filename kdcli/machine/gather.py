@@ -52,6 +52,15 @@ def gather_rows(share: Tensor) -> Tensor:
     return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
 
 
+def gather_list(part: list[Any]) -> list[Any]:
+    """Return the things of all processes, in the order of their ranks; all that can be pickled, any number of them."""
+    if is_alone():
+        return part
+    parts: list[list[Any]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, part)
+    return [item for items in parts for item in items]
+
+
 def sum_over(share: Tensor) -> Tensor:
     """Return the sum of ``share`` over all processes, without gradient; in a single process the tensor itself."""
     if is_alone():

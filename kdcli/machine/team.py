@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import torch
 from torch import Tensor, distributed, nn
 
-from kdcli.machine.gather import gather_rows
+from kdcli.machine.gather import gather_list, gather_rows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -106,11 +106,7 @@ class Team:
         """
         if self.is_alone:
             return part
-        if isinstance(part, Tensor):
-            return gather_rows(part)
-        parts: list[list[Any]] = [[] for _ in range(self.size)]
-        distributed.all_gather_object(parts, part)
-        return [item for items in parts for item in items]
+        return gather_rows(part) if isinstance(part, Tensor) else gather_list(part)
 
     def broadcast(self, value: Kind) -> Kind:
         """Return what the main process gave; what the others give is not read.

@@ -114,7 +114,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor
+        self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor
     ) -> Tensor | Share:
         """Return the unweighted loss: a scalar of the batch, or a :class:`Share` where ``scope`` is ``local``.
 
@@ -122,12 +122,12 @@ class Method(nn.Module, ABC):
             student: its outputs, with gradient: what ``student_reads`` names, at least.
             teacher: its outputs, without; None without a teacher.
             targets: as the task's supervised loss takes them.
-            indices: int64 (B,), which training samples these are, by their ids.
+            samples: int64 (B,), which training samples these are, by their ids.
         """
 
-    def loss(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+    def loss(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Tensor:
         """Return the unweighted loss of these samples by themselves, a scalar; arguments are :meth:`forward`'s."""
-        found = self(student, teacher, targets, indices)
+        found = self(student, teacher, targets, samples)
         return found.mean if isinstance(found, Share) else found
 
 
@@ -211,15 +211,15 @@ class PairMethod(Method):
         for projection, pair in zip(projections, sides, strict=True):
             yield projection.project(*pair)
 
-    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, samples: Tensor) -> Iterator[Tensor]:
         """Yield the loss of each pair of layers: a value for each of the rows or elements, or a scalar of the batch."""
         raise NotImplementedError
 
     def forward(
-        self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor
+        self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor
     ) -> Tensor | Share:
         """Return the sum over the pairs of the means of :meth:`values`; labels are not read."""
-        loss = torch.stack([mean_of(values) for values in self.values(student, teacher, indices)]).sum()
+        loss = torch.stack([mean_of(values) for values in self.values(student, teacher, samples)]).sum()
         if self.scope == "batch":
             return loss
         ours, _ = next(self.sides(student, teacher))

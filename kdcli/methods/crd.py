@@ -46,10 +46,10 @@ class CRD(LayerMethod):
             for number, (student_tap, teacher_tap) in enumerate(self.layers)
         )
 
-    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
-        """Yield the loss of each layer, a scalar; labels are those of the training set, by ``indices``."""
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, samples: Tensor) -> Iterator[Tensor]:
+        """Yield the loss of each layer, a scalar; labels are those of the training set, by ``samples``."""
         for contrast, pair in zip(self.contrasts, self.pairs(student, teacher), strict=True):
-            yield contrast(*pair, indices)
+            yield contrast(*pair, samples)
 
 
 class Contrast(nn.Module):
@@ -108,18 +108,18 @@ class Contrast(nn.Module):
         for name, value in (("order", order), ("first", first), ("size", size)):
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, student: Tensor, teacher: Tensor, indices: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, samples: Tensor) -> Tensor:
         """Return the loss of features (B, d_s) and (B, d_t) of the batch, both as wide after a projector.
 
         In training its embeddings are stored.
         """
-        samples = self.row_of[indices.clamp(max=len(self.row_of) - 1)]  # in evaluation there are others, without a row
+        rows = self.row_of[samples.clamp(max=len(self.row_of) - 1)]  # in evaluation there are others, without a row
         ours = unit(full_precision(self.student_embedding(student)))
         theirs = unit(full_precision(self.teacher_embedding(teacher)))
-        negatives = self.draw(samples)
+        negatives = self.draw(rows)
         sides = [(ours, self.teacher_memory), (theirs, self.student_memory)]
         # Copies, so that what is stored below doesn't change what the backward pass reads.
-        contrasted = [(anchors, memory[samples], memory[negatives]) for anchors, memory in sides]
+        contrasted = [(anchors, memory[rows], memory[negatives]) for anchors, memory in sides]
         if self.training and int(self.steps) == 0:
             self.partitions.copy_(torch.stack([self._partition(*tensors) for tensors in contrasted]))
         terms = [
@@ -129,20 +129,20 @@ class Contrast(nn.Module):
             for tensors, partition in zip(contrasted, self.partitions.tolist(), strict=True)
         ]
         if self.training:
-            self._store(samples, ours, theirs)
+            self._store(rows, ours, theirs)
             self.steps += 1
         return terms[0] + terms[1]
 
-    def draw(self, samples: Tensor) -> Tensor:
-        """Return the negatives (B, N) of this step: samples of other groups, evenly drawn with repetition.
+    def draw(self, rows: Tensor) -> Tensor:
+        """Return the negatives (B, N) of this step: rows of other groups, evenly drawn with repetition.
 
-        They depend on seed, step and layer alone, not on device or process.
+        The anchors are in ``rows`` (B,). What is drawn depends on seed, step and layer alone, not on device or process.
         """
         generator = torch.Generator().manual_seed(stable_seed("crd", *self.key, int(self.steps)))
-        drawn = torch.rand(len(samples), self.num_negatives, dtype=torch.float64, generator=generator)
-        first, size = self.first[samples, None], self.size[samples, None]
-        # Number the samples by group and step over the anchor's own.
-        number = (drawn.to(samples.device) * (self.num_samples - size)).long()
+        drawn = torch.rand(len(rows), self.num_negatives, dtype=torch.float64, generator=generator)
+        first, size = self.first[rows, None], self.size[rows, None]
+        # Number the rows by group and step over the anchor's own.
+        number = (drawn.to(rows.device) * (self.num_samples - size)).long()
         return self.order[number + size * (number >= first)]
 
     @torch.no_grad()
@@ -153,13 +153,13 @@ class Contrast(nn.Module):
         return similarities.double().exp().mean() * self.num_samples
 
     @torch.no_grad()
-    def _store(self, samples: Tensor, ours: Tensor, theirs: Tensor) -> None:
+    def _store(self, rows: Tensor, ours: Tensor, theirs: Tensor) -> None:
         # A sample that is in the batch twice is stored as it was the last time, on every device.
-        same = samples[:, None] == samples
-        last = (same * torch.arange(len(samples), device=samples.device)).amax(dim=1)
+        same = rows[:, None] == rows
+        last = (same * torch.arange(len(rows), device=rows.device)).amax(dim=1)
         for memory, embeddings in ((self.student_memory, ours), (self.teacher_memory, theirs)):
-            updated = unit(self.momentum * memory[samples] + (1 - self.momentum) * embeddings)
-            memory[samples] = updated[last]
+            updated = unit(self.momentum * memory[rows] + (1 - self.momentum) * embeddings)
+            memory[rows] = updated[last]
 
 
 def _groups(labels: object, by_class: bool) -> Tensor:

@@ -26,7 +26,7 @@ class DeiT(LogitMethod):
         self.kind = options.kind
         self.temperature = options.temperature
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Share:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Share:
         """Return the loss; labels are not read."""
         logits = self.common_logits(student, teacher)
         if self.kind == "hard":

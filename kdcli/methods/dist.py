@@ -17,7 +17,7 @@ class DIST(LogitMethod):
         super().__init__(options, context)
         self.settings = {"temperature": options.temperature, "beta": options.beta, "gamma": options.gamma}
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Tensor:
         """Return the loss; labels are not read."""
         ours, theirs = self.common_logits(student, teacher)
         return losses.dist(ours, theirs, **self.settings)

@@ -21,7 +21,7 @@ class DKD(LogitMethod):
         super().__init__(options, context)
         self.settings = {"temperature": options.temperature, "alpha": options.alpha, "beta": options.beta}
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Share:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Share:
         """Return the mean over the labelled images; zero, with a gradient, when there is none."""
         targets = targets.flatten()  # of positions they are (B, H, W)
         labelled = targets != UNLABELLED

@@ -50,7 +50,7 @@ class FitNet(LayerMethod):
                 linear = nn.Conv2d(narrow, wide, kernel_size=1)
                 self.regressors.append(linear if self.is_linear else _shrinking(narrow, wide, ours, theirs))
 
-    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, samples: Tensor) -> Iterator[Tensor]:
         """Yield the mean squared error, or of each sample half the sum of its elements."""
         for regressor, (ours, theirs) in zip(self.regressors, self.pairs(student, teacher), strict=True):
             if self.is_linear:

@@ -40,7 +40,7 @@ class LocalClassifier(Method):
         means, _ = class_means(embeddings, *self.centers.shape, add_up=team.sum)
         self.centers.copy_(means)
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Tensor:
         """Return the loss; zero, with a gradient, when nothing in the batch has a label."""
         assert student.logits is not None
         assert teacher is not None

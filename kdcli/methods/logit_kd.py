@@ -26,7 +26,7 @@ class LogitKD(LogitMethod):
             "beta": options.beta,
         }
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Share:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Share:
         """Return the loss; labels are not read."""
         if student.vocabulary is not None:
             theirs = self.common_vocabulary(teacher)

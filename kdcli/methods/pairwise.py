@@ -39,7 +39,7 @@ class Pairwise(LayerMethod):
         if is_by_sample and options.projector is None:  # a projector comes with statistics of the batch
             self.scope = "local"
 
-    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, samples: Tensor) -> Iterator[Tensor]:
         """Yield what the loss gives for each pair."""
         for pair in self.pairs(student, teacher):
             yield self.compare(*pair)

@@ -50,7 +50,7 @@ class Projection(PairMethod, Projected):
         is_last = self.student_reads == self.teacher_reads == Reads(("pooled",))
         return self.projector if is_last and self.projector.direction == "student_to_teacher" else None
 
-    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, samples: Tensor) -> Iterator[Tensor]:
         """Yield the distance, a scalar."""
         for pair in self.pairs(student, teacher):
             yield self.distance(*pair)

@@ -71,7 +71,7 @@ class ReviewKD(LayerMethod):
             output, fused = fusion(ours, fused, (theirs.shape[2], theirs.shape[3]))
             yield output, theirs
 
-    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, samples: Tensor) -> Iterator[Tensor]:
         """Yield the loss of each sample at every level, the deepest first; the fusion normalises over the batch."""
         for pair in self.pairs(student, teacher):
             yield losses.review_kd(*pair)

@@ -20,7 +20,7 @@ class SpectralRegularization(Method):
         self.tap = options.student_tap
         self.rank = options.rank
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Tensor:
         """Return the loss; neither teacher nor labels are read."""
         return losses.spectral_regularization(student.features[self.tap], rank=self.rank)
 

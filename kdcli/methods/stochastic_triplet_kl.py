@@ -23,7 +23,7 @@ class StochasticTriplet(Method):
         self.taps = options.student_tap, options.teacher_tap
         self.temperature, self.mining, self.margin = options.temperature, options.mining, options.margin
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Tensor:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Tensor:
         """Return the loss; zero, with a gradient, when nothing in the batch has a label."""
         assert teacher is not None
         embedding = student.features[self.taps[0]]

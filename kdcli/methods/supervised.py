@@ -21,7 +21,7 @@ class Supervised(Method):
         self.task = context.task
         self.student_reads = self.task.reads(context.student)
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor) -> Share:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Share:
         """Return the task's loss; the teacher is not read."""
         (head,) = self.student_reads.heads
         loss = self.task.supervised_loss(student.heads[head], targets, label_smoothing=self.label_smoothing)

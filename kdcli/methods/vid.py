@@ -54,7 +54,7 @@ class VID(LayerMethod):
             width = narrow if options.projector == "inverted" else wide
             self.raw_variances.append(nn.Parameter(torch.full((width,), raw)))
 
-    def values(self, student: ModelOutput, teacher: ModelOutput | None, indices: Tensor) -> Iterator[Tensor]:
+    def values(self, student: ModelOutput, teacher: ModelOutput | None, samples: Tensor) -> Iterator[Tensor]:
         """Yield the negative log-likelihood of each element."""
         layers = zip(self.regressors, self.raw_variances, self.pairs(student, teacher), strict=True)
         for regressor, raw_variance, pair in layers:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from kdcli.base.reads import Reads, join
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch
-from kdcli.machine.gather import gather_rows, sum_over
+from kdcli.machine.gather import gather_list, gather_rows, sum_over
 from kdcli.machine.team import Team
 from kdcli.methods.balance import Balance
 from kdcli.methods.base import Method
@@ -127,8 +127,8 @@ class Distiller(Objective):
         return terms
 
     def _gather(
-        self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, indices: Tensor
-    ) -> tuple[ModelOutput, ModelOutput | None, Tensor, Tensor]:
+        self, student: ModelOutput, teacher: ModelOutput | None, targets: Any, samples: Tensor
+    ) -> tuple[ModelOutput, ModelOutput | None, Any, Tensor]:
         """Return what methods of scope ``batch`` read of the samples of all processes, and nothing else."""
         methods = [method for _, method in self.each_method() if method.scope == "batch"]
         ours = student.only(join(method.student_reads for method in methods))
@@ -136,8 +136,8 @@ class Distiller(Objective):
         return (
             ours.map(gather_rows),
             None if teacher is None else teacher.only(theirs).map(gather_rows),
-            gather_rows(targets),
-            gather_rows(indices),
+            gather_rows(targets) if isinstance(targets, Tensor) else gather_list(targets),
+            gather_rows(samples),
         )
 
     def _balanced(self) -> Iterable[tuple[str, Method, Balance]]:

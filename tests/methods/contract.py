@@ -48,7 +48,7 @@ TEACHER = dataclasses.replace(
     grids={"pooled": (2, 2), "layer1": (5, 4), "layer2": (3, 3)},
     heads=("logits",),
 )
-INDICES = torch.tensor([0, 1, 4, 3, 7, 5, 6, 11, 9, 2, 8, 10])
+SAMPLES = torch.tensor([0, 1, 4, 3, 7, 5, 6, 11, 9, 2, 8, 10])
 
 
 def make_outputs(facts: ModelFacts, reads: Reads, *, seed: int, grid: tuple[int, ...] = ()) -> ModelOutput:
@@ -122,7 +122,7 @@ class MethodContract:
         """What the method gets: of both models exactly what it says that it reads."""
         student = make_outputs(STUDENT, method.student_reads, seed=1, grid=self.student_grid)
         teacher = make_outputs(TEACHER, method.teacher_reads, seed=2, grid=self.teacher_grid)
-        return student, teacher if method.teacher_reads else None, self.targets, INDICES
+        return student, teacher if method.teacher_reads else None, self.targets, SAMPLES
 
     def test_it_reads_of_each_model_what_there_is(self, method, options):
         for facts, reads in ((STUDENT, method.student_reads), (TEACHER, method.teacher_reads)):
@@ -236,10 +236,10 @@ class MethodContract:
 
     def test_without_labels_it_is_what_it_says(self, method, inputs, options):
         """What needs labels is zero without them, with a gradient; to all else they make no difference."""
-        student, teacher, _, indices = inputs
+        student, teacher, _, samples = inputs
         student = with_gradient(student)
         nothing = torch.full_like(self.targets, UNLABELLED)
-        loss = method.eval().loss(student, teacher, nothing, indices)
+        loss = method.eval().loss(student, teacher, nothing, samples)
         assert loss == (
             0
             if options.needs.labels or (not options.needs.teacher and method.student_reads.heads)

@@ -78,8 +78,8 @@ class TestLogitsOfPositions(MethodContract):
     def test_it_is_that_of_rows(self, make, inputs):
         """Positions are as samples are, once both sides have them in one place."""
         (head,) = make().student_reads.heads
-        student, teacher, targets, indices = inputs
+        student, teacher, targets, samples = inputs
         theirs = F.interpolate(teacher.heads[head], (4, 3), mode="bilinear", antialias=True)
         rows = [maps.permute(0, 2, 3, 1).reshape(-1, 4) for maps in (student.heads[head], theirs)]
         ours, theirs = (ModelOutput(heads={head: tensor}) for tensor in rows)
-        torch.testing.assert_close(make().loss(*inputs), make().loss(ours, theirs, targets.flatten(), indices))
+        torch.testing.assert_close(make().loss(*inputs), make().loss(ours, theirs, targets.flatten(), samples))
