@@ -178,3 +178,22 @@ print([name for name in {unused} if name in sys.modules])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+ASKED = {"ImageData", "TextData", "ImageSource", "TextSource", "TokenSource", "WordSource", "Subset", "FileSource"} | {
+    *("Batch", "TextBatch", "TokenBatch", "WordBatch", "EvalLoader", "TextEvalLoader", "TextModel", "VisionModel"),
+    *("Preprocessing", "TextPreprocessing"),
+}
+
+
+def test_what_samples_are_is_asked_of_the_task():
+    """No branch on the class of images or texts where neither data nor models nor tasks are at home."""
+    for module, file in MODULES.items():
+        if room(module) in ("data", "models", "tasks"):
+            continue
+        tree = ast.parse(file.read_text())
+        asserted = {node for part in ast.walk(tree) if isinstance(part, ast.Assert) for node in ast.walk(part)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and node not in asserted:
+                named = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+                assert not named & ASKED, f"{module}: {ast.unparse(node)}"

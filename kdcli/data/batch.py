@@ -44,6 +44,14 @@ class AnyBatch:
         """Whether two of its samples can be mixed, and their targets with them."""
         return False
 
+    def pixels(self, side: int) -> Tensor | None:
+        """Return images shrunk to ``side x side`` as features, float64 (B, 3 * side * side); None of other samples."""
+        return None
+
+    def plain_texts(self) -> list[str]:
+        """Return every sample as one text; nothing of samples that are no texts."""
+        return []
+
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on ``device``; copies from pinned memory don't wait."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))

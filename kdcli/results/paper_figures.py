@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdcli.base.facts import Preprocessing
 from kdcli.base.reads import join
-from kdcli.data import Batch, Source, TextSource
+from kdcli.data import Batch, Source
 from kdcli.losses.normalize import identity
 from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected
@@ -139,9 +139,10 @@ def draw_landscapes(
     Returns:
         The numbers behind each picture, by the method's name; nothing of texts.
     """
-    canvas = job.shared_preprocessing()
-    if isinstance(source, TextSource) or not isinstance(canvas, Preprocessing):
+    if not job.config.reads_images:
         return {}
+    canvas = job.shared_preprocessing()
+    assert isinstance(canvas, Preprocessing)
     methods = {
         name: method for name, method in job.distiller.each_method() if method.is_aligned and method.projections()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdcli.data.batch import AnyBatch
 
@@ -26,3 +27,7 @@ class Batch(AnyBatch):
     def can_mix(self) -> bool:
         """Whether the targets are class indices."""
         return isinstance(self.targets, Tensor) and self.targets.ndim == 1 and not self.targets.is_floating_point()
+
+    def pixels(self, side: int) -> Tensor:
+        """Return the images shrunk to ``side x side`` as features, float64 (B, 3 * side * side)."""
+        return F.adaptive_avg_pool2d(self.images.double(), side).flatten(1)

@@ -33,6 +33,10 @@ class TextBatch(AnyBatch):
 
     texts: list[Text]
 
+    def plain_texts(self) -> list[str]:
+        """Return the texts, pairs joined by a space."""
+        return [text if isinstance(text, str) else " ".join(text) for text in self.texts]
+
 
 @dataclass(eq=False, kw_only=True)
 class TokenBatch(AnyBatch):

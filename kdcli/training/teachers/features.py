@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
 from kdcli.base.result import Saved
 from kdcli.config.run import RunConfig
-from kdcli.data import AnyBatch, Batch, ImageData, TextBatch, TextData
+from kdcli.data import AnyBatch, ImageData, TextData
 from kdcli.machine.devices import resolve_device
 from kdcli.models.base import Model
 from kdcli.statistics.chance import Level, judge_classes
@@ -172,10 +171,9 @@ class _Input:
 
     def add(self, batch: AnyBatch) -> None:
         """Add a batch."""
-        if isinstance(batch, Batch):
-            self._pixels.append(F.adaptive_avg_pool2d(batch.images.double(), SIDE).flatten(1).numpy())
-        elif isinstance(batch, TextBatch):
-            self._texts += [text if isinstance(text, str) else " ".join(text) for text in batch.texts]
+        if (pixels := batch.pixels(SIDE)) is not None:
+            self._pixels.append(pixels.numpy())
+        self._texts += batch.plain_texts()
 
     def features(self) -> NDArray[np.float64]:
         """Return one row a sample."""

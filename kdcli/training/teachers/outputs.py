@@ -19,9 +19,11 @@ def decide_outputs(job: Job) -> Job:
 
     Only whole texts are the same in every epoch: images are augmented, and tokens masked anew, and too many.
     """
-    source = job.train_source()
-    if job.teacher is None or not isinstance(source, TextSource) or job.config.task_facts.is_over_tokens:
+    task = job.config.task_facts
+    if job.teacher is None or task.reads_images or task.is_over_tokens:
         return job
+    source = job.train_source()
+    assert isinstance(source, TextSource)
     facts, reads = job.teacher.facts, job.distiller.teacher_reads
     outputs, decisions = choose_outputs(
         num_samples=len(set(source.texts)),
