@@ -123,8 +123,7 @@ def distill(
         str | None,
         typer.Option(
             help="image-classification (default), image-embedding (no labels), text-classification,"
-            " token-classification,"
-            " sentence-embedding, masked-lm or causal-lm.",
+            " token-classification, sentence-embedding, masked-lm or causal-lm.",
             rich_help_panel=_PLAN,
         ),
         Sets("task"),

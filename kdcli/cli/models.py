@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,10 @@ from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import MAX_TEXT_LENGTH, PROBE_TOKENS
 from kdcli.base.tasks import DEFAULT_TASK, TASKS
 from kdcli.base.text import short_repr
+
+if TYPE_CHECKING:
+    from kdcli.models.search.catalogue import Catalogue
+    from kdcli.models.search.search import Found
 
 models_app = typer.Typer(help="Look into models by name.", no_args_is_help=True)
 
@@ -154,10 +158,9 @@ def models_search(
         None if text is None else parse_count(option, text)
         for option, text in (("--max-params", max_params), ("--min-params", min_params), ("--max-macs", max_macs))
     ]
-    from kdcli.base.text import human_count
     from kdcli.models.search.catalogue import Catalogue
-    from kdcli.models.search.search import LARGEST_BUILT, Budget, Cache, Sort, search
-    from kdcli.terminal.console import errors, show_lines, show_progress, show_table
+    from kdcli.models.search.search import Budget, Cache, Sort, search
+    from kdcli.terminal.console import errors, show_progress
 
     size = image_size if of_images else length
     catalogue = Catalogue(task, size=size, pretrained=pretrained, pattern=name)
@@ -177,6 +180,14 @@ def models_search(
         models = [asdict(entry) for entry in found]
         typer.echo(json.dumps({"task": task, "num_classes": catalogue.num_classes, "models": models}, indent=2))
         return
+    _show_architectures(found, catalogue, limit=limit, of_images=of_images)
+
+
+def _show_architectures(found: Sequence[Found], catalogue: Catalogue, *, limit: int, of_images: bool) -> None:
+    from kdcli.base.text import human_count
+    from kdcli.models.search.search import LARGEST_BUILT
+    from kdcli.terminal.console import show_lines, show_table
+
     show_table(
         "Architectures",
         ["name", "parameters", "MACs", catalogue.unit, "latency in ms", "published weights"],
@@ -200,8 +211,7 @@ def models_search(
     if not of_images:
         lines.append(
             "Networks of text have their default configs: 'hf:bert?num_hidden_layers=4&hidden_size=384' is a smaller"
-            " one,"
-            " for example; and a student gets the vocabulary of its tokenizer."
+            " one, for example; and a student gets the vocabulary of its tokenizer."
         )
     show_lines(lines)
 

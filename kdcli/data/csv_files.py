@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 _HINT = (
     "The first line names the columns; a cell with a comma, a line break or a quote in it stands in double quotes, and"
-    " a"
-    " quote inside is doubled."
+    " a quote inside is doubled."
 )
 
 

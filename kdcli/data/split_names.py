@@ -83,11 +83,9 @@ def check_understood(
     if len(found) == 1 and (asked is None or asked.train is None):
         raise UserError(
             f"{where} has the {kind} {found['train']}, and {listing(others)}, which"
-            f" {'is' if len(others) == 1 else 'are'} "
-            "not understood as another split.",
+            f" {'is' if len(others) == 1 else 'are'} not understood as another split.",
             f"{EXPECTED} {_OPTION} data.splits.train={found['train']} alone takes that {kind} and leaves out the"
-            " others."
-            f"{classes}",
+            f" others.{classes}",
         )
     return f"Left out: the {kind}{'' if len(others) == 1 else 's'} {listing(others)}."
 

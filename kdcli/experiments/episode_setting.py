@@ -182,15 +182,13 @@ def _describe_episodes(config: RunConfig, episodes: EpisodesConfig, features: st
             f"{episodes.number} of {episodes.ways} classes, {episodes.shots} training and {episodes.queries}"
             f" {episodes.split} images of each",
             f"Classes and images are drawn by seed {config.seed} and the episode's number. Every student starts from"
-            " the"
-            " same weights.",
+            " the same weights.",
         ),
         Decision(
             "arms",
             "; ".join(ARMS.values()),
             f"All on the same episodes. The teacher's {features}, L2-normalised, without augmentation; logistic"
-            " regression"
-            " with C = 1.",
+            " regression with C = 1.",
         ),
     ]
 

@@ -54,8 +54,7 @@ def bounded(label: str, *, is_trial: bool = False) -> Iterator[None]:
         if 4 * numbers > memory:
             raise UserError(
                 f"{label} would have {numbers:,} parameters or more: in float32 they take {4 * numbers / 2**30:,.1f}"
-                " GiB,"
-                f" and this machine has {memory / 2**30:,.1f} GiB of memory.",
+                f" GiB, and this machine has {memory / 2**30:,.1f} GiB of memory.",
                 _HINT,
             )
 

@@ -128,8 +128,7 @@ def _check_student_name(config: StudentConfig, name: ModelName) -> None:
         raise UserError(
             f"Student {config.name}: weights of a file are for teachers.",
             "A student starts untrained, from its published weights (--student-pretrained), from a local folder, or"
-            " from"
-            " the teacher's (--student 'teacher?layers=N').",
+            " from the teacher's (--student 'teacher?layers=N').",
         )
     if name.arguments and config.pretrained:
         raise UserError(

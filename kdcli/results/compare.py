@@ -324,8 +324,7 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
     if read := [key for key in settings if _is_of_input(key) and key not in elsewhere]:
         warnings.append(
             f"The students read their samples at different sizes ({', '.join(read)}): their metrics are of the same"
-            " samples,"
-            " but not of the same input."
+            " samples, but not of the same input."
         )
     reference = None
     if baseline is not None:

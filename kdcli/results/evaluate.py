@@ -288,8 +288,7 @@ def _label_notes(candidate: Candidate) -> list[str]:
     if not candidate.trained:
         return [
             f"{candidate.name}: no method of the run trained its classifier, so that its accuracy is by chance; the"
-            " run's own"
-            " is that of nearest class means."
+            " run's own is that of nearest class means."
         ]
     if candidate.label_map is None:
         return [f"The teacher has no accuracy here. {candidate.labels}"]

@@ -30,8 +30,7 @@ _UNREADABLE = (ValueError, OSError, EOFError, KeyError, TypeError, zlib.error)
 """What reading rubbish raises."""
 OLD = (
     "the run has no record of what its data and its teacher were, as it is of an earlier kdcli, which also cut data"
-    " without"
-    " splits of their own in another way, so that samples held out now may have been trained on"
+    " without splits of their own in another way, so that samples held out now may have been trained on"
 )
 
 

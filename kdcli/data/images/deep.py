@@ -67,8 +67,7 @@ def find_range(source: ImageSource, asked: Range | None) -> tuple[Range | None, 
     if usual - black < (white - black) / _DARK:
         notes.append(
             f"Most of their values are below {usual:g}, so that they are dark: data.deep_range=[{black:g},{usual:g}]"
-            " would "
-            "scale them by these."
+            " would scale them by these."
         )
     return (black, white), notes
 
@@ -121,7 +120,6 @@ def _check_colours(images: list[File]) -> None:
     if high < 64:
         raise UserError(
             f"The colours have 16 bits a band, and use their lower {int(high).bit_length() + 8} alone: of"
-            f" {len(images)} "
-            "images looked at nothing would be seen in the upper 8 bits, which are read.",
+            f" {len(images)} images looked at nothing would be seen in the upper 8 bits, which are read.",
             "Scale the images to 8 bits.",
         )

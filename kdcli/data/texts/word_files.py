@@ -24,8 +24,7 @@ FORMATS = {
 """A file's extension -> the loader of ``datasets``; what it reads as plain text has a word a line."""
 FORMS = (
     "Labelled words are a jsonl or parquet file with a list of words and one of labels in each row; a conll, iob, bio,"
-    " tsv"
-    " or txt file with a word and its label a line and a blank line between texts; a folder of such files (train,"
+    " tsv or txt file with a word and its label a line and a blank line between texts; a folder of such files (train,"
     " validation and test by their names); or hf:org/name."
 )
 _WORD_NAMES = ("tokens", "words", "token", "word", "text", "sentence")

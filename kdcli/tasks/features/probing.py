@@ -46,8 +46,7 @@ def sample_by_class(train: Source, names: Sequence[str], samples: int, seed: int
         is_text = isinstance(train, TextSource)
         raise UserError(
             f"The sample of {len(chosen)} labelled {'text' if is_text else 'image'}s has fewer than two classes with"
-            " two"
-            " or more.",
+            " two or more.",
             f"Give more --samples{'' if is_text else ', or other --classes'}.",
         )
     return train.take(kept), [names[label] for label, count in counts.items() if count == 1]
