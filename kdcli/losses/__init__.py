@@ -2,7 +2,7 @@
 
 Each gives a value for every row, sample or element, as its docstring says, and the caller reduces them: ``.mean()`` is
 the paper's loss, but where the docstring says otherwise. What is a statistic of the batch (relations, spectra, DIST,
-the logarithm of a sum) is a scalar.
+the logarithm of a sum) is a scalar. Those that torch reduces in one pass take ``reduction="mean"``.
 
 Half-precision inputs are computed and reduced in float32, also under autocast; float64 stays float64. Gradients flow to
 whatever requires them: pass the teacher's tensors without gradient, and not as inference tensors. A shape that doesn't
