@@ -7,7 +7,7 @@ finished, with their costs.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from kdcli.base.tasks import Modality
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
 from kdcli.data import AnyBatch, EvalBatches, Source
-from kdcli.data.fingerprint import find_trained_on
+from kdcli.data.fingerprint import AnyData, find_trained_on
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_saved, load_teacher, parse_name
@@ -126,11 +126,7 @@ def evaluate_models(
         UserError: for a name, split or device that isn't there, a model whose labels don't fit the data's, images that
             can't be read, a run whose files, data or teacher have changed, or one that was trained on the samples.
     """
-    if split is not None and split not in SPLITS:
-        raise UserError(f"There is no split {split!r}. {did_you_mean(split, SPLITS)}".rstrip(), one_of(SPLITS))
-    for other in against:
-        if [name, *against].count(other) > 1:
-            raise UserError(f"{other} is named twice.", "Name every model once.")
+    _check_asked([name, *against], split)
     place = resolve_device(device)
     run = open_run(name, force=force)
     if run is not None and weights is not None:
@@ -143,53 +139,17 @@ def evaluate_models(
     if run is not None:
         check_pairs(run, samples)
     split, source, notes = choose_split(samples, split)
-    candidates = [_candidate("model" if run is None else "student", name, run, facts, weights=weights)]
-    if run is not None and with_teacher and (teacher := _teacher(run, candidates[0])) is not None:
-        candidates.append(teacher)
     others = {other: open_run(other, force=force) for other in against}
-    candidates += [
-        _candidate(f"against-{number}", other, opened, facts)
-        for number, (other, opened) in enumerate(others.items(), 1)
-    ]
-    forced: list[str] = []
+    first = _candidate("model" if run is None else "student", name, run, facts, weights=weights)
+    candidates = [first, *_beside(first, run if with_teacher else None, others, facts)]
     runs = [opened for opened in (run, *others.values()) if opened is not None]
-    if runs:
-        teacher_now = next((candidate.model for candidate in candidates if candidate.role == "teacher"), None)
-        now = take_record(samples, teacher_now, splits=(split,))
-        for opened in runs:
-            is_own = opened is run and (data is None or same_data(run.read_config(), data))
-            forced += _check_record(opened, now, config, split, notes, is_own=is_own)
-
+    own = run if run is not None and (data is None or same_data(run.read_config(), data)) else None
+    forced = _check_runs(runs, own, samples, candidates, config, split, notes)
     kind = build_task(facts, reference=_no_reference, extension=extension)
     layout = kind.layout
-    compared = [candidate.model for candidate in candidates if candidate.label_map is not None]
-    source = kind.cut_together(source, compared, notes)
-
-    measured: dict[str, dict[str, Any]] = {}
-    reports: dict[str, Report] = {}
+    source = kind.cut_together(source, [each.model for each in candidates if each.label_map is not None], notes)
     skipped: dict[str, None] = {}
-    for candidate in candidates:
-        candidate.model.to(place)
-        scores: dict[str, Any] = dict.fromkeys(layout.keys)
-        if candidate.label_map is not None:
-            loader = loader_of(source, candidate.model.facts.preprocessing, batch_size, config)
-            report = reports[candidate.role] = _score(kind, candidate, loader, place, skipped)
-            scores = report.compute()
-            notes += report.notes(candidate.name)
-            check_readable(list(skipped), len(source), what=f"{split} images of {config.name}")
-        measured[candidate.role] = {
-            "name": candidate.name,
-            "labels": candidate.labels,
-            **scores,
-            "agreement_with_teacher": None,
-            **measure_costs(candidate.model, candidate.weights, device=place, batch_size=batch_size),
-        }
-        candidate.model.cpu()
-    if "teacher" in reports:
-        for role, own in reports.items():
-            if role != "teacher":
-                measured[role]["agreement_with_teacher"] = own.agreement(reports["teacher"])
-
+    measured, reports = _measure(kind, candidates, source, config, place, skipped, notes, split=split, size=batch_size)
     counts = reports[candidates[0].role].counts()
     evaluation = {
         "data": config.name,
@@ -203,13 +163,119 @@ def evaluate_models(
         "data_notes": list(facts.notes),
         "forced": [*dict.fromkeys((*(sentence for opened in runs for sentence in opened.forced), *forced))],
         "notes": notes + [note for candidate in candidates for note in _notes(candidate)],
-        "device": str(place),
-        "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
+        **_machine(place),
         "batch_size": batch_size,
         "models": measured,
     }
     return Evaluated(evaluation, layout, _draw(kind, candidates, source, config, place, show) if show else [])
+
+
+def _check_runs(
+    runs: Sequence[RunFolder],
+    own: RunFolder | None,
+    samples: AnyData,
+    candidates: Sequence[Candidate],
+    config: DataConfig,
+    split: str,
+    notes: list[str],
+) -> list[str]:
+    """Refuse runs whose data or teacher have changed; return what was forced, a sentence each.
+
+    Args:
+        runs: those that are measured.
+        own: the one whose own data these are; None where they are other data.
+        samples: the data.
+        candidates: the teacher is among them where there is one.
+        config: of the data.
+        split: that is measured on.
+        notes: gets what can't be told.
+    """
+    if not runs:
+        return []
+    teacher = next((candidate.model for candidate in candidates if candidate.role == "teacher"), None)
+    now = take_record(samples, teacher, splits=(split,))
+    found = [_check_record(run, now, config, split, notes, is_own=run is own) for run in runs]
+    return [sentence for sentences in found for sentence in sentences]
+
+
+def _machine(place: torch.device) -> dict[str, Any]:
+    return {
+        "device": str(place),
+        "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _check_asked(names: Sequence[str], split: str | None) -> None:
+    if split is not None and split not in SPLITS:
+        raise UserError(f"There is no split {split!r}. {did_you_mean(split, SPLITS)}".rstrip(), one_of(SPLITS))
+    for other in names:
+        if names.count(other) > 1:
+            raise UserError(f"{other} is named twice.", "Name every model once.")
+
+
+def _beside(
+    first: Candidate, run: RunFolder | None, others: Mapping[str, RunFolder | None], facts: DataFacts
+) -> Iterator[Candidate]:
+    """Yield the teacher of ``run``, where it has one, and the others."""
+    if run is not None and (teacher := _teacher(run, first)) is not None:
+        yield teacher
+    for number, (other, opened) in enumerate(others.items(), 1):
+        yield _candidate(f"against-{number}", other, opened, facts)
+
+
+def _measure(
+    kind: Task,
+    candidates: Sequence[Candidate],
+    source: Source,
+    config: DataConfig,
+    place: torch.device,
+    skipped: dict[str, None],
+    notes: list[str],
+    *,
+    split: str,
+    size: int,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Report]]:
+    """Measure every candidate, one after the other, in batches of ``size``.
+
+    Args:
+        kind: the task.
+        candidates: each is on ``place`` while it is measured.
+        source: what they are measured on, a part of ``split``.
+        config: of the data.
+        place: the device.
+        skipped: gets the names of what can't be read.
+        notes: gets what the reports have to say.
+        split: for messages.
+        size: of a batch.
+
+    Returns:
+        What ``evaluation.json`` says of each role, and the reports of those whose labels fit.
+    """
+    measured: dict[str, dict[str, Any]] = {}
+    reports: dict[str, Report] = {}
+    for candidate in candidates:
+        candidate.model.to(place)
+        scores: dict[str, Any] = dict.fromkeys(kind.layout.keys)
+        if candidate.label_map is not None:
+            loader = loader_of(source, candidate.model.facts.preprocessing, size, config)
+            report = reports[candidate.role] = _score(kind, candidate, loader, place, skipped)
+            scores = report.compute()
+            notes += report.notes(candidate.name)
+            check_readable(list(skipped), len(source), what=f"{split} images of {config.name}")
+        measured[candidate.role] = {
+            "name": candidate.name,
+            "labels": candidate.labels,
+            **scores,
+            "agreement_with_teacher": None,
+            **measure_costs(candidate.model, candidate.weights, device=place, batch_size=size),
+        }
+        candidate.model.cpu()
+    if "teacher" in reports:
+        for role, own in reports.items():
+            if role != "teacher":
+                measured[role]["agreement_with_teacher"] = own.agreement(reports["teacher"])
+    return measured, reports
 
 
 def _no_reference(batch: AnyBatch) -> Tensor:
