@@ -110,19 +110,18 @@ AUGMENTS = {
 }
 
 
-@pytest.mark.parametrize("canvas", [(60, 80), (96, 96), (33, 57), (240, 320)])
+@pytest.mark.parametrize("canvas", [(60, 80), (33, 57), (200, 200)])
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_training(name, canvas):
     augment, source = AugmentConfig(**AUGMENTS[name]), Coordinates()
     model = Preprocessing(canvas, *UNIT)
     loader = source.train_batches(Loading(3, 5, augment, workers=0), [model, Preprocessing((8, 8), *UNIT)])
-    for epoch in (0, 1):
-        for batch in loader.epoch(epoch):
-            assert isinstance(batch.targets, list)
-            assert not batch.can_mix
-            for image, target in zip(batch.images, batch.targets, strict=True):
-                assert_aligned(image, target)
-                assert target["caption"] == "coordinates"
+    for batch in loader.epoch(0):
+        assert isinstance(batch.targets, list)
+        assert not batch.can_mix
+        for image, target in zip(batch.images, batch.targets, strict=True):
+            assert_aligned(image, target)
+            assert target["caption"] == "coordinates"
 
 
 @pytest.mark.parametrize("kernels", ["pillow", "torchvision"])

@@ -16,7 +16,6 @@ from kdcli.config.data import AugmentConfig, DataConfig
 from kdcli.data import Batch, EvalLoader, ImageSource, Loading, TrainLoader, fit, open_data, prepare
 from kdcli.data.images import loaders
 from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, Subset
-from kdcli.machine.team import Team
 
 AUGMENT = AugmentConfig(policy="trivial", color_jitter=0.2, erase=0.3)
 PREPROCESSING = Preprocessing((16, 16), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -84,57 +83,6 @@ def test_an_abandoned_epoch_leaves_nothing_behind(source: FileSource) -> None:
     helped = train_loader(source, workers=2)
     next(helped.epoch(0))
     assert_same(list(helped.epoch(1)), list(train_loader(source).epoch(1)))
-
-
-def test_a_sample_does_not_depend_on_its_batch(source: FileSource) -> None:
-    small, large = ({}, {})
-    for batch_size, seen in ((2, small), (11, large)):
-        for batch in train_loader(source, batch_size=batch_size).epoch(4):
-            seen.update(zip(batch.samples.tolist(), batch.images, strict=True))
-    assert len(small) == len(large) == 22
-    assert all(torch.equal(small[index], large[index]) for index in small.keys() & large.keys())
-
-
-def test_start_is_an_offset(source: FileSource) -> None:
-    loader = train_loader(source)
-    whole = list(loader.epoch(3))
-    for start in range(4):
-        assert_same(list(loader.epoch(3, start=start)), whole[start:])
-    assert loader.batches_per_epoch == 3
-
-
-@pytest.mark.parametrize("size", [2, 3])
-def test_slices_of_processes_recombine_to_the_global_batch(source: FileSource, size: int) -> None:
-    whole = list(train_loader(source).epoch(2))
-    parts = [list(train_loader(source, team=Team(r, size)).epoch(2)) for r in range(size)]
-    for number, batch in enumerate(whole):
-        for rank in range(size):
-            part = parts[rank][number]
-            share = slice(rank * len(part), (rank + 1) * len(part))
-            assert torch.equal(part.images, batch.images[share])
-            assert torch.equal(part.samples, batch.samples[share])
-            assert torch.equal(part.targets, batch.targets[share])
-            assert torch.equal(part.view, batch.view[share])
-
-
-@pytest.mark.parametrize("size", [2, 3, 9])
-def test_processes_evaluate_every_sample_once(source: FileSource, size: int) -> None:
-    """23 images in batches of 4: six of them, the last one short; with nine processes three have none."""
-    preprocessing = Preprocessing((16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    seen = []
-    for rank in range(size):
-        loader = eval_loader(source, preprocessing=preprocessing, batch_size=4, team=Team(rank, size))
-        batches = list(loader)
-        assert len(batches) == len(loader)
-        seen += [index for batch in batches for index in batch.samples.tolist()]
-    assert sorted(seen) == list(range(23))
-
-
-def test_wrong_arguments(source: FileSource) -> None:
-    with pytest.raises(ValueError, match="6 is no whole number for each of 4 processes"):
-        train_loader(source, team=Team(0, 4))
-    with pytest.raises(UserError, match="23 training images for 24 processes"):
-        train_loader(source, batch_size=48, team=Team(0, 24))
 
 
 def test_a_single_small_batch_is_used(source: FileSource) -> None:

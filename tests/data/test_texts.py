@@ -10,8 +10,7 @@ import pytest
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.config.data import DataConfig
-from kdcli.data import Loading, TextEvalLoader, TextTrainLoader, open_texts
-from kdcli.machine.team import Team
+from kdcli.data import open_texts
 
 
 @pytest.fixture(autouse=True)
@@ -157,21 +156,3 @@ def test_the_demo_is_prose_without_repetition():
     assert len(train | validation | test) == len(train) + len(validation) + len(test)
     assert len(train) > 500
     assert all(len(text.split()) >= 8 for text in train)
-
-
-def test_batches_are_a_function_of_seed_and_epoch(tmp_path):
-    source = open_(write(tmp_path, "set.csv", rows(40))).train
-
-    def loader(rank=0, size=1, seed=0):
-        return TextTrainLoader(source, Loading(8, seed, team=Team(rank, size)))
-
-    whole = [batch.texts for batch in loader().epoch(2)]
-    assert len(whole) == loader().batches_per_epoch == 3
-    assert [batch.texts for batch in loader().epoch(2, start=1)] == whole[1:]
-    assert [batch.texts for batch in loader().epoch(3)] != whole
-    halves = zip(loader(0, 2).epoch(2), loader(1, 2).epoch(2), strict=True)
-    assert [first.texts + second.texts for first, second in halves] == whole
-    with pytest.raises(ValueError, match="8 is no whole number for each of 3 processes"):
-        TextTrainLoader(source, Loading(8, team=Team(0, 3)))
-    evaluated = [text for rank in (0, 1) for batch in TextEvalLoader(source, Loading(4, team=Team(rank, 2))) for text in batch.texts]  # fmt: skip
-    assert sorted(evaluated) == sorted(source.texts)
