@@ -107,6 +107,11 @@ class Model(nn.Module, ABC):
                 module.get_submodule(name).register_forward_hook(self._head_taps[head])
 
     @property
+    def native(self) -> nn.Module:
+        """What other programs run: it takes :meth:`example`'s inputs, and returns logits as its library does."""
+        return self.module
+
+    @property
     def predictions(self) -> Reads:
         """The heads that make the model's prediction; nothing of a model without one."""
         return Reads(heads=self.facts.predictions)

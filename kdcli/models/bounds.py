@@ -53,8 +53,9 @@ def bounded(label: str, *, is_trial: bool = False) -> Iterator[None]:
             numbers += parameter.numel()
         if 4 * numbers > memory:
             raise UserError(
-                f"{label} would have {numbers:,} parameters or more: in float32 they take {4 * numbers / 2**30:,.1f}"
-                f" GiB, and this machine has {memory / 2**30:,.1f} GiB of memory.",
+                f"{label} would have {numbers:,} parameters or more: in float32 they take"
+                f" {4 * numbers / 2**30:,.1f} GiB,"
+                f" and this machine has {memory / 2**30:,.1f} GiB of memory.",
                 _HINT,
             )
 

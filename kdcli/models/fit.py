@@ -25,7 +25,7 @@ _AVERAGED = {"ema", "averaged", "avg", "swa", "teacher", "target", "momentum", "
 _BEGINNERS = {"student", "online"}
 """Words in the keys of the weights that they are averages of."""
 _WORTH_NAMING = 0.2
-"""Share of a model's tensors from which on a prefix counts as one; blocks of other networks share a few names."""
+"""Share of a model's tensors from which on a prefix counts as one; a block of another network has a few of them."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _prefixes_of_all(state: Tensors, head: _Head, tensors: Tensors) -> list[str]
 
 
 def _nearest(state: Tensors, checkpoint: Checkpoint) -> list[_Choice]:
-    """Return the part that most of the model's tensors are in, by name and shape, without wrappings."""
+    """Return what has most of the model's tensors, by name and shape, and all of the first part, without wrappings."""
     first = checkpoint.parts[0]
     plain = ""
     while prefix := next((p for p in _WRAPPING if all(name.startswith(plain + p) for name in first.tensors)), None):

@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub, from its cache or from the network, with a quick error where neither has them."""
+"""Files of the Hugging Face hub, from its cache or the network, with an error in seconds where neither has them."""
 
 from __future__ import annotations
 

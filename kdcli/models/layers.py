@@ -29,8 +29,8 @@ class Layer:
         name: of the submodule, as ``feature_layers`` takes it.
         kind: its class.
         width: of its features.
-        grid: (height, width) of its positions, class and register tokens left out; (number,) of what is no image's; ()
-            for one vector.
+        grid: (height, width) of its positions, class and register tokens left out; (number,) of what is no image's;
+            () for one vector.
     """
 
     name: str
@@ -67,8 +67,8 @@ def resolve_indices(model: Model, names: Iterable[str]) -> dict[str, str]:
     for index in indices:
         if not -len(layers) <= int(index) < len(layers):
             raise UserError(
-                f"{model.facts.name} has no layer {index}: its layers are 0 to {len(layers) - 1}, or -1 to"
-                f" {-len(layers)}.",
+                f"{model.facts.name} has no layer {index}: its layers are 0 to {len(layers) - 1},"
+                f" or -1 to {-len(layers)}.",
                 "'kdcli models layers NAME' lists them.",
             )
         resolved[index] = layers[int(index)].name

@@ -61,7 +61,7 @@ def _library_of_extension(entry: extensions.Extension) -> Library:
 
 
 def libraries_for(name: str | None, modality: Modality) -> Iterator[Library]:
-    """Yield the library of this name, or without a name all of kdcli's own; only those with models of ``modality``."""
+    """Yield the libraries that have models of ``modality``: the one called ``name``, or without a name kdcli's own."""
     for library in LIBRARIES if name is None else (library_called(name),):
         if modality in library.modalities:
             yield library

@@ -91,7 +91,7 @@ def build_student(
     teacher: Model | None = None,
     source: tuple[TeacherConfig, Model] | None = None,
 ) -> Model:
-    """Build the model that is trained, with a head over the data's labels, which its saved config carries.
+    """Build the model that is trained: a head for the data's task over their labels, which its saved config carries.
 
     The whole of an untrained student, and the new classifier of a pretrained one, are functions of ``seed``. A
     pretrained classifier stays only where it already has exactly these labels. A student of texts without a tokenizer

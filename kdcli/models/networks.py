@@ -38,9 +38,9 @@ from kdcli.models.weights import Checkpoint, read_checkpoint
 Factory = Callable[..., nn.Module]
 """Makes a network: ``factory(num_outputs, **arguments)``, every argument with a default.
 
-The network has two parts, methods or modules. ``features`` takes images (B, 3, H, W) to features (B, C, h, w) or (B,
-C). ``head`` takes those to what the task asks for: logits (B, num_outputs), or (B, num_outputs, H, W) of a task over
-pixels; or several heads by name.
+The network has two parts, methods or modules. ``features`` takes images (B, 3, H, W) to features (B, C, h, w) or
+(B, C). ``head`` takes those to what the task asks for: logits (B, num_outputs), or (B, num_outputs, H, W) of a task
+over pixels; or several heads by name.
 """
 
 
@@ -104,6 +104,11 @@ class NetworkModel(VisionModel):
     def _task(self, num_classes: int) -> str:
         return str(self._settings["task"])
 
+    @property
+    def native(self) -> nn.Module:
+        """Features and head, one after the other."""
+        return _Whole(self.module)
+
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, which names the library and the network."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +121,15 @@ class NetworkModel(VisionModel):
             "preprocessing": asdict(self.preprocessing),
         }
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+class _Whole(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _heads(self.module, _part(self.module, "features")(images))[LOGITS]
 
 
 class Networks(Library):

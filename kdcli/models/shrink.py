@@ -194,7 +194,9 @@ class CopyReport:
 
 
 def evenly_spaced(many: int, few: int) -> tuple[int, ...]:
-    """Return ``few`` of the numbers below ``many``, evenly spaced, the first and the last too: 12 to 6 is 0 2 4 7 9 11.
+    """Return ``few`` of the numbers below ``many``, evenly spaced, with the first and the last.
+
+    Six of twelve are 0 2 4 7 9 11.
 
     As in DistilBERT (Sanh et al., arXiv 1910.01108), whose student has every other layer of its teacher.
     """

@@ -35,8 +35,8 @@ class ModelName:
         text: as the user wrote it.
         target: without its prefixes and arguments: a timm name, a hub id or a folder; ``cifar:``, ``package:`` and an
             extension's prefix stay.
-        library: its name, where ``timm:``, ``cifar:``, ``hf:`` or an extension's prefix, which is its library's name,
-            says so.
+        library: its name, where a prefix says so: ``timm:``, ``cifar:``, ``hf:``, or that of an extension, whose
+            library has the same name.
         random: the architecture untrained.
         arguments: what ``?key=value&key=value`` changes of the architecture: plain values, or lists of these.
     """

@@ -107,7 +107,7 @@ class LayerTap:
         return mean_over_places(features, self.layout, self.num_prefix)
 
     def take(self) -> tuple[Tensor | None, Tensor | None, Edges]:
-        """Return features (B, d) and map (B, d, H, W), each where it was wanted, and their edges; forget them."""
+        """Return the features (B, d) and the map (B, d, H, W), where they were wanted, and their edges; forget them."""
         kept, self.kept = self.kept, None
         if kept is None:
             raise RuntimeError("the layer that was to be tapped did not run")

@@ -208,4 +208,4 @@ class _EmbeddingModule(torch.nn.Module):
 
 
 def _outputs_module(student: Model) -> torch.nn.Module:
-    return (_LogitsModule(student.module) if student.facts.num_classes else _EmbeddingModule(student)).eval()
+    return (_LogitsModule(student.native) if student.facts.num_classes else _EmbeddingModule(student)).eval()

@@ -73,8 +73,7 @@ class Found:
 
 
 class Cache:
-    """What was counted before, in a file of the user's cache folder, for the installed versions of kdcli and both
-    libraries.
+    """What was counted before, in a file of the user's cache folder, for the installed versions of kdcli and libraries.
 
     Attributes:
         path: the file.

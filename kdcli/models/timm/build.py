@@ -82,27 +82,12 @@ def load(
         raise
     # A folder's config and weights can be anything: on values that don't fit timm and torch raise what they trip over.
     except Exception as error:
-        if stochastic and "drop_path_rate" in str(error):
-            raise UserError(f"{place.name} has no stochastic depth: {error}", "Leave student.drop_path out.") from error
-        if arguments and isinstance(error, (RuntimeError, AssertionError, TypeError, ValueError)):
-            raise UserError(
-                f"{place.name} can't be built for images of {image_size} pixels: {error}",
-                f"It takes {native[0]}x{native[1]} pixels: leave image_size out, or choose another model.",
-            ) from error
-        if place.arguments and (fixed := re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))):
-            raise UserError(
-                f"{place.name}: timm fixes {fixed[1]} for this architecture.",
-                "Leave it out, choose another architecture of the family, or set what it leaves open.",
-            ) from error
-        if place.arguments:
-            raise UserError(
-                f"timm can't build {place.name}: {reason_of(error)}", "Give other values, or leave arguments out."
-            ) from error
-        if place.folder:
-            raise UserError(
-                f"{place.folder} can't be loaded by timm: {reason_of(error)}", "Check the folder's files."
-            ) from error
-        raise
+        refusal = _refusal(
+            error, place, image_size=image_size if arguments else None, native=native, drop_path=drop_path
+        )
+        if refusal is None:
+            raise
+        raise refusal from error
     if num_classes and module.num_classes != num_classes:
         raise UserError(
             f"timm has no classifier of {place.name}.", "It can be a teacher, or a student of --task image-embedding."
@@ -114,6 +99,44 @@ def load(
         check_types(place.name, types, module)
         check_module(place.name, module, lambda: timm.create_model(name, num_classes=num_classes, **arguments))
     return module, _saved_model_args(place) | dict(place.arguments) | arguments
+
+
+def _refusal(
+    error: Exception,
+    place: Place,
+    *,
+    image_size: int | tuple[int, int] | None,
+    native: Sequence[int],
+    drop_path: float | None,
+) -> UserError | None:
+    """Return what to tell the user of an error that timm or torch raised; None where nothing of the user's caused it.
+
+    Args:
+        error: what they raised.
+        place: of the model.
+        image_size: where the model was built for another one than its own.
+        native: (height, width) of its own images.
+        drop_path: the rate that was asked for.
+    """
+    if drop_path is not None and "drop_path_rate" in str(error):
+        return UserError(f"{place.name} has no stochastic depth: {error}", "Leave student.drop_path out.")
+    if image_size is not None and isinstance(error, (RuntimeError, AssertionError, TypeError, ValueError)):
+        return UserError(
+            f"{place.name} can't be built for images of {image_size} pixels: {error}",
+            f"It takes {native[0]}x{native[1]} pixels: leave image_size out, or choose another model.",
+        )
+    if place.arguments and (fixed := re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))):
+        return UserError(
+            f"{place.name}: timm fixes {fixed[1]} for this architecture.",
+            "Leave it out, choose another architecture of the family, or set what it leaves open.",
+        )
+    if place.arguments:
+        return UserError(
+            f"timm can't build {place.name}: {reason_of(error)}", "Give other values, or leave arguments out."
+        )
+    if place.folder:
+        return UserError(f"{place.folder} can't be loaded by timm: {reason_of(error)}", "Check the folder's files.")
+    return None
 
 
 def constructor_values(place: Place) -> Mapping[str, Any]:
@@ -232,9 +255,8 @@ def _weights_overlay(place: Place, cfg: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"There are no published weights of {place.name}.",
             f"Train it first (kdcli distill --teacher none --student {place.name} --data ... --output runs/NAME) and"
-            " name "
-            "runs/NAME. A teacher can also have a checkpoint (--teacher-weights FILE) or be untrained (random:NAME), a"
-            " student be untrained (--no-student-pretrained).",
+            " name runs/NAME. A teacher can also have a checkpoint (--teacher-weights FILE) or be untrained (random:NAME),"
+            " a student be untrained (--no-student-pretrained).",
         )
     with_weights = list_pretrained(f"{(place.architecture or '').partition('.')[0]}.*")
     tagged = f"With weights: {', '.join(with_weights)}. " if with_weights else ""

@@ -40,8 +40,9 @@ def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoin
 
 
 def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *, like: Model | None) -> TimmModel:
-    """Build it; one made of ``like`` has its preprocessing, but for the size, and its weights where they fit.
+    """Build it.
 
+    What is made of ``like`` has its weights where they fit, and its images prepared alike, but for their size.
     A pretrained classifier stays only where it already has exactly these labels.
     """
     module, arguments = build.load(

@@ -84,7 +84,7 @@ class TimmModel(VisionModel):
         return self._layout.num_prefix
 
     def _head_names(self) -> tuple[str, str] | None:
-        """Return what timm calls ``head`` and ``head_dist`` in every model that has both; EfficientViM's are lists."""
+        """Return what timm calls ``head`` and ``head_dist`` where a model has both; EfficientViM's are lists."""
         names = [name for name, child in self.module.named_modules() if not isinstance(child, nn.Identity)]
         pairs = [(name.removesuffix("_dist"), name) for name in names if name.rpartition(".")[2] == "head_dist"]
         return next((pair for pair in pairs if pair[0] in names), None)
@@ -121,7 +121,7 @@ class TimmModel(VisionModel):
         return output
 
     def _final(self, images: Tensor, features: Any = None) -> tuple[Any, list[tuple[Tensor, Layout]]]:
-        """Return what ``forward_features`` (or ``features``) gives, and the tensors of it that ``pooled`` averages."""
+        """Return what ``forward_features`` returns, or ``features``, and its tensors that ``pooled`` averages."""
         module: Any = self.module
         if self._layout.class_tokens_only:
             features, (grid,) = module.forward_intermediates(images, indices=1)

@@ -1,4 +1,4 @@
-"""A student's folder completed for sentence-transformers, loaded by transformers alone, and a card's snippet."""
+"""A student's folder: completed for sentence-transformers, loaded by transformers alone, and how a card loads it."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def prompt_of(settings: SentenceSettings, *, asked: str | None, name: str) -> st
 
 
 def write_prompt(folder: Path, prompt: str) -> None:
-    """Let a folder's model put ``prompt``, if any, before every text, in kdcli and in sentence-transformers."""
+    """Let a folder's model put ``prompt``, unless it is empty, before every text, in sentence-transformers too."""
     if prompt:
         _write_json(folder / files.PROMPTS, {"prompts": {"default": prompt}, "default_prompt_name": "default"})
 

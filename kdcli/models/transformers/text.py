@@ -167,7 +167,7 @@ class HFTextModel(TextModel):
 
     @torch.no_grad()
     def start_at(self, mean: float) -> None:
-        """Start the classifier at about ``mean``, where its last layer has a bias: numbers may be far from 0."""
+        """Let the classifier give about ``mean`` for every text, if its last layer has a bias; numbers may be large."""
         if self._last is not None and (bias := self.module.get_submodule(self._last).bias) is not None:
             bias.fill_(mean)  # type: ignore[operator]
 
@@ -196,8 +196,7 @@ class HFTextModel(TextModel):
         self._encoder = next(name for name, child in module.named_modules() if child is encoder)
         self._encoder_arguments = self._arguments if encoder is module.base_model else {}
         takes_types = all("token_type_ids" in signature(part.forward).parameters for part in (module, encoder))
-        # GPT-2 and its kin look types up among their tokens; of all others without a table of types XLNet alone has a
-        # use.
+        # GPT-2 and its kin look types up among their tokens; of others without a table of types XLNet alone uses them.
         has_types = getattr(module.config, "type_vocab_size", 0) > 1 or module.config.model_type == "xlnet"
         self._takes_types = takes_types and has_types
         # Longformer's classifier lets the first token attend to all, which its encoder alone does not.

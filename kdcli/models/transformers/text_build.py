@@ -158,7 +158,7 @@ def has_text_classifier(config: Any) -> bool:
 
 
 def own_pooling(config: Any, settings: SentenceSettings) -> Pooling:
-    """Return how a model pools: as it was saved, else by a decoder's last token, else by the mean."""
+    """Return how a model pools: as it was saved, else by a decoder's last token or the mean."""
     saved = getattr(config, "sentence_pooling", None)
     if saved in ("cls", "mean", "max", "last", "pooler"):
         return saved
@@ -259,8 +259,8 @@ def _auto_class(place: Place, config: Any, kind: HeadKind) -> Any:
         if type(config) not in mapping:
             raise UserError(
                 f"transformers has no {_HEAD_NAMES[kind]} of the kind {config.model_type!r} ({place.name}).",
-                "Choose another model, such as a"
-                f" {'GPT-2 or a Llama' if kind == 'causal' else 'BERT or a DistilBERT'}.",
+                "Choose another model, such as a "
+                f"{'GPT-2 or a Llama' if kind == 'causal' else 'BERT or a DistilBERT'}.",
             )
         if kind != "sequence" and config.is_encoder_decoder:
             raise UserError(

@@ -26,7 +26,7 @@ from kdcli.models.transformers import processor
 from kdcli.models.vision import VisionModel
 
 _MAX_SPECIAL_TOKENS = 16
-"""More class and register tokens than any model has: what is more than this beyond the patches is something else."""
+"""More class and register tokens than any model has: more than this beyond the patches is something else."""
 
 
 class HFModel(VisionModel):
