@@ -31,7 +31,11 @@ class Shelf(ABC):
 
     @abstractmethod
     def places(self, prefix: str) -> Mapping[str, Place]:
-        """Return every architecture by the name that ``--student`` takes; ``prefix`` is what the user's pattern has."""
+        """Return every architecture by the name that ``--student`` takes.
+
+        Args:
+            prefix: of the extension that is asked for, where this is its library; else empty.
+        """
 
     def is_shown(self, name: str) -> bool:
         """Whether it is listed where no pattern is given."""

@@ -60,6 +60,10 @@ def same(ours, theirs):
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def equal(ours, theirs):
+    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+
+
 class Contract:
     """Of a library and a model of it; a member says what to build, and a layer of it.
 
@@ -121,6 +125,7 @@ class Contract:
         assert (facts.library, facts.task, facts.label_names) == (self.library, self.task, LABELS)
         assert (facts.pretrained, facts.num_classes) == (False, 3)
         assert facts.num_parameters == sum(parameter.numel() for parameter in student.parameters())
+        assert min(facts.macs, facts.activation_bytes) > 0
         inputs = student.prepare(self.batch(student))
         output = student(inputs, Reads(tuple(facts.feature_dims), tuple(facts.grids)) | student.predictions)
         assert {tap: value.shape for tap, value in output.features.items()} == {
@@ -187,20 +192,40 @@ class Contract:
         assert {file.name for file in tmp_path.iterdir()} <= library.files
         compile(library.snippet(tmp_path, TASKS[self.task]), "card", "exec")
 
-    def test_weights_are_functions_of_the_seed_and_kept_where_labels_are_the_same(self, saved):
-        def build(labels, seed, *, pretrained=True):
-            config = StudentConfig(name=str(saved), pretrained=pretrained, image_size=None if pretrained else self.size)
-            return build_student(config, DataFacts.of_labels(labels, task=self.task), seed=seed).state_dict()
+    def trained(self, saved, labels, *, seed=0, pretrained=True):
+        """The state of a student of the saved folder, which has its size already."""
+        config = StudentConfig(name=str(saved), pretrained=pretrained)
+        return build_student(config, DataFacts.of_labels(labels, task=self.task), seed=seed).state_dict()
 
+    def test_an_untrained_student_is_a_function_of_the_seed_alone(self, named):
+        torch.manual_seed(0)
+        first = self.build(named).state_dict()
+        following = torch.rand(1)
+        torch.rand(7)
+        equal(first, self.build(named).state_dict())
+        torch.manual_seed(0)
+        assert torch.equal(torch.rand(1), following)
+
+    def test_a_pretrained_student_keeps_its_head_where_the_labels_are_the_same(self, saved):
         original = load_saved(saved).state_dict()
-        torch.testing.assert_close(build(LABELS, 0), original)
-        first, second, third = (build(("x", "y"), seed) for seed in (0, 0, 1))
-        torch.testing.assert_close(first, second)
-        changed = {name for name, tensor in first.items() if not torch.equal(tensor, third[name])}
-        assert changed
-        assert all(first[name].shape != original[name].shape for name in changed if name.endswith("weight"))
-        one, other = (build(LABELS, seed, pretrained=False) for seed in (0, 1))
-        assert any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
+        equal(self.trained(saved, LABELS), original)
+        first, second, third = (self.trained(saved, ("x", "y", "z"), seed=seed) for seed in (0, 0, 1))
+        equal(first, second)
+        replaced = {name for name in first if not torch.equal(first[name], original[name])}
+        assert replaced == {name for name in first if not torch.equal(first[name], third[name])}
+        assert replaced
+        wider = self.trained(saved, "vwxyz")
+        assert {name for name in wider if wider[name].shape != original[name].shape} >= replaced
+        untrained, other = (self.trained(saved, LABELS, seed=seed, pretrained=False) for seed in (0, 1))
+        new = {name for name in untrained if not torch.equal(untrained[name], other[name])}
+        assert len(new) > len(replaced), "the body is new as well"
+
+    def test_a_teacher_is_frozen_and_untrained_only_by_name(self, saved):
+        teacher = load_teacher(TeacherConfig(name=str(saved)), seed=0, task=self.task)
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+        assert (teacher.facts.pretrained, teacher.facts.label_names) == (True, LABELS)
+        untrained = load_teacher(TeacherConfig(name=f"random:{saved}"), seed=0, task=self.task).facts
+        assert (untrained.pretrained, untrained.label_names, untrained.num_classes) == (False, None, 3)
 
     def test_names_that_are_not_there(self):
         modality = TASKS[self.task].modality

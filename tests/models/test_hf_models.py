@@ -169,18 +169,6 @@ def test_save_and_load(student, tmp_path):
     assert {entry["label"] for entry in best} == set(LABELS)
 
 
-def test_a_saved_student_as_teacher(student, tmp_path):
-    student.save(tmp_path)
-    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
-    images = images_for(student)
-    torch.testing.assert_close(teacher(images).logits, student(images).logits, atol=1e-5, rtol=1e-5)
-    facts = teacher.facts
-    assert (facts.pretrained, facts.label_names, facts.task) == (True, LABELS, "image-classification")
-    assert not any(p.requires_grad for p in teacher.parameters())
-    untrained = load_teacher(TeacherConfig(name=f"random:hf:{tmp_path}"), seed=0).facts
-    assert (untrained.pretrained, untrained.label_names, untrained.num_classes) == (False, None, 3)
-
-
 def test_a_copy_trains_and_leaves_the_original_alone(student):
     images = images_for(student)
     twin = copy.deepcopy(student).train()
@@ -240,40 +228,6 @@ def classifier_folder(folder, **extra):
     shake(module)
     module.save_pretrained(folder)
     return module
-
-
-def test_a_pretrained_student_gets_a_classifier_of_the_seed(tmp_path):
-    source = classifier_folder(tmp_path)
-    config = StudentConfig(name=str(tmp_path), pretrained=True)
-    kept = build_student(config, DataFacts.of_labels(("cat", "dog")), seed=0).module
-    assert torch.equal(kept.classifier.weight, source.classifier.weight)
-    for names in (("ant", "bee"), LABELS):
-        torch.manual_seed(9)
-        first = build_student(config, DataFacts.of_labels(names), seed=0)
-        torch.rand(3)
-        second, third = (build_student(config, DataFacts.of_labels(names), seed=seed) for seed in (0, 1))
-        assert first.facts.pretrained
-        assert first.module.classifier.weight.shape[0] == len(names)
-        assert torch.equal(first.module.classifier.weight, second.module.classifier.weight)
-        assert not torch.equal(first.module.classifier.weight, third.module.classifier.weight)
-        layer = "layers.0.mlp.fc1.weight"
-        body = next(p for n, p in first.module.named_parameters() if "embeddings.patch_embeddings" in n)
-        assert torch.equal(body, next(p for n, p in source.named_parameters() if "embeddings.patch_embeddings" in n)), (
-            layer
-        )
-
-
-def test_untrained_students_are_functions_of_the_seed(tmp_path):
-    config_of("ViT").save_pretrained(tmp_path)
-    config = StudentConfig(name=str(tmp_path))
-    torch.manual_seed(0)
-    first = build_student(config, DataFacts.of_labels(LABELS), seed=5)
-    following = torch.rand(1)
-    second = build_student(config, DataFacts.of_labels(LABELS), seed=5)
-    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-    torch.manual_seed(0)
-    assert torch.equal(torch.rand(1), following)
 
 
 def test_image_size(tmp_path):

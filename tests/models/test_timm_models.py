@@ -188,35 +188,11 @@ def test_a_copy_trains_and_leaves_the_original_alone(student):
     assert all(parameter.grad is None for parameter in student.parameters())
 
 
-def test_facts(student):
-    facts = student.facts
-    assert facts.library == "timm"
-    assert (facts.task, facts.pretrained, facts.weights) == ("image-classification", False, "untrained")
-    assert (facts.num_classes, facts.label_names) == (3, LABELS)
-    assert facts.num_parameters == sum(p.numel() for p in student.module.parameters())
-    assert facts.macs > 0
-    assert facts.activation_bytes > 0
-
-
 SMALL = StudentConfig(name="test_vit", image_size=64)
 
 
 def weights_of(model: Model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def test_initialisation_is_a_function_of_the_seed_alone():
-    torch.manual_seed(0)
-    first = build_student(SMALL, DataFacts.of_labels(LABELS), seed=1)
-    following = torch.rand(1)
-    torch.manual_seed(123)
-    torch.rand(7)
-    second = build_student(SMALL, DataFacts.of_labels(LABELS), seed=1)
-    other = build_student(SMALL, DataFacts.of_labels(LABELS), seed=2)
-    torch.testing.assert_close(weights_of(first), weights_of(second), atol=0, rtol=0)
-    assert not torch.equal(weights_of(first), weights_of(other))
-    torch.manual_seed(0)
-    assert torch.equal(torch.rand(1), following)
 
 
 def test_an_untrained_teacher_keeps_its_head_but_has_no_labels():
@@ -227,29 +203,6 @@ def test_an_untrained_teacher_keeps_its_head_but_has_no_labels():
     assert not first.training
     assert not any(p.requires_grad for p in first.parameters())
     torch.testing.assert_close(weights_of(first), weights_of(second), atol=0, rtol=0)
-
-
-def test_a_saved_student_as_teacher_and_as_pretrained_student(tmp_path):
-    saved = build_student(SMALL, DataFacts.of_labels(LABELS), seed=1)
-    saved.save(tmp_path)
-    teacher = load_teacher(TeacherConfig(name=str(tmp_path)), seed=0)
-    assert (teacher.facts.pretrained, teacher.facts.label_names) == (True, LABELS)
-    torch.testing.assert_close(weights_of(teacher), weights_of(saved), atol=0, rtol=0)
-    untrained = load_teacher(TeacherConfig(name=f"random:{tmp_path}"), seed=1)
-    assert (untrained.facts.pretrained, untrained.facts.label_names, untrained.facts.num_classes) == (False, None, 3)
-
-    pretrained = StudentConfig(name=str(tmp_path), pretrained=True)
-    body, head = saved.module.blocks[0].mlp.fc1.weight, saved.module.head.weight
-    same = build_student(pretrained, DataFacts.of_labels(LABELS), seed=0).module
-    renamed = build_student(pretrained, DataFacts.of_labels(("x", "y", "z")), seed=0)
-    wider = build_student(pretrained, DataFacts.of_labels(("v", "w", "x", "y", "z")), seed=0)
-    assert torch.equal(same.head.weight, head)
-    for other in (renamed, wider):
-        assert torch.equal(other.module.blocks[0].mlp.fc1.weight, body)
-    assert not torch.equal(renamed.module.head.weight, head)
-    assert wider.facts.num_classes == 5
-    again = build_student(pretrained, DataFacts.of_labels(("x", "y", "z")), seed=0)
-    assert torch.equal(again.module.head.weight, renamed.module.head.weight)
 
 
 def test_a_pretrained_folder_without_weights_is_refused(tmp_path):
@@ -272,12 +225,6 @@ def test_sizes_that_a_model_cannot_take(name, size):
     with pytest.raises(UserError, match=rf"{name}.*{size}") as error:
         build_student(StudentConfig(name=name, image_size=size), DataFacts.of_labels(LABELS), seed=0)
     assert "image_size" in error.value.hint
-
-
-def test_unknown_taps_name_the_valid_ones():
-    model = build_student(SMALL, DataFacts.of_labels(LABELS), seed=0)
-    with pytest.raises(ValueError, match="no tap 'blocks'; valid: pooled, embedding"):
-        model(images_for(model), Reads(("blocks",)) | model.predictions)
 
 
 def test_nothing_asked_nothing_computed(monkeypatch):

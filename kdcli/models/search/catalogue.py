@@ -40,16 +40,13 @@ class Catalogue:
         self.num_classes = NUM_CLASSES[modality] if self._facts.head in ("sequence", "token") else 0
         self.unit = _UNITS[modality]
         prefix, colon, _ = (pattern or "").partition(":")
-        self._prefix = prefix if colon else ""
-        libraries = dict.fromkeys(LIBRARIES)
-        if self._prefix and find_extension(self._prefix) is not None:
-            libraries[library_called(self._prefix)] = None
-        shelves = [library.shelf(self._facts) for library in libraries if modality in library.modalities]
+        asked = library_called(prefix) if colon and find_extension(prefix) is not None else None
         self._shelves: dict[str, Shelf] = {}
         self._places: dict[str, Place] = {}
-        for shelf in shelves:
+        for library in dict.fromkeys((*LIBRARIES, *([] if asked is None else [asked]))):
+            shelf = library.shelf(self._facts) if modality in library.modalities else None
             if shelf is not None:
-                found = shelf.places(self._prefix)
+                found = shelf.places(prefix if library is asked else "")
                 self._places |= found
                 self._shelves |= dict.fromkeys(found, shelf)
 

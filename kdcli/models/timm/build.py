@@ -255,8 +255,8 @@ def _weights_overlay(place: Place, cfg: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"There are no published weights of {place.name}.",
             f"Train it first (kdcli distill --teacher none --student {place.name} --data ... --output runs/NAME) and"
-            " name runs/NAME. A teacher can also have a checkpoint (--teacher-weights FILE) or be untrained (random:NAME),"
-            " a student be untrained (--no-student-pretrained).",
+            " name runs/NAME. A teacher can also have a checkpoint (--teacher-weights FILE) or be untrained"
+            " (random:NAME), a student be untrained (--no-student-pretrained).",
         )
     with_weights = list_pretrained(f"{(place.architecture or '').partition('.')[0]}.*")
     tagged = f"With weights: {', '.join(with_weights)}. " if with_weights else ""
