@@ -6,8 +6,6 @@ from tests.test_layers import MODULES, imports
 
 MOST_LINES = 500
 MOST_LINES_OF_A_FUNCTION = 80
-LONG_FUNCTIONS = {}
-"""Those that are longer, with the most lines that they may have."""
 
 
 def functions(module):
@@ -28,10 +26,7 @@ def test_functions_are_short():
     for module in MODULES:
         for name, length in functions(module):
             lengths[name] = max(length, lengths.get(name, 0))
-    most = {name: LONG_FUNCTIONS.get(name, MOST_LINES_OF_A_FUNCTION) for name in lengths}
-    assert {name for name, length in lengths.items() if length > most[name]} == set()
-    kept = {name for name in LONG_FUNCTIONS if lengths.get(name, 0) > MOST_LINES_OF_A_FUNCTION}
-    assert kept == set(LONG_FUNCTIONS), "no exception any more"
+    assert {name for name, length in lengths.items() if length > MOST_LINES_OF_A_FUNCTION} == set()
 
 
 def test_the_loop_asks_nothing_of_its_parts_but_what_all_of_them_have():
