@@ -76,7 +76,8 @@ def make_trainer(folder, objective=Duel, **train):
     }
     config = parse_config(values, source="t")
     job = prepare_job(config)
-    job = replace(job, distiller=objective(job.student))
+    if objective is not None:
+        job = replace(job, distiller=objective(job.student))
     run = RunFolder(folder) if folder.exists() else RunFolder.create(folder)
     return Trainer(job, run, make_accelerator(config.train), SilentReporter())
 
@@ -170,6 +171,20 @@ def test_several_steps_a_batch_can_not_be_accumulated(tmp_path):
         make_trainer(tmp_path / "run", accumulation=2)
     trainer = make_trainer(tmp_path / "one", lambda student: Duel(student, critic_steps=1), accumulation=2, epochs=1)
     assert trainer.fit().steps == trainer.total_steps
+
+
+def test_a_checkpoint_of_an_earlier_version_has_one_optimiser(tmp_path):
+    trainer = make_trainer(tmp_path / "run", None, epochs=1)
+    trainer.fit()
+    saved = trainer.state.to_checkpoint()
+    (saved["optimizer"],) = saved.pop("optimizers").values()
+    again = make_trainer(tmp_path / "again", None, epochs=1)
+    again.state.restore(saved, tmp_path)
+    assert again.step == trainer.step
+    ((_, now),) = again.state.to_checkpoint()["optimizers"].items()
+    assert len(now["state"]) == len(saved["optimizer"]["state"]) > 0
+    for number, moments in saved["optimizer"]["state"].items():
+        assert_same(moments, now["state"][number])
 
 
 SCRIPT = """
