@@ -9,7 +9,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from kdcli.base.facts import UNLABELLED
 from kdcli.data.images.decode import File, UnreadableImage
@@ -285,10 +288,21 @@ def _cell_content(encoded: File | None) -> bytes | None:
 
 def _pixels(source: ImageSource, index: int) -> bytes | None:
     try:
-        image = source.load(index).inputs
+        image, target = source.load(index)
     except UnreadableImage:
         return None
-    return f"{image.size}".encode() + image.tobytes()
+    return f"{image.size}".encode() + image.tobytes() + _target_content(target)
+
+
+def _target_content(target: Any) -> bytes:
+    """Return what a target is made of; nothing of a class, which is a sample's label already."""
+    if isinstance(target, Integral):
+        return b""
+    if isinstance(target, Mapping):
+        return b"".join(f"{name}".encode() + _target_content(value) for name, value in target.items())
+    if isinstance(target, Tensor):
+        return f"{target.dtype}{tuple(target.shape)}".encode() + target.numpy().tobytes()
+    return repr(target).encode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class LocalClassifier(Method):
         """Take the mean teacher embedding of every class for its centre."""
         assert self.centers is not None
         embeddings = ((teacher.features[self.tap], targets) for teacher, targets in outputs)
-        means, _ = class_means(embeddings, *self.centers.shape, add_up=team.sum)
+        means, _ = class_means(embeddings, self.centers.shape[0], self.centers.shape[1], team)
         self.centers.copy_(means)
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Tensor:

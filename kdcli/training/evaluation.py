@@ -82,7 +82,7 @@ def evaluate(
             embeddings(split.batches()),
             len(job.task.class_names),
             model.facts.feature_dims["embedding"],
-            add_up=team.sum,
+            team,
         )
         return {job.monitor: accuracy} | split.unreadable()
     finally:

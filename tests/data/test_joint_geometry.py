@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import Preprocessing
 from kdcli.config.data import AugmentConfig
 from kdcli.data import ImageSource, Loading, Sample
+from kdcli.data.fingerprint import digest_of
 from kdcli.data.images.augment import ERASED, Augmentation
 from kdcli.data.images.geometry import Crop, Geometry
 from kdcli.data.images.preprocess import fit_geometry
@@ -204,3 +207,17 @@ def test_boxes_of_other_formats_and_alone():
     boxes = tv_tensors.BoundingBoxes([[30, 40, 20, 20], [90, 90, 4, 4]], format="CXCYWH", canvas_size=(100, 100))
     moved = Geometry((Crop(0, 0, 50, 35),)).of_target(boxes, fill=0)
     assert moved.tolist() == [[20, 30, 35, 50]]
+
+
+def test_another_mask_is_noticed():
+    """What a run has learnt from is known by its targets too."""
+
+    class Other(Masked):
+        def load(self, index):
+            image, mask = super().load(index)
+            return Sample(image, mask + 1 if index == 2 else mask)
+
+    data = SimpleNamespace(facts=SimpleNamespace(class_names=("any",)))
+    assert digest_of(Masked(4), data) == digest_of(Masked(4), data)
+    assert digest_of(Masked(4), data) != digest_of(Other(4), data)
+    assert digest_of(Masked(4).take([0, 1]), data) == digest_of(Other(4).take([0, 1]), data)

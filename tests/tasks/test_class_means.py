@@ -8,6 +8,7 @@ from sklearn.preprocessing import normalize
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.machine.team import ALONE, Team
 from kdcli.tasks.features.class_means import class_means, nearest_class_mean_accuracy
 
 WIDTH = 7
@@ -25,7 +26,7 @@ def batches(count, *, seed, classes=(0, 1, 3), unlabelled=0):
 
 def test_means_by_loops():
     features, targets, split = batches(100, seed=0, unlabelled=20)
-    means, counts = class_means(split, 5, WIDTH, add_up=lambda values: values)
+    means, counts = class_means(split, 5, WIDTH, ALONE)
     assert means.dtype == torch.float64
     for label in range(5):
         members = [row.double() for row, target in zip(features, targets, strict=True) if target == label]
@@ -36,11 +37,14 @@ def test_means_by_loops():
 
 def test_means_are_summed_over_processes():
     _, _, split = batches(100, seed=0)
-    whole, counts = class_means(split, 5, WIDTH, add_up=lambda values: values)
+    whole, counts = class_means(split, 5, WIDTH, ALONE)
     sums = []
     for rank in range(2):
-        class_means(split[rank::2], 5, WIDTH, add_up=lambda values: sums.append(values) or values)
-    both, both_counts = class_means(split[::2], 5, WIDTH, add_up=lambda _: sums[0] + sums[1])
+        team = Team(rank, 2)
+        team.sum = lambda values: sums.append(values) or values
+        class_means(team.share(split), 5, WIDTH, team)
+    team.sum = lambda _: sums[0] + sums[1]
+    both, both_counts = class_means(split[::2], 5, WIDTH, team)
     torch.testing.assert_close(both, whole)
     torch.testing.assert_close(both_counts, counts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.machine.team import ALONE, Team
 
 NCM_ACCURACY = "ncm_accuracy"
 """What :func:`nearest_class_mean_accuracy` is called among a run's metrics."""
 
 
 def class_means(
-    batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, width: int, *, add_up: Callable[[Tensor], Tensor]
+    batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, width: int, team: Team
 ) -> tuple[Tensor, Tensor]:
     """Return the mean feature of every class.
 
@@ -24,7 +25,7 @@ def class_means(
         batches: features (B, width) with their targets, int64 (B,); those without a label are left out.
         num_classes: C.
         width: of the features.
-        add_up: sums a float64 tensor over all processes.
+        team: of the processes that have a share of the batches each.
 
     Returns:
         On the CPU, float64: the means (C, width), zeros for a class without a sample, and the numbers of samples (C,).
@@ -34,7 +35,7 @@ def class_means(
         labelled = (targets != UNLABELLED).cpu()
         rows = F.pad(features.detach().cpu().double(), (0, 1), value=1.0)
         sums.index_add_(0, targets.cpu()[labelled], rows[labelled])
-    sums = add_up(sums).cpu()
+    sums = team.sum(sums).cpu()
     counts = sums[:, -1]
     return sums[:, :-1] / counts.clamp(min=1)[:, None], counts
 
@@ -44,8 +45,7 @@ def nearest_class_mean_accuracy(
     held_out: Iterable[tuple[Tensor, Tensor]],
     num_classes: int,
     width: int,
-    *,
-    add_up: Callable[[Tensor], Tensor] = lambda values: values,
+    team: Team = ALONE,
 ) -> float:
     """Return the share of ``held_out`` whose nearest class mean, by Euclidean distance, is that of its own class.
 
@@ -57,20 +57,20 @@ def nearest_class_mean_accuracy(
         held_out: likewise, labelled.
         num_classes: C.
         width: of the features.
-        add_up: sums a float64 tensor over all processes.
+        team: of the processes that have a share of the batches each.
 
     Raises:
         UserError: there is nothing held out, or no training sample with a label.
     """
     means, counts = class_means(
-        ((F.normalize(features.float()), targets) for features, targets in training), num_classes, width, add_up=add_up
+        ((F.normalize(features.float()), targets) for features, targets in training), num_classes, width, team
     )
     totals = torch.zeros(2, dtype=torch.float64)  # right, all
     for features, targets in held_out:
         distances = torch.cdist(F.normalize(features.float()).cpu().double(), means)
         nearest = distances.masked_fill(counts == 0, torch.inf).argmin(dim=1)
         totals += torch.tensor([(nearest == targets.cpu()).sum(), len(targets)], dtype=torch.float64)
-    right, count = add_up(totals).tolist()
+    right, count = team.sum(totals).tolist()
     if count == 0:
         raise UserError("None of the evaluation images can be read.", "Check the files of that split.")
     if not counts.any():
