@@ -145,6 +145,18 @@ def load_task(name: str) -> Any:
     return task
 
 
+def find_task(name: str) -> tuple[str, str | None]:
+    """Return the task that says what data and models are, and another package's in its place; None for kdcli's own.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if name in TASKS:
+        return name, None
+    task = load_task(name)
+    return (task.like if own_facts(task) is None else name), name
+
+
 def own_facts(task: Any) -> TaskFacts | None:
     """Return the row that another package's task has of its own; None for one that is like a task of kdcli's."""
     facts = getattr(task, "facts", None)

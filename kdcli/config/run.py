@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from kdcli.base import extensions
-from kdcli.base.tasks import DEFAULT_TASK, TASKS, TaskFacts, load_task, own_facts
+from kdcli.base.tasks import DEFAULT_TASK, TASKS, TaskFacts, find_task, load_task, own_facts
 from kdcli.config.data import AugmentConfig, DataConfig
 from kdcli.config.methods import (
     FeaturePair,
@@ -118,9 +118,8 @@ class RunConfig(Section):
         name = values.get("task")
         if not isinstance(name, str) or extensions.find("tasks", name, own=TASKS) is None:
             return values
-        if own_facts(task := load_task(name)) is not None:
-            return values
-        return {**values, "task": task.like, "task_extension": name}
+        task, extension = find_task(name)
+        return values if task == extension else {**values, "task": task, "task_extension": extension}
 
     @model_validator(mode="after")
     def _check_task(self) -> RunConfig:

@@ -132,8 +132,7 @@ def evaluate_models(
     if run is not None and weights is not None:
         raise UserError(f"{name} is a run: it has weights of its own.", "Leave --teacher-weights out.")
     config, seed = data_config(run, data, data_root, classes)
-    task_name = task_of(run, task)
-    extension = None if run is None else run.read_config().extension_task
+    task_name, extension = task_of(run, task)
     samples = open_samples(config, task_name, seed, extension=extension)
     facts = samples.facts
     if run is not None:

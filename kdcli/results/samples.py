@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
-from kdcli.base.tasks import DEFAULT_TASK, TASKS
+from kdcli.base.tasks import DEFAULT_TASK, TASKS, find_task
 from kdcli.config.data import DataConfig
 from kdcli.config.keys import options_of
 from kdcli.config.run import RunConfig
@@ -82,17 +83,20 @@ _ELSEWHERE = (
 )
 
 
-def task_of(run: RunFolder | None, asked: str | None) -> str:
-    """Return the task of a run, or what was asked for of a model."""
-    tasks = tuple(TASKS)
+def task_of(run: RunFolder | None, asked: str | None) -> tuple[str, str | None]:
+    """Return the task of a run, or what was asked for of a model, and another package's in its place."""
+    tasks = (*TASKS, *extensions.names("tasks"))
     if asked is not None and asked not in tasks:
         raise UserError(f"There is no task {asked!r}. {did_you_mean(asked, tasks)}".rstrip(), one_of(tasks))
-    task = (asked or DEFAULT_TASK) if run is None else run.read_config().task
-    if asked not in (None, task):
-        raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
+    if run is None:
+        task, extension = find_task(asked or DEFAULT_TASK)
+    else:
+        task, extension = run.read_config().task, run.read_config().extension_task
+        if asked not in (None, task, extension):
+            raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
     if TASKS[task].is_label_free or TASKS[task].is_language_model:
         raise UserError(f"kdcli evaluate measures classifiers, and the task {task} has no classes.", _ELSEWHERE)
-    return task
+    return task, extension
 
 
 def open_samples(config: DataConfig, task: str, seed: int, *, extension: str | None = None) -> ImageData | TextData:

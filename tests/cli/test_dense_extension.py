@@ -160,9 +160,13 @@ def test_evaluated_with_pictures(kdcli, same):
     assert (folder / "confusion-student.png").exists()
 
 
-def test_exported(kdcli, same):
+def test_exported_it_is_a_model_like_any_other(kdcli, same):
     out = kdcli("export", same[0], "--output", "exported")
     assert "loaded back" in out
+    alone = json.loads(
+        kdcli("evaluate", "exported", "--task", "toy_ink", "--data", "demo:digits", "--device", "cpu", "--json")
+    )
+    assert alone["models"]["model"]["mean_iou"] == pytest.approx(metrics(same[0])["mean_iou"], abs=1e-6)
     card = (kdcli.cwd / "exported" / "README.md").read_text()
     assert "pipeline_tag: image-segmentation" in card
 
