@@ -17,11 +17,15 @@ from kdcli.models.outputs import ModelOutput
 
 
 class Teacher(Protocol):
-    """What the methods read of a teacher, however it is come by."""
+    """What is read of a teacher, however it is come by: run, looked up, or read from a disk."""
 
     @property
     def facts(self) -> ModelFacts:
         """The model's."""
+
+    @property
+    def reads(self) -> Reads:
+        """What :meth:`__call__` returns."""
 
     def begin(self, after_batch: Callable[[], None]) -> None:
         """Make ready; called once, before the first step.
@@ -44,12 +48,17 @@ class LiveTeacher:
 
     def __init__(self, model: Model, reads: Reads) -> None:
         self.model = model
-        self.reads = reads
+        self._reads = reads
 
     @property
     def facts(self) -> ModelFacts:
         """The model's."""
         return self.model.facts
+
+    @property
+    def reads(self) -> Reads:
+        """What is returned."""
+        return self._reads
 
     def begin(self, after_batch: Callable[[], None]) -> None:
         """Do nothing: it is ready."""
@@ -89,6 +98,11 @@ class StoredTeacher:
     def facts(self) -> ModelFacts:
         """The model's."""
         return self._live.facts
+
+    @property
+    def reads(self) -> Reads:
+        """What is returned."""
+        return self._live.reads
 
     def begin(self, after_batch: Callable[[], None]) -> None:
         """Run the teacher once on every text."""
