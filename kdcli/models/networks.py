@@ -264,9 +264,9 @@ class Networks(Library):
         file = place.folder / "config.json"
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
-            assert isinstance(saved["num_outputs"], int)
-            assert isinstance(saved["arguments"], dict)
             network, _ = str(saved["network"]), _preprocessing_of(saved)
+            if not isinstance(saved["num_outputs"], int) or not isinstance(saved["arguments"], dict):
+                raise ValueError("num_outputs is no number, or arguments are none")
         except Exception as error:  # whatever rubbish trips over
             raise UserError(f"{file} is damaged: {type(error).__name__}: {error}.", "Check the folder.") from error
         if network not in self.networks:

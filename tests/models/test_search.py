@@ -100,7 +100,7 @@ def test_transformers_with_default_configs(find):
     from kdcli.models import build_student
 
     (entry,) = find("hf:segformer")
-    labels = [str(label) for label in range(NUM_CLASSES)]
+    labels = [str(label) for label in range(NUM_CLASSES["image"])]
     model = build_student(StudentConfig(name=entry.name), DataFacts.of_labels(labels), seed=0)
     assert (model.facts.num_parameters, model.facts.macs) == (entry.parameters, entry.macs)
     assert not entry.pretrained
