@@ -13,6 +13,7 @@ from kdcli.config.methods.defaults import (
     LABELS,
     OTHER_CLASSES,
     PROGRAMMES,
+    SEEN,
     STANDARDIZE_REASON,
     TEACHER_FREE,
     TEACHER_FREE_REASON,
@@ -106,7 +107,18 @@ def _decide_methods(situation: Situation, reasons: Mapping[str, str]) -> Methods
         return methods, [describe_method(m, reasons.get(m.method, "Asked for by the config.")) for m in methods]
     if config.method is not None:
         return _one_method(situation, config.method)
-    return _choose_methods(situation)
+    methods, decisions = _choose_methods(situation)
+    return methods, [*decisions, *_what_to_expect(situation)]
+
+
+def _what_to_expect(situation: Situation) -> list[Decision]:
+    """Return what the bench showed, where the plan is the one that was benched: classes, and nothing asked for."""
+    config = situation.config
+    asked = (config.projector, config.normalize, config.feature_weight, config.feature_layers, config.relation)
+    if situation.data.label_kind != "class" or asked != ("auto", "auto", None, None, "auto"):
+        return []
+    seen = SEEN[_setting(situation)]
+    return [Decision("seen in our bench", seen.value, seen.reason)]
 
 
 def _choose_methods(situation: Situation) -> Methods:

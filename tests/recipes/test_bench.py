@@ -1,0 +1,48 @@
+"""What plan and documents say of the bench of pairs is what its results say."""
+
+import importlib.util
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from kdcli.config.methods.defaults import OTHER_CLASSES, SEEN
+
+ROOT = Path(__file__).parents[2]
+BENCH = ROOT / "recipes" / "bench"
+RELATIONS = {"same": "same", "classes": OTHER_CLASSES, "task": "cross", "random": "random", "none": "none"}
+"""The bench's word -> the plan's."""
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    spec = importlib.util.spec_from_file_location("pairs", ROOT / "tests" / "benchmarks" / "pairs.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_plan_says_what_was_seen(pairs):
+    found = pairs.read(BENCH)
+    means = defaultdict(list)
+    for title, setting in pairs.settings(Path("data"), Path("work")).items():
+        seeds = {seed for name, arm, seed in found if (name, arm) == (title, "plan")}
+        seeds &= {seed for name, arm, seed in found if (name, arm) == (title, "alone")}
+        differences = [found[title, "plan", seed] - found[title, "alone", seed] for seed in seeds]
+        means[RELATIONS[setting.relation]].append(statistics.mean(differences))
+    assert means.keys() == SEEN.keys()
+    for relation, seen in SEEN.items():
+        assert seen.settings == len(means[relation])
+        for said, mean in ((seen.lowest, min(means[relation])), (seen.highest, max(means[relation]))):
+            assert abs(said - mean) <= 0.0501, f"{relation}: {mean}"
+
+
+def test_the_table_is_that_of_the_results(pairs):
+    rows = [line.split("|")[1:8] for line in pairs.table(Path("data"), BENCH) if line.startswith("| dev |")]
+    rows += [line.split("|")[1:8] for line in pairs.table(Path("data"), BENCH) if line.startswith("| held out |")]
+    text = (BENCH / "README.md").read_text()
+    assert len(rows) == 16
+    assert [row for row in rows if f"|{'|'.join(row)}|" not in text] == []
