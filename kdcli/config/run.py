@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from kdcli.base import extensions
+from kdcli.base.names import NormalizeName, ProjectorName, Relation
 from kdcli.base.tasks import DEFAULT_TASK, TASKS, TaskFacts, find_task, load_task, own_facts
 from kdcli.config.data import AugmentConfig, DataConfig
 from kdcli.config.methods import (
@@ -81,10 +82,10 @@ class RunConfig(Section):
     output: Annotated[Location | None, Key(of_recipe=False)] = None
     """The run folder; by default a name of its own under ``runs/``."""
     seed: Annotated[int, Field(ge=0, lt=2**31), Key(of_recipe=False)] = 0
-    relation: Literal["auto", "same", "cross", "random", "none"] = "auto"
-    projector: Literal["auto", "none", "linear", "mlp", "orthogonal", "inverted"] = "auto"
+    relation: Literal["auto", Relation] = "auto"
+    projector: Literal["auto", "none", ProjectorName] = "auto"
     """Of the plan's projection, or of the one ``method`` that is asked for; ``none`` distils without features."""
-    normalize: Literal["auto", "none", "layer_norm", "standardize", "whiten"] = "auto"
+    normalize: Literal["auto", NormalizeName] = "auto"
     feature_layers: tuple[Annotated[FeaturePair, BeforeValidator(pair)], ...] | None = None
     """Which features are distilled; by default the method's own. Each pair has a projector or regressor of its own."""
     feature_weight: Positive | None = None

@@ -11,26 +11,12 @@ if TYPE_CHECKING:
     from kdcli.config.methods import MethodOptions
     from kdcli.methods.base import Context, Method
 
-_MODULES = dict.fromkeys(
-    (
-        "attention_transfer",
-        "correlation_congruence",
-        "nst",
-        "pkt",
-        "rkd_angle",
-        "rkd_distance",
-        "similarity_preserving",
-    ),
-    "pairwise",
-)
-"""The modules of the methods that have none of their own name."""
-
 
 def build_method(options: MethodOptions, context: Context) -> Method:
     """Build the method that ``options`` configures; ``build`` of its module does it, or its own of another package."""
     method: Method
     if options.method in METHODS:
-        module = importlib.import_module(f"kdcli.methods.{_MODULES.get(options.method, options.method)}")
+        module = importlib.import_module(f"kdcli.methods.{options.module or options.method}")
         method = module.build(options, context)
     else:
         method = options.build(context)

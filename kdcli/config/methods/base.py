@@ -89,6 +89,8 @@ class MethodSection(Section):
     """What ``weight`` is: a factor of the loss, or (``gradient``) the ratio of its gradient to that of the losses with
     factors, where both meet in the student: at the features that it reads, or at the logits."""
 
+    module: ClassVar[str] = ""
+    """The module of :mod:`kdcli.methods` that builds it; empty for the one of its own name."""
     needs: ClassVar[Needs] = Needs()
     """What it can't do without; :meth:`check` refuses a situation that lacks it."""
     trains_classifier: ClassVar[bool] = False

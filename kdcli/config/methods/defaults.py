@@ -126,8 +126,8 @@ class Seen:
     def reason(self) -> str:
         """Where it comes from, and what it does not say."""
         return (
-            f"What the default plan added to small students' accuracy in {self.settings} pairs of teacher and data of this"
-            " kind (recipes/bench). Yours can differ: --baseline trains the student alone too."
+            f"What the default plan added to small students' accuracy in {self.settings} pairs of teacher and data of"
+            " this kind (recipes/bench). Yours can differ: --baseline trains the student alone too."
         )
 
 

@@ -45,6 +45,7 @@ class AttentionTransferOptions(MapOptions):
     weight: Positive = 1000.0
     power: Annotated[float, Field(ge=1)] = 2.0
 
+    module: ClassVar[str] = "pairwise"
     needs: ClassVar[Needs] = Needs(stages=True)
 
 
@@ -55,6 +56,7 @@ class NSTOptions(MapOptions):
     weight: Positive = 50.0
     kernel: Literal["polynomial", "linear"] = "polynomial"
 
+    module: ClassVar[str] = "pairwise"
     needs: ClassVar[Needs] = Needs(stages=True)
 
 
@@ -75,6 +77,8 @@ class SimilarityPreservingOptions(MapOptions):
 
     method: Literal["similarity_preserving"] = "similarity_preserving"
     weight: Positive = 3000.0
+
+    module: ClassVar[str] = "pairwise"
 
 
 class ReviewKDOptions(MapOptions):
@@ -112,6 +116,8 @@ class PKTOptions(VectorOptions):
     method: Literal["pkt"] = "pkt"
     weight: Positive = 470.0
 
+    module: ClassVar[str] = "pairwise"
+
 
 class CorrelationCongruenceOptions(VectorOptions):
     """Correlation congruence (Peng et al., ICCV 2019); the paper's kernel. The weight is ours."""
@@ -121,6 +127,8 @@ class CorrelationCongruenceOptions(VectorOptions):
     gamma: Positive = 0.4
     order: Annotated[int, Field(ge=1, le=16)] = 2
 
+    module: ClassVar[str] = "pairwise"
+
 
 class RKDDistanceOptions(VectorOptions):
     """Distance-wise relational distillation (Park et al., CVPR 2019); the authors' weight for classification."""
@@ -128,12 +136,16 @@ class RKDDistanceOptions(VectorOptions):
     method: Literal["rkd_distance"] = "rkd_distance"
     weight: Positive = 25.0
 
+    module: ClassVar[str] = "pairwise"
+
 
 class RKDAngleOptions(VectorOptions):
     """Angle-wise relational distillation (Park et al., CVPR 2019); the authors' weight for classification."""
 
     method: Literal["rkd_angle"] = "rkd_angle"
     weight: Positive = 50.0
+
+    module: ClassVar[str] = "pairwise"
 
 
 class CRDOptions(VectorOptions):
