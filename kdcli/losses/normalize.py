@@ -114,6 +114,8 @@ _NORMALIZERS: dict[NormalizeName, Callable[[Tensor], Tensor]] = {
     "standardize": standardize,
     "whiten": whiten,
 }
+OVER_SAMPLES: frozenset[NormalizeName] = frozenset({"standardize", "whiten"})
+"""Those that look at the other samples of the batch."""
 
 
 def normalizer(name: NormalizeName) -> Callable[[Tensor], Tensor]:

@@ -10,14 +10,11 @@ from torch import Tensor, nn
 from kdcli import losses
 from kdcli.base.reads import Reads
 from kdcli.config.methods import ProjectionOptions
-from kdcli.losses.normalize import normalizer
+from kdcli.losses.normalize import OVER_SAMPLES, normalizer
 from kdcli.methods.base import Context, PairMethod
 from kdcli.methods.projected import Projected
 from kdcli.models.outputs import ModelOutput
 from kdcli.projectors.maps import build_projector
-
-_BY_SAMPLE = {"none", "layer_norm"}
-"""The normalisations that look at no other sample."""
 
 
 class Projection(PairMethod, Projected):
@@ -30,7 +27,7 @@ class Projection(PairMethod, Projected):
 
     def __init__(self, options: ProjectionOptions, context: Context) -> None:
         super().__init__(options, context)
-        if options.distance != "log_sum" and {options.normalize, options.normalize_student} <= _BY_SAMPLE:
+        if options.distance != "log_sum" and not OVER_SAMPLES & {options.normalize, options.normalize_student}:
             self.scope = "local"
         ((student_dim, teacher_dim),) = self.widths(options, context)
         self.projector = build_projector(
