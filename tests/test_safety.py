@@ -223,7 +223,7 @@ def test_cifar_is_read_without_unpickling_objects(cifar):
     assert (data.facts.num_train + data.facts.num_validation, data.facts.num_test) == (60, 20)
     first = np.random.default_rng(0).integers(0, 256, (60, 3072), dtype=np.uint8)[0].reshape(3, 32, 32)
     assert data.test is not None
-    np.testing.assert_array_equal(np.asarray(data.test.load(0)).transpose(2, 0, 1), first)
+    np.testing.assert_array_equal(np.asarray(data.test.load(0).inputs).transpose(2, 0, 1), first)
 
 
 @pytest.mark.parametrize("file", ["data_batch_1", "test_batch", "batches.meta"])
