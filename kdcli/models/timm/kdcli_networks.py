@@ -3,15 +3,14 @@
 This file needs torch and timm, and nothing else of kdcli: a copy goes with every saved model of these architectures,
 and importing that copy makes ``timm.create_model("local-dir:FOLDER", pretrained=True)`` work without kdcli.
 
-- ``cifar_resnetDEPTH``: K. He et al., *Deep Residual Learning for Image Recognition*, arXiv 1512.03385, section 4.2. As
-in
-  the distillation benchmark of Y. Tian et al., arXiv 1910.10699, a shortcut that changes the shape is a 1x1 convolution
-  with batch normalisation, and ``x4`` has twice the width in the stem and four times the width in the stages.
+- ``cifar_resnetDEPTH``: K. He et al., *Deep Residual Learning for Image Recognition*, arXiv 1512.03385, section 4.2.
+  As in the distillation benchmark of Y. Tian et al., arXiv 1910.10699, a shortcut that changes the shape is a 1x1
+  convolution with batch normalisation, and ``x4`` has twice the width in the stem and four times the width in the
+  stages.
 - ``cifar_wrn_DEPTH_WIDTH``: S. Zagoruyko, N. Komodakis, *Wide Residual Networks*, arXiv 1605.07146, without dropout.
 - ``mobilenetv1_0*``: A. Howard et al., *MobileNets*, arXiv 1704.04861, at widths below timm's 1.0.
-- ``vkd_deit_*``: the students of R. Miles et al., *VkD*, arXiv 2403.06213, as in the authors' code: DeiT with a
-distillation
-  head, a stem of convolutions, and the mean of the patches in place of a learnt distillation token.
+- ``vkd_deit_*``: the students of R. Miles et al., *VkD*, arXiv 2403.06213, as in the authors' code: DeiT with
+  a distillation head, a stem of convolutions, and the mean of the patches in place of a learnt distillation token.
 
 CIFAR's networks name their parameters as the benchmark's code does, whose checkpoints therefore fit.
 """
