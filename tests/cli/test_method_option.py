@@ -15,6 +15,7 @@ from kdcli.config.methods import METHODS, MethodName
 
 ALONE = {"none", "spectral_regularization"}
 WITH_TEACHER = sorted(set(typing.get_args(MethodName)) - ALONE - {"refilled"})
+ALONE_DEIT = ("--student", "deit_tiny_distilled_patch16_224", "--set", "methods=[{method: deit}]")
 QUICK = ("--set", "optim.lr=1e-4", "--batch-size", "24")
 
 
@@ -196,7 +197,13 @@ def test_the_memory_of_crd_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkey
         (("--method", "crd", "--set", "augment.cutmix=1"), None, "mixup or cutmix is on", "augment.cutmix=0"),
         (("--method", "pkt", "--set", "methods=[{method: supervised}]"), None, "writes out its own methods", "drop"),
         (("--set", "methods=[{method: supervised}, {method: vid, layers: []}]"), None, "methods.1.layers", "recipes"),
-        (("--set", "methods=[{method: deit}]"), None, "nothing trains the student's classifier", "supervised"),
+        (
+            ("--set", "methods=[{method: deit}]"),
+            None,
+            "needs a student with a distillation token",
+            "deit_tiny_distilled",
+        ),
+        (ALONE_DEIT, None, "nothing trains the student's classifier", "supervised"),
     ],
 )
 def test_what_can_not_work_is_refused(distil, tmp_path, options, teacher, problem, hint):
