@@ -154,7 +154,19 @@ def find_task(name: str) -> tuple[str, str | None]:
     if name in TASKS:
         return name, None
     task = load_task(name)
-    return (task.like if own_facts(task) is None else name), name
+    return kind_of(task), name
+
+
+def kind_of(task: Any) -> str:
+    """Return the name of the row of ``TASKS`` that a task's class goes by, whatever its own name is.
+
+    It is that of the row of its own, of the task that it is ``like``, or of kdcli's task itself.
+    """
+    facts = own_facts(task)
+    if facts is not None:
+        return facts.name
+    name: str = getattr(task, "like", task.name)
+    return name
 
 
 def own_facts(task: Any) -> TaskFacts | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts
 from kdcli.base.reads import LOGITS, VOCABULARY, Reads
-from kdcli.base.tasks import TaskFacts
+from kdcli.base.tasks import TASKS, TaskFacts, kind_of
 from kdcli.config.data import DataConfig
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, ImageData, TextData, open_data, open_texts
@@ -34,7 +34,7 @@ class Task(ABC):
         class_names: of the student's head, in order; empty where it has none.
 
     Attributes:
-        name: as in the config.
+        name: of its own; :meth:`row` says what its data and models are.
         facts: of another package's task, its row; None for one that is like a task of kdcli's.
         monitor: the metric that the best student is chosen by; higher is better; see :func:`rank_students`.
     """
@@ -45,6 +45,11 @@ class Task(ABC):
 
     def __init__(self, class_names: Sequence[str] = ()) -> None:
         self.class_names = tuple(class_names)
+
+    @classmethod
+    def row(cls) -> TaskFacts:
+        """Return what is known of it: its own ``facts``, or those of the task of kdcli's that it is or is like."""
+        return TASKS[kind_of(cls)] if cls.facts is None else cls.facts
 
     @classmethod
     @abstractmethod
@@ -173,17 +178,17 @@ class ImageTask(Task):
 
 
 class TextTask(Task):
-    """A task over texts; how they are labelled follows from the task's name."""
+    """A task over texts; how they are labelled follows from its :meth:`row`."""
 
     @classmethod
     def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
         """Return texts, or pairs of them."""
-        return open_texts(config, task=cls.name, seed=seed)
+        return open_texts(config, task=cls.row().name, seed=seed)
 
     @classmethod
     def open_classes(cls, config: DataConfig, *, seed: int) -> AnyData:
         """Return texts whose labels are classes where they could be numbers as well."""
-        return open_texts(config, task=cls.name, seed=seed, unclear_are_classes=True)
+        return open_texts(config, task=cls.row().name, seed=seed, unclear_are_classes=True)
 
 
 def rank_students(metrics: Mapping[str, float], monitor: str) -> tuple[bool, bool, float, float]:

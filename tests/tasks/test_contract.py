@@ -23,11 +23,14 @@ from sklearn.metrics import (
 )
 from torch.nn import functional as F
 
+from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.base.tasks import TASKS
+from kdcli.config.data import DataConfig
 from kdcli.data import Batch, TextBatch, TokenBatch, WordBatch
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks import build_task, rank_students
+from kdcli.tasks.classification.values import TextClassification
 
 EXTENSION = Path(__file__).parents[1] / "extension"
 DENSE_EXTENSION = EXTENSION.with_name("extension_dense")
@@ -209,12 +212,13 @@ def embeddings(name, batch_of):
 
 
 def of_another_package():
-    """The example's task, which changes the loss alone."""
+    """The example's task, which changes the loss alone, with a name of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXTENSION))
         from kdcli_toy import Unsure
     case = of_classes("image-classification", image)
-    case.task, case.unlabelled = Unsure(CLASSES), None  # its bonus is for every image
+    named = type("Named", (Unsure,), {"name": "toy_named"})
+    case.task, case.unlabelled = named(CLASSES), None  # its bonus is for every image
     return case
 
 
@@ -284,10 +288,43 @@ def case(request):
 
 
 def test_every_task_has_a_case():
-    assert {case().task.name for case in CASES.values()} == {*TASKS, "toy_ink"}
+    assert {case().task.row().name for case in CASES.values()} == {*TASKS, "toy_ink"}
+
+
+class MyTexts(TextClassification):
+    """Another package's task on texts, with a name of its own."""
+
+    like = "text-classification"
+    name = "toy_texts"
+
+
+def test_a_task_that_is_like_another_has_its_data(reviews):
+    """Whatever its own name is."""
+    for opened in (MyTexts.open, MyTexts.open_classes):
+        data = opened(DataConfig(name=str(reviews)), seed=0)
+        assert data.facts.task == "text-classification"
+    assert MyTexts(CLASSES).layout == TextClassification(CLASSES).layout
+
+
+@pytest.mark.parametrize("kind", ["class", "classes", "number"])
+def test_another_package_s_task_is_never_another_one(kind):
+    facts = DataFacts("made-up", "text-classification", CLASSES, *[COUNT] * 4, label_kind=kind, label_scale=(0.0, 1.0))
+    if kind == "class":
+        assert type(MyTexts.from_facts(facts, reference=None)) is MyTexts
+        return
+    with pytest.raises(UserError, match="MyTexts is for one class a text, and the labels of made-up are a"):
+        MyTexts.from_facts(facts, reference=None)
 
 
 class TestTask:
+    def test_its_report_suits_its_layout(self, case):
+        try:
+            layout = case.task.layout
+        except UserError:
+            pytest.skip("it has no report")
+        assert layout.rows
+        assert case.task.report() is not None
+
     def test_the_loss_is_finite_and_has_a_gradient(self, case):
         if not case.has_loss:
             pytest.skip("there are no labels")

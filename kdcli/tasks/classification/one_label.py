@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
-from kdcli.base.tasks import TASKS
 from kdcli.data import AnyBatch, Batch
 from kdcli.machine.team import Team
 from kdcli.tasks.base import ImageTask
@@ -67,7 +66,7 @@ class ImageClassification(ImageTask):
     @property
     def layout(self) -> Layout:
         """Accuracies, calibration and cross-entropy."""
-        return class_layout(self.unit, len(self.class_names), sample=TASKS[self.name].modality)
+        return class_layout(self.unit, len(self.class_names), sample=self.row().modality)
 
     def report(self) -> Report:
         """Return a report of classes."""

@@ -32,11 +32,22 @@ class TextClassification(PairedTexts, ImageClassification):
 
     @classmethod
     def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Task:
-        """Return the task for labels of the kind that ``data`` have."""
+        """Return the task for labels of the kind that ``data`` have.
+
+        Raises:
+            UserError: another package's subclass is asked for labels that have a class of their own here.
+        """
         kinds: dict[str, type[Task]] = {"classes": SeveralLabels, "number": TextRegression}
-        if data.label_kind in kinds:
-            return kinds[data.label_kind].from_facts(data, reference=reference)
-        return cls(data.class_names)
+        if data.label_kind not in kinds:
+            return cls(data.class_names)
+        chosen = kinds[data.label_kind]
+        if cls is not TextClassification:
+            raise UserError(
+                f"The task {cls.__name__} is for one class a text, and the labels of {data.name} are"
+                f" {data.labels.needed}.",
+                f"Name other data, or a task like {cls.row().name} whose class is a {chosen.__name__}.",
+            )
+        return chosen.from_facts(data, reference=reference)
 
 
 class _ByValues(PairedTexts):
