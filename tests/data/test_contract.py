@@ -66,10 +66,10 @@ class Set:
 
 
 class Masks(ImageSource):
-    """As another package may have it: a mask for each image."""
+    """As another package may have it: a mask for each image, and numbers of its own."""
 
     def __init__(self):
-        self.labels = (0,) * SIZE
+        self.labels, self.ids = (0,) * SIZE, SIZE * np.arange(SIZE)
 
     def load(self, index):
         pixels = np.random.default_rng(index).integers(0, 256, (10, 14, 3), dtype=np.uint8)
@@ -192,6 +192,12 @@ class TestSource:
         whole = content(source)
         assert content(twice) == content(once) == [whole[3], whole[3], whole[4]]
         assert [twice.describe(index) for index in range(3)] == [once.describe(index) for index in range(3)]
+
+    def test_what_follows_has_other_ids(self, source):
+        if not isinstance(source, ImageSource):
+            pytest.skip("only images are put one after the other")
+        whole = Concatenation(Concatenation(source, source), source)
+        assert len(set(whole.ids)) == 3 * len(set(source.ids))
 
     def test_samples_are_found_by_id_and_view(self, source):
         repeated = source.take([3, 1, 3, 0, 3, 1])

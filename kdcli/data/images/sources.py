@@ -35,7 +35,7 @@ class ImageSource(Source):
     @property
     def num_ids(self) -> int:
         """Above every id."""
-        return len(self)
+        return int(self.ids.max(initial=-1)) + 1
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
