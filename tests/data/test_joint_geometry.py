@@ -17,7 +17,7 @@ from kdcli.config.data import AugmentConfig
 from kdcli.data import ImageSource, Loading, Sample
 from kdcli.data.fingerprint import digest_of
 from kdcli.data.images.augment import ERASED, Augmentation
-from kdcli.data.images.geometry import Crop, Geometry
+from kdcli.data.images.geometry import Crop, Geometry, Pad
 from kdcli.data.images.preprocess import fit_geometry
 from kdcli.machine.seeding import seeded
 
@@ -207,6 +207,68 @@ def test_boxes_of_other_formats_and_alone():
     boxes = tv_tensors.BoundingBoxes([[30, 40, 20, 20], [90, 90, 4, 4]], format="CXCYWH", canvas_size=(100, 100))
     moved = Geometry((Crop(0, 0, 50, 35),)).of_target(boxes, fill=0)
     assert moved.tolist() == [[20, 30, 35, 50]]
+
+
+def boxes_of(rows, height=16, width=16):
+    return tv_tensors.BoundingBoxes(rows, format="XYXY", canvas_size=(height, width))
+
+
+def test_a_box_is_cut_at_the_image_before_anything_moves():
+    moved = Geometry((Pad(8, 8, 8, 8),)).of_target(boxes_of([[-5, 2, 20, 9]]), fill=0)
+    assert moved.tolist() == [[8, 10, 24, 17]]
+
+
+def test_rows_beside_boxes_go_with_them_and_the_image_s_own_stay():
+    """The first of two boxes lies outside of the crop."""
+    target = {
+        "size": tv_tensors.Mask(torch.ones(1, 16, 16)),
+        "image_id": torch.tensor([7, 8]),
+        "things": {
+            "boxes": boxes_of([[9, 9, 15, 15], [1, 1, 6, 6]]),
+            "labels": torch.tensor([3, 4]),
+            "names": ["out", "in"],
+            "areas": np.array([36.0, 25.0]),
+            "parts": tv_tensors.Mask(torch.arange(2)[:, None, None].expand(2, 16, 16)),
+            "depth": tv_tensors.Image(torch.zeros(2, 16, 16)),
+            "mask": tv_tensors.Mask(torch.zeros(2, 16, dtype=torch.int64)),
+            "caption": "ab",
+        },
+    }
+    moved = Geometry((Crop(0, 0, 8, 8),)).of_target(target, fill=FILL)
+    things = moved["things"]
+    assert moved["image_id"].tolist() == [7, 8]
+    assert moved["size"].shape == (1, 8, 8)
+    assert things["boxes"].tolist() == [[1, 1, 6, 6]]
+    assert (things["labels"].tolist(), things["names"], things["areas"].tolist()) == ([4], ["in"], [25])
+    assert things["parts"].unique().tolist() == [1]
+    assert (things["depth"].shape, things["mask"].shape, things["caption"]) == ((2, 8, 8), (2, 8), "ab")
+
+
+@pytest.mark.parametrize("other", [torch.tensor([7]), ["a", "b", "c"], tv_tensors.Mask(torch.ones(1, 16, 16))])
+def test_other_numbers_of_rows_beside_boxes_are_refused(other):
+    target = {"boxes": boxes_of([[1, 1, 6, 6], [2, 2, 9, 9]]), "other": other}
+    with pytest.raises(UserError, match=rf"2 'boxes', and {len(other)} rows of 'other'"):
+        Geometry(()).of_target(target, fill=FILL)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "kept"),
+    [
+        (torch.uint8, -1, torch.int64),
+        (torch.bool, -1, torch.int64),
+        (torch.uint8, 255, torch.uint8),
+        (torch.bool, 0, torch.bool),
+        (torch.int8, 255, torch.int64),
+        (torch.int64, float("nan"), torch.float32),
+        (torch.float32, float("nan"), torch.float32),
+    ],
+)
+def test_masks_have_a_type_that_borders_fit_in(dtype, fill, kept):
+    mask = tv_tensors.Mask(torch.ones(2, 2).to(dtype))
+    padded, same = (Geometry(moves).of_target(mask, fill=fill) for moves in ((Pad(1, 0, 0, 0),), ()))
+    assert padded.dtype == same.dtype == kept
+    expected = torch.tensor([[fill, 1, 1]] * 2, dtype=torch.float64)
+    assert torch.equal(padded.double().nan_to_num(9), expected.nan_to_num(9))
 
 
 def test_another_mask_is_noticed():

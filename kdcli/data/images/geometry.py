@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
+
+from kdcli.base.errors import UserError
 
 Pixels = TypeVar("Pixels", Image.Image, Tensor)
 
@@ -90,13 +94,20 @@ class Geometry:
         Args:
             target: of torchvision's ``tv_tensors`` a ``Mask`` ``(..., H, W)`` of any type, in which each pixel gets the
                 value at its centre; ``BoundingBoxes`` ``(n, 4)``, cut at the borders, of which those that nothing is
-                left of are dropped; or an ``Image``. A mapping of these by name; whatever else has n rows beside boxes
-                (their labels, masks ``(n, H, W)``) loses the same ones. All else does not move, and is returned as it
-                is.
+                left of are dropped; or an ``Image``. A mapping of these by name, or of further mappings. All else does
+                not move, and is returned as it is.
+
+                In a mapping with boxes, tensors, arrays and lists are one row a box (labels, masks ``(n, H, W)``), and
+                lose the rows of boxes that are dropped. Only an ``Image`` and a ``Mask`` ``(H, W)`` are the whole
+                image's; what else is belongs in another mapping, or the boxes and their rows in one of their own.
             fill: what borders are in masks.
 
         Returns:
-            Plain tensors; boxes are float32, in the order left, top, right, bottom.
+            Plain tensors; boxes are float32, in the order left, top, right, bottom. Masks keep their type if it has
+            ``fill``, and are else int64 (float32 where ``fill`` is no whole number), with a border or without.
+
+        Raises:
+            UserError: beside boxes, something has another number of rows.
         """
         if isinstance(target, tv_tensors.BoundingBoxes):
             moved = self._of_boxes(target)
@@ -110,23 +121,25 @@ class Geometry:
         return target
 
     def _of_mapping(self, target: Mapping[str, Any], *, fill: float) -> dict[str, Any]:
-        moved: dict[str, Any] = {}
-        kept: Tensor | None = None
-        for name, value in target.items():
-            if isinstance(value, tv_tensors.BoundingBoxes):
-                moved[name] = self._of_boxes(value)
-                kept = _is_left(moved[name]) if kept is None else kept & _is_left(moved[name])
-            else:
-                moved[name] = self.of_target(value, fill=fill)
-        if kept is None:
+        boxes = {
+            name: self._of_boxes(value) for name, value in target.items() if isinstance(value, tv_tensors.BoundingBoxes)
+        }
+        moved = {name: boxes[name] if name in boxes else self.of_target(target[name], fill=fill) for name in target}
+        if not boxes:
             return moved
-        for name, value in target.items():
-            is_row_each = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(kept)
-            if is_row_each and not (isinstance(value, tv_tensors.Mask | tv_tensors.Image) and value.ndim < 3):
-                moved[name] = moved[name][kept]
-        return moved
+        first, *_ = boxes
+        rows = {name: value for name, value in moved.items() if _is_row_each(target[name])}
+        for name, value in rows.items():
+            if len(value) != len(boxes[first]):
+                raise UserError(
+                    f"A target has {len(boxes[first])} {first!r}, and {len(value)} rows of {name!r} beside them.",
+                    "Put boxes, and what has one row a box, in a mapping of their own.",
+                )
+        kept = torch.stack([*map(_is_left, boxes.values())]).all(dim=0)
+        return moved | {name: _take_rows(value, kept) for name, value in rows.items()}
 
     def _of_mask(self, mask: Tensor, fill: float) -> Tensor:
+        mask = _widen(mask, fill)
         for move in self.moves:
             match move:
                 case Crop():
@@ -148,6 +161,7 @@ class Geometry:
         height, width = boxes.canvas_size
         corners = functional.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
         x, y = (corners.as_subclass(Tensor).float()[:, start::2] for start in (0, 1))
+        x, y = x.clamp(0, width), y.clamp(0, height)
         for move in self.moves:
             match move:
                 case Crop():
@@ -178,6 +192,35 @@ def moves_with_image(target: Any) -> bool:
 def _is_left(boxes: Tensor) -> Tensor:
     """Return of which boxes (n, 4) enough is left to be one."""
     return ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_BOX).all(dim=1)
+
+
+def _is_row_each(value: Any) -> bool:
+    """Whether a value of a target with boxes has a row for each of them."""
+    if isinstance(value, tv_tensors.Image):
+        return False
+    if isinstance(value, tv_tensors.Mask):
+        return value.ndim > 2
+    return value.ndim > 0 if isinstance(value, Tensor | np.ndarray) else isinstance(value, list | tuple)
+
+
+def _take_rows(value: Any, kept: Tensor) -> Any:
+    """Return the rows of a tensor, an array, a list or a tuple that are kept; ``kept`` is bool ``(n,)``."""
+    if isinstance(value, Tensor):
+        return value[kept.to(value.device)]
+    if isinstance(value, np.ndarray):
+        return value[kept.numpy()]
+    rows = compress(value, kept.tolist())
+    return tuple(rows) if isinstance(value, tuple) else list(rows)
+
+
+def _widen(mask: Tensor, fill: float) -> Tensor:
+    """Return a mask in a type that ``fill`` is a value of."""
+    if mask.dtype.is_floating_point:
+        return mask
+    if not float(fill).is_integer():
+        return mask.float()
+    low, high = (0, 1) if mask.dtype == torch.bool else (torch.iinfo(mask.dtype).min, torch.iinfo(mask.dtype).max)
+    return mask if low <= fill <= high else mask.long()
 
 
 def _resize_smoothly(image: Tensor, height: int, width: int) -> Tensor:
