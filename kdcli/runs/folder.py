@@ -348,17 +348,17 @@ class RunFolder:
         self.write_text("plan.json", json.dumps(redact_all(values), indent=2) + "\n")
 
     def update_plan(self, plan: Plan) -> None:
-        """Put into ``plan.json`` what may be another when a run goes on: its length, and the teacher's measurements.
+        """Put into ``plan.json`` what may be another when a run goes on, and take out what no longer holds.
 
-        Of a run that goes on by force the teacher may be another too.
+        It is the run's length, how the teacher's outputs are come by, and the teacher's measurements. Of a run that
+        goes on by force the teacher may be another too.
         """
         values = self._read_saved("plan.json", _SavedPlan).to_json()
         measured = ("teacher measured", "teacher probed")
-        names = ("training", "episodes", *measured, *(("teacher",) if self.force else ()))
+        may_go = {"teacher outputs", *(measured if self.force else ())}
+        names = {"training", "episodes", *measured, *may_go, *(("teacher",) if self.force else ())}
         new = {decision.name: asdict(decision) for decision in plan.decisions if decision.name in names}
-        kept = [
-            old for old in values["decisions"] if old["name"] in new or not (self.force and old["name"] in measured)
-        ]
+        kept = [old for old in values["decisions"] if old["name"] in new or old["name"] not in may_go]
         values["decisions"] = [new.pop(old["name"], old) for old in kept]
         values["decisions"] += new.values()
         found = plan.to_json()

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from kdcli.base.errors import UserError
 from kdcli.base.result import Result
 from kdcli.config.parse import parse_config
+from kdcli.plan.plan import Decision, Plan
 from kdcli.runs.folder import RunFolder
 from kdcli.runs.places import check_new_folder, free_folder
 
@@ -137,3 +138,20 @@ def test_files_have_the_permissions_of_new_files(tmp_path):
         os.umask(before)
     for name in ("projector.safetensors", "student/model.safetensors"):
         assert (run.path / name).stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False), (True, True)])
+def test_a_run_that_goes_on_says_how_the_teacher_s_outputs_are_come_by(tmp_path, before, after):
+    """Another number of epochs can decide that anew."""
+
+    def plan(epochs, is_told):
+        rows = [Decision("relation", "same", "Because."), Decision("training", f"{epochs} epochs", "So.")]
+        rows += [Decision("teacher outputs", f"stored, {epochs} epochs", "Hence.")] * is_told
+        return Plan("same", None, (), None, tuple(rows))
+
+    folder = RunFolder(tmp_path)
+    folder.write_plan(plan(1, before), command="kdcli distill")
+    folder.update_plan(plan(3, after))
+    rows = {row["name"]: row["value"] for row in json.loads((tmp_path / "plan.json").read_text())["decisions"]}
+    told = {"teacher outputs": "stored, 3 epochs"} if after else {}
+    assert rows == {"relation": "same", "training": "3 epochs", **told}
