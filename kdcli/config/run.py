@@ -20,7 +20,7 @@ from pydantic import (
 
 from kdcli.base import extensions
 from kdcli.base.names import NormalizeName, ProjectorName, Relation
-from kdcli.base.tasks import DEFAULT_TASK, TASKS, TaskFacts, find_task, load_task, own_facts
+from kdcli.base.tasks import DEFAULT_TASK, TASKS, TaskFacts, find_task, kind_of, load_task, own_facts
 from kdcli.config.data import AugmentConfig, DataConfig
 from kdcli.config.methods import (
     FeaturePair,
@@ -124,7 +124,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_task(self) -> RunConfig:
-        if self.task_extension is not None and (like := load_task(self.task_extension).like) != self.task:
+        if self.task_extension is None:
+            return self
+        task = load_task(self.task_extension)
+        if own_facts(task) is not None:
+            raise ValueError(
+                f"{self.task_extension} is a task of its own: write task: {self.task_extension}, and no task_extension"
+            )
+        if (like := kind_of(task)) != self.task:
             raise ValueError(f"task_extension {self.task_extension} is for task: {like}")
         return self
 

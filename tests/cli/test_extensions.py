@@ -268,6 +268,20 @@ def test_what_a_task_must_have(install, run_cli, photos, own):
     refused(outcome, "The extension 'mine' of mine 2.5 (tasks): mine:thing is not a class", "TaskFacts named mine")
 
 
+def test_a_task_of_its_own_stands_in_no_other_s_place(install, run_cli, photos):
+    code = """
+from kdcli.base.tasks import TaskFacts
+class thing:
+    name = "mine"
+    facts = TaskFacts("mine", "image", "pixels", "dense", "x")
+"""
+    install("mine", {"kdcli.tasks": {"mine": "mine:thing"}}, code)
+    models = ("--teacher", "random:test_vit", "--student", "test_resnet", "--data", photos)
+    for task in ("image-classification", "mine"):
+        outcome = run_cli("distill", *models, "--task", task, "--set", "task_extension=mine", "--dry-run")
+        refused(outcome, "mine is a task of its own: write task: mine, and no task_extension")
+
+
 def test_layers_are_for_methods_that_take_them(install, run_cli, photos):
     code = 'class thing(MethodSection):\n    method: str = "mine"\n    def build(self, context): pass'
     install("mine", {"kdcli.methods": {"mine": "mine:thing"}}, f"from kdcli.config import MethodSection\n{code}\n")
