@@ -99,12 +99,16 @@ def beside_the_recipe() -> frozenset[str]:
 
 
 def check_domain(config: RunConfig) -> None:
-    """Refuse options about images where the task is about texts, the other way round, and about labels it has not."""
+    """Refuse options about images where the task is about texts, the other way round, and about labels it has not.
+
+    Not those of the models that a student is made of, ``student.source`` and ``student.tokenizer``: runs of earlier
+    versions that have some go on.
+    """
     task = config.task_facts
     given = [
         option
         for name, option in options_of(RunConfig).items()
-        if not name.startswith("eval_data.") and option.is_set(config)
+        if not name.startswith(("eval_data.", "student.source.", "student.tokenizer.")) and option.is_set(config)
     ]
     for option in given:
         if (modality := option.says(lambda key: key.modality)) not in (None, task.modality):

@@ -59,6 +59,13 @@ def test_a_section_about_other_samples_is_refused_as_one():
         check_domain(config(student={"name": "s", "tokenizer": "t"}))
 
 
+@pytest.mark.parametrize("key", ["source", "tokenizer"])
+@pytest.mark.parametrize("options", [{"pooling": "cls"}, {"prompt": "query: "}, {"image_size": 64}])
+def test_what_a_student_is_made_of_may_have_any_options(key, options):
+    """Runs of earlier versions have them."""
+    check_domain(config(task="masked-lm", student={"name": "s", key: {"name": "t", **options}}))
+
+
 @pytest.mark.parametrize("name", [n for n, o in OPTIONS.items() if o.says(lambda key: key.tasks)])
 def test_an_option_of_some_tasks_says_why_others_have_none(name):
     option = OPTIONS[name]
