@@ -58,11 +58,6 @@ class TaskFacts:
         return self.target in ("words", "tokens")
 
     @property
-    def can_mix(self) -> bool:
-        """Whether two samples can be mixed, as mixup and cutmix do: images with one label, or with none."""
-        return self.modality == "image" and self.target in ("label", "embedding")
-
-    @property
     def is_language_model(self) -> bool:
         """Whether its labels are the text's own tokens; teacher and student then have one tokenizer."""
         return self.target == "tokens"

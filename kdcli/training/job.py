@@ -144,18 +144,8 @@ class Job:
         return self.task.predict(model, batch, into_teacher=self.distiller.embedding_projector())
 
     def mix(self) -> Callable[[AnyBatch, int, int], AnyBatch]:
-        """Return mixup and cutmix as configured.
-
-        Raises:
-            UserError: they are asked for, and the task's samples can't be mixed.
-        """
-        augment, facts = self.config.augment, self.config.task_facts
-        if not facts.can_mix and (augment.mixup > 0 or augment.cutmix > 0):
-            raise UserError(
-                f"augment.mixup and augment.cutmix mix labels, and those of {facts.name} can't be mixed.",
-                "Leave both at 0.",
-            )
-        return Mix(augment, len(self.task.class_names), self.config.seed)
+        """Return mixup and cutmix as configured; the plan has refused them where the task's samples can't be mixed."""
+        return Mix(self.config.augment, len(self.task.class_names), self.config.seed)
 
     def train_source(self) -> Source:
         """Return the samples of an epoch, in no order yet; few labelled ones are repeated."""

@@ -16,10 +16,14 @@ import kdcli.machine.devices as devices_module
 import kdcli.training.distiller as distiller_module
 import kdcli.training.trainer as trainer_module
 from kdcli.base.errors import UserError
+from kdcli.base.tasks import TaskFacts
 from kdcli.config.parse import parse_config
+from kdcli.config.run import RunConfig
+from kdcli.data import Batch
 from kdcli.data.epoch import train_indices
 from kdcli.machine.devices import make_accelerator, resolve_precision
 from kdcli.models.outputs import ModelOutput
+from kdcli.plan.checks import check_mixing
 from kdcli.projectors.spectra import numerical_rank, stable_rank
 from kdcli.projectors.stiefel import orthogonality_error
 from kdcli.runs.checkpoint import Checkpoints
@@ -28,6 +32,7 @@ from kdcli.tasks import rank_students
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.terminal.reporters import SilentReporter
 from kdcli.training.hardware import hardware_errors
+from kdcli.training.job import Job
 from kdcli.training.meters import of_teacher
 from kdcli.training.prepare import prepare_job, reopen_job
 from kdcli.training.teachers.teacher import LiveTeacher
@@ -39,6 +44,19 @@ BASE = {
     "data": {"name": "demo:digits", "workers": 0},
     "train": {"epochs": 2, "batch_size": 256, "device": "cpu"},
 }
+
+
+def test_what_can_be_mixed_is_up_to_the_task(monkeypatch):
+    """One of another package says it of itself, whatever its labels are."""
+    facts = TaskFacts("mine", "image", "pixels", "dense", "image-segmentation", mixes=True)
+    monkeypatch.setattr(RunConfig, "task_facts", facts)
+    config = parse_config(BASE | {"augment": {"mixup": 1.0}}, source="test")
+    check_mixing(config)
+    mix = Job(config, None, ImageClassification("ab"), None, None, None).mix()
+    batch = Batch(images=torch.zeros(2, 3, 4, 4), targets=torch.tensor([0, 1]), samples=torch.arange(2))
+    assert mix(batch, 0, 0).targets.shape == (2, 3)
+    with pytest.raises(UserError, match="these have other targets"):
+        mix(replace(batch, targets=torch.zeros(2, 4, 4, dtype=torch.int64)), 0, 0)
 
 
 class Silent(SilentReporter):
