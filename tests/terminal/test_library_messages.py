@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import sys
 import warnings
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
+import kdcli
 from kdcli.terminal.library_messages import library_messages
 
 
@@ -82,3 +86,19 @@ def test_everything_is_as_before_afterwards():
     with pytest.raises(KeyError), library_messages():
         raise KeyError
     assert (warnings.showwarning, logging.Logger.callHandlers, list(warnings.filters)) == before
+
+
+def test_transformers_is_never_imported_without_being_quiet():
+    quiet, of_transformers = "kdcli.models.transformers.quiet", []
+    for file in Path(kdcli.__file__).parent.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        plain = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        imported = plain | {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+        if any(name.split(".")[0] == "transformers" for name in imported):
+            of_transformers.append(file.stem)
+            assert quiet in plain or file.stem == "quiet", file
+    assert {"quiet", "text", "vision", "export"} <= set(of_transformers)
+    from transformers.utils import logging as messages
+
+    import_module(quiet)
+    assert (messages.get_verbosity(), messages.is_progress_bar_enabled()) == (logging.ERROR, False)

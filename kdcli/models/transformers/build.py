@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
 )
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.text import short_repr
 from kdcli.models.bounds import bounded, check_extent
@@ -23,10 +23,6 @@ from kdcli.models.transformers.vision import classifier_of, has_classifier, head
 from kdcli.models.values import check_module, check_types, types_in
 from kdcli.models.vision import check_image_size
 from kdcli.models.weights import Checkpoint, check_folder, few, reason_of
-
-# They would stand between kdcli's own lines; what is wrong with a model is the one message of its error.
-disable_progress_bar()
-set_verbosity_error()
 
 _NOT_OF_THE_NETWORK = {
     *("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "name_or_path", "problem_type"),

@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError
 from kdcli.base.reads import Reads
 from kdcli.base.tasks import TASKS, TaskFacts

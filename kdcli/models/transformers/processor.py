@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, CLIPImageProcessor, MobileViTImageProcessor, Siglip2ImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
+import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError
 from kdcli.base.facts import Interpolation, Preprocessing
 from kdcli.base.text import short_repr

@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
 )
 
+import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, LabelKind, TextPooling, TextPreprocessing
 from kdcli.base.tasks import TASKS, HeadKind

@@ -11,6 +11,7 @@ from tokenizers import normalizers
 from torch import nn
 from transformers import AutoTokenizer
 
+import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError
 from kdcli.data.texts.batch import Text, TextPair
 from kdcli.models.weights import reason_of

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError
 from kdcli.base.facts import Preprocessing
 from kdcli.base.reads import LOGITS, Reads
