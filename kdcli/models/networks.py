@@ -40,7 +40,8 @@ Factory = Callable[..., nn.Module]
 
 The network has two parts, methods or modules. ``features`` takes images (B, 3, H, W) to features (B, C, h, w) or
 (B, C). ``head`` takes those to what the task asks for: logits (B, num_outputs), or (B, num_outputs, H, W) of a task
-over pixels; or several heads by name.
+over pixels; or several heads by name. A student has as many outputs as its data have labels. A teacher without
+weights (``random:NAME``) has those that ``num_outputs`` has by default, and there is none where it has no default.
 """
 
 
@@ -153,10 +154,11 @@ class Networks(Library):
                 f"Valid: {', '.join(valid)}.",
             )
         if weights:
+            untrained = "" if _default_outputs(self.networks[network]) is None else " or be untrained (random:NAME)"
             raise UserError(
                 f"There are no published weights of {name.target}.",
-                "A teacher can be a run or a saved folder, have a checkpoint (--teacher-weights FILE) or be untrained"
-                " (random:NAME), a student be untrained (--no-student-pretrained).",
+                f"A teacher can be a run or a saved folder, have a checkpoint (--teacher-weights FILE){untrained}, a"
+                " student be untrained (--no-student-pretrained).",
             )
         return Place(self.name, name.target, architecture=network)
 
@@ -174,6 +176,12 @@ class Networks(Library):
         settings = self._settings(place, saved, task=task.name)
         names, phrase = None if name.random else _label_names(saved), ""
         if name.random:
+            if settings["num_outputs"] is None:
+                raise UserError(
+                    f"{name.text} can't be a teacher: it has as many outputs as a student's data have labels, and no"
+                    " number of its own.",
+                    "Take a run, a saved folder or a checkpoint (--teacher-weights FILE).",
+                )
             module = self._make(place, settings)
         else:
             module, settings, report = self._with_weights(place, settings, checkpoint or self._checkpoint(place))
@@ -294,7 +302,7 @@ class Networks(Library):
                     f"Its arguments: {', '.join(valid)}." if valid else "It has none.",
                 )
         if settings["num_outputs"] is None:
-            settings["num_outputs"] = next(iter(inspect.signature(factory).parameters.values())).default
+            settings["num_outputs"] = _default_outputs(factory)
         return settings
 
     def _factory(self, place: Place, settings: Mapping[str, Any]) -> Factory:
@@ -318,6 +326,8 @@ class Networks(Library):
         def build(num_outputs: int | None) -> nn.Module:
             if num_outputs is not None:
                 settings["num_outputs"] = num_outputs
+            elif settings["num_outputs"] is None:
+                settings["num_outputs"] = 1  # until it is known how wide the weights' head is
             return self._make(place, settings)
 
         module, report = build_with_weights(build, checkpoint, classifier=_classifier_of)
@@ -368,6 +378,12 @@ def _defaults(factory: Factory) -> dict[str, Any]:
     """Return the arguments of what makes a network, but the number of outputs, with their defaults."""
     _, *parameters = inspect.signature(factory).parameters.values()
     return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _default_outputs(factory: Factory) -> int | None:
+    """Return how many outputs a network has by default; None where its data alone tell."""
+    default = next(iter(inspect.signature(factory).parameters.values())).default
+    return None if default is inspect.Parameter.empty else int(default)
 
 
 def _preprocessing_of(saved: Mapping[str, Any]) -> Preprocessing:

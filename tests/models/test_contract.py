@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
@@ -34,9 +35,13 @@ class Net(nn.Module):
         self.features = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1))
         self.head = nn.Sequential(nn.Conv2d(2 * width, num_outputs, 1), nn.Upsample(scale_factor=4))
 
+class AsWideAsAsked(Net):
+    def __init__(self, num_outputs, width=8):
+        super().__init__(num_outputs, width)
+
 class Grid(Networks):
     name = prefix = "grid"
-    networks = {"net": Net}
+    networks = {"net": Net, "wide": AsWideAsAsked}
     preprocessing = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
 """
 """A package with a network of its own kind, whose logits are (B, C, H, W)."""
@@ -276,6 +281,21 @@ class TestTransformersOfTexts(Contract):
 class TestAnotherPackage(Contract):
     library, name, unknown, shelved = "grid", "grid:net?width=4", "grid:nett", "grid:*"
     layer, logits = "features.0", (2, 3, 32, 32)
+
+    def test_a_teacher_without_weights_has_the_outputs_of_its_default(self, tmp_path):
+        def load(name, **options):
+            return load_teacher(TeacherConfig(name=name, **options), seed=0, task=self.task).facts
+
+        assert load("random:grid:net").num_classes == 5
+        with pytest.raises(UserError, match=r"random:grid:wide can't be a teacher: it has as many outputs as"):
+            load("random:grid:wide")
+        for name, asked in (("grid:net", True), ("grid:wide", False)):
+            with pytest.raises(UserError, match="no published weights") as error:
+                load(name)
+            assert ("random:NAME" in error.value.hint) == asked
+        file = tmp_path / "weights.safetensors"
+        save_file(self.build("grid:wide").module.state_dict(), file)
+        assert load("grid:wide", weights=str(file)).num_classes == 3
 
 
 def test_every_library_has_a_name_and_prefixes_of_its_own():
