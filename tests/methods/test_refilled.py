@@ -103,7 +103,7 @@ def test_global_centres_take_the_place_of_local_ones(student, teacher, batch):
         ),
         teacher=LiveTeacher(teacher, Reads(("embedding",)))(batch),
         targets=batch.targets,
-        indices=batch.samples,
+        samples=batch.samples,
     )
     expected = losses.local_classifier_kl(
         logits[known], theirs[known], batch.targets[known], temperature=3.0, centers=centers
