@@ -13,7 +13,7 @@ from kdcli.models.outputs import ModelOutput
 
 
 class DKD(LogitMethod):
-    """:func:`kdcli.losses.dkd` over common labels, of the labelled part of the batch."""
+    """:func:`kdcli.losses.dkd` over common labels, of the labelled samples or words."""
 
     scope = "local"
 
@@ -22,10 +22,9 @@ class DKD(LogitMethod):
         self.settings = {"temperature": options.temperature, "alpha": options.alpha, "beta": options.beta}
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Share:
-        """Return the mean over the labelled images; zero, with a gradient, when there is none."""
-        targets = targets.flatten()  # of positions they are (B, H, W)
+        """Return the mean over what is labelled; zero, with a gradient, when there is none."""
         labelled = targets != UNLABELLED
-        # One pass over all images, with any class for those without: no tensor's shape depends on the labels.
+        # One pass over all, with any class for those without: no tensor's shape depends on the labels.
         labels = targets.where(labelled, 0)
         ours, theirs = (logits.where(labelled[:, None], 0) for logits in self.common_logits(student, teacher))
         # Where both have the same logits the divergence is zero.
