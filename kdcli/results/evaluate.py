@@ -120,7 +120,7 @@ def evaluate_models(
         task: of a model, ``image-classification`` by default; a run has its own.
         weights: a checkpoint file for the model ``name``.
         force: go on although data, teacher or files of a run have changed.
-        show: so many samples are drawn.
+        show: so many samples are drawn; only of a task that has pictures.
 
     Raises:
         UserError: for a name, split or device that isn't there, a model whose labels don't fit the data's, images that
@@ -146,6 +146,8 @@ def evaluate_models(
     forced = _check_runs(runs, own, samples, candidates, config, split, notes)
     kind = build_task(facts, reference=_no_reference, extension=extension)
     layout = kind.layout
+    if show and not kind.has_pictures:
+        raise UserError(f"The task {kind.name} draws no pictures of samples.", "Leave --show out.")
     source = kind.cut_together(source, [each.model for each in candidates if each.label_map is not None], notes)
     skipped: dict[str, None] = {}
     measured, reports = _measure(kind, candidates, source, config, place, skipped, notes, split=split, size=batch_size)
@@ -446,11 +448,7 @@ def _draw(
     device: torch.device,
     number: int,
 ) -> list[list[Panel]]:
-    """Return the pictures of ``number`` samples, evenly spread over ``source``.
-
-    Raises:
-        UserError: the task draws nothing.
-    """
+    """Return the pictures of ``number`` samples, evenly spread over ``source``; only of a task that has pictures."""
     number = min(number, len(source))
     spread = [place * len(source) // number for place in range(number)]
     taken = source.take(spread)
@@ -463,7 +461,4 @@ def _draw(
             seen = seen or found
             outputs[candidate.role] = _predict(task, candidate, found[0], device)
             candidate.model.cpu()
-    rows = task.pictures(seen[0], outputs)
-    if not rows:
-        raise UserError(f"The task {task.name} draws no pictures of samples.", "Leave --show out.")
-    return rows
+    return task.pictures(seen[0], outputs)

@@ -136,6 +136,11 @@ class Task(ABC):
         """
         return source
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether it draws samples: it has a :meth:`pictures` of its own."""
+        return type(self).pictures is not Task.pictures
+
     def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
         """Return the pictures of every sample, side by side: input, target, and what each model makes of it.
 
@@ -145,9 +150,9 @@ class Task(ABC):
                 classes.
 
         Returns:
-            For each sample as many pictures; nothing where the task has none.
+            For each sample as many pictures.
         """
-        return []
+        raise NotImplementedError
 
     def cutter(self, config: RunConfig, teacher: Model | None, student: Model) -> Cut | None:
         """Return what cuts a split's samples to what both models can take; None where they take them as they are."""
@@ -179,6 +184,8 @@ class ImageTask(Task):
 
 class TextTask(Task):
     """A task over texts; how they are labelled follows from its :meth:`row`."""
+
+    pictures = Task.pictures  # of texts there are none, whatever other task a subclass is like
 
     @classmethod
     def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:

@@ -146,7 +146,7 @@ def test_an_export_is_a_teacher_again(embedded_run, run_cli, tmp_path, reviews, 
     assert "teacher pooled (32)" in outcome.stdout
 
 
-def test_what_comes_after_training(classified_run, embedded_run, run_cli, tmp_path):
+def test_what_comes_after_training(classified_run, embedded_run, run_cli, tmp_path, monkeypatch):
     run = shutil.copytree(classified_run, tmp_path / "run")
     evaluated = run_cli("evaluate", run, "--json")
     assert evaluated.exit_code == 0, evaluated.stderr
@@ -155,6 +155,10 @@ def test_what_comes_after_training(classified_run, embedded_run, run_cli, tmp_pa
     assert (evaluation["samples"], student["input_size"]) == ("text", [64])
     assert student["top1"] == pytest.approx(metrics_of(classified_run, "test")[-1]["accuracy"])
     assert evaluation["models"]["teacher"]["latency"]["median_ms"] > 0.01  # without a head it runs all the same
+    with monkeypatch.context() as patch:
+        patch.setattr("kdcli.results.evaluate._measure", lambda *given, **options: pytest.fail("it measures first"))
+        refused = run_cli("evaluate", run, "--show", "2")
+    assert (refused.exit_code, "draws no pictures of samples" in refused.stderr) == (2, True)
     refused = run_cli("evaluate", embedded_run)
     assert (refused.exit_code, "has no classes" in refused.stderr) == (2, True)
 

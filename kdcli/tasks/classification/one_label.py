@@ -74,8 +74,7 @@ class ImageClassification(ImageTask):
 
     def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
         """Return of each image itself, with its class and what each model takes it for."""
-        if not isinstance(batch, Batch):
-            return []
+        assert isinstance(batch, Batch)
         titles = [f"is {self.class_names[label]}" for label in batch.targets.tolist()]
         for role, logits in outputs.items():
             for row, label in enumerate(logits.argmax(dim=1).tolist()):
