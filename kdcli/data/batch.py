@@ -36,6 +36,11 @@ class AnyBatch:
         if self.view is None:
             self.view = torch.full_like(self.samples, EVALUATION)
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether targets, features and logits have a row for each token or word, in each process another number."""
+        return False
+
     def __len__(self) -> int:
         return len(self.samples)
 

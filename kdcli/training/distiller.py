@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from kdcli.base.reads import Reads, join
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch
-from kdcli.machine.gather import gather_list, gather_rows, sum_over
+from kdcli.machine.gather import gather_batch, gather_list, gather_rows, sum_over
 from kdcli.machine.team import Team
 from kdcli.methods.balance import Balance
 from kdcli.methods.base import Method
@@ -25,7 +25,7 @@ from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import edges_of
 from kdcli.projectors.maps import Projector
 from kdcli.training.optim import make_optimizer, make_schedule
-from kdcli.training.phases import Objective, Phase
+from kdcli.training.phases import Objective, Part, Phase
 
 PHASE = "distillation"
 
@@ -70,9 +70,13 @@ class Distiller(Objective):
         self.attach(optimizer)
         return [Phase(PHASE, optimizer, make_schedule(optimizer, optim, updates))]
 
-    def parts(self) -> dict[str, nn.Module]:
+    def parts(self) -> dict[str, Part]:
         """Return student, methods and balances."""
-        return {"student": self.student, "methods": self.methods, "balances": self.balances}
+        return {
+            "student": Part(self.student, "student"),
+            "methods": Part(self.methods, "projectors"),
+            "balances": Part(self.balances, "balanced weights"),
+        }
 
     def kept_tensors(self) -> dict[str, Tensor]:
         """Return the methods' tensors, projectors among them."""
@@ -103,7 +107,7 @@ class Distiller(Objective):
         with torch.compiler.set_stance("force_eager") if is_due else nullcontext():
             own_output = self.student(self.student.prepare(batch), self.student_reads)
         own = own_output, teacher_outputs, batch.targets, batch.samples
-        whole = self._gather(*own) if any(method.scope == "batch" for _, method in self.each_method()) else own
+        whole = self._gather(batch, own_output, teacher_outputs)
         terms: dict[str, Tensor] = {}
         for name, method in self.each_method():
             found = method(*(whole if method.scope == "batch" else own))
@@ -117,27 +121,23 @@ class Distiller(Objective):
             terms[f"weight/{name}"] = weight = method.weight * balance.factor()
             total = total + weight * terms[name]
         terms["loss"] = total
-        with torch.no_grad():
-            means = {tap: features.float().mean(dim=(2, 3)) for tap, features in own_output.maps.items()}
-            means |= {tap: features.float() for tap, features in own_output.features.items()}
-            for tap, own_features in means.items():
-                features = gather_rows(own_features)
-                terms[f"feature_norm/{tap}"] = features.norm(dim=1).mean()
-                terms[f"feature_std/{tap}"] = features.var(dim=0, correction=0).sum().sqrt()
-        return terms
+        return terms | _statistics(own_output, whole[0], _gatherer(batch))
 
     def _gather(
-        self, student: ModelOutput, teacher: ModelOutput | None, targets: Any, samples: Tensor
+        self, batch: AnyBatch, student: ModelOutput, teacher: ModelOutput | None
     ) -> tuple[ModelOutput, ModelOutput | None, Any, Tensor]:
         """Return what methods of scope ``batch`` read of the samples of all processes, and nothing else."""
         methods = [method for _, method in self.each_method() if method.scope == "batch"]
+        targets, gather = batch.targets, _gatherer(batch)
+        if not methods:
+            return ModelOutput(), None, targets, batch.samples
         ours = student.only(join(method.student_reads for method in methods))
         theirs = join(method.teacher_reads for method in methods)
         return (
-            ours.map(gather_rows),
-            None if teacher is None else teacher.only(theirs).map(gather_rows),
-            gather_rows(targets) if isinstance(targets, Tensor) else gather_list(targets),
-            gather_rows(samples),
+            ours.map(gather),
+            None if teacher is None else teacher.only(theirs).map(gather),
+            gather(targets) if isinstance(targets, Tensor) else gather_list(targets),
+            gather_batch(batch.samples),
         )
 
     def _balanced(self) -> Iterable[tuple[str, Method, Balance]]:
@@ -200,6 +200,25 @@ class Distiller(Objective):
         for module in self.modules():
             if isinstance(module, Projector):
                 module.attach(optimizer)
+
+
+def _gatherer(batch: AnyBatch) -> Callable[[Tensor], Tensor]:
+    """Return what gathers rows: samples are as many in every process, which spares telling one another how many."""
+    return gather_rows if batch.has_rows else gather_batch
+
+
+@torch.no_grad()
+def _statistics(own: ModelOutput, whole: ModelOutput, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return norm and spread of every feature of ``own``, over all processes; ``whole`` has some gathered already."""
+    terms: dict[str, Tensor] = {}
+    for tap in dict.fromkeys((*own.maps, *own.features)):
+        if tap not in own.features:
+            features = gather(own.maps[tap].float().mean(dim=(2, 3)))
+        else:
+            features = whole.features[tap] if tap in whole.features else gather(own.features[tap])
+        terms[f"feature_norm/{tap}"] = features.float().norm(dim=1).mean()
+        terms[f"feature_std/{tap}"] = features.float().var(dim=0, correction=0).sum().sqrt()
+    return terms
 
 
 def _edges(method: Method, output: ModelOutput) -> list[GradientEdge]:

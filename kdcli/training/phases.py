@@ -6,7 +6,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +44,18 @@ class Phase:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
+class Part(NamedTuple):
+    """Some of an objective's tensors, as a checkpoint holds them.
+
+    Attributes:
+        module: which has them.
+        words: for what they are in messages: "the run's ...".
+    """
+
+    module: nn.Module
+    words: str
+
+
 class Objective(nn.Module, ABC):
     """All that a run trains, and its losses.
 
@@ -70,7 +82,7 @@ class Objective(nn.Module, ABC):
         return Reads()
 
     @abstractmethod
-    def parts(self) -> dict[str, nn.Module]:
+    def parts(self) -> dict[str, Part]:
         """Return the modules whose tensors a checkpoint holds, by their names in it."""
 
     @abstractmethod

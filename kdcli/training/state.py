@@ -83,7 +83,7 @@ class TrainingState:
             "first_norms": self.collapse.first_norms,
             "meter": {"sums": dict(self.meter.sums), "steps": self.meter.steps, "images": self.meter.images},
             "spectra": {"steps": self.spectra.steps, "values": self.spectra.values},
-            **{name: dict(part.state_dict()) for name, part in self.objective.parts().items()},
+            **{name: dict(part.module.state_dict()) for name, part in self.objective.parts().items()},
             "ema": None if self.ema is None else dict(self.ema.module.state_dict()),
             "optimizers": self.phases.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -100,7 +100,7 @@ class TrainingState:
             UserError: names or shapes of tensors differ.
         """
         for name, part in self.objective.parts().items():
-            restore_module(part, saved.get(name, {}), what=name, path=path)
+            restore_module(part.module, saved.get(name, {}), what=part.words, path=path)
         if self.ema is not None:
             restore_module(self.ema.module, saved["ema"], what="averaged student", path=path)
         self.step, self.closed_step = saved["step"], saved["closed"]

@@ -1,5 +1,7 @@
 """The distiller's losses are recomputed from its student's and teacher's outputs by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -16,8 +18,10 @@ from kdcli.methods.base import Context
 from kdcli.models import build_student, load_teacher
 from kdcli.models.outputs import ModelOutput
 from kdcli.tasks.classification.one_label import ImageClassification
+from kdcli.training import distiller as distiller_module
 from kdcli.training.distiller import Distiller
 from kdcli.training.optim import make_schedule
+from kdcli.training.state import TrainingState
 from kdcli.training.teachers.teacher import LiveTeacher
 
 LABELS = ("a", "b", "c", "d")
@@ -161,6 +165,30 @@ def test_every_optimiser_keeps_the_projector_orthogonal(student, teacher, batch,
     gram = after @ after.T if after.shape[0] <= after.shape[1] else after.T @ after
     assert (gram - torch.eye(len(gram))).abs().max() <= 1e-5
     assert not torch.equal(before, after)
+
+
+def test_a_batch_is_gathered_once_and_only_tokens_are_counted(student, teacher, batch, monkeypatch):
+    """Where rows are samples no process tells the others how many it has, and nothing is sent twice."""
+    sent = {"gather_batch": [], "gather_rows": []}
+    for name, calls in sent.items():
+        monkeypatch.setattr(distiller_module, name, lambda share, calls=calls: calls.append(share.data_ptr()) or share)
+    pairs = {"layers": ["pooled:pooled", "embedding:embedding"]}
+    distiller = build(student, teacher, {"method": "pkt", **pairs}, {"method": "projection", "projector": "linear"})
+    distiller(batch, run_teacher(distiller, teacher, batch))
+    assert len(set(sent["gather_batch"])) == len(sent["gather_batch"]) == 6
+    assert not sent["gather_rows"]
+    monkeypatch.setattr(Batch, "has_rows", True)
+    distiller(batch, run_teacher(distiller, teacher, batch))
+    assert (len(sent["gather_batch"]), len(sent["gather_rows"])) == (7, 5), "samples, and all else"
+
+
+def test_a_checkpoint_of_other_projectors_is_refused_by_their_name(student, teacher, tmp_path):
+    options = {"method": "projection", "projector": "linear"}
+    ours, other = build(student, teacher, options), build(student, teacher, {**options, "projector": "mlp"})
+    state = SimpleNamespace(objective=ours)
+    saved = {name: part.module.state_dict() for name, part in other.parts().items()}
+    with pytest.raises(UserError, match="does not fit the run's projectors: "):
+        TrainingState.restore(state, saved, tmp_path)
 
 
 def test_milestones():

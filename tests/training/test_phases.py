@@ -17,7 +17,7 @@ from kdcli.machine.devices import make_accelerator
 from kdcli.runs.folder import RunFolder
 from kdcli.terminal.reporters import SilentReporter
 from kdcli.training.optim import make_optimizer, make_schedule
-from kdcli.training.phases import Objective, Phase
+from kdcli.training.phases import Objective, Part, Phase
 from kdcli.training.prepare import prepare_job
 from kdcli.training.trainer import Trainer
 
@@ -48,7 +48,7 @@ class Duel(Objective):
         return made
 
     def parts(self):
-        return {"student": self.student, "critic": self.critic}
+        return {"student": Part(self.student, "student"), "critic": Part(self.critic, "critic")}
 
     def kept_tensors(self):
         return self.critic.state_dict()
@@ -203,7 +203,7 @@ class Game(Objective):
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 1)
 
     def parts(self):
-        return {"first": self.first, "second": self.second}
+        return {}
 
     def phases(self, config, updates):
         parts = {"second": self.second, "first": self.first}

@@ -53,6 +53,11 @@ class TokenBatch(AnyBatch):
     attention_mask: Tensor
     predicted: Tensor
 
+    @property
+    def has_rows(self) -> bool:
+        """They have, one for each of the N tokens."""
+        return True
+
 
 @dataclass(eq=False, kw_only=True)
 class WordBatch(AnyBatch):
@@ -64,3 +69,8 @@ class WordBatch(AnyBatch):
     """
 
     words: list[list[str]]
+
+    @property
+    def has_rows(self) -> bool:
+        """They have, one for each word."""
+        return True
