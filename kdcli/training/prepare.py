@@ -9,6 +9,7 @@ from functools import cache
 from torch import Tensor
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
 from kdcli.base.reads import Reads
 from kdcli.base.text import short_repr
 from kdcli.config.keys import check_domain
@@ -62,12 +63,31 @@ def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None 
     data = task_class(config.extension_task or config.task).open(
         config.data, seed=config.seed, evaluation=config.eval_data
     )
+    _check_classes(data)
     config = config.model_copy(update={"data": data.settle(config.data)})
     teacher: Model | None = None
     if has_teacher:
         teacher = load_teacher(config.teacher, seed=config.seed, task=config.task)
     is_new = student is None
     return _make_job(config, data, teacher, student, team, with_latencies=is_new)
+
+
+def _check_classes(data: ImageData | TextData) -> None:
+    """Refuse a label that is no class: a task of another package opens data by itself, and a GPU says nothing clear."""
+    if data.facts.label_kind != "class":
+        return
+    count = len(data.facts.class_names)
+    for split, source in (("training", data.train), ("validation", data.validation), ("test", data.test)):
+        if source is None:
+            continue
+        for label in sorted(set(source.labels)):
+            if label != UNLABELLED and not 0 <= label < count:
+                sample = source.describe(list(source.labels).index(label))
+                raise UserError(
+                    f"{data.facts.name}: {sample} of the {split} split has the label {label}, and the {count} classes"
+                    f" are numbered 0 to {count - 1}.",
+                    f"Mend what reads these data; {UNLABELLED} stands for no label.",
+                )
 
 
 def embedding_job(job: Job, team: Team = ALONE) -> Job:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from dataclasses import replace
 
@@ -16,10 +17,12 @@ import kdcli.machine.devices as devices_module
 import kdcli.training.distiller as distiller_module
 import kdcli.training.trainer as trainer_module
 from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
 from kdcli.base.tasks import TaskFacts
+from kdcli.config.data import DataConfig
 from kdcli.config.parse import parse_config
 from kdcli.config.run import RunConfig
-from kdcli.data import Batch
+from kdcli.data import Batch, open_data
 from kdcli.data.epoch import train_indices
 from kdcli.machine.devices import make_accelerator, resolve_precision
 from kdcli.models.outputs import ModelOutput
@@ -44,6 +47,19 @@ BASE = {
     "data": {"name": "demo:digits", "workers": 0},
     "train": {"epochs": 2, "batch_size": 256, "device": "cpu"},
 }
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "training"), ("validation", "validation"), ("test", "test")])
+@pytest.mark.parametrize("label", [10, -2])
+def test_a_label_that_is_no_class_is_refused_before_training(split, name, label, monkeypatch):
+    """Whoever opened the data."""
+    data = open_data(DataConfig(name="demo:digits"), seed=0)
+    source = getattr(data, split)
+    data = replace(data, **{split: source.take(range(4), [0, UNLABELLED, label, 9])})
+    monkeypatch.setattr(ImageClassification, "open", lambda *_, **__: data)
+    told = rf"{re.escape(source.describe(2))} of the {name} split has the label {label}, and the 10 classes"
+    with pytest.raises(UserError, match=told):
+        prepare_job(parse_config(BASE, source="test"))
 
 
 def test_what_can_be_mixed_is_up_to_the_task(monkeypatch):
