@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, get_args
@@ -54,6 +54,25 @@ class Extension:
     def unfit(self, expected: str) -> UserError:
         """Return the error for an entry point that is not what kdcli expects."""
         return UserError(f"{self}: {self.target} is not {expected}.", "See 'Extending' in kdcli's README.")
+
+    def refuse_former(self, thing: Any, former: Mapping[str, str]) -> None:
+        """Refuse what was made for an earlier version of kdcli, and would be taken for something else now.
+
+        Args:
+            thing: a class, or an object.
+            former: name of an attribute that nothing reads any more, and what is said in its place.
+
+        Raises:
+            UserError: it has such attributes.
+        """
+        places = [*(thing if isinstance(thing, type) else type(thing)).__mro__, thing]
+        has = {name for place in places for name in getattr(place, "__dict__", ())}
+        found = [f"{name} is {now} now" for name, now in former.items() if name in has]
+        if found:
+            raise UserError(
+                f"{self}: it was made for an earlier version of kdcli: {'; '.join(found)}.",
+                f"Mend the package, or get a later version of {self.package.partition(' ')[0]}.",
+            )
 
     def __str__(self) -> str:
         return f"The extension {self.name!r} of {self.package} ({self.kind})"

@@ -258,6 +258,42 @@ def test_what_a_method_must_have(install, run_cli, photos, code, reason):
 
 
 @pytest.mark.parametrize(
+    ("of_options", "of_method", "told"),
+    [
+        ("needs_teacher: ClassVar[bool] = False", "", "needs_teacher is needs = Needs(teacher=...) now"),
+        ("takes_mixed: ClassVar[bool] = False", "", "takes_mixed is needs = Needs(whole_images=...) now"),
+        ("by_stage: ClassVar[bool] = True", "", "by_stage is needs = Needs(stages=...) now"),
+        ("pass", "student_logits = True", "student_logits is student_reads = Reads(heads=...) now"),
+        (
+            "pass",
+            "def __init__(self, weight):\n        super().__init__(weight)\n        self.teacher_taps = ('pooled',)",
+            "teacher_taps is teacher_reads = Reads(features=...) now",
+        ),
+    ],
+)
+def test_a_method_of_an_earlier_version_is_told_the_new_names(install, run_cli, photos, of_options, of_method, told):
+    """Else it would be read as another one."""
+    code = f"""
+from typing import ClassVar
+from kdcli.config import MethodSection
+from kdcli.methods.base import Method
+class thing(MethodSection):
+    method: str = "mine"
+    {of_options}
+    def build(self, context):
+        return Mine(self.weight)
+class Mine(Method):
+    {of_method or "pass"}
+    def forward(self, student, teacher, targets, samples):
+        return student.heads["logits"].mean()
+"""
+    install("mine", {"kdcli.methods": {"mine": "mine:thing"}}, code)
+    models = ("--teacher", "random:test_vit", "--student", "test_resnet", "--data", photos)
+    outcome = run_cli("distill", *models, "--method", "mine", "--dry-run", "--device", "cpu")
+    refused(outcome, "The extension 'mine' of mine 2.5 (methods)", "an earlier version of kdcli", told)
+
+
+@pytest.mark.parametrize(
     "own", ["", '    like = "no-such-task"', '    facts = TaskFacts("other", "image", "label", "dense", "x")']
 )
 def test_what_a_task_must_have(install, run_cli, photos, own):

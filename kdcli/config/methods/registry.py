@@ -57,6 +57,19 @@ METHODS: dict[str, type[MethodSection]] = {
 """The options of every method of kdcli by its name; :func:`find_method` also knows those of other packages."""
 
 
+_FORMER = {
+    "needs_teacher": "needs = Needs(teacher=...)",
+    "reads_logits": "needs = Needs(common_labels=...)",
+    "takes_vocabulary": "needs = Needs(all_logits=...)",
+    "reads_unlabelled": "needs = Needs(labels=...)",
+    "takes_mixed": "needs = Needs(whole_images=...)",
+    "needs_distillation_head": "needs = Needs(distillation_head=...)",
+    "by_stage": "needs = Needs(stages=...)",
+    "reads": "the property reads_layers",
+}
+"""Class attributes of options in earlier versions, and what says the same."""
+
+
 def _method_extension(name: str) -> extensions.Extension | None:
     return extensions.find("methods", name, own={*METHODS, *CHOICES, *PROGRAMMES})
 
@@ -73,6 +86,7 @@ def find_method(name: str) -> type[MethodSection] | None:
     section = entry.load()
     if not (isinstance(section, type) and issubclass(section, MethodSection)):
         raise entry.unfit("a subclass of kdcli.config.MethodSection")
+    entry.refuse_former(section, _FORMER)
     if section.build is MethodSection.build:
         raise entry.unfit("whole: its method build(context) is missing")
     if section.model_fields["method"].default != name:
