@@ -163,7 +163,7 @@ def settings(data: Path, work: Path) -> dict[str, Setting]:
         ),
         "Python's manual, MiniLM": Setting("task", "", False, texts(python, epochs=6)),
         "Python's manual, MiniLM, pretrained": Setting(
-            "task", "", False, texts(python, epochs=3, student="teacher?layers=2", lr=1e-4)
+            "task", "", False, texts(python, epochs=20, student="teacher?layers=2", lr=3e-4)
         ),
     }
 
