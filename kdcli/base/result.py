@@ -36,9 +36,10 @@ def show_metric(name: str, value: float) -> str:
 class Saved(BaseModel, frozen=True, extra="allow", ser_json_inf_nan="null"):
     """Base of what ``result.json`` holds; keys of later versions are kept."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of ``result.json``."""
-        text = json.dumps(self.model_dump(mode="json"))  # pydantic's own writes no names that are not UTF-8
+    def to_json(self, *, as_read: bool = False) -> dict[str, Any]:
+        """Return the content of ``result.json``; ``as_read`` leaves out what was not in the file."""
+        # pydantic's own JSON writes no names that are not UTF-8
+        text = json.dumps(self.model_dump(mode="json", exclude_unset=as_read))
         content: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
         return content
 
@@ -62,23 +63,25 @@ class Finished(Saved):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.checksum and self.checksum != self._sum():
+        # A file of an earlier version has no keys of this one.
+        if self.checksum and self.checksum != _sum_of(self.to_json(as_read=True)):
             raise ValueError("its checksum is another")
         return self
 
     def with_checksums(self, files: dict[str, str]) -> Self:
         """Return it with the checksums of the run's other files and its own."""
         complete = self.model_copy(update={"files": files})
-        return complete.model_copy(update={"checksum": complete._sum()})
+        return complete.model_copy(update={"checksum": _sum_of(complete.to_json())})
 
-    def _sum(self) -> str:
-        content = {name: value for name, value in self.to_json().items() if name != "checksum"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of ``result.json``, the numbers first."""
-        content = super().to_json()
+    def to_json(self, *, as_read: bool = False) -> dict[str, Any]:
+        """Return the content of ``result.json``, the numbers first; ``as_read`` leaves out what was not in the file."""
+        content = super().to_json(as_read=as_read)
         return {name: content[name] for name in sorted(content, key=lambda name: name in Finished.model_fields)}
+
+
+def _sum_of(content: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 class Mean(Saved):
