@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -178,8 +179,9 @@ class ImageTask(Task):
 
     @classmethod
     def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
-        """Return images with a class each."""
-        return open_data(config, seed=seed)
+        """Return images with a class each, for this task."""
+        data = open_data(config, seed=seed)
+        return replace(data, facts=replace(data.facts, task=cls.row().name))
 
 
 class TextTask(Task):

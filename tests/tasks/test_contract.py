@@ -25,11 +25,12 @@ from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
-from kdcli.base.tasks import TASKS
+from kdcli.base.tasks import TASKS, TaskFacts
 from kdcli.config.data import DataConfig
 from kdcli.data import Batch, TextBatch, TokenBatch, WordBatch
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks import build_task, rank_students
+from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.tasks.classification.values import TextClassification
 
 EXTENSION = Path(__file__).parents[1] / "extension"
@@ -411,3 +412,11 @@ class TestTask:
             assert parts[0].dtype == torch.float64
             assert parts[0].device.type == "cpu"
             assert float(metric_of(name, torch.cat(parts).sum(dim=0).numpy())) == pytest.approx(found[name], rel=1e-5)
+
+
+def test_images_are_opened_for_the_task_itself():
+    class Grades(ImageClassification):
+        facts = TaskFacts("grades", "image", "label", "sequence", "image-classification")
+
+    for task in (Grades, ImageClassification):
+        assert task.open(DataConfig(name="demo:digits"), seed=0).facts.task == task.row().name
