@@ -29,15 +29,13 @@ effective rank, which need no threshold.
 
 _ROWS_AT_ONCE = 8192
 _EPS = torch.finfo(torch.float64).eps
-_CONSTANT_COLUMN = 1e-12
-"""A column is constant when centring leaves less than this fraction of its norm: rounding, not variation."""
 
 
 def _float64(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
 
 
-def _as_matrix(tensor: Tensor, name: str) -> Tensor:
+def as_matrix(tensor: Tensor, name: str) -> Tensor:
     """Return ``tensor`` as a finite, non-empty float64 matrix on the CPU, or raise ``ValueError``."""
     if tensor.ndim != 2 or tensor.numel() == 0:
         raise ValueError(f"{name} must be a non-empty matrix, got shape {tuple(tensor.shape)}")
@@ -76,7 +74,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     Raises:
         ValueError: ``matrix`` isn't a finite, non-empty matrix.
     """
-    matrix = _as_matrix(matrix, "matrix")
+    matrix = as_matrix(matrix, "matrix")
     try:
         return torch.linalg.svdvals(matrix)
     except torch.linalg.LinAlgError:
@@ -168,7 +166,7 @@ class SpectrumSummary:
 
 def orthogonality_error(matrix: Tensor) -> float:
     """Largest absolute entry of ``P Pᵀ − I`` for ``P`` ``(a, b)``; of ``Pᵀ P − I`` when ``a > b``."""
-    matrix = _as_matrix(matrix, "matrix")
+    matrix = as_matrix(matrix, "matrix")
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     gram.diagonal().sub_(1.0)
     return float(gram.abs().max())
@@ -200,7 +198,7 @@ class Decomposition:
     """``‖Y − X P‖_F²`` split over the right singular directions ``v_i`` of ``P``; see ``decompose``.
 
     Lists have one entry for each of the ``b`` directions, by descending singular value, zero-padded where ``a < b``.
-    Sums run over all samples; ``*_per_sample`` are divided by ``num_samples``, ``*_share`` by ``total`` (0 when that is
+    Sums run over all samples; ``*_per_sample`` are divided by ``num_samples``, ``*share`` by ``total`` (0 when that is
     0).
     """
 
@@ -291,7 +289,7 @@ def decompose(
         ValueError: shapes don't fit, or a value isn't finite.
     """
     _check_threshold(relative_threshold)
-    matrix = _as_matrix(matrix, "matrix")
+    matrix = as_matrix(matrix, "matrix")
     num_rows, num_columns = matrix.shape
     if source.ndim != 2 or target.ndim != 2 or source.shape[0] != target.shape[0]:
         raise ValueError(
@@ -309,7 +307,7 @@ def decompose(
     terms, energy = torch.zeros_like(values), torch.zeros_like(values)
     direct = 0.0
     for source_rows, target_rows in zip(source.split(_ROWS_AT_ONCE), target.split(_ROWS_AT_ONCE), strict=True):
-        x, y = _as_matrix(source_rows, "source"), _as_matrix(target_rows, "target")
+        x, y = as_matrix(source_rows, "source"), as_matrix(target_rows, "target")
         coordinates = y @ basis
         energy += coordinates.square().sum(0)
         terms += (coordinates - x @ scaled_left).square().sum(0)
@@ -330,125 +328,16 @@ def decompose(
         transfer=transfer,
         spectral=spectral,
         total=total,
-        transfer_share=_share(transfer, total),
-        spectral_share=_share(spectral, total),
+        transfer_share=share(transfer, total),
+        spectral_share=share(spectral, total),
         transfer_per_sample=transfer / num_samples,
         spectral_per_sample=spectral / num_samples,
         total_per_sample=total / num_samples,
-        dropped_energy_share=_share(float(energy[rank:].sum()), total_energy),
-        residual_check=_share(abs(total - direct), scale),
+        dropped_energy_share=share(float(energy[rank:].sum()), total_energy),
+        residual_check=share(abs(total - direct), scale),
     )
 
 
-def _share(part: float, whole: float) -> float:
+def share(part: float, whole: float) -> float:
+    """Return ``part / whole``; 0 of nothing."""
     return part / whole if whole > 0 else 0.0
-
-
-# --- similarity of representations -----------------------------------------------------------------------------------
-
-
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment ``‖X̃ᵀ Ỹ‖_F² / (‖X̃ᵀ X̃‖_F ‖Ỹᵀ Ỹ‖_F)`` of the centred features, in ``[0, 1]``.
-
-    Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019 (arXiv 1905.00414), eq. 4 with
-    linear kernels. Unchanged by orthogonal maps and isotropic scaling of either side. It is biased upwards when there
-    are fewer samples than features, so compare values over the same samples only. Features that are the same for every
-    sample have nothing to align: 0.
-
-    Args:
-        x: ``(N, a)``, any offset; centred here.
-        y: ``(N, b)``, same samples in the same order.
-
-    Raises:
-        ValueError: the numbers of samples differ, or a value isn't finite.
-    """
-    x, y = _as_matrix(x, "x"), _as_matrix(y, "y")
-    if x.shape[0] != y.shape[0]:
-        raise ValueError(f"x and y must hold the same samples, got {x.shape[0]} and {y.shape[0]}")
-    x, y = _centred_unit(x), _centred_unit(y)
-    num_samples, a, b = x.shape[0], x.shape[1], y.shape[1]
-    if a * a + b * b + a * b <= num_samples * (a + b):
-        alignment = (x.T @ y).square().sum()
-        own_x, own_y = (x.T @ x).norm(), (y.T @ y).norm()
-    else:
-        kernel_x, kernel_y = x @ x.T, y @ y.T
-        alignment = (kernel_x * kernel_y).sum()
-        own_x, own_y = kernel_x.norm(), kernel_y.norm()
-    return min(max(_share(float(alignment), float(own_x * own_y)), 0.0), 1.0)
-
-
-def _centred_unit(features: Tensor) -> Tensor:
-    """Centre the columns and scale the whole to Frobenius norm 1; constant columns become exactly zero."""
-    centred = features - features.mean(0)
-    constant = centred.norm(dim=0) <= _CONSTANT_COLUMN * features.norm(dim=0)
-    centred = centred.masked_fill(constant, 0.0)
-    norm = float(centred.norm())
-    return centred / norm if norm > 0 else centred
-
-
-# --- transferability -------------------------------------------------------------------------------------------------
-
-_MAX_ITERATIONS = 200
-_CONVERGED = 1e-6
-"""Relative change of the precisions' ratio at which the evidence's fixed-point iteration ends."""
-_STABLE = 1e-5
-"""Added to the denominators of the iteration, as in the authors' code: features may fit the targets exactly."""
-
-
-def log_me(features: Tensor, labels: Tensor) -> float:
-    """LogME of ``features`` ``(N, d)`` for class indices ``labels`` ``(N,)``: the larger, the better they explain them.
-
-    For every class the targets ``y`` are 1 and 0, modelled as ``y ~ N(F w, 1/β)`` with ``w ~ N(0, 1/α)``. With
-    ``A = αI + βFᵀF`` and ``m = βA⁻¹Fᵀy`` the log evidence is
-
-    ``L(α, β) = N/2 log β + d/2 log α - N/2 log 2π - β/2 ‖Fm - y‖² - α/2 ‖m‖² - 1/2 log|A|``.
-
-    It is maximised by the fixed-point iteration ``α = γ/‖m‖²``, ``β = (N - γ)/‖Fm - y‖²``, ``γ = Σ βσ/(α + βσ)`` over
-    the eigenvalues ``σ`` of ``FᵀF``; the result is the mean of ``L/N`` over the classes.
-
-    You, Liu, Wang, Long, "LogME: Practical Assessment of Pre-trained Models for Transfer Learning", ICML 2021.
-
-    Raises:
-        ValueError: ``features`` aren't a finite, non-empty matrix, or there is not one label for each row.
-    """
-    matrix = _as_matrix(features, "features")
-    if labels.shape != matrix.shape[:1]:
-        raise ValueError(f"labels must have shape ({len(matrix)},), got {tuple(labels.shape)}")
-    left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
-    evidences = [
-        maximise_evidence(left, values.square(), (labels.cpu() == label).double(), width=matrix.shape[1])[0]
-        for label in labels.unique()
-    ]
-    return sum(evidences) / len(evidences) / len(matrix)
-
-
-def maximise_evidence(left: Tensor, squares: Tensor, targets: Tensor, *, width: int) -> tuple[float, float, float]:
-    """Return the largest log evidence of :func:`log_me` for one class, and the ``α`` and ``β`` at which it is reached.
-
-    Args:
-        left: left singular vectors of the features ``(N, r)``, float64.
-        squares: squared singular values ``(r,)``.
-        targets: ``(N,)``.
-        width: ``d``.
-    """
-    num = len(targets)
-    projected = (left.T @ targets).square()
-    outside = max(float(targets.square().sum() - projected.sum()), 0.0)
-    alpha = beta = 1.0
-
-    def moments(alpha: float, beta: float) -> tuple[float, float]:
-        ratio = alpha / beta
-        norm = float((squares * projected / (squares + ratio).square()).sum())
-        return norm, float((projected * (ratio / (squares + ratio)).square()).sum()) + outside
-
-    for _ in range(_MAX_ITERATIONS):
-        before = alpha / beta
-        norm, residual = moments(alpha, beta)
-        gamma = float((squares / (squares + before)).sum())
-        alpha, beta = gamma / (norm + _STABLE), (num - gamma) / (residual + _STABLE)
-        if abs(alpha / beta - before) <= _CONVERGED * before:
-            break
-    norm, residual = moments(alpha, beta)
-    determinant = float((alpha + beta * squares).log().sum()) + (width - len(squares)) * math.log(alpha)
-    evidence = num * math.log(beta) + width * math.log(alpha) - num * math.log(2 * math.pi)
-    return (evidence - beta * residual - alpha * norm - determinant) / 2, alpha, beta

@@ -22,7 +22,8 @@ from kdcli.machine.devices import resolve_device
 from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected, channels_last
 from kdcli.projectors.maps import describe_projector, projector_name
-from kdcli.projectors.spectra import decompose, linear_cka, rank_evolution, singular_values, summarize
+from kdcli.projectors.similarity import linear_cka
+from kdcli.projectors.spectra import decompose, rank_evolution, singular_values, summarize
 from kdcli.results.paper_figures import LANDSCAPE_PANELS, TSNE_PANELS, draw_landscapes, draw_tsne
 from kdcli.results.pictures.ranks import plot_ranks
 from kdcli.results.pictures.spectra import plot_decomposition, plot_evolution, plot_spectrum

@@ -7,8 +7,7 @@ finished, with their costs.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,20 +15,12 @@ import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import DataFacts
-from kdcli.base.tasks import Modality
 from kdcli.config.data import DataConfig
-from kdcli.config.models import TeacherConfig
 from kdcli.data import AnyBatch, EvalBatches, Source
-from kdcli.data.fingerprint import AnyData, find_trained_on
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
-from kdcli.models import load_saved, load_teacher, parse_name
-from kdcli.models.base import Model
 from kdcli.models.costs import measure_costs
-from kdcli.models.locate import locate
-from kdcli.models.settle import settle_teacher
-from kdcli.plan.relation import map_labels
+from kdcli.results.candidates import Candidate, beside, check_runs, load_candidate, notes_on
 from kdcli.results.samples import (
     check_pairs,
     choose_split,
@@ -41,38 +32,10 @@ from kdcli.results.samples import (
     same_data,
     task_of,
 )
-from kdcli.runs.folder import RunFolder
 from kdcli.tasks import Task, build_task
 from kdcli.tasks.reports import Layout, Panel, Report
-from kdcli.training.provenance import OLD, Record, changes_since, insist_unchanged, read_record, take_record
 
 SPLITS = ("test", "validation", "train")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One model that is measured.
-
-    Attributes:
-        role: ``student`` (of a run), ``model``, ``teacher``, or ``against-1``, ``against-2``, ...
-        name: as the user knows it.
-        model: on the CPU, in eval mode.
-        weights: the folder that its weights lie in; None for a model that has none.
-        label_map: for each of the data's classes the model's class of the same label; None where the label spaces
-            differ, and nothing but costs can be measured.
-        labels: the sentence that says how the label spaces fit.
-        trained: whether its classifier is trained; a run of features alone leaves it as it was at the start.
-        file: of weights from a checkpoint file, which it is and how they fitted; empty for others.
-    """
-
-    role: str
-    name: str
-    model: Model
-    weights: Path | None
-    label_map: tuple[int, ...] | None
-    labels: str
-    trained: bool = True
-    file: str = ""
 
 
 class Evaluated(NamedTuple):
@@ -139,11 +102,11 @@ def evaluate_models(
         check_pairs(run, samples)
     split, source, notes = choose_split(samples, split)
     others = {other: open_run(other, force=force) for other in against}
-    first = _candidate("model" if run is None else "student", name, run, facts, weights=weights)
-    candidates = [first, *_beside(first, run if with_teacher else None, others, facts)]
+    first = load_candidate("model" if run is None else "student", name, run, facts, weights=weights)
+    candidates = [first, *beside(first, run if with_teacher else None, others, facts)]
     runs = [opened for opened in (run, *others.values()) if opened is not None]
     own = run if run is not None and (data is None or same_data(run.read_config(), data)) else None
-    forced = _check_runs(runs, own, samples, candidates, config, split, notes)
+    forced = check_runs(runs, own, samples, candidates, config, split, notes)
     kind = build_task(facts, reference=_no_reference, extension=extension)
     layout = kind.layout
     if show and not kind.has_pictures:
@@ -163,40 +126,12 @@ def evaluate_models(
         "class_counts": counts,
         "data_notes": list(facts.notes),
         "forced": [*dict.fromkeys((*(sentence for opened in runs for sentence in opened.forced), *forced))],
-        "notes": notes + [note for candidate in candidates for note in _notes(candidate)],
+        "notes": notes + [note for candidate in candidates for note in notes_on(candidate)],
         **_machine(place),
         "batch_size": batch_size,
         "models": measured,
     }
     return Evaluated(evaluation, layout, _draw(kind, candidates, source, config, place, show) if show else [])
-
-
-def _check_runs(
-    runs: Sequence[RunFolder],
-    own: RunFolder | None,
-    samples: AnyData,
-    candidates: Sequence[Candidate],
-    config: DataConfig,
-    split: str,
-    notes: list[str],
-) -> list[str]:
-    """Refuse runs whose data or teacher have changed; return what was forced, a sentence each.
-
-    Args:
-        runs: those that are measured.
-        own: the one whose own data these are; None where they are other data.
-        samples: the data.
-        candidates: the teacher is among them where there is one.
-        config: of the data.
-        split: that is measured on.
-        notes: gets what can't be told.
-    """
-    if not runs:
-        return []
-    teacher = next((candidate.model for candidate in candidates if candidate.role == "teacher"), None)
-    now = take_record(samples, teacher, splits=(split,))
-    found = [_check_record(run, now, config, split, notes, is_own=run is own) for run in runs]
-    return [sentence for sentences in found for sentence in sentences]
 
 
 def _machine(place: torch.device) -> dict[str, Any]:
@@ -213,16 +148,6 @@ def _check_asked(names: Sequence[str], split: str | None) -> None:
     for other in names:
         if names.count(other) > 1:
             raise UserError(f"{other} is named twice.", "Name every model once.")
-
-
-def _beside(
-    first: Candidate, run: RunFolder | None, others: Mapping[str, RunFolder | None], facts: DataFacts
-) -> Iterator[Candidate]:
-    """Yield the teacher of ``run``, where it has one, and the others."""
-    if run is not None and (teacher := _teacher(run, first)) is not None:
-        yield teacher
-    for number, (other, opened) in enumerate(others.items(), 1):
-        yield _candidate(f"against-{number}", other, opened, facts)
 
 
 def _measure(
@@ -281,130 +206,6 @@ def _measure(
 
 def _no_reference(batch: AnyBatch) -> Tensor:
     raise NotImplementedError("a finished model is not compared with an embedding space")
-
-
-# --- candidates -------------------------------------------------------------------------------------------------------
-
-
-def _candidate(
-    role: str, name: str, run: RunFolder | None, data: DataFacts, *, weights: str | None = None
-) -> Candidate:
-    """Load a run's student or a model, and match its labels to the data's.
-
-    Raises:
-        UserError: when it can't be loaded, or its labels don't fit.
-    """
-    if run is None:
-        config = settle_teacher(TeacherConfig(name=name, weights=weights), modality=data.noun)
-        model = load_teacher(config, task=data.task, seed=0)
-        folder = None if config.weights else _weights_folder(config.name, modality=data.noun)
-        file = model.facts.weights if config.weights else ""
-    else:
-        model, folder, file = load_saved(run.student), run.student, ""
-    if model.facts.num_classes == 0:
-        raise UserError(f"{name} has no classifier: it can't be evaluated.", f"Choose a classifier of {data.noun}s.")
-    if model.facts.task != data.task:
-        raise UserError(
-            f"{name} is for {model.facts.task}, and the data are for {data.task}.", "Choose another model or --data."
-        )
-    label_map, reason = map_labels(model.facts, data, role="model")
-    if label_map is None:
-        raise UserError(
-            f"{name} can't be evaluated on {data.name}: {reason}",
-            "Give data with the model's classes (--data), or a model for these classes.",
-        )
-    is_trained = run is None or not run.read_config().leaves_classifier_untrained
-    return Candidate(role, name, model, folder, label_map, reason, is_trained, file)
-
-
-def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
-    """Load the run's teacher; it has an accuracy where the run's plan found its labels to be the student's."""
-    config, plan = run.read_config(), run.read_plan()
-    if config.teacher.name == "none":
-        return None
-    try:
-        model = load_teacher(config.teacher, task=config.task, seed=config.seed)
-    except UserError as error:
-        raise UserError(error.message, f"{error.hint} --no-teacher leaves the teacher out.") from None
-    assert student.label_map is not None
-    ours = plan["label_map"]  # the student's class -> the teacher's
-    label_map = None if ours is None else tuple(ours[label] for label in student.label_map)
-    (reason,) = (decision["reason"] for decision in plan["decisions"] if decision["name"] == "relation")
-    weights = (
-        None if config.teacher.weights else _weights_folder(config.teacher.name, modality=config.task_facts.modality)
-    )
-    file = model.facts.weights if config.teacher.weights else ""
-    return Candidate("teacher", model.facts.name, model, weights, label_map, reason, file=file)
-
-
-def _weights_folder(name: str, *, modality: Modality) -> Path | None:
-    parsed = parse_name(name.partition("?")[0] if modality == "text" else name)
-    assert parsed is not None  # "none" was no model to load
-    return None if parsed.random else locate(parsed, weights=True, modality=modality).folder
-
-
-def _notes(candidate: Candidate) -> list[str]:
-    """Return what is not a matter of course about the weights, the input and the labels."""
-    pre = candidate.model.facts.preprocessing
-    said = (candidate.file, pre.note)
-    return [*(f"{candidate.name}: {phrase}" for phrase in said if phrase), *_label_notes(candidate)]
-
-
-def _label_notes(candidate: Candidate) -> list[str]:
-    """Return what is not a matter of course about the labels."""
-    if not candidate.trained:
-        return [
-            f"{candidate.name}: no method of the run trained its classifier, so that its accuracy is by chance; the"
-            " run's own is that of nearest class means."
-        ]
-    if candidate.label_map is None:
-        return [f"The teacher has no accuracy here. {candidate.labels}"]
-    if candidate.model.facts.label_names is None or list(candidate.label_map) != sorted(candidate.label_map):
-        return [f"{candidate.name}: {candidate.labels}"]
-    return []
-
-
-def _check_record(
-    run: RunFolder, now: Record, config: DataConfig, split: str, notes: list[str], *, is_own: bool
-) -> list[str]:
-    """Refuse to measure a run on other samples than it began with, beside another teacher, or on what it has learnt.
-
-    Args:
-        run: whose student is measured.
-        now: the split that is measured on, and the teacher where it is measured too.
-        config: of the data.
-        split: its name.
-        notes: get a note where the run has no record.
-        is_own: whether these are the data and the teacher of the run.
-
-    Returns:
-        What was forced, a sentence each.
-
-    Raises:
-        UserError: it is refused, and the run was not opened by force.
-    """
-    record = read_record(run)
-    if record is None:
-        notes.append(f"{run.path}: it can't be told whether data or teacher have changed: {OLD}.")
-        return []
-    told = list(record.forced)
-    if is_own:
-        before = record.of_classes(now.data.class_names) if config.classes is not None else record
-        changes = changes_since(before, now, splits=(split,), teacher=now.teacher is not None)
-        return told + insist_unchanged(run, changes, what="Evaluated")
-    if split == "train":
-        return told
-    has_same_name = run.read_config().data.name == config.name
-    learnt = find_trained_on(record.data, now.data, split=split, by_content=has_same_name)
-    if not learnt:
-        return told
-    found = f"{len(learnt)} of the {split} samples are among those that {run.path} was trained on, such as {learnt[0]}."
-    if not run.force:
-        raise UserError(found, "Measure it on what it has not seen. --force goes on all the same.")
-    return [*told, f"Evaluated with --force although {found}"]
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()

@@ -25,9 +25,10 @@ from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_teacher
 from kdcli.models.settle import settle_teacher
-from kdcli.projectors.spectra import effective_rank, log_me, singular_values
+from kdcli.projectors.spectra import effective_rank, singular_values
 from kdcli.tasks import task_class
 from kdcli.tasks.features.frozen import NEIGHBOURS, knn_classifier, linear_classifier
+from kdcli.tasks.features.log_me import log_me
 from kdcli.tasks.features.probing import Features, features_of, sample_by_class
 
 Table = tuple[str, list[str], list[list[str]]]

@@ -146,7 +146,7 @@ def test_probe_features_are_the_models_own(probed, photos, hf_folder):
     from kdcli.config.models import TeacherConfig
     from kdcli.data import Loading, open_data
     from kdcli.models import load_teacher
-    from kdcli.projectors.spectra import log_me
+    from kdcli.tasks.features.log_me import log_me
 
     data = open_data(DataConfig(name=str(photos)), seed=0)
     model = load_teacher(TeacherConfig(name=str(hf_folder)), seed=0)
@@ -212,7 +212,7 @@ def test_probe_of_texts(run_cli, tmp_path, reviews, bert_folder, text_classifier
     from kdcli.config.models import TeacherConfig
     from kdcli.data import open_texts
     from kdcli.models import load_teacher
-    from kdcli.projectors.spectra import log_me
+    from kdcli.tasks.features.log_me import log_me
 
     task = ("models", "probe", "--task", "text-classification", "--device", "cpu", "--data", reviews)
     teachers = ("--teacher", bert_folder, "--teacher", f"random:{bert_folder}")

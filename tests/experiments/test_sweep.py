@@ -13,6 +13,7 @@ from kdcli.config.parse import parse_config
 from kdcli.config.training import EmbeddingConfig
 from kdcli.experiments import ranking
 from kdcli.experiments import sweep as module
+from kdcli.experiments import workers as workers_module
 from kdcli.experiments.sweep import Sweep
 from kdcli.experiments.variants import Variant
 from kdcli.results.compare import Run, compare_runs
@@ -59,18 +60,18 @@ def test_each_worker_sees_one_gpu_and_has_its_share_of_the_cores(monkeypatch):
             start = lambda self: seen.append([os.environ.get(name) for name in names])  # noqa: E731
             return type("Process", (), {"start": start})()
 
-    monkeypatch.setattr(module.multiprocessing, "get_context", lambda _: Context())
-    monkeypatch.setattr(module, "num_cores", lambda: 8)
+    monkeypatch.setattr(workers_module.multiprocessing, "get_context", lambda _: Context())
+    monkeypatch.setattr(workers_module, "num_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    workers = module._Workers(3, ["5", "7"], command="", verbose=False)
+    workers = workers_module.Workers(3, ["5", "7"], command="", verbose=False)
     for number in range(3):
         workers._start(number)
     assert seen == [["5", "2"], ["7", "2"], ["5", "2"]]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
     assert "OMP_NUM_THREADS" not in os.environ
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    module._Workers(2, [], command="", verbose=False)._start(0)
+    workers_module.Workers(2, [], command="", verbose=False)._start(0)
     assert seen[-1] == ["5,7", "3"]
 
 

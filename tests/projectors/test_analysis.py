@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kdcli.projectors import spectra as analysis
+from kdcli.projectors.similarity import linear_cka
 
 
 def _orthogonal(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -281,34 +282,34 @@ def _cka_by_kernels(x: np.ndarray, y: np.ndarray) -> float:
 def test_cka_matches_kernels_in_both_spaces(n: int, a: int, b: int) -> None:
     x = _randn(n, a) + 3.0
     y = torch.tanh(x[:, : min(a, b)].repeat(1, b)[:, :b]) + 0.3 * _randn(n, b, seed=1)
-    value = analysis.linear_cka(x, y)
+    value = linear_cka(x, y)
     assert value == pytest.approx(_cka_by_kernels(x.numpy(), y.numpy()), rel=1e-10)
-    assert value == pytest.approx(analysis.linear_cka(y, x), rel=1e-12)
-    assert analysis.linear_cka(x, x) == pytest.approx(1.0, rel=1e-12)
+    assert value == pytest.approx(linear_cka(y, x), rel=1e-12)
+    assert linear_cka(x, x) == pytest.approx(1.0, rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [50, 5])
 def test_cka_ignores_rotation_scale_and_offset(n: int) -> None:
     x, y = _randn(n, 6), _randn(n, 4, seed=1)
-    expected = analysis.linear_cka(x, y)
-    assert analysis.linear_cka(-1e-6 * x @ _orthogonal(6, 6) + 7.0, 1e5 * y) == pytest.approx(expected, rel=1e-6)
-    assert analysis.linear_cka(x @ _orthogonal(6, 11), y) == pytest.approx(expected, rel=1e-10)
-    assert analysis.linear_cka(x @ torch.diag(torch.arange(1.0, 7.0).double()), y) != pytest.approx(expected, rel=1e-3)
+    expected = linear_cka(x, y)
+    assert linear_cka(-1e-6 * x @ _orthogonal(6, 6) + 7.0, 1e5 * y) == pytest.approx(expected, rel=1e-6)
+    assert linear_cka(x @ _orthogonal(6, 11), y) == pytest.approx(expected, rel=1e-10)
+    assert linear_cka(x @ torch.diag(torch.arange(1.0, 7.0).double()), y) != pytest.approx(expected, rel=1e-3)
 
 
 def test_cka_by_hand() -> None:
     """x = (1, 0, -1), y = (1, -2, 1) are orthogonal: 0. y = (1, -1, 0): ‖xᵀy‖² = 1, over 2 · 2: 1/4."""
     x = torch.tensor([[1.0], [0.0], [-1.0]])
-    assert analysis.linear_cka(x, torch.tensor([[1.0], [-2.0], [1.0]])) == pytest.approx(0.0, abs=1e-15)
-    assert analysis.linear_cka(x, torch.tensor([[1.0], [-1.0], [0.0]])) == pytest.approx(0.25, rel=1e-14)
+    assert linear_cka(x, torch.tensor([[1.0], [-2.0], [1.0]])) == pytest.approx(0.0, abs=1e-15)
+    assert linear_cka(x, torch.tensor([[1.0], [-1.0], [0.0]])) == pytest.approx(0.25, rel=1e-14)
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e6 / 3])
 def test_cka_of_constant_features_is_zero(constant: float) -> None:
-    assert analysis.linear_cka(torch.full((7, 3), constant, dtype=torch.float64), _randn(7, 3)) == 0.0
-    assert analysis.linear_cka(_randn(1, 3), _randn(1, 3)) == 0.0
+    assert linear_cka(torch.full((7, 3), constant, dtype=torch.float64), _randn(7, 3)) == 0.0
+    assert linear_cka(_randn(1, 3), _randn(1, 3)) == 0.0
 
 
 def test_cka_refuses_other_samples() -> None:
     with pytest.raises(ValueError, match="same samples"):
-        analysis.linear_cka(torch.zeros(3, 2), torch.zeros(4, 2))
+        linear_cka(torch.zeros(3, 2), torch.zeros(4, 2))

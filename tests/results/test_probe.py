@@ -9,8 +9,8 @@ import torch
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.data.images.sources import ArraySource
-from kdcli.projectors.spectra import log_me, maximise_evidence
 from kdcli.results import probe
+from kdcli.tasks.features.log_me import log_me, maximise_evidence
 
 
 def evidence_by_loops(features, targets, alpha, beta):

@@ -36,6 +36,15 @@ class FeatureDefault:
     normalize_reason: str
 
 
+_INVERTED = ProjectionOptions(
+    projector="inverted",
+    normalize="standardize",
+    normalize_student="standardize",
+    distance="mse",
+    weight=0.3,
+    weighting="gradient",
+    lr_scale=INVERTED_RATE,
+)
 FEATURES: Mapping[str, FeatureDefault] = {
     "same": FeatureDefault(
         ProjectionOptions(
@@ -46,15 +55,7 @@ FEATURES: Mapping[str, FeatureDefault] = {
         "LayerNorm on pooled teacher features is the discriminative setting of VkD.",
     ),
     "cross": FeatureDefault(
-        ProjectionOptions(
-            projector="inverted",
-            normalize="standardize",
-            normalize_student="standardize",
-            distance="mse",
-            weight=0.3,
-            weighting="gradient",
-            lr_scale=INVERTED_RATE,
-        ),
+        _INVERTED,
         "The teacher knows another task: the map acts on the teacher, so training can drop what the student's task"
         " does not need (Learning to Project).",
         STANDARDIZE_REASON,
@@ -73,15 +74,7 @@ FEATURES: Mapping[str, FeatureDefault] = {
         STANDARDIZE_REASON,
     ),
     "random": FeatureDefault(
-        ProjectionOptions(
-            projector="inverted",
-            normalize="standardize",
-            normalize_student="standardize",
-            distance="mse",
-            weight=0.1,
-            weighting="gradient",
-            lr_scale=INVERTED_RATE,
-        ),
+        _INVERTED.with_weight(0.1),
         "The teacher is untrained: the map acts on the teacher and training can drop its useless directions"
         " (Learning to Project).",
         STANDARDIZE_REASON,
