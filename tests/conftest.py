@@ -236,6 +236,21 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def install_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """A function that installs the package in a folder by pip, without a network, and returns where it lies."""
+
+    def install(package: Path) -> Path:
+        site = tmp_path_factory.mktemp("site")
+        options = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--no-cache-dir")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", *options, "--target", site, package]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return site
+
+    return install
+
+
+@pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
     """Options that make a run of a few seconds."""
     return (

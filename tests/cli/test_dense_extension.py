@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +17,8 @@ STUDENT = ("--student", "toynet:small?width=4")
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    site = tmp_path_factory.mktemp("site")
-    options = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--no-cache-dir")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", *options, "--target", site, EXAMPLE]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return site
+def site(install_package):
+    return install_package(EXAMPLE)
 
 
 @pytest.fixture(scope="module")

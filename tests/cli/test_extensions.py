@@ -19,14 +19,9 @@ STUDENT = "toy:resnet?channels=[8,8,8,16]"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(install_package):
     """The example, installed by pip into a folder of its own, without a network."""
-    site = tmp_path_factory.mktemp("site")
-    options = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--no-cache-dir")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", *options, "--target", site, EXAMPLE]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return site
+    return install_package(EXAMPLE)
 
 
 @pytest.fixture

@@ -1,15 +1,10 @@
 """The whole batch out of the processes' shares: two processes against one."""
 
-import subprocess
-import sys
-
 import torch
 
 from kdcli.machine.gather import gather_batch, gather_rows
 
-# Forked before anything of torch runs, so that torch is imported once.
 PROCESSES = """
-import os, sys
 import torch
 from torch import distributed
 from kdcli.machine.gather import gather_batch, gather_rows
@@ -45,28 +40,12 @@ def work(rank, file):
         assert torch.allclose(weight.grad / 2, 4 * squares.sum(0) / max(3 * total, 1)), (rank, counts, weight.grad)
     assert torch.equal(gather_batch(whole[rank * 2 : rank * 2 + 2]), whole[:4])
     distributed.destroy_process_group()
-
-if __name__ == "__main__":
-    other = os.fork()
-    rank = 0 if other else 1
-    try:
-        work(rank, sys.argv[1])
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-        os._exit(1)
-    if rank == 0:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
-    os._exit(0)
 """
 
 
-def test_rows_of_two_processes_are_one_batch(tmp_path):
+def test_rows_of_two_processes_are_one_batch(run_forked):
     """Of unequal numbers, with none at all among them; values, order and gradients."""
-    script = tmp_path / "work.py"
-    script.write_text(PROCESSES)
-    done = subprocess.run([sys.executable, str(script), str(tmp_path / "meet")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_forked(PROCESSES)
 
 
 def test_alone_a_share_is_the_whole():

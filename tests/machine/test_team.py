@@ -1,15 +1,10 @@
 """A team of two processes against what one process would have, and a team of one."""
 
-import subprocess
-import sys
-
 import torch
 
 from kdcli.machine.team import Team
 
-# Forked before anything of torch runs, so that torch is imported once.
 PROCESSES = """
-import os, sys
 import torch
 from torch import distributed
 from kdcli.machine.team import Team
@@ -36,27 +31,11 @@ def work(rank, file):
     team.broadcast_weights(convolution)
     assert torch.equal(convolution.weight, sent)
     distributed.destroy_process_group()
-
-if __name__ == "__main__":
-    other = os.fork()
-    rank = 0 if other else 1
-    try:
-        work(rank, sys.argv[1])
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-        os._exit(1)
-    if rank == 0:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
-    os._exit(0)
 """
 
 
-def test_two_processes(tmp_path):
-    script = tmp_path / "work.py"
-    script.write_text(PROCESSES)
-    done = subprocess.run([sys.executable, str(script), str(tmp_path / "meet")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_two_processes(run_forked):
+    run_forked(PROCESSES)
 
 
 def test_alone_all_is_given_back():
