@@ -7,6 +7,7 @@ import pytest
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
 from kdcli.base.text import human_count
+from kdcli.config.methods.defaults import OTHER_CLASSES, SEEN
 from kdcli.config.parse import parse_config
 from kdcli.plan.decide import make_plan
 from kdcli.plan.describe import describe_costs
@@ -84,6 +85,36 @@ def test_no_teacher_takes_spectral_regularisation():
     made = plan(None)
     assert made.relation == "none"
     assert [m.method for m in made.methods] == ["supervised", "spectral_regularization"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "relation"),
+    [
+        (TEACHER, "same"),
+        (dataclasses.replace(TEACHER, num_classes=1000, label_names=None), OTHER_CLASSES),
+        (dataclasses.replace(TEACHER, task="image-embedding", num_classes=0), "cross"),
+        (dataclasses.replace(TEACHER, pretrained=False), "random"),
+        (None, "none"),
+    ],
+)
+def test_what_its_defaults_came_to_in_the_bench_is_said(teacher, relation):
+    (seen,) = (decision for decision in plan(teacher).decisions if decision.name == "seen in our bench")
+    assert seen.value == f"{SEEN[relation].lowest:+.1f} to {SEEN[relation].highest:+.1f} points"
+    assert f"in {SEEN[relation].settings} pairs" in seen.reason
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"feature_weight": 2},
+        {"projector": "linear"},
+        {"normalize": "whiten"},
+        {"method": "logit_kd"},
+        {"relation": "same"},
+    ],
+)
+def test_of_other_plans_than_the_default_nothing_was_seen(values):
+    assert "seen in our bench" not in [decision.name for decision in plan(**values).decisions]
 
 
 def test_labels_in_another_order_and_spelling_are_mapped():

@@ -1,14 +1,13 @@
 """What plan and documents say of the bench of pairs is what its results say."""
 
-import importlib.util
+import importlib
 import statistics
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from kdcli.config.methods.defaults import OTHER_CLASSES, SEEN
+from kdcli.config.methods.defaults import OTHER_CLASSES, SEEN, TEACHER_FREE
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "recipes" / "bench"
@@ -16,13 +15,16 @@ RELATIONS = {"same": "same", "classes": OTHER_CLASSES, "task": "cross", "random"
 """The bench's word -> the plan's."""
 
 
-@pytest.fixture(scope="module")
-def pairs():
-    spec = importlib.util.spec_from_file_location("pairs", ROOT / "tests" / "benchmarks" / "pairs.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A function that imports a program by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.fixture
+def pairs(benchmark):
+    return benchmark("pairs")
 
 
 def test_the_plan_says_what_was_seen(pairs):
@@ -46,3 +48,17 @@ def test_the_table_is_that_of_the_results(pairs):
     text = (BENCH / "README.md").read_text()
     assert len(rows) == 16
     assert [row for row in rows if f"|{'|'.join(row)}|" not in text] == []
+
+
+def test_the_weights_are_those_that_were_tried(benchmark):
+    weights = benchmark("weights")
+    text = (BENCH / "README.md").read_text()
+    lines = list(weights.table(BENCH))
+    assert len(lines) == 2 + len(weights.ARMS) - 1
+    assert [line for line in lines if line not in text] == []
+    means = [float(line.split("|")[-2]) for line in lines[2:]]
+    assert max(map(abs, means)) <= 0.5
+    ratios = [
+        loss["weight"] for _, loss in weights.ARMS.values() if loss is not None and loss["weighting"] == "gradient"
+    ]
+    assert TEACHER_FREE.weight == min(ratios)
