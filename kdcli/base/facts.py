@@ -17,9 +17,9 @@ MAX_IMAGE_SIZE = 4096
 """Largest side of a model's input in pixels; beyond it an option or a model's config is taken to be a mistake."""
 
 
-LabelKind = Literal["class", "classes", "number", "words", "tokens", "pixels", "none"]
+LabelKind = Literal["class", "classes", "number", "words", "tokens", "pixels", "depth", "none"]
 """What a sample's label is: one class, any number of classes, a number, a class for each word, the text's own
-tokens, a class for each pixel; or there is none."""
+tokens, a class or a depth for each pixel; or there is none."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ LABELS: Mapping[LabelKind, LabelFacts] = {
     "words": LabelFacts("a class for each word", "{count} classes of words", has_classes=True, parts="words"),
     "tokens": LabelFacts("the tokens of texts", "its own tokens", parts="tokens", is_smoothed=False),
     "pixels": LabelFacts("a class for each pixel", "{count} classes of pixels", has_classes=True, parts="pixels"),
+    "depth": LabelFacts("a depth for each pixel", "a depth for each pixel", parts="depths", is_smoothed=False),
     "none": LabelFacts("no labels", "no labels"),
 }
 """What is known of each kind."""
@@ -192,6 +193,34 @@ class TextPreprocessing:
         return self
 
 
+DepthKind = Literal["metric", "inverse"]
+"""What a model's depth is: metres; or inverse depth up to an unknown scale and shift, as MiDaS gives it."""
+
+DepthCrop = Literal["none", "eigen", "garg"]
+"""The part of an image that depth is evaluated in: all of it, Eigen's of NYUv2, Garg's of KITTI."""
+
+DepthAlignment = Literal["auto", "none", "median", "least_squares"]
+"""What is done to a predicted depth before it is measured: nothing; scaled to the target's median; inverse depth fitted
+to the target's by least squares, in scale and shift; ``auto`` is the latter for inverse depth, and else nothing."""
+
+
+@dataclass(frozen=True)
+class DepthFacts:
+    """Which depths count, and how predictions are measured.
+
+    Attributes:
+        nearest: in metres; nearer is taken as not measured, and predictions are clamped to it.
+        farthest: likewise; students scale their depth to it where they have a bound.
+        crop: where depth is evaluated.
+        alignment: of a prediction to the target.
+    """
+
+    nearest: float
+    farthest: float
+    crop: DepthCrop = "none"
+    alignment: DepthAlignment = "auto"
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """A model as the plan sees it.
@@ -220,6 +249,7 @@ class ModelFacts:
         heads: what it gives beside features, by name: those that make its prediction (``logits``, or ``vocabulary`` of
             a causal language model; a model of another task has others), and ``distillation`` where it has a second
             classifier, on a distillation token, beside the class token's.
+        depth: what its depth is, where it has a head for that.
     """
 
     name: str
@@ -239,6 +269,7 @@ class ModelFacts:
     heads: tuple[str, ...] = ()
     reads_pooled: bool | None = None
     label_aliases: tuple[str, ...] | None = None
+    depth: DepthKind = "metric"
 
     @property
     def predictions(self) -> tuple[str, ...]:
@@ -269,6 +300,7 @@ class DataFacts:
         notes: one sentence each on how the splits came about.
         label_kind: what a label is.
         label_scale: mean and standard deviation of the training samples' numbers, where labels are numbers.
+        depth: which depths count, where labels are depths.
     """
 
     name: str
@@ -281,6 +313,7 @@ class DataFacts:
     notes: tuple[str, ...] = field(default=())
     label_kind: LabelKind = "class"
     label_scale: tuple[float, float] | None = None
+    depth: DepthFacts | None = None
 
     @classmethod
     def of_labels(cls, class_names: Iterable[str], *, task: str = DEFAULT_TASK) -> DataFacts:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from kdcli.base.facts import DepthAlignment, DepthCrop
 from kdcli.config.section import (
     BESIDE_THE_RECIPE,
     CHANGEABLE,
@@ -31,6 +32,11 @@ _OF_UNLABELLED = Key(
 )
 _OF_PAIRS = Key(tasks=lambda task: task.target == "label", why_not="it reads single texts")
 _OF_KINDS = Key(tasks=lambda task: task.target == "label", why_not="it reads no such labels")
+_OF_DEPTH = Key(
+    tasks=lambda task: task.target == "depth",
+    why_not="it reads no depth",
+    evaluates=lambda task: task.target == "depth",
+)
 _OF_MASKS = Key(tasks=lambda task: task.head == "masked", why_not="nothing is masked")
 
 
@@ -78,6 +84,18 @@ class DataConfig(Section):
     deep_range: Annotated[tuple[float, float] | None, IMAGES] = None
     """What is black and white in grayscale images of more than 8 bits; by default found from some of the images, as in
     :func:`kdcli.data.images.deep.find_range`, for the whole set and for whatever the run's models are evaluated on."""
+    min_depth: Annotated[Positive, IMAGES, _OF_DEPTH] = 1e-3
+    """Depths below it, in metres, count as not measured; predictions are clamped to it."""
+    max_depth: Annotated[Positive, IMAGES, _OF_DEPTH] = 10.0
+    """Likewise above it: 10 for rooms as in NYUv2, 80 for streets as in KITTI. Students are built for depths up to it.
+    """
+    depth_crop: Annotated[DepthCrop, IMAGES, _OF_DEPTH] = "none"
+    """Depth is evaluated in this part of the images alone: ``eigen`` (of NYUv2) or ``garg`` (of KITTI), by fractions of
+    their sides."""
+    depth_alignment: Annotated[DepthAlignment, IMAGES, _OF_DEPTH] = "auto"
+    """What is done to a predicted depth before it is measured: ``none``; ``median``, scaled to the target's median;
+    ``least_squares``, inverse depth fitted to the target's in scale and shift. ``auto`` is the latter for models whose
+    depth is relative, and else none."""
     text_column: Annotated[Name | None, TEXTS, _OF_THESE_DATA] = None
     text_pair_column: Annotated[Name | None, TEXTS, _OF_PAIRS, _OF_THESE_DATA] = None
     """The second text of a pair, such as the hypothesis beside a premise, for ``text-classification``; by default read
@@ -96,9 +114,11 @@ class DataConfig(Section):
     """Stop at an unreadable image instead of skipping it."""
 
     @model_validator(mode="after")
-    def _check_range(self) -> DataConfig:
+    def _check_ranges(self) -> DataConfig:
         if self.deep_range is not None and not self.deep_range[0] < self.deep_range[1]:
             raise ValueError(f"deep_range goes up, from black to white, and is {list(self.deep_range)}")
+        if not self.min_depth < self.max_depth:
+            raise ValueError(f"min_depth {self.min_depth:g} is to be less than max_depth {self.max_depth:g}")
         return self
 
 

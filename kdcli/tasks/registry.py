@@ -15,6 +15,7 @@ from kdcli.tasks.base import Task
 _CLASSES = {
     "image-classification": "classification.one_label:ImageClassification",
     "image-embedding": "embedding.images:ImageEmbedding",
+    "depth-estimation": "dense.depth:DepthEstimation",
     "text-classification": "classification.values:TextClassification",
     "sentence-embedding": "embedding.texts:SentenceEmbedding",
     "token-classification": "words.task:TokenClassification",

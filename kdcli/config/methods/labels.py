@@ -28,8 +28,9 @@ class SupervisedOptions(MethodSection):
     def check(self, situation: Situation) -> None:
         """Refuse also to smooth numbers."""
         super().check(situation)
-        if situation.data.label_kind == "number" and self.label_smoothing:
+        if situation.data.label_kind in ("number", "depth") and self.label_smoothing:
+            what = situation.data.labels.parts or "numbers"
             raise UserError(
-                f"{situation.key}: label_smoothing is for classes, and the labels are numbers.",
+                f"{situation.key}: label_smoothing is for classes, and the labels are {what}.",
                 "Set label_smoothing to 0.",
             )
