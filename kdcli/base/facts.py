@@ -229,11 +229,12 @@ class ModelFacts:
         name: resolved name, with its library: ``timm:resnet50.a1_in1k``, ``hf:org/name``, ``random:timm:resnet18``.
         library: the name of the one in whose native format the model saves.
         task: what its own head is for: ``image-classification``, or ``image-embedding`` for a model without a head;
-            of text one of the tasks of texts.
+            of text one of the tasks of texts; of a teacher also what no student is trained for, such as edges.
         pretrained: False when the weights are as initialised.
         weights: where the weights came from, in one phrase.
         num_classes: width of its own classifier, of a language model the rows of its vocabulary, which may be more than
-            its tokenizer has tokens (see :func:`num_tokens`); 0 without one.
+            its tokenizer has tokens (see :func:`num_tokens`); 0 without one, as of a detector of edges, whose heads are
+            maps of no classes.
         label_names: names of those classes in order, where the model carries them.
         feature_dims: width of every tap that the model offers (``pooled``, ``embedding``).
         preprocessing: how it wants its images or texts.

@@ -43,6 +43,11 @@ class TaskFacts:
     mixes: bool = False
 
     @property
+    def words(self) -> str:
+        """Its name in sentences: ``edge detection``."""
+        return self.name.replace("-", " ").replace("_", " ")
+
+    @property
     def reads_images(self) -> bool:
         """Whether its samples are images."""
         return self.modality == "image"
@@ -74,15 +79,27 @@ _ROWS = (
     TaskFacts("causal-lm", "text", "tokens", "causal", "text-generation"),
 )
 
+_TEACHERS_ROWS = (
+    TaskFacts("edge-detection", "image", "pixels", "dense", "image-to-image"),
+    TaskFacts("text-detection", "image", "pixels", "dense", "image-to-image"),
+)
+"""What only teachers are for: no student is trained to do it."""
+
 
 class _Tasks(Mapping[str, TaskFacts]):
-    """The rows by name, in the order in which they are listed; another package's own task is found, but not listed."""
+    """The rows by name, in the order in which they are listed.
+
+    Found, but not listed, are another package's own tasks and those that only teachers are for.
+    """
 
     _rows: Mapping[str, TaskFacts] = {row.name: row for row in _ROWS}
+    _teachers: Mapping[str, TaskFacts] = {row.name: row for row in _TEACHERS_ROWS}
 
     def __getitem__(self, name: str) -> TaskFacts:
         if name in self._rows:
             return self._rows[name]
+        if name in self._teachers:
+            return self._teachers[name]
         if extensions.find("tasks", name, own=self._rows) is None:
             raise KeyError(name)
         facts = own_facts(load_task(name))
@@ -102,6 +119,8 @@ class _Tasks(Mapping[str, TaskFacts]):
 
 TASKS = _Tasks()
 """What is known of each task. Another package's task has facts of its own, or is like one of these."""
+TEACHERS_TASKS = tuple(row.name for row in _TEACHERS_ROWS)
+"""The names of those that only teachers are for."""
 DEFAULT_TASK = "image-classification"
 
 
@@ -123,6 +142,11 @@ def load_task(name: str) -> Any:
     Raises:
         UserError: there is no such extension, or it is no task.
     """
+    if name in TEACHERS_TASKS:
+        raise UserError(
+            f"The task {name} is one that only teachers are for: no student is trained to do it.",
+            f"Choose one of {', '.join(TASKS)}; a teacher of {TASKS[name].words} can help with it.",
+        )
     entry = extensions.find("tasks", name, own=TASKS)
     if entry is None:
         nearest = did_you_mean(name, [*TASKS, *extensions.names("tasks")])

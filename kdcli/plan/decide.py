@@ -47,7 +47,7 @@ from kdcli.plan.describe import (
     is_unread,
 )
 from kdcli.plan.plan import Decision, Plan
-from kdcli.plan.relation import describe_shared, settle_relation
+from kdcli.plan.relation import describe_shared, settle_relation, show_relation
 
 Methods = tuple[tuple[MethodOptions, ...], list[Decision]]
 """What is trained on, with the decisions on it."""
@@ -62,7 +62,7 @@ def make_plan(situation: Situation) -> Plan:
     situation, relation_reason = settle_relation(situation)
     check_label_free(situation, relation_reason)
     check_mixing(situation.config)
-    decisions = [Decision("relation", situation.evidence.relation, relation_reason)]
+    decisions = [Decision("relation", show_relation(situation), relation_reason)]
     reasons: Mapping[str, str] = {}
     programme = PROGRAMMES.get(situation.config.method or "")
     if programme is not None:

@@ -58,6 +58,14 @@ def settle_relation(situation: Situation) -> tuple[Situation, str]:
     return replace(situation, evidence=RelationEvidence(relation, found.reason, label_map)), reason
 
 
+def show_relation(situation: Situation) -> str:
+    """Return the relation as the plan shows it: of a teacher of another task with the name of that."""
+    relation, teacher = situation.evidence.relation, situation.teacher
+    if relation != "cross" or teacher is None or teacher.task == situation.data.task:
+        return relation
+    return f"{relation}: other task ({TASKS[teacher.task].words})"
+
+
 def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEvidence:
     """Compare the teacher's task and label space with those of the data."""
     if teacher is None:
@@ -70,7 +78,8 @@ def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEviden
         )
         return RelationEvidence("same", reason, None)
     if teacher.task != data.task:
-        return RelationEvidence("cross", f"The teacher is for {teacher.task}, the data are for {data.task}.", None)
+        reason = f"The teacher is for {TASKS[teacher.task].words}, the data are for {TASKS[data.task].words}."
+        return RelationEvidence("cross", reason, None)
     if data.label_kind == "tokens":
         reason = "Both predict the tokens of one vocabulary: their tokenizers are the same."
         return RelationEvidence("same", reason, ())

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 from timm.data import ImageNetInfo
 
+from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
+from kdcli.base.tasks import TASKS, TEACHERS_TASKS, find_task
 from kdcli.models.imagenet import aliases_of
 from kdcli.plan.decide import make_plan
 from kdcli.plan.relation import describe_shared, find_relation, situation_of
@@ -83,6 +85,43 @@ def test_logits_of_a_part_of_the_teachers_classes_are_distilled():
     assert "logit_kd" in [options.method for options in made.methods]
     (decision,) = (decision for decision in made.decisions if decision.name == "relation")
     assert "a softmax over them" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("task", "heads", "shown", "head"),
+    [
+        ("edge-detection", ("logits",), "cross: other task (edge detection)", "edge detection at every position"),
+        ("text-detection", ("logits",), "cross: other task (text detection)", "text detection at every position"),
+        ("image-embedding", (), "cross: other task (image embedding)", "no head"),
+    ],
+)
+def test_a_teacher_of_another_task_is_called_what_it_is(task, heads, shown, head):
+    from kdcli.config.parse import parse_config
+
+    teacher = dataclasses.replace(model(None, num_classes=1), task=task, num_classes=0, heads=heads)
+    student = dataclasses.replace(model(("a", "b")), pretrained=False)
+
+    def plan(**values):
+        config = parse_config({"teacher": "m", "student": "s", "data": "photos", **values}, source="t")
+        return make_plan(situation_of(config, teacher=teacher, student=student, data=data("a", "b")))
+
+    made = plan()
+    told = {decision.name: decision for decision in made.decisions}
+    assert (made.relation, made.label_map, told["relation"].value) == ("cross", None, shown)
+    assert told["relation"].reason.startswith(
+        f"The teacher is for {task.replace('-', ' ')}, the data are for image classification."
+    )
+    assert told["teacher"].value.endswith(head)
+    with pytest.raises(UserError, match="needs one label space"):
+        plan(relation="same")
+
+
+def test_tasks_of_teachers_alone_are_found_and_not_listed():
+    assert not set(TEACHERS_TASKS) & set(TASKS)
+    for name in TEACHERS_TASKS:
+        assert TASKS[name].name == name
+        with pytest.raises(UserError, match="only teachers are for"):
+            find_task(name)
 
 
 @pytest.mark.parametrize(
