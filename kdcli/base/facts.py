@@ -17,9 +17,9 @@ MAX_IMAGE_SIZE = 4096
 """Largest side of a model's input in pixels; beyond it an option or a model's config is taken to be a mistake."""
 
 
-LabelKind = Literal["class", "classes", "number", "words", "tokens", "pixels", "depth", "none"]
+LabelKind = Literal["class", "classes", "number", "words", "tokens", "pixels", "depth", "boxes", "none"]
 """What a sample's label is: one class, any number of classes, a number, a class for each word, the text's own
-tokens, a class or a depth for each pixel; or there is none."""
+tokens, a class or a depth for each pixel, boxes with a class each; or there is none."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ LABELS: Mapping[LabelKind, LabelFacts] = {
     "tokens": LabelFacts("the tokens of texts", "its own tokens", parts="tokens", is_smoothed=False),
     "pixels": LabelFacts("a class for each pixel", "{count} classes of pixels", has_classes=True, parts="pixels"),
     "depth": LabelFacts("a depth for each pixel", "a depth for each pixel", parts="depths", is_smoothed=False),
+    "boxes": LabelFacts("boxes with a class each", "boxes of {count} classes", parts="boxes", is_smoothed=False),
     "none": LabelFacts("no labels", "no labels"),
 }
 """What is known of each kind."""

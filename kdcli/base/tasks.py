@@ -13,13 +13,13 @@ from kdcli.base.text import short_repr
 Modality = Literal["image", "text"]
 """What a sample is."""
 
-Target = Literal["label", "embedding", "words", "tokens", "pixels", "depth"]
+Target = Literal["label", "embedding", "words", "tokens", "pixels", "depth", "boxes"]
 """What a student is trained on: the labels of its samples, the teacher's embeddings of them, a label for each word, the
-text's own tokens, or a label or a depth for each pixel."""
+text's own tokens, a label or a depth for each pixel, or boxes around things, with a label each."""
 
-HeadKind = Literal["none", "sequence", "token", "masked", "causal", "dense", "depth"]
-"""What a model has on top: nothing, a classifier of whole samples or of tokens, a language model's head, or a head for
-each position, of classes or of depth."""
+HeadKind = Literal["none", "sequence", "token", "masked", "causal", "dense", "depth", "boxes"]
+"""What a model has on top: nothing, a classifier of whole samples or of tokens, a language model's head, a head for
+each position, of classes or of depth, or a detector."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ _ROWS = (
     TaskFacts("image-classification", "image", "label", "sequence", "image-classification", mixes=True),
     TaskFacts("image-embedding", "image", "embedding", "none", "image-feature-extraction", mixes=True),
     TaskFacts("depth-estimation", "image", "depth", "depth", "depth-estimation"),
+    TaskFacts("object-detection", "image", "boxes", "boxes", "object-detection"),
     TaskFacts("text-classification", "text", "label", "sequence", "text-classification"),
     TaskFacts("sentence-embedding", "text", "embedding", "none", "sentence-similarity"),
     TaskFacts("token-classification", "text", "words", "token", "token-classification"),

@@ -16,7 +16,7 @@ from kdcli.base.facts import MAX_IMAGE_SIZE, Preprocessing
 from kdcli.base.tasks import task_of
 from kdcli.base.text import short_repr
 from kdcli.data import AnyBatch, Batch, prepare
-from kdcli.models.base import Model, Origin
+from kdcli.models.base import Inputs, Model, Origin
 from kdcli.models.taps import LayerTap, describe_layer
 
 _MAX_RESIZE = 10
@@ -33,7 +33,7 @@ class VisionModel(Model):
         check_preprocessing(origin.name, preprocessing)
         super().__init__(module, origin, preprocessing, num_classes)
 
-    def prepare(self, batch: AnyBatch) -> Tensor:
+    def prepare(self, batch: AnyBatch) -> Inputs:
         """Return (B, 3, H, W), float32, normalised and ordered as ``facts.preprocessing`` says."""
         assert isinstance(batch, Batch)
         return prepare(batch.images, self.preprocessing)

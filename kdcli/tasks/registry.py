@@ -16,6 +16,7 @@ _CLASSES = {
     "image-classification": "classification.one_label:ImageClassification",
     "image-embedding": "embedding.images:ImageEmbedding",
     "depth-estimation": "dense.depth:DepthEstimation",
+    "object-detection": "detection.task:ObjectDetection",
     "text-classification": "classification.values:TextClassification",
     "sentence-embedding": "embedding.texts:SentenceEmbedding",
     "token-classification": "words.task:TokenClassification",

@@ -1,0 +1,1 @@
+"""Finding things in images: boxes with a class each."""

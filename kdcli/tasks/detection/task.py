@@ -1,0 +1,119 @@
+"""Object detection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import ModelFacts
+from kdcli.base.reads import Reads
+from kdcli.config.data import DataConfig
+from kdcli.data import AnyBatch
+from kdcli.machine.team import Team
+from kdcli.models.base import Model
+from kdcli.models.detections import BOXES, DetectionModel, Detections
+from kdcli.tasks.base import AnyData, Task
+from kdcli.tasks.detection.coco import Seen, average_precision, check_backend
+from kdcli.tasks.meters import Meter, SampleSums
+
+_METRICS = ("map", "map_50", "map_75")
+
+
+class ObjectDetection(Task):
+    """Boxes around things, with a class each.
+
+    The loss is the sum of those that the student's library computes in its own forward pass. Metrics are COCO's average
+    precisions in pixels of each model's own images, into which a whole image is squashed.
+    """
+
+    name = "object-detection"
+    monitor = "map"
+
+    @classmethod
+    def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
+        """Return images with boxes."""
+        check_backend()
+        data: AnyData = import_module("kdcli.data.images.dense.open").open_dense(config, cls.row().target, seed=seed)
+        return data
+
+    def reads(self, model: ModelFacts) -> Reads:
+        """Return the one head of a detector."""
+        return Reads(heads=(BOXES,))
+
+    def supervised_loss(
+        self, logits: Detections, targets: Any, *, label_smoothing: float, terms: Mapping[str, float] | None = None
+    ) -> Tensor:
+        """Return the sum of the library's losses; ``targets`` went into the forward pass.
+
+        Args:
+            logits: of a student in training.
+            targets: not read.
+            label_smoothing: 0: the libraries smooth nothing.
+            terms: of the library's losses by name, with a weight each; by default all of them, as they are.
+        """
+        losses = logits.losses
+        chosen = terms or dict.fromkeys(losses, 1.0)
+        return torch.stack([weight * losses[name].float() for name, weight in chosen.items()]).sum()
+
+    def count_labels(self, targets: Any) -> int:
+        """Return 1: the mean of the processes' losses is that of all samples, see :class:`Detections`."""
+        return 1
+
+    def predict(self, model: Model, batch: AnyBatch, *, into_teacher: Callable[[Tensor], Tensor] | None = None) -> Any:
+        """Return :class:`Detections`; of a model of the data's own classes its losses are among them."""
+        if isinstance(model, DetectionModel) and model.facts.label_names == self.class_names:
+            inputs = model.with_targets(batch)
+        else:
+            inputs = model.prepare(batch)
+        return model(inputs, self.reads(model.facts)).heads[BOXES]
+
+    def meter(self, team: Team) -> Meter:
+        """Return a new meter of :data:`monitor`, ``map_50``, ``map_75`` and, where the model gives it, ``loss``."""
+        return BoxMeter(len(self.class_names), team)
+
+
+class BoxMeter:
+    """COCO's average precisions, and the mean of the model's own loss over the images.
+
+    Args:
+        num_classes: of the data.
+        team: the processes that share the images.
+    """
+
+    def __init__(self, num_classes: int, team: Team) -> None:
+        self._num_classes, self._team = num_classes, team
+        self._seen: list[Seen] = []
+        self._loss = torch.zeros(2, dtype=torch.float64)
+        """The sum over images, each with the loss of its batch, and the number of images that have one."""
+
+    def update(self, outputs: Detections, batch: AnyBatch) -> SampleSums:
+        """Add a batch; average precisions are not made of sums."""
+        self._seen += seen_in(outputs, batch)
+        if outputs.losses:
+            loss = torch.stack([*outputs.losses.values()]).double().sum().cpu()
+            self._loss += torch.stack([loss * len(batch), torch.tensor(float(len(batch)), dtype=torch.float64)])
+        return {}
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics over all processes."""
+        seen = self._team.gather(self._seen)
+        loss, count = self._team.sum(self._loss).tolist()
+        precision = average_precision(seen, self._num_classes)
+        if precision.metrics["map"] is None:
+            raise UserError("There are no boxes to evaluate on.", "Check that split.")
+        metrics = {
+            name: value for name in ("map", "map_50", "map_75") if (value := precision.metrics[name]) is not None
+        }
+        return metrics | ({"loss": loss / count} if count else {})
+
+
+def seen_in(outputs: Detections, batch: AnyBatch) -> list[Seen]:
+    """Return what was found in each image of a batch beside what is there, on the CPU."""
+    found: Sequence[Mapping[str, Tensor]] = outputs.cpu().boxes
+    truth = [{name: value.cpu() for name, value in target.items()} for target in batch.targets]
+    return [Seen(*row) for row in zip(batch.samples.tolist(), found, truth, strict=True)]
