@@ -31,7 +31,7 @@ class LabelFacts:
         of_data: what data with such labels have; ``{count}`` stands for the number of classes.
         has_classes: whether every label is one class, be it of a sample, a word or a pixel.
         parts: what has a label of its own, where that is not a whole sample.
-        is_smoothed: whether label smoothing makes sense.
+        is_smoothed: whether labels are smoothed where nothing else is asked for.
     """
 
     needed: str
@@ -47,7 +47,9 @@ LABELS: Mapping[LabelKind, LabelFacts] = {
     "number": LabelFacts("a number a sample", "a number a sample", is_smoothed=False),
     "words": LabelFacts("a class for each word", "{count} classes of words", has_classes=True, parts="words"),
     "tokens": LabelFacts("the tokens of texts", "its own tokens", parts="tokens", is_smoothed=False),
-    "pixels": LabelFacts("a class for each pixel", "{count} classes of pixels", has_classes=True, parts="pixels"),
+    "pixels": LabelFacts(
+        "a class for each pixel", "{count} classes of pixels", has_classes=True, parts="pixels", is_smoothed=False
+    ),
     "depth": LabelFacts("a depth for each pixel", "a depth for each pixel", parts="depths", is_smoothed=False),
     "boxes": LabelFacts("boxes with a class each", "boxes of {count} classes", parts="boxes", is_smoothed=False),
     "none": LabelFacts("no labels", "no labels"),

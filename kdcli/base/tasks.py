@@ -33,6 +33,9 @@ class TaskFacts:
         head: what the student has on top.
         pipeline_tag: the hub's name of the task.
         mixes: whether two samples can be mixed into one, with their targets: mixup and cutmix.
+        losses: what its loss on the labels may be made of, by name; the first is the default. Empty where there is
+            nothing to choose.
+        smoothed_losses: those of ``losses`` that read ``label_smoothing``.
     """
 
     name: str
@@ -41,6 +44,8 @@ class TaskFacts:
     head: HeadKind
     pipeline_tag: str
     mixes: bool = False
+    losses: tuple[str, ...] = ()
+    smoothed_losses: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:

@@ -18,13 +18,16 @@ class Supervised(Method):
     def __init__(self, options: SupervisedOptions, context: Context) -> None:
         super().__init__(options.weight)
         self.label_smoothing = options.label_smoothing
+        self.terms = options.loss or {}
         self.task = context.task
         self.student_reads = self.task.reads(context.student)
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Share:
         """Return the task's loss; the teacher is not read."""
         (head,) = self.student_reads.heads
-        loss = self.task.supervised_loss(student.heads[head], targets, label_smoothing=self.label_smoothing)
+        loss = self.task.supervised_loss(
+            student.heads[head], targets, label_smoothing=self.label_smoothing, terms=self.terms
+        )
         return Share(loss, self.task.count_labels(targets))
 
 

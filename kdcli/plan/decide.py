@@ -200,6 +200,7 @@ def _labels(situation: Situation) -> tuple[list[MethodOptions], list[Decision]]:
     reason = f"{data.num_labelled} of {data.num_train} training {data.noun}s have labels."
     if data.label_kind == "tokens":
         reason = "The texts' own tokens are what is predicted."
+    options = options.settled(situation)
     return [options], [describe_method(options, reason)]
 
 

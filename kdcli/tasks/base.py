@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -26,6 +27,8 @@ from kdcli.tasks.reports import Layout, Panel, Report
 Cut = Callable[[Any], Any]
 """From a split's samples to those that both models can take."""
 AnyData = ImageData | TextData
+DEFAULT_LOSS: Mapping[str, float] = MappingProxyType({})
+"""The ``terms`` of a task's default loss."""
 
 
 class Task(ABC):
@@ -73,7 +76,9 @@ class Task(ABC):
         return cls(data.class_names)
 
     @abstractmethod
-    def supervised_loss(self, logits: Any, targets: Any, *, label_smoothing: float) -> Tensor:
+    def supervised_loss(
+        self, logits: Any, targets: Any, *, label_smoothing: float, terms: Mapping[str, float] = DEFAULT_LOSS
+    ) -> Tensor:
         """Return the loss on the labels, a scalar averaged over what is labelled.
 
         Several processes each call it with samples of their own: it is their sum over ``max(count_labels(targets),
@@ -83,6 +88,7 @@ class Task(ABC):
             logits: the head that :meth:`reads` names, as the model gives it.
             targets: as the batch has them.
             label_smoothing: share of the target that is spread over all classes, where there are classes.
+            terms: out of the row's ``losses``, with a weight each: the loss is their sum. Empty for the default.
         """
 
     def count_labels(self, targets: Any) -> Tensor | int:

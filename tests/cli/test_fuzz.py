@@ -19,7 +19,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -294,6 +294,8 @@ def fitting(annotation: Any) -> st.SearchStrategy[Any]:
         return fitting(parts[0])
     if origin is tuple:
         return st.lists(st.one_of(*(fitting(part) for part in parts if part is not Ellipsis)), min_size=1, max_size=2)
+    if origin is Mapping:
+        return st.dictionaries(fitting(parts[0]), fitting(parts[1]), max_size=2)
     if annotation is MethodSection:
         return st.one_of(*map(near, METHODS.values()))
     if parts:

@@ -9,7 +9,8 @@ import yaml
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts, Preprocessing
-from kdcli.config.methods import METHODS, FeaturePair, find_method
+from kdcli.base.tasks import TASKS, TaskFacts
+from kdcli.config.methods import METHODS, FeaturePair, SupervisedOptions, find_method
 from kdcli.config.parse import parse_config
 from kdcli.plan.relation import situation_of
 
@@ -129,3 +130,54 @@ class TestOptions:
     def test_the_weight_is_that_which_is_asked_for(self, options):
         assert options.with_weight(0.25).weight == 0.25
         assert options.with_weight(None) == options
+
+
+@pytest.fixture
+def pixels(monkeypatch):
+    """A situation of a task with two losses, of which one reads label smoothing."""
+    row = TaskFacts("dense", "image", "pixels", "dense", "x", losses=("ce", "dice"), smoothed_losses=("ce",))
+    monkeypatch.setattr(type(TASKS), "_rows", {**TASKS, "dense": row})
+    return dataclasses.replace(FITTING, data=dataclasses.replace(DATA, task="dense", label_kind="pixels"))
+
+
+def supervised(situation, **values):
+    options = SupervisedOptions.model_validate(values).settled(situation)
+    options.check(situation)
+    return options
+
+
+def test_losses_by_name_and_their_smoothing(pixels):
+    for given, loss, smoothing, shown in (
+        ({}, {"ce": 1}, 0, "ce"),
+        ({"label_smoothing": 0.2}, {"ce": 1}, 0.2, "ce"),
+        ({"loss": "dice"}, {"dice": 1}, 0, "dice"),
+        ({"loss": {"ce": 1, "dice": 0.5}, "label_smoothing": 0.1}, {"ce": 1, "dice": 0.5}, 0.1, "ce + 0.5 dice"),
+    ):
+        options = supervised(pixels, **given)
+        assert (options.loss, options.label_smoothing, options.shown()["loss"]) == (loss, smoothing, shown)
+        assert options.settled(pixels) == options
+    assert supervised(FITTING).loss is None
+    assert supervised(FITTING).label_smoothing == 0.1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss": "dica"}, "dense has no loss 'dica'. Did you mean dice"),
+        ({"loss": "dice", "label_smoothing": 0.1}, "label_smoothing has no effect: dice of dense reads none"),
+    ],
+)
+def test_losses_that_a_task_lacks_are_refused(pixels, given, message):
+    with pytest.raises(UserError, match=message):
+        supervised(pixels, **given)
+
+
+def test_a_task_with_one_loss_names_none():
+    with pytest.raises(UserError, match="image-classification has one loss"):
+        supervised(FITTING, loss="cross_entropy")
+
+
+@pytest.mark.parametrize("loss", [{}, {"ce": 0}, {"ce": -1}, 3, {"ce": "much"}])
+def test_weights_of_losses_are_positive(loss):
+    with pytest.raises(UserError, match=r"methods\.0\.loss"):
+        config(methods=[{"method": "supervised", "loss": loss}])

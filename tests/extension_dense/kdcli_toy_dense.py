@@ -15,7 +15,7 @@ from kdcli.data import open_data
 from kdcli.data.images.sources import ImageSource
 from kdcli.data.source import Sample
 from kdcli.models.networks import Networks
-from kdcli.tasks.base import ImageTask
+from kdcli.tasks.base import DEFAULT_LOSS, ImageTask
 from kdcli.tasks.reports import Layout, Panel
 
 CLASSES = ("paper", "ink")
@@ -48,7 +48,10 @@ def rows(logits):
 
 class Ink(ImageTask):
     name = "toy_ink"
-    facts = TaskFacts("toy_ink", "image", "pixels", "dense", "image-segmentation")
+    facts = TaskFacts(
+        "toy_ink", "image", "pixels", "dense", "image-segmentation",
+        losses=("cross_entropy", "brier"), smoothed_losses=("cross_entropy",),
+    )  # fmt: skip
     monitor = "mean_iou"
 
     @classmethod
@@ -58,9 +61,15 @@ class Ink(ImageTask):
         facts = replace(data.facts, task=cls.name, class_names=CLASSES, label_kind="pixels")
         return replace(data, facts=facts, train=InkSource(data.train), validation=InkSource(data.validation), test=test)
 
-    def supervised_loss(self, logits, targets, *, label_smoothing):
-        options = {"ignore_index": UNLABELLED, "label_smoothing": label_smoothing, "reduction": "sum"}
-        total = F.cross_entropy(rows(logits).float(), targets.flatten(), **options)
+    def supervised_loss(self, logits, targets, *, label_smoothing, terms=DEFAULT_LOSS):
+        logits, targets = rows(logits).float(), targets.flatten()
+        losses = {
+            "cross_entropy": lambda: F.cross_entropy(
+                logits, targets, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
+            ),
+            "brier": lambda: (logits.softmax(dim=1) - F.one_hot(targets.clamp(min=0), 2))[targets >= 0].square().sum(),
+        }
+        total = sum(weight * losses[name]() for name, weight in (terms or {"cross_entropy": 1.0}).items())
         return total / self.count_labels(targets).clamp(min=1)
 
     def count_labels(self, targets):

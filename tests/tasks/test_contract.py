@@ -288,6 +288,16 @@ def case(request):
     return CASES[request.param]()
 
 
+@pytest.fixture(params=["default", "all"])
+def terms(request, case):
+    """Losses of the task: the default, and the sum of all, where there are several."""
+    if request.param == "default":
+        return {}
+    if not (names := case.task.row().losses):
+        pytest.skip("it has one loss")
+    return dict.fromkeys(names, 1.0)
+
+
 def test_every_task_has_a_case():
     assert {case().task.row().name for case in CASES.values()} == {*TASKS, "toy_ink"}
 
@@ -338,7 +348,22 @@ class TestTask:
         assert outputs.grad.isfinite().all()
         assert outputs.grad.abs().sum() > 0
 
-    def test_unlabelled_samples_add_nothing(self, case):
+    def test_a_sum_of_losses_is_the_sum_of_each(self, case):
+        names = case.task.row().losses
+        if not names:
+            pytest.skip("it has one loss")
+        ((batch, outputs),) = grouped(case.samples, [COUNT])
+
+        def loss(**terms):
+            return case.task.supervised_loss(outputs, batch.targets, label_smoothing=0.0, terms=terms)
+
+        each = {name: loss(**{name: 1.0}) for name in names}
+        assert len({float(value) for value in each.values()}) == len(names), "they differ"
+        torch.testing.assert_close(loss(), each[names[0]])
+        weights = {name: 0.5 + number for number, name in enumerate(names)}
+        torch.testing.assert_close(loss(**weights), sum(weights[name] * each[name] for name in names))
+
+    def test_unlabelled_samples_add_nothing(self, case, terms):
         if case.unlabelled is None:
             pytest.skip("there are none")
         ((batch, outputs),) = grouped(case.samples, [COUNT])
@@ -347,24 +372,24 @@ class TestTask:
         count = len(unlabelled) if unlabelled.is_floating_point() else unlabelled.numel()
         more = torch.cat([outputs, draw(count, *outputs.shape[1:], seed=7)])
         losses = [
-            case.task.supervised_loss(values, targets, label_smoothing=0.1)
+            case.task.supervised_loss(values, targets, label_smoothing=0.1, terms=terms)
             for values, targets in ((outputs, batch.targets), (more.requires_grad_(), whole.targets))
         ]
         torch.testing.assert_close(losses[1], losses[0])
         losses[1].backward()
         assert more.grad[len(outputs) :].abs().sum() == 0
         alone = torch.zeros_like(more[len(outputs) :]).requires_grad_()
-        nothing = case.task.supervised_loss(alone, case.unlabelled.targets, label_smoothing=0.1)
+        nothing = case.task.supervised_loss(alone, case.unlabelled.targets, label_smoothing=0.1, terms=terms)
         assert nothing.item() == 0
         nothing.backward()
         assert alone.grad.abs().sum() == 0
 
-    def test_losses_of_parts_weigh_by_their_labels(self, case):
+    def test_losses_of_parts_weigh_by_their_labels(self, case, terms):
         if not case.has_loss:
             pytest.skip("there are no labels")
         whole, *parts = (
             (
-                case.task.supervised_loss(outputs, batch.targets, label_smoothing=0.1),
+                case.task.supervised_loss(outputs, batch.targets, label_smoothing=0.1, terms=terms),
                 case.task.count_labels(batch.targets),
             )
             for sizes in ([COUNT], [5, COUNT - 5])

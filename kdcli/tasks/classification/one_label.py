@@ -13,7 +13,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.data import AnyBatch, Batch
 from kdcli.machine.team import Team
-from kdcli.tasks.base import ImageTask
+from kdcli.tasks.base import DEFAULT_LOSS, ImageTask
 from kdcli.tasks.classification.report import ClassReport, class_layout
 from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics, shares
 from kdcli.tasks.reports import Layout, Panel, Report
@@ -31,7 +31,9 @@ class ImageClassification(ImageTask):
     monitor = "accuracy"
     """The metric that the best student is chosen by; higher is better, ties go to the lower ``loss``."""
 
-    def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    def supervised_loss(
+        self, logits: Tensor, targets: Tensor, *, label_smoothing: float, terms: Mapping[str, float] = DEFAULT_LOSS
+    ) -> Tensor:
         """Return the cross-entropy, averaged over the labelled part of the batch.
 
         Args:
@@ -39,6 +41,7 @@ class ImageClassification(ImageTask):
             targets: class indices int64 (B,), ``UNLABELLED`` for none; or, after mixing, float (B, C + 1) whose last
                 column is the share of unlabelled images.
             label_smoothing: share of the target spread evenly over all classes.
+            terms: none: there is one loss.
 
         Returns:
             A scalar; zero, with a gradient, when nothing in the batch has a label.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
@@ -15,7 +15,7 @@ from kdcli.base.facts import DataFacts
 from kdcli.data import AnyBatch
 from kdcli.machine.team import Team
 from kdcli.statistics.intervals import metric_of
-from kdcli.tasks.base import Task
+from kdcli.tasks.base import DEFAULT_LOSS, Task
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.tasks.classification.pairs import PairedTexts
 from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics, shares
@@ -57,13 +57,16 @@ class _ByValues(PairedTexts):
     metrics: ClassVar[tuple[str, ...]]
     """The names of the metrics, in the order in which they are shown."""
 
-    def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    def supervised_loss(
+        self, logits: Tensor, targets: Tensor, *, label_smoothing: float, terms: Mapping[str, float] = DEFAULT_LOSS
+    ) -> Tensor:
         """Return the loss, averaged over the labelled texts and the classes.
 
         Args:
             logits: (B, C).
             targets: float (B, C), NaN in the rows without a label.
             label_smoothing: see the subclass.
+            terms: none: there is one loss.
         """
         labelled = ~targets.isnan()
         losses = self.losses(logits.float(), targets.nan_to_num(), label_smoothing)

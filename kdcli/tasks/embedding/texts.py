@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -15,7 +15,7 @@ from kdcli.base.reads import Reads
 from kdcli.data import AnyBatch, TextBatch
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
-from kdcli.tasks.base import TextTask
+from kdcli.tasks.base import DEFAULT_LOSS, TextTask
 from kdcli.tasks.meters import Meter, SampleSums
 
 NEIGHBOURS = 10
@@ -44,7 +44,9 @@ class SentenceEmbedding(TextTask):
         """Return the task for ``data``, whose embeddings are compared with ``reference``."""
         return cls(reference)
 
-    def supervised_loss(self, logits: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    def supervised_loss(
+        self, logits: Tensor, targets: Tensor, *, label_smoothing: float, terms: Mapping[str, float] = DEFAULT_LOSS
+    ) -> Tensor:
         """Raise: there are no labels, and the plan lets no method pass that asks for this."""
         raise NotImplementedError(f"{self.name} has no labels")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from kdcli.losses.vocabulary import VocabularyLogits, chunked_argmax, chunked_cr
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
-from kdcli.tasks.base import Cut, TextTask
+from kdcli.tasks.base import DEFAULT_LOSS, Cut, TextTask
 from kdcli.tasks.language.cut import check_tokenizers, token_cutter
 from kdcli.tasks.meters import Meter, SampleSums
 
@@ -29,13 +29,21 @@ class LanguageModeling(TextTask):
     is_masked: ClassVar[bool]
     """Whether tokens are hidden and predicted; else it is each next one."""
 
-    def supervised_loss(self, logits: Tensor | VocabularyLogits, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    def supervised_loss(
+        self,
+        logits: Tensor | VocabularyLogits,
+        targets: Tensor,
+        *,
+        label_smoothing: float,
+        terms: Mapping[str, float] = DEFAULT_LOSS,
+    ) -> Tensor:
         """Return the mean cross-entropy of the tokens, in nats.
 
         Args:
             logits: (N, V), or logits over a vocabulary.
             targets: int64 (N,), of the same positions.
             label_smoothing: share of the target spread evenly over all tokens.
+            terms: none: there is one loss.
         """
         if isinstance(logits, VocabularyLogits):
             return chunked_cross_entropy(logits, targets, label_smoothing=label_smoothing).mean()
