@@ -68,6 +68,11 @@ class TaskFacts:
         return self.target in ("words", "tokens")
 
     @property
+    def is_dense(self) -> bool:
+        """Whether its targets lie at places of the image, and move as its pixels do."""
+        return self.target in ("pixels", "depth", "boxes")
+
+    @property
     def is_language_model(self) -> bool:
         """Whether its labels are the text's own tokens; teacher and student then have one tokenizer."""
         return self.target == "tokens"

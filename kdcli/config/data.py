@@ -19,6 +19,7 @@ from kdcli.config.section import (
     Name,
     Positive,
     Section,
+    as_list,
     as_texts,
 )
 
@@ -38,6 +39,16 @@ _OF_DEPTH = Key(
     evaluates=lambda task: task.target == "depth",
 )
 _OF_MASKS = Key(tasks=lambda task: task.head == "masked", why_not="nothing is masked")
+_OF_WHOLE_SAMPLES = Key(
+    tasks=lambda task: not task.is_dense,
+    why_not="an image has labels of many classes; data.train_images takes fewer images, data.labelled_images fewer of"
+    " their labels",
+)
+_OF_PIXELS = Key(tasks=lambda task: task.target == "pixels", why_not="its labels are no classes of pixels")
+_OF_DENSE_CLASSES = Key(
+    tasks=lambda task: task.target in ("pixels", "boxes"), why_not="its labels are no classes of pixels or boxes"
+)
+_OF_DENSE_PIXELS = Key(tasks=lambda task: task.target in ("pixels", "depth"), why_not="pixels have no labels there")
 
 
 class SplitsConfig(Section):
@@ -59,6 +70,7 @@ class DataConfig(Section):
         IMAGES,
         _OF_LABELS,
         _OF_THESE_DATA,
+        _OF_WHOLE_SAMPLES,
     ] = None
     """Take these classes alone: names, numbers and ranges (``0-4,7``; names where classes have such), or a part of
     them (``part:1/2``, ``part:2/2+20%``), as text or as a list; see :func:`kdcli.data.classes.choose_classes`."""
@@ -72,8 +84,10 @@ class DataConfig(Section):
     """Train on so many of the training images, drawn by seed and class; the others are left out."""
     train_texts: Annotated[Count | None, TEXTS, _OF_TRAINING, _OF_THESE_DATA] = None
     """Likewise for texts."""
-    labels_per_class: Annotated[Count | None, _OF_LABELS, _OF_TRAINING, _OF_THESE_DATA] = None
+    labels_per_class: Annotated[Count | None, _OF_LABELS, _OF_TRAINING, _OF_THESE_DATA, _OF_WHOLE_SAMPLES] = None
     """Keep so many labels a class, drawn by seed; the other training images stay, unlabelled."""
+    labelled_images: Annotated[Count | None, IMAGES, _OF_DENSE_PIXELS, _OF_TRAINING, _OF_THESE_DATA] = None
+    """Keep the masks or depth of so many training images, drawn by seed; the others stay, unlabelled."""
     labelled_share: Annotated[float, Field(gt=0, lt=1), _OF_LABELS, _OF_TRAINING, _NOT_OF_EVAL_DATA] = 0.25
     """Where few of the training images have labels, these are repeated to this share of an epoch."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -106,6 +120,23 @@ class DataConfig(Section):
     column's values say, where they say it clearly."""
     mask_probability: Annotated[float, Field(gt=0, le=0.5), TEXTS, _OF_MASKS] = 0.15
     """Share of a text's tokens that a masked language model has to predict."""
+    class_names: Annotated[tuple[Name, ...] | Location | None, IMAGES, _OF_DENSE_CLASSES, _OF_THESE_DATA] = None
+    """Of the numbers in masks or label files from 0 on: a list, or a file with a name a line; by default found beside
+    the data."""
+    ignore_label: Annotated[
+        Annotated[tuple[Annotated[int, Field(ge=0, le=65535)], ...], BeforeValidator(as_list)] | None,
+        IMAGES,
+        _OF_PIXELS,
+        _OF_THESE_DATA,
+    ] = None
+    """Values of masks that are no class: such pixels have no label. By default 255, or what the format says."""
+    palette: Annotated[Location | None, IMAGES, _OF_PIXELS, _OF_THESE_DATA] = None
+    """A file with the colour of every class, for masks that are RGB images; see
+    :func:`kdcli.data.images.dense.classes.read_palette`."""
+    depth_scale: Annotated[Positive | None, IMAGES, _OF_DEPTH, _OF_THESE_DATA] = None
+    """Units of a depth file in a metre: 1000 for millimetres. By default what the format says, and 1 of floats."""
+    invalid_depth: Annotated[float, IMAGES, _OF_DEPTH, _OF_THESE_DATA] = 0.0
+    """The value in depth files that means not measured; values that are not finite always do."""
     subset: Annotated[Name | None, _OF_THESE_DATA] = None
     """Configuration name of a ``hf:`` data set."""
     workers: Annotated[Annotated[int, Field(ge=0, le=256)] | None, IMAGES, BESIDE_THE_RECIPE, _NOT_OF_EVAL_DATA] = None

@@ -179,7 +179,9 @@ class RunConfig(Section):
             return teacher.model_copy(update=update)
 
         def absolute_data(data: DataConfig) -> DataConfig:
-            return data.model_copy(update={key: absolute(getattr(data, key)) for key in ("name", "root", "unlabelled")})
+            keys = ("name", "root", "unlabelled", "palette")
+            names = absolute(data.class_names) if isinstance(data.class_names, Path) else data.class_names
+            return data.model_copy(update={key: absolute(getattr(data, key)) for key in keys} | {"class_names": names})
 
         student = self.student
         source = None if student.source is None else absolute_teacher(student.source)

@@ -111,6 +111,11 @@ def as_texts(value: Any) -> Any:
     return [as_text(item) for item in value] if isinstance(value, (list, tuple)) else [as_text(value)]
 
 
+def as_list(value: Any) -> Any:
+    """Return a list for one value or several."""
+    return value if value is None or isinstance(value, (list, tuple)) else [value]
+
+
 def from_name(value: Any) -> Any:
     """Return a name alone as the section that it names."""
     return {"name": value} if isinstance(value, str) else value

@@ -11,6 +11,7 @@ from kdcli.data.batch import AnyBatch
 from kdcli.data.images.augment import Augmentation
 from kdcli.data.images.batch import Batch
 from kdcli.data.images.decode import UnreadableImage, decode_image
+from kdcli.data.images.dense.open import open_dense
 from kdcli.data.images.loaders import EvalLoader, TrainLoader
 from kdcli.data.images.mix import Mix
 from kdcli.data.images.open import open_data, open_unlabelled
@@ -57,6 +58,7 @@ __all__ = [
     "decode_image",
     "fit",
     "open_data",
+    "open_dense",
     "open_texts",
     "open_unlabelled",
     "prepare",

@@ -147,6 +147,27 @@ def judge_numbers(guesses: NDArray[np.float64], targets: NDArray[np.float64]) ->
     return Finding(_judge(math.atanh(min(max(correlation, -0.999999), 0.999999)), spread), guessing)
 
 
+def judge_depth(correlations: NDArray[np.float64]) -> Finding:
+    """Compare the mean over images of the correlation of predicted with measured depth with 0.
+
+    Pixels of an image are no samples of their own: images are.
+
+    Args:
+        correlations: (n,) of each image, over its measured pixels; NaN where either is constant.
+    """
+    guessing = "a correlation of 0 in an image"
+    known = np.nan_to_num(np.asarray(correlations, dtype=np.float64))
+    if len(known) < 3 or not np.isfinite(correlations).any():
+        return Finding("unsure", guessing)
+    spread = max(float(known.std(ddof=1)), 0.01) / math.sqrt(len(known))
+    return Finding(_judge(float(known.mean()), spread), guessing)
+
+
+def judge_boxes(score: float) -> Finding:
+    """Judge a detector by its mean average precision, which is about 0 of guesses."""
+    return Finding("above" if score >= _LEVEL else "near", f"a mean average precision below {_LEVEL}")
+
+
 def _judge(value: float, spread: float) -> Level:
     """Judge a value that is 0 for guesses and 1 (or more) at best."""
     if value > _NORMAL_99 * spread:

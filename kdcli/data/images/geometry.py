@@ -189,6 +189,17 @@ def moves_with_image(target: Any) -> bool:
     return isinstance(target, tv_tensors.TVTensor)
 
 
+def withheld(target: Any, *, fill: float) -> Any:
+    """Return a target of masks that say nothing: all ``fill``."""
+    if isinstance(target, Mapping):
+        return {name: withheld(value, fill=fill) for name, value in target.items()}
+    if isinstance(target, tv_tensors.Mask):
+        return tv_tensors.Mask(torch.full_like(_widen(target.as_subclass(Tensor), fill), fill))
+    if isinstance(target, tv_tensors.BoundingBoxes):
+        raise ValueError("an image whose boxes are withheld would be one without things")
+    return target
+
+
 def _is_left(boxes: Tensor) -> Tensor:
     """Return of which boxes (n, 4) enough is left to be one."""
     return ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_BOX).all(dim=1)

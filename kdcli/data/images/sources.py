@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from PIL import Image
 
 from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
 from kdcli.data.images.decode import File, Range, decode_image
+from kdcli.data.images.geometry import withheld
 from kdcli.data.source import EvalBatches, Loading, Sample, Source, TrainBatches
 
 
@@ -184,8 +186,10 @@ class Subset(ImageSource):
         sample = self.source.load(self.indices[index])
         if not self._is_relabelled:
             return sample
-        assert isinstance(sample.target, Integral), "other labels are classes, and the targets are something else"
-        return Sample(sample.inputs, self.labels[index])
+        if isinstance(sample.target, Integral):
+            return Sample(sample.inputs, self.labels[index])
+        is_labelled = self.labels[index] != UNLABELLED
+        return sample if is_labelled else Sample(sample.inputs, withheld(sample.target, fill=self.fill))
 
     def describe(self, index: int) -> str:
         """Describe as the source does."""
@@ -226,8 +230,78 @@ class Concatenation(ImageSource):
         return (self.first, index) if index < border else (self.second, index - border)
 
 
+class Targets(Protocol):
+    """What belongs to the images of a source beside a class: masks, depth or boxes. Picklable.
+
+    Attributes:
+        labels: 0 each, and ``UNLABELLED`` where there is no target.
+        fill: what masks are where a border has been put around the image.
+        in_memory: whether no file is opened to load one.
+    """
+
+    labels: Sequence[int]
+    fill: float
+    in_memory: bool
+
+    def load(self, index: int, size: tuple[int, int], name: str) -> Any:
+        """Return one target, as :class:`ImageSource` says.
+
+        Args:
+            index: of the image.
+            size: (width, height) of the image.
+            name: what the image is called.
+
+        Raises:
+            UnreadableImage: it can't be decoded.
+            UserError: it doesn't fit the image, or has other values than the data say.
+        """
+
+    def content(self, index: int) -> bytes | None:
+        """Return what a target is made of, without decoding it; None of a missing one."""
+
+    def size(self, index: int) -> int:
+        """Return about how many bytes that is, without reading it."""
+
+
+class DenseSource(ImageSource):
+    """The images of a source with other targets than classes.
+
+    Args:
+        images: with labels that play no part.
+        targets: one an image.
+    """
+
+    def __init__(self, images: ImageSource, targets: Targets) -> None:
+        self.images, self.targets = images, targets
+        self.labels: Sequence[int] = targets.labels
+        self.fill, self.in_memory = targets.fill, images.in_memory and targets.in_memory
+        if len(images) != len(self.labels):
+            raise ValueError(f"{len(images)} images have {len(self.labels)} targets")
+
+    @property
+    def num_ids(self) -> int:
+        """The images'."""
+        return self.images.num_ids
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """The images'."""
+        return self.images.ids
+
+    def load(self, index: int) -> Sample:
+        """Load an image and its target."""
+        image = self.images.load(index).inputs
+        return Sample(image, self.targets.load(index, image.size, self.describe(index)))
+
+    def describe(self, index: int) -> str:
+        """Describe as the images do."""
+        return self.images.describe(index)
+
+
 def origins(source: ImageSource) -> list[ImageSource]:
     """Return the sources that ``source`` is a view of, or itself."""
+    if isinstance(source, DenseSource):
+        return origins(source.images)
     if isinstance(source, Subset):
         return origins(source.source)
     if isinstance(source, Concatenation):
@@ -241,6 +315,8 @@ def file_paths(source: ImageSource) -> list[str]:
 
 
 def _paths(source: ImageSource) -> Sequence[str | None]:
+    if isinstance(source, DenseSource):
+        return _paths(source.images)
     if isinstance(source, Subset):
         paths = _paths(source.source)
         return [paths[index] for index in source.indices]
@@ -251,6 +327,8 @@ def _paths(source: ImageSource) -> Sequence[str | None]:
 
 def sample_names(source: ImageSource) -> list[str] | None:
     """Return what each image is called in its data folder; None of images that are in none."""
+    if isinstance(source, DenseSource):
+        return sample_names(source.images)
     if isinstance(source, Subset):
         names = sample_names(source.source)
         return None if names is None else [names[index] for index in source.indices]

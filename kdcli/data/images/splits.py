@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -171,9 +171,19 @@ def _withhold_labels(source: ImageSource, num_kept: int, class_names: Sequence[s
 
 
 def append_unlabelled(
-    train: ImageSource, folder: Path, *, others: Sequence[ImageSource | None]
+    train: ImageSource,
+    folder: Path,
+    *,
+    others: Sequence[ImageSource | None],
+    wrap: Callable[[ImageSource], ImageSource] | None = None,
 ) -> tuple[ImageSource, str]:
     """Return ``train`` with the images below ``folder`` that no split holds yet, and a note.
+
+    Args:
+        train: what they are added to.
+        folder: with images.
+        others: the other splits.
+        wrap: gives them targets that say nothing, where targets are no classes.
 
     Raises:
         UserError: there is no such folder, or no such image in it.
@@ -193,7 +203,8 @@ def append_unlabelled(
     note = f"Unlabelled: {len(new)} images of {folder} added to the training split."
     if len(new) < len(paths):
         note += f" {len(paths) - len(new)} others there are left out, as they are already in the data."
-    return Concatenation(train, FileSource(new, root=folder)), " ".join([note, *unread_notes(found.unread)])
+    added: ImageSource = FileSource(new, root=folder)
+    return Concatenation(train, added if wrap is None else wrap(added)), " ".join([note, *unread_notes(found.unread)])
 
 
 def check_disjoint(train: ImageSource, validation: ImageSource, test: ImageSource | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
@@ -22,7 +23,9 @@ from kdcli.statistics.chance import (
     Finding,
     Mixed,
     find_mixed,
+    judge_boxes,
     judge_classes,
+    judge_depth,
     judge_numbers,
     judge_scores,
     judge_tokens,
@@ -37,6 +40,8 @@ MOST_SAMPLES = 5000
 """A larger validation split is measured on so many of its samples, evenly spread over it."""
 _MOST_SCORED = 1000
 """Classes up to which all probabilities are kept, not only the likeliest class."""
+_PIXELS = 256
+"""Of an image so many labelled pixels are looked at, evenly spread."""
 
 
 def check_teacher(job: Job, team: Team, *, refuses: bool = True) -> Job:
@@ -182,8 +187,20 @@ class _Evidence:
         """Add a batch: of classes the likeliest (n,) and, where they are not too many, their probabilities, else all
         outputs (n, C).
         """
+        if targets.is_floating_point() and targets.ndim == 3:
+            self._guesses.append(_correlations(outputs, targets))
+            return
         if not targets.is_floating_point():
+            of_image = targets[0].numel()
+            if targets.ndim == 3 and outputs.ndim == 4:
+                outputs = (
+                    F.interpolate(outputs.float(), targets.shape[1:], mode="bilinear").movedim(1, -1).flatten(0, 2)
+                )
+            is_dense = targets.ndim == 3
             targets = targets.flatten()  # of pixels one a row, as the outputs
+            if is_dense and of_image > _PIXELS:
+                chosen = torch.arange(0, len(targets), of_image // _PIXELS, device=targets.device)
+                outputs, targets = outputs[chosen], targets[chosen]
             labelled = targets != UNLABELLED
             outputs, targets = outputs[labelled], targets[labelled]
             if outputs.shape[1] <= _MOST_SCORED:
@@ -198,6 +215,10 @@ class _Evidence:
         kind = job.data.facts.label_kind
         if kind == "tokens":
             return None, judge_tokens(metrics["loss"], job.teacher.facts.num_classes)
+        if kind == "boxes":
+            return None, judge_boxes(metrics[job.task.monitor])
+        if kind == "depth":
+            return None, judge_depth(np.concatenate(team.gather(self._guesses)))
         parts = [team.gather(part) for part in (self._guesses, self._targets, self._scores)]
         guesses, targets = (np.concatenate(part) for part in parts[:2])
         scores = np.concatenate(parts[2]) if parts[2] else None
@@ -206,6 +227,24 @@ class _Evidence:
         if kind == "classes":
             return None, judge_scores(guesses, targets)
         return find_mixed(guesses, targets, job.data.facts.class_names), judge_classes(guesses, targets, scores)
+
+
+def _correlations(outputs: Tensor, targets: Tensor) -> Any:
+    """Return the correlation of each image's depth with its target (B, H, W) over what was measured, float64 (B,).
+
+    NaN where fewer than two values were, or all are alike.
+    """
+    outputs = outputs.float().reshape(len(targets), 1, *outputs.shape[-2:])
+    outputs = F.interpolate(outputs, targets.shape[1:], mode="bilinear")[:, 0].double().flatten(1)
+    truth = targets.double().flatten(1)
+    measured = truth > 0
+    number = measured.sum(dim=1, keepdim=True)
+    centred = [
+        torch.where(measured, values - torch.where(measured, values, 0).sum(dim=1, keepdim=True) / number, 0)
+        for values in (outputs, truth)
+    ]
+    norms = [values.norm(dim=1) for values in centred]
+    return ((centred[0] * centred[1]).sum(dim=1) / (norms[0] * norms[1])).cpu().numpy()
 
 
 def _show(metrics: dict[str, float]) -> str:

@@ -1,0 +1,109 @@
+"""The splits of images with targets at places: what is missing is cut, whatever the targets are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED, DataFacts, LabelKind
+from kdcli.config.data import DataConfig
+from kdcli.data.images.sources import ImageSource, OfficialSplits, sample_names
+from kdcli.data.images.splits import ImageData, append_unlabelled, check_disjoint
+from kdcli.data.splits import TEST_SEED, cut_indices, draw_indices, how_cut
+
+_FEWEST = 3
+"""Images that training, validation and test can be cut from."""
+
+
+def complete_dense(
+    official: OfficialSplits,
+    config: DataConfig,
+    *,
+    task: str,
+    kind: LabelKind,
+    seed: int,
+    unlabelled: Callable[[ImageSource], ImageSource],
+) -> ImageData:
+    """Cut what is missing, draw, withhold and append as ``config`` says; check that nothing is in two splits.
+
+    Args:
+        official: the splits that the data have; labels are 0, or ``UNLABELLED`` where an image has no target.
+        config: of the data.
+        task: that the data are for.
+        kind: of labels.
+        seed: the run's; cuts the validation split.
+        unlabelled: of images without targets to the same with targets that say nothing.
+
+    Raises:
+        UserError: too few images, an image file in two splits, fewer images with targets than ``labelled_images``, or
+            nothing at ``unlabelled``.
+    """
+    train, validation, test = official.train, official.validation, official.test
+    notes = list(official.notes)
+    how = how_cut(by_hash=True).removeprefix("in every class ") if sample_names(train) is not None else "at random"
+    if validation is None and test is None:
+        train, test = _cut(train, config.test_fraction, seed=TEST_SEED, purpose="test")
+    if validation is None:
+        train, validation = _cut(train, config.validation_fraction, seed=seed, purpose="validation")
+    if test is None:
+        notes.append("Test: none, as the data have a validation split but no test split.")
+    elif official.test is None:
+        notes.append(f"Test: {len(test)} images cut from the whole by a fixed seed, {how}.")
+    if official.validation is None:
+        notes.append(f"Validation: {len(validation)} images cut from the training split by seed {seed}, {how}.")
+    check_disjoint(train, validation, test)
+    if config.train_images is not None and config.train_images < len(train):
+        train = train.take(draw_indices(train.labels, config.train_images, seed=seed, noun="image"))
+        notes.append(f"Training images: {len(train)} drawn by seed {seed}; the rest left out.")
+    if config.labelled_images is not None:
+        train = _withhold(train, config.labelled_images, seed=seed)
+        notes.append(f"Labels: those of {config.labelled_images} images kept by seed {seed}, the rest withheld.")
+    if config.unlabelled is not None:
+        if kind == "boxes":
+            raise UserError(
+                "data.unlabelled is set, but boxes are learnt from every image: one without any is taken to show"
+                " nothing.",
+                "Leave it out.",
+            )
+        train, note = append_unlabelled(train, config.unlabelled, others=(validation, test), wrap=unlabelled)
+        notes.append(note)
+    facts = DataFacts(
+        name=config.name,
+        task=task,
+        class_names=official.class_names,
+        num_train=len(train),
+        num_labelled=sum(label != UNLABELLED for label in train.labels),
+        num_validation=len(validation),
+        num_test=0 if test is None else len(test),
+        notes=tuple(notes),
+        label_kind=kind,
+    )
+    return ImageData(facts=facts, train=train, validation=validation, test=test)
+
+
+def _cut(source: ImageSource, fraction: float, *, seed: int, purpose: str) -> tuple[ImageSource, ImageSource]:
+    labelled = sum(label != UNLABELLED for label in source.labels)
+    if labelled < _FEWEST:
+        raise UserError(
+            f"Too few images to cut a {purpose} split: {labelled} ha{'s' if labelled == 1 else 've'} a target.",
+            f"Add images, or give the data a {purpose} split of their own.",
+        )
+    names = sample_names(source)
+    rest, part = cut_indices(source.labels, fraction, ("images",), (), seed=seed, purpose=purpose, names=names)
+    return source.take(rest), source.take(part)
+
+
+def _withhold(source: ImageSource, size: int, *, seed: int) -> ImageSource:
+    labels = np.asarray(source.labels, dtype=np.int64)
+    labelled = np.flatnonzero(labels != UNLABELLED)
+    if len(labelled) < size:
+        raise UserError(
+            f"data.labelled_images is {size}, but {len(labelled)} training images have a target.",
+            f"Ask for at most {len(labelled)}.",
+        )
+    kept = labelled[draw_indices([0] * len(labelled), size, seed=seed, noun="image")]
+    left = np.full_like(labels, UNLABELLED)
+    left[kept] = labels[kept]
+    return source.take(range(len(source)), left.tolist())
