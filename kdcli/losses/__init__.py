@@ -17,6 +17,8 @@ No loss carries its method's weight: the docstrings say which reduction the auth
 """
 
 from kdcli.losses.common import rows_of
+from kdcli.losses.dense import cirkd, cwd, ifvd, pkd, resized, skd
+from kdcli.losses.detection import attention, box_weights, fgd_focal, squared_error
 from kdcli.losses.feature import (
     attention_transfer,
     common_grid,
@@ -44,31 +46,41 @@ from kdcli.losses.vocabulary import (
 __all__ = [
     "OutputHead",
     "VocabularyLogits",
+    "attention",
     "attention_transfer",
+    "box_weights",
     "chunked_argmax",
     "chunked_cross_entropy",
     "chunked_divergence",
+    "cirkd",
     "common_grid",
     "correlation_congruence",
     "crd",
+    "cwd",
     "deit_hard",
     "deit_soft",
     "dist",
     "dkd",
+    "fgd_focal",
     "fitnet",
+    "ifvd",
     "local_classifier_kl",
     "log_sum",
     "logit_kd",
     "mse",
     "nst",
+    "pkd",
     "pkt",
+    "resized",
     "review_kd",
     "rkd_angle",
     "rkd_distance",
     "rows_of",
     "similarity_preserving",
+    "skd",
     "smooth_l1",
     "spectral_regularization",
+    "squared_error",
     "stochastic_triplet_kl",
     "vid",
 ]
