@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from kdcli.base.facts import ModelFacts, num_tokens
 from kdcli.base.reads import Reads
 from kdcli.config.methods import LayerOptions, LogitOptions, MethodSection
-from kdcli.losses import rows_of
-from kdcli.losses.normalize import full_precision
+from kdcli.losses import resized, rows_of
 from kdcli.losses.vocabulary import VocabularyLogits
 from kdcli.machine.team import Team
 from kdcli.methods.projected import Projected, ProjectedPair
@@ -150,12 +149,20 @@ class LogitMethod(Method):
         Of language models, the rows of either vocabulary that are no token's have none: ``-inf``. Of maps N counts the
         positions of the student's; the teacher's are resized to its grid.
         """
+        ours, theirs = self._on_one_grid(student, teacher)
+        return self._common(rows_of(ours), rows_of(theirs))
+
+    def common_maps(self, student: ModelOutput, teacher: ModelOutput | None) -> tuple[Tensor, Tensor]:
+        """Return the logits of positions, both (B, num_classes, H, W) of the student's grid, in its label order."""
+        return self._common(*self._on_one_grid(student, teacher))
+
+    def _on_one_grid(self, student: ModelOutput, teacher: ModelOutput | None) -> tuple[Tensor, Tensor]:
         assert teacher is not None
         (head,) = self.student_reads.heads
         ours, theirs = student.heads[head], teacher.heads[self.teacher_reads.heads[0]]
-        if ours.ndim == 4 and theirs.shape[2:] != ours.shape[2:]:
-            theirs = F.interpolate(full_precision(theirs), ours.shape[2:], mode="bilinear", antialias=True)
-        ours, theirs = rows_of(ours), rows_of(theirs)
+        return ours, resized(theirs, ours.shape[2:]) if ours.ndim == 4 else theirs
+
+    def _common(self, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         if self.num_tokens is not None:
             padding = self.num_classes - self.num_tokens
             return ours, F.pad(theirs[:, : self.num_tokens], (0, padding), value=-math.inf)

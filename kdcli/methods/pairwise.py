@@ -10,13 +10,16 @@ from torch import Tensor
 from kdcli import losses
 from kdcli.config.methods import (
     AttentionTransferOptions,
+    CIRKDOptions,
     CorrelationCongruenceOptions,
     LayerOptions,
     NSTOptions,
+    PKDOptions,
     PKTOptions,
     RKDAngleOptions,
     RKDDistanceOptions,
     SimilarityPreservingOptions,
+    SKDOptions,
 )
 from kdcli.methods.base import Context, LayerMethod
 from kdcli.models.outputs import ModelOutput
@@ -30,12 +33,15 @@ class Pairwise(LayerMethod):
     of the samples in the space of one side. Attention is the power of the projected maps' deviation from their mean,
     and NST's neurons are the projected channels. These two read patterns over positions: a direction in which the
     teacher differs between samples alone would fit a student that does so too; one that never changes is gone.
+    Similarities of positions (SKD, CIRKD) are those of the projected ones; PKD is then MSE/2 of standardised maps, of
+    which the projected side is standardised once more where it is the teacher's.
     """
 
     def __init__(self, options: LayerOptions, context: Context) -> None:
         super().__init__(options, context)
         self.compare = _loss(options)
-        is_by_sample = isinstance(options, (AttentionTransferOptions, NSTOptions))
+        self.is_aligned = isinstance(options, PKDOptions)
+        is_by_sample = isinstance(options, (AttentionTransferOptions, NSTOptions, SKDOptions))
         if is_by_sample and options.projector is None:  # a projector comes with statistics of the batch
             self.scope = "local"
 
@@ -57,6 +63,12 @@ def _loss(options: LayerOptions) -> Callable[[Tensor, Tensor], Tensor]:
             return losses.pkt
         case CorrelationCongruenceOptions():
             return partial(losses.correlation_congruence, gamma=options.gamma, order=options.order)
+        case SKDOptions():
+            return partial(losses.skd, pool=options.pool)
+        case CIRKDOptions():
+            return partial(losses.cirkd, temperature=options.temperature, max_positions=options.max_positions)
+        case PKDOptions():
+            return losses.pkd
         case RKDDistanceOptions():
             return losses.rkd_distance
         case RKDAngleOptions():

@@ -77,7 +77,7 @@ def describe_layers(data: DataFacts, layers: LayerScores | None) -> list[Decisio
 def describe_method(options: MethodOptions, reason: str) -> Decision:
     """Return the decision on a method, with all its settings."""
     settings = ", ".join(f"{key} {value}" for key, value in options.shown().items())
-    return Decision(f"loss: {options.method.replace('_', ' ')}", settings, reason)
+    return Decision(f"loss: {options.method.replace('_', ' ')}", settings, f"{reason} {options.remark}".rstrip())
 
 
 def describe_taps(options: MethodOptions, situation: Situation) -> list[Decision]:

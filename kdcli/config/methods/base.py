@@ -140,6 +140,11 @@ class MethodSection(Section):
         return False
 
     @property
+    def remark(self) -> str:
+        """What the plan says of it beside the reason: sentences on its settings, as they are."""
+        return ""
+
+    @property
     def idle(self) -> Set[str]:
         """The options that have no effect, as the others are set."""
         return {"weighting"} if self.weighting == "loss" else set()

@@ -11,6 +11,16 @@ from pydantic_core import PydanticCustomError
 from kdcli.base import extensions
 from kdcli.config.methods.base import MethodSection
 from kdcli.config.methods.defaults import CHOICES, PROGRAMMES, Choice
+from kdcli.config.methods.dense import (
+    CIRKDOptions,
+    CWDLogitsOptions,
+    CWDOptions,
+    FGDOptions,
+    IFVDOptions,
+    MGDOptions,
+    PKDOptions,
+    SKDOptions,
+)
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.layers import (
@@ -52,6 +62,14 @@ METHODS: dict[str, type[MethodSection]] = {
         CRDOptions,
         StochasticTripletOptions,
         LocalClassifierOptions,
+        CWDOptions,
+        CWDLogitsOptions,
+        SKDOptions,
+        IFVDOptions,
+        CIRKDOptions,
+        PKDOptions,
+        FGDOptions,
+        MGDOptions,
     )
 }
 """The options of every method of kdcli by its name; :func:`find_method` also knows those of other packages."""
