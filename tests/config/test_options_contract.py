@@ -36,7 +36,7 @@ def config(**values):
 
 
 FITTING = situation_of(config(), teacher=MODEL, student=MODEL, data=DATA)
-MIXED = dataclasses.replace(FITTING, config=config(augment={"mixup": 0.2}))
+MIXED = config(augment={"mixup": 0.2})
 OTHER_LABELS = dataclasses.replace(FITTING.evidence, relation="cross", reason="They differ.", label_map=None)
 
 
@@ -44,24 +44,33 @@ def without_grids(model):
     return dataclasses.replace(model, grids={}, stages=("fc",))
 
 
-def lacking(needs, reads):
+def fitting_for(options):
+    """Return a situation that has all that a method needs."""
+    kinds = ("pixels",) if options.method == "cwd_logits" else options.needs.labels
+    if not kinds or "class" in kinds:
+        return FITTING
+    return dataclasses.replace(FITTING, data=dataclasses.replace(DATA, label_kind=kinds[0]))
+
+
+def lacking(options):
     """Yield a situation for each thing that is needed, which has all but that."""
+    needs, reads, fitting = options.needs, options.reads_layers, fitting_for(options)
     if needs.teacher:
-        yield dataclasses.replace(FITTING, teacher=None)
+        yield dataclasses.replace(fitting, teacher=None)
     if needs.common_labels:
-        yield dataclasses.replace(FITTING, evidence=OTHER_LABELS)
+        yield dataclasses.replace(fitting, evidence=OTHER_LABELS)
     if needs.all_logits:
-        yield dataclasses.replace(FITTING, data=TOKENS)
+        yield dataclasses.replace(fitting, data=TOKENS)
     if needs.labels:
-        yield dataclasses.replace(FITTING, data=dataclasses.replace(DATA, label_kind="none"))
+        yield dataclasses.replace(fitting, data=dataclasses.replace(DATA, label_kind="none"))
         for kind in {"class", "classes", "number", "words"} - {*needs.labels}:
-            yield dataclasses.replace(FITTING, data=dataclasses.replace(DATA, label_kind=kind))
+            yield dataclasses.replace(fitting, data=dataclasses.replace(DATA, label_kind=kind))
     if needs.whole_images:
-        yield MIXED
+        yield dataclasses.replace(fitting, config=MIXED)
     if needs.distillation_head:
-        yield dataclasses.replace(FITTING, student=dataclasses.replace(MODEL, heads=("logits",)))
+        yield dataclasses.replace(fitting, student=dataclasses.replace(MODEL, heads=("logits",)))
     if reads == "maps":
-        yield dataclasses.replace(FITTING, student=without_grids(MODEL), teacher=without_grids(MODEL))
+        yield dataclasses.replace(fitting, student=without_grids(MODEL), teacher=without_grids(MODEL))
 
 
 @pytest.fixture(params=[*METHODS, TOY])
@@ -101,8 +110,9 @@ class TestOptions:
             assert {pair.student, pair.teacher} <= MODEL.feature_dims.keys()
 
     def test_a_fitting_situation_is_let_pass_and_one_that_lacks_something_is_refused(self, options):
-        options.settled(FITTING).check(FITTING)
-        for situation in lacking(options.needs, options.reads_layers):
+        fitting = fitting_for(options)
+        options.settled(fitting).check(fitting)
+        for situation in lacking(options):
             with pytest.raises(UserError, match=options.method) as error:
                 options.settled(situation).check(situation.at("methods"))
             assert error.value.hint

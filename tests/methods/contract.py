@@ -35,17 +35,17 @@ TRAIN_LABELS = [0, 1, 2, 3, UNLABELLED] * 4
 DATA = DataFacts("photos", "image-classification", CLASSES, 20, 16, 4, 4)
 STUDENT = ModelFacts(
     name="timm:ours", library="timm", task="image-classification", pretrained=False, weights="untrained", num_classes=4,
-    label_names=CLASSES, feature_dims={"pooled": 8, "embedding": 8, "layer1": 5, "layer2": 6},
+    label_names=CLASSES, feature_dims={"pooled": 8, "embedding": 8, "layer1": 5, "layer2": 6, "neck": 9},
     preprocessing=Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), num_parameters=1, macs=1, activation_bytes=1,
-    grids={"pooled": (2, 2), "layer1": (6, 6), "layer2": (4, 4)}, stages=("layer1", "layer2"),
+    grids={"pooled": (2, 2), "layer1": (6, 6), "layer2": (4, 4), "neck": (6, 6)}, stages=("layer1", "layer2"),
     heads=("logits", "distillation"),
 )  # fmt: skip
 TEACHER = dataclasses.replace(
     STUDENT,
     name="timm:theirs",
     pretrained=True,
-    feature_dims={"pooled": 10, "embedding": 10, "layer1": 7, "layer2": 12},
-    grids={"pooled": (2, 2), "layer1": (5, 4), "layer2": (3, 3)},
+    feature_dims={"pooled": 10, "embedding": 10, "layer1": 7, "layer2": 12, "neck": 9},
+    grids={"pooled": (2, 2), "layer1": (5, 4), "layer2": (3, 3), "neck": (5, 4)},
     heads=("logits",),
 )
 SAMPLES = torch.tensor([0, 1, 4, 3, 7, 5, 6, 11, 9, 2, 8, 10])
@@ -86,12 +86,15 @@ class MethodContract:
     """Of the heads, whose values are of positions then, as are the labels; empty where they are of samples."""
     teacher_grid: tuple[int, ...] = ()
     targets = torch.tensor([0, 1, UNLABELLED, 3, 2, 0, 1, 1, UNLABELLED, 2, 3, 0])
-    """Int64 (B,), or (B, H, W)."""
+    """Int64 (B,), or (B, H, W); of detection a list."""
+    without_labels = torch.full_like(targets, UNLABELLED)
+    data = DATA
 
     @pytest.fixture
     def options(self, values):
+        """As the plan settles them."""
         config = parse_config({"teacher": "t", "student": "s", "data": "d"}, source="test")
-        situation = situation_of(config, teacher=TEACHER, student=STUDENT, data=DATA)
+        situation = situation_of(config, teacher=TEACHER, student=STUDENT, data=self.data)
         options = find_method(values["method"]).model_validate(values).settled(situation)
         options.check(situation.at("methods"))
         return options
@@ -238,8 +241,7 @@ class MethodContract:
         """What needs labels is zero without them, with a gradient; to all else they make no difference."""
         student, teacher, _, samples = inputs
         student = with_gradient(student)
-        nothing = torch.full_like(self.targets, UNLABELLED)
-        loss = method.eval().loss(student, teacher, nothing, samples)
+        loss = method.eval().loss(student, teacher, self.without_labels, samples)
         assert loss == (
             0
             if options.needs.labels or (not options.needs.teacher and method.student_reads.heads)
