@@ -18,6 +18,16 @@ No loss carries its method's weight: the docstrings say which reduction the auth
 
 from kdcli.losses.common import rows_of
 from kdcli.losses.dense import cirkd, cwd, ifvd, pkd, resized, skd
+from kdcli.losses.depth import (
+    berhu,
+    depth_l1,
+    fit_scale_and_shift,
+    gradient_matching,
+    masked_median,
+    scale_shift_invariant,
+    silog,
+    standardize_depth,
+)
 from kdcli.losses.detection import attention, box_weights, fgd_focal, squared_error
 from kdcli.losses.feature import (
     attention_transfer,
@@ -48,6 +58,7 @@ __all__ = [
     "VocabularyLogits",
     "attention",
     "attention_transfer",
+    "berhu",
     "box_weights",
     "chunked_argmax",
     "chunked_cross_entropy",
@@ -59,14 +70,18 @@ __all__ = [
     "cwd",
     "deit_hard",
     "deit_soft",
+    "depth_l1",
     "dist",
     "dkd",
     "fgd_focal",
+    "fit_scale_and_shift",
     "fitnet",
+    "gradient_matching",
     "ifvd",
     "local_classifier_kl",
     "log_sum",
     "logit_kd",
+    "masked_median",
     "mse",
     "nst",
     "pkd",
@@ -76,11 +91,14 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "rows_of",
+    "scale_shift_invariant",
+    "silog",
     "similarity_preserving",
     "skd",
     "smooth_l1",
     "spectral_regularization",
     "squared_error",
+    "standardize_depth",
     "stochastic_triplet_kl",
     "vid",
 ]
