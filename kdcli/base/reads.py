@@ -9,6 +9,8 @@ from operator import or_
 
 LOGITS = "logits"
 """The head of classes, (B, C), or of a task over tokens or positions (N, C)."""
+DEPTH = "depth"
+"""The head of a depth for every position, (B, 1, H, W)."""
 DISTILLATION = "distillation"
 """The head of a distillation token, (B, C)."""
 VOCABULARY = "vocabulary"

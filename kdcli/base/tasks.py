@@ -81,7 +81,14 @@ class TaskFacts:
 _ROWS = (
     TaskFacts("image-classification", "image", "label", "sequence", "image-classification", mixes=True),
     TaskFacts("image-embedding", "image", "embedding", "none", "image-feature-extraction", mixes=True),
-    TaskFacts("depth-estimation", "image", "depth", "depth", "depth-estimation"),
+    TaskFacts(
+        "depth-estimation",
+        "image",
+        "depth",
+        "depth",
+        "depth-estimation",
+        losses=("silog", "l1", "berhu", "scale_shift_invariant"),
+    ),
     TaskFacts("object-detection", "image", "boxes", "boxes", "object-detection"),
     TaskFacts("text-classification", "text", "label", "sequence", "text-classification"),
     TaskFacts("sentence-embedding", "text", "embedding", "none", "sentence-similarity"),

@@ -13,6 +13,7 @@ from kdcli.config.methods.defaults import (
     LABELS,
     OTHER_CLASSES,
     PROGRAMMES,
+    SAME_DEPTH,
     SEEN,
     STANDARDIZE_REASON,
     TEACHER_FREE,
@@ -140,6 +141,10 @@ def _choose_methods(situation: Situation) -> Methods:
         asserted = " (you say so)" if config.relation == "same" else ""
         reason = f"Both models have logits over the same labels{asserted}."
         return tuple(methods), [*decisions, describe_method(COMMON_LOGITS, reason)]
+    if evidence.relation == "same" and situation.data.label_kind == "depth":
+        options = SAME_DEPTH.settled(situation)
+        methods.append(options)
+        return tuple(methods), [*decisions, describe_method(options, "Both models give depth.")]
     why = f"The relation is {evidence.relation}: {_why_no_logits(situation)}."
     if config.projector == "none":
         raise UserError(

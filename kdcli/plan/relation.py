@@ -98,6 +98,8 @@ def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> 
         if model.num_classes == 1:
             return (0,), f"The {role} gives one number, and the data have one."
         return None, f"The data have a number for each sample, and the {role} has {model.num_classes} classes."
+    if data.label_kind == "depth":
+        return (0,), f"The {role} gives a depth for each pixel, and the data have one."
     size, width = len(data.class_names), model.num_classes
     if model.label_names is None:
         if width != size:

@@ -40,12 +40,14 @@ VKD = {"student_tap": "layer2", "teacher_tap": "layer2", "normalize_student": "s
 OF_POSITIONS = {"cwd_logits", "ifvd"}
 """Methods that want a class for each pixel."""
 OF_BOXES = {"fgd"}
+OF_DEPTH = {"dense_regression"}
+"""It has a file of its own, test_dense_regression.py."""
 
 
 def cases():
     """Yield the keys of every method in a recipe, as many ways as it has code paths."""
     for name, section in METHODS.items():
-        if name in OF_POSITIONS | OF_BOXES:
+        if name in OF_POSITIONS | OF_BOXES | OF_DEPTH:
             continue
         if name == "projection":
             for projector in PROJECTORS:

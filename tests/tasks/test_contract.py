@@ -24,7 +24,7 @@ from sklearn.metrics import (
 from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import UNLABELLED, DataFacts
+from kdcli.base.facts import UNLABELLED, DataFacts, DepthFacts
 from kdcli.base.tasks import TASKS, TaskFacts
 from kdcli.config.data import DataConfig
 from kdcli.data import Batch, TextBatch, TokenBatch, WordBatch
@@ -245,7 +245,59 @@ def of_pixels():
     return Case(Ink(names), samples, expected, to_first, unlabelled)
 
 
+def depths():
+    """Of 6x8 pixels, some not measured, and an image without any; predictions have half the resolution."""
+    targets = 0.5 + 5 * draw(COUNT, 6, 8, seed=1).abs()
+    targets[targets > 9] = 0.0
+    targets[:, :2, 0] = 0.0
+    targets[3] = 0.0
+    outputs = F.avg_pool2d(targets[:, None].clamp(min=0.7), 2) * (1 + 0.2 * draw(COUNT, 1, 3, 4)).abs()
+    samples = [(image(index, targets[index : index + 1]), outputs[index : index + 1]) for index in range(COUNT)]
+    found = [depth_metrics(output, target) for output, target in zip(outputs, targets, strict=True)]
+    known = [metrics for metrics in found if metrics is not None]
+    assert len(known) == COUNT - 1
+    expected = {name: sum(metrics[name] for metrics in known) / len(known) for name in known[0]}
+    unlabelled = image(COUNT, torch.zeros(1, 6, 8))
+    facts = DataFacts("made-up", "depth-estimation", ("depth",), *[COUNT] * 4, label_kind="depth", depth=DEPTH)
+    return Case(
+        build_task(facts, reference=None), samples, expected, lambda outputs: torch.full_like(outputs, 2.0), unlabelled
+    )
+
+
+DEPTH = DepthFacts(0.6, 8.0)
+
+
+def depth_metrics(output, target):
+    """The metrics of one image by a loop over its pixels; None where nothing was measured."""
+    resized = F.interpolate(output[None], (6, 8), mode="bilinear")[0, 0].tolist()
+    pairs = [
+        (min(max(ours, 0.6), 8.0), true)
+        for ours_row, true_row in zip(resized, target.tolist(), strict=True)
+        for ours, true in zip(ours_row, true_row, strict=True)
+        if 0.6 <= true <= 8.0
+    ]
+    if not pairs:
+        return None
+    count = len(pairs)
+    logs = [math.log(ours / true) for ours, true in pairs]
+    mean = sum(logs) / count
+    spread = sum((value - mean) ** 2 for value in logs)
+    deltas = {
+        f"delta{k}": sum(max(ours / true, true / ours) < 1.25**k for ours, true in pairs) / count for k in (1, 2, 3)
+    }
+    return deltas | {
+        "abs_rel": sum(abs(ours - true) / true for ours, true in pairs) / count,
+        "sq_rel": sum((ours - true) ** 2 / true for ours, true in pairs) / count,
+        "rmse": math.sqrt(sum((ours - true) ** 2 for ours, true in pairs) / count),
+        "rmse_log": math.sqrt(sum(value**2 for value in logs) / count),
+        "log10": sum(abs(math.log10(ours) - math.log10(true)) for ours, true in pairs) / count,
+        "silog": 100 * math.sqrt(spread / count),
+        "loss": 10 * math.sqrt(spread / (count - 1) + 0.15 * mean**2),
+    }
+
+
 CASES = {
+    "depth-estimation": depths,
     "another package's pixels": of_pixels,
     "another package's": of_another_package,
     "image-classification": lambda: of_classes("image-classification", image),

@@ -20,6 +20,7 @@ from kdcli.config.methods.dense import (
     PKDOptions,
     SKDOptions,
 )
+from kdcli.config.methods.depth import DenseRegressionOptions
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.layers import (
@@ -59,6 +60,7 @@ __all__ = [
     "DISTOptions",
     "DKDOptions",
     "DeiTOptions",
+    "DenseRegressionOptions",
     "FGDOptions",
     "FeaturePair",
     "FitNetOptions",

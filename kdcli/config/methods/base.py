@@ -230,6 +230,12 @@ class MethodSection(Section):
         key, needs, data = situation.key, self.needs, situation.data
         if data.label_kind == "none" and (needs.labels or self.trains_classifier):
             raise UserError(f"{key}: {self.method} needs labels, and the task {data.task} has none.", "Remove it.")
+        if needs.common_labels and data.label_kind == "depth":
+            raise UserError(
+                f"{key}: {self.method} compares probabilities, and depth has one channel: its softmax is 1 at every"
+                " pixel, whatever a model says, so the loss would always be 0.",
+                f"Remove {self.method}; dense_regression takes the teacher's depth as a target.",
+            )
         if needs.labels and data.label_kind not in needs.labels:
             raise UserError(
                 f"{key}: {self.method} needs {LABELS[needs.labels[0]].needed}, and the labels are"

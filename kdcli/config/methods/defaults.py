@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kdcli.config.methods.base import INVERTED_RATE, MethodSection
+from kdcli.config.methods.depth import DenseRegressionOptions
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.logits import LogitKDOptions
@@ -88,6 +89,8 @@ UNSMOOTHED_LABELS = SupervisedOptions(label_smoothing=0.0)
 """The loss on numbers and tokens."""
 COMMON_LOGITS = LogitKDOptions()
 """The loss on logits over common labels."""
+SAME_DEPTH = DenseRegressionOptions(weight=0.5)
+"""The loss on depth where the teacher gives it too."""
 TEACHER_FREE = SpectralOptions(weight=0.03, weighting="gradient")
 """The loss beside that on the labels, where there is no teacher."""
 TEACHER_FREE_REASON = (

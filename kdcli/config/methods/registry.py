@@ -21,6 +21,7 @@ from kdcli.config.methods.dense import (
     PKDOptions,
     SKDOptions,
 )
+from kdcli.config.methods.depth import DenseRegressionOptions
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.layers import (
@@ -49,6 +50,7 @@ METHODS: dict[str, type[MethodSection]] = {
         DKDOptions,
         DISTOptions,
         DeiTOptions,
+        DenseRegressionOptions,
         FitNetOptions,
         AttentionTransferOptions,
         NSTOptions,
