@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from typing import Any, Self
 
 import torch
@@ -16,7 +15,7 @@ from kdcli.base.facts import DataFacts, DepthFacts, ModelFacts
 from kdcli.base.reads import DEPTH, Reads
 from kdcli.config.data import DataConfig
 from kdcli.config.run import RunConfig
-from kdcli.data import AnyBatch, Batch
+from kdcli.data import AnyBatch, Batch, open_dense
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
@@ -61,7 +60,7 @@ class DepthEstimation(ImageTask):
     @classmethod
     def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
         """Return images with their depth."""
-        data: AnyData = import_module("kdcli.data.images.dense.open").open_dense(config, cls.row().target, seed=seed)
+        data = open_dense(config, cls.row().target, seed=seed)
         return replace(data, facts=replace(data.facts, task=cls.row().name, depth=depth_facts(config)))
 
     @classmethod
