@@ -225,6 +225,28 @@ class DepthFacts:
 
 
 @dataclass(frozen=True)
+class Queries:
+    """Taps whose positions are no places of the image, but tokens that boxes are read from.
+
+    Attributes:
+        family: the kind of model; tokens of another family are something else.
+        number: of tokens.
+        taps: that are made of them, as (B, d, number, 1).
+        origin: ``learnt`` parameters, the same for every image, or ``chosen`` among the positions of each image.
+        source: the model whose tokens these are, as its weights came with them; empty where they start untrained.
+        keep_places: whether a token's number means the same in every model of the family that is trained so, because
+            nothing but the number tells tokens apart and they go through all layers beside the patches.
+    """
+
+    family: str
+    number: int
+    taps: tuple[str, ...]
+    origin: Literal["learnt", "chosen"]
+    source: str = ""
+    keep_places: bool = False
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """A model as the plan sees it.
 
@@ -247,6 +269,7 @@ class ModelFacts:
         activation_bytes: float32 bytes that autograd keeps for one such sample in training.
         grids: (rows, columns) of the map of every tap that has one; a vector has none.
         stages: taps at the ends of the model's stages, in the order in which they run, where they were looked for.
+        queries: which taps are of tokens that boxes are read from, and of which; None of models without any.
         label_aliases: another name of each class, where there is one: its WordNet id, or the words of that.
         reads_pooled: whether ``pooled`` is what its classifier reads, as ``embedding`` is; None where that was not
             looked at.
@@ -274,6 +297,7 @@ class ModelFacts:
     reads_pooled: bool | None = None
     label_aliases: tuple[str, ...] | None = None
     depth: DepthKind = "metric"
+    queries: Queries | None = None
 
     @property
     def predictions(self) -> tuple[str, ...]:

@@ -89,8 +89,8 @@ class LayerTap:
         if not (self.wants_mean or self.wants_map):
             return
         mean = of_places = None
-        features = tensor_of(output)
-        edges = edges_of(features)
+        edges = edges_of(tensor_of(output))
+        features = self.features_of(output)
         # Not averaged, it is the layer's own memory, which an in-place activation after it overwrites.
         if self.wants_map or self.layout == "vector":
             features = features.clone()
@@ -102,6 +102,11 @@ class LayerTap:
         self.kept = mean, of_places, edges
         if self.is_end:
             raise Reached
+
+    def features_of(self, output: Any) -> Tensor:
+        """Return the features, in the tap's layout, out of what the layer returns."""
+        features: Tensor = tensor_of(output)
+        return features
 
     def _mean(self, features: Tensor) -> Tensor:
         return mean_over_places(features, self.layout, self.num_prefix)

@@ -259,7 +259,13 @@ def _unmask(config: Any) -> None:
 
 
 def load_weights(
-    auto: Any, place: Place, config: Any, *, may_miss: tuple[str, ...] | None, **arguments: Any
+    auto: Any,
+    place: Place,
+    config: Any,
+    *,
+    may_miss: tuple[str, ...] | None,
+    heads: tuple[str, ...] = (),
+    **arguments: Any,
 ) -> nn.Module:
     """Load a model with its weights by transformers' class ``auto``.
 
@@ -268,6 +274,8 @@ def load_weights(
         place: where the weights lie.
         config: of the model.
         may_miss: how the names of parameters start that may stay untrained; None for the classifier's.
+        heads: with ``may_miss`` None, the modules that are the classifiers, wherever they are; by default the model's
+            children but the first.
         arguments: of the model's own class.
 
     Raises:
@@ -295,10 +303,11 @@ def load_weights(
             f"The weights of {place.name} can't be loaded: {reason_of(error)}",
             "Check the folder's files, give a checkpoint (--teacher-weights FILE), or take random:NAME untrained.",
         ) from error
-    allowed = may_miss if may_miss is not None else head_prefixes(module)
+    allowed = may_miss if may_miss is not None else heads or head_prefixes(module)
+    depth = None if heads else 2
 
     def needed(name: str) -> bool:
-        return not any(part in allowed for part in name.split(".")[:2])
+        return not any(part in allowed for part in name.split(".")[:depth])
 
     missing = sorted(name for name in info["missing_keys"] if needed(name))
     misfits = sorted(entry for entry in info["mismatched_keys"] if may_miss is not None or needed(entry[0]))

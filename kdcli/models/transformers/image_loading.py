@@ -13,13 +13,16 @@ from kdcli.models.place import Place
 from kdcli.models.settle import change_input, wanted_input
 from kdcli.models.shrink import CopyReport, copy_tensors
 from kdcli.models.spec import ModelName
-from kdcli.models.transformers import build, processor
+from kdcli.models.transformers import build, detector_loading, processor
+from kdcli.models.vision import VisionModel
 from kdcli.models.transformers.vision import HFModel, classifier_of, is_classifier, label_names
 from kdcli.models.weights import Checkpoint
 
 
-def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoint: Checkpoint | None) -> HFModel:
-    """Load a model with its own classifier, prepared as its image processor, config and checkpoint say."""
+def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoint: Checkpoint | None) -> VisionModel:
+    """Load a model with its own classifier, prepared as its image processor, config and checkpoint say; or a detector."""
+    if detector_loading.is_of_detector(place):
+        return detector_loading.load_teacher(place, name, config, checkpoint)
     wanted, told = wanted_input(config, checkpoint.recorded if checkpoint else None)
     module: Any
     phrase = ""
@@ -72,8 +75,10 @@ def _copy(teacher: HFModel, student: HFModel) -> CopyReport:
     return copy_tensors(theirs, ours, leave=leave)
 
 
-def open_saved(place: Place) -> HFModel:
-    """Load what :meth:`HFModel.save` wrote."""
+def open_saved(place: Place) -> VisionModel:
+    """Load what the ``save`` of a model of images wrote."""
+    if detector_loading.is_of_detector(place):
+        return detector_loading.open_saved(place)
     module: Any = build.load_saved_module(place)
     origin = saved_origin(place, label_names(module.config))
     return HFModel(module, origin, processor.preprocessing_of(place.folder, module.config, None))

@@ -6,6 +6,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
@@ -18,7 +19,7 @@ from kdcli.models.place import Place
 from kdcli.models.spec import ModelName
 
 KINDS: dict[Modality, frozenset[str]] = {
-    "image": frozenset(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+    "image": frozenset({*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES}),
     "text": frozenset(
         {
             *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,

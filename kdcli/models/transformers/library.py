@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli.base.errors import UserError
-from kdcli.base.tasks import Modality, TaskFacts
+from kdcli.base.tasks import TASKS, Modality, TaskFacts
 from kdcli.base.text import short_repr
 from kdcli.models.library import Library
 from kdcli.models.transformers import files
@@ -77,8 +77,10 @@ class Transformers(Library):
         self, place: Place, config: StudentConfig, data: DataFacts, *, teacher: Model | None, like: Model | None
     ) -> Model:
         """Build a classifier over the labels, a language model or a backbone."""
-        from kdcli.models.transformers import image_loading, text_loading
+        from kdcli.models.transformers import detector_loading, image_loading, text_loading
 
+        if TASKS[data.task].head == "boxes":
+            return detector_loading.build_student(place, config, data.class_names, like=like)
         if data.noun == "image":
             return image_loading.build_student(place, config, data.class_names, like=like)
         return text_loading.build_student(place, config, data, teacher=teacher, like=like)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -27,6 +28,9 @@ from kdcli.models.weights import reason_of
 
 _FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """PIL's filters by number; for its other two torchvision has no tensors, and transformers fails."""
+
+_OF_DETECTORS = (640, 640)
+"""Input of a detector that has no size of its own, nor an image processor with one."""
 
 _READ = {
     *("size", "crop_size", "crop_pct", "resample", "rescale_factor", "rescale_offset", "image_mean", "image_std"),
@@ -50,7 +54,9 @@ class _NotRead(Exception):
     """An image processor makes something of an image that :class:`Preprocessing` has no words for."""
 
 
-def preprocessing_of(folder: Path | None, config: Any, image_size: int | None) -> Preprocessing:
+def preprocessing_of(
+    folder: Path | None, config: Any, image_size: int | None, *, kind: str | None = None
+) -> Preprocessing:
     """Return what the folder's image processor does, checked against itself on a few images.
 
     Without a folder or a ``preprocessor_config.json``: channels, scale and filter of the processor class that
@@ -62,17 +68,20 @@ def preprocessing_of(folder: Path | None, config: Any, image_size: int | None) -
         config: of the model.
         image_size: in place of its own. With it a processor whose geometry kdcli does not have is no error: images are
             resized and centre-cropped to that size, and ``note`` says so.
+        kind: the image processor's class of a detector, of whose images nothing may be cut off. By default they are
+            squashed to the size; without one so are those that an image processor makes of several sizes: to a square
+            of the side that it gives the shorter one.
 
     Raises:
         UserError: there is an image processor that transformers can't read, that has impossible settings, or that makes
             something else of an image than what kdcli can.
     """
     if folder is None or not any((folder / name).is_file() for name in _FILES):
-        return _default(config, image_size, is_of_folder=folder is not None)
+        return _default(config, image_size, is_of_folder=folder is not None, of_detector=kind)
     hint = "Check its preprocessor_config.json."
     try:
         own = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        settings, kind = own.to_dict(), type(own).__name__
+        settings, given = own.to_dict(), type(own).__name__
     except Exception as error:  # on values of the wrong type transformers raises whatever it trips over
         raise UserError(f"The image processor in {folder} can't be read: {error}", hint) from error
     try:
@@ -81,37 +90,44 @@ def preprocessing_of(folder: Path | None, config: Any, image_size: int | None) -
             check_image_size(
                 str(folder), [sides[side] for side in ("height", "width", "shortest_edge") if sides.get(side)]
             )
-        scale = _scale(settings, kind)
+        scale = _scale(settings, given)
         try:
-            found = _translate(settings, kind, scale)
+            found = _translate(settings, given, scale)
             check_preprocessing(str(folder), found)
-            if kind.startswith(_PATCHES):
+            if given.startswith(_PATCHES):
                 _check_scale(own, found)
             elif _check(own, settings, found) > _EXACT:
                 found = replace(
-                    found, note=f"{kind} does not round pixels when it resizes: about 1 of 255 levels at most."
+                    found, note=f"{given} does not round pixels when it resizes: about 1 of 255 levels at most."
                 )
         except _NotRead as difference:
-            if image_size is None:
+            side = image_size or (None if kind is None else _shorter_side(settings))
+            if side is None:
                 raise UserError(
-                    f"{kind} of {folder} prepares images in a way that kdcli does not have: {difference}.",
+                    f"{given} of {folder} prepares images in a way that kdcli does not have: {difference}.",
                     "Where 'kdcli distill' is given teacher.image_size or student.image_size, images are resized and"
                     " centre-cropped to that in its place. Or choose another model.",
                 ) from None
             found = Preprocessing(
-                (image_size, image_size),
+                (side, side),
                 *scale,
                 _FILTERS.get(settings.get("resample", 2), "bicubic"),
-                channels=_channels(settings, kind),
+                geometry="crop" if kind is None else "squash",
+                channels=_channels(settings, given),
                 kernels="torchvision",
-                note=f"Not as its {kind} would: {difference}.",
+                note=f"Not as its {given} would: {difference}.",
             )
             _check_scale(own, found)
     except _NotRead as difference:
-        raise UserError(f"{kind} of {folder} scales pixels as kdcli can't: {difference}.", hint) from None
+        raise UserError(f"{given} of {folder} scales pixels as kdcli can't: {difference}.", hint) from None
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"The model's image processor has impossible settings: {error}", hint) from error
     return found if image_size is None else found.at((image_size, image_size))
+
+
+def _shorter_side(settings: dict[str, Any]) -> int | None:
+    size = settings.get("size") or {}
+    return size.get("shortest_edge") or size.get("height")
 
 
 _FILES = (files.PROCESSOR, "processor_config.json")
@@ -120,6 +136,8 @@ _FILES = (files.PROCESSOR, "processor_config.json")
 def own_image_size(config: Any) -> tuple[int, int] | None:
     """Return the (height, width) that a config, or its vision tower's, is made for; None where any size will do."""
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if size is None:  # RT-DETR's and its kin's, which keep positions in advance
+        size = getattr(config, "anchor_image_size", None) or getattr(config, "eval_size", None)
     return (size, size) if isinstance(size, int) else size and (size[0], size[1])
 
 
@@ -145,8 +163,13 @@ def check_writable(name: str, preprocessing: Preprocessing) -> None:
         )
 
 
-def write(preprocessing: Preprocessing, folder: Path, *, patch_size: int | None = None) -> None:
+def write(
+    preprocessing: Preprocessing, folder: Path, *, patch_size: int | None = None, kind: str | None = None
+) -> None:
     """Write a ``preprocessor_config.json`` with which transformers makes of an image what kdcli does, to the pixel.
+
+    ``kind`` is the class of a detector's, which knows what to make of its outputs. It squashes an image or takes it as
+    it is, and is not asked for BGR.
 
     BGR goes by MobileViT's image processor, which is the only one to give it, and does not normalise. For a model that
     takes patches it is SigLIP2's, which crops nothing: an image has at most as many patches as one of ``image_size``.
@@ -161,7 +184,11 @@ def write(preprocessing: Preprocessing, folder: Path, *, patch_size: int | None 
         "crop_size": {"height": height, "width": width},
     }
     written: Any
-    if patch_size is not None:
+    if kind is not None:
+        written = getattr(transformers, kind)(
+            size={"height": rows, "width": columns}, resample=resample, do_pad=False, do_normalize=True, **normalisation
+        )
+    elif patch_size is not None:
         number = (height // patch_size) * (width // patch_size)
         written = Siglip2ImageProcessor(
             patch_size=patch_size, max_num_patches=number, resample=resample, **normalisation
@@ -180,19 +207,22 @@ Scale = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and standard deviation of red, green and blue in [0, 1]."""
 
 
-def _default(config: Any, image_size: int | None, *, is_of_folder: bool) -> Preprocessing:
-    kind = _default_processor(config)
+def _default(
+    config: Any, image_size: int | None, *, is_of_folder: bool, of_detector: str | None = None
+) -> Preprocessing:
+    kind = _default_processor(config) or (of_detector and getattr(transformers, of_detector))
     name = kind.__name__.removesuffix("Pil") if kind else "ImageNet"
     settings: dict[str, Any] = {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255, "resample": 3}
     if kind is not None:
         keys = (*settings, "image_mean", "image_std", "rescale_offset", "include_top", "do_flip_channel_order")
         settings = {key: getattr(kind, key, None) for key in keys}
-    size = (image_size, image_size) if image_size else own_image_size(config) or (224, 224)
+    usual = (224, 224) if of_detector is None else _OF_DETECTORS
+    size = (image_size, image_size) if image_size else own_image_size(config) or usual
     return Preprocessing(
         size,
         *_scale(settings, name),
         _interpolation(settings),
-        geometry="crop" if size[0] == size[1] else "squash",
+        geometry="crop" if size[0] == size[1] and of_detector is None else "squash",
         channels=_channels(settings, name),
         kernels="torchvision",
         note=f"It has no preprocessor_config.json, so pixels are scaled as for {name}." if is_of_folder else "",

@@ -1,0 +1,177 @@
+"""Detectors of transformers as teachers, students and saved folders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForObjectDetection
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import Preprocessing
+from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.models.base import Model
+from kdcli.models.fit import LoadReport, build_with_weights
+from kdcli.models.origin import names_of_file, phrase_of_file, saved_origin, student_origin, teacher_origin
+from kdcli.models.place import Place
+from kdcli.models.settle import change_input, wanted_input
+from kdcli.models.shrink import copy_tensors
+from kdcli.models.spec import ModelName
+from kdcli.models.transformers import build, processor
+from kdcli.models.transformers.detection import HFDetector
+from kdcli.models.transformers.detector_kinds import (
+    CLASSIFIERS,
+    KINDS,
+    check_trains,
+    classifier_parameters,
+    is_detector,
+    kind_of,
+)
+from kdcli.models.transformers.vision import label_names
+from kdcli.models.weights import Checkpoint
+
+_AUTO: Any = AutoModelForObjectDetection
+
+
+def is_of_detector(place: Place) -> bool:
+    """Whether a folder or a kind of network is a detector's."""
+    return is_detector(build.read_config(place))
+
+
+def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoint: Checkpoint | None) -> HFDetector:
+    """Load a detector with its own classes."""
+    wanted, told = wanted_input(config, checkpoint.recorded if checkpoint else None)
+    settings = _read(place, config.image_size)
+    module: Any
+    phrase, names = "", None
+    if checkpoint:
+        module, report = _with_weights(place, settings, checkpoint)
+        number = module.config.num_labels
+        phrase = phrase_of_file(checkpoint, report, told, name, number)
+        names = names_of_file(checkpoint.recorded, label_names(settings), number)
+    elif name.random:
+        module = build.from_config(_AUTO, place, settings)
+    else:
+        module = build.load_weights(_AUTO, place, settings, may_miss=("pooler",))
+        names = label_names(module.config)
+    origin = teacher_origin(place, name, names, image_size=config.image_size, file_phrase=phrase)
+    preprocessing = _preprocessing(place, module, config.image_size)
+    return HFDetector(module, origin, change_input(preprocessing, wanted))
+
+
+def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *, like: Model | None) -> HFDetector:
+    """Build a detector of the classes ``names``.
+
+    What has a row for each class is untrained, unless it already has exactly these classes.
+    """
+    if config.drop_path is not None:
+        raise UserError("student.drop_path is for timm's models.", "Leave it out.")
+    settings = _read(place, config.image_size)
+    check_trains(kind_of(settings, place.name), place.name)
+    own_names = label_names(settings)
+    settings.id2label = dict(enumerate(names))
+    settings.label2id = {name: index for index, name in enumerate(names)}
+    module: Any
+    if config.pretrained:
+        module = build.load_weights(_AUTO, place, settings, may_miss=None, heads=tuple(CLASSIFIERS))
+        if own_names != names:
+            _reset_classifier(module)
+    else:
+        module = build.from_config(_AUTO, place, settings)
+    preprocessing = _preprocessing(place, module, config.image_size)
+    if like is None:
+        return HFDetector(module, student_origin(place, config, names), preprocessing)
+    assert isinstance(like, HFDetector), "it is a smaller copy of one"
+    preprocessing = like.preprocessing.at(preprocessing.image_size)
+    model = HFDetector(module, student_origin(place, config, names), preprocessing)
+    leave = set() if like.facts.label_names == names else classifier_parameters(module)
+    report = copy_tensors(like.module, module, leave=leave)
+    model.facts = replace(model.facts, weights=report.summary())
+    queries = model.facts.queries
+    assert queries is not None
+    if set(_query_parameters(module)) <= set(report.copied):
+        model.facts = replace(model.facts, queries=replace(queries, source=like.facts.name))
+    return model
+
+
+def open_saved(place: Place) -> HFDetector:
+    """Load what :meth:`HFDetector.save` wrote."""
+    settings = _read(place, None)
+    module: Any = build.load_weights(_AUTO, place, settings, may_miss=())
+    preprocessing = _preprocessing(place, module, None)
+    return HFDetector(module, saved_origin(place, label_names(module.config)), preprocessing)
+
+
+def _preprocessing(place: Place, module: Any, image_size: int | None) -> Preprocessing:
+    kind = kind_of(module.config, place.name).processor
+    return processor.preprocessing_of(place.folder, module.config, image_size, kind=kind)
+
+
+def _read(place: Place, image_size: int | None) -> Any:
+    """Return the config, for images of ``image_size`` where it is given.
+
+    Raises:
+        UserError: it is no detector of boxes.
+    """
+    config = build.read_config(place)
+    if not is_detector(config):
+        raise UserError(
+            f"{place.name} is no detector of transformers (its kind is {config.model_type!r}).",
+            f"Choose one of these kinds: {', '.join(f'hf:{kind}' for kind in sorted(KINDS))}.",
+        )
+    kind = kind_of(config, place.name)
+    if kind.layout == "patches" and config.auxiliary_loss:
+        if "auxiliary_loss" in place.arguments:
+            raise UserError(
+                f"{place.name}: transformers fails in training with auxiliary_loss=True.", "Leave that argument out."
+            )
+        config.auxiliary_loss = False  # it plays a part in no weights, and in training alone
+    if image_size is not None and processor.own_image_size(config) != (image_size, image_size):
+        _set_size(config, image_size)
+    return config
+
+
+def _set_size(config: Any, side: int) -> None:
+    """Let an untrained detector have position embeddings of this size, and RT-DETR and its kin none kept in advance."""
+    for part in (config, getattr(config, "backbone_config", None)):
+        size = getattr(part, "image_size", None)
+        if size is not None:
+            part.image_size = side if isinstance(size, int) else [side, side]
+    for key in ("anchor_image_size", "eval_size"):
+        if getattr(config, key, None) is not None:
+            setattr(config, key, None)
+
+
+def _with_weights(place: Place, settings: Any, checkpoint: Checkpoint) -> tuple[nn.Module, LoadReport]:
+    """Build a detector with a local checkpoint's weights, with as many classes as they have."""
+    extra = 1 if kind_of(settings, place.name).background else 0
+
+    def make(width: int | None) -> nn.Module:
+        if width:
+            settings.num_labels = width - extra
+        return build.from_config(_AUTO, place, settings)
+
+    def classifier(module: Any) -> tuple[int, set[str]]:
+        width = module.config.num_labels + extra
+        state = module.state_dict()
+        return width, {name for name in classifier_parameters(module) if len(state[name]) == width}
+
+    return build_with_weights(make, checkpoint, classifier=classifier)
+
+
+@torch.no_grad()
+def _reset_classifier(module: Any) -> None:
+    """Initialise what has a row for each class anew, from torch's generator."""
+    fresh = _AUTO.from_config(module.config, dtype=torch.float32, trust_remote_code=False).state_dict()
+    state = module.state_dict()
+    for name in classifier_parameters(module):
+        state[name].copy_(fresh[name])
+
+
+def _query_parameters(module: nn.Module) -> list[str]:
+    """Return the names of the parameters that tell one token from another."""
+    words = ("detection_tokens", "query_position_embeddings", "query_feat", "reference_point_embed", "query_refpoint")
+    return [name for name, _ in module.named_parameters() if any(word in name for word in words)]
+
