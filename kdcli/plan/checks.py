@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import Queries
 from kdcli.config.methods import MethodOptions
 from kdcli.config.methods.defaults import Choice
 from kdcli.config.run import RunConfig
@@ -128,6 +129,7 @@ def check_stages(situation: Situation, stages: Mapping[str, Sequence[MethodOptio
     for key, methods in stages.items():
         for options in methods:
             options.check(situation.at(key))
+            _check_queries(key, options, situation)
         _check_together(key, methods, situation)
     every = [options for methods in stages.values() for options in methods]
     if situation.teacher is not None and not any(options.needs.teacher for options in every):
@@ -141,6 +143,45 @@ def check_stages(situation: Situation, stages: Mapping[str, Sequence[MethodOptio
                 f"embedding.methods: {options.method} trains the classifier, and this stage is for features alone.",
                 "Put it under methods.",
             )
+
+
+def _check_queries(key: str, options: MethodOptions, situation: Situation) -> None:
+    """Refuse to bring together, number by number, tokens of detectors that mean different things.
+
+    Two detectors that were trained apart find the same thing by tokens of different numbers, unless those of one come
+    from the other.
+    """
+    if situation.teacher is None or options.reads_layers == "nothing":
+        return
+    ours, theirs = situation.student.queries, situation.teacher.queries
+    for pair in options.pairs if options.reads_student else ():
+        is_ours, is_theirs = (
+            queries is not None and tap in queries.taps
+            for queries, tap in ((ours, pair.student), (theirs, pair.teacher))
+        )
+        if not (is_ours or is_theirs):
+            continue
+        reason = _why_not_matched(ours, theirs) if is_ours and is_theirs else "only one of them is of such tokens"
+        if reason:
+            raise UserError(
+                f"{key}: {options.method} would bring together {pair.student!r} of the student and {pair.teacher!r} of"
+                f" the teacher, of which features are of tokens that boxes are read from, and {reason}.",
+                "Pair maps or patch tokens in their place, such as pooled:pooled.",
+            )
+
+
+def _why_not_matched(ours: Queries | None, theirs: Queries | None) -> str:
+    """Return why tokens of the same number have nothing in common; empty where they have."""
+    assert ours is not None and theirs is not None
+    if ours.family != theirs.family:
+        return f"tokens of {ours.family} and of {theirs.family} have nothing in common but their number"
+    if ours.number != theirs.number:
+        return f"the student has {ours.number} of them and the teacher {theirs.number}"
+    if ours.origin == "chosen":
+        return "they are chosen anew for each image, by each model's own scores"
+    if not ours.keep_places and (not ours.source or ours.source != theirs.source):
+        return f"{ours.family} learns them by itself: the student's would have to come from the teacher's weights"
+    return ""
 
 
 def _check_together(key: str, methods: Sequence[MethodOptions], situation: Situation) -> None:

@@ -124,7 +124,8 @@ class HFDetector(DetectionModel):
 
     def _usual(self, values: Tensor) -> Tensor:
         """Return what is there in evaluation of (B, n, ...): neither denoising queries nor groups of training alone."""
-        number = self.module.config.num_queries
+        config: Any = self.module.config
+        number: int = config.num_queries
         # Denoising queries come first, further groups last.
         return values[:, :number] if self.kind.groups else values[:, -number:]
 
@@ -190,7 +191,9 @@ def chosen(logits: Tensor, boxes: Tensor, kind: DetectorKind, size: tuple[int, i
         size: (height, width) of the image in whose pixels boxes are returned.
     """
     middle, extent = boxes.float()[..., :2], boxes.float()[..., 2:] / 2
-    corners = torch.cat([middle - extent, middle + extent], dim=2) * boxes.new_tensor(size[::-1] * 2, dtype=torch.float32)
+    corners = torch.cat([middle - extent, middle + extent], dim=2) * boxes.new_tensor(
+        size[::-1] * 2, dtype=torch.float32
+    )
     if kind.background:
         scores, labels = logits.float().softmax(dim=2)[..., :-1].max(dim=2)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
@@ -239,8 +242,8 @@ class _NeckHook:
         neck = module.get_submodule(self.kind.neck)
         handles = [neck.register_forward_hook(look, with_kwargs=True)]
         if self.kind.layout == "sequence":
-            projection = module.get_submodule("model.input_projection")
-            handles.append(projection.register_forward_hook(look_before))
+            narrowing = module.get_submodule("model.input_projection")
+            handles.append(narrowing.register_forward_hook(look_before))
         try:
             module(pixel_values=images)
         finally:

@@ -137,7 +137,7 @@ def _set_size(config: Any, side: int) -> None:
     """Let an untrained detector have position embeddings of this size, and RT-DETR and its kin none kept in advance."""
     for part in (config, getattr(config, "backbone_config", None)):
         size = getattr(part, "image_size", None)
-        if size is not None:
+        if part is not None and size is not None:
             part.image_size = side if isinstance(size, int) else [side, side]
     for key in ("anchor_image_size", "eval_size"):
         if getattr(config, key, None) is not None:
@@ -174,4 +174,3 @@ def _query_parameters(module: nn.Module) -> list[str]:
     """Return the names of the parameters that tell one token from another."""
     words = ("detection_tokens", "query_position_embeddings", "query_feat", "reference_point_embed", "query_refpoint")
     return [name for name, _ in module.named_parameters() if any(word in name for word in words)]
-

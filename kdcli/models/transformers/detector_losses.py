@@ -26,7 +26,7 @@ _CLASSIFICATION = ("loss_ce", "loss_vfl", "loss_mal")
 
 @contextmanager
 def by_itself() -> Iterator[None]:
-    """Let transformers' losses look at this process's boxes alone; in evaluation processes have batches of their own."""
+    """Let transformers' losses look at this process's boxes alone: in evaluation each has other batches."""
     with (
         patch.object(loss_for_object_detection, "is_accelerate_available", lambda: False),
         patch.object(loss_lw_detr, "_is_torch_distributed_initialized", lambda: False),
@@ -50,7 +50,12 @@ def labels_of(targets: Sequence[Boxes], size: tuple[int, int]) -> list[dict[str,
     for target in targets:
         left, top, right, bottom = target["boxes"].unbind(1)
         boxes = torch.stack(
-            [(left + right) / (2 * width), (top + bottom) / (2 * height), (right - left) / width, (bottom - top) / height],
+            [
+                (left + right) / (2 * width),
+                (top + bottom) / (2 * height),
+                (right - left) / width,
+                (bottom - top) / height,
+            ],
             dim=1,
         )
         labels.append({"class_labels": target["labels"], "boxes": boxes})
@@ -104,5 +109,5 @@ def _ratio(own: Tensor, *, least: float) -> Tensor:
 
 
 def _number_of_tokens(config: Any) -> int:
-    found: int | None = getattr(config, "num_detection_tokens", None)
-    return config.num_queries if found is None else found  # type: ignore[no-any-return]
+    found: int = getattr(config, "num_detection_tokens", None) or config.num_queries
+    return found

@@ -19,7 +19,9 @@ from kdcli.base.tasks import TASKS, TaskFacts
 from kdcli.config.models import Pooling
 from kdcli.data import Text, TextBatch, TextPair
 from kdcli.models.base import Model
+from kdcli.models.detections import BOXES
 from kdcli.models.reloaded import Reloaded, check_labels, logits_of
+from kdcli.models.transformers.detection import HFDetector
 from kdcli.models.transformers.padding import pool
 from kdcli.models.transformers.sentence import read_sentence_settings, write_sentence_settings
 from kdcli.models.transformers.text import AUTO, HFTextModel
@@ -62,6 +64,9 @@ def _pooling(student: HFTextModel) -> Pooling | None:
 @torch.inference_mode()
 def reload(student: Model, folder: Path, projector: Projector | None) -> Iterator[Reloaded]:
     """Load ``folder`` by transformers alone, tokenizer included, and run it on made-up images or on a few texts."""
+    if isinstance(student, HFDetector):
+        yield from _reload_detector(student, folder)
+        return
     if not isinstance(student, HFTextModel):
         yield _reload_images(student, folder)
         return
@@ -98,6 +103,20 @@ def _reload_images(student: Model, folder: Path) -> Reloaded:
     module = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
     expected = student.module(images).last_hidden_state
     return Reloaded(_BY, "features", module(images).last_hidden_state, expected)
+
+
+def _reload_detector(student: HFDetector, folder: Path) -> Iterator[Reloaded]:
+    images = student.example(2, seed=2)
+    module: Any = transformers.AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=False).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    check_labels([module.config.id2label[index] for index in range(module.config.num_labels)], student)
+    outputs, expected = module(images), student(images).heads[BOXES]
+    yield Reloaded(_BY, "logits", outputs.logits, expected.raw["logits"])
+    yield Reloaded(_BY, "boxes", outputs.pred_boxes, expected.raw["pred_boxes"])
+    sizes = [student.preprocessing.image_size] * len(images)
+    chosen = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
+    scores = [one["scores"].sort(descending=True).values for one in chosen]
+    yield Reloaded(_BY, "scores", torch.stack(scores), torch.stack([one["scores"] for one in expected.boxes]))
 
 
 def _reload_embedder(
@@ -167,11 +186,20 @@ _LOAD_EMBEDDER = (
     "# or the features of its tokens\nfrom transformers import AutoTokenizer, CLASS\n\n"
     'tokenizer, model = AutoTokenizer.from_pretrained("PATH"), CLASS.from_pretrained("PATH")'
 )
+_LOAD_DETECTOR = (
+    "from transformers import AutoImageProcessor, AutoModelForObjectDetection\n\n"
+    'processor = AutoImageProcessor.from_pretrained("PATH")\n'
+    'model = AutoModelForObjectDetection.from_pretrained("PATH").eval()\n'
+    'outputs = model(**processor(images=image, return_tensors="pt"))  # image: of PIL\n'
+    "found = processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=[image.size[::-1]])"
+)
 _LOAD_PIPELINE = 'from transformers import pipeline\n\nmodel = pipeline("PIPELINE", "PATH")'
 
 
 def snippet(folder: Path, task: TaskFacts) -> str:
     """Return the lines of Python that load ``folder`` by transformers or sentence-transformers."""
+    if task.head == "boxes":
+        return _LOAD_DETECTOR
     if task.reads_images:
         return _LOAD_BACKBONE if task.is_label_free else _LOAD_CLASSIFIER
     if not task.is_label_free:

@@ -14,13 +14,13 @@ from kdcli.models.settle import change_input, wanted_input
 from kdcli.models.shrink import CopyReport, copy_tensors
 from kdcli.models.spec import ModelName
 from kdcli.models.transformers import build, detector_loading, processor
-from kdcli.models.vision import VisionModel
 from kdcli.models.transformers.vision import HFModel, classifier_of, is_classifier, label_names
+from kdcli.models.vision import VisionModel
 from kdcli.models.weights import Checkpoint
 
 
 def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoint: Checkpoint | None) -> VisionModel:
-    """Load a model with its own classifier, prepared as its image processor, config and checkpoint say; or a detector."""
+    """Load a detector, or a model with its own classifier, prepared as image processor, config and checkpoint say."""
     if detector_loading.is_of_detector(place):
         return detector_loading.load_teacher(place, name, config, checkpoint)
     wanted, told = wanted_input(config, checkpoint.recorded if checkpoint else None)

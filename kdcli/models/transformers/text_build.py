@@ -279,7 +279,7 @@ def _auto_class(place: Place, config: Any, kind: HeadKind) -> Any:
     return AutoModelForTextEncoding
 
 
-def _pooler_arguments(auto: Any, config: Any, pooling: TextPooling) -> dict[str, bool]:
+def _pooler_arguments(auto: Any, config: Any, pooling: TextPooling) -> dict[str, Any]:
     """Return what leaves a backbone's pooler out where nothing reads it."""
     if auto is not AutoModel or pooling == "pooler":
         return {}
