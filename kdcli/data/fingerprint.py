@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdcli.base.facts import UNLABELLED
 from kdcli.data.images.decode import File, UnreadableImage
+from kdcli.data.images.dense.scenes import SceneSource
 from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, ImageSource, Subset
 from kdcli.data.images.splits import ImageData
 from kdcli.data.images.tables import TableSource
@@ -256,6 +257,8 @@ def _holder(source: ImageSource) -> _Holder:
         return _Holder(lambda index: sizes[index], lambda index: _cell_content(source.encoded(index)))
     if isinstance(source, ArraySource):
         return _Holder(lambda index: 0, source.pixels, in_memory=True)
+    if isinstance(source, SceneSource):
+        return _Holder(lambda index: 0, source.recipe, in_memory=True)
     if isinstance(source, TorchvisionSource):
         arrays = source.arrays()
         if arrays is not None:

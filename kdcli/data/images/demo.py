@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 from kdcli.base.errors import UserError, did_you_mean
+from kdcli.data.images.dense.demos import DENSE_DEMOS, open_dense_demo
 from kdcli.data.images.sources import ArraySource, OfficialSplits
 
-DEMOS = ("digits",)
+DEMOS = ("digits", "scenes")
+"""Those with a class for each image."""
 
 
-def open_demo(name: str) -> OfficialSplits:
+def open_demo(name: str, *, root: Path | None = None) -> OfficialSplits:
     """Open ``demo:NAME``.
+
+    Args:
+        name: without ``demo:``.
+        root: ``data.root``, where the objects of ``scenes`` may lie.
 
     Raises:
         UserError: there is no such demo.
     """
+    if name in DENSE_DEMOS:
+        return open_dense_demo(name, "label", root=root)
     if name not in DEMOS:
         raise UserError(
             f"There is no demo:{name}.",

@@ -102,7 +102,7 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
             f"data.splits is set, but {config.name} is neither a folder nor an hf: data set.", "Leave it out."
         )
     if colon and scheme == "demo":
-        return open_demo(rest)
+        return open_demo(rest, root=config.root)
     if colon and scheme == "torchvision":
         return open_torchvision(rest, root=config.root)
     if is_tables:
