@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.tasks import Target
-from kdcli.data.images.dense.materials import Materials, Split, find_materials
+from kdcli.data.images.dense.materials import SPLITS, Materials, Split, find_materials
 from kdcli.data.images.dense.motorcycle import WINDOW, MotorcycleSource, find_pair
 from kdcli.data.images.dense.scenes import LEAST_VISIBLE, SIZE, SceneSource
 from kdcli.data.images.sources import OfficialSplits
@@ -55,20 +54,16 @@ def _scenes(materials: Materials, target: Target) -> OfficialSplits:
         "label": ("The class of a scene is that of its nearest object.",),
         "boxes": (f"Boxes are of the visible part; an object seen to less than {LEAST_VISIBLE:.0%} has none.",),
     }
-    return OfficialSplits(
-        names,
-        *(SceneSource(materials, split, SCENES[split], target=target) for split in get_args(Split)),
-        notes=(materials.note, f"Scenes are {SIZE}x{SIZE} pixels.", *told.get(target, ())),
-    )
+    train, validation, test = (SceneSource(materials, split, SCENES[split], target=target) for split in SPLITS)
+    notes = (materials.note, f"Scenes are {SIZE}x{SIZE} pixels.", *told.get(target, ()))
+    return OfficialSplits(names, train, validation, test, notes)
 
 
 def _motorcycle() -> OfficialSplits:
     folder = find_pair()
-    return OfficialSplits(
-        ("depth",),
-        *(MotorcycleSource(folder, split) for split in get_args(Split)),
-        notes=(
-            f"One photograph of scikit-image with measured depth, in windows of {WINDOW}x{WINDOW} pixels; the splits'"
-            " parts share no pixel, but all show one scene.",
-        ),
+    train, validation, test = (MotorcycleSource(folder, split) for split in SPLITS)
+    note = (
+        f"One photograph of scikit-image with measured depth, in windows of {WINDOW}x{WINDOW} pixels; the splits' parts"
+        " share no pixel, but all show one scene."
     )
+    return OfficialSplits(("depth",), train, validation, test, (note,))

@@ -19,6 +19,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.text import expand_user
 
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SIDE = 28
 """Pixels of an object's picture, across and down."""
 
@@ -120,11 +121,6 @@ def package_folder(name: str) -> Path | None:
     spec = importlib.util.find_spec(name)
     places = None if spec is None else spec.submodule_search_locations
     return None if not places else Path(next(iter(places)))
-    return (
-        None
-        if spec is None or not spec.submodule_search_locations
-        else Path(next(iter(spec.submodule_search_locations)))
-    )
 
 
 def _find_fashion(root: Path | None) -> Path | None:

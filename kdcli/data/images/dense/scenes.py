@@ -140,7 +140,7 @@ def _uniform(split: Split, index: int) -> NDArray[np.float64]:
     """Return as many numbers in [0, 1) as a scene takes; those of different scenes are independent."""
     seed = np.random.SeedSequence((_FIRST, VERSION, _SEED[split], index))
     raw = np.random.PCG64(seed).random_raw(_OF_SCENE + OBJECTS[1] * _OF_OBJECT)
-    return (raw >> np.uint64(11)) * 2.0**-53
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _between(low: float, high: float, number: float) -> float:
