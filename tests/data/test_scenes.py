@@ -9,17 +9,23 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import Preprocessing
+from kdcli.base.tasks import TASKS
 from kdcli.config.data import DataConfig
 from kdcli.data.fingerprint import fingerprint
 from kdcli.data.images.dense import demos, materials, motorcycle, scenes
 from kdcli.data.images.dense.demos import open_dense_demo
 from kdcli.data.images.dense.materials import SPLITS, find_materials, read_objects, read_photos
+from kdcli.data.images.dense.open import open_dense
 from kdcli.data.images.dense.scenes import CAMERA_HEIGHT, LEAST_VISIBLE, SIZE, SceneSource, render
 from kdcli.data.images.open import open_data
+from kdcli.data.source import Loading
 
+PREPROCESSING = Preprocessing((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), geometry="squash")
 FIRST = range(12)
 ALL_CLOTHES = materials._FASHION_PARTS
 
@@ -174,6 +180,40 @@ def test_what_scenes_are_made_of_is_in_the_fingerprint(fashion, monkeypatch):
     summaries = [fingerprint(data).summary for data in (digits, clothes, open_data(few, seed=0))]
     assert summaries[0] == summaries[2]
     assert summaries[0]["test"] != summaries[1]["test"]
+
+
+@pytest.mark.parametrize("kind", ["pixels", "depth", "boxes"])
+def test_the_door_takes_and_withholds(kind, tmp_path):
+    config = DataConfig(name="demo:scenes", train_images=30)
+    if kind != "boxes":
+        Image.new("RGB", (40, 30)).save(tmp_path / "one.png")
+        config = config.model_copy(update={"labelled_images": 10, "unlabelled": tmp_path})
+    data = open_dense(config, kind, seed=1)
+    assert (data.facts.label_kind, data.facts.num_validation, data.facts.num_test) == (kind, 300, 500)
+    assert data.facts.task == next((row.name for row in TASKS.values() if row.target == kind), "")
+    assert (data.facts.num_train, data.facts.num_labelled) == ((30, 30) if kind == "boxes" else (31, 10))
+    assert any("Scenes are rendered from" in note for note in data.facts.notes)
+    if kind != "boxes":
+        blank = data.train.load(30).target
+        assert blank.shape == (30, 40)
+        assert blank.unique().tolist() == [data.train.fill]
+        nothing = next(i for i, label in enumerate(data.train.labels) if label < 0)
+        assert data.train.load(nothing).target.unique().tolist() == [data.train.fill]
+    batch = next(iter(data.validation.take([3, 1]).eval_batches(Loading(2, workers=0), PREPROCESSING)))
+    assert batch.images.shape == (2, 3, 64, 64)
+    assert len(batch.targets) == 2
+    assert fingerprint(data).summary == fingerprint(open_dense(config, kind, seed=1)).summary
+
+
+def test_options_about_files_are_refused():
+    with pytest.raises(UserError, match=r"data\.ignore_label and data\.palette are set"):
+        open_dense(DataConfig(name="demo:scenes", ignore_label=[3], palette="a.txt"), "pixels", seed=0)
+    with pytest.raises(UserError, match="no data set or folder") as raised:
+        open_dense(DataConfig(name="scenes"), "boxes", seed=0)
+    assert "Did you mean demo:scenes?" in raised.value.hint
+    with pytest.raises(UserError, match="no demo:motorcykle") as raised:
+        open_dense(DataConfig(name="demo:motorcykle"), "depth", seed=0)
+    assert "Did you mean demo:motorcycle" in raised.value.hint
 
 
 def test_what_is_not_there_is_refused(tmp_path, monkeypatch):

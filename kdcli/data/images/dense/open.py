@@ -17,6 +17,7 @@ from kdcli.config.data import DataConfig
 from kdcli.data.images.decode import UnreadableImage
 from kdcli.data.images.deep import find_range, set_range
 from kdcli.data.images.dense.classes import mask_classes
+from kdcli.data.images.dense.demos import is_demo, open_demo_data, suggest_demo
 from kdcli.data.images.dense.depth import DepthReading, DepthTargets, is_float
 from kdcli.data.images.dense.files import Encoded, Found, Paths, read_raster, size_of
 from kdcli.data.images.dense.folders import find_folders
@@ -53,11 +54,18 @@ def open_dense(config: DataConfig, target: Target, *, seed: int) -> ImageData:
     """
     assert target in ("pixels", "depth", "boxes")
     with reading(config.name):
+        if is_demo(config.name):
+            return open_demo_data(config, target, seed=seed)
         path = expand_user(config.name)
         if not path.exists():
             raise UserError(
                 f"There is no data set or folder {config.name!r}.",
-                " ".join(filter(None, (hint_of_moved(config.name), f"Expected {_FORMS[target]}"))),
+                " ".join(
+                    filter(
+                        None,
+                        (hint_of_moved(config.name), suggest_demo(config.name, target), f"Expected {_FORMS[target]}"),
+                    )
+                ),
             )
         found = _find(path, config, target)
         if found is None:
