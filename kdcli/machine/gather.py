@@ -14,6 +14,11 @@ def is_alone() -> bool:
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
 
 
+def number_of_processes() -> int:
+    """Return how many processes train together; 1 for this one alone."""
+    return 1 if is_alone() else distributed.get_world_size()
+
+
 def gather_batch(share: Tensor) -> Tensor:
     """Return the samples of all processes, in the order of their ranks; in a single process the tensor itself.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from kdcli.base.tasks import task_of
 from kdcli.data import AnyBatch, Batch, prepare
 from kdcli.models.base import Inputs
 from kdcli.models.vision import VisionModel
@@ -101,6 +102,12 @@ class DetectionModel(VisionModel):
     training has to have its targets within the forward pass, as the libraries compute their losses there and
     data-parallel training wants no parameter used elsewhere.
     """
+
+    def _task(self, num_classes: int) -> str:
+        return task_of("image", "boxes").name
+
+    def _own_heads(self, num_classes: int) -> tuple[str, ...]:
+        return (BOXES,)
 
     def prepare(self, batch: AnyBatch) -> Inputs:
         """Return images (B, 3, H, W), or a mapping of images, sizes and, of a model in training, targets."""

@@ -17,7 +17,7 @@ from kdcli.data import AnyBatch
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.models.detections import BOXES, DetectionModel, Detections
-from kdcli.tasks.base import AnyData, Task
+from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Task
 from kdcli.tasks.detection.coco import Seen, average_precision, check_backend
 from kdcli.tasks.meters import Meter, SampleSums
 
@@ -46,7 +46,7 @@ class ObjectDetection(Task):
         return Reads(heads=(BOXES,))
 
     def supervised_loss(
-        self, logits: Detections, targets: Any, *, label_smoothing: float, terms: Mapping[str, float] | None = None
+        self, logits: Detections, targets: Any, *, label_smoothing: float, terms: Mapping[str, float] = DEFAULT_LOSS
     ) -> Tensor:
         """Return the sum of the library's losses; ``targets`` went into the forward pass.
 

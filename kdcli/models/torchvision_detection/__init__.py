@@ -1,0 +1,1 @@
+"""torchvision's detectors as a library of models."""
