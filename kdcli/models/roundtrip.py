@@ -14,6 +14,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors, temporary_folder
 from kdcli.base.reads import LOGITS, VOCABULARY, Reads
 from kdcli.models.base import Model
+from kdcli.models.detections import Detections
 from kdcli.models.loading import load_saved
 
 _TOLERANCE = 1e-4
@@ -66,17 +67,19 @@ def check_reloads(model: Model, *, label: str) -> None:
 
 
 def _without(folder: Path, reason: str) -> str:
-    return re.sub(f"(hf:|timm:)?{re.escape(str(folder))}", "its folder", reason)
+    return re.sub(f"([a-z]+:)?{re.escape(str(folder))}", "its folder", reason)
 
 
 def _outputs(model: Model, inputs: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
     output = model(inputs, Reads(("pooled",)) | model.predictions)
     vocabulary = {} if output.vocabulary is None else {LOGITS: output.vocabulary.dense()}
-    return {
-        **output.features,
-        **{name: head for name, head in output.heads.items() if name != VOCABULARY},
-        **vocabulary,
-    }
+    heads = dict[str, Tensor]()
+    for name, head in output.heads.items():
+        if isinstance(head, Detections):  # which boxes are chosen may change by a rounding
+            heads |= head.raw
+        elif name != VOCABULARY:
+            heads[name] = head
+    return {**output.features, **heads, **vocabulary}
 
 
 def _is_close(ours: Tensor, theirs: Tensor) -> bool:

@@ -78,7 +78,7 @@ def load_candidate(
     return Candidate(role, name, model, folder, label_map, reason, is_trained, file)
 
 
-def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
+def _teacher(run: RunFolder, student: Candidate, data: DataFacts) -> Candidate | None:
     """Load the run's teacher; it has an accuracy where the run's plan found its labels to be the student's."""
     config, plan = run.read_config(), run.read_plan()
     if config.teacher.name == "none":
@@ -90,6 +90,8 @@ def _teacher(run: RunFolder, student: Candidate) -> Candidate | None:
     assert student.label_map is not None
     ours = plan["label_map"]  # the student's class -> the teacher's
     label_map = None if ours is None else tuple(ours[label] for label in student.label_map)
+    if ours is None and plan["relation"] == "same":  # both have these classes, and their outputs are no rows of logits
+        label_map, _ = map_labels(model.facts, data)
     (reason,) = (decision["reason"] for decision in plan["decisions"] if decision["name"] == "relation")
     weights = (
         None if config.teacher.weights else _weights_folder(config.teacher.name, modality=config.task_facts.modality)
@@ -108,7 +110,7 @@ def beside(
     first: Candidate, run: RunFolder | None, others: Mapping[str, RunFolder | None], facts: DataFacts
 ) -> Iterator[Candidate]:
     """Yield the teacher of ``run``, where it has one, and the others."""
-    if run is not None and (teacher := _teacher(run, first)) is not None:
+    if run is not None and (teacher := _teacher(run, first, facts)) is not None:
         yield teacher
     for number, (other, opened) in enumerate(others.items(), 1):
         yield load_candidate(f"against-{number}", other, opened, facts)

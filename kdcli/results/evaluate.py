@@ -227,12 +227,10 @@ def _score(
 
 def _predict(task: Task, candidate: Candidate, batch: AnyBatch, device: torch.device) -> Any:
     """Return what a model predicts of a batch, on the CPU and in the data's order of classes."""
-    outputs = task.predict(candidate.model, batch.to(device))
+    outputs = task.in_order(task.predict(candidate.model, batch.to(device)), candidate.label_map or ())
     if not isinstance(outputs, Tensor):
-        return outputs
+        return outputs.cpu() if hasattr(outputs, "cpu") else outputs
     outputs = outputs.float().cpu()
-    if candidate.label_map:
-        outputs = outputs[:, torch.tensor(candidate.label_map)]
     if not outputs.isfinite().all():
         raise UserError(
             f"{candidate.name} gives logits that are not finite numbers.", "Its weights are damaged: train it anew."

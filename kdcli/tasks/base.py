@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError
@@ -114,6 +115,17 @@ class Task(ABC):
         """
         reads = self.reads(model.facts)
         return model(model.prepare(batch), reads).heads[reads.heads[0]]
+
+    def in_order(self, outputs: Any, columns: Sequence[int]) -> Any:
+        """Return what :meth:`predict` returned of a model, in the data's order of classes.
+
+        Args:
+            outputs: of the model.
+            columns: the model's class of each of the data's; nothing where all are the same.
+        """
+        if not columns or not isinstance(outputs, Tensor):
+            return outputs
+        return outputs.index_select(1, torch.tensor(columns, device=outputs.device))
 
     @classmethod
     def open_classes(cls, config: DataConfig, *, seed: int) -> AnyData:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class TorchvisionDetectors(Library):
     """SSD, RetinaNet, FCOS and Faster R-CNN: those that torchvision has weights of, and others on smaller backbones."""
 
-    name = "torchvision"
+    name = "torchvision_detection"
     prefix = "torchvision"
 
     def find(self, name: ModelName, *, weights: bool, modality: Modality) -> Place | None:

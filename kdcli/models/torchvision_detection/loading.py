@@ -61,9 +61,7 @@ def load_teacher(
             names = names_of_file(checkpoint.recorded, names, settings["num_outputs"])
             phrase = phrase_of_file(checkpoint, report, told, name, settings["num_outputs"])
     preprocessing = _changed(_preprocessing(network, module, saved, size), wanted)
-    origin = teacher_origin(
-        place, name, names, image_size=config.image_size, file_phrase=phrase, full_name=full_name
-    )
+    origin = teacher_origin(place, name, names, image_size=config.image_size, file_phrase=phrase, full_name=full_name)
     return TorchvisionDetector(module, origin, preprocessing, settings)
 
 
@@ -99,7 +97,9 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts, *, like:
     preprocessing = _preprocessing(network, module, saved if like is None else {}, size)
     if like is not None:
         preprocessing = like.preprocessing.at(size)  # type: ignore[union-attr]  # it is a model of images
-    model = TorchvisionDetector(module, student_origin(place, config, names, full_name=full_name), preprocessing, settings)
+    model = TorchvisionDetector(
+        module, student_origin(place, config, names, full_name=full_name), preprocessing, settings
+    )
     if like is not None and report is not None:
         model.facts = replace(model.facts, weights=report.summary())
     return model
@@ -218,9 +218,7 @@ def _size_of(network: Network, saved: Mapping[str, Any]) -> tuple[int, int]:
     return _preprocessing_of(saved).image_size if saved else (network.side, network.side)
 
 
-def _preprocessing(
-    network: Network, module: Any, saved: Mapping[str, Any], size: tuple[int, int]
-) -> Preprocessing:
+def _preprocessing(network: Network, module: Any, saved: Mapping[str, Any], size: tuple[int, int]) -> Preprocessing:
     if saved:
         return _preprocessing_of(saved).at(size)
     mean, std = (tuple(map(float, values)) for values in (module.transform.image_mean, module.transform.image_std))

@@ -53,7 +53,7 @@ class TorchvisionDetector(DetectionModel):
             first stages of the backbone are kept as they came with published weights.
     """
 
-    library = "torchvision"
+    library = "torchvision_detection"
 
     def __init__(
         self, module: nn.Module, origin: Origin, preprocessing: Preprocessing, settings: Mapping[str, Any]
@@ -102,7 +102,7 @@ class TorchvisionDetector(DetectionModel):
         """Return a loss so that its mean over the processes is that of all samples."""
         if is_alone() or not self.module.training:
             return counted.loss
-        count = counted.count.to(counted.loss)
+        count = counted.number.to(counted.loss)
         return counted.loss * count.clamp(min=1) * number_of_processes() / sum_over(count).clamp(min=1)
 
     def train(self, mode: bool = True) -> Self:

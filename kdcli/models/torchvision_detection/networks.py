@@ -115,18 +115,26 @@ _SIZES = ("min_size", "max_size")
 
 _320 = (("min_size", 320), ("max_size", 640))
 _WHOLE = (
-    Network("ssdlite320_mobilenet_v3_large", "ssdlite", 320, defaults=(
-        ("score_thresh", 0.001), ("nms_thresh", 0.55), ("detections_per_img", 300), ("topk_candidates", 300))),
+    Network(
+        "ssdlite320_mobilenet_v3_large",
+        "ssdlite",
+        320,
+        defaults=(("score_thresh", 0.001), ("nms_thresh", 0.55), ("detections_per_img", 300), ("topk_candidates", 300)),
+    ),
     Network("ssd300_vgg16", "ssd", 300),
     Network("retinanet_resnet50_fpn", "retinanet", 800, frozen=2, has_exact_norms=True),
     Network("retinanet_resnet50_fpn_v2", "retinanet", 800),
     Network("fcos_resnet50_fpn", "fcos", 800, frozen=2),
     Network("fasterrcnn_resnet50_fpn", "fasterrcnn", 800, frozen=2, has_exact_norms=True),
     Network("fasterrcnn_resnet50_fpn_v2", "fasterrcnn", 800),
-    Network("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn", 800, frozen=3,
-            defaults=(("rpn_score_thresh", 0.05),)),
-    Network("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn", 320, frozen=3, defaults=(
-        ("rpn_pre_nms_top_n_test", 150), ("rpn_post_nms_top_n_test", 150), ("rpn_score_thresh", 0.05))),
+    Network("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn", 800, frozen=3, defaults=(("rpn_score_thresh", 0.05),)),
+    Network(
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "fasterrcnn",
+        320,
+        frozen=3,
+        defaults=(("rpn_pre_nms_top_n_test", 150), ("rpn_post_nms_top_n_test", 150), ("rpn_score_thresh", 0.05)),
+    ),
 )
 _PARTS: Mapping[Family, tuple[str, ...]] = {
     "ssdlite": tuple(_SSDLITE_CHANNELS),
@@ -149,8 +157,9 @@ NETWORKS: Mapping[str, Network] = {
 
 
 def _anchors(family: Family, sizes: Any) -> Call:
-    """Return what makes three shapes of an anchor at every place; RetinaNet has each in three sizes, an octave apart."""
+    """Return what makes anchors of three shapes; of RetinaNet each in three sizes, within an octave."""
     ratios = ((0.5, 1.0, 2.0),) * len(sizes)
+    each: tuple[tuple[int, ...], ...]
     if family == "retinanet":
         each = tuple((size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))) for size in sizes)
     else:
@@ -186,7 +195,7 @@ def _ssdlite(backbone: str, keywords: Mapping[str, Any], size: tuple[int, int]) 
     trunk = call("torchvision.models", backbone, weights=None, norm_layer=norm, reduced_tail=True)
     channels = [*_SSDLITE_CHANNELS[backbone], 512, 256, 256, 128]
     head = call(module, "SSDLiteHead", channels, [6] * 6, keywords["num_classes"], norm)
-    own = {"score_thresh": 0.001, "nms_thresh": 0.55, "detections_per_img": 300, "topk_candidates": 300}
+    own: dict[str, Any] = {"score_thresh": 0.001, "nms_thresh": 0.55, "detections_per_img": 300, "topk_candidates": 300}
     own |= {"image_mean": list(_SSDLITE_MEAN), "image_std": list(_SSDLITE_MEAN)}
     return call(
         f"{_DETECTION}.ssd",

@@ -30,11 +30,11 @@ class Counted(NamedTuple):
 
     Attributes:
         loss: a scalar.
-        count: of the anchors or images that it was divided by; where there was none, by 1.
+        number: of the anchors or images that it was divided by; where there was none, by 1.
     """
 
     loss: Tensor
-    count: Tensor
+    number: Tensor
 
 
 def filled_up(module: nn.Module, images: Tensor) -> ImageList:

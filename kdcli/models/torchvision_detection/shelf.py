@@ -9,6 +9,7 @@ import torch
 from kdcli.models.place import Place
 from kdcli.models.shelf import Built, Shelf
 from kdcli.models.torchvision_detection.loading import OWN_CLASSES
+from kdcli.models.torchvision_detection.model import TorchvisionDetector
 from kdcli.models.torchvision_detection.networks import NETWORKS
 from kdcli.models.torchvision_detection.passes import filled_up, levels_of, losses_and_boxes
 
@@ -19,7 +20,7 @@ class DetectorShelf(Shelf):
     def places(self, prefix: str) -> Mapping[str, Place]:
         """Return all of them."""
         names = {f"torchvision:{network}": network for network in NETWORKS}
-        return {name: Place("torchvision", name, architecture=network) for name, network in names.items()}
+        return {name: Place(TorchvisionDetector.library, name, architecture=network) for name, network in names.items()}
 
     def is_published(self, place: Place) -> bool:
         """Whether torchvision has weights of the whole detector."""

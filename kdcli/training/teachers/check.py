@@ -144,14 +144,12 @@ def measure_teacher(
     teacher = job.teacher
     assert teacher is not None
     teacher.to(team.device)
-    columns = torch.tensor(_columns(job), device=team.device)
+    columns = _columns(job)
 
     @torch.inference_mode()
     def predict(batch: AnyBatch) -> Any:
         with team.autocast():
-            outputs = job.predict(teacher, batch)
-        if isinstance(outputs, Tensor) and len(columns):
-            outputs = outputs.index_select(1, columns)
+            outputs = job.task.in_order(job.predict(teacher, batch), columns)
         if evidence is not None and isinstance(outputs, Tensor):
             evidence.add(outputs, batch.targets)
         return outputs
