@@ -44,11 +44,16 @@ _OF_WHOLE_SAMPLES = Key(
     why_not="an image has labels of many classes; data.train_images takes fewer images, data.labelled_images fewer of"
     " their labels",
 )
+_OF_BOXES = Key(tasks=lambda task: task.target == "boxes", why_not="it reads no boxes")
 _OF_PIXELS = Key(tasks=lambda task: task.target == "pixels", why_not="its labels are no classes of pixels")
 _OF_DENSE_CLASSES = Key(
     tasks=lambda task: task.target in ("pixels", "boxes"), why_not="its labels are no classes of pixels or boxes"
 )
 _OF_DENSE_PIXELS = Key(tasks=lambda task: task.target in ("pixels", "depth"), why_not="pixels have no labels there")
+
+
+BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+"""What the four numbers of a box are: corners; left, top, width and height; centre, width and height."""
 
 
 class SplitsConfig(Section):
@@ -133,6 +138,10 @@ class DataConfig(Section):
     palette: Annotated[Location | None, IMAGES, _OF_PIXELS, _OF_THESE_DATA] = None
     """A file with the colour of every class, for masks that are RGB images; see
     :func:`kdcli.data.images.dense.classes.read_palette`."""
+    box_format: Annotated[BoxFormat | None, IMAGES, _OF_BOXES, _OF_THESE_DATA] = None
+    """What four numbers of a box are, in tables and lists: corners (``xyxy``), left, top, width and height (``xywh``)
+    or centre and size (``cxcywh``), in pixels; by default what the column's name says: ``boxes`` are corners, ``bbox``
+    is left, top, width and height."""
     depth_scale: Annotated[Positive | None, IMAGES, _OF_DEPTH, _OF_THESE_DATA] = None
     """Units of a depth file in a metre: 1000 for millimetres. By default what the format says, and 1 of floats."""
     invalid_depth: Annotated[float, IMAGES, _OF_DEPTH, _OF_THESE_DATA] = 0.0

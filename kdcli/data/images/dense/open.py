@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,13 +16,17 @@ from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig
 from kdcli.data.images.decode import UnreadableImage
 from kdcli.data.images.deep import find_range, set_range
+from kdcli.data.images.dense.boxes import Boxes, BoxTargets, box_notes, settle_labels
 from kdcli.data.images.dense.classes import mask_classes
+from kdcli.data.images.dense.coco import find_coco
 from kdcli.data.images.dense.demos import is_demo, open_demo_data, suggest_demo
 from kdcli.data.images.dense.depth import DepthReading, DepthTargets, is_float
 from kdcli.data.images.dense.files import Encoded, Found, Paths, read_raster, size_of
 from kdcli.data.images.dense.folders import find_folders
 from kdcli.data.images.dense.masks import MaskTargets
 from kdcli.data.images.dense.splits import complete_dense
+from kdcli.data.images.dense.voc import find_boxes, find_masks
+from kdcli.data.images.dense.yolo import find_yolo
 from kdcli.data.images.sources import DenseSource, FileSource, ImageSource, OfficialSplits, Targets
 from kdcli.data.images.splits import ImageData
 
@@ -56,26 +60,27 @@ def open_dense(config: DataConfig, target: Target, *, seed: int) -> ImageData:
     with reading(config.name):
         if is_demo(config.name):
             return open_demo_data(config, target, seed=seed)
-        path = expand_user(config.name)
+        path, forms = expand_user(config.name), f"Expected {_FORMS[target]}"
         if not path.exists():
             raise UserError(
                 f"There is no data set or folder {config.name!r}.",
-                " ".join(
-                    filter(
-                        None,
-                        (hint_of_moved(config.name), suggest_demo(config.name, target), f"Expected {_FORMS[target]}"),
-                    )
-                ),
+                " ".join(filter(None, (hint_of_moved(config.name), suggest_demo(config.name, target), forms))),
             )
         found = _find(path, config, target)
         if found is None:
-            raise UserError(f"{path} is in no form that kdcli knows for {target}.", f"Expected {_FORMS[target]}")
+            raise UserError(f"{path} is in no form that kdcli knows for {target}.", forms)
         return _open(found, config, target, path if path.is_dir() else path.parent, seed)
 
 
 def _find(path: Path, config: DataConfig, target: DenseTarget) -> Found | None:
-    if not path.is_dir() or target == "boxes":
+    if target == "boxes":
+        forms = (find_coco, find_boxes) if path.is_dir() else (find_coco,)
+        found = (form(path, config.splits) for form in forms)
+        return find_yolo(path, config) or next(filter(None, found), None)
+    if not path.is_dir():
         return None
+    if target == "pixels" and (masks := find_masks(path, config.splits)) is not None:
+        return masks
     return find_folders(path, target, config.splits)
 
 
@@ -83,6 +88,16 @@ def _open(found: Found, config: DataConfig, target: DenseTarget, folder: Path | 
     notes = [f"Form: {found.form}.", *found.notes]
     train = found.splits["train"]
     names: tuple[str, ...]
+    if target == "boxes":
+        names, boxes, note = settle_labels(
+            {split: of.targets for split, of in found.splits.items()}, found.class_names or (), config, found.form
+        )
+        kept, more = box_notes(boxes)
+        more = [note, *more]
+        for name, split in found.splits.items():
+            check_box_sizes(split.images, kept[name])
+        sources = {name: DenseSource(of.images, BoxTargets(kept[name])) for name, of in found.splits.items()}
+        return _complete(sources, names, [*notes, *more], config, target, seed, targets=None)
     if target == "pixels":
         names, masks, more = mask_classes(found, config, folder, train.targets)
 
@@ -99,14 +114,29 @@ def _open(found: Found, config: DataConfig, target: DenseTarget, folder: Path | 
         check_sizes(split.images, split.targets)
 
     sources = {name: DenseSource(split.images, targets(split.targets)) for name, split in found.splits.items()}
+    return _complete(sources, names, [*notes, *more], config, target, seed, targets=targets)
+
+
+def _complete(
+    sources: Mapping[str, DenseSource],
+    names: tuple[str, ...],
+    notes: Sequence[str],
+    config: DataConfig,
+    target: DenseTarget,
+    seed: int,
+    *,
+    targets: Callable[[Encoded], Targets] | None,
+) -> ImageData:
+    """Return the splits; ``targets`` makes those of images without any, None where there can be none."""
     deep_range, deep_notes = find_range(sources["train"], config.deep_range)
     official = OfficialSplits(
-        names,
-        sources["train"],
-        sources.get("validation"),
-        sources.get("test"),
-        (*notes, *more, *deep_notes),
+        names, sources["train"], sources.get("validation"), sources.get("test"), (*notes, *deep_notes)
     )
+
+    def unlabelled(images: ImageSource) -> ImageSource:
+        assert targets is not None
+        return DenseSource(images, targets(Paths([None] * len(images))))
+
     task = next((row.name for row in TASKS.values() if row.target == target), "")
     data = complete_dense(
         official,
@@ -114,7 +144,7 @@ def _open(found: Found, config: DataConfig, target: DenseTarget, folder: Path | 
         task=task,
         kind=target,
         seed=seed,
-        unlabelled=lambda images: DenseSource(images, targets(Paths([None] * len(images)))),
+        unlabelled=unlabelled,
     )
     set_range((data.train, data.validation, data.test), deep_range)
     return replace(data, deep_range=deep_range)
@@ -209,4 +239,24 @@ def check_sizes(images: ImageSource, targets: Encoded) -> None:
             f"{targets.describe(index)} is {sizes[1][0]}x{sizes[1][1]}, and its image {images.paths[index]} is"
             f" {sizes[0][0]}x{sizes[0][1]} (width x height).",
             "An image and what belongs to it have one size.",
+        )
+
+
+def check_box_sizes(images: ImageSource, boxes: Sequence[Boxes]) -> None:
+    """Compare the sizes of some images with those that their annotations have, by their headers.
+
+    Raises:
+        UserError: they differ.
+    """
+    if not isinstance(images, FileSource):
+        return
+    size = len(images)
+    for index in dict.fromkeys(number * size // _LOOKED_AT for number in range(_LOOKED_AT)):
+        said, found = boxes[index].size, size_of(images.paths[index])
+        if said is None or found is None or found == said or found == said[::-1]:
+            continue
+        raise UserError(
+            f"{images.paths[index]} is {found[0]}x{found[1]}, and its boxes are of an image of {said[0]}x{said[1]}"
+            " (width x height).",
+            "Boxes are in pixels of the very image.",
         )
