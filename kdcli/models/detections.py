@@ -65,7 +65,7 @@ class Detections:
     def of_classes(self, columns: Sequence[int]) -> Detections:
         """Return the boxes of some classes, numbered anew: ``columns`` has for each new class its number here.
 
-        Losses and raw outputs, which are over the old classes, are left out.
+        Raw outputs, which are over the old classes, are left out; losses are there only where both have the same.
         """
         numbers = {old: new for new, old in enumerate(columns)}
         found = []
@@ -74,7 +74,7 @@ class Detections:
             labels = labels.to(one["labels"].device)
             kept = labels >= 0
             found.append({**{name: value[kept] for name, value in one.items()}, "labels": labels[kept]})
-        return Detections(self.size, found)
+        return replace(self, boxes=found, raw={})
 
 
 def scale_boxes(boxes: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

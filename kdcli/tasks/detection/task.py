@@ -19,7 +19,9 @@ from kdcli.models.base import Model
 from kdcli.models.detections import BOXES, DetectionModel, Detections
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Task
 from kdcli.tasks.detection.coco import Seen, average_precision, check_backend
+from kdcli.tasks.detection.report import LAYOUT, BoxReport, seen_in
 from kdcli.tasks.meters import Meter, SampleSums
+from kdcli.tasks.reports import Layout, Report
 
 _METRICS = ("map", "map_50", "map_75")
 
@@ -80,6 +82,15 @@ class ObjectDetection(Task):
         """Return a new meter of :data:`monitor`, ``map_50``, ``map_75`` and, where the model gives it, ``loss``."""
         return BoxMeter(len(self.class_names), team)
 
+    @property
+    def layout(self) -> Layout:
+        """COCO's average precisions, and that of every class."""
+        return LAYOUT
+
+    def report(self) -> Report:
+        """Return a new report."""
+        return BoxReport(self.class_names)
+
 
 class BoxMeter:
     """COCO's average precisions, and the mean of the model's own loss over the images.
@@ -114,10 +125,3 @@ class BoxMeter:
             name: value for name in ("map", "map_50", "map_75") if (value := precision.metrics[name]) is not None
         }
         return metrics | ({"loss": loss / count} if count else {})
-
-
-def seen_in(outputs: Detections, batch: AnyBatch) -> list[Seen]:
-    """Return what was found in each image of a batch beside what is there, on the CPU."""
-    found: Sequence[Mapping[str, Tensor]] = outputs.cpu().boxes
-    truth = [{name: value.cpu() for name, value in target.items()} for target in batch.targets]
-    return [Seen(*row) for row in zip(batch.samples.tolist(), found, truth, strict=True)]
