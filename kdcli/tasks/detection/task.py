@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import ModelFacts
 from kdcli.base.reads import Reads
 from kdcli.config.data import DataConfig
-from kdcli.data import AnyBatch
+from kdcli.data import AnyBatch, open_dense
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.models.detections import BOXES, DetectionModel, Detections
@@ -40,7 +39,7 @@ class ObjectDetection(Task):
     def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
         """Return images with boxes."""
         check_backend()
-        data: AnyData = import_module("kdcli.data.images.dense.open").open_dense(config, cls.row().target, seed=seed)
+        data: AnyData = open_dense(config, cls.row().target, seed=seed)
         return data
 
     def reads(self, model: ModelFacts) -> Reads:
