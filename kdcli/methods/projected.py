@@ -52,12 +52,19 @@ class Projected:
 
 
 class ProjectedPair(nn.Module, Projected):
-    """A projector between the two sides of a pair of layers, both standardised per channel."""
+    """A projector between the two sides of a pair of layers; by default both are standardised per channel."""
 
-    def __init__(self, projector: Projector, *, lr_scale: float) -> None:
+    def __init__(
+        self,
+        projector: Projector,
+        *,
+        lr_scale: float,
+        normalize_student: Callable[[Tensor], Tensor] = standardize,
+        normalize_teacher: Callable[[Tensor], Tensor] = standardize,
+    ) -> None:
         super().__init__()
         self.projector = projector
-        self.normalize_student = self.normalize_teacher = standardize
+        self.normalize_student, self.normalize_teacher = normalize_student, normalize_teacher
         self.lr_scale = lr_scale
 
 

@@ -12,17 +12,23 @@ from kdcli.models.outputs import ModelOutput
 
 
 class SpectralRegularization(Method):
-    """Share of the student features' energy outside their leading singular directions."""
+    """Share of the student features' energy outside their leading singular directions.
+
+    Of maps the features of all positions of the batch are rows.
+    """
 
     def __init__(self, options: SpectralOptions, context: Context) -> None:
         super().__init__(options.weight)
-        self.student_reads = Reads((options.student_tap,))
+        self.reads = options.reads
+        tap = (options.student_tap,)
+        self.student_reads = Reads(maps=tap) if self.reads == "maps" else Reads(tap)
         self.tap = options.student_tap
         self.rank = options.rank
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor) -> Tensor:
         """Return the loss; neither teacher nor labels are read."""
-        return losses.spectral_regularization(student.features[self.tap], rank=self.rank)
+        features = student.maps[self.tap] if self.reads == "maps" else student.features[self.tap]
+        return losses.spectral_regularization(losses.rows_of(features), rank=self.rank)
 
 
 build = SpectralRegularization

@@ -399,6 +399,7 @@ def _features(job: Job, source: Source, device: torch.device) -> tuple[int, dict
     most = max(1, _MAX_POSITIONS // max(1, len(source)))
     generator = torch.Generator().manual_seed(0)
     num_samples = 0
+    has_rows = job.data.facts.label_kind in ("class", "words")  # features then are of what has one class each
     targets: list[Tensor] = []
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in distiller.projections()}
     of_maps: set[str] = set()
@@ -413,9 +414,10 @@ def _features(job: Job, source: Source, device: torch.device) -> tuple[int, dict
             parts.append(_rows(*pair, most=most, generator=generator))
             of_maps |= {name} if pair[0].ndim > 2 else set()
         num_samples += len(sides[0][0])
-        targets.append(batch.targets.cpu())
+        if has_rows:
+            targets.append(batch.targets.cpu())
     distiller.methods.cpu()  # where the features are
-    labels = torch.cat(targets) if job.data.facts.label_kind in ("class", "words") else None
+    labels = torch.cat(targets) if has_rows else None
     return num_samples, {
         name: _Features(
             torch.cat([student for student, _ in parts]),

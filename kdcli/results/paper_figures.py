@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcli.base.facts import Preprocessing
 from kdcli.base.reads import join
+from kdcli.config.methods import named_methods
 from kdcli.data import Batch, Source
 from kdcli.losses.normalize import identity
 from kdcli.methods.base import Method
@@ -143,8 +144,11 @@ def draw_landscapes(
         return {}
     canvas = job.shared_preprocessing()
     assert isinstance(canvas, Preprocessing)
+    options = named_methods(job.config.methods or ())
     methods = {
-        name: method for name, method in job.distiller.each_method() if method.is_aligned and method.projections()
+        name: method
+        for name, method in job.distiller.each_method()
+        if method.is_aligned and method.projections() and not options[name].needs.labels
     }
     variants = [
         (name, kind, variant.to(device))

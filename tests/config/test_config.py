@@ -40,7 +40,7 @@ def test_every_problem_is_reported_at_once_with_key_value_and_nearest_name():
         "train.mixed_precision: 'bf61' is not one of",
         "Did you mean bf16",
         "methods.0.method: 'logit_kdd' is not one of",
-        "Did you mean logit_kd?",
+        "Did you mean logit_kd",
         "methods.1.temprature: unknown key. Did you mean temperature?",
     ):
         assert expected in text, expected

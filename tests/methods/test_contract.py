@@ -35,6 +35,8 @@ PROJECTORS = typing.get_args(ProjectorName)
 
 VKD = {"student_tap": "layer2", "teacher_tap": "layer2", "normalize_student": "standardize", "distance": "smooth_l1"}
 """VkD's setting for detection, at whichever layer."""
+LEVELS = {**LAYERS, "normalize_student": "standardize", "distance": "smooth_l1", "weight": 4}
+"""The same at several, each with a projector."""
 
 
 OF_POSITIONS = {"cwd_logits", "ifvd"}
@@ -53,6 +55,7 @@ def cases():
             for projector in PROJECTORS:
                 yield {"method": name, "projector": projector}
                 yield {"method": name, "projector": projector, "reads": "maps", **VKD}
+                yield {"method": name, "projector": projector, "reads": "maps", **LEVELS}
         elif issubclass(section, LayerOptions):
             yield {"method": name, **(SAME_WIDTH if name == "pkd" else LAYERS)}
             for projector in PROJECTORS:
@@ -63,6 +66,8 @@ def cases():
         {"method": "projection", "projector": "orthogonal", "normalize": "layer_norm"},
         {"method": "projection", "projector": "linear", "normalize": "whiten", "distance": "log_sum"},
         {"method": "projection", "projector": "linear", "normalize": "none", "reads": "maps"},
+        {"method": "projection", "projector": "linear", "normalize": "layer_norm", **LAYERS},
+        {"method": "spectral_regularization", "student_tap": "layer1", "reads": "maps"},
         {"method": "logit_kd", "divergence": "reverse_kl", "temperature": 3},
         {"method": "logit_kd", "divergence": "jensen_shannon"},
         {"method": "deit", "kind": "soft"},

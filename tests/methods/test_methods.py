@@ -23,6 +23,7 @@ from kdcli.models import build_student, load_teacher
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.training.distiller import Distiller
 from kdcli.training.teachers.teacher import LiveTeacher
+from tests.methods.test_dense_methods import VALUES
 
 LABELS = ("a", "b", "c", "d")
 LABEL_MAP = (2, 0, 3, 1)
@@ -228,6 +229,7 @@ def test_every_method_with_a_teacher_is_here():
         "projection",
         "stochastic_triplet_kl",
         "local_classifier_kl",
+        *VALUES,
     } == {name for name, section in METHODS.items() if section.needs.teacher}
 
 

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from kdcli.base.errors import UserError
+from kdcli.base.text import human_count
 from kdcli.config.methods.base import MapOptions, Needs, VectorOptions
 from kdcli.config.section import Count, Positive
 
 if TYPE_CHECKING:
     from kdcli.config.situation import Situation
+
+
+MOST_WEIGHTS = 2**26
+"""Of a convolution that takes one grid to another: 256 MiB in float32."""
 
 
 class FitNetOptions(MapOptions):
@@ -33,6 +38,26 @@ class FitNetOptions(MapOptions):
     """Over a sample's elements: the mean of squares, or the paper's half of their sum."""
 
     replaced_by_projector: ClassVar[str | None] = "regressor"
+
+    def check(self, situation: Situation) -> None:
+        """Refuse also a regressor whose kernel, as large as the difference of the grids, would fill the memory."""
+        super().check(situation)
+        teacher = situation.teacher
+        if teacher is None or self.regressor == "linear" or self.projector is not None:
+            return
+        for pair in self.pairs:
+            ours, theirs = situation.student.grids[pair.student], teacher.grids[pair.teacher]
+            sides = [max(own - other, 0) + 1 for own, other in zip(ours, theirs, strict=True)]
+            is_twice = self.regressor == "benchmark" and ours == (2 * theirs[0], 2 * theirs[1])
+            widths = situation.student.feature_dims[pair.student], teacher.feature_dims[pair.teacher]
+            size = math.prod(sides) * math.prod(widths)
+            if not is_twice and size > MOST_WEIGHTS:
+                raise UserError(
+                    f"{situation.key}: {self.method} would map {pair.student} of the student,"
+                    f" {ours[0]}x{ours[1]}, to {pair.teacher} of the teacher, {theirs[0]}x{theirs[1]}, by a kernel of"
+                    f" {sides[0]}x{sides[1]} with {human_count(size)} weights.",
+                    "Set regressor: linear, which works on the common grid, or name layers with nearer grids.",
+                )
 
 
 class AttentionTransferOptions(MapOptions):
@@ -171,15 +196,19 @@ class CRDOptions(VectorOptions):
     replaced_by_projector: ClassVar[str | None] = "width"
 
     def check(self, situation: Situation) -> None:
-        """Refuse also words and other parts of samples, whose embeddings are not kept."""
+        """Refuse also parts of texts, whose embeddings are not kept, and other classes where samples have none."""
         super().check(situation)
-        parts = situation.data.labels.parts
-        if parts == "words":
+        kind, key = situation.data.label_kind, situation.key
+        if kind == "words":
             raise UserError(
-                f"{situation.key}: crd keeps an embedding of every sample, and here samples are the words of texts.",
+                f"{key}: crd keeps an embedding of every sample, and here samples are the words of texts.",
                 "Remove crd.",
             )
-        if parts:
+        if kind == "tokens":
+            raise UserError(f"{key}: crd needs one class a sample, and the labels are tokens.", "Remove crd.")
+        if kind not in ("class", "none") and self.from_other_classes:
             raise UserError(
-                f"{situation.key}: crd needs one class a sample, and the labels are {parts}.", "Remove crd."
+                f"{key}: crd draws negatives from other classes, which needs one class a sample, and the labels are"
+                f" {situation.data.labels.parts or 'others'}.",
+                "Write it out under methods with from_other_classes: false, which draws from all others.",
             )
