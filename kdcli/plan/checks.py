@@ -172,7 +172,8 @@ def _check_queries(key: str, options: MethodOptions, situation: Situation) -> No
 
 def _why_not_matched(ours: Queries | None, theirs: Queries | None) -> str:
     """Return why tokens of the same number have nothing in common; empty where they have."""
-    assert ours is not None and theirs is not None
+    assert ours is not None
+    assert theirs is not None
     if ours.family != theirs.family:
         return f"tokens of {ours.family} and of {theirs.family} have nothing in common but their number"
     if ours.number != theirs.number:
