@@ -106,7 +106,7 @@ class HFDetector(DetectionModel):
             if tap in reads.features:
                 output.features[tap] = found.mean(dim=(2, 3))
             if tap in reads.maps:
-                output.maps[tap] = found
+                output.maps[tap] = found.clone()  # a neck's own memory, which what follows may write to
         if reads.heads:
             output.heads[BOXES] = self._detections(result, labels, canvas)
         return output

@@ -70,6 +70,8 @@ _KINDS = {
 }
 KINDS = frozenset(_KINDS)
 """The kinds of detector that kdcli can read."""
+STUDENTS = frozenset(name for name, kind in _KINDS.items() if kind.trains)
+"""Those of them that transformers has a loss for."""
 CLASSIFIERS = frozenset(
     {"class_labels_classifier", "class_embed", "enc_score_head", "enc_out_class_embed", "denoising_class_embed"}
 )

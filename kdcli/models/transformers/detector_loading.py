@@ -57,7 +57,7 @@ def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoin
         module = build.load_weights(_AUTO, place, settings, may_miss=("pooler",))
         names = label_names(module.config)
     origin = teacher_origin(place, name, names, image_size=config.image_size, file_phrase=phrase)
-    preprocessing = _preprocessing(place, module, config.image_size)
+    preprocessing = _preprocessing(place, module.config, config.image_size)
     return HFDetector(module, origin, change_input(preprocessing, wanted))
 
 
@@ -68,19 +68,17 @@ def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *
     """
     if config.drop_path is not None:
         raise UserError("student.drop_path is for timm's models.", "Leave it out.")
-    settings = _read(place, config.image_size)
-    check_trains(kind_of(settings, place.name), place.name)
-    own_names = label_names(settings)
-    settings.id2label = dict(enumerate(names))
-    settings.label2id = {name: index for index, name in enumerate(names)}
     module: Any
     if config.pretrained:
+        settings = _read(place, config.image_size)
+        own_names = label_names(settings)
+        _set_classes(settings, place, names)
         module = build.load_weights(_AUTO, place, settings, may_miss=None, heads=tuple(CLASSIFIERS))
         if own_names != names:
             _reset_classifier(module)
+        preprocessing = _preprocessing(place, module.config, config.image_size)
     else:
-        module = build.from_config(_AUTO, place, settings)
-    preprocessing = _preprocessing(place, module, config.image_size)
+        module, preprocessing = build_untrained(place, names, image_size=config.image_size)
     if like is None:
         return HFDetector(module, student_origin(place, config, names), preprocessing)
     assert isinstance(like, HFDetector), "it is a smaller copy of one"
@@ -96,17 +94,34 @@ def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *
     return model
 
 
+def build_untrained(place: Place, names: tuple[str, ...], *, image_size: int | None) -> tuple[Any, Preprocessing]:
+    """Return transformers' own untrained detector of the classes ``names``, and how it wants its images.
+
+    Raises:
+        UserError: transformers has no detector of this kind, or no loss for it.
+    """
+    settings = _read(place, image_size)
+    _set_classes(settings, place, names)
+    return build.from_config(_AUTO, place, settings), _preprocessing(place, settings, image_size)
+
+
+def _set_classes(settings: Any, place: Place, names: tuple[str, ...]) -> None:
+    check_trains(kind_of(settings, place.name), place.name)
+    settings.id2label = dict(enumerate(names))
+    settings.label2id = {name: index for index, name in enumerate(names)}
+
+
 def open_saved(place: Place) -> HFDetector:
     """Load what :meth:`HFDetector.save` wrote."""
     settings = _read(place, None)
     module: Any = build.load_weights(_AUTO, place, settings, may_miss=())
-    preprocessing = _preprocessing(place, module, None)
+    preprocessing = _preprocessing(place, module.config, None)
     return HFDetector(module, saved_origin(place, label_names(module.config)), preprocessing)
 
 
-def _preprocessing(place: Place, module: Any, image_size: int | None) -> Preprocessing:
-    kind = kind_of(module.config, place.name).processor
-    return processor.preprocessing_of(place.folder, module.config, image_size, kind=kind)
+def _preprocessing(place: Place, settings: Any, image_size: int | None) -> Preprocessing:
+    kind = kind_of(settings, place.name).processor
+    return processor.preprocessing_of(place.folder, settings, image_size, kind=kind)
 
 
 def _read(place: Place, image_size: int | None) -> Any:

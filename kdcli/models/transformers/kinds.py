@@ -18,8 +18,10 @@ from kdcli.base.text import expand_user
 from kdcli.models.place import Place
 from kdcli.models.spec import ModelName
 
+CLASSIFIERS = frozenset(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+"""Kinds with a classifier of images."""
 KINDS: dict[Modality, frozenset[str]] = {
-    "image": frozenset({*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES}),
+    "image": CLASSIFIERS | frozenset(MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES),
     "text": frozenset(
         {
             *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,

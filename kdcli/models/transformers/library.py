@@ -117,6 +117,8 @@ class Transformers(Library):
 
     def shelf(self, task: TaskFacts) -> Shelf:
         """Return the kinds of network with their default configs."""
-        from kdcli.models.transformers.shelf import ImageShelf, TextShelf
+        from kdcli.models.transformers.shelf import DetectorShelf, ImageShelf, TextShelf
 
+        if task.head == "boxes":
+            return DetectorShelf()
         return ImageShelf() if task.reads_images else TextShelf(task)

@@ -12,8 +12,9 @@ from kdcli.base.facts import PROBE_TOKENS, DataFacts, TextPooling
 from kdcli.base.tasks import TaskFacts
 from kdcli.models.place import Place
 from kdcli.models.shelf import Built, Shelf
-from kdcli.models.transformers import build, processor, text_build
-from kdcli.models.transformers.kinds import KINDS, place_of
+from kdcli.models.transformers import build, detector_loading, processor, text_build
+from kdcli.models.transformers.detector_kinds import STUDENTS as DETECTORS
+from kdcli.models.transformers.kinds import CLASSIFIERS, KINDS, place_of
 from kdcli.models.transformers.sentence import SentenceSettings
 from kdcli.models.transformers.tokenizer import num_positions
 
@@ -27,7 +28,7 @@ class ImageShelf(Shelf):
 
     def places(self, prefix: str) -> Mapping[str, Place]:
         """Return every kind of classifier."""
-        return {place.name: place for place in map(place_of, KINDS["image"] - _WRAPPERS)}
+        return {place.name: place for place in map(place_of, CLASSIFIERS - _WRAPPERS)}
 
     def build(self, place: Place, num_classes: int, size: int | None) -> Built:
         """Build it for square images, by default of its own size."""
@@ -37,6 +38,21 @@ class ImageShelf(Shelf):
         height, width = own if size is None else (size, size)
         image = torch.randn(1, 3, int(height), int(width))
         return Built(module.eval(), lambda: module(image), (int(height), int(width)))
+
+
+class DetectorShelf(Shelf):
+    """transformers' object detectors."""
+
+    def places(self, prefix: str) -> Mapping[str, Place]:
+        """Return every kind of detector that can be trained."""
+        return {place.name: place for place in map(place_of, DETECTORS)}
+
+    def build(self, place: Place, num_classes: int, size: int | None) -> Built:
+        """Build it for square images, by default of its own size."""
+        names = tuple(str(label) for label in range(max(num_classes, 1)))
+        module, preprocessing = detector_loading.build_untrained(place, names, image_size=size)
+        image = torch.randn(1, 3, *preprocessing.image_size)
+        return Built(module.eval(), lambda: module(pixel_values=image), preprocessing.image_size)
 
 
 class TextShelf(Shelf):
