@@ -24,7 +24,7 @@ _HGNET = {
     **_THREE,
 }
 _LAYERS = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-_DETR = {**_LAYERS, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 20}
+_DETR = {**_LAYERS, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 20, "dropout": 0.0}
 _NECK = {"encoder_hidden_dim": 32, "encoder_in_channels": [12, 16, 24], "decoder_in_channels": [32] * 3}
 _VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}
 _GROUPS = {
