@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -63,13 +64,41 @@ class Report(Protocol):
         """Return the share of units that another model's report predicts alike; None where it has no sense."""
 
 
+class Legend(NamedTuple):
+    """What the colours of classes in a picture mean; those of all pictures of a grid are told together, once.
+
+    Attributes:
+        entries: by each class's number: its name, and its colour as red, green and blue in 0..255.
+    """
+
+    entries: Mapping[int, tuple[str, tuple[int, int, int]]]
+
+
+class Scale(NamedTuple):
+    """What the colours of numbers in a picture mean; equal ones of a grid are drawn once.
+
+    Attributes:
+        label: what the numbers are, with their unit.
+        low: where the colours begin.
+        high: where they end.
+        colours: matplotlib's name of them.
+    """
+
+    label: str
+    low: float
+    high: float
+    colours: str
+
+
 class Panel(NamedTuple):
     """One picture of a sample.
 
     Attributes:
         title: what it shows, in one or more lines.
         image: uint8 (H, W, 3).
+        key: what its colours mean, where they mean something.
     """
 
     title: str
     image: NDArray[np.uint8]
+    key: Legend | Scale | None = None

@@ -133,7 +133,9 @@ def test_pictures_have_a_panel_for_each_model_and_its_error():
     outputs = {role: 1 + 4 * rand(2, 1, 20, 30, seed=seed) for seed, role in enumerate(("teacher", "student"))}
     rows = DepthEstimation(depth=FACTS).pictures(batch_of(targets), outputs)
     assert [len(row) for row in rows] == [6, 6]
-    assert "depth, 1.1 to 4.9 m" in rows[0][1].title
+    assert rows[0][1].title == "depth\n1.1 to 4.9 m"
+    assert {panel.key.label for row in rows for panel in row[1:]} == {"depth (m)", "error / depth"}
+    assert len({panel.key for row in rows for panel in row[1:]}) == 2  # one scale for all
     assert "not measured" in rows[1][3].title
     assert all(panel.image.dtype.name == "uint8" and panel.image.shape[0] == 20 for row in rows for panel in row)
 
