@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 else:
     Task = Literal[tuple(TASKS)]
 
-_MODEL_PREFIXES = re.compile(r"^(random:)?(timm:|hf:|torchvision:)?")
+_MODEL_PREFIXES = re.compile(r"^(random:)?(timm:|hf:|torchvision:|packaged:)?")
 
 
 def _or_extension(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:

@@ -11,11 +11,12 @@ from kdcli.base import extensions
 from kdcli.base.errors import UserError, check_are_files, did_you_mean, reading
 from kdcli.base.tasks import Modality
 from kdcli.models.library import Library
+from kdcli.models.packaged.library import PackagedModels
 from kdcli.models.timm.library import Timm
 from kdcli.models.torchvision_detection.library import TorchvisionDetectors
 from kdcli.models.transformers.library import Transformers
 
-LIBRARIES: tuple[Library, ...] = (Timm(), Transformers(), TorchvisionDetectors())
+LIBRARIES: tuple[Library, ...] = (Timm(), Transformers(), TorchvisionDetectors(), PackagedModels())
 """A bare name is looked up in the first that has it."""
 _WORDS = ("package", "random")
 """What stands before a colon and is no library's."""

@@ -71,6 +71,8 @@ def names_of_file(recorded: Recorded, own: tuple[str, ...] | None, num_classes: 
 
 def _own_weights(place: Place, full_name: str) -> str:
     """Return where the weights came from that go with ``place`` itself."""
+    if place.packaged is not None:
+        return place.packaged.phrase
     if place.run is None:
         return f"pretrained, {place.folder or full_name}"
     so_far = "" if (place.run / "result.json").is_file() else " so far; the run is not finished"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kdcli.models.packaged.rows import Packaged
 from kdcli.models.spec import format_query
 
 
@@ -22,6 +23,7 @@ class Place:
         folder: with ``config.json``, and weights unless only the architecture was asked for; None for the registry.
         run: the run folder of ``kdcli distill`` whose best student is meant; None for anything else.
         arguments: of the architecture, that differ from its own.
+        packaged: the weights in a package that its name stands for; None where they are published otherwise.
     """
 
     library: str
@@ -30,6 +32,7 @@ class Place:
     folder: Path | None = None
     run: Path | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    packaged: Packaged | None = None
 
     def with_arguments(self, arguments: Mapping[str, Any]) -> Place:
         """Return the same place with its architecture changed further, in its name too."""

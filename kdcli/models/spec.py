@@ -17,8 +17,8 @@ from kdcli.models.libraries import LIBRARIES, PREFIXES, find_extension
 
 _LIBRARIES = {prefix: library for library in LIBRARIES for prefix in (library.prefix, *library.families)}
 _GRAMMAR = (
-    "Names are NAME, timm:NAME, cifar:NAME, hf:ORG/NAME, package:NAME/PATH or a local folder; random:NAME is the same "
-    "architecture untrained."
+    "Names are NAME, timm:NAME, cifar:NAME, hf:ORG/NAME, package:NAME, package:NAME/PATH or a local folder; "
+    "random:NAME is the same architecture untrained."
 )
 _LARGEST = 2**21
 """More than any number of layers, channels or tokens, and few enough to make a list of."""
@@ -68,7 +68,7 @@ def parse_name(text: str) -> ModelName | None:
     elif colon and (own := _LIBRARIES.get(prefix)) is not None:
         library, rest = own.name, after if prefix == own.prefix else rest
     elif colon and prefix == "package":
-        pass  # a folder, of either library
+        pass  # a library's name, or a folder of any
     elif colon and prefix.isidentifier() and len(prefix) > 1:  # one letter is a Windows drive
         others = extensions.names("models")
         nearest = did_you_mean(prefix, [*PREFIXES, *others])

@@ -18,6 +18,7 @@ from kdcli.base.text import short_repr
 from kdcli.models import hub
 from kdcli.models.bounds import bounded, check_extent
 from kdcli.models.fit import LoadReport, build_with_weights
+from kdcli.models.packaged.classifiers import packaged_input, timm_state
 from kdcli.models.place import Place
 from kdcli.models.timm.constructor import check_arguments, read_constructor
 from kdcli.models.timm.registry import extension_of_architecture, load_architectures
@@ -64,7 +65,9 @@ def load(
         check_folder(place.folder)
     if sides and cfg.get("fixed_input_size") and sides != native:
         arguments["img_size"] = tuple(sides)
-    overlay = _weights_overlay(place, cfg) if pretrained and not place.folder else None
+    overlay = None if place.packaged is None else packaged_input(place.packaged)
+    if pretrained and not place.folder:
+        overlay = (overlay or {}) | _weights_overlay(place, cfg)
     stochastic: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
     changed = {**place.arguments, **arguments, **stochastic}
     if changed or place.folder:
@@ -234,6 +237,8 @@ def _weights_overlay(place: Place, cfg: dict[str, Any]) -> dict[str, Any]:
     They are fetched here, before the model is built: a model without weights, or without a network, is an error at
     once, and timm's own fallback to random weights is never reached.
     """
+    if place.packaged is not None:
+        return {"state_dict": timm_state(place.packaged), "custom_load": False}
     repo, filename = cfg.get("hf_hub_id"), cfg.get("hf_hub_filename")
     if repo:
         names = (filename,) if filename else ("model.safetensors", "pytorch_model.bin")

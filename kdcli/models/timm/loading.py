@@ -76,12 +76,14 @@ def open_saved(place: Place) -> TimmModel:
 
 
 def _is_published(place: Place) -> bool:
-    is_registered = place.architecture is not None and place.name.startswith("timm:")
+    is_registered = place.architecture is not None and (place.packaged is not None or place.name.startswith("timm:"))
     return is_registered or place.name.startswith("timm:timm/")
 
 
 def _with_tag(place: Place, module: nn.Module) -> str:
     """Return the name with the tag that timm's default stands for: ``timm:resnet50`` -> ``timm:resnet50.a1_in1k``."""
+    if place.packaged is not None:
+        return place.name
     cfg = getattr(module, "pretrained_cfg", None)
     tag = cfg.get("tag") if isinstance(cfg, dict) else None
     return f"{place.name}.{tag}" if place.architecture and tag and "." not in place.name else place.name

@@ -1,0 +1,1 @@
+"""Real weights inside packages of the index, as model names: ``package:NAME``."""
