@@ -48,6 +48,7 @@ def positive(*shape, seed):
 )
 class TestDenseRegression(MethodContract):
     targets = positive(COUNT, 6, 8, seed=9)
+    without_labels = torch.zeros(COUNT, 6, 8)
 
     @pytest.fixture
     def options(self, values):
