@@ -82,6 +82,15 @@ _ROWS = (
     TaskFacts("image-classification", "image", "label", "sequence", "image-classification", mixes=True),
     TaskFacts("image-embedding", "image", "embedding", "none", "image-feature-extraction", mixes=True),
     TaskFacts(
+        "semantic-segmentation",
+        "image",
+        "pixels",
+        "dense",
+        "image-segmentation",
+        losses=("cross_entropy", "dice", "focal"),
+        smoothed_losses=("cross_entropy",),
+    ),
+    TaskFacts(
         "depth-estimation",
         "image",
         "depth",

@@ -21,6 +21,8 @@ from kdcli.data import Text, TextBatch, TextPair
 from kdcli.models.base import Model
 from kdcli.models.detections import BOXES
 from kdcli.models.reloaded import Reloaded, check_labels, logits_of
+from kdcli.models.transformers import dense_kinds
+from kdcli.models.transformers.dense import HFDense
 from kdcli.models.transformers.detection import HFDetector
 from kdcli.models.transformers.padding import pool
 from kdcli.models.transformers.sentence import read_sentence_settings, write_sentence_settings
@@ -67,6 +69,9 @@ def reload(student: Model, folder: Path, projector: Projector | None) -> Iterato
     if isinstance(student, HFDetector):
         yield from _reload_detector(student, folder)
         return
+    if isinstance(student, HFDense):
+        yield from _reload_dense(student, folder)
+        return
     if not isinstance(student, HFTextModel):
         yield _reload_images(student, folder)
         return
@@ -103,6 +108,25 @@ def _reload_images(student: Model, folder: Path) -> Reloaded:
     module = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
     expected = student.module(images).last_hidden_state
     return Reloaded(_BY, "features", module(images).last_hidden_state, expected)
+
+
+def _reload_dense(student: HFDense, folder: Path) -> Iterator[Reloaded]:
+    """Compare the answers, and what the folder's image processor makes of them at the size of the images."""
+    images, size = student.example(2, seed=2), student.preprocessing.image_size
+    module: Any = dense_kinds.AUTO[student.head].from_pretrained(folder, trust_remote_code=False).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    outputs, expected = module(images), student.native(images)
+    if student.head == "dense":
+        check_labels([module.config.id2label[index] for index in range(module.config.num_labels)], student)
+        yield Reloaded(_BY, "logits", outputs.logits, expected)
+        found = torch.stack(processor.post_process_semantic_segmentation(outputs, target_sizes=[size] * 2))
+        again = F.interpolate(outputs.logits, size, mode="bilinear", align_corners=False).argmax(dim=1)
+        yield Reloaded(_BY, "classes of pixels", found.float(), again.float())
+        return
+    yield Reloaded(_BY, "depths", outputs.predicted_depth, expected)
+    sized = processor.post_process_depth_estimation(outputs, target_sizes=[size] * 2)
+    again = F.interpolate(outputs.predicted_depth[:, None], size, mode="bicubic", align_corners=False)[:, 0]
+    yield Reloaded(_BY, "depths at the image's size", torch.stack([one["predicted_depth"] for one in sized]), again)
 
 
 def _reload_detector(student: HFDetector, folder: Path) -> Iterator[Reloaded]:
@@ -193,6 +217,18 @@ _LOAD_DETECTOR = (
     'outputs = model(**processor(images=image, return_tensors="pt"))  # image: of PIL\n'
     "found = processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=[image.size[::-1]])"
 )
+_LOAD_DENSE = (
+    "from transformers import AutoImageProcessor, CLASS\n\n"
+    'processor, model = AutoImageProcessor.from_pretrained("PATH"), CLASS.from_pretrained("PATH").eval()\n'
+    'outputs = model(**processor(images=image, return_tensors="pt"))  # image: of PIL\n'
+)
+_LOAD_SEGMENTER = _LOAD_DENSE.replace("CLASS", "AutoModelForSemanticSegmentation") + (
+    "classes = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0]  # (H, W)"
+)
+_LOAD_DEPTH = _LOAD_DENSE.replace("CLASS", "AutoModelForDepthEstimation") + (
+    "found = processor.post_process_depth_estimation(outputs, target_sizes=[image.size[::-1]])[0]\n"
+    'metres = found["predicted_depth"]  # (H, W)'
+)
 _LOAD_PIPELINE = 'from transformers import pipeline\n\nmodel = pipeline("PIPELINE", "PATH")'
 
 
@@ -200,6 +236,8 @@ def snippet(folder: Path, task: TaskFacts) -> str:
     """Return the lines of Python that load ``folder`` by transformers or sentence-transformers."""
     if task.head == "boxes":
         return _LOAD_DETECTOR
+    if task.head in ("dense", "depth"):
+        return _LOAD_DEPTH if task.head == "depth" else _LOAD_SEGMENTER
     if task.reads_images:
         return _LOAD_BACKBONE if task.is_label_free else _LOAD_CLASSIFIER
     if not task.is_label_free:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdcli.base.errors import UserError
+from kdcli.base.tasks import TaskFacts
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models.base import Model
 from kdcli.models.origin import names_of_file, phrase_of_file, saved_origin, student_origin, teacher_origin
@@ -13,16 +14,20 @@ from kdcli.models.place import Place
 from kdcli.models.settle import change_input, wanted_input
 from kdcli.models.shrink import CopyReport, copy_tensors
 from kdcli.models.spec import ModelName
-from kdcli.models.transformers import build, detector_loading, processor
+from kdcli.models.transformers import build, dense_loading, detector_loading, processor
 from kdcli.models.transformers.vision import HFModel, classifier_of, is_classifier, label_names
 from kdcli.models.vision import VisionModel
 from kdcli.models.weights import Checkpoint
 
 
-def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoint: Checkpoint | None) -> VisionModel:
-    """Load a detector, or a model with its own classifier, prepared as image processor, config and checkpoint say."""
+def load_teacher(
+    place: Place, name: ModelName, config: TeacherConfig, task: TaskFacts, checkpoint: Checkpoint | None
+) -> VisionModel:
+    """Load a model with its own head, prepared as image processor, config and checkpoint say."""
     if detector_loading.is_of_detector(place):
         return detector_loading.load_teacher(place, name, config, checkpoint)
+    if dense_loading.head_at(place, task.head):
+        return dense_loading.load_teacher(place, name, config, task, checkpoint)
     wanted, told = wanted_input(config, checkpoint.recorded if checkpoint else None)
     module: Any
     phrase = ""
@@ -79,6 +84,8 @@ def open_saved(place: Place) -> VisionModel:
     """Load what the ``save`` of a model of images wrote."""
     if detector_loading.is_of_detector(place):
         return detector_loading.open_saved(place)
+    if dense_loading.head_at(place, ""):
+        return dense_loading.open_saved(place)
     module: Any = build.load_saved_module(place)
     origin = saved_origin(place, label_names(module.config))
     return HFModel(module, origin, processor.preprocessing_of(place.folder, module.config, None))

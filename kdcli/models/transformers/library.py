@@ -70,17 +70,19 @@ class Transformers(Library):
         from kdcli.models.transformers import image_loading, text_loading
 
         if task.reads_images:
-            return image_loading.load_teacher(place, name, config, checkpoint)
+            return image_loading.load_teacher(place, name, config, task, checkpoint)
         return text_loading.load_teacher(place, name, config, task, checkpoint)
 
     def build(
         self, place: Place, config: StudentConfig, data: DataFacts, *, teacher: Model | None, like: Model | None
     ) -> Model:
         """Build a classifier over the labels, a language model or a backbone."""
-        from kdcli.models.transformers import detector_loading, image_loading, text_loading
+        from kdcli.models.transformers import dense_loading, detector_loading, image_loading, text_loading
 
         if TASKS[data.task].head == "boxes":
             return detector_loading.build_student(place, config, data.class_names, like=like)
+        if TASKS[data.task].head in ("dense", "depth"):
+            return dense_loading.build_student(place, config, data, like=like)
         if data.noun == "image":
             return image_loading.build_student(place, config, data.class_names, like=like)
         return text_loading.build_student(place, config, data, teacher=teacher, like=like)
@@ -117,8 +119,10 @@ class Transformers(Library):
 
     def shelf(self, task: TaskFacts) -> Shelf:
         """Return the kinds of network with their default configs."""
-        from kdcli.models.transformers.shelf import DetectorShelf, ImageShelf, TextShelf
+        from kdcli.models.transformers.shelf import DenseShelf, DetectorShelf, ImageShelf, TextShelf
 
         if task.head == "boxes":
             return DetectorShelf()
+        if task.head in ("dense", "depth"):
+            return DenseShelf(task)
         return ImageShelf() if task.reads_images else TextShelf(task)

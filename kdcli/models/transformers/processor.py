@@ -76,7 +76,7 @@ def preprocessing_of(
         UserError: there is an image processor that transformers can't read, that has impossible settings, or that makes
             something else of an image than what kdcli can.
     """
-    if folder is None or not any((folder / name).is_file() for name in _FILES):
+    if not is_in(folder):
         return _default(config, image_size, is_of_folder=folder is not None, of_detector=kind)
     hint = "Check its preprocessor_config.json."
     try:
@@ -131,6 +131,11 @@ def _shorter_side(settings: dict[str, Any]) -> int | None:
 
 
 _FILES = (files.PROCESSOR, "processor_config.json")
+
+
+def is_in(folder: Path | None) -> bool:
+    """Whether a folder has an image processor."""
+    return folder is not None and any((folder / name).is_file() for name in _FILES)
 
 
 def own_image_size(config: Any) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from kdcli.base.facts import PROBE_TOKENS, DataFacts, TextPooling
 from kdcli.base.tasks import TaskFacts
 from kdcli.models.place import Place
 from kdcli.models.shelf import Built, Shelf
-from kdcli.models.transformers import build, detector_loading, processor, text_build
+from kdcli.models.transformers import build, dense_kinds, dense_loading, detector_loading, processor, text_build
 from kdcli.models.transformers.detector_kinds import STUDENTS as DETECTORS
 from kdcli.models.transformers.kinds import CLASSIFIERS, KINDS, place_of
 from kdcli.models.transformers.sentence import SentenceSettings
@@ -53,6 +53,25 @@ class DetectorShelf(Shelf):
         module, preprocessing = detector_loading.build_untrained(place, names, image_size=size)
         image = torch.randn(1, 3, *preprocessing.image_size)
         return Built(module.eval(), lambda: module(pixel_values=image), preprocessing.image_size)
+
+
+class DenseShelf(Shelf):
+    """transformers' segmenters, or its models of depth."""
+
+    def __init__(self, task: TaskFacts) -> None:
+        self._task = task
+
+    def places(self, prefix: str) -> Mapping[str, Place]:
+        """Return every kind that has a head for the task."""
+        kinds = dense_kinds.CLASSES["depth" if self._task.head == "depth" else "dense"]
+        return {place.name: place for place in map(place_of, kinds)}
+
+    def build(self, place: Place, num_classes: int, size: int | None) -> Built:
+        """Build it for square images, by default of its own size."""
+        names = [str(label) for label in range(num_classes)]
+        module, (height, width) = dense_loading.build_bare(place, names, self._task, size)
+        image = torch.randn(1, 3, height, width)
+        return Built(module.eval(), lambda: module(image), (height, width))
 
 
 class TextShelf(Shelf):

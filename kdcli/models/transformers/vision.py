@@ -52,13 +52,17 @@ class HFModel(VisionModel):
         # A masked autoencoder's encoder sorts the patches by this noise.
         self._sorts_patches = "noise" in signature(module.forward).parameters
         self._arguments = _position_arguments(module, origin.image_size)
-        super().__init__(module, origin, preprocessing, module.config.num_labels if is_classifier(module) else 0)
+        super().__init__(module, origin, preprocessing, self._count(module))
+
+    def _count(self, module: Any) -> int:
+        """Return how many classes it tells apart."""
+        return module.config.num_labels if is_classifier(module) else 0
 
     def _probe(self, image: Tensor, num_classes: int) -> Probe:
         backbone, takes_images, classifiers = _anatomy(self.module, self._native_inputs(image), num_classes)
         self._backbone, self._runs_alone = backbone, takes_images
         self.classifier_names = classifiers
-        self._hidden, self._inputs = _Recorder(), [_Recorder() for _ in classifiers]
+        self._hidden, self._inputs = Recorder(), [Recorder() for _ in classifiers]
         if classifiers:
             self.module.get_submodule(backbone).register_forward_hook(self._hidden)
         for name, recorder in zip(classifiers, self._inputs, strict=True):
@@ -67,8 +71,8 @@ class HFModel(VisionModel):
         self.module.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             hidden = self._backbone_output(image)
-            self._num_prefix = _num_prefix(self.module.config, hidden, image)
-            self._layout = _layout(self.module.config, hidden)
+            self._num_prefix = num_prefix(self.module.config, hidden, image)
+            self._layout = layout_of(self.module.config, hidden)
         grid = grid_of(hidden, self._layout, self._num_prefix, (image.shape[2], image.shape[3]))
         assert grid is not None, "a sequence or a map always has positions"
         self._grid = grid
@@ -113,7 +117,7 @@ class HFModel(VisionModel):
         self._run_recorded(inputs, (self._hidden,))
         return self._hidden.take()
 
-    def _run_recorded(self, inputs: dict[str, Any], recorders: tuple[_Recorder, ...]) -> Any:
+    def _run_recorded(self, inputs: dict[str, Any], recorders: tuple[Recorder, ...]) -> Any:
         for recorder in recorders:
             recorder.armed = True
         try:
@@ -157,7 +161,7 @@ class HFModel(VisionModel):
         processor.write(self.preprocessing, folder, patch_size=self._patch_size)
 
 
-class _Recorder:
+class Recorder:
     """A hook that keeps one tensor while it is armed: before a module its input, after it its last hidden state."""
 
     def __init__(self) -> None:
@@ -165,10 +169,12 @@ class _Recorder:
         self.value: Tensor | None = None
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
+        """Keep the tensor, once it is armed."""
         if self.armed:
             self.value = inputs[0] if output is None else _last_features(output)
 
     def take(self) -> Tensor:
+        """Return the tensor, and forget it."""
         value, self.value = self.value, None
         if value is None:
             raise RuntimeError("the module that was to be recorded did not run")
@@ -176,8 +182,13 @@ class _Recorder:
 
 
 def _last_features(output: Any) -> Tensor:
-    """Return a model's last hidden state; of one that transformers has as a backbone alone (HGNet-V2) its last map."""
+    """Return a model's last hidden state; of one that transformers has as a backbone alone (HGNet-V2) its last map.
+
+    Of one that looks at an image in several parts (Depth Pro) it is the map of the whole image.
+    """
     maps = getattr(output, "feature_maps", None)
+    if not maps and isinstance(getattr(output, "features", None), list):
+        return output.features[0]
     return maps[-1] if maps else output.last_hidden_state
 
 
@@ -300,7 +311,7 @@ def _anatomy(module: nn.Module, inputs: dict[str, Any], num_classes: int) -> tup
     return (backbones or encoders[-1:])[0], bool(backbones), tuple(classifiers)
 
 
-def _num_prefix(config: Any, hidden: Tensor, image: Tensor) -> int:
+def num_prefix(config: Any, hidden: Tensor, image: Tensor) -> int:
     """Return how many tokens of a sequence (1, N, d) come before the patches.
 
     The patches are a grid of the image at the config's patch size, or at that times a power of two where stages merge
@@ -321,7 +332,8 @@ def _num_prefix(config: Any, hidden: Tensor, image: Tensor) -> int:
     return length - side * side
 
 
-def _layout(config: Any, hidden: Tensor) -> Layout:
+def layout_of(config: Any, hidden: Tensor) -> Layout:
+    """Return how a last hidden state (1, N, d) or (1, C, H, W) is laid out."""
     if hidden.ndim == 3:
         return "NLC"
     return "NHWC" if hidden.shape[-1] == getattr(config, "hidden_size", None) != hidden.shape[1] else "NCHW"
