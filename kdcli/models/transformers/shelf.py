@@ -68,7 +68,7 @@ class DenseShelf(Shelf):
 
     def build(self, place: Place, num_classes: int, size: int | None) -> Built:
         """Build it for square images, by default of its own size."""
-        names = [str(label) for label in range(num_classes)]
+        names = [str(label) for label in range(max(num_classes, 1))]
         module, (height, width) = dense_loading.build_bare(place, names, self._task, size)
         image = torch.randn(1, 3, height, width)
         return Built(module.eval(), lambda: module(image), (height, width))
