@@ -55,7 +55,7 @@ def test_errors_are_where_it_is_labelled():
     drawn = draw_errors(np.array([[0, 1, 2]]), np.array([[0, 2, -1]]))
     right, wrong, unknown = map(tuple, drawn[0].tolist())
     entries = error_legend().entries
-    assert [entry for entry in entries.values()] == [("wrong", wrong), ("right", right)]
+    assert list(entries.values()) == [("wrong", wrong), ("right", right)]
     assert unknown == UNKNOWN
 
 
