@@ -81,7 +81,7 @@ def test_boxes_are_drawn_where_they_are(size):
     assert max(drawn.shape) >= 288
     colour = class_colours(["background", "a", "b", "c"])[3]
     is_line = (drawn == colour).all(axis=2)
-    assert is_line[37 * factor, 10 * factor : 30 * factor - 1].mean() > 0.9  # its lower edge
+    assert is_line[38 * factor - 1, 10 * factor : 30 * factor - 1].mean() > 0.9  # its lower edge
     assert is_line[25 * factor : 35 * factor, 10 * factor].all()
     assert not is_line[30 * factor, 15 * factor : 25 * factor].any()
     assert (image == 90).all()
