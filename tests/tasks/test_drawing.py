@@ -102,6 +102,6 @@ def test_a_grid_tells_once_what_colours_mean(tmp_path):
     ]
     told = plot_samples(tmp_path / "told.png", rows, title="t")
     heights = [Image.open(file).size[1] for file in (plain, told)]
-    assert heights[1] > heights[0] + 100
+    assert heights[1] > heights[0] + 90
     many = plot_samples(tmp_path / "many.png", [[Panel("is _x", image)]] * 7, title="t")
-    assert Image.open(many).size[0] == 1800
+    assert Image.open(many).size[0] > 6 * 288

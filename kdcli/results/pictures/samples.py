@@ -1,34 +1,44 @@
-"""Pictures of samples in a grid: input, target, and what each model makes of it."""
+"""Pictures of samples in a grid: input, target, and what each model makes of it.
+
+They are put together by Pillow: every run has such a grid, and matplotlib takes seconds for as many axes.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from kdcli.results.pictures.style import DPI, GREY, INK, drawable, new_figure, save_figure
+from kdcli.base.files import write_atomically
+from kdcli.results.pictures.style import FAINT, GREY, INK, drawable
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.gridspec import SubplotSpec
-
     from kdcli.tasks.reports import Panel, Scale
 
-_SIDE = 2.0
-"""Inches of a picture."""
+_SIDE = 288
+"""Pixels that a picture is wide: three times 96."""
 _ACROSS = 6
 """Samples of one picture each, side by side."""
-_LINE = 0.15
-"""Inches of a line of a picture's title."""
-_ENTRY, _MOST_ENTRIES = (1.35, 0.2), 60
-"""Inches of a class in the legend, and how many are named."""
-_SCALE = 0.5
-"""Inches of a scale of colours with its numbers."""
-_TITLE_WIDTH = 36
-"""Characters of a line of a picture's title."""
+_MARGIN, _GAP = 14, 10
+_HEADING, _TEXT = 19, 13
+"""Pixels of letters."""
+_LINE = 17
+"""Pixels of a line of text."""
+_ENTRY, _MOST_ENTRIES = 176, 60
+"""Pixels of a class in the legend, across, and how many are named."""
+_SCALE = (420, 64)
+"""Pixels of a scale of colours with its numbers, across and down."""
+_BAR = 14
+_NUMBERS = 5
+"""Numbers below a scale."""
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Colour = tuple[int, int, int]
 
 
 def plot_samples(path: str | Path, rows: Sequence[Sequence[Panel]], *, title: str) -> Path:
@@ -45,99 +55,121 @@ def plot_samples(path: str | Path, rows: Sequence[Sequence[Panel]], *, title: st
     Returns:
         The path.
     """
-    most = max(map(len, rows))
-    across = most if most > 1 else min(_ACROSS, len(rows))
-    if most == 1:
-        flat = [panel for row in rows for panel in row]
+    across = max(map(len, rows))
+    if across == 1:
+        flat = [row[0] for row in rows]
+        across = min(_ACROSS, len(flat))
         rows = [flat[start : start + across] for start in range(0, len(flat), across)]
-    panels = [panel for row in rows for panel in row]
-    entries, scales = _keys(panels)
-    width = max(_SIDE * across, 4.0)
-    tall = min(max(max(panel.image.shape[0] / panel.image.shape[1] for panel in panels), 0.3), 2.0)
-    lines = max(panel.title.count("\n") + 1 for panel in panels)
-    columns = max(1, int(width / _ENTRY[0]))
-    per_row = max(1, int(width / 3.5))
-    heights = [_SIDE * tall + _LINE * lines + 0.08] * len(rows)
-    heights += [math.ceil(len(entries) / columns) * _ENTRY[1] + 0.1] if entries else []
-    heights += [_SCALE] * math.ceil(len(scales) / per_row)
-    figure = new_figure(width, sum(heights) + 0.5)
-    figure.suptitle(drawable(title), x=0.02, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
-    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
-    for place, row in enumerate(rows):
-        inner = grid[place].subgridspec(1, across)
-        for column, panel in enumerate(row):
-            _draw_panel(figure.add_subplot(inner[column]), panel)
-    if entries:
-        _draw_legend(figure.add_subplot(grid[len(rows)]), entries, columns)
-    for start in range(0, len(scales), per_row):
-        below = len(rows) + bool(entries) + start // per_row
-        _draw_scales(figure, grid[below], scales[start : start + per_row], per_row)
-    return save_figure(figure, path)
+    entries, scales = _keys([panel for row in rows for panel in row])
+    width = max(across * (_SIDE + _GAP) - _GAP, 2 * _SIDE) + 2 * _MARGIN
+    columns = max(1, (width - 2 * _MARGIN) // _ENTRY)
+    bars = max(1, (width - 2 * _MARGIN) // _SCALE[0])
+    heights = [_LINE * max(_lines(panel) for panel in row) + max(map(_tall, row)) + _GAP for row in rows]
+    legend, below = math.ceil(len(entries) / columns) * _LINE, math.ceil(len(scales) / bars) * _SCALE[1]
+    top = _MARGIN + _HEADING + _GAP
+    canvas = Image.new("RGB", (width, top + sum(heights) + legend + below + _MARGIN), "white")
+    pen = ImageDraw.Draw(canvas)
+    pen.text((_MARGIN, _MARGIN), _fitted(title, _font(_HEADING, bold=True), width), INK, _font(_HEADING, bold=True))
+    for row, height in zip(rows, heights, strict=True):
+        middle = top + _LINE * max(_lines(panel) for panel in row)
+        for place, panel in enumerate(row):
+            _draw_panel(canvas, pen, panel, _MARGIN + place * (_SIDE + _GAP), middle)
+        top += height
+    _draw_legend(pen, entries, top, columns)
+    for place, scale in enumerate(scales):
+        corner = _MARGIN + place % bars * _SCALE[0], top + legend + place // bars * _SCALE[1]
+        _draw_scale(canvas, pen, scale, corner)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: canvas.save(file, format="PNG"))
+    return path
 
 
-def _keys(panels: Sequence[Panel]) -> tuple[dict[int, tuple[str, Any]], list[Scale]]:
-    """Return the classes of all legends by their numbers, and the scales that differ."""
+def _keys(panels: Sequence[Panel]) -> tuple[dict[int, tuple[str, _Colour]], list[Scale]]:
+    """Return the classes of all legends by their numbers, negative ones last, and the scales that differ."""
     from kdcli.tasks.reports import Legend, Scale
 
-    entries: dict[int, tuple[str, Any]] = {}
+    entries: dict[int, tuple[str, _Colour]] = {}
     scales: dict[Scale, None] = {}
     for panel in panels:
         if isinstance(panel.key, Legend):
             entries.update(panel.key.entries)
         elif isinstance(panel.key, Scale):
             scales[panel.key] = None
-    return dict(sorted(entries.items(), key=lambda entry: (entry[0] < 0, abs(entry[0])))), list(scales)
+    places = sorted(entries, key=lambda place: (place < 0, abs(place)))
+    if len(places) > _MOST_ENTRIES:
+        left_out = len(places) - _MOST_ENTRIES + 1
+        shown = {place: entries[place] for place in places[: _MOST_ENTRIES - 1]}
+        return shown | {places[-1]: (f"and {left_out} more", (255, 255, 255))}, list(scales)
+    return {place: entries[place] for place in places}, list(scales)
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
-    axes.axis("off")
-    is_small = max(panel.image.shape[:2]) < _SIDE * DPI * 0.9
-    axes.imshow(panel.image, interpolation="nearest" if is_small else "hanning")
-    axes.set_title(_cut(drawable(panel.title)), fontsize=8, color=GREY, parse_math=False)
+def _lines(panel: Panel) -> int:
+    return panel.title.count("\n") + 1
 
 
-def _cut(title: str) -> str:
-    lines = title.split("\n")
-    return "\n".join(line if len(line) <= _TITLE_WIDTH else f"{line[: _TITLE_WIDTH - 1]}…" for line in lines)
+def _tall(panel: Panel) -> int:
+    """Return how many pixels a picture is high."""
+    height, width = panel.image.shape[:2]
+    return max(1, round(height * _SIDE / width))
 
 
-def _draw_legend(axes: Axes, entries: dict[int, tuple[str, Any]], columns: int) -> None:
-    from matplotlib.patches import Patch
-
-    axes.axis("off")
-    shown = list(entries.values())
-    if len(shown) > _MOST_ENTRIES:
-        shown = [*shown[: _MOST_ENTRIES - 1], (f"and {len(shown) - _MOST_ENTRIES + 1} more", (255, 255, 255))]
-    patches = [
-        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colour), edgecolor=GREY, linewidth=0.4, label=_named(name))
-        for name, colour in shown
-    ]
-    drawn = axes.legend(
-        handles=patches,
-        loc="center left",
-        ncols=columns,
-        fontsize=8,
-        frameon=False,
-        borderaxespad=0.0,
-        handlelength=1.2,
-    )
-    for text in drawn.get_texts():
-        text.set_parse_math(False)
+def _draw_panel(canvas: Image.Image, pen: ImageDraw.ImageDraw, panel: Panel, left: int, top: int) -> None:
+    """Put a picture with its upper left corner there, and its title over it, in the middle."""
+    font = _font(_TEXT)
+    lines = [_fitted(line, font, _SIDE) for line in panel.title.split("\n")]
+    for number, line in enumerate(lines):
+        start = left + (_SIDE - font.getlength(line)) / 2
+        pen.text((start, top - _LINE * (len(lines) - number)), line, GREY, font)
+    is_small = panel.image.shape[1] <= _SIDE
+    picture = Image.fromarray(np.ascontiguousarray(panel.image))
+    how = Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS
+    canvas.paste(picture.resize((_SIDE, _tall(panel)), how), (left, top))
 
 
-def _named(name: str) -> str:
-    name = drawable(name)
-    name = name if len(name) <= 18 else f"{name[:17]}…"
-    return f" {name}" if name.startswith("_") else name  # matplotlib leaves out what begins so
+def _draw_legend(pen: ImageDraw.ImageDraw, entries: Mapping[int, tuple[str, _Colour]], top: int, columns: int) -> None:
+    font = _font(_TEXT)
+    for place, (name, colour) in enumerate(entries.values()):
+        left, upper = _MARGIN + place % columns * _ENTRY, top + place // columns * _LINE
+        pen.rectangle((left, upper + 1, left + 18, upper + 13), fill=colour, outline=FAINT)
+        pen.text((left + 25, upper - 1), _fitted(name, font, _ENTRY - 32), INK, font)
 
 
-def _draw_scales(figure: Any, place: SubplotSpec, scales: Sequence[Scale], per_row: int) -> None:
-    inner = place.subgridspec(1, per_row)
-    for column, scale in enumerate(scales):
-        axes = figure.add_subplot(inner[column])
-        levels = np.linspace(0, 1, 256)[None]
-        extent = (scale.low, scale.high, 0, 1)
-        axes.imshow(levels, cmap=scale.colours, aspect="auto", extent=extent, interpolation="nearest", vmin=0, vmax=1)
-        axes.set_yticks([])
-        axes.tick_params(labelsize=7, colors=GREY, labelcolor=INK, length=2)
-        axes.set_title(drawable(scale.label), fontsize=8, color=GREY, parse_math=False, pad=2)
+def _draw_scale(canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: Scale, corner: tuple[int, int]) -> None:
+    """Draw the colours from ``low`` at the left to ``high`` at the right, what they are above, numbers below."""
+    from matplotlib import colormaps
+
+    left, top = corner
+    font, long = _font(_TEXT), _SCALE[0] - 50
+    pen.text((left, top), _fitted(scale.label, font, long), GREY, font)
+    levels = colormaps[scale.colours](np.linspace(0, 1, long), bytes=True)[None, :, :3]
+    canvas.paste(Image.fromarray(np.repeat(levels, _BAR, axis=0)), (left, top + _LINE))
+    for number in range(_NUMBERS):
+        share = number / (_NUMBERS - 1)
+        text = f"{scale.low + share * (scale.high - scale.low):.3g}"
+        wide = font.getlength(text)
+        start = left + share * long - (0 if number == 0 else wide if number == _NUMBERS - 1 else wide / 2)
+        pen.text((start, top + _LINE + _BAR + 1), text, INK, font)
+
+
+def _fitted(text: str, font: _Font, width: float) -> str:
+    """Return a line that can be drawn, its end cut off where it is too long."""
+    if any(character > "ɏ" for character in text):  # beyond Latin: the font may lack it
+        text = drawable(text)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+@lru_cache(maxsize=4)
+def _font(size: int, *, bold: bool = False) -> _Font:
+    """Return matplotlib's own font, which all pictures have, without importing matplotlib."""
+    spec = importlib.util.find_spec("matplotlib")
+    places = (spec.submodule_search_locations if spec is not None else None) or ()
+    for place in places:
+        file = Path(place) / "mpl-data" / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"
+        if file.is_file():
+            return ImageFont.truetype(file, size)
+    return ImageFont.load_default(size)
