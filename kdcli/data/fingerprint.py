@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 from kdcli.base.facts import UNLABELLED
 from kdcli.data.images.decode import File, UnreadableImage
 from kdcli.data.images.dense.scenes import SceneSource
-from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, ImageSource, Subset
+from kdcli.data.images.sources import ArraySource, Concatenation, DenseSource, FileSource, ImageSource, Subset
 from kdcli.data.images.splits import ImageData
 from kdcli.data.images.tables import TableSource
 from kdcli.data.images.torchvision_sets import TorchvisionSource
@@ -41,7 +41,8 @@ class Sample(NamedTuple):
         name: of its file in the data folder; None where it is in no file of its own.
         place: ``split[row]`` where it has no name; otherwise None.
         content: bytes and digest of what it is made of, such as ``8123:5f2b``; ``8123:`` where it was not read.
-        label: its class by name, its values, or its words' labels; empty for none.
+        label: its class by name, its values, its words' labels, or the digest of its mask, depth or boxes, as of
+            ``content``; empty for none.
     """
 
     name: str | None
@@ -213,10 +214,19 @@ class _Reading:
         holder = self._holders[id(leaf)]
         name = holder.name(index)
         place = leaf.describe(index) if name is None else None
+        targets = leaf.targets if isinstance(leaf, DenseSource) and label else None
         if holder.in_memory or self._share >= 1 or _share(name or place or "") < self._share:
             content = holder.read(index)
-            return Sample(name, place, "missing" if content is None else _content(content), label)
+            if targets is not None:
+                label = _digest_or_missing(targets.content(index))
+            return Sample(name, place, _digest_or_missing(content), label)
+        if targets is not None:
+            label = f"{targets.size(index)}:"
         return Sample(name, place, f"{holder.size(index)}:", label)
+
+
+def _digest_or_missing(content: bytes | None) -> str:
+    return "missing" if content is None else _content(content)
 
 
 def _share(name: str) -> float:
@@ -243,6 +253,10 @@ class _Holder:
 
 
 def _holder(source: ImageSource) -> _Holder:
+    if isinstance(source, DenseSource):
+        images, targets = _holder(source.images), source.targets
+        in_memory = images.in_memory and targets.in_memory
+        return replace(images, size=lambda index: images.size(index) + targets.size(index), in_memory=in_memory)
     if isinstance(source, FileSource):
         paths = source.paths
         root = source.root or os.path.commonpath([path.rpartition(os.sep)[0] for path in paths])
@@ -379,7 +393,7 @@ def find_changes(before: Fingerprint, now: Fingerprint, *, splits: Iterable[str]
             added=tuple(new[key].shown for key in added),
             removed=tuple(old[key].shown for key in old if key not in new),
             changed=tuple(new[key].shown for key in both if not _same_content(old[key], new[key])),
-            relabelled=tuple(new[key].shown for key in both if old[key].label != new[key].label),
+            relabelled=tuple(new[key].shown for key in both if not _same_label(old[key], new[key])),
             moved=moved,
             reordered=order and list(old) != list(new) and old.keys() == new.keys(),
         )
@@ -405,6 +419,12 @@ def _same_content(old: Sample, new: Sample) -> bool:
     if old.is_read and new.is_read:
         return old.content == new.content
     return old.content.partition(":")[0] == new.content.partition(":")[0]
+
+
+def _same_label(old: Sample, new: Sample) -> bool:
+    if old.is_read and new.is_read:
+        return old.label == new.label
+    return old.label.partition(":")[0] == new.label.partition(":")[0]
 
 
 def find_trained_on(record: Fingerprint, now: Fingerprint, *, split: str, by_content: bool) -> list[str]:

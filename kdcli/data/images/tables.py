@@ -59,10 +59,19 @@ def is_table(path: str) -> bool:
 
 
 def open_hub(name: str, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
-    """Open ``hf:NAME``; code that a data set brings along is never run. Labels may be missing where none are needed.
+    """Open ``hf:NAME``, see :func:`load_hub`. Labels may be missing where none are needed.
 
     Raises:
-        UserError: the hub is out of reach, there is no such data set or configuration, or its columns don't fit.
+        UserError: as there, or the columns don't fit.
+    """
+    return _official_splits(load_hub(name, config), config, needs_labels, config.splits)
+
+
+def load_hub(name: str, config: DataConfig) -> Any:
+    """Return the tables of ``hf:NAME``; code that a data set brings along is never run.
+
+    Raises:
+        UserError: the hub is out of reach, or there is no such data set or configuration.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
@@ -78,16 +87,27 @@ def open_hub(name: str, config: DataConfig, *, needs_labels: bool = True) -> Off
         else:
             hint = "data.subset chooses the configuration where a data set has several."
         raise UserError(f"hf:{name} couldn't be loaded: {error}", hint) from error
-    return _official_splits(loaded, config, needs_labels, config.splits)
+    return loaded
 
 
 def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
-    """Open a parquet or arrow file, a folder of them, or what ``Dataset.save_to_disk`` wrote.
-
-    Labels may be missing where none are needed.
+    """Open tables on disk, see :func:`load_local_tables`. Labels may be missing where none are needed.
 
     Raises:
-        UserError: a file can't be read, or the columns don't fit.
+        UserError: as there, or the columns don't fit.
+    """
+    loaded, asked, notes = load_local_tables(path, config)
+    return _official_splits(loaded, config, needs_labels, asked, notes)
+
+
+def load_local_tables(path: Path, config: DataConfig) -> tuple[Any, SplitsConfig | None, list[str]]:
+    """Return a parquet or arrow file, a folder of them, or what ``Dataset.save_to_disk`` wrote.
+
+    Returns:
+        The tables, the part of ``data.splits`` that is still to be looked for among them, and notes.
+
+    Raises:
+        UserError: a file can't be read.
     """
     from datasets import load_dataset, load_from_disk
 
@@ -110,7 +130,7 @@ def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = Tr
             f"{path} couldn't be read: {error}",
             "Expected parquet or arrow files with a column of images and one of labels.",
         ) from error
-    return _official_splits(loaded, config, needs_labels, asked, notes)
+    return loaded, asked, notes
 
 
 def files_by_split(folder: Path, suffix: str, asked: SplitsConfig | None) -> tuple[dict[str, list[str]], list[str]]:
@@ -219,7 +239,7 @@ def _official_splits(
             f"No labels: {error.message}",
         ]
     sources = {
-        split: TableSource(_undecoded(table, image_column), image_column, [UNLABELLED] * len(table), split=split)
+        split: TableSource(undecoded(table, image_column), image_column, [UNLABELLED] * len(table), split=split)
         for split, table in chosen.items()
     }
     return OfficialSplits((), sources["train"], sources.get("validation"), sources.get("test"), notes=tuple(notes))
@@ -244,7 +264,7 @@ def _labelled_splits(
     sources: dict[str, ImageSource] = {}
     for split, table in chosen.items():
         labels = label_indices(table, labels_from, class_names, values, split=split)
-        source: ImageSource = TableSource(_undecoded(table, image_column), image_column, labels, split=split)
+        source: ImageSource = TableSource(undecoded(table, image_column), image_column, labels, split=split)
         labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
         if split == "train" and len(labelled) < len(labels):
             notes.append(f"{len(labels) - len(labelled)} of {len(labels)} images of the train split have no label.")
@@ -257,6 +277,13 @@ def _labelled_splits(
     return OfficialSplits(
         class_names, sources["train"], sources.get("validation"), sources.get("test"), notes=tuple(notes)
     )
+
+
+def holds_images(feature: Any) -> bool:
+    """Whether a column is of images, or of encoded bytes that may be such."""
+    from datasets import Image as ImageFeature
+
+    return isinstance(feature, ImageFeature) or _is_bytes(feature)
 
 
 def _image_column(features: Features, asked: str | None) -> str:
@@ -276,7 +303,12 @@ def _is_bytes(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in {"binary", "large_binary"}
 
 
-def _undecoded(table: Dataset, column: str) -> Dataset:
+def undecoded(table: Dataset, column: str) -> Dataset:
+    """Return a table of one column, whose images are not decoded.
+
+    Raises:
+        UserError: it holds no images.
+    """
     from datasets import Image as ImageFeature
 
     try:

@@ -68,11 +68,9 @@ def make_boxes(
     Raises:
         ValueError: a row that is no box, such as one of three numbers or of a negative size.
     """
-    corners = np.array([list(row) for row in rows], dtype=np.float64).reshape(len(rows), -1)
-    if len(rows) == 0:
-        corners = np.zeros((0, 4))
-    if corners.shape[1:] != (4,):
-        raise ValueError(f"a box has {corners.shape[1]} numbers, and 4 are expected")
+    if wrong_rows := [row for row in rows if len(row) != 4]:
+        raise ValueError(f"a box has {len(wrong_rows[0])} numbers, and 4 are expected")
+    corners = np.array([list(row) for row in rows], dtype=np.float64).reshape(len(rows), 4)
     if not np.isfinite(corners).all():
         raise ValueError("a box has a number that is not finite")
     if len(labels) != len(corners):

@@ -163,7 +163,13 @@ def mask_classes(
     """
     if config.palette is not None:
         return _by_colour(config)
-    names, where = given_names(config, folder)
+    if found.values is not None and (config.ignore_label is not None or config.class_names is not None):
+        raise UserError(
+            f"The data are read as {found.form}, which says what the values of masks are: data.ignore_label and"
+            " data.class_names have no effect.",
+            "Leave them out.",
+        )
+    names, where = (None, "") if found.values is not None else given_names(config, folder)
     if names is None and found.class_names is not None:
         names, where = found.class_names, found.form
     ignored = config.ignore_label or found.ignored

@@ -90,6 +90,9 @@ class Found:
         values: of masks: the value in the files for each class, where that is not its number.
         ignored: values of masks that the format says are no class; None where it says nothing.
         depth_scale: units in a metre that the format says; None where it says nothing.
+        byte_scale: likewise of depth files of 8 bits, where those have another one.
+        options: keys of ``data`` that the form reads, of those that not every form does.
+        groups: of training images, such as their scenes: validation is cut by whole groups; empty for none.
     """
 
     form: str
@@ -99,6 +102,9 @@ class Found:
     values: tuple[int, ...] | None = None
     ignored: tuple[int, ...] | None = None
     depth_scale: float | None = None
+    byte_scale: float | None = None
+    options: tuple[str, ...] = ("splits",)
+    groups: tuple[str, ...] = ()
 
 
 def is_raster(path: str) -> bool:

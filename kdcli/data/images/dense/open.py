@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from kdcli.base.errors import UserError, hint_of_moved, reading
 from kdcli.base.tasks import TASKS, Target
 from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig
-from kdcli.data.images.decode import UnreadableImage
+from kdcli.data.columns import extension_of, load_extension
 from kdcli.data.images.deep import find_range, set_range
-from kdcli.data.images.dense.boxes import Boxes, BoxTargets, box_notes, settle_labels
+from kdcli.data.images.dense.boxes import BoxTargets, box_notes, settle_labels
+from kdcli.data.images.dense.cityscapes import find_cityscapes
 from kdcli.data.images.dense.classes import mask_classes
 from kdcli.data.images.dense.coco import find_coco
 from kdcli.data.images.dense.demos import is_demo, open_demo_data, suggest_demo
-from kdcli.data.images.dense.depth import DepthReading, DepthTargets, is_float
-from kdcli.data.images.dense.files import Encoded, Found, Paths, read_raster, size_of
+from kdcli.data.images.dense.depth import DepthTargets, depth_reading
+from kdcli.data.images.dense.files import Encoded, Found, Paths
 from kdcli.data.images.dense.folders import find_folders
+from kdcli.data.images.dense.lists import find_lists
 from kdcli.data.images.dense.masks import MaskTargets
+from kdcli.data.images.dense.nyu import find_nyu
+from kdcli.data.images.dense.sizes import check_box_sizes, check_sizes
 from kdcli.data.images.dense.splits import complete_dense
+from kdcli.data.images.dense.tables import find_in_tables
 from kdcli.data.images.dense.voc import find_boxes, find_masks
 from kdcli.data.images.dense.yolo import find_yolo
-from kdcli.data.images.sources import DenseSource, FileSource, ImageSource, OfficialSplits, Targets
+from kdcli.data.images.sources import DenseSource, ImageSource, OfficialSplits, Targets
 from kdcli.data.images.splits import ImageData
+from kdcli.data.images.tables import holds_tables, load_hub, load_local_tables
 
 DenseTarget = Literal["pixels", "depth", "boxes"]
 _FORMS = {
-    "pixels": "images/ and masks/, also in train/, val/ and test/.",
-    "depth": "images/ and depth/, also in train/, val/ and test/.",
-    "boxes": "COCO, YOLO or Pascal VOC folders.",
+    "pixels": "Expected folders images/ and masks/ (also in train/, val/ and test/), those of Cityscapes or Pascal VOC,"
+    " a csv or jsonl file of paths, a table, or demo:scenes.",
+    "depth": "Expected folders images/ and depth/ (also in train/, val/ and test/), those of NYUv2, a csv or jsonl file"
+    " of paths, a table, or demo:scenes.",
+    "boxes": "Expected folders of COCO, YOLO or Pascal VOC, a csv or jsonl file of paths and boxes, a table, or"
+    " demo:scenes.",
 }
-_LOOKED_AT = 16
-"""So many pairs of an image and a mask or depth have their sizes compared, before anything is read."""
+_WHAT = {"pixels": "masks", "depth": "depth", "boxes": "boxes"}
 
 
 def open_dense(config: DataConfig, target: Target, *, seed: int) -> ImageData:
@@ -60,28 +65,58 @@ def open_dense(config: DataConfig, target: Target, *, seed: int) -> ImageData:
     with reading(config.name):
         if is_demo(config.name):
             return open_demo_data(config, target, seed=seed)
-        path, forms = expand_user(config.name), f"Expected {_FORMS[target]}"
-        if not path.exists():
-            raise UserError(
-                f"There is no data set or folder {config.name!r}.",
-                " ".join(filter(None, (hint_of_moved(config.name), suggest_demo(config.name, target), forms))),
-            )
-        found = _find(path, config, target)
-        if found is None:
-            raise UserError(f"{path} is in no form that kdcli knows for {target}.", forms)
-        return _open(found, config, target, path if path.is_dir() else path.parent, seed)
+        found, folder = _find(config, target)
+        _check_options(found, config)
+        return _open(found, config, target, folder, seed)
 
 
-def _find(path: Path, config: DataConfig, target: DenseTarget) -> Found | None:
+def _find(config: DataConfig, target: DenseTarget) -> tuple[Found, Path | None]:
+    """Return what there is, and the folder that it lies in."""
+    if (entry := extension_of(config.name)) is not None:
+        return find_in_tables(load_extension(entry, config), config.splits, [], target, config), None
+    scheme, _, rest = config.name.partition(":")
+    if scheme == "hf" and rest:
+        found = find_in_tables(load_hub(rest, config), config.splits, [], target, config)
+        return replace(found, options=(*found.options, "subset")), None
+    path, forms = expand_user(config.name), _FORMS[target]
+    if not path.exists():
+        hints = (hint_of_moved(config.name), suggest_demo(config.name, target), forms)
+        raise UserError(f"There is no data set or folder {config.name!r}.", " ".join(filter(None, hints)))
+    if holds_tables(path):
+        loaded, asked, notes = load_local_tables(path, config)
+        return find_in_tables(loaded, asked, notes, target, config), path if path.is_dir() else path.parent
+    if path.is_dir():
+        found_here = next(filter(None, (find() for find in _folder_forms(path, target, config))), None)
+    elif target == "boxes":
+        found_here = find_coco(path, None) or find_yolo(path, config)
+    else:
+        found_here = None
+    found_here = found_here or find_lists(path, target, config)
+    if found_here is None:
+        raise UserError(f"{path} is in no form that kdcli knows for {_WHAT[target]}.", forms)
+    return found_here, path if path.is_dir() else path.parent
+
+
+def _folder_forms(path: Path, target: DenseTarget, config: DataConfig) -> list[Callable[[], Found | None]]:
+    """Return what looks for each form of a folder, the most special one first."""
+    splits = config.splits
     if target == "boxes":
-        forms = (find_coco, find_boxes) if path.is_dir() else (find_coco,)
-        found = (form(path, config.splits) for form in forms)
-        return find_yolo(path, config) or next(filter(None, found), None)
-    if not path.is_dir():
-        return None
-    if target == "pixels" and (masks := find_masks(path, config.splits)) is not None:
-        return masks
-    return find_folders(path, target, config.splits)
+        return [lambda: find_coco(path, splits), lambda: find_yolo(path, config), lambda: find_boxes(path, splits)]
+    if target == "pixels":
+        special = [lambda: find_cityscapes(path), lambda: find_masks(path, splits)]
+    else:
+        special = [lambda: find_nyu(path)]
+    return [*special, lambda: find_folders(path, target, splits)]
+
+
+def _check_options(found: Found, config: DataConfig) -> None:
+    """Refuse options that a form doesn't read."""
+    for option in ("image_column", "label_column", "subset", "splits", "box_format"):
+        if getattr(config, option) is not None and option not in found.options:
+            raise UserError(
+                f"data.{option} is set, but {config.name} is read as {found.form}, where it has no effect.",
+                "Leave it out.",
+            )
 
 
 def _open(found: Found, config: DataConfig, target: DenseTarget, folder: Path | None, seed: int) -> ImageData:
@@ -97,7 +132,7 @@ def _open(found: Found, config: DataConfig, target: DenseTarget, folder: Path | 
         for name, split in found.splits.items():
             check_box_sizes(split.images, kept[name])
         sources = {name: DenseSource(of.images, BoxTargets(kept[name])) for name, of in found.splits.items()}
-        return _complete(sources, names, [*notes, *more], config, target, seed, targets=None)
+        return _complete(sources, names, [*notes, *more], config, target, seed)
     if target == "pixels":
         names, masks, more = mask_classes(found, config, folder, train.targets)
 
@@ -114,7 +149,8 @@ def _open(found: Found, config: DataConfig, target: DenseTarget, folder: Path | 
         check_sizes(split.images, split.targets)
 
     sources = {name: DenseSource(split.images, targets(split.targets)) for name, split in found.splits.items()}
-    return _complete(sources, names, [*notes, *more], config, target, seed, targets=targets)
+    groups = found.groups
+    return _complete(sources, names, [*notes, *more], config, target, seed, targets=targets, groups=groups)
 
 
 def _complete(
@@ -125,9 +161,10 @@ def _complete(
     target: DenseTarget,
     seed: int,
     *,
-    targets: Callable[[Encoded], Targets] | None,
+    targets: Callable[[Encoded], Targets] | None = None,
+    groups: Sequence[str] = (),
 ) -> ImageData:
-    """Return the splits; ``targets`` makes those of images without any, None where there can be none."""
+    """Return the splits; ``targets`` makes those of images without any, where there can be such."""
     deep_range, deep_notes = find_range(sources["train"], config.deep_range)
     official = OfficialSplits(
         names, sources["train"], sources.get("validation"), sources.get("test"), (*notes, *deep_notes)
@@ -145,118 +182,7 @@ def _complete(
         kind=target,
         seed=seed,
         unlabelled=unlabelled,
+        groups=groups,
     )
     set_range((data.train, data.validation, data.test), deep_range)
     return replace(data, deep_range=deep_range)
-
-
-def depth_reading(found: Found, config: DataConfig, files: Encoded) -> tuple[DepthReading, list[str]]:
-    """Return how depth is read, and notes: on its scale, and on what some files then hold.
-
-    Raises:
-        UserError: files of whole numbers, whose scale is not known.
-    """
-    labelled = [index for index in range(len(files)) if files.encoded(index) is not None]
-    chosen = dict.fromkeys(labelled[number * len(labelled) // _LOOKED_AT] for number in range(_LOOKED_AT))
-    floats, whole = list[int](), list[int]()
-    for index in chosen:
-        encoded, name = files.encoded(index), files.describe(index)
-        assert encoded is not None
-        try:
-            (floats if read_raster(encoded, name, is_float) else whole).append(index)
-        except UnreadableImage:
-            continue
-    scale, why = config.depth_scale, "as data.depth_scale says"
-    if scale is None and found.depth_scale is not None:
-        scale, why = found.depth_scale, f"as of {found.form}"
-    if scale is None and whole:
-        raise UserError(
-            f"The depth files hold whole numbers, such as {files.describe(whole[0])}, and their unit is not known.",
-            "data.depth_scale is how many of it are in a metre: 1000 for millimetres, as in NYUv2; 256 as in KITTI.",
-        )
-    if scale is None:
-        scale, why = 1.0, "as they are floats"
-    unit = "metres" if scale == 1 else f"{scale:g} to a metre"
-    note = (
-        f"Depth: values are {unit}, {why}; {config.invalid_depth:g} means not measured, and so does what is not from"
-        f" {config.min_depth:g} to {config.max_depth:g} metres."
-    )
-    reading = DepthReading(scale, config.invalid_depth, config.min_depth, config.max_depth)
-    return reading, [note, *_look_at_depth(reading, files, [*floats, *whole])]
-
-
-def _look_at_depth(reading: DepthReading, files: Encoded, indices: Sequence[int]) -> list[str]:
-    """Return a note on what some files hold, so that a wrong scale is seen."""
-    every = replace(reading, nearest=0.0, farthest=math.inf)
-    number, size, beyond, parts = 0, 0, 0, []
-    for index in indices:
-        encoded, name = files.encoded(index), files.describe(index)
-        assert encoded is not None
-        try:
-            metres = read_raster(encoded, name, lambda image, name=name: every.metres(image, name))
-        except UnreadableImage:
-            continue
-        measured = metres[metres > 0]
-        number, size = number + 1, size + metres.size
-        beyond += int(((measured < reading.nearest) | (measured > reading.farthest)).sum())
-        parts.append(measured)
-    values = np.concatenate(parts) if parts else np.zeros(0)
-    if number and len(values) == beyond:
-        told = f"They are from {values.min():.3g} to {values.max():.3g} metres. " if len(values) else ""
-        raise UserError(
-            f"In {number} depth files that were looked at no depth counts. {told}".rstrip(),
-            "Check data.depth_scale, data.invalid_depth, data.min_depth and data.max_depth.",
-        )
-    if not number:
-        return []
-    low, middle, high = np.quantile(values, (0.01, 0.5, 0.99))
-    lost = f" {beyond / size:.1%} are beyond data.min_depth or data.max_depth and left out." if beyond else ""
-    return [
-        f"Of the pixels of {number} depth files looked at, {len(values) / size:.0%} are measured, mostly from {low:.3g}"
-        f" to {high:.3g} metres, half of them below {middle:.3g}.{lost}"
-    ]
-
-
-def check_sizes(images: ImageSource, targets: Encoded) -> None:
-    """Compare the sizes of some images with those of what belongs to them, by their headers.
-
-    Raises:
-        UserError: they differ.
-    """
-    if not isinstance(images, FileSource):
-        return
-    size = len(images)
-    for index in dict.fromkeys(number * size // _LOOKED_AT for number in range(_LOOKED_AT)):
-        encoded = targets.encoded(index)
-        sizes = None if encoded is None else (size_of(images.paths[index]), size_of(encoded))
-        if sizes is None or None in sizes or sizes[0] == sizes[1]:
-            continue
-        assert sizes[0] is not None
-        assert sizes[1] is not None
-        if sizes[0] == sizes[1][::-1]:  # perhaps turned by its EXIF data: seen when it is read
-            continue
-        raise UserError(
-            f"{targets.describe(index)} is {sizes[1][0]}x{sizes[1][1]}, and its image {images.paths[index]} is"
-            f" {sizes[0][0]}x{sizes[0][1]} (width x height).",
-            "An image and what belongs to it have one size.",
-        )
-
-
-def check_box_sizes(images: ImageSource, boxes: Sequence[Boxes]) -> None:
-    """Compare the sizes of some images with those that their annotations have, by their headers.
-
-    Raises:
-        UserError: they differ.
-    """
-    if not isinstance(images, FileSource):
-        return
-    size = len(images)
-    for index in dict.fromkeys(number * size // _LOOKED_AT for number in range(_LOOKED_AT)):
-        said, found = boxes[index].size, size_of(images.paths[index])
-        if said is None or found is None or found == said or found == said[::-1]:
-            continue
-        raise UserError(
-            f"{images.paths[index]} is {found[0]}x{found[1]}, and its boxes are of an image of {said[0]}x{said[1]}"
-            " (width x height).",
-            "Boxes are in pixels of the very image.",
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,10 +11,12 @@ from kdcli.base.facts import UNLABELLED, DataFacts, LabelKind
 from kdcli.config.data import DataConfig
 from kdcli.data.images.sources import ImageSource, OfficialSplits, sample_names
 from kdcli.data.images.splits import ImageData, append_unlabelled, check_disjoint
-from kdcli.data.splits import TEST_SEED, cut_indices, draw_indices, how_cut
+from kdcli.data.splits import TEST_SEED, cut_indices, draw_indices, hold_out, how_cut
 
 _FEWEST = 3
 """Images that training, validation and test can be cut from."""
+_FEWEST_GROUPS = 4
+"""Groups of images that a split is cut from by groups."""
 
 
 def complete_dense(
@@ -25,6 +27,7 @@ def complete_dense(
     kind: LabelKind,
     seed: int,
     unlabelled: Callable[[ImageSource], ImageSource],
+    groups: Sequence[str] = (),
 ) -> ImageData:
     """Cut what is missing, draw, withhold and append as ``config`` says; check that nothing is in two splits.
 
@@ -35,6 +38,7 @@ def complete_dense(
         kind: of labels.
         seed: the run's; cuts the validation split.
         unlabelled: of images without targets to the same with targets that say nothing.
+        groups: of training images: whole groups are cut; empty for images that stand each for itself.
 
     Raises:
         UserError: too few images, an image file in two splits, fewer images with targets than ``labelled_images``, or
@@ -44,9 +48,11 @@ def complete_dense(
     notes = list(official.notes)
     how = how_cut(by_hash=True).removeprefix("in every class ") if sample_names(train) is not None else "at random"
     if validation is None and test is None:
-        train, test = _cut(train, config.test_fraction, seed=TEST_SEED, purpose="test")
+        train, test, groups = _cut(train, groups, config.test_fraction, seed=TEST_SEED, purpose="test")
     if validation is None:
-        train, validation = _cut(train, config.validation_fraction, seed=seed, purpose="validation")
+        train, validation, _ = _cut(train, groups, config.validation_fraction, seed=seed, purpose="validation")
+    if len(set(groups)) >= _FEWEST_GROUPS and official.validation is None:
+        how = "by whole folders of images"
     if test is None:
         notes.append("Test: none, as the data have a validation split but no test split.")
     elif official.test is None:
@@ -83,16 +89,26 @@ def complete_dense(
     return ImageData(facts=facts, train=train, validation=validation, test=test)
 
 
-def _cut(source: ImageSource, fraction: float, *, seed: int, purpose: str) -> tuple[ImageSource, ImageSource]:
+def _cut(
+    source: ImageSource, groups: Sequence[str], fraction: float, *, seed: int, purpose: str
+) -> tuple[ImageSource, ImageSource, Sequence[str]]:
+    """Return the rest, the part that is cut, and the groups of the rest."""
     labelled = sum(label != UNLABELLED for label in source.labels)
     if labelled < _FEWEST:
         raise UserError(
             f"Too few images to cut a {purpose} split: {labelled} ha{'s' if labelled == 1 else 've'} a target.",
             f"Add images, or give the data a {purpose} split of their own.",
         )
-    names = sample_names(source)
-    rest, part = cut_indices(source.labels, fraction, ("images",), (), seed=seed, purpose=purpose, names=names)
-    return source.take(rest), source.take(part)
+    if len(set(groups)) >= _FEWEST_GROUPS:
+        known = sorted({group for group, label in zip(groups, source.labels, strict=True) if label != UNLABELLED})
+        chosen = {known[index] for index in hold_out(known, fraction, seed=seed, purpose=purpose)}
+        part = [index for index, group in enumerate(groups) if group in chosen and source.labels[index] != UNLABELLED]
+        rest = [index for index, group in enumerate(groups) if group not in chosen]
+    else:
+        names = sample_names(source)
+        kept, cut = cut_indices(source.labels, fraction, ("images",), (), seed=seed, purpose=purpose, names=names)
+        rest, part = kept.tolist(), cut.tolist()
+    return source.take(rest), source.take(part), [groups[index] for index in rest] if groups else ()
 
 
 def _withhold(source: ImageSource, size: int, *, seed: int) -> ImageSource:
