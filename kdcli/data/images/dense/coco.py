@@ -14,8 +14,7 @@ from kdcli.base.errors import UserError, reading
 from kdcli.config.data import SplitsConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.dense.boxes import Boxes, make_boxes, parsed
-from kdcli.data.images.dense.files import Found, Split
-from kdcli.data.images.sources import FileSource
+from kdcli.data.images.dense.files import Found, Split, source_of
 from kdcli.data.listing import is_hidden, list_files, suffix_of
 from kdcli.data.split_names import split_files
 
@@ -55,7 +54,7 @@ def find_coco(path: Path, asked: SplitsConfig | None) -> Found | None:
             more = _split(root / name, content, labels, root, split)
             paths += more[0]
             boxes += more[1]
-        splits[split] = Split(FileSource(paths, root=root), boxes)
+        splits[split] = Split(source_of(paths, root), boxes)
     form = f"COCO json ({listing([name for of in by_split.values() for name in of], limit=3)})"
     return Found(form, splits, notes, tuple(categories[number] for number in sorted(categories)))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from kdcli.base.errors import UserError
 from kdcli.data.images.decode import FORMATS, File, UnreadableImage
-from kdcli.data.images.sources import ImageSource
+from kdcli.data.images.sources import FileSource, ImageSource
 from kdcli.data.listing import is_image, suffix_of
 
 ARRAYS = (".npy", ".npz")
@@ -105,6 +106,16 @@ class Found:
     byte_scale: float | None = None
     options: tuple[str, ...] = ("splits",)
     groups: tuple[str, ...] = ()
+
+
+def source_of(paths: Collection[str], root: Path) -> FileSource:
+    """Return images in files, named by their places below ``root``, or below what they have in common if one is not.
+
+    So their names are the same wherever the data lie.
+    """
+    is_below = all(path.startswith(f"{root}{os.sep}") for path in paths)
+    common = str(root) if is_below or not paths else os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
+    return FileSource(paths, root=common)
 
 
 def is_raster(path: str) -> bool:

@@ -16,8 +16,7 @@ from kdcli.config.data import BoxFormat, DataConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.dense.boxes import Boxes, make_boxes, parsed
 from kdcli.data.images.dense.classes import given_names
-from kdcli.data.images.dense.files import Found, Paths, Split
-from kdcli.data.images.sources import FileSource
+from kdcli.data.images.dense.files import Found, Paths, Split, source_of
 from kdcli.data.listing import list_files, suffix_of
 from kdcli.data.split_names import SPLIT_NAMES, split_files
 
@@ -97,7 +96,7 @@ def find_lists(path: Path, target: str, config: DataConfig) -> Found | None:
         if lacking := sum(of is None for of in pairs.values()):
             fate = "they stay, unlabelled" if split == "train" else "they are left out"
             notes.append(f"{lacking} of {len(pairs)} images of the {split} split have no {columns[1]}: {fate}.")
-        splits[split] = Split(FileSource(kept, root=root), Paths(list(kept.values())))
+        splits[split] = Split(source_of(kept, root), Paths(list(kept.values())))
     notes.append(f"Columns: images from {columns[0]}, {target} from {columns[1]}.")
     return Found(form, splits, notes, options=_OPTIONS)
 
@@ -256,7 +255,7 @@ def _boxed(rows: Mapping[str, Sequence[Row]], root: Path, form: str, notes: list
         paths = [_at(root, path) for path, _ in of]
         _check_there(paths, form)
         boxes = [parsed(path, partial(raw.boxes, label_of, shape)) for path, raw in of]
-        splits[split] = Split(FileSource(paths, root=root), boxes)
+        splits[split] = Split(source_of(paths, root), boxes)
     notes += [*more, f"Boxes are {shape} in pixels."]
     return Found(form, splits, notes, names, options=(*_OPTIONS, "box_format"))
 

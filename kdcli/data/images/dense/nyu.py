@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdcli.base.errors import UserError, reading
 from kdcli.data.classes import listing
-from kdcli.data.images.dense.files import Found, Paths, Split
+from kdcli.data.images.dense.files import Found, Paths, Split, source_of
 from kdcli.data.images.sources import FileSource
 from kdcli.data.listing import is_image, list_files
 
@@ -52,7 +52,7 @@ def _by_csv(folder: Path) -> Found:
                 "Keep nyu2_train and nyu2_test beside the csv files.",
             )
         images, depth = ([os.path.normpath(base / pair[side]) for pair in pairs] for side in (0, 1))
-        splits[split] = Split(FileSource(images, root=folder), Paths(depth))
+        splits[split] = Split(source_of(images, folder), Paths(depth))
     groups = _scenes(splits["train"])
     form = f"NYUv2 ({listing([name for split, name in _CSV.items() if split in splits])}, after DenseDepth)"
     return Found(form, splits, depth_scale=MILLIMETRES, byte_scale=EIGHT_BITS, options=(), groups=groups)
@@ -84,7 +84,7 @@ def _by_scenes(root: Path) -> Found | None:
     if not alone <= len(files) // 2:
         raise UserError(f"{alone} files sync_depth_*.png in {root} have no rgb_* beside them.", "Add the images.")
     splits = {
-        split: Split(FileSource([image for image, _ in of], root=root), Paths([depth for _, depth in of]))
+        split: Split(source_of([image for image, _ in of], root), Paths([depth for _, depth in of]))
         for split, of in pairs.items()
         if of
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdcli.base.errors import UserError, hint_of_moved, reading
-from kdcli.base.tasks import TASKS, Target
+from kdcli.base.tasks import DEFAULT_TASK, TASKS, Target
 from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig
 from kdcli.data.columns import extension_of, load_extension
@@ -174,7 +174,7 @@ def _complete(
         assert targets is not None
         return DenseSource(images, targets(Paths([None] * len(images))))
 
-    task = next((row.name for row in TASKS.values() if row.target == target), "")
+    task = next((row.name for row in TASKS.values() if row.target == target), DEFAULT_TASK)
     data = complete_dense(
         official,
         config,

@@ -14,8 +14,7 @@ from kdcli.config.data import DataConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.dense.boxes import Boxes, make_boxes, parsed
 from kdcli.data.images.dense.classes import BESIDE, given_names, names_of
-from kdcli.data.images.dense.files import Found, Split
-from kdcli.data.images.sources import FileSource
+from kdcli.data.images.dense.files import Found, Split, source_of
 from kdcli.data.listing import is_hidden, is_image, list_files
 from kdcli.data.split_names import SPLIT_NAMES, match_splits
 
@@ -51,7 +50,7 @@ def find_yolo(path: Path, config: DataConfig) -> Found | None:
         without = sum(not Path(label).is_file() for _, label in pairs)
         if without:
             notes.append(f"{without} of {len(pairs)} images of the {split} split have no text file: they show nothing.")
-        splits[split] = Split(FileSource([image for image, _ in pairs], root=root), boxes)
+        splits[split] = Split(source_of([image for image, _ in pairs], root), boxes)
     names, note = _check_classes(names, where, splits)
     return Found(f"YOLO text files{f' by {file.name}' if file else ''}", splits, [*notes, note], names)
 
