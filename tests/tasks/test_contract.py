@@ -28,10 +28,12 @@ from kdcli.base.facts import UNLABELLED, DataFacts, DepthFacts
 from kdcli.base.tasks import TASKS, TaskFacts
 from kdcli.config.data import DataConfig
 from kdcli.data import Batch, TextBatch, TokenBatch, WordBatch
+from kdcli.models.detections import Detections
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks import build_task, rank_students
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.tasks.classification.values import TextClassification
+from tests.tasks.boxes import THRESHOLDS, drawn_image, mean_precision
 
 EXTENSION = Path(__file__).parents[1] / "extension"
 DENSE_EXTENSION = EXTENSION.with_name("extension_dense")
@@ -296,7 +298,30 @@ def depth_metrics(output, target):
     }
 
 
+def detections():
+    """Boxes of three classes; each image's loss is its own, and a batch's is their mean."""
+    images = [drawn_image(seed) for seed in range(COUNT)]
+    losses = draw(COUNT, seed=3).abs()
+    samples = [
+        (image(index, [truth]), Detections((200, 200), [found], {"boxes": losses[index]}))
+        for index, (found, truth) in enumerate(images)
+    ]
+    expected = {
+        "map": mean_precision(images, 3, THRESHOLDS),
+        "map_50": mean_precision(images, 3, [0.5]),
+        "map_75": mean_precision(images, 3, [0.75]),
+        "loss": float(losses.mean()),
+    }
+
+    def blind(outputs):
+        return Detections(outputs.size, [{name: value[:0] for name, value in outputs.boxes[0].items()}], outputs.losses)
+
+    task = build("object-detection", "boxes", tuple("abc"))
+    return Case(task, samples, expected, blind, has_loss=False)
+
+
 CASES = {
+    "object-detection": detections,
     "depth-estimation": depths,
     "another package's pixels": of_pixels,
     "another package's": of_another_package,
@@ -326,7 +351,14 @@ def grouped(samples, sizes):
     ends = [0, *torch.tensor(sizes).cumsum(0).tolist()]
     for start, end in pairwise(ends):
         chosen = samples[start:end]
-        yield joined([batch for batch, _ in chosen]), torch.cat([outputs for _, outputs in chosen])
+        yield joined([batch for batch, _ in chosen]), together([outputs for _, outputs in chosen])
+
+
+def together(outputs):
+    if isinstance(outputs[0], torch.Tensor):
+        return torch.cat(outputs)
+    losses = {name: torch.stack([part.losses[name] for part in outputs]).mean() for name in outputs[0].losses}
+    return Detections(outputs[0].size, [one for part in outputs for one in part.boxes], losses)
 
 
 def metrics_of(measure, case, sizes, **options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,9 @@ _HEADS = (
     "roi_heads.box_predictor.cls_score.weight",
 )
 """What has a row for each class, background among them, and for each anchor."""
+_OVER_CLASSES = re.compile(
+    r"classification_head\.(cls_logits|module_list\.\d+(\.1)?)\.(weight|bias)$|\.box_predictor\.|^box_predictor\."
+)
 _TINY = 1e-5
 
 
@@ -160,12 +164,7 @@ def _first_blocks(body: Any) -> list[int]:
 
 def heads_of(module: nn.Module) -> set[str]:
     """Return the names of the parameters that are over classes."""
-    found = set()
-    for name in module.state_dict():
-        part = name.removeprefix("head.").removeprefix("roi_heads.")
-        if part != name and part.startswith(("classification_head", "box_predictor")):
-            found.add(name)
-    return found
+    return {name for name, _ in module.named_parameters() if _OVER_CLASSES.search(name)}
 
 
 def read_saved(place: Place) -> dict[str, Any]:

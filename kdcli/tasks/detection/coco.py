@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from kdcli.base.errors import UserError
@@ -74,7 +75,13 @@ def average_precision(seen: Sequence[Seen], num_classes: int) -> Precision:
     check_backend()
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric = MeanAveragePrecision(class_metrics=True, backend=_BACKEND)
+    # torchmetrics' own thresholds are rounded to float32, and then miss a recall that is exactly one of them.
+    metric = MeanAveragePrecision(
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+        rec_thresholds=np.linspace(0, 1, 101).tolist(),
+        class_metrics=True,
+        backend=_BACKEND,
+    )
     metric.warn_on_many_detections = False
     for one in sorted(seen, key=lambda one: one.sample):
         found = {name: one.found[name] for name in ("boxes", "scores", "labels")}

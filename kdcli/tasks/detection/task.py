@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcli.base.errors import UserError
+from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import ModelFacts
 from kdcli.base.reads import Reads
 from kdcli.config.data import DataConfig
@@ -56,8 +56,17 @@ class ObjectDetection(Task):
             targets: not read.
             label_smoothing: 0: the libraries smooth nothing.
             terms: of the library's losses by name, with a weight each; by default all of them, as they are.
+
+        Raises:
+            UserError: there is no such loss.
         """
         losses = logits.losses
+        for name in terms:
+            if name not in losses:
+                raise UserError(
+                    f"The student has no loss {name!r}. {did_you_mean(name, losses)}".rstrip(),
+                    f"Valid: {', '.join(losses)}.",
+                )
         chosen = terms or dict.fromkeys(losses, 1.0)
         return torch.stack([weight * losses[name].float() for name, weight in chosen.items()]).sum()
 
