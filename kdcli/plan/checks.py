@@ -148,10 +148,10 @@ def check_stages(situation: Situation, stages: Mapping[str, Sequence[MethodOptio
 def _check_queries(key: str, options: MethodOptions, situation: Situation) -> None:
     """Refuse to bring together, number by number, tokens of detectors that mean different things.
 
-    Two detectors that were trained apart find the same thing by tokens of different numbers, unless those of one come
-    from the other.
+    Averaged features have no numbers. Two detectors that were trained apart find the same thing by tokens of different
+    numbers, unless those of one come from the other.
     """
-    if situation.teacher is None or options.reads_layers == "nothing":
+    if situation.teacher is None or options.reads_layers != "maps":
         return
     ours, theirs = situation.student.queries, situation.teacher.queries
     for pair in options.pairs if options.reads_student else ():
@@ -161,11 +161,11 @@ def _check_queries(key: str, options: MethodOptions, situation: Situation) -> No
         )
         if not (is_ours or is_theirs):
             continue
-        reason = _why_not_matched(ours, theirs) if is_ours and is_theirs else "only one of them is of such tokens"
+        reason = _why_not_matched(ours, theirs) if is_ours and is_theirs else "the other side has none"
         if reason:
             raise UserError(
                 f"{key}: {options.method} would bring together {pair.student!r} of the student and {pair.teacher!r} of"
-                f" the teacher, of which features are of tokens that boxes are read from, and {reason}.",
+                f" the teacher number by number. These are tokens that boxes are read from, and {reason}.",
                 "Pair maps or patch tokens in their place, such as pooled:pooled.",
             )
 
