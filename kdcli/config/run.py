@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 else:
     Task = Literal[tuple(TASKS)]
 
-_MODEL_PREFIXES = re.compile(r"^(random:)?(timm:|hf:|torchvision:|packaged:)?")
+_MODEL_PREFIXES = re.compile(r"^(random:)?(?!package:)([A-Za-z_]\w+:)?")
+"""A library's own, whichever it is; what follows ``package:`` lies in an installed package."""
 
 
 def _or_extension(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:

@@ -44,6 +44,7 @@ from kdcli.losses.feature import (
 from kdcli.losses.logit import deit_hard, deit_soft, dist, dkd, logit_kd
 from kdcli.losses.refilled import local_classifier_kl, stochastic_triplet_kl
 from kdcli.losses.relational import correlation_congruence, pkt, rkd_angle, rkd_distance, similarity_preserving
+from kdcli.losses.segmentation import dice, focal
 from kdcli.losses.spectral import spectral_regularization
 from kdcli.losses.vocabulary import (
     OutputHead,
@@ -71,11 +72,13 @@ __all__ = [
     "deit_hard",
     "deit_soft",
     "depth_l1",
+    "dice",
     "dist",
     "dkd",
     "fgd_focal",
     "fit_scale_and_shift",
     "fitnet",
+    "focal",
     "gradient_matching",
     "ifvd",
     "local_classifier_kl",

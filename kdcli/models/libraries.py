@@ -12,17 +12,18 @@ from kdcli.base.errors import UserError, check_are_files, did_you_mean, reading
 from kdcli.base.tasks import Modality
 from kdcli.models.library import Library
 from kdcli.models.packaged.library import PackagedModels
+from kdcli.models.smp.library import Smp
 from kdcli.models.timm.library import Timm
 from kdcli.models.torchvision_detection.library import TorchvisionDetectors
 from kdcli.models.transformers.library import Transformers
 
-LIBRARIES: tuple[Library, ...] = (Timm(), Transformers(), TorchvisionDetectors(), PackagedModels())
+LIBRARIES: tuple[Library, ...] = (Timm(), Transformers(), TorchvisionDetectors(), Smp(), PackagedModels())
 """A bare name is looked up in the first that has it."""
 _WORDS = ("package", "random")
 """What stands before a colon and is no library's."""
 PREFIXES = tuple(prefix for library in LIBRARIES for prefix in (library.prefix, *library.families)) + _WORDS
 
-_SAVED = "Give a folder that timm or transformers saved."
+_SAVED = f"Give a folder that {', '.join(library.name for library in LIBRARIES[:-1])} or {LIBRARIES[-1].name} saved."
 
 
 def find_extension(prefix: str) -> extensions.Extension | None:
@@ -91,4 +92,8 @@ def library_of(folder: Path) -> Library:
             return library
     if isinstance(name := config.get("library"), str):  # of another package
         return library_called(name)
-    raise UserError(f"{path} has neither 'architecture' (timm) nor 'model_type' (transformers).", _SAVED)
+    raise UserError(
+        f"{path} has neither 'architecture' (timm) nor 'model_type' (transformers), nor '_model_class' and"
+        " 'encoder_name' (smp).",
+        _SAVED,
+    )

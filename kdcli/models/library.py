@@ -120,6 +120,10 @@ class Library(ABC):
             UserError: it is damaged.
         """
 
+    def keeps_weights(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether published weights are for an architecture with these arguments, too; by default for none."""
+        return not arguments
+
     def arguments(self, place: Place) -> Mapping[str, Any]:
         """Return what of an architecture can be set in its name, with its own values.
 

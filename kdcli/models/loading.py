@@ -118,9 +118,27 @@ def build_student(
     else:
         _check_student_name(config, name)
         place = locate(name, weights=config.pretrained, modality=data.noun)
+        if config.pretrained and not library_called(place.library).keeps_weights(name.arguments):
+            raise UserError(
+                f"Student {config.name}: published weights are for the architecture as it is, not for these arguments.",
+                "Set student.pretrained to false, or leave the arguments out. --student 'teacher?layers=N' takes over"
+                " what fits of the teacher's weights.",
+            )
     with seeded(seed):
         model = library_called(place.library).build(place, config, data, teacher=teacher, like=like)
+    _check_head(model, data)
     return model.train()
+
+
+def _check_head(model: Model, data: DataFacts) -> None:
+    """Refuse a model of images whose head is none for the data's task: a classifier has nothing for every pixel."""
+    wanted, found = TASKS[data.task], TASKS[model.facts.task]
+    if wanted.modality == "image" and data.class_names and wanted.head != found.head:
+        raise UserError(
+            f"{model.facts.name} as {model.facts.library} builds it is for {found.name}, and the task is"
+            f" {wanted.name}.",
+            f"Name a model with a head for {wanted.name}; 'kdcli models search --task {wanted.name}' lists some.",
+        )
 
 
 def _check_student_name(config: StudentConfig, name: ModelName) -> None:
@@ -129,12 +147,6 @@ def _check_student_name(config: StudentConfig, name: ModelName) -> None:
             f"Student {config.name}: weights of a file are for teachers.",
             "A student starts untrained, from its published weights (--student-pretrained), from a local folder, or"
             " from the teacher's (--student 'teacher?layers=N').",
-        )
-    if name.arguments and config.pretrained:
-        raise UserError(
-            f"Student {config.name}: published weights are for the architecture as it is, not for these arguments.",
-            "Set student.pretrained to false, or leave the arguments out. --student 'teacher?layers=N' takes over what"
-            " fits of the teacher's weights.",
         )
     if name.random and config.pretrained:
         raise UserError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import MAX_IMAGE_SIZE, Preprocessing
-from kdcli.base.tasks import task_of
+from kdcli.base.tasks import HeadKind, task_of
 from kdcli.base.text import short_repr
 from kdcli.data import AnyBatch, Batch, prepare
 from kdcli.models.base import Inputs, Model, Origin
@@ -44,7 +44,11 @@ class VisionModel(Model):
         return torch.randn(batch_size, 3, *self.preprocessing.image_size, generator=generator)
 
     def _task(self, num_classes: int) -> str:
-        return task_of("image", "sequence" if num_classes else "none").name
+        return task_of("image", self._head_kind(num_classes)).name
+
+    def _head_kind(self, num_classes: int) -> HeadKind:
+        """Return what it has on top: by default a classifier of whole images, or nothing."""
+        return "sequence" if num_classes else "none"
 
     def _input_errors(self, origin: Origin) -> AbstractContextManager[None]:
         return _input_errors(origin, self.preprocessing.image_size[0])

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +48,7 @@ from kdcli.runs.places import check_new_folder
 _Kind = TypeVar("_Kind", bound=BaseModel)
 _Result = TypeVar("_Result", bound=Finished)
 _PACKAGES = ("torch", "timm", "transformers", "accelerate")
+_OPTIONAL_PACKAGES = ("segmentation-models-pytorch",)
 _FILES = (
     *("plan.json", "metrics.jsonl", "episodes.jsonl", "data.jsonl.gz"),
     *("projector.safetensors", "spectra.safetensors"),
@@ -79,6 +80,13 @@ class _SavedPlan(Saved):
     teacher_metrics: Metrics | None = None
     teacher_samples: int | None = None
     teacher_probe: dict[str, Any] | None = None
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 class RunFolder:
@@ -343,6 +351,7 @@ class RunFolder:
             "kdcli": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in _PACKAGES},
+            **{name: found for name in _OPTIONAL_PACKAGES if (found := _version_of(name)) is not None},
         }
         values = {**plan.to_json(), "command": command, "versions": versions}
         self.write_text("plan.json", json.dumps(redact_all(values), indent=2) + "\n")

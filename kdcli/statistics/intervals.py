@@ -39,10 +39,11 @@ def metric_of(name: str, sums: Sums) -> Sums:
     Args:
         name: of the metric.
         sums: (..., 2), numerator and denominator of a ratio, 0 where both are 0; of ``perplexity`` likewise, of its
-            logarithm; of ``pearson`` (..., 6), of 1, x, y, x², y² and xy.
+            logarithm; of ``pearson`` (..., 6), of 1, x, y, x², y² and xy; of ``mean_iou`` (..., 3 C), of right, true
+            and predicted pixels by class: the mean over the classes with any.
 
     Returns:
-        (...), NaN for the correlation of what is constant but for rounding.
+        (...), NaN for the correlation of what is constant but for rounding, and for overlaps of nothing.
     """
     if name == "pearson":
         count, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
@@ -50,6 +51,11 @@ def metric_of(name: str, sums: Sums) -> Sums:
             x_spread, y_spread = count * xx - x * x, count * yy - y * y
             varies = (x_spread > _ROUNDING * count * xx) & (y_spread > _ROUNDING * count * yy)
             return np.where(varies, (count * xy - x * y) / np.sqrt(x_spread * y_spread), np.nan)
+    if name == "mean_iou":
+        right, true, guessed = np.split(sums, 3, axis=-1)
+        union = true + guessed - right
+        overlaps, occurs = right / np.where(union == 0, 1.0, union), (union > 0).sum(axis=-1)
+        return np.where(occurs > 0, overlaps.sum(axis=-1) / np.maximum(occurs, 1), np.nan)
     ratio = sums[..., 0] / np.where(sums[..., 1] == 0, 1.0, sums[..., 1])
     return np.exp(np.minimum(ratio, 700.0)) if name == "perplexity" else ratio
 

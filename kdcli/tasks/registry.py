@@ -15,6 +15,7 @@ from kdcli.tasks.base import Task
 _CLASSES = {
     "image-classification": "classification.one_label:ImageClassification",
     "image-embedding": "embedding.images:ImageEmbedding",
+    "semantic-segmentation": "dense.segmentation:SemanticSegmentation",
     "depth-estimation": "dense.depth:DepthEstimation",
     "object-detection": "detection.task:ObjectDetection",
     "text-classification": "classification.values:TextClassification",

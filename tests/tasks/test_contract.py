@@ -320,9 +320,35 @@ def detections():
     return Case(task, samples, expected, blind, has_loss=False)
 
 
+def of_segmentation():
+    """Logits at half the masks' size; some pixels have no label, and some images lack a class."""
+    names = ("sky", "road", "car")
+    masks = (draw(COUNT, 4, 4, seed=1) > 0.3).long()
+    masks[::3, 2:] *= 2
+    masks[:, 0, 0] = UNLABELLED
+    small = F.one_hot(masks[:, ::2, 1::2].clamp(min=0), 3).movedim(-1, 1)
+    logits = draw(COUNT, 3, 2, 2) + 2 * small
+    samples = [(image(index, masks[index : index + 1]), logits[index : index + 1]) for index in range(COUNT)]
+    full = F.interpolate(logits, (4, 4), mode="bilinear").movedim(1, -1).flatten(0, -2)
+    known = masks.flatten() != UNLABELLED
+    true, outputs = masks.flatten()[known], full[known].double()
+    expected = {
+        "mean_iou": jaccard_score(true, outputs.argmax(dim=1), average="macro"),
+        "pixel_accuracy": accuracy_score(true, outputs.argmax(dim=1)),
+        "loss": log_loss(true, outputs.softmax(dim=1)),
+    }
+    constant = F.one_hot(torch.zeros(1, 2, 2, dtype=torch.int64), 3).movedim(-1, 1).float()
+    unlabelled = image(COUNT, torch.full((1, 4, 4), UNLABELLED))
+    return Case(
+        build("semantic-segmentation", "pixels", names), samples, expected,
+        lambda outputs: constant.expand_as(outputs), unlabelled,
+    )  # fmt: skip
+
+
 CASES = {
     "object-detection": detections,
     "depth-estimation": depths,
+    "semantic-segmentation": of_segmentation,
     "another package's pixels": of_pixels,
     "another package's": of_another_package,
     "image-classification": lambda: of_classes("image-classification", image),
@@ -454,7 +480,7 @@ class TestTask:
         whole = joined([batch, case.unlabelled])
         unlabelled = case.unlabelled.targets
         count = len(unlabelled) if unlabelled.is_floating_point() else unlabelled.numel()
-        more = torch.cat([outputs, draw(count, *outputs.shape[1:], seed=7)])
+        more = torch.cat([outputs, draw(count if outputs.ndim < 3 else 1, *outputs.shape[1:], seed=7)])
         losses = [
             case.task.supervised_loss(values, targets, label_smoothing=0.1, terms=terms)
             for values, targets in ((outputs, batch.targets), (more.requires_grad_(), whole.targets))

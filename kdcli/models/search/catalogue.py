@@ -12,6 +12,8 @@ from kdcli.models.shelf import Built, Shelf
 
 NUM_CLASSES = {"image": 1000, "text": 2}
 """Classifiers of images are over so many classes; those of texts or tokens are over so many."""
+NUM_CLASSES_OF_PIXELS = 21
+"""Those of a head for every pixel are over so many."""
 _UNITS = {"image": "pixels", "text": "tokens"}
 _EXAMPLES = {"image": "mobilenet*", "text": "hf:*bert*"}
 
@@ -38,6 +40,8 @@ class Catalogue:
         self._pretrained = pretrained
         modality = self._facts.modality
         self.num_classes = NUM_CLASSES[modality] if self._facts.head in ("sequence", "token") else 0
+        if self._facts.head == "dense":
+            self.num_classes = NUM_CLASSES_OF_PIXELS
         self.unit = _UNITS[modality]
         prefix, colon, _ = (pattern or "").partition(":")
         asked = library_called(prefix) if colon and find_extension(prefix) is not None else None

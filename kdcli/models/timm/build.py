@@ -67,7 +67,7 @@ def load(
         arguments["img_size"] = tuple(sides)
     overlay = None if place.packaged is None else packaged_input(place.packaged)
     if pretrained and not place.folder:
-        overlay = (overlay or {}) | _weights_overlay(place, cfg)
+        overlay = (overlay or {}) | weights_overlay(place, cfg)
     stochastic: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
     changed = {**place.arguments, **arguments, **stochastic}
     if changed or place.folder:
@@ -231,7 +231,7 @@ def _folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return cfg, args
 
 
-def _weights_overlay(place: Place, cfg: dict[str, Any]) -> dict[str, Any]:
+def weights_overlay(place: Place, cfg: dict[str, Any]) -> dict[str, Any]:
     """Return what hands timm a registered model's weights.
 
     They are fetched here, before the model is built: a model without weights, or without a network, is an error at

@@ -85,8 +85,10 @@ class Timm(Library):
 
         return export.snippet(folder, task)
 
-    def shelf(self, task: TaskFacts) -> Shelf:
-        """Return timm's registry."""
+    def shelf(self, task: TaskFacts) -> Shelf | None:
+        """Return timm's registry; nothing for tasks whose head is none of its models'."""
+        if task.head not in ("sequence", "none"):
+            return None
         from kdcli.models.timm.shelf import TimmShelf
 
         return TimmShelf()

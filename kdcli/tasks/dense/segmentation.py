@@ -1,0 +1,243 @@
+"""A class for every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdcli.base.errors import UserError
+from kdcli.base.facts import UNLABELLED
+from kdcli.config.data import DataConfig
+from kdcli.data import AnyBatch, Batch
+from kdcli.data.images.dense.open import open_dense
+from kdcli.losses import dice, focal, rows_of
+from kdcli.machine.team import Team
+from kdcli.statistics.intervals import metric_of
+from kdcli.tasks.base import DEFAULT_LOSS, AnyData, ImageTask
+from kdcli.tasks.dense.class_pictures import panels_of
+from kdcli.tasks.meters import Meter, SampleSums
+from kdcli.tasks.reports import Layout, Panel, Report
+
+SCORES = ("mean_iou", "pixel_accuracy")
+
+
+class SemanticSegmentation(ImageTask):
+    """The task ``semantic-segmentation``.
+
+    Logits (B, C, h, w) are of the model's own stride: for loss and metrics they are resized bilinearly to the targets,
+    which have the size of the model's input. Pixels without a label count for nothing.
+
+    Args:
+        class_names: in label order.
+    """
+
+    name = "semantic-segmentation"
+    monitor = "mean_iou"
+    """Ties go to the lower ``loss``."""
+
+    @classmethod
+    def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
+        """Return images with a mask each."""
+        row = cls.row()
+        data = open_dense(config, row.target, seed=seed)
+        return replace(data, facts=replace(data.facts, task=row.name))
+
+    def supervised_loss(
+        self, logits: Tensor, targets: Tensor, *, label_smoothing: float, terms: Mapping[str, float] = DEFAULT_LOSS
+    ) -> Tensor:
+        """Return the weighted sum of ``terms``, averaged over the labelled pixels of the batch.
+
+        ``cross_entropy`` and ``focal`` (γ 2) are means over pixels. ``dice`` is of each image by itself, and its mean
+        over images goes by their labelled pixels, so that several processes make of their shares what one makes of all.
+
+        Args:
+            logits: (B, C, h, w).
+            targets: class indices int64 (B, H, W), ``UNLABELLED`` for none.
+            label_smoothing: of the cross-entropy: share of the target spread evenly over all classes.
+            terms: by default ``cross_entropy`` alone.
+        """
+        logits = resized(logits, targets)
+        labelled = targets != UNLABELLED
+
+        def cross_entropy() -> Tensor:
+            return F.cross_entropy(
+                logits, targets, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
+            )
+
+        totals: Mapping[str, Callable[[], Tensor]] = {
+            "cross_entropy": cross_entropy,
+            "dice": lambda: (dice(logits, targets, ignore=UNLABELLED) * labelled.sum(dim=(1, 2))).sum(),
+            "focal": lambda: focal(rows_of(logits), targets.flatten(), ignore=UNLABELLED).sum(),
+        }
+        weights = terms or {self.row().losses[0]: 1.0}
+        total = torch.stack([weight * totals[name]() for name, weight in weights.items()]).sum()
+        return total / labelled.sum().clamp(min=1)
+
+    def count_labels(self, targets: Tensor) -> Tensor:
+        """Return how many pixels are labelled."""
+        return (targets != UNLABELLED).sum()
+
+    def meter(self, team: Team) -> Meter:
+        """Return the meter of ``mean_iou``, ``pixel_accuracy`` and ``loss``, the mean cross-entropy of a pixel."""
+        return PixelMeter(len(self.class_names), team)
+
+    @property
+    def layout(self) -> Layout:
+        """Overlap, accuracy and cross-entropy; the overlap of each class."""
+        rows = (("mean IoU", "mean_iou"), ("pixel accuracy", "pixel_accuracy"), ("cross-entropy", "cross_entropy"))
+        return Layout("pixel", rows, ("IoU", "iou"), ("confusion",))
+
+    def report(self) -> Report:
+        """Return a report on the classes of pixels."""
+        return PixelReport(len(self.class_names))
+
+    def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
+        """Return of each image itself, its mask, and of each model its mask and where it is wrong."""
+        assert isinstance(batch, Batch)
+        guesses = {
+            role: [guess_of(one, target) for one, target in zip(logits, batch.targets, strict=True)]
+            for role, logits in outputs.items()
+        }
+        return panels_of(batch.images, batch.targets, guesses, self.class_names)
+
+
+def resized(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return logits (B, C, h, w) in float32 at the size of targets (B, H, W), by bilinear interpolation."""
+    logits = logits.float()
+    size = targets.shape[-2:]
+    return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def guess_of(logits: Tensor, target: Tensor) -> Tensor:
+    """Return one image's classes, int64 (H, W), by its logits (C, h, w)."""
+    return resized(logits[None], target[None])[0].argmax(dim=0)
+
+
+def confusion_of(guess: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Return how many labelled pixels of each class (row) were taken for each (column), float64 (C, C) on the CPU."""
+    labelled = target != UNLABELLED
+    pairs = (num_classes * target + guess)[labelled]
+    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes).double().cpu()
+
+
+def overlap_sums(confusion: Tensor) -> Tensor:
+    """Return what ``mean_iou`` is made of, float64 (..., 3 C): right pixels, true ones and predicted ones by class."""
+    return torch.cat([confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(dim=-1), confusion.sum(dim=-2)], dim=-1)
+
+
+def scores_of(confusion: Tensor) -> dict[str, float]:
+    """Return ``mean_iou`` and ``pixel_accuracy`` of counts (C, C).
+
+    Raises:
+        UserError: there are none.
+    """
+    if not confusion.sum():
+        raise UserError("There are no labelled pixels to evaluate on.", "Check that split.")
+    return {
+        "mean_iou": float(metric_of("mean_iou", overlap_sums(confusion).numpy())),
+        "pixel_accuracy": float(confusion.trace() / confusion.sum()),
+    }
+
+
+def _each(
+    outputs: Tensor, targets: Tensor, num_classes: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # one image after the other: at full size their logits fill the memory
+    """Yield of every image its guesses (H, W), its confusion (C, C) and its sum of cross-entropies."""
+    for one, target in zip(outputs, targets, strict=True):
+        logits = resized(one[None], target[None])
+        guess = logits[0].argmax(dim=0)
+        loss = F.cross_entropy(logits, target[None], ignore_index=UNLABELLED, reduction="none").double().sum()
+        yield guess, confusion_of(guess, target, num_classes), loss.cpu()
+
+
+class PixelMeter:
+    """Metrics of the labelled pixels of all images together.
+
+    ``mean_iou``: of every class the pixels that are both of it and taken for it, by those that are either; the mean
+    over the classes that occur, as truth or as a guess. ``pixel_accuracy``: the share of right pixels. ``loss``: the
+    mean cross-entropy of a pixel in nats, whatever the student is trained by.
+
+    Args:
+        num_classes: C.
+        team: of the processes that share the images.
+    """
+
+    def __init__(self, num_classes: int, team: Team) -> None:
+        self._num_classes, self._team = num_classes, team
+        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.float64)
+        self._loss = torch.zeros(1, dtype=torch.float64)
+
+    def update(self, outputs: Tensor, batch: AnyBatch) -> SampleSums:
+        """Add logits (B, C, h, w); return what every image adds to both scores."""
+        found = [(confusion, loss) for _, confusion, loss in _each(outputs, batch.targets, self._num_classes)]
+        confusions = torch.stack([confusion for confusion, _ in found])
+        self._confusion += confusions.sum(dim=0)
+        self._loss += sum(loss for _, loss in found)
+        right = confusions.diagonal(dim1=1, dim2=2).sum(dim=1)
+        accuracy = torch.stack([right, confusions.sum(dim=(1, 2))], dim=1)
+        return {"mean_iou": overlap_sums(confusions), "pixel_accuracy": accuracy}
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics.
+
+        Raises:
+            UserError: no pixel has a label.
+        """
+        confusion, loss = self._team.sum(self._confusion).cpu(), self._team.sum(self._loss).cpu()
+        return {**scores_of(confusion), "loss": float(loss / confusion.sum())}
+
+
+class PixelReport:
+    """The classes of pixels in detail.
+
+    Args:
+        num_classes: C.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.float64)
+        self._loss = 0.0
+        self._guesses: list[Tensor] = []
+
+    def update(self, outputs: Tensor, batch: AnyBatch) -> None:
+        """Add logits (B, C, h, w)."""
+        for guess, confusion, loss in _each(outputs, batch.targets, len(self._confusion)):
+            self._confusion += confusion
+            self._loss += float(loss)
+            self._guesses.append(guess.to(torch.int16).cpu())
+
+    def compute(self) -> dict[str, Any]:
+        """Return ``mean_iou``, ``pixel_accuracy``, ``cross_entropy``, ``iou`` (C,) and ``confusion`` (C, C).
+
+        A class that neither occurs nor is predicted has None for its IoU.
+        """
+        right, true, guessed = overlap_sums(self._confusion).split(len(self._confusion))
+        union = true + guessed - right
+        iou = [float(part / whole) if whole else None for part, whole in zip(right, union, strict=True)]
+        scores = scores_of(self._confusion)
+        loss = self._loss / float(self._confusion.sum())
+        return {**scores, "cross_entropy": loss, "iou": iou, "confusion": self._confusion.long().tolist()}
+
+    def counts(self) -> list[int]:
+        """Return how many pixels have each class."""
+        return [int(count) for count in self._confusion.sum(dim=1)]
+
+    def notes(self, name: str) -> list[str]:
+        """Say at which size the pixels were counted: that of the model's input."""
+        sizes = {tuple(guess.shape) for guess in self._guesses}
+        return [f"{name} is measured on masks of {' and '.join(f'{h}x{w}' for h, w in sorted(sizes))} pixels."]
+
+    def agreement(self, other: PixelReport) -> float | None:
+        """Return the share of pixels that both take for the same; another size is brought to this one's."""
+        same = count = 0
+        for ours, theirs in zip(self._guesses, other._guesses, strict=True):
+            if theirs.shape != ours.shape:
+                theirs = F.interpolate(theirs[None, None].float(), ours.shape, mode="nearest-exact")[0, 0].to(ours)
+            same += int((ours == theirs).sum())
+            count += ours.numel()
+        return same / count
