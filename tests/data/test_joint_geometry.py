@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +14,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import Preprocessing
-from kdcli.config.data import AugmentConfig
-from kdcli.data import ImageSource, Loading, Sample
+from kdcli.config.data import AugmentConfig, DataConfig
+from kdcli.data import ImageSource, Loading, Mix, Sample, open_dense
 from kdcli.data.fingerprint import digest_of
 from kdcli.data.images.augment import ERASED, Augmentation
 from kdcli.data.images.geometry import Crop, Geometry, Pad
@@ -137,6 +138,70 @@ def test_evaluation(size, resize, geometry, kernels):
         assert_aligned(image, target)
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same coordinates in files: what the sources of masks, depth and boxes read of them."""
+    root = tmp_path_factory.mktemp("coordinates")
+    image, target = Coordinates().load(0)
+    for number in range(8):
+        for kind in ("images", "masks", "depth"):
+            (root / kind).mkdir(exist_ok=True)
+        image.save(root / "images" / f"{number}.png")
+        Image.fromarray(target["mask"].numpy().astype(np.uint8)).save(root / "masks" / f"{number}.png")
+        np.save(root / "depth" / f"{number}.npy", target["depth"].numpy())
+    images = [{"id": n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT} for n in range(8)]
+    boxes = [[left, top, right - left, bottom - top] for left, top, right, bottom in BOXES]
+    rows = [{"image_id": n, "category_id": c, "bbox": box} for n in range(8) for c, box in enumerate(boxes)]
+    content = {"images": images, "annotations": rows, "categories": [{"id": c, "name": f"c{c}"} for c in range(5)]}
+    (root / "coco.json").write_text(json.dumps(content))
+    return {
+        "pixels": open_dense(DataConfig(name=str(root), ignore_label=[255]), "pixels", seed=0),
+        "depth": open_dense(DataConfig(name=str(root), max_depth=1000), "depth", seed=0),
+        "boxes": open_dense(DataConfig(name=str(root / "coco.json")), "boxes", seed=0),
+    }
+
+
+def together(batches):
+    """Images with all three targets, of batches that differ in these alone."""
+    masks, depths, boxes = batches
+    assert torch.equal(masks.images, depths.images)
+    assert torch.equal(masks.images, boxes.images)
+    for image, mask, depth, own in zip(masks.images, masks.targets, depths.targets, boxes.targets, strict=True):
+        parts = mask.expand(len(own["boxes"]), -1, -1)
+        depth = torch.where(mask == FILL, torch.full_like(depth, FILL), depth)
+        yield image, {"mask": mask, "depth": depth, "boxes": own["boxes"], "labels": own["labels"], "parts": parts}
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_training_on_files_at_both_models_sizes(name, files):
+    models = [Preprocessing((60, 80), *UNIT), Preprocessing((40, 96), *UNIT)]
+    loading = Loading(2, 5, AugmentConfig(**AUGMENTS[name]), workers=0)
+    loaders = [data.train.train_batches(loading, models) for data in files.values()]
+    for batches in zip(*(loader.epoch(1) for loader in loaders), strict=True):
+        assert [type(batch.targets) for batch in batches] == [torch.Tensor, torch.Tensor, list]
+        for image, target in together(batches):
+            assert image.shape == (3, 60, 96)
+            assert_aligned(image, target)
+            assert (target["depth"][target["mask"] != FILL] > 0).all()
+
+
+@pytest.mark.parametrize("geometry", ["crop", "squash", "border"])
+@pytest.mark.parametrize(("size", "resize"), [((48, 80), (48, 80)), ((40, 40), (56, 56))])
+def test_evaluation_on_files(size, resize, geometry, files):
+    model = Preprocessing(size, *UNIT, "bilinear", resize, geometry)
+    loaders = [data.validation.eval_batches(Loading(2, workers=0), model) for data in files.values()]
+    for batches in zip(*loaders, strict=True):
+        for image, target in together(batches):
+            assert_aligned(image, target)
+
+
+def test_images_with_such_targets_are_not_mixed(files):
+    for data in files.values():
+        batch = next(data.train.train_batches(Loading(2, workers=0), [Preprocessing((16, 16), *UNIT)]).epoch(0))
+        with pytest.raises(UserError, match="these have other targets"):
+            Mix(AugmentConfig(mixup=1.0), 3, 0)(batch, 0, 0)
+
+
 def test_a_long_image_is_cut_with_its_mask():
     image = Image.new("RGB", (1000, 20))
     model = Preprocessing((16, 16), *UNIT)
@@ -172,14 +237,67 @@ def test_values_are_the_images_alone():
     assert (pixels == torch.tensor(ERASED)[:, None, None]).all(dim=0).any()
 
 
-@pytest.mark.parametrize("policy", ["rand", "trivial"])
-def test_policies_that_turn_images_are_refused_beside_such_targets(policy):
-    augmentation = Augmentation(AugmentConfig(policy=policy), canvas=(8, 8), seed=0)
+MOVES = {
+    "ShearX": (0.9, 0.3), "ShearY": (0.9, -0.4), "TranslateX": (20.0, 11.0), "TranslateY": (9.0, -7.0),
+    "Rotate": (135.0, 30.0),
+}  # fmt: skip
+
+
+class Chosen(v2.TrivialAugmentWide):
+    """As the policies, but of one transform with one magnitude."""
+
+    def forward(self, image):
+        return self._apply_image_or_video_transform(image, *self.chosen, InterpolationMode.BILINEAR, self._fill)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", MOVES)
+def test_targets_go_with_whatever_a_policy_does_to_the_pixels(name, sign, monkeypatch):
+    """The image shows at each place what its mask and depth have there; boxes are around the corners of their pixels."""
+    monkeypatch.setattr(v2.TrivialAugmentWide, "forward", Chosen.forward)
+    monkeypatch.setattr(v2.TrivialAugmentWide, "chosen", (name, sign * MOVES[name][1]), raising=False)
+    augmentation = Augmentation(AugmentConfig(**PLAIN, policy="trivial"), canvas=(HEIGHT, WIDTH), seed=0)
     image, target = Coordinates().load(0)
-    with pytest.raises(UserError, match="turns and shears"):
-        augmentation(image, target, epoch=0, index=0)
-    pixels, label = augmentation(image, 3, epoch=0, index=0)
-    assert (pixels.shape, label) == ((3, 8, 8), 3)
+    pixels, moved = augmentation(image, target, epoch=0, index=0, fill=FILL)
+    mask, depth = moved["mask"], moved["depth"]
+    inside = mask != FILL
+    assert torch.equal(inside, depth != FILL)
+    assert 0.3 < inside.double().mean() < 1
+    assert torch.equal(pixels.sum(dim=0) == 0, ~inside) or (pixels.sum(dim=0) == 0)[~inside].double().mean() > 0.95
+    for channel, values, side in ((0, mask, WIDTH), (1, depth - 0.25, HEIGHT)):
+        off = ((pixels[channel].float() - 25) * (side - 1) / 205 - values)[inside].abs()
+        assert off.median() <= 0.6 + side / 205
+        assert off.quantile(0.97) <= 1.2 + 2 * side / 205
+    for box, label in zip(moved["boxes"], moved["labels"].tolist(), strict=True):
+        left, top, right, bottom = BOXES[label]
+        own = inside & (mask >= left) & (mask < right) & (depth - 0.25 >= top) & (depth - 0.25 < bottom)
+        rows, columns = own.any(dim=1).nonzero()[:, 0], own.any(dim=0).nonzero()[:, 0]
+        around = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert box[0] <= around[0] + 1.6
+        assert box[1] <= around[1] + 1.6
+        assert box[2] >= around[2] - 1.6
+        assert box[3] >= around[3] - 1.6
+
+
+@pytest.mark.parametrize("policy", ["rand", "trivial"])
+def test_policies_move_targets_through_the_loader(policy):
+    """With any draw a pixel of the mask that shows the image's first columns is where the image has its own."""
+    source = Coordinates(40)
+    augment = AugmentConfig(policy=policy, crop_scale=(0.5, 1.0), flip=0.5)
+    loader = source.train_batches(Loading(10, 3, augment, workers=0), [Preprocessing((60, 80), *UNIT)])
+    turned, alike = 0, []
+    for batch in loader.epoch(0):
+        for image, target in zip(batch.images, batch.targets, strict=True):
+            mask = target["mask"]
+            inside = mask != FILL
+            turned += bool((~inside).any())
+            # whatever becomes of the colours, they still go along with what the mask has (or against it: inverted)
+            shown = image[0].double()[inside]
+            if shown.std() > 8:
+                alike.append(abs(float(torch.corrcoef(torch.stack([shown, mask.double()[inside]]))[0, 1])))
+            assert len(target["boxes"]) == len(target["labels"]) == len(target["parts"])
+    assert turned >= 4
+    assert np.median(alike) > 0.98
 
 
 def by_transforms(augment, canvas, image, *key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,20 +13,19 @@ from torchvision.transforms.v2 import functional
 
 from kdcli.base.errors import UserError
 from kdcli.config.data import AugmentConfig
-from kdcli.data.images.geometry import Crop, Flip, Geometry, Pad, Resize, moves_with_image
+from kdcli.data.images.geometry import Affine, Crop, Flip, Geometry, Move, Pad, Resize
 from kdcli.machine.seeding import seeded
 
 ERASED = (124, 116, 104)
 """RGB of erased rectangles: ImageNet's mean, so about 0 after the usual normalisation."""
-_MOVING = ("trivial", "rand")
-"""Policies that turn, shear and shift images too."""
 
 
 class Augmentation:
     """Augments one image as ``augment`` says, and its target along with it.
 
     First where the pixels go: random resized crop, padded crop and flip, of image and target alike. Then their values,
-    of the image alone: policy, colour jitter, erasing. Both run on the PIL image, whose kernels give the same bits on
+    of the image alone: policy, colour jitter, erasing. A policy may turn, shear or shift too, and its targets go along:
+    boxes become the boxes around them. Both run on the PIL image, whose kernels give the same bits on
     any number of threads; all of torchvision's transforms draw from torch's global generator and from no other.
 
     Args:
@@ -49,7 +49,8 @@ class Augmentation:
             else v2.RandomResizedCrop(list(canvas), scale=augment.crop_scale, ratio=augment.crop_ratio)
         )
         self._padded_crop = v2.RandomCrop(list(canvas), padding=augment.pad) if augment.pad else None
-        self._values = v2.Compose(_values(augment))
+        self._policy = _policy(augment)
+        self._values = v2.Compose(_values(augment, self._policy))
 
     def __call__(
         self, image: Image.Image, target: Any = None, *, epoch: int, index: int, fill: float = 0
@@ -62,24 +63,19 @@ class Augmentation:
             epoch: of training.
             index: of the sample in the source.
             fill: what borders are in masks.
-
-        Raises:
-            UserError: the target would have to move with the image in a way that it can't.
         """
-        if self._augment.policy in _MOVING and moves_with_image(target):
-            raise UserError(
-                f"augment.policy is {self._augment.policy}, which turns and shears images, and targets don't go with"
-                " it.",
-                "Use augment.policy=three, or none.",
-            )
         with seeded("augment", self._seed, epoch, index):
             geometry = self._draw(image)
+            if self._policy is not None:
+                self._policy.moves.clear()
             pixels: Tensor = self._values(geometry.of_image(image, resize=_resize))
+        if self._policy is not None:
+            geometry = Geometry((*geometry.moves, *self._policy.moves))
         return pixels, geometry.of_target(target, fill=fill)
 
     def _draw(self, image: Image.Image) -> Geometry:
         height, width = self._canvas
-        moves: list[Crop | Resize | Pad | Flip] = []
+        moves: list[Move] = []
         if self._crop is not None:
             moves.append(Crop(**self._crop.make_params([image])))
         moves.append(Resize(height, width))
@@ -95,14 +91,64 @@ def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
     return functional.resize(image, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
-def _values(augment: AugmentConfig) -> list[Any]:
-    """Return what changes values, and as part of a policy moves pixels of the image alone."""
-    transforms: list[Any] = []
-    if augment.policy == "trivial":
-        transforms.append(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
-    elif augment.policy == "rand":
-        transforms.append(v2.RandAugment(interpolation=InterpolationMode.BILINEAR))
-    elif augment.policy == "three":
+class _Moving:
+    """Of a policy of torchvision's: notes where its transforms move the pixels of the last image.
+
+    Attributes:
+        moves: of that image, in order.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.moves: list[Affine] = []
+
+    def _apply_image_or_video_transform(
+        self, image: Any, transform_id: str, magnitude: float, *args: Any, **options: Any
+    ) -> Any:
+        move = _move(transform_id, magnitude, *image.size)
+        if move is not None:
+            self.moves.append(move)
+        return super()._apply_image_or_video_transform(  # type: ignore[misc]
+            image, transform_id, magnitude, *args, **options
+        )
+
+
+class _Trivial(_Moving, v2.TrivialAugmentWide):
+    """TrivialAugmentWide."""
+
+
+class _Rand(_Moving, v2.RandAugment):
+    """RandAugment."""
+
+
+def _policy(augment: AugmentConfig) -> _Trivial | _Rand | None:
+    """Return the policy that may move pixels, if it is one of those."""
+    kinds: dict[str, type[_Trivial | _Rand]] = {"trivial": _Trivial, "rand": _Rand}
+    return kinds[augment.policy](interpolation=InterpolationMode.BILINEAR) if augment.policy in kinds else None
+
+
+def _move(transform_id: str, magnitude: float, width: int, height: int) -> Affine | None:
+    """Return where a transform of torchvision's policies moves pixels; None where it moves none."""
+    match transform_id:
+        case "ShearX":
+            return Affine((1, magnitude, 0, 0, 1, 0))
+        case "ShearY":
+            return Affine((1, 0, 0, magnitude, 1, 0))
+        case "TranslateX":
+            return Affine((1, 0, -int(magnitude), 0, 1, 0))
+        case "TranslateY":
+            return Affine((1, 0, 0, 0, 1, -int(magnitude)))
+        case "Rotate":  # anticlockwise about the middle
+            angle = -math.radians(magnitude)
+            cosine, sine, x, y = math.cos(angle), math.sin(angle), width / 2, height / 2
+            return Affine((cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y))
+    return None
+
+
+def _values(augment: AugmentConfig, policy: _Trivial | _Rand | None) -> list[Any]:
+    """Return what changes values, and as part of a policy moves pixels."""
+    transforms: list[Any] = [] if policy is None else [policy]
+    if augment.policy == "three":
         transforms.append(v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), _Blur()]))
     if (strength := augment.color_jitter) > 0:
         transforms.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))

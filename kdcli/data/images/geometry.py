@@ -57,6 +57,21 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """Turn, shear or shift within the same frame.
+
+    Attributes:
+        back: a, b, c, d, e, f: what is shown at (x, y) was at (a x + b y + c, d x + e y + f), in pixels, where the
+            middle of the first pixel is at a half.
+    """
+
+    back: tuple[float, float, float, float, float, float]
+
+
+Move = Crop | Resize | Pad | Flip | Affine
+
+
+@dataclass(frozen=True)
 class Geometry:
     """Moves of one image, one after the other.
 
@@ -64,7 +79,7 @@ class Geometry:
         moves: what is done.
     """
 
-    moves: tuple[Crop | Resize | Pad | Flip, ...]
+    moves: tuple[Move, ...]
 
     def of_image(
         self, image: Pixels, *, resize: Callable[[Pixels, int, int], Pixels], fill: Sequence[float] | float = 0
@@ -86,6 +101,8 @@ class Geometry:
                     image = functional.pad(image, [move.left, move.top, move.right, move.bottom], fill=fill)
                 case Flip():
                     image = functional.horizontal_flip(image)
+                case Affine():
+                    image = _turn_image(image, move, fill)
         return image
 
     def of_target(self, target: Any, *, fill: float) -> Any:
@@ -154,6 +171,8 @@ class Geometry:
                     mask = F.pad(mask, [move.left, move.right, move.top, move.bottom], value=fill)
                 case Flip():
                     mask = mask.flip(-1)
+                case Affine():
+                    mask = _turn(mask, move, fill)
         return mask
 
     def _of_boxes(self, boxes: tv_tensors.BoundingBoxes) -> Tensor:
@@ -175,6 +194,9 @@ class Geometry:
                     height, width = height + move.top + move.bottom, width + move.left + move.right
                 case Flip():
                     x = width - x.flip(1)
+                case Affine():
+                    x, y = _turn_boxes(x, y, move)
+                    x, y = x.clamp(0, width), y.clamp(0, height)
         return (
             torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
             .clamp(min=0)
@@ -182,11 +204,37 @@ class Geometry:
         )
 
 
-def moves_with_image(target: Any) -> bool:
-    """Whether a target is one of those that :meth:`Geometry.of_target` moves."""
-    if isinstance(target, Mapping):
-        return any(map(moves_with_image, target.values()))
-    return isinstance(target, tv_tensors.TVTensor)
+def _turn(pixels: Tensor, move: Affine, fill: float) -> Tensor:
+    """Return ``(..., H, W)`` as a move shows it: each pixel has the value at its centre, or ``fill`` from outside."""
+    height, width = pixels.shape[-2:]
+    a, b, c, d, e, f = move.back
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64) + 0.5, torch.arange(width, dtype=torch.float64) + 0.5, indexing="ij"
+    )
+    columns, rows = (a * x + b * y + c).floor().long(), (d * x + e * y + f).floor().long()
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    shown = pixels[..., rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
+    return torch.where(inside, shown, torch.full_like(shown, fill))
+
+
+def _turn_image(image: Pixels, move: Affine, fill: Sequence[float] | float) -> Pixels:
+    if isinstance(image, Tensor):
+        return _turn(image, move, fill if isinstance(fill, float | int) else fill[0])
+    bands = len(image.getbands())
+    colour = tuple(map(int, fill)) if not isinstance(fill, float | int) else (int(fill),) * bands
+    return image.transform(
+        image.size, Image.Transform.AFFINE, move.back, Image.Resampling.BILINEAR, fillcolor=colour[:bands]
+    )
+
+
+def _turn_boxes(x: Tensor, y: Tensor, move: Affine) -> tuple[Tensor, Tensor]:
+    """Return the left and right (n, 2), the top and bottom (n, 2), of what boxes become: the box around each."""
+    a, b, c, d, e, f = move.back
+    forward = torch.tensor([[a, b], [d, e]], dtype=torch.float64).inverse().to(x.dtype)
+    corners = torch.stack([x[:, [0, 1, 0, 1]] - c, y[:, [0, 0, 1, 1]] - f])
+    moved = torch.einsum("ij,jnk->ink", forward, corners)
+    low, high = moved.amin(dim=2), moved.amax(dim=2)
+    return torch.stack([low[0], high[0]], dim=1), torch.stack([low[1], high[1]], dim=1)
 
 
 def withheld(target: Any, *, fill: float) -> Any:

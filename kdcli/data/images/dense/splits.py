@@ -13,8 +13,8 @@ from kdcli.data.images.sources import ImageSource, OfficialSplits, sample_names
 from kdcli.data.images.splits import ImageData, append_unlabelled, check_disjoint
 from kdcli.data.splits import TEST_SEED, cut_indices, draw_indices, hold_out, how_cut
 
-_FEWEST = 3
-"""Images that training, validation and test can be cut from."""
+_FEWEST = 2
+"""Images that a part can be cut from."""
 _FEWEST_GROUPS = 4
 """Groups of images that a split is cut from by groups."""
 
