@@ -31,7 +31,9 @@ def model_card(run: RunFolder, result: Result | None) -> str:
     name = config.student.name.rpartition("/")[2]
     rows = [
         ("Student", decisions["student"]["value"]),
+        ("Student's first weights", decisions["student"]["reason"]),
         ("Teacher", decisions["teacher"]["value"] if "teacher" in decisions else "none"),
+        *([("Teacher's weights", decisions["teacher"]["reason"])] if "teacher" in decisions else []),
         ("Relation", f"{plan['relation']}: {decisions['relation']['reason']}"),
         ("Losses", ", ".join(options.method for options in config.methods or ())),
         ("Projector", _projector(config)),

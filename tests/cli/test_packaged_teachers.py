@@ -32,6 +32,9 @@ def test_the_plan_says_what_the_teacher_is_for(edges_run):
     assert "projector inverted" in told["loss: projection"]["value"]
     assert told["logit KD"]["value"] == "off"
     assert "teacher measured" not in told
+    card = (folder / "README.md").read_text()
+    assert "| Student's first weights | untrained |" in card
+    assert f"| Teacher's weights | {told['teacher']['reason']} |" in card
 
 
 def test_its_projector_is_analyzed_and_its_student_exported(edges_run, run_cli):

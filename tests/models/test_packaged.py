@@ -167,7 +167,7 @@ class AuthorsCraft(nn.Module):
             nn.Sequential(*(layers[k] for k in range(start, end))) for start, end in itertools.pairwise(ends)
         ]
         for number, (part, start) in enumerate(zip(self.slices, ends, strict=False), start=1):
-            state = ours.basenet.get_submodule(f"slice{number}").state_dict()
+            state = ours.get_submodule(f"slice{number}").state_dict()
             shifted = {f"{int(k.partition('.')[0]) - start}.{k.partition('.')[2]}": v for k, v in state.items()}
             part.load_state_dict(shifted)
         self.ours = ours.eval()
@@ -178,7 +178,7 @@ class AuthorsCraft(nn.Module):
         for part in self.slices:
             x = part.eval()(x)
             sources.append(x)
-        last = self.ours.basenet.slice5(x)
+        last = self.ours.slice5(x)
         y = self.ours.upconv1(torch.cat([last, sources[3]], dim=1))
         for up, source in ((self.ours.upconv2, 2), (self.ours.upconv3, 1), (self.ours.upconv4, 0)):
             y = F.interpolate(y, sources[source].shape[2:], mode="bilinear", align_corners=False)
@@ -289,7 +289,7 @@ def test_rubbish_in_place_of_a_file(installed, name):
 
 def test_files_of_a_few_tensors(installed):
     torch.save({"module.conv_cls.8.bias": torch.zeros(2)}, installed.file("craft"))
-    with pytest.raises(UserError, match=r"153 missing \(basenet.slice1.0.weight"):
+    with pytest.raises(UserError, match=r"153 missing \(slice1.0.weight"):
         teacher("package:craft")
     write_h5(installed.file("hed"), {"fuse/vars/0": np.zeros((1, 1, 4, 1), np.float32), "odd": np.zeros(1)})
     with pytest.raises(UserError, match=r"37 missing .*1 that it should not have \(odd\)") as error:
@@ -322,7 +322,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
         ("hed", "edge-detection", (2, 1, 48, 48), 512, ("block2", "block3", "block4", "block5"), "dsn3"),
         (
             *("craft", "text-detection", (2, 2, 24, 24), 1024),
-            *(("basenet.slice1", "basenet.slice2", "basenet.slice3", "basenet.slice5"), "upconv2"),
+            *(("slice1", "slice2", "slice3", "slice5"), "upconv2"),
         ),
     ],
 )

@@ -46,11 +46,13 @@ class CRAFT(nn.Module):
         levels: the modules whose outputs :meth:`trunk` gives.
     """
 
-    levels = tuple(f"basenet.slice{number}" for number in range(1, 6))
+    levels = tuple(f"slice{number}" for number in range(1, 6))
 
     def __init__(self) -> None:
         super().__init__()
-        self.basenet = _Trunk()
+        self.slice1, self.slice2, self.slice3, self.slice4 = _slices()
+        wide = nn.Conv2d(512, 1024, 3, padding=6, dilation=6)
+        self.slice5 = nn.Sequential(nn.MaxPool2d(3, 1, 1), wide, nn.Conv2d(1024, 1024, 1))
         self.upconv1 = _Up(1024 + 512, 512, 256)
         self.upconv2 = _Up(512 + 256, 256, 128)
         self.upconv3 = _Up(256 + 128, 128, 64)
@@ -62,7 +64,10 @@ class CRAFT(nn.Module):
 
     def trunk(self, images: Tensor) -> list[Tensor]:
         """Return maps of 128, 256, 512, 512 and 1024 channels at strides 2, 4, 8, 16 and 16."""
-        levels: list[Tensor] = self.basenet(images)
+        levels = []
+        for part in (self.slice1, self.slice2, self.slice3, self.slice4, self.slice5):
+            images = part(images)
+            levels.append(images)
         return levels
 
     def maps(self, levels: list[Tensor]) -> Tensor:
@@ -87,35 +92,24 @@ class CRAFT(nn.Module):
         return self.maps(self.trunk(images))
 
 
-class _Trunk(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        width, number, layers, slices = 3, 0, nn.Sequential(), []
-        for step in _PLAN:
-            if step == "end":
-                slices.append(layers)
-                layers = nn.Sequential()
-            elif step == "pool":
-                layers.add_module(str(number), nn.MaxPool2d(2, 2))
-                number += 1
-            else:
-                wider = int(step)
-                parts = (nn.Conv2d(width, wider, 3, padding=1), nn.BatchNorm2d(wider), nn.ReLU())
-                for part in parts:
-                    layers.add_module(str(number), part)
-                    number += 1
-                width = wider
-        slices[-1] = slices[-1][:-1]  # no ReLU, as said above
-        self.slice1, self.slice2, self.slice3, self.slice4 = slices
-        wide = nn.Conv2d(512, 1024, 3, padding=6, dilation=6)
-        self.slice5 = nn.Sequential(nn.MaxPool2d(3, 1, 1), wide, nn.Conv2d(1024, 1024, 1))
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        levels = []
-        for part in (self.slice1, self.slice2, self.slice3, self.slice4, self.slice5):
-            images = part(images)
-            levels.append(images)
-        return levels
+def _slices() -> list[nn.Sequential]:
+    """Return the four slices of VGG16, their layers by VGG16's numbers."""
+    width, number, layers, slices = 3, 0, nn.Sequential(), []
+    for step in _PLAN:
+        if step == "end":
+            slices.append(layers)
+            layers = nn.Sequential()
+            continue
+        parts: tuple[nn.Module, ...] = (nn.MaxPool2d(2, 2),)
+        if step != "pool":
+            wider = int(step)
+            parts = (nn.Conv2d(width, wider, 3, padding=1), nn.BatchNorm2d(wider), nn.ReLU())
+            width = wider
+        for part in parts:
+            layers.add_module(str(number), part)
+            number += 1
+    slices[-1] = slices[-1][:-1]  # without its ReLU, as CRAFT says
+    return slices
 
 
 class _Up(nn.Module):
@@ -130,9 +124,9 @@ class _Up(nn.Module):
 
 
 def read(row: Packaged) -> Tensors:
-    """Return CRAFT's weights by the names of :class:`CRAFT`: the file's, without ``DataParallel``'s ``module.``.
+    """Return CRAFT's weights by the names of :class:`CRAFT`: the file's, without ``module.`` and ``basenet.``.
 
     Raises:
         UserError: the file is not there or damaged.
     """
-    return {name.removeprefix("module."): value for name, value in read_pickled(row).items()}
+    return {name.removeprefix("module.").removeprefix("basenet."): value for name, value in read_pickled(row).items()}
