@@ -32,6 +32,7 @@ class LabelFacts:
         has_classes: whether every label is one class, be it of a sample, a word or a pixel.
         parts: what has a label of its own, where that is not a whole sample.
         is_smoothed: whether labels are smoothed where nothing else is asked for.
+        is_dense: whether labels say where in an image something is, so that features are compared at every position.
     """
 
     needed: str
@@ -39,6 +40,7 @@ class LabelFacts:
     has_classes: bool = False
     parts: str = ""
     is_smoothed: bool = True
+    is_dense: bool = False
 
 
 LABELS: Mapping[LabelKind, LabelFacts] = {
@@ -48,10 +50,19 @@ LABELS: Mapping[LabelKind, LabelFacts] = {
     "words": LabelFacts("a class for each word", "{count} classes of words", has_classes=True, parts="words"),
     "tokens": LabelFacts("the tokens of texts", "its own tokens", parts="tokens", is_smoothed=False),
     "pixels": LabelFacts(
-        "a class for each pixel", "{count} classes of pixels", has_classes=True, parts="pixels", is_smoothed=False
+        "a class for each pixel",
+        "{count} classes of pixels",
+        has_classes=True,
+        parts="pixels",
+        is_smoothed=False,
+        is_dense=True,
     ),
-    "depth": LabelFacts("a depth for each pixel", "a depth for each pixel", parts="depths", is_smoothed=False),
-    "boxes": LabelFacts("boxes with a class each", "boxes of {count} classes", parts="boxes", is_smoothed=False),
+    "depth": LabelFacts(
+        "a depth for each pixel", "a depth for each pixel", parts="depths", is_smoothed=False, is_dense=True
+    ),
+    "boxes": LabelFacts(
+        "boxes with a class each", "boxes of {count} classes", parts="boxes", is_smoothed=False, is_dense=True
+    ),
     "none": LabelFacts("no labels", "no labels"),
 }
 """What is known of each kind."""

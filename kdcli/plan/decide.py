@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from kdcli.base.errors import UserError
 from kdcli.config.methods import FeaturePair, MethodOptions, find_choice
 from kdcli.config.methods.defaults import (
     COMMON_LOGITS,
+    DENSE_FEATURES,
+    DENSE_TEACHER_FREE,
     FEATURES,
     LABELS,
     OTHER_CLASSES,
@@ -128,7 +131,8 @@ def _choose_methods(situation: Situation) -> Methods:
     methods, decisions = _labels(situation)
     if situation.teacher is None:
         check_no_teacher(config)
-        return (*methods, TEACHER_FREE), [*decisions, describe_method(TEACHER_FREE, TEACHER_FREE_REASON)]
+        spectral = DENSE_TEACHER_FREE if situation.data.labels.is_dense else TEACHER_FREE
+        return (*methods, spectral), [*decisions, describe_method(spectral, TEACHER_FREE_REASON)]
     if config.projector == "none":
         check_no_features(config)
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))
@@ -222,7 +226,7 @@ def _one_method(situation: Situation, name: str) -> Methods:
     options, asked = choice.options, choice.reason
     if config.projector != "auto" and config.projector != "none":
         # The paper's weight is for other features than the standardised ones.
-        ratio = FEATURES[_setting(situation)].options.weight if methods else None
+        ratio = _defaults(situation)[_setting(situation)].options.weight if methods else None
         options = options.with_projector(config.projector, ratio=ratio)
         asked = STANDARDIZE_REASON
     reason = " ".join(filter(None, (f"Asked for by --method {name}.", asked)))
@@ -243,9 +247,13 @@ def _default_features(situation: Situation) -> Methods:
         describe_method(options, chosen.reason),
         Decision("normalisation", sides, chosen.normalize_reason),
     ]
-    if config.feature_layers is None:
-        decisions += describe_layers(data, situation.layers)
-    return options.with_pairs(config.feature_layers or (_default_pair(situation),)), decisions
+    if config.feature_layers is not None:
+        return options.with_pairs(config.feature_layers), decisions
+    if data.labels.is_dense:
+        pairs, reason = _dense_pairs(situation)
+        decisions.append(Decision("layers", ", ".join(f"{pair.student}:{pair.teacher}" for pair in pairs), reason))
+        return options.with_pairs(pairs), decisions
+    return options.with_pairs((_default_pair(situation),)), [*decisions, *describe_layers(data, situation.layers)]
 
 
 def _default_pair(situation: Situation) -> FeaturePair:
@@ -253,6 +261,41 @@ def _default_pair(situation: Situation) -> FeaturePair:
     layers, has_labels = situation.layers, situation.data.label_kind != "none"
     reads = "embedding" if has_labels and "embedding" in situation.student.feature_dims else "pooled"
     return FeaturePair(student=reads, teacher="pooled" if layers is None else layers.best)
+
+
+def _dense_pairs(situation: Situation) -> tuple[tuple[FeaturePair, ...], str]:
+    """Return the maps to bring together, and why: the levels of two detectors, else the last one of the student."""
+    student, teacher = situation.student, situation.teacher
+    assert teacher is not None, "features are of two models"
+    ours, theirs = (tuple(tap for tap in facts.stages if tap in facts.grids) for facts in (student, teacher))
+    levels = zip(ours, theirs, strict=False)
+    if situation.evidence.relation == "same" and len(ours) == len(theirs) > 1:
+        return tuple(FeaturePair(student=own, teacher=other) for own, other in levels), (
+            "Both predict from as many levels: each has a projector of its own, as in VkD's detectors."
+            " --feature-layers takes others."
+        )
+    if "pooled" not in student.grids:
+        raise UserError(
+            f"{student.name} has no map of features to distil into by itself.", "Name layers: --feature-layers."
+        )
+    own = student.grids["pooled"]
+    grids = {tap: teacher.grids[tap] for tap in (*theirs, "pooled") if tap in teacher.grids}
+    if not grids:
+        raise UserError(
+            f"{teacher.name} has no map of features that kdcli finds by itself.", "Name layers: --feature-layers."
+        )
+    positions = {tap: abs(math.log(rows * columns / (own[0] * own[1]))) for tap, (rows, columns) in grids.items()}
+    best = min(reversed(positions), key=lambda tap: positions[tap])
+    rows, columns = grids[best]
+    return (FeaturePair(student="pooled", teacher=best),), (
+        f"The student's last map has {own[0]}x{own[1]} positions; of the teacher's this one is nearest to that, with"
+        f" {rows}x{columns}. --feature-layers takes others."
+    )
+
+
+def _defaults(situation: Situation) -> Mapping[str, FeatureDefault]:
+    """Return the losses on features by relation, for the data's kind of labels."""
+    return DENSE_FEATURES if situation.data.labels.is_dense else FEATURES
 
 
 def _setting(situation: Situation) -> str:
@@ -264,18 +307,18 @@ def _setting(situation: Situation) -> str:
 
 def _choose_features(situation: Situation) -> FeatureDefault:
     """Return the projection for the relation, with what was asked for in place of its own."""
-    config, setting = situation.config, _setting(situation)
-    default = FEATURES[setting].options
+    config, setting, defaults = situation.config, _setting(situation), _defaults(situation)
+    default = defaults[setting].options
     if situation.data.label_kind == "none":  # nothing to be in proportion to
         default = default.model_copy(update={"weighting": "loss", "weight": 1.0})
-    chosen, reason, normalize_reason = default, FEATURES[setting].reason, FEATURES[setting].normalize_reason
+    chosen, reason, normalize_reason = default, defaults[setting].reason, defaults[setting].normalize_reason
     if config.projector not in ("auto", "none", default.projector):
         # Weight, rate and normalisation belong to the projector that they were found for.
         family = "cross" if config.projector == "inverted" else OTHER_CLASSES if setting == OTHER_CLASSES else "same"
-        chosen = FEATURES[family].options.model_copy(
+        chosen = defaults[family].options.model_copy(
             update={"projector": config.projector, "weight": default.weight, "weighting": default.weighting}
         )
-        normalize_reason = FEATURES[family].normalize_reason
+        normalize_reason = defaults[family].normalize_reason
         reason = f"Asked for; the relation {situation.evidence.relation} would take {default.projector}."
     if config.normalize not in ("auto", chosen.normalize):
         normalize_reason = f"Asked for; otherwise it would be {chosen.normalize}."

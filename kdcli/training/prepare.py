@@ -37,7 +37,7 @@ from kdcli.runs.folder import RunFolder
 from kdcli.tasks import Task, build_task, task_class
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import Job, build_methods, context_of, student_of
-from kdcli.training.teachers.layers import score_layers
+from kdcli.training.teachers.layers import open_levels, score_layers
 from kdcli.training.teachers.outputs import decide_outputs
 
 
@@ -122,6 +122,7 @@ def _make_job(
     config = open_taps(config, teacher, student)
     student.compare_last_features()
     layers = score_layers(config, teacher, data, team)
+    open_levels(config, teacher, student, data.facts)
     situation = situation_of(
         config,
         teacher=None if teacher is None else teacher.facts,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kdcli.config.methods.base import INVERTED_RATE, MethodSection
 from kdcli.config.methods.depth import DenseRegressionOptions
@@ -46,6 +47,7 @@ _INVERTED = ProjectionOptions(
     weighting="gradient",
     lr_scale=INVERTED_RATE,
 )
+_STANDARDIZED = {"normalize": "standardize", "normalize_student": "standardize"}
 FEATURES: Mapping[str, FeatureDefault] = {
     "same": FeatureDefault(
         ProjectionOptions(
@@ -83,6 +85,24 @@ FEATURES: Mapping[str, FeatureDefault] = {
 }
 """The loss on features by relation; of ``cross`` there are two kinds."""
 
+STANDARDIZE_MAPS_REASON = (
+    "Every channel gets mean 0 and variance 1 over all positions of the batch, as VkD does for detectors: none of the"
+    " teacher's dominates by scale, and the student's can't shrink to the trivial optimum at zero."
+)
+
+
+def _on_maps(default: FeatureDefault, **changes: Any) -> FeatureDefault:
+    """Return the same at every position, where labels say where in an image something is."""
+    options = default.options.model_copy(update={"reads": "maps", **changes})
+    return FeatureDefault(options, default.reason, STANDARDIZE_MAPS_REASON)
+
+
+DENSE_FEATURES: Mapping[str, FeatureDefault] = {
+    relation: _on_maps(default) if relation != "same" else _on_maps(default, **_STANDARDIZED)
+    for relation, default in FEATURES.items()
+}
+"""The same of dense labels: of pixels, depths and boxes."""
+
 LABELS = SupervisedOptions()
 """The loss on classes."""
 UNSMOOTHED_LABELS = SupervisedOptions(label_smoothing=0.0)
@@ -93,6 +113,8 @@ SAME_DEPTH = DenseRegressionOptions(weight=0.5)
 """The loss on depth where the teacher gives it too."""
 TEACHER_FREE = SpectralOptions(weight=0.03, weighting="gradient")
 """The loss beside that on the labels, where there is no teacher."""
+DENSE_TEACHER_FREE = TEACHER_FREE.model_copy(update={"reads": "maps"})
+"""The same of dense labels."""
 TEACHER_FREE_REASON = (
     "Without a teacher the student's least significant directions are suppressed (Learning to Project)."
     + WEIGHTING_REASON.format(weight=TEACHER_FREE.weight)

@@ -48,6 +48,26 @@ def score_layers(
     return LayerScores(probed.samples, {tap: probed.means[tap] for tap in taps}, probed.largest)
 
 
+def open_levels(config: RunConfig, teacher: Model | None, student: Model, data: DataFacts) -> None:
+    """Open the ends of both models' stages as taps where the plan chooses among maps: of dense labels.
+
+    The student's are opened where its labels are boxes: those are a detector's levels.
+
+    Args:
+        config: of the run.
+        teacher: gets taps.
+        student: likewise.
+        data: their kind of labels.
+    """
+    if teacher is None or not data.labels.is_dense or not takes_default_layers(config):
+        return
+    for model in (teacher, student) if data.label_kind == "boxes" else (teacher,):
+        try:
+            model.open_stages()
+        except UserError:  # it has none: then it is the last map
+            continue
+
+
 def _is_open(config: RunConfig, teacher: Model, data: DataFacts) -> bool:
     """Whether the plan chooses the layer of a teacher of other classes, of another task, or without training."""
     relation = find_relation(teacher.facts, data).relation if config.relation == "auto" else config.relation
