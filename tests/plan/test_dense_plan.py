@@ -1,0 +1,82 @@
+"""The plan for dense labels: maps at every position, the teacher's nearest grid, a level each for two detectors."""
+
+import dataclasses
+
+import pytest
+from tests.plan.test_plan import DATA, STUDENT, TEACHER, method
+
+from kdcli.base.errors import UserError
+from kdcli.config.parse import parse_config
+from kdcli.plan.decide import make_plan
+from kdcli.plan.relation import situation_of
+
+PIXELS = dataclasses.replace(DATA, task="semantic-segmentation", label_kind="pixels")
+BOXES = dataclasses.replace(DATA, task="object-detection", label_kind="boxes")
+OURS = dataclasses.replace(
+    STUDENT, task=PIXELS.task, feature_dims={"pooled": 64, "low": 16}, grids={"pooled": (4, 4), "low": (8, 8)}
+)
+THEIRS = dataclasses.replace(
+    TEACHER,
+    feature_dims={"pooled": 128, "low": 32, "mid": 64},
+    grids={"pooled": (2, 2), "low": (16, 16), "mid": (5, 4)},
+    stages=("low", "mid"),
+)
+
+
+def plan(data, *, teacher=THEIRS, student=OURS, **values):
+    name = "none" if teacher is None else "resnet50"
+    config = parse_config(
+        {"teacher": name, "student": "resnet18", "data": "photos", "task": data.task, **values}, source="test"
+    )
+    return make_plan(situation_of(config, teacher=teacher, student=student, data=data))
+
+
+def features(made):
+    return method(made, "projection")
+
+
+def test_a_classifier_teaches_a_segmenter_through_the_inverted_projector_on_the_nearest_grid():
+    made = plan(PIXELS)
+    options = features(made)
+    assert made.relation == "cross"
+    assert (options.projector, options.reads, options.normalize, options.normalize_student) == (
+        "inverted", "maps", "standardize", "standardize",
+    )  # fmt: skip
+    assert (options.student_tap, options.teacher_tap) == ("pooled", "mid")
+    assert method(made, "logit_kd") is None
+    told = next(decision for decision in made.decisions if decision.name == "layers")
+    assert "4x4" in told.reason
+    assert "5x4" in told.reason
+
+
+def test_a_segmenter_of_the_same_classes_teaches_by_maps_and_by_its_pixels():
+    made = plan(PIXELS, teacher=dataclasses.replace(THEIRS, task=PIXELS.task))
+    assert (features(made).projector, features(made).reads) == ("orthogonal", "maps")
+    assert method(made, "logit_kd") is not None
+
+
+def test_without_a_teacher_spectra_are_of_maps():
+    assert method(plan(PIXELS, teacher=None), "spectral_regularization").reads == "maps"
+
+
+def test_two_detectors_of_the_same_classes_meet_at_each_level():
+    student, teacher = (
+        dataclasses.replace(facts, task=BOXES.task, stages=("low", "pooled")) for facts in (OURS, THEIRS)
+    )
+    made = plan(BOXES, teacher=teacher, student=student)
+    found = [options for options in made.methods if options.method == "projection"]
+    assert [(options.student_tap, options.teacher_tap) for options in found] == [("low", "low"), ("pooled", "pooled")]
+    assert {options.projector for options in found} == {"orthogonal"}
+
+
+def test_layers_that_are_named_are_taken():
+    made = plan(PIXELS, feature_layers=["low:low"])
+    assert (features(made).student_tap, features(made).teacher_tap) == ("low", "low")
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_models_without_maps_are_refused(side):
+    facts = {"student": OURS, "teacher": THEIRS}
+    facts[side] = dataclasses.replace(facts[side], grids={})
+    with pytest.raises(UserError, match="no map of features"):
+        plan(PIXELS, **facts)
