@@ -28,7 +28,6 @@ Pooling = Literal["cls", "mean", "max", "last", "pooler"]
 _OF_TOKENS = Key(evaluates=is_language_model)
 _OF_POOLING = Key(tasks=lambda task: not task.is_over_tokens, why_not="each token stands for itself")
 _OF_PROMPTS = Key(tasks=lambda task: not task.is_over_tokens, why_not="it reads texts as they are")
-_OF_DEPTH = Key(tasks=lambda task: task.target == "depth", why_not="it reads no depth")
 _OF_INPUT = Key(of_input=True)
 
 
@@ -55,7 +54,7 @@ class TeacherConfig(Section):
     """How the features of a text's tokens become one vector; by default as the model means it."""
     label_names: Annotated[tuple[str, ...], BeforeValidator(as_texts)] | None = None
     """Names of its classes in the order of its outputs; by default those that the model carries."""
-    depth: Annotated[DepthKind | None, IMAGES, _OF_DEPTH] = None
+    depth: Annotated[DepthKind | None, IMAGES] = None
     """What its depth is: ``metric``, in metres, or ``inverse``, up to scale and shift; by default what its config or
     its kind tells. Of the kind ``dpt``, which is taken for inverse as MiDaS is, some weights are metric."""
     unchecked: Annotated[bool, CHANGEABLE] = False

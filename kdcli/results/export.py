@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors, replace_files
-from kdcli.base.reads import Reads
+from kdcli.base.reads import DEPTH, LOGITS, Reads
 from kdcli.base.tasks import TASKS
 from kdcli.config.methods import named_methods
 from kdcli.models import load_saved
@@ -75,7 +75,8 @@ def export_safetensors(run: RunFolder, output: Path) -> Exported:
 def export_onnx(run: RunFolder, output: Path) -> Exported:
     """Write the student to ``output/model.onnx`` with a dynamic batch size; onnxruntime must give the same output.
 
-    That is ``logits``, or of a student without a classifier ``embedding``, its pooled features. ``preprocessing.json``
+    That is the head that makes its prediction, ``logits`` or ``depth``, of classes of images (B, C), of pixels
+    (B, C, h, w), of depth (B, 1, h, w); or of a student without one ``embedding``, its pooled features. ``preprocessing.json``
     beside it holds what :class:`~kdcli.base.facts.Preprocessing` says of its input, and the labels of its output.
 
     Raises:
@@ -90,7 +91,7 @@ def export_onnx(run: RunFolder, output: Path) -> Exported:
     student = load_saved(run.student)
     if not TASKS[student.facts.task].reads_images:
         raise UserError("ONNX export is for models of images.", "Export it as safetensors instead.")
-    output_name = "logits" if student.facts.num_classes else "embedding"
+    output_name = _output_of(student)
     outputs = _outputs_module(student)
     differences = []
 
@@ -121,7 +122,7 @@ def export_onnx(run: RunFolder, output: Path) -> Exported:
             (found,) = session.run([output_name], {"images": images.numpy()})
             with torch.inference_mode():
                 own = student(images, Reads(("pooled",)) | student.predictions)
-            expected = own.features["pooled"] if own.logits is None else own.logits
+            expected = own.features["pooled"] if output_name == _EMBEDDING else own.heads[output_name]
             pair = Reloaded("onnxruntime", output_name, torch.from_numpy(np.asarray(found)), expected)
             differences.append(_compare(pair))
         wanted = {**asdict(student.facts.preprocessing), "labels": student.facts.label_names}
@@ -184,8 +185,8 @@ def _compare(pair: Reloaded) -> float:
     return difference
 
 
-class _LogitsModule(torch.nn.Module):
-    """The library's model with nothing but logits as its output."""
+class _AnswerModule(torch.nn.Module):
+    """The library's model with nothing but its prediction as its output."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -208,4 +209,22 @@ class _EmbeddingModule(torch.nn.Module):
 
 
 def _outputs_module(student: Model) -> torch.nn.Module:
-    return (_LogitsModule(student.native) if student.facts.num_classes else _EmbeddingModule(student)).eval()
+    return (_EmbeddingModule(student) if _output_of(student) == _EMBEDDING else _AnswerModule(student.native)).eval()
+
+
+_EMBEDDING = "embedding"
+
+
+def _output_of(student: Model) -> str:
+    """Return the name of the one output.
+
+    Raises:
+        UserError: there are several.
+    """
+    heads = student.facts.predictions or (_EMBEDDING,)
+    if heads[0] not in (LOGITS, DEPTH, _EMBEDDING):
+        raise UserError(
+            f"ONNX export is for models with one tensor as their answer, and {student.facts.name} gives {heads[0]}.",
+            "Export it as safetensors instead.",
+        )
+    return heads[0]

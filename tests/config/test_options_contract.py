@@ -46,6 +46,10 @@ def without_grids(model):
 
 def fitting_for(options):
     """Return a situation that has all that a method needs."""
+    if options.method == "dense_regression":
+        model = dataclasses.replace(MODEL, task="depth-estimation", heads=("depth",))
+        data = dataclasses.replace(DATA, task="depth-estimation", class_names=("depth",), label_kind="depth")
+        return dataclasses.replace(FITTING, teacher=model, student=model, data=data)
     kinds = ("pixels",) if options.method == "cwd_logits" else options.needs.labels
     if not kinds or "class" in kinds:
         return FITTING

@@ -106,11 +106,18 @@ class HFDense(HFModel):
     def _layer_lists(self) -> list[list[str]]:
         """Of the part that reads the image first, of a neck or a decoder only where that has none."""
         inside = f"{self._backbone}."
-        return sorted(super()._layer_lists(), key=lambda names: not all(name.startswith(inside) for name in names))
+        nested = [  # SegFormer's kin keep the blocks of each stage in a list of their own
+            [f"{name}.{number}.{inner}" for number, child in enumerate(module) for inner, _ in child.named_children()]
+            for name, module in self.module.named_modules()
+            if isinstance(module, nn.ModuleList) and all(isinstance(child, nn.ModuleList) for child in module)
+        ]
+        return sorted(
+            [*nested, *super()._layer_lists()], key=lambda names: not all(name.startswith(inside) for name in names)
+        )
 
     @property
     def native(self) -> nn.Module:
-        """The module with the answer alone: logits (B, C, h, w), or depth (B, h, w)."""
+        """The module with the answer alone: logits (B, C, h, w), or depth (B, 1, h, w)."""
         return _Answer(self.module, self.head)
 
     def reset_classifier(self) -> None:
@@ -130,7 +137,7 @@ class _Answer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         result = self.module(images)
-        answer: Tensor = result.predicted_depth if self.head == "depth" else result.logits
+        answer: Tensor = result.predicted_depth[:, None] if self.head == "depth" else result.logits
         return answer
 
 

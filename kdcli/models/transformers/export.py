@@ -123,7 +123,7 @@ def _reload_dense(student: HFDense, folder: Path) -> Iterator[Reloaded]:
         again = F.interpolate(outputs.logits, size, mode="bilinear", align_corners=False).argmax(dim=1)
         yield Reloaded(_BY, "classes of pixels", found.float(), again.float())
         return
-    yield Reloaded(_BY, "depths", outputs.predicted_depth, expected)
+    yield Reloaded(_BY, "depths", outputs.predicted_depth, expected[:, 0])
     sized = processor.post_process_depth_estimation(outputs, target_sizes=[size] * 2)
     again = F.interpolate(outputs.predicted_depth[:, None], size, mode="bicubic", align_corners=False)[:, 0]
     yield Reloaded(_BY, "depths at the image's size", torch.stack([one["predicted_depth"] for one in sized]), again)
