@@ -93,6 +93,7 @@ def test_a_student_trains_and_is_loaded_without_kdcli(saved, tmp_path, head, kin
     assert sum(trained) > 0.7 * len(trained)
 
     student.eval()
+    torch.testing.assert_close(student.native(images), student(images).heads[name])
     folder = tmp_path / "saved"
     student.save(folder)
     compared = list(export.reload(student, folder, None))
