@@ -36,6 +36,7 @@ _OF_KINDS = Key(tasks=lambda task: task.target == "label", why_not="it reads no 
 _OF_DEPTH = Key(
     tasks=lambda task: task.target == "depth",
     why_not="it reads no depth",
+    of_eval_data=False,
     evaluates=lambda task: task.target == "depth",
 )
 _OF_MASKS = Key(tasks=lambda task: task.head == "masked", why_not="nothing is masked")
@@ -44,12 +45,18 @@ _OF_WHOLE_SAMPLES = Key(
     why_not="an image has labels of many classes; data.train_images takes fewer images, data.labelled_images fewer of"
     " their labels",
 )
-_OF_BOXES = Key(tasks=lambda task: task.target == "boxes", why_not="it reads no boxes")
-_OF_PIXELS = Key(tasks=lambda task: task.target == "pixels", why_not="its labels are no classes of pixels")
-_OF_DENSE_CLASSES = Key(
-    tasks=lambda task: task.target in ("pixels", "boxes"), why_not="its labels are no classes of pixels or boxes"
+_OF_BOXES = Key(tasks=lambda task: task.target == "boxes", why_not="it reads no boxes", of_eval_data=False)
+_OF_PIXELS = Key(
+    tasks=lambda task: task.target == "pixels", why_not="its labels are no classes of pixels", of_eval_data=False
 )
-_OF_DENSE_PIXELS = Key(tasks=lambda task: task.target in ("pixels", "depth"), why_not="pixels have no labels there")
+_OF_DENSE_CLASSES = Key(
+    tasks=lambda task: task.target in ("pixels", "boxes"),
+    why_not="its labels are no classes of pixels or boxes",
+    of_eval_data=False,
+)
+_OF_DENSE_PIXELS = Key(
+    tasks=lambda task: task.target in ("pixels", "depth"), why_not="pixels have no labels there", of_eval_data=False
+)
 
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]

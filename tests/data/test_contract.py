@@ -26,12 +26,14 @@ from kdcli.data import (
     TokenSource,
     WordSource,
     open_data,
+    open_dense,
     open_texts,
 )
 from kdcli.data.batch import EVALUATION
 from kdcli.data.images.sources import ArraySource, Concatenation
 from kdcli.data.images.torchvision_sets import TorchvisionSource
 from kdcli.machine.team import Team
+from tests.data import dense_forms as forms
 
 SIZE = 13
 """Samples of a source that is made here."""
@@ -79,6 +81,10 @@ class Masks(ImageSource):
         return f"masks[{index}]"
 
 
+def dense(path, target, **options):
+    return open_dense(DataConfig(name=str(path), **options), target, seed=0).train
+
+
 def texts(size=SIZE, **options):
     labels = [UNLABELLED if number == 5 else number % 2 for number in range(size)]
     return TextSource([f"text {number}" for number in range(size)], labels, split="train", **options)
@@ -107,6 +113,10 @@ SOURCES = {
         [*range(12, 0, -2), *range(0, 13, 2)]
     ),
     "masks": lambda given: Masks(),
+    "masks in files": lambda given: dense(forms.masks(given("tmp_path"), count=SIZE), "pixels"),
+    "masks, few labelled": lambda given: dense(forms.masks(given("tmp_path"), count=SIZE), "pixels", labelled_images=3),
+    "depth in a table": lambda given: dense(forms.table(given("tmp_path") / "t.parquet", "depth"), "depth"),
+    "boxes": lambda given: dense(forms.voc(given("tmp_path"), count=20, lists=False), "boxes"),
     "another package's": lambda given: (
         given("toy_extension") or open_data(DataConfig(name="toy:3"), seed=0).train.take(range(0, 60, 3))
     ),
@@ -130,6 +140,8 @@ def source(request):
 
 def plain(value):
     """Return a sample's content as what can be compared."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
     if isinstance(value, Tensor | np.ndarray):
         return np.asarray(value).tolist()
     return np.asarray(value).tolist() if isinstance(value, Image.Image) else value
