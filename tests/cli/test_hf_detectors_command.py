@@ -80,6 +80,12 @@ def write(folder, content):
     return file
 
 
+def training_of(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (train,) = (line for line in lines if line["event"] == "train")
+    return train
+
+
 PAIRS = ("pooled:pooled", "detection_tokens:detection_tokens")
 
 
@@ -93,8 +99,7 @@ def run(data, models, tmp_path_factory, run_cli_in):
 
 
 def test_a_yolos_taught_by_another_of_another_size(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    (train,) = (line for line in lines if line["event"] == "train")
+    train = training_of(run)
     assert train["loss"] == pytest.approx(train["supervised"] + 4 * train["projection"], rel=1e-5)
     result = json.loads((run / "result.json").read_text())
     assert {"map", "map_50", "loss"} <= result["test"].keys()
@@ -146,6 +151,8 @@ def test_two_processes_train_as_one(run, run_in_two_processes):
     one, two = (load_file(run.parent / name / "student" / "model.safetensors") for name in ("run", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+    alone, together = (training_of(run.parent / name) for name in ("run", "two"))
+    assert together["supervised"] == pytest.approx(alone["supervised"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
