@@ -302,3 +302,13 @@ def test_own_classes_stay_where_they_are_the_same(tmp_path):
     assert len(fewer.module.state_dict()[key]) == 1
     rest = "model.encoder_input_proj.0.0.weight"
     assert all(torch.equal(one.module.state_dict()[rest], ours[rest]) for one in (kept, other, fewer))
+
+
+def test_as_many_tokens_as_a_grid_would_have_are_no_grid(tmp_path):
+    """25 tokens are no map of 5 x 5 positions, in whatever layer they are."""
+    model = student_of(tmp_path / "detr", "detr", 80, num_queries=25)
+    names = ("model", "model.decoder.layers.0", "class_labels_classifier")
+    model.open_taps(names)
+    assert {model.facts.grids[name] for name in names} == {(25, 1)}
+    assert set(names) <= set(model.facts.queries.taps)
+    assert model.facts.grids["pooled"] == (3, 3)

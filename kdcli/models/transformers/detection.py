@@ -162,15 +162,14 @@ class HFDetector(DetectionModel):
         images, _, _ = unpack(inputs, size=self.preprocessing.image_size)
         output = tensor_of(run_once(self.facts.name, name, outputs, "an image"))
         if isinstance(output, Tensor) and output.ndim == 3:
-            if self.kind.layout == "patches":
-                grid = self._neck.grids[0]
-                if output.shape[1] == 1 + math.prod(grid) + self._number:
-                    return _TokensTap(1, grid, slice(0, 1 + math.prod(grid))), output.shape[2]
-            elif _is_of_decoder(name):
+            grid, length = self._neck.grids[0], output.shape[1]
+            if self.kind.layout == "patches" and length == 1 + math.prod(grid) + self._number:
+                return _TokensTap(1, grid, slice(0, 1 + math.prod(grid))), output.shape[2]
+            if _is_of_decoder(name) or (length == self._number and not _is_before_tokens(name)):
                 part = slice(0, self._number) if self.kind.groups else slice(-self._number, None)
                 return _TokensTap(0, (self._number, 1), part, is_of_queries=True), output.shape[2]
-            elif self.kind.layout == "sequence" and output.shape[1] == math.prod(self._neck.grids[0]):
-                return LayerTap("NLC", 0, self._neck.grids[0]), output.shape[2]
+            if self.kind.layout == "sequence" and length == math.prod(grid):
+                return LayerTap("NLC", 0, grid), output.shape[2]
         return super()._describe_layer(name, outputs, images)
 
     def save(self, folder: Path) -> None:
@@ -212,6 +211,11 @@ def chosen(logits: Tensor, boxes: Tensor, kind: DetectorKind, size: tuple[int, i
 
 def _is_of_decoder(name: str) -> bool:
     return "decoder" in name.split(".")
+
+
+def _is_before_tokens(name: str) -> bool:
+    """Whether a layer is of the backbone or the encoder, where a sequence is of positions."""
+    return bool({"backbone", "encoder", "conv_encoder", "embeddings"} & set(name.split(".")))
 
 
 class _NeckHook:
