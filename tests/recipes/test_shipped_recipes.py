@@ -15,8 +15,12 @@ from kdcli.config.parse import parse_config
 from kdcli.config.recipes import list_recipes, load_recipe
 from kdcli.terminal.reporters import SilentReporter
 
-RECIPES = {recipe.name: recipe for recipe in list_recipes() if not recipe.name.startswith(("claims/", "text/"))}
-"""But for those of ``claims/`` and ``text/``, which have tests of their own."""
+RECIPES = {
+    recipe.name: recipe
+    for recipe in list_recipes()
+    if not recipe.name.startswith(("claims/", "text/", "object-detection/"))
+}
+"""But for those of ``claims/``, ``text/`` and ``object-detection/``, which have tests of their own."""
 OWN_LABELS = {"imagenet", "torchvision:CIFAR100", "cub200"}
 """Data of recipes whose teacher was trained on just these data: its stand-in knows the stand-in's labels."""
 FAMILIES = {
