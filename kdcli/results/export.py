@@ -19,6 +19,7 @@ from kdcli.base.tasks import TASKS
 from kdcli.config.methods import named_methods
 from kdcli.models import load_saved
 from kdcli.models.base import Model
+from kdcli.models.detections import BOXES
 from kdcli.models.libraries import LIBRARIES, library_called
 from kdcli.models.library import Library
 from kdcli.models.reloaded import Reloaded
@@ -92,6 +93,12 @@ def export_onnx(run: RunFolder, output: Path) -> Exported:
     student = load_saved(run.student)
     if not TASKS[student.facts.task].reads_images:
         raise UserError("ONNX export is for models of images.", "Export it as safetensors instead.")
+    if BOXES in student.facts.heads:
+        raise UserError(
+            f"{student.facts.name} can't be exported to ONNX: it gives another number of boxes for every image, chosen"
+            " by steps that an exported graph of a fixed shape does not have.",
+            "Export it as safetensors instead; its library loads that alone.",
+        )
     output_name = _output_of(student)
     outputs = _outputs_module(student)
     differences = []

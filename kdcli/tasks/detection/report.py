@@ -21,7 +21,7 @@ _ROWS = (
     *((f"mAP of {size} boxes", f"map_{size}") for size in SIZES),
     ("recall of 100 boxes", "mar_100"),
 )
-LAYOUT = Layout("box", _ROWS, ("AP", BY_CLASS))
+LAYOUT = Layout("object", _ROWS, ("AP", BY_CLASS))
 
 
 class BoxReport:

@@ -12,15 +12,16 @@ from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import ModelFacts
 from kdcli.base.reads import Reads
 from kdcli.config.data import DataConfig
-from kdcli.data import AnyBatch, open_dense
+from kdcli.data import AnyBatch, Batch, open_dense
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.models.detections import BOXES, DetectionModel, Detections
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Task
 from kdcli.tasks.detection.coco import Seen, average_precision, check_backend
+from kdcli.tasks.detection.pictures import panels_of
 from kdcli.tasks.detection.report import LAYOUT, BoxReport, seen_in
 from kdcli.tasks.meters import Meter, SampleSums
-from kdcli.tasks.reports import Layout, Report
+from kdcli.tasks.reports import Layout, Panel, Report
 
 _METRICS = ("map", "map_50", "map_75")
 
@@ -98,6 +99,11 @@ class ObjectDetection(Task):
     def report(self) -> Report:
         """Return a new report."""
         return BoxReport(self.class_names)
+
+    def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
+        """Return of every sample the image, the boxes that are there, and those that each model finds."""
+        assert isinstance(batch, Batch)
+        return panels_of(batch.images, batch.targets, outputs, self.class_names)
 
 
 class BoxMeter:
