@@ -22,9 +22,10 @@ from kdcli.machine.devices import leave_processes, make_accelerator
 from kdcli.machine.launch import launch, processes_to_start, rank
 from kdcli.machine.team import Team
 from kdcli.results.card import model_card
+from kdcli.results.drawn import draw_run
 from kdcli.results.outcome import compare_with_alone, lines_of, show_difference
 from kdcli.runs.checkpoint import Checkpoints
-from kdcli.runs.folder import RunFolder
+from kdcli.runs.folder import SAMPLES, RunFolder
 from kdcli.runs.places import check_new_folder, free_folder
 from kdcli.terminal.console import console, show_lines, show_plan, show_table
 from kdcli.terminal.progress import LogFormat, make_reporter
@@ -287,6 +288,8 @@ def _train(
             if not is_new:
                 _go_back(trainer, job, run, shown)
             result = trainer.fit()
+            if is_main and (note := draw_run(job, run, accelerator.device)):
+                shown.warned(note)
     except UserError:
         if is_main and is_new:
             run.discard_if_empty()
@@ -295,7 +298,7 @@ def _train(
         spent = {"steps": before.steps, "seconds": before.seconds}
         result = result.model_copy(update={"embedding": {**before.validation, **spent}})
     if record is not None:
-        show_lines(run.write_card(model_card(run, result)))
+        show_lines(run.write_card(model_card(run, result, pictures=True)))
         result = run.write_result(result.model_copy(update=record.of_result()))
     return result
 
@@ -391,7 +394,7 @@ def _compare(results: dict[str, Result], run: RunFolder) -> None:
     outcome = compare_with_alone(run, RunFolder(run.path / _BASELINE, force=run.force), noun=noun)
     if outcome != result.outcome:
         result = run.rewrite_result(result.model_copy(update={"outcome": outcome}))
-        show_lines(run.write_card(model_card(run, result)))
+        show_lines(run.write_card(model_card(run, result, pictures=True)))
     results[label] = result
 
 
@@ -469,7 +472,9 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
         show_table("Frozen features", *features)
     if first.outcome is not None:
         show_lines(lines_of(first.outcome))
-    show_lines([f"Student: {run.student}", f"Export it: kdcli export {shlex.quote(str(run.path))}"])
+    drawn = run.path / SAMPLES
+    show_lines([f"Student: {run.student}", *([f"Samples: {drawn}"] if drawn.is_file() else [])])
+    show_lines([f"Export it: kdcli export {shlex.quote(str(run.path))}"])
 
 
 def _with_embedding(result: Result, name: str, value: float) -> str:

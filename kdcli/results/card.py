@@ -10,16 +10,17 @@ from kdcli.base.result import EpisodesResult, Mean, Result, show_metric
 from kdcli.base.text import printable
 from kdcli.config.run import RunConfig
 from kdcli.models.libraries import library_of
-from kdcli.runs.folder import RunFolder
+from kdcli.runs.folder import SAMPLES, RunFolder
 from kdcli.training.provenance import read_forced
 
 
-def model_card(run: RunFolder, result: Result | None) -> str:
+def model_card(run: RunFolder, result: Result | None, *, pictures: bool = False) -> str:
     """Return the card in Markdown: how the student came about, what it reaches, how to load it.
 
     Args:
         run: its folder.
         result: what it came to; None while it is not finished.
+        pictures: show the run's samples, where there are any: the card lies beside them.
     """
     config, plan = run.read_config(), run.read_plan()
     library = library_of(run.student)
@@ -71,7 +72,7 @@ tags: [knowledge-distillation, kdcli]
 {library.snippet(run.student, config.task_facts)}
 ```
 
-{_made_by(plan)}"""
+{_samples(run) if pictures else ""}{_made_by(plan)}"""
 
 
 def episodes_card(run: RunFolder, result: EpisodesResult, *, arms: dict[str, str]) -> str:
@@ -110,6 +111,13 @@ Mean accuracy on the queries, with its 95 % t-interval over the episodes. All ar
 `episodes.jsonl` has a line an episode. No student is kept: each episode has its own.
 
 {_made_by(plan)}"""
+
+
+def _samples(run: RunFolder) -> str:
+    """Return a section with the picture of samples; empty where there is none."""
+    if not (run.path / SAMPLES).is_file():
+        return ""
+    return f"## Some validation samples\n\n![What its models make of some validation samples]({SAMPLES})\n\n"
 
 
 def _forced_rows(run: RunFolder) -> list[tuple[str, str]]:

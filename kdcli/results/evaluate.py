@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -249,15 +250,14 @@ def _draw(
 ) -> list[list[Panel]]:
     """Return the pictures of ``number`` samples, evenly spread over ``source``; only of a task that has pictures."""
     number = min(number, len(source))
-    spread = [place * len(source) // number for place in range(number)]
-    taken = source.take(spread)
-    seen: list[AnyBatch] = []
+    taken = source.take([place * len(source) // number for place in range(number)])
+    drawn = [candidate for candidate in candidates if candidate.label_map is not None]
+    # all see the same pixels, as teacher and student in training: pictures side by side are of one place
+    wanted = reduce(lambda one, other: one.shared_with(other), (each.model.facts.preprocessing for each in drawn))
+    batch = next(iter(loader_of(taken, wanted, number, config)))
     outputs: dict[str, Any] = {}
-    for candidate in candidates:
-        if candidate.label_map is not None:
-            candidate.model.to(device)
-            found = list(loader_of(taken, candidate.model.facts.preprocessing, number, config))
-            seen = seen or found
-            outputs[candidate.role] = _predict(task, candidate, found[0], device)
-            candidate.model.cpu()
-    return task.pictures(seen[0], outputs)
+    for candidate in drawn:
+        candidate.model.to(device)
+        outputs[candidate.role] = _predict(task, candidate, batch, device)
+        candidate.model.cpu()
+    return task.pictures(batch, outputs)

@@ -15,6 +15,7 @@ from kdcli.base.files import clear_os_errors, replace_files
 from kdcli.base.text import human_count
 from kdcli.results.pictures.confusion import plot_confusion
 from kdcli.results.pictures.samples import plot_samples
+from kdcli.runs.folder import SAMPLES
 
 if TYPE_CHECKING:
     from kdcli.tasks.reports import Layout, Panel
@@ -30,7 +31,6 @@ _TITLE_LENGTH = 28
 """Longer names are cut at their start in pictures."""
 
 
-SAMPLES = "samples.png"
 _OWN_FILES = ("evaluation.json", "confusion-*.png", SAMPLES)
 
 

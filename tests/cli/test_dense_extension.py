@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 EXAMPLE = Path(__file__).parents[1] / "extension_dense"
@@ -153,6 +154,30 @@ def test_evaluated_with_pictures(kdcli, same):
     assert (folder / "confusion-student.png").exists()
 
 
+def test_the_run_shows_some_validation_samples(same, cross):
+    run, out = same
+    assert "Samples: same/samples.png" in out
+    assert "](samples.png)" in (run / "README.md").read_text()
+    widths = [Image.open(each[0] / "samples.png").size[0] for each in (same, cross)]
+    assert widths[0] > widths[1] > 3 * 288  # image, target, student; the teacher of the same task, not a classifier
+    assert "samples.png" not in json.loads((run / "result.json").read_text())["files"]
+
+
+def test_a_picture_that_fails_does_not_lose_the_run(kdcli, teacher, monkeypatch):
+    from kdcli_toy_dense import Ink
+
+    def pictures(self, batch, outputs):
+        raise ValueError("no ink left")
+
+    monkeypatch.setattr(Ink, "pictures", pictures)
+    out = kdcli("distill", "--teacher", "none", *STUDENT, *DATA, *FAST, "--epochs", "1", "--output", "undrawn")
+    assert "samples.png could not be drawn, all else of the run is complete: ValueError" in " ".join(out.split())
+    run = kdcli.cwd / "undrawn"
+    assert not (run / "samples.png").exists()
+    assert "samples.png" not in (run / "README.md").read_text()
+    assert json.loads((run / "result.json").read_text())["test"]["mean_iou"] >= 0
+
+
 def test_exported_it_is_a_model_like_any_other(kdcli, same):
     out = kdcli("export", same[0], "--output", "exported")
     assert "loaded back" in out
@@ -161,6 +186,7 @@ def test_exported_it_is_a_model_like_any_other(kdcli, same):
     )
     assert alone["models"]["model"]["mean_iou"] == pytest.approx(metrics(same[0])["mean_iou"], abs=1e-6)
     card = (kdcli.cwd / "exported" / "README.md").read_text()
+    assert "samples.png" not in card
     assert "pipeline_tag: image-segmentation" in card
 
 

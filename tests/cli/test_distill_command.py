@@ -20,6 +20,7 @@ RUN_FILES = {
     "plan.json",
     "projector.safetensors",
     "result.json",
+    "samples.png",
     "checkpoints",
     ".lock",
     "spectra.safetensors",
@@ -96,7 +97,7 @@ def test_metrics_lines(random_run):
     assert test[0]["epoch"] == best["epoch"]
 
 
-def test_test_images_are_opened_once_and_last(run_cli, tmp_path, make_photos, tiny, monkeypatch):
+def test_test_images_are_opened_once_when_all_is_learnt(run_cli, tmp_path, make_photos, tiny, monkeypatch):
     splits = {f"{split}/{name}": 4 for split in ("train", "val", "test") for name in ("apple", "sky")}
     folder = make_photos(splits)
     opened = []
@@ -114,8 +115,8 @@ def test_test_images_are_opened_once_and_last(run_cli, tmp_path, make_photos, ti
         *("--output", "run", "--epochs", "3", "--batch-size", "8"),
     )
     assert outcome.exit_code == 0, outcome.stderr
-    # The teacher's layers are compared on training images first.
-    assert opened == ["train"] * 8 + (["train"] * 8 + ["val"] * 8) * 3 + ["test"] * 8
+    # The teacher's layers are compared on training images first; six of validation are drawn when all is done.
+    assert opened == ["train"] * 8 + (["train"] * 8 + ["val"] * 8) * 3 + ["test"] * 8 + ["val"] * 6
 
 
 def test_config_of_a_run_repeats_it_bit_for_bit(run_cli, tmp_path, same_run):

@@ -109,7 +109,7 @@ def _measured(job: Job, sample: Source, team: Team) -> _Measured:
             sample,
             kind="metrics",
             task=[job.config.task, job.data.facts.label_scale, job.config.data.mask_probability, tokens],
-            columns=list(_columns(job)),
+            columns=list(columns_of(job)),
             precision=team.precision,
         )
         found = remembered.recall(_Measured)
@@ -144,7 +144,7 @@ def measure_teacher(
     teacher = job.teacher
     assert teacher is not None
     teacher.to(team.device)
-    columns = _columns(job)
+    columns = columns_of(job)
 
     @torch.inference_mode()
     def predict(batch: AnyBatch) -> Any:
@@ -157,7 +157,7 @@ def measure_teacher(
     return measure(job, teacher, source, team, predict, skip)
 
 
-def _columns(job: Job) -> Sequence[int]:
+def columns_of(job: Job) -> Sequence[int]:
     """Return the teacher's class of each of the student's; nothing where all are the same."""
     if job.plan.label_map is not None:
         return job.plan.label_map
@@ -280,7 +280,7 @@ def _mixed_up(job: Job, mixed: Mixed, shown: str) -> UserError:
 def _own_names(job: Job, mixed: Mixed) -> str:
     """Return the list of the teacher's classes that sets the order right, or its outline where that is long."""
     assert job.teacher is not None
-    names, columns = job.data.facts.class_names, list(_columns(job))
+    names, columns = job.data.facts.class_names, list(columns_of(job))
     own = list(job.teacher.facts.label_names or [""] * job.teacher.facts.num_classes)
     for label, other in enumerate(mixed.order):
         own[columns[other]] = names[label]
