@@ -86,8 +86,8 @@ def write_evaluation(
                     model["confusion"],
                     class_names=evaluation["class_names"],
                     title=f"{role}: {_end_of(model['name'])}",
-                    subtitle=f"{model[layout.rows[0][1]]:.1%} of {num_images} {split} {layout.unit}s of"
-                    f" {_end_of(data)} right",
+                    subtitle=f"{layout.rows[0][0]} {model[layout.rows[0][1]]:.1%}, {num_images} {split} {layout.unit}s"
+                    f" of {_end_of(data)}",
                 )
         if pictures:
             names.append(SAMPLES)

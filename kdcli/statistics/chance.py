@@ -181,7 +181,9 @@ def judge_tokens(loss: float, vocabulary: int) -> Finding:
     return Finding("above" if loss < 0.99 * even else "near", f"a loss of {even:.4f}")
 
 
-def find_mixed(guesses: NDArray[np.int64], targets: NDArray[np.int64], class_names: Sequence[str]) -> Mixed | None:
+def find_mixed(
+    guesses: NDArray[np.int64], targets: NDArray[np.int64], class_names: Sequence[str], *, are_independent: bool = True
+) -> Mixed | None:
     """Return which classes are predicted for one another, where that is beyond doubt.
 
     Orders are looked for in one half of every class's samples and judged by the other, so that none is found in noise.
@@ -192,13 +194,15 @@ def find_mixed(guesses: NDArray[np.int64], targets: NDArray[np.int64], class_nam
         guesses: (n,) predicted classes.
         targets: (n,) true classes.
         class_names: C names.
+        are_independent: whether the samples are; no order is searched for in those that are not, as the pixels of an
+            image: a model that has learnt little takes whole classes of them for another one.
     """
     known = _known_orders(class_names)
     for order, known_as in known.items():
         if _holds(order, guesses, targets):
             return Mixed(order, _accuracy(order, guesses, targets), known_as)
     size = len(class_names)
-    if not 2 <= size <= _MOST_SEARCHED:
+    if not are_independent or not 2 <= size <= _MOST_SEARCHED:
         return None
     first = _first_of_two(targets)
     counts = np.zeros((size, size))

@@ -18,12 +18,16 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import Preprocessing
 from kdcli.models import hub
 from kdcli.models.bounds import bounded
+from kdcli.models.packaged.mobilenet import encoder_state, has_encoder
+from kdcli.models.packaged.rows import ROWS
 from kdcli.models.place import Place
 from kdcli.models.smp.names import architectures, check_arguments, defaults_of, package, timm_name
 from kdcli.models.timm.build import weights_overlay
 
 _SIDE = 224
 """Pixels, of an encoder that takes images of any size."""
+_IN_A_PACKAGE = "mobilenet_v2"
+"""The encoder whose weights are in a package too: torchvision's."""
 _VIT_HINT = (
     "The architecture dpt takes timm's ViTs, whose maps have one size, and nothing else; all others take encoders whose"
     " maps become smaller, such as resnet18, mobilenet_v2, mit_b0, mobilenetv3_small_050 or convnext_atto."
@@ -115,15 +119,19 @@ def make(place: Place, settings: Settings, weights: Mapping[str, Any] | None = N
     return module
 
 
-def with_published_encoder(place: Place, settings: Settings) -> tuple[nn.Module, Preprocessing]:
-    """Make the network with its encoder's published weights, and return how these want their images.
+def with_published_encoder(place: Place, settings: Settings) -> tuple[nn.Module, Preprocessing, str]:
+    """Make the network with its encoder's published weights; return how these want their images, and their source.
 
     Raises:
         UserError: there are none, or they can't be had.
     """
     if (name := timm_name(settings.encoder)) is not None:
         overlay = weights_overlay(Place("timm", f"timm:{name}", architecture=name), _cfg_of(settings.encoder))
-        return make(place, settings, {"pretrained_cfg_overlay": overlay}), settings.images(None)
+        return make(place, settings, {"pretrained_cfg_overlay": overlay}), settings.images(None), f"timm:{name}"
+    if settings.encoder == _IN_A_PACKAGE and has_encoder():
+        module = make(place, settings)
+        module.encoder.load_state_dict(encoder_state())  # type: ignore[union-attr]
+        return module, settings.images(None), ROWS[_IN_A_PACKAGE].phrase.removeprefix("pretrained, ")
     published = package().encoders.encoders[settings.encoder]["pretrained_settings"]
     if not published:
         raise UserError(
@@ -131,14 +139,19 @@ def with_published_encoder(place: Place, settings: Settings) -> tuple[nn.Module,
         )
     chosen = published.get("imagenet") or next(iter(published.values()))
     repo, what = f"{chosen['repo_id']}@{chosen['revision']}", f"Published weights of the encoder {settings.encoder}"
-    file = hub.first_of(repo, ("model.safetensors",), what=what)
+    try:
+        file = hub.first_of(repo, ("model.safetensors",), what=what)
+    except UserError as error:
+        if settings.encoder != _IN_A_PACKAGE:
+            raise
+        raise UserError(error.message, f"{error.hint} Or: {ROWS[_IN_A_PACKAGE].install}") from None
     told = json.loads(hub.first_of(repo, ("config.json",), what=what).read_text(encoding="utf-8"))
     module = make(place, settings)
     module.encoder.load_state_dict(load_file(file))  # type: ignore[union-attr]
     scale = float(max(told.get("input_range", [0, 1])))
     mean, std = (tuple(value / scale for value in told[key]) for key in ("mean", "std"))
     channels = told.get("input_space", "RGB")
-    return module, replace(settings.images(None), mean=mean, std=std, channels=channels)
+    return module, replace(settings.images(None), mean=mean, std=std, channels=channels), repo
 
 
 def config_of(module: Any, settings: Settings) -> dict[str, Any]:

@@ -61,19 +61,21 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts) -> SmpMo
     settings = replace(saved, task=row.name, num_outputs=len(data.class_names), label_names=data.class_names)
     size = config.image_size
     preprocessing = settings.images(None if size is None else (size, size))
-    settings = settings.at(preprocessing.image_size)
+    settings, weights = settings.at(preprocessing.image_size), ""
     if place.folder is None and config.pretrained:
-        module, own = with_published_encoder(place, settings)
+        module, own, source = with_published_encoder(place, settings)
+        weights = f"encoder pretrained ({source}), decoder untrained"
         preprocessing = replace(preprocessing, mean=own.mean, std=own.std, channels=own.channels)
     else:
         module = make(place, settings)
     if place.folder is not None and config.pretrained:
-        source, _, _ = _with_weights(place, saved.at(preprocessing.image_size), _checkpoint(place))
+        whole, _, _ = _with_weights(place, saved.at(preprocessing.image_size), _checkpoint(place))
         is_same = (saved.task, saved.label_names) == (settings.task, settings.label_names)
         leave = set() if is_same else classifier_of(module)[1]
-        kept = {key: value for key, value in source.state_dict().items() if key not in leave}
+        kept = {key: value for key, value in whole.state_dict().items() if key not in leave}
         module.load_state_dict(module.state_dict() | kept)
-    return SmpModel(module, student_origin(place, config, data.class_names), settings, preprocessing)
+    origin = student_origin(place, config, data.class_names)
+    return SmpModel(module, replace(origin, weights=weights or origin.weights), settings, preprocessing)
 
 
 def open_saved(place: Place) -> SmpModel:

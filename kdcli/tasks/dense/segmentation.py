@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +21,7 @@ from kdcli.losses import dice, focal, rows_of
 from kdcli.machine.team import Team
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, ImageTask
-from kdcli.tasks.dense.class_pictures import panels_of
+from kdcli.tasks.dense.drawing import draw_errors, draw_over, error_legend, legend
 from kdcli.tasks.meters import Meter, SampleSums
 from kdcli.tasks.reports import Layout, Panel, Report
 
@@ -99,11 +101,22 @@ class SemanticSegmentation(ImageTask):
     def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
         """Return of each image itself, its mask, and of each model its mask and where it is wrong."""
         assert isinstance(batch, Batch)
-        guesses = {
-            role: [guess_of(one, target) for one, target in zip(logits, batch.targets, strict=True)]
-            for role, logits in outputs.items()
-        }
-        return panels_of(batch.images, batch.targets, guesses, self.class_names)
+        images = batch.images.permute(0, 2, 3, 1).numpy()
+        return [
+            self._panels(image, target, {role: logits[number] for role, logits in outputs.items()})
+            for number, (image, target) in enumerate(zip(images, batch.targets, strict=True))
+        ]
+
+    def _panels(self, image: NDArray[np.uint8], target: Tensor, outputs: Mapping[str, Tensor]) -> list[Panel]:
+        truth, names = target.numpy(), self.class_names
+        row = [Panel("image", image), Panel("target", draw_over(image, truth, names), legend(names, truth))]
+        for role, logits in outputs.items():
+            guess = resized(logits[None], target[None])[0].argmax(dim=0).numpy()
+            right = (guess == truth)[truth != UNLABELLED]
+            share = f"{right.mean():.0%} right" if right.size else "no labels"
+            row.append(Panel(role, draw_over(image, guess, names), legend(names, guess)))
+            row.append(Panel(f"{role}: {share}", draw_errors(guess, truth), error_legend()))
+        return row
 
 
 def resized(logits: Tensor, targets: Tensor) -> Tensor:
@@ -111,11 +124,6 @@ def resized(logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits.float()
     size = targets.shape[-2:]
     return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear", align_corners=False)
-
-
-def guess_of(logits: Tensor, target: Tensor) -> Tensor:
-    """Return one image's classes, int64 (H, W), by its logits (C, h, w)."""
-    return resized(logits[None], target[None])[0].argmax(dim=0)
 
 
 def confusion_of(guess: Tensor, target: Tensor, num_classes: int) -> Tensor:

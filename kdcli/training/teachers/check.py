@@ -224,7 +224,8 @@ class _Evidence:
             return None, judge_numbers(guesses[:, 0], targets[:, 0])
         if kind == "classes":
             return None, judge_scores(guesses, targets)
-        return find_mixed(guesses, targets, job.data.facts.class_names), judge_classes(guesses, targets, scores)
+        mixed = find_mixed(guesses, targets, job.data.facts.class_names, are_independent=kind != "pixels")
+        return mixed, judge_classes(guesses, targets, scores)
 
 
 def _correlations(outputs: Tensor, targets: Tensor) -> Any:
