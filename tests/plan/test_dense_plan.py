@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
-from tests.plan.test_plan import DATA, STUDENT, TEACHER, method
 
 from kdcli.base.errors import UserError
 from kdcli.config.parse import parse_config
 from kdcli.plan.decide import make_plan
 from kdcli.plan.relation import situation_of
+from tests.plan.test_plan import DATA, STUDENT, TEACHER, method
 
 PIXELS = dataclasses.replace(DATA, task="semantic-segmentation", label_kind="pixels")
 BOXES = dataclasses.replace(DATA, task="object-detection", label_kind="boxes")
