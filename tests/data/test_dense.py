@@ -487,6 +487,13 @@ def test_boxes_that_do_not_fit(tmp_path, kind):
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["a\\u0000.png", "a\\ud800.png"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    path = forms.jsonl_boxes(tmp_path)
+    path.write_text(path.read_text().replace("s03.png", name))
+    assert "is no path of a file" in refusal(path, "boxes")
+
+
 def test_boxes_beyond_their_image_are_told(tmp_path):
     extra = [
         {"image_id": 10, "category_id": 3, "bbox": box} for box in ([20, 10, 30, 30], [90, 90, 5, 5], [3, 3, 0, 4])

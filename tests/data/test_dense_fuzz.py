@@ -76,6 +76,7 @@ def damage(data, root):
     texts = [path for path in files if path.suffix in TEXTS]
     path = data.draw(st.sampled_from(texts if texts and data.draw(st.booleans()) else files))
     content = path.read_bytes()
+    text = content.decode("utf-8", "replace")
     kind = data.draw(st.sampled_from(["cut", "bytes", "gone", "renamed", "swapped", "odd", "json"]))
     if kind == "gone":
         path.unlink()
@@ -86,10 +87,13 @@ def damage(data, root):
     elif kind == "swapped":
         path.write_bytes(data.draw(st.sampled_from(files)).read_bytes())
     elif kind == "json" and path.suffix in (".json", ".jsonl"):
-        rows = [json.loads(line) for line in content.decode().splitlines()]
+        try:
+            rows = [json.loads(line) for line in text.splitlines()]
+        except ValueError:  # damaged before
+            return
         path.write_text("\n".join(json.dumps(changed(data, row)) for row in rows))
     elif kind == "odd" and path in texts:
-        words = content.decode().replace(",", " , ").replace(">", "> ").replace("<", " <").split(" ")
+        words = text.replace(",", " , ").replace(">", "> ").replace("<", " <").split(" ")
         words[data.draw(st.integers(0, len(words) - 1))] = data.draw(st.sampled_from(ODD))
         path.write_text("".join(words) if path.suffix != ".txt" else " ".join(words))
     elif content:

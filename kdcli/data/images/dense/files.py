@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcli.base.errors import UserError
+from kdcli.base.text import short_repr
 from kdcli.data.images.decode import FORMATS, File, UnreadableImage
 from kdcli.data.images.sources import FileSource, ImageSource
 from kdcli.data.listing import is_image, suffix_of
@@ -46,6 +47,7 @@ class Paths:
 
     def __init__(self, paths: Sequence[str | None]) -> None:
         self.paths = tuple(paths)
+        check_paths(path for path in self.paths if path is not None)
 
     def encoded(self, index: int) -> File | None:
         """Return the path."""
@@ -112,10 +114,29 @@ def source_of(paths: Collection[str], root: Path) -> FileSource:
     """Return images in files, named by their places below ``root``, or below what they have in common if one is not.
 
     So their names are the same wherever the data lie.
+
+    Raises:
+        UserError: a path is none.
     """
+    check_paths(paths)
     is_below = all(path.startswith(f"{root}{os.sep}") for path in paths)
     common = str(root) if is_below or not paths else os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
     return FileSource(paths, root=common)
+
+
+def check_paths(paths: Iterable[str]) -> None:
+    """Refuse paths that the system takes for none: lists may have anything.
+
+    Raises:
+        UserError: it shows one.
+    """
+    for path in paths:
+        try:
+            is_path = b"\0" not in os.fsencode(path)
+        except UnicodeEncodeError:
+            is_path = False
+        if not is_path:
+            raise UserError(f"{short_repr(path)} is no path of a file.", "Mend the list that names it.")
 
 
 def is_raster(path: str) -> bool:
