@@ -288,6 +288,7 @@ class ModelFacts:
             a causal language model; a model of another task has others), and ``distillation`` where it has a second
             classifier, on a distillation token, beside the class token's.
         depth: what its depth is, where it has a head for that.
+        losses: what its library's own loss on the labels is made of, by name; of detectors, whose task has no losses.
     """
 
     name: str
@@ -309,6 +310,7 @@ class ModelFacts:
     label_aliases: tuple[str, ...] | None = None
     depth: DepthKind = "metric"
     queries: Queries | None = None
+    losses: tuple[str, ...] = ()
 
     @property
     def predictions(self) -> tuple[str, ...]:

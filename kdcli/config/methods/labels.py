@@ -64,20 +64,22 @@ class SupervisedOptions(MethodSection):
         """Refuse also losses that the task does not have, and to smooth labels where nothing reads it."""
         super().check(situation)
         key, row = situation.key, TASKS[situation.data.task]
+        losses = row.losses or situation.student.losses
         for name in self.loss or ():
-            if not row.losses:
+            if not losses:
                 raise UserError(
                     f"{key}: supervised.loss is {short_repr(name)}, and {row.name} has one loss, which has no name.",
                     "Leave loss out.",
                 )
-            if name not in row.losses:
+            if name not in losses:
+                owner = row.name if row.losses else situation.student.name
                 raise UserError(
-                    f"{key}: {row.name} has no loss {short_repr(name)}. {did_you_mean(name, row.losses)}".rstrip(),
-                    f"Valid: {', '.join(row.losses)}.",
+                    f"{key}: {owner} has no loss {short_repr(name)}. {did_you_mean(name, losses)}".rstrip(),
+                    f"Valid: {', '.join(losses)}.",
                 )
         if not self.label_smoothing:
             return
-        if situation.data.label_kind in ("number", "depth"):
+        if situation.data.label_kind in ("number", "depth", "boxes"):
             what = situation.data.labels.parts or "numbers"
             raise UserError(
                 f"{key}: label_smoothing is for classes, and the labels are {what}.", "Set label_smoothing to 0."

@@ -21,6 +21,7 @@ from kdcli.models.base import Inputs, Origin, Probe
 from kdcli.models.detections import BOXES, DetectionModel, Detections, scale_boxes, unpack
 from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import edges_of
+from kdcli.models.torchvision_detection.networks import LOSSES, NETWORKS
 from kdcli.models.torchvision_detection.passes import Counted, filled_up, levels_of, losses_and_boxes
 
 NECK = "neck."
@@ -60,6 +61,7 @@ class TorchvisionDetector(DetectionModel):
     ) -> None:
         self.settings = dict(settings)
         super().__init__(module, origin, preprocessing, settings["num_outputs"])
+        self.facts = replace(self.facts, losses=LOSSES[NETWORKS[settings["network"]].family])
 
     def _probe(self, inputs: Any, num_classes: int) -> Probe:
         was_training = self.module.training

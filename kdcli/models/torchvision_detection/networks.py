@@ -23,6 +23,14 @@ _CLASSES: Mapping[Family, tuple[str, str]] = {
     "fcos": (_DETECTION, "FCOS"),
     "fasterrcnn": (_DETECTION, "FasterRCNN"),
 }
+LOSSES: Mapping[Family, tuple[str, ...]] = {
+    "ssd": ("bbox_regression", "classification"),
+    "ssdlite": ("bbox_regression", "classification"),
+    "retinanet": ("classification", "bbox_regression"),
+    "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
+    "fasterrcnn": ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"),
+}
+"""What each family's loss is the sum of, as torchvision calls them."""
 _ANCHORED = ("retinanet", "fasterrcnn")
 """Whose anchors have sizes in pixels."""
 _STRIDES = (32, 64, 128, 256, 512)

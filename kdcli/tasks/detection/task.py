@@ -12,11 +12,13 @@ from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import ModelFacts
 from kdcli.base.reads import Reads
 from kdcli.config.data import DataConfig
+from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, Batch, open_dense
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.models.detections import BOXES, DetectionModel, Detections
-from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Task
+from kdcli.plan.plan import Decision
+from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Cut, Task
 from kdcli.tasks.detection.coco import Seen, average_precision, check_backend
 from kdcli.tasks.detection.pictures import panels_of
 from kdcli.tasks.detection.report import LAYOUT, BoxReport, seen_in
@@ -86,6 +88,26 @@ class ObjectDetection(Task):
     def in_order(self, outputs: Detections, columns: Sequence[int]) -> Detections:
         """Return the boxes of the data's classes, numbered as the data do."""
         return outputs.of_classes(columns) if columns else outputs
+
+    def decisions(
+        self, config: RunConfig, teacher: Model | None, student: Model, data: Any, cut: Cut | None
+    ) -> Sequence[Decision]:
+        """Return what the loss is made of, and what average precision is measured on."""
+        height, width = student.facts.preprocessing.image_size  # type: ignore[union-attr]  # a model of images
+        names = " + ".join(student.facts.losses) or "its library's"
+        reason = (
+            "Computed by the student's library in the forward pass. Several processes give the loss of all their"
+            " images, but for what is drawn at random, of which each draws its own; boxes of crowds and difficult ones"
+            " are not trained on."
+        )
+        measured = (
+            "COCO's; boxes are in pixels of the student's own images, into which whole images are squashed. Boxes of"
+            " crowds and difficult ones count neither way."
+        )
+        return [
+            Decision("loss on boxes", names, reason),
+            Decision("average precision", f"at {height}x{width} pixels", measured),
+        ]
 
     def meter(self, team: Team) -> Meter:
         """Return a new meter of :data:`monitor`, ``map_50``, ``map_75`` and, where the model gives it, ``loss``."""
