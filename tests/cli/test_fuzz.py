@@ -376,7 +376,7 @@ def recipes() -> list[dict[str, Any]]:
     """The shipped recipes, with models and data that take milliseconds."""
     found = []
     for recipe in list_recipes():
-        if recipe.name.startswith(("claims/", "text/")):  # much alike; of other models
+        if recipe.name.startswith(("claims/", "text/", "object-detection/")):  # much alike; of other models
             continue
         values = load_recipe(recipe.path)
         values["teacher"] = {"name": values["teacher"]} if isinstance(values["teacher"], str) else values["teacher"]
