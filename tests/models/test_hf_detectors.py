@@ -25,6 +25,7 @@ from kdcli.models.transformers.detection import TOKENS
 from kdcli.models.transformers.detector_kinds import STUDENTS
 from kdcli.models.transformers.detector_loading import build_student, load_teacher, open_saved
 from kdcli.models.transformers.library import Transformers
+from kdcli.models.weights import read_checkpoint
 from tests.models.tiny_detectors import TINY, write_config
 
 LABELS = ("ant", "bee", "cat")
@@ -312,3 +313,21 @@ def test_as_many_tokens_as_a_grid_would_have_are_no_grid(tmp_path):
     assert {model.facts.grids[name] for name in names} == {(25, 1)}
     assert set(names) <= set(model.facts.queries.taps)
     assert model.facts.grids["pooled"] == (3, 3)
+
+
+@pytest.mark.parametrize("kind", ["yolos", "detr", "rt_detr"])
+def test_a_checkpoint_as_teacher_and_a_student_made_of_it(kind, tmp_path):
+    """Its classes are as many as the file's; a student that has its weights has its tokens."""
+    trained = student_of(tmp_path / kind, kind)
+    trained.save(tmp_path / "saved")
+    folder = tmp_path / kind
+    place = Place("transformers", str(folder), folder=folder)
+    checkpoint = read_checkpoint(tmp_path / "saved" / "model.safetensors", source="saved")
+    settings = TeacherConfig(name=str(folder), image_size=64)
+    teacher = load_teacher(place, parse_model(str(folder)), settings, checkpoint)
+    assert teacher.facts.num_classes == 3
+    ours, theirs = teacher.module.state_dict(), trained.module.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    student = build_student(place, StudentConfig(name=str(folder), image_size=64), ("dog",), like=teacher)
+    assert student.facts.queries.source == teacher.facts.name
+    assert "tensors copied from the teacher" in student.facts.weights

@@ -30,7 +30,7 @@ from kdcli.models.transformers.detector_kinds import (
     kind_of,
 )
 from kdcli.models.transformers.vision import label_names
-from kdcli.models.weights import Checkpoint
+from kdcli.models.weights import Checkpoint, Tensors
 
 _AUTO: Any = AutoModelForObjectDetection
 
@@ -173,7 +173,21 @@ def _with_weights(place: Place, settings: Any, checkpoint: Checkpoint) -> tuple[
         state = module.state_dict()
         return width, {name for name in classifier_parameters(module) if len(state[name]) == width}
 
-    return build_with_weights(make, checkpoint, classifier=classifier)
+    return build_with_weights(make, checkpoint, classifier=classifier, remap=_renamed)
+
+
+def _renamed(tensors: Tensors, module: Any) -> Tensors | None:
+    """Return a file's tensors by their names here: transformers saves some by those of earlier versions."""
+    try:
+        loaded, info = type(module).from_pretrained(
+            None, config=module.config, state_dict=dict(tensors), dtype=torch.float32, output_loading_info=True
+        )
+    except Exception:  # on tensors of another model transformers raises whatever it trips over
+        return None
+    if any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")):
+        return None
+    state: Tensors = loaded.state_dict()
+    return state
 
 
 @torch.no_grad()
