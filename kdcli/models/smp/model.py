@@ -21,7 +21,7 @@ from kdcli.base.tasks import TASKS
 from kdcli.models.base import Origin, Probe
 from kdcli.models.outputs import ModelOutput
 from kdcli.models.smp.build import Settings, config_of
-from kdcli.models.taps import edges_of
+from kdcli.models.taps import LayerTap, edges_of
 from kdcli.models.vision import VisionModel
 
 
@@ -110,6 +110,14 @@ class SmpModel(VisionModel):
             if alike and of_stage.shape[1]:
                 stages.append(alike[-1])
         return stages
+
+    def _describe_layer(self, name: str, outputs: list[Any], inputs: Tensor) -> tuple[LayerTap, int]:
+        if name == "encoder":  # it returns the image, and then its maps
+            raise UserError(
+                f"{self.facts.name}: the layer 'encoder' returns several maps.",
+                "Name pooled, which is the last of them, or a layer inside of it.",
+            )
+        return super()._describe_layer(name, outputs, inputs)
 
     @property
     def native(self) -> nn.Module:
