@@ -48,12 +48,14 @@ def layer_norm(features: Tensor, *, eps: float = 1e-5) -> Tensor:
 def standardize(features: Tensor, *, eps: float = 1e-6) -> Tensor:
     """Zero mean and unit (biased) variance per channel over the batch: ``(x − mean) / max(std, eps)``.
 
-    VkD's choice for both sides in dense tasks (arXiv 2403.06213). A constant channel gives zeros, and so does a batch
-    of one sample.
+    VkD's choice for both sides in dense tasks (arXiv 2403.06213). A constant channel, such as one that a ReLU has shut,
+    gives zeros with zero gradient, and so does a batch of one sample.
     """
     centred = centre(full_precision(features).flatten(end_dim=-2))
-    variance = centred.square().mean(dim=0).clamp_min(eps**2)
-    return (centred * variance.rsqrt()).view(features.shape)
+    variance = centred.square().mean(dim=0)
+    scale = variance.clamp_min(eps**2).rsqrt()
+    # Its slope would be 1/eps, which drowns the other channels' gradients where they are measured.
+    return (centred * torch.where(variance == 0, 0, scale)).view(features.shape)
 
 
 def whiten(features: Tensor, *, eps: float = 1e-5) -> Tensor:

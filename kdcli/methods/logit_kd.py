@@ -14,7 +14,10 @@ from kdcli.models.outputs import ModelOutput
 
 
 class LogitKD(LogitMethod):
-    """``T² D(softmax(teacher / T), softmax(student / T))`` over common labels or tokens, KL by default."""
+    """``T² D(softmax(teacher / T), softmax(student / T))`` over common labels or tokens, KL by default.
+
+    Of maps it is the mean over all positions, labelled or not: pixel KD.
+    """
 
     scope = "local"
 

@@ -71,6 +71,22 @@ def cross(kdcli, trained_teacher):
     return kdcli.cwd / "cross", out
 
 
+MAPS = (
+    "[{method: supervised},"
+    " {method: projection, projector: orthogonal, reads: maps, normalize_student: standardize, distance: smooth_l1,"
+    " layers: ['pooled:pooled', '0:0']},"
+    " {method: cwd}, {method: cwd_logits}, {method: skd}, {method: ifvd, projector: inverted}, {method: cirkd},"
+    " {method: mgd, weighting: gradient, weight: 0.3}, {method: spectral_regularization, reads: maps}]"
+)
+
+
+@pytest.fixture(scope="module")
+def maps(kdcli, teacher):
+    """A run with methods on maps, in a recipe's words."""
+    options = ("--teacher", teacher, *STUDENT, *DATA, *FAST, "--epochs", "1", "--set", f"methods={MAPS}")
+    return kdcli.cwd / "maps", kdcli("distill", *options, "--output", "maps")
+
+
 def metrics(run, event="test"):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == event][-1]
@@ -94,6 +110,15 @@ def test_a_classifier_as_the_teacher(cross):
     run, out = cross
     assert json.loads((run / "plan.json").read_text())["relation"] == "cross"
     assert "inverted" in out
+
+
+def test_methods_on_maps(maps):
+    run, out = maps
+    assert "student features.0 (4, 16x16)" in out
+    found = metrics(run, "train")
+    for name in ("projection", "cwd", "cwd_logits", "skd", "ifvd", "cirkd", "mgd", "spectral_regularization"):
+        assert found[name] > 0, name
+    assert found["weight/mgd"] > 0
 
 
 class Interrupt(Exception):

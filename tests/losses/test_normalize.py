@@ -53,6 +53,8 @@ def test_standardize_gives_zeros_for_constant_channels():
     torch.testing.assert_close(actual[:, [0, 2]].var(dim=0, correction=0), torch.ones(2))
     (actual * torch.randn(64, 3)).sum().backward()
     assert features.grad.isfinite().all()
+    assert not features.grad[:, 1].any()
+    assert features.grad[:, [0, 2]].all()
 
 
 class TestWhiten:

@@ -146,6 +146,7 @@ def test_a_projector_on_both_sides_is_pkd_as_well():
         ({"method": "dkd"}, "pixels", "dkd needs one class a sample, and the labels are pixels"),
         ({"method": "stochastic_triplet_kl"}, "pixels", "needs one class a sample, and the labels are pixels"),
         ({"method": "local_classifier_kl"}, "boxes", "needs one class a sample, and the labels are boxes"),
+        *(({"method": name}, "boxes", f"{name} compares the logits of one") for name in ("logit_kd", "dist", "deit")),
         ({"method": "crd"}, "pixels", "crd draws negatives from other classes"),
         ({"method": "crd"}, "boxes", "the labels are boxes"),
         ({"method": "crd"}, "number", "the labels are others"),

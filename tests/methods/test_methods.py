@@ -229,6 +229,7 @@ def test_every_method_with_a_teacher_is_here():
         "projection",
         "stochastic_triplet_kl",
         "local_classifier_kl",
+        "dense_regression",  # tests/methods/test_dense_regression.py
         *VALUES,
     } == {name for name, section in METHODS.items() if section.needs.teacher}
 

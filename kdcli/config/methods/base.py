@@ -236,6 +236,12 @@ class MethodSection(Section):
                 " pixel, whatever a model says, so the loss would always be 0.",
                 f"Remove {self.method}; dense_regression takes the teacher's depth as a target.",
             )
+        if needs.common_labels and data.label_kind == "boxes":
+            raise UserError(
+                f"{key}: {self.method} compares the logits of one thing by two models, and a detector's are of boxes of"
+                " its own choice, which have no counterpart in another's.",
+                f"Remove {self.method}; pkd, fgd, mgd and a projection of maps teach a detector by its features.",
+            )
         if needs.labels and data.label_kind not in needs.labels:
             raise UserError(
                 f"{key}: {self.method} needs {LABELS[needs.labels[0]].needed}, and the labels are"

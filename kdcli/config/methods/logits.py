@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 class LogitKDOptions(LogitOptions):
-    """Hinton's distillation of logits."""
+    """Hinton's distillation of logits.
+
+    Where logits are of positions, as in segmentation, it is pixel KD: a mean over all positions of the student's map,
+    those without a label too, as in the code of CIRKD; the teacher's logits come to the student's grid.
+    """
 
     method: Literal["logit_kd"] = "logit_kd"
     temperature: Positive = 1.0
