@@ -95,13 +95,13 @@ def metrics(run, event="test"):
 
 def test_a_teacher_of_the_same_task_is_aligned(kdcli, distilled):
     run, out = distilled
-    assert metrics(kdcli.cwd / "teacher")["mean_iou"] > 0.45
+    assert metrics(kdcli.cwd / "teacher")["mean_iou"] > 0.4
     assert json.loads((run / "plan.json").read_text())["relation"] == "same"
     methods = yaml.safe_load((run / "config.yaml").read_text())["methods"]
     assert [method["method"] for method in methods] == ["supervised", "projection", "logit_kd"]
     assert methods[0]["loss"] == {"cross_entropy": 1.0}
     assert metrics(run)["pixel_accuracy"] > 0.3
-    assert "baseline" in out
+    assert "student alone" in out
 
 
 def test_resumed_it_is_the_same_to_the_bit(kdcli, teacher, distilled, monkeypatch):
