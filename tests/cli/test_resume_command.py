@@ -288,7 +288,7 @@ def test_killed_while_it_is_taken_back_a_run_is_not_finished(run_cli, tmp_path, 
     assert kill_and_resume.differences(whole, tmp_path / "run") == []
 
 
-def die_at_last(*_):
+def die_at_last(*_, **options):
     raise Interrupt
 
 
