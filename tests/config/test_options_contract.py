@@ -25,7 +25,7 @@ MODEL = ModelFacts(
     name="timm:vit", library="timm", task="image-classification", pretrained=True, weights="hub", num_classes=3,
     label_names=CLASSES, feature_dims={"pooled": 64, "embedding": 96, "layer1": 16, "layer2": 32, "fc": 8},
     preprocessing=Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), num_parameters=1000, macs=1000, activation_bytes=1000,
-    grids={"pooled": (2, 2), "layer1": (8, 8), "layer2": (4, 4)}, stages=("layer1", "layer2"),
+    grids={"pooled": (3, 3), "layer1": (8, 8), "layer2": (4, 4)}, stages=("layer1", "layer2"),
     heads=("logits", "distillation"),
 )  # fmt: skip
 PAIR = FeaturePair(student="layer1", teacher="layer2")

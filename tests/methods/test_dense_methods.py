@@ -79,7 +79,12 @@ VALUES = {
 TARGETS = {"ifvd": MASKS, "fgd": BOXES}
 
 
-def situation(kind, *, student=STUDENT, **values):
+WITH_ONE = dataclasses.replace(
+    STUDENT, feature_dims={**STUDENT.feature_dims, "one": 3}, grids={**STUDENT.grids, "one": (1, 1)}
+)
+
+
+def situation(kind, *, student=WITH_ONE, **values):
     config = parse_config({"teacher": "t", "student": "s", "data": "d", **values}, source="test")
     return situation_of(config, teacher=TEACHER, student=student, data=dataclasses.replace(DATA, label_kind=kind))
 
@@ -138,6 +143,11 @@ def test_a_projector_on_both_sides_is_pkd_as_well():
 @pytest.mark.parametrize(
     ("values", "kind", "message"),
     [
+        ({"method": "skd"}, "pixels", "of pooled, 2x2, a single one is left: the loss would always be 0"),
+        ({"method": "skd", "pool": 1, "layers": ["one:pooled"]}, "pixels", "of one, 1x1, a single one"),
+        ({"method": "cwd", "layers": (*PAIRS, "one:pooled")}, "boxes", "of one, 1x1, a single one"),
+        ({"method": "cirkd", "layers": ["one:pooled"]}, "depth", "of one, 1x1, a single one"),
+        ({"method": "cirkd", "max_positions": 1}, "depth", "a single one is left"),
         ({"method": "ifvd"}, "class", "ifvd needs a class for each pixel"),
         ({"method": "ifvd"}, "depth", "ifvd needs a class for each pixel, and the labels are depths"),
         ({"method": "fgd"}, "pixels", "fgd needs boxes with a class each, and the labels are pixels"),

@@ -5,6 +5,7 @@ Where both models have other grids, the teacher's map comes to the student's, bi
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -17,7 +18,36 @@ if TYPE_CHECKING:
     from kdcli.config.situation import Situation
 
 
-class CWDOptions(MapOptions):
+class _OverPositionsOptions(MapOptions):
+    """Base of the methods that compare the positions of a map with one another: of a single one there is nothing."""
+
+    or_else: ClassVar[str] = ""
+    """What else leaves more positions, for a hint."""
+
+    def side(self, length: int) -> int:
+        """Return how many positions are left of a side of so many."""
+        return length
+
+    def check(self, situation: Situation) -> None:
+        """Refuse also maps of a single position."""
+        super().check(situation)
+        if situation.teacher is None:
+            return
+        for pair in self.pairs:
+            grid = situation.student.grids[pair.student]
+            if self.projector is not None:  # it works on the common grid
+                theirs = situation.teacher.grids[pair.teacher]
+                grid = min(grid[0], theirs[0]), min(grid[1], theirs[1])
+            if math.prod(map(self.side, grid)) < 2:
+                raise UserError(
+                    f"{situation.key}: {self.method} compares the positions of a map with one another, and of"
+                    f" {pair.student}, {grid[0]}x{grid[1]}, a single one is left: the loss would always be 0.",
+                    f"Name a layer with a larger map (--feature-layers STUDENT:TEACHER){self.or_else}, or take larger"
+                    " images.",
+                )
+
+
+class CWDOptions(_OverPositionsOptions):
     """Channel-wise distillation (Shu et al., ICCV 2021) of features; the authors' temperature and weight.
 
     Where the widths differ, a learnt 1x1 convolution maps the student's channels to the teacher's.
@@ -46,7 +76,7 @@ class CWDLogitsOptions(LogitOptions):
             )
 
 
-class SKDOptions(MapOptions):
+class SKDOptions(_OverPositionsOptions):
     """Pair-wise similarities of positions (Structured Knowledge Distillation, Liu et al., CVPR 2019).
 
     Its other terms are ``logit_kd`` and an adversarial one, which kdcli does not have. The weight is the authors'.
@@ -59,12 +89,18 @@ class SKDOptions(MapOptions):
     has 0.5, which leaves 2x2 positions."""
 
     module: ClassVar[str] = "pairwise"
+    or_else: ClassVar[str] = ", pool less (pool: 1 under methods)"
 
     @model_validator(mode="after")
     def _check_pool(self) -> SKDOptions:
         if self.pool >= 1 and self.pool != int(self.pool):
             raise ValueError("pool is a whole number of positions, or a share below 1")
         return self
+
+    def side(self, length: int) -> int:
+        """Return how many positions the pooling leaves of a side of so many."""
+        window = max(1, int(length * self.pool)) if self.pool < 1 else min(int(self.pool), length)
+        return math.ceil(length / window)
 
 
 class IFVDOptions(MapOptions):
@@ -80,7 +116,7 @@ class IFVDOptions(MapOptions):
     needs: ClassVar[Needs] = Needs(labels=("pixels",))
 
 
-class CIRKDOptions(MapOptions):
+class CIRKDOptions(_OverPositionsOptions):
     """Relations between the positions of all images of a batch (CIRKD, Yang et al., CVPR 2022).
 
     The term without memory; the weight is the authors'. Their pixels and regions of earlier batches are not kept.
@@ -93,6 +129,10 @@ class CIRKDOptions(MapOptions):
     take all."""
 
     module: ClassVar[str] = "pairwise"
+
+    def side(self, length: int) -> int:
+        """Return about as many: what counts is whether more than one may be left."""
+        return length if self.max_positions > 1 else 1
 
 
 class PKDOptions(MapOptions):
