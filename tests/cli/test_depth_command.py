@@ -88,6 +88,19 @@ def test_the_plan_and_what_comes_of_it(same):
     assert found["rmse"] > 0
 
 
+def test_what_was_measured_of_the_teacher_goes_by_what_counts(kdcli, teacher):
+    """It is kept for the next run, and other depths count then."""
+
+    def measured(*settings):
+        options = (*SMALL, *DATA, *FAST, "--unchecked-teacher", "--dry-run", "--log-format", "json", *settings)
+        return json.loads(kdcli("distill", "--teacher", teacher, *options))["teacher_metrics"]
+
+    crop, fit = ("--set", "data.depth_crop=garg"), ("--set", "data.depth_alignment=median")
+    found = [measured(), measured(*crop), measured(*fit), measured()]
+    assert found[0] == found[3]
+    assert len({metrics["rmse"] for metrics in found}) == 3
+
+
 class Interrupt(Exception):
     """Stands for a process that dies."""
 

@@ -109,6 +109,7 @@ def _measured(job: Job, sample: Source, team: Team) -> _Measured:
             sample,
             kind="metrics",
             task=[job.config.task, job.data.facts.label_scale, job.config.data.mask_probability, tokens],
+            depth=[job.teacher.facts.depth, repr(job.data.facts.depth)],
             columns=list(columns_of(job)),
             precision=team.precision,
         )
