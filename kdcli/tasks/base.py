@@ -116,6 +116,16 @@ class Task(ABC):
         reads = self.reads(model.facts)
         return model(model.prepare(batch), reads).heads[reads.heads[0]]
 
+    def evidence(self, model: Model, batch: AnyBatch, outputs: Any) -> Any:
+        """Return what shows whether a model knows more than guesses would: by default what it predicts.
+
+        Args:
+            model: as :meth:`predict` takes it.
+            batch: likewise.
+            outputs: what :meth:`predict` returned of them, in the data's order of classes.
+        """
+        return outputs
+
     def in_order(self, outputs: Any, columns: Sequence[int]) -> Any:
         """Return what :meth:`predict` returned of a model, in the data's order of classes.
 

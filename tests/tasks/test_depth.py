@@ -12,8 +12,10 @@ from kdcli.config.parse import parse_config
 from kdcli.data import Batch
 from kdcli.machine.team import Team
 from kdcli.plan.relation import situation_of
+from kdcli.statistics.chance import judge_depth
 from kdcli.tasks.dense.depth import DepthEstimation
 from kdcli.tasks.dense.depth_metrics import is_evaluated, to_metres
+from kdcli.training.teachers.check import _correlations
 
 FACTS = DepthFacts(0.1, 10.0)
 MODEL = ModelFacts(
@@ -99,6 +101,22 @@ def test_a_relative_model_is_measured_after_the_fit():
     assert found[0]["delta1"] == pytest.approx(1.0)
     assert found[0]["abs_rel"] < 1e-4
     assert found[1]["delta1"] < 0.5
+
+
+@pytest.mark.parametrize(("sign", "level"), [(1.0, "above"), (-1.0, "near")])
+def test_the_fit_is_no_evidence_that_a_teacher_knows_anything(sign, level):
+    """Near and far exchanged, or noise: the fit makes any of them go with the target."""
+    targets = 1 + 4 * rand(12, 6, 6)
+    model, task = Fake(sign * (3 / targets - 0.4)[:, None], "inverse"), DepthEstimation(depth=FACTS)
+    fitted = task.predict(model, batch_of(targets))
+    for depth, expected in ((fitted, "above"), (task.evidence(model, batch_of(targets), fitted), level)):
+        assert judge_depth(_correlations(depth, targets)).level == expected
+    noise = Fake(rand(12, 1, 6, 6, seed=1), "inverse")
+    fitted = task.predict(noise, batch_of(targets))
+    assert judge_depth(_correlations(fitted, targets)).level == "above"
+    assert judge_depth(_correlations(task.evidence(noise, batch_of(targets), fitted), targets)).level != "above"
+    metric = Fake(targets[:, None], "metric")
+    assert task.evidence(metric, batch_of(targets), fitted) is fitted, "nothing is fitted: no second pass"
 
 
 class TestReport:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from kdcli.base.checksums import is_signed_card
+from kdcli.base.facts import UNLABELLED
 from kdcli.statistics.chance import natural_key
 from kdcli.training.teachers import check as teacher_check
 
@@ -306,3 +307,16 @@ def test_two_processes_measure_what_one_does(run, colours, run_in_two_processes)
     assert sums["index"].tolist() == list(range(48)), "each sample once, in order, of both processes"
     assert float(sums["accuracy"][:, 0].mean()) == pytest.approx(accuracy)
     assert yaml.safe_load((colours / "two" / "config.yaml").read_text())["train"]["epochs"] == 1
+
+
+def test_of_pixels_some_labelled_ones_of_every_image_are_looked_at():
+    """512 x 512: equal steps would be two rows each, and all of them in the first column, which has no label here."""
+    targets = torch.arange(512).repeat(2, 512, 1) // 128
+    targets[..., :8] = UNLABELLED
+    targets[1, 100:] = UNLABELLED
+    rows = torch.nn.functional.one_hot(targets.clamp(min=0), 4).float()
+    for outputs in (rows.movedim(-1, 1), rows.flatten(end_dim=2)):
+        logits, labels = teacher_check._some_pixels(outputs, targets)
+        assert torch.equal(logits.argmax(dim=1), labels)
+        for of_image in labels.view(2, teacher_check._PIXELS):
+            assert of_image.bincount(minlength=4).min() > 50, "every quarter of an image"

@@ -107,6 +107,16 @@ class DepthEstimation(ImageTask):
         values = resize_depth(super().predict(model, batch), (targets.shape[1], targets.shape[2]))[:, 0]
         return to_metres(values, targets, self.depth, model.facts.depth)[:, None]
 
+    def evidence(self, model: Model, batch: AnyBatch, outputs: Tensor) -> Tensor:
+        """Return depth that is not fitted to the targets, (B, 1, h, w), in whatever unit, greater where it is farther.
+
+        A fit of scale and shift makes any prediction go with its target, even one with near and far exchanged.
+        """
+        if alignment_of(self.depth, model.facts.depth) != "least_squares":
+            return outputs
+        answer: Tensor = super().predict(model, batch).float()
+        return -answer if model.facts.depth == "inverse" else answer
+
     def meter(self, team: Team) -> Meter:
         """Return the meter of :data:`METRICS` and ``loss``."""
         return DepthMeter(self.depth, team)

@@ -20,7 +20,7 @@ from kdcli.training.provenance import weights_digest
 
 _Kind = TypeVar("_Kind", bound=Saved)
 
-_FORMAT = 1
+_FORMAT = 2
 """Of what is kept; another one where the same key would be measured otherwise."""
 
 

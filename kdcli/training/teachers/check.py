@@ -42,6 +42,8 @@ _MOST_SCORED = 1000
 """Classes up to which all probabilities are kept, not only the likeliest class."""
 _PIXELS = 256
 """Of an image so many labelled pixels are looked at, evenly spread."""
+_GOLDEN = 0.6180339887498949
+"""The golden ratio: its multiples fill the numbers from 0 to 1 evenly."""
 
 
 def check_teacher(job: Job, team: Team, *, refuses: bool = True) -> Job:
@@ -152,7 +154,9 @@ def measure_teacher(
         with team.autocast():
             outputs = job.task.in_order(job.predict(teacher, batch), columns)
         if evidence is not None and isinstance(outputs, Tensor):
-            evidence.add(outputs, batch.targets)
+            with team.autocast():
+                told = job.task.evidence(teacher, batch, outputs)
+            evidence.add(told, batch.targets)
         return outputs
 
     return measure(job, teacher, source, team, predict, skip)
@@ -190,16 +194,9 @@ class _Evidence:
             self._guesses.append(_correlations(outputs, targets))
             return
         if not targets.is_floating_point():
-            of_image = targets[0].numel()
-            if targets.ndim == 3 and outputs.ndim == 4:
-                outputs = (
-                    F.interpolate(outputs.float(), targets.shape[1:], mode="bilinear").movedim(1, -1).flatten(0, 2)
-                )
-            is_dense = targets.ndim == 3
-            targets = targets.flatten()  # of pixels one a row, as the outputs
-            if is_dense and of_image > _PIXELS:
-                chosen = torch.arange(0, len(targets), of_image // _PIXELS, device=targets.device)
-                outputs, targets = outputs[chosen], targets[chosen]
+            if targets.ndim == 3:
+                outputs, targets = _some_pixels(outputs, targets)
+            targets = targets.flatten()
             labelled = targets != UNLABELLED
             outputs, targets = outputs[labelled], targets[labelled]
             if outputs.shape[1] <= _MOST_SCORED:
@@ -227,6 +224,38 @@ class _Evidence:
             return None, judge_scores(guesses, targets)
         mixed = find_mixed(guesses, targets, job.data.facts.class_names, are_independent=kind != "pixels")
         return mixed, judge_classes(guesses, targets, scores)
+
+
+def _some_pixels(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return outputs (n, C) and targets (n,) of at most :data:`_PIXELS` labelled pixels of each image.
+
+    Args:
+        outputs: maps (B, C, h, w) of any size, or a row a pixel, (B * H * W, C).
+        targets: (B, H, W).
+    """
+    rows, labels = [], []
+    for number, target in enumerate(targets):  # one by one: at full size the maps of a batch would fill the memory
+        own = target.flatten()
+        places = torch.nonzero(own != UNLABELLED)[:, 0]
+        places = places[_spread(len(places)).to(places.device)]
+        if outputs.ndim == 4:
+            whole = F.interpolate(outputs[number : number + 1].float(), target.shape, mode="bilinear")
+            rows.append(whole[0].flatten(1)[:, places].T)
+        else:
+            rows.append(outputs.unflatten(0, (len(targets), -1))[number][places])
+        labels.append(own[places])
+    return torch.cat(rows), torch.cat(labels)
+
+
+def _spread(count: int) -> Tensor:
+    """Return at most :data:`_PIXELS` of so many places: one of every part, each time at another point of its part.
+
+    Equal steps would be whole rows of many an image, and all places in its first column.
+    """
+    if count <= _PIXELS:
+        return torch.arange(count)
+    parts = torch.arange(_PIXELS, dtype=torch.float64)
+    return ((parts + parts * _GOLDEN % 1) * count / _PIXELS).long()
 
 
 def _correlations(outputs: Tensor, targets: Tensor) -> Any:
