@@ -141,7 +141,8 @@ class DataConfig(Section):
         _OF_PIXELS,
         _OF_THESE_DATA,
     ] = None
-    """Values of masks that are no class: such pixels have no label. By default 255, or what the format says."""
+    """Values of masks that are no class: such pixels have no label; an empty list for none. By default 255, or what the
+    format says."""
     palette: Annotated[Location | None, IMAGES, _OF_PIXELS, _OF_THESE_DATA] = None
     """A file with the colour of every class, for masks that are RGB images; see
     :func:`kdcli.data.images.dense.classes.read_palette`."""

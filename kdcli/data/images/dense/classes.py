@@ -172,7 +172,7 @@ def mask_classes(
     names, where = (None, "") if found.values is not None else given_names(config, folder)
     if names is None and found.class_names is not None:
         names, where = found.class_names, found.form
-    ignored = config.ignore_label or found.ignored
+    ignored = found.ignored if config.ignore_label is None else config.ignore_label
     if found.values is not None and names is not None:
         class_of = dict(zip(found.values, range(len(names)), strict=True))
         class_of |= dict.fromkeys(ignored or (), UNLABELLED)
@@ -185,7 +185,7 @@ def mask_classes(
             "If it is one, data.palette=FILE says so, with the lines '0 0 0 background' and '255 255 255 NAME';"
             " data.ignore_label=255 takes it as not labelled.",
         )
-    ignored = ignored or (IGNORED,)
+    ignored = (IGNORED,) if ignored is None else ignored
     values = [value for value in seen.values if value not in ignored]
     notes = []
     if names is None:
@@ -198,6 +198,13 @@ def mask_classes(
             raise UserError(
                 f"The masks hold values from {values[0]} to {values[-1]}: they are no classes.",
                 "Masks hold numbers from 0 on. data.ignore_label=[VALUES] takes some as not labelled.",
+            )
+        if values[-1] == IGNORED and len(values) <= IGNORED // 2:
+            raise UserError(
+                f"The masks hold {ranges(values)}, and data.ignore_label takes {ranges(sorted(ignored)) or 'none'} as"
+                " not labelled: 255 would be a class, and so would all values up to it.",
+                f"data.ignore_label={sorted({*ignored, IGNORED})} takes 255 as not labelled too; data.class_names names"
+                " all classes, if it is one.",
             )
         kept = [value for value in range(values[-1] + 1) if value not in ignored]
         names = tuple(map(str, kept))
