@@ -270,6 +270,26 @@ def test_names_and_values_that_are_ignored(tmp_path):
     assert "twice" in refusal(tmp_path, "pixels", class_names=["a", "a"])
 
 
+def test_no_value_need_be_ignored(tmp_path):
+    """255 is a class of many, or of few whose names are known; else it would make 256 classes of two or three."""
+    masks(tmp_path)
+    assert "255 would be a class" in refusal(tmp_path, "pixels", ignore_label=[])
+    assert "ignore_label=[2, 255]" in refusal(tmp_path, "pixels", ignore_label=2)
+    names = [f"c{value}" for value in range(256)]
+    data = open_(tmp_path, "pixels", ignore_label=[], class_names=names)
+    assert data.facts.class_names == tuple(names)
+    assert "Every value of the masks is a class." in notes(data)
+    assert min(int(data.train.load(index).target.min()) for index in range(len(data.train))) == 0
+
+
+@pytest.mark.parametrize("target", ["pixels", "boxes"])
+def test_a_list_that_names_an_image_twice(tmp_path, target):
+    path = forms.csv_of(tmp_path, "mask") if target == "pixels" else forms.jsonl_boxes(tmp_path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[2]]))
+    assert "once more" in refusal(path, target)
+
+
 def test_masks_of_colours(tmp_path):
     colours = {0: (0, 0, 0), 1: (250, 250, 0), 2: (0, 0, 90), 255: (255, 255, 255)}
 
@@ -485,6 +505,19 @@ def test_boxes_that_do_not_fit(tmp_path, kind):
     with pytest.raises(UserError, match=message) as caught:
         read_all(open_(path, "boxes"))
     assert caught.value.hint
+
+
+def test_what_cells_say_of_boxes_beside_their_class(tmp_path):
+    path = forms.jsonl_boxes(tmp_path)
+    text = path.read_text()
+    path.write_text(text.replace('"category": ["cell", "dot"]', '"category": ["cell", "dot"], "difficult": [1, 0]'))
+    data = open_(path, "boxes")
+    targets = [data.train.load(index).target for index in range(len(data.train))]
+    found = [target["difficult"].tolist() for target in targets if len(target["labels"])]
+    assert found
+    assert all(flags == [True, False] for flags in found)
+    path.write_text(text.replace('"category": ["cell", "dot"]', '"category": ["cell", "dot"], "iscrowd": [1]'))
+    assert "whether it is crowd" in refusal(path, "boxes")
 
 
 @pytest.mark.parametrize("name", ["a\\u0000.png", "a\\ud800.png"])

@@ -35,6 +35,8 @@ TARGET_COLUMNS = {
 }
 CLASS_COLUMNS = ("labels", "label", "category", "categories", "category_id", "class", "classes", "class_name", "name")
 _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x_min", "y_min", "x_max", "y_max"))
+_FLAGS = {"iscrowd": "crowd", "is_crowd": "crowd", "difficult": "difficult", "is_difficult": "difficult"}
+"""What cells call that a box is a crowd's or difficult."""
 _OPTIONS = ("splits", "image_column", "label_column")
 _SPLIT = ("split", "subset", "set")
 _HINT = (
@@ -51,7 +53,8 @@ def find_lists(path: Path, target: str, config: DataConfig) -> Found | None:
     A csv file without names of columns has an image and a mask or depth in the first two. A column ``split`` cuts.
 
     Raises:
-        UserError: a list can't be read, a path in it is missing in more than half of the rows, or a box is none.
+        UserError: a list can't be read, names an image twice, or more than half of its paths are missing; or a box is
+            none.
     """
     root = path if path.is_dir() else path.parent
     if path.is_file():
@@ -89,6 +92,8 @@ def find_lists(path: Path, target: str, config: DataConfig) -> Found | None:
             image, found = (row.get(column) for column in columns)
             if not isinstance(image, str) or not image or not isinstance(found, str | None):
                 raise UserError(f"{path}: row {number} of the {split} split has no paths.", _HINT)
+            if _at(root, image) in pairs:
+                raise _named_twice(str(path), number, split, image)
             pairs[_at(root, image)] = _at(root, found) if found else None
         _check_there(list(pairs), str(path))
         _check_there([target for target in pairs.values() if target is not None], str(path))
@@ -243,12 +248,16 @@ def _boxed(rows: Mapping[str, Sequence[Row]], root: Path, form: str, notes: list
         column = _column(first, config.label_column, TARGET_COLUMNS["boxes"], "label")
         shape = config.box_format or "xywh"
         for split, own in rows.items():
-            read[split] = []
+            whole: dict[str, RawBoxes] = {}
             for number, row in enumerate(own, 1):
                 where = f"row {number} of the {split} split"
                 raw, guessed = raw_boxes(row.get(column), row, column, where)
                 shape = config.box_format or guessed or shape
-                read[split].append((_path(row, image, where), raw))
+                path = _path(row, image, where)
+                if path in whole:
+                    raise _named_twice(form, number, split, path)
+                whole[path] = raw
+            read[split] = list(whole.items())
     names, label_of, more = class_labels([raw for of in read.values() for _, raw in of], None, config)
     splits = {}
     for split, of in read.items():
@@ -258,6 +267,13 @@ def _boxed(rows: Mapping[str, Sequence[Row]], root: Path, form: str, notes: list
         splits[split] = Split(source_of(paths, root), boxes)
     notes += [*more, f"Boxes are {shape} in pixels."]
     return Found(form, splits, notes, names, options=(*_OPTIONS, "box_format"))
+
+
+def _named_twice(where: str, number: int, split: str, image: str) -> UserError:
+    return UserError(
+        f"{where}: row {number} of the {split} split names the image {image} once more.",
+        "A row has all that belongs to an image: keep one of them, or put them together.",
+    )
 
 
 def _path(row: Row, column: str, where: str) -> str:
@@ -314,9 +330,9 @@ def raw_boxes(value: Any, row: Row, column: str, where: str) -> tuple[RawBoxes, 
         key = next((name for name in ("bbox", "boxes", "bboxes", "box") if name in value), "")
         classes = next((value[name] for name in CLASS_COLUMNS if name in value), None)
         rows = value.get(key)
-        crowd = value.get("iscrowd", value.get("is_crowd"))
+        flags = {flag: value[name] for name, flag in _FLAGS.items() if value.get(name) is not None}
     else:
-        rows, crowd = value, None
+        rows, flags = value, {}
         classes = next((row[name] for name in CLASS_COLUMNS if name in row and name != column), None)
         if isinstance(classes, str):
             try:
@@ -335,8 +351,10 @@ def raw_boxes(value: Any, row: Row, column: str, where: str) -> tuple[RawBoxes, 
             raise UserError(f"{where}: {column} has a box {entry!r}, which is not four numbers.", hint)
         raw.rows.append(list(entry))
         raw.labels.append(_label(label, where))
-    if isinstance(crowd, list) and len(crowd) == len(rows):
-        raw.flags["crowd"] = [bool(flag) for flag in crowd]
+    for flag, values in flags.items():
+        if not isinstance(values, list) or len(values) != len(rows):
+            raise UserError(f"{where}: {column} does not say of each box whether it is {flag}.", hint)
+        raw.flags[flag] = [bool(value) for value in values]
     return raw, "xyxy" if key in ("boxes", "bboxes") else "xywh"
 
 
