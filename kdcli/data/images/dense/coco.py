@@ -1,4 +1,4 @@
-"""COCO's json files of instances: boxes, and where pycocotools is installed the shapes within them as masks."""
+"""COCO's json files of instances: their boxes."""
 
 from __future__ import annotations
 
