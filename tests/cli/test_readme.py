@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-OTHERS = {"pip install -e '.[demo]'", "pip install -e '.[dev]'", "pytest"}
+OTHERS = {"pip install -e '.[demo]'", "pip install -e '.[dev]'", "pip install -e '.[dense]'", "pytest"}
 """Lines that are no commands of kdcli: an installation is what these tests run in."""
 
 SUBSTITUTES = {
@@ -37,6 +37,14 @@ SUBSTITUTES = {
     ("--set", "data.splits.train=train2017"): "data.splits.train=train2017",
     ("--set", "data.splits.validation=val2017"): "data.splits.validation=val2017",
     ("--data", "demo:digits"): "demo:digits",
+    ("--data", "demo:scenes"): "demo:scenes",
+    ("--task", "semantic-segmentation"): "semantic-segmentation",
+    ("--task", "depth-estimation"): "depth-estimation",
+    ("--task", "object-detection"): "object-detection",
+    ("--teacher", "package:efficientnet_lite0"): "package:efficientnet_lite0",
+    ("--student", "smp:unet/mobilenetv3_small_050"): "smp:linknet/mobilenetv3_small_050",
+    ("--student", "smp:fpn/mobilenet_v2"): "smp:linknet/mobilenetv3_small_050",
+    ("--student", "torchvision:ssdlite/mobilenet_v3_small"): "torchvision:ssdlite/mobilenet_v3_small",
     ("--task", "image-embedding"): "image-embedding",
     ("--data", "unsorted/"): "unsorted/",
     ("--eval-data", "photos/"): "photos/",
@@ -65,6 +73,9 @@ SUBSTITUTES = {
     ("--output", "runs/first-half"): "runs/first-half",
     ("--epochs", "30"): "1",
     ("--epochs", "20"): "2",
+    ("--epochs", "10"): "1",
+    ("--set", "student.image_size=96"): "student.image_size=32",
+    ("--set", "teacher.image_size=96"): "teacher.image_size=32",
     ("--seed", "1"): "1",
     ("--method", "refilled"): "refilled",
     ("--feature-layers", "pooled:layer3"): "pooled:layer3",
@@ -152,6 +163,8 @@ def substituted(command: str) -> list[str]:
     added = [text for option, text in short.items() if option in words and words[0] == "distill"]
     if {"causal-lm", "masked-lm", "signs/"} & set(words):
         added.append("--unchecked-teacher")  # the stand-ins for published models are hardly trained
+    if "demo:scenes" in words:  # it has a few hundred scenes to measure on, too
+        added.append("--set data.train_images=32 --no-test")
     if words[0] == "sweep":
         added.append(SHORT_SWEEP)
     return arguments + shlex.split(" ".join(added))
