@@ -231,5 +231,7 @@ def _model_line(facts: ModelFacts) -> str:
     head = f"{facts.num_classes - padding} {unit}" if facts.num_classes else "no head"
     if not facts.num_classes and facts.predictions:  # maps of something that has no classes
         head = f"{TASKS[facts.task].words} at every position"
+    elif TASKS[facts.task].target == "depth":
+        head = "depth at every position"
     head += f" and {padding} rows of padding" if padding else ""
     return f"{facts.name}: {human_count(facts.num_parameters)} parameters, {human_count(facts.macs)} MACs, {head}"

@@ -47,7 +47,7 @@ from kdcli.runs.places import check_new_folder
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 _Result = TypeVar("_Result", bound=Finished)
-_PACKAGES = ("torch", "timm", "transformers", "accelerate")
+_PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate")
 _OPTIONAL_PACKAGES = ("segmentation-models-pytorch",)
 _FILES = (
     *("plan.json", "metrics.jsonl", "episodes.jsonl", "data.jsonl.gz"),

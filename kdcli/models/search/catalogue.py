@@ -12,8 +12,8 @@ from kdcli.models.shelf import Built, Shelf
 
 NUM_CLASSES = {"image": 1000, "text": 2}
 """Classifiers of images are over so many classes; those of texts or tokens are over so many."""
-NUM_CLASSES_OF_PIXELS = 21
-"""Those of a head for every pixel are over so many."""
+NUM_CLASSES_OF_HEAD = {"dense": 21, "boxes": 80}
+"""Those of a head for every pixel, or for boxes, are over so many."""
 _UNITS = {"image": "pixels", "text": "tokens"}
 _EXAMPLES = {"image": "mobilenet*", "text": "hf:*bert*"}
 
@@ -39,9 +39,8 @@ class Catalogue:
         self._facts = TASKS[task]
         self._pretrained = pretrained
         modality = self._facts.modality
-        self.num_classes = NUM_CLASSES[modality] if self._facts.head in ("sequence", "token") else 0
-        if self._facts.head == "dense":
-            self.num_classes = NUM_CLASSES_OF_PIXELS
+        of_samples = NUM_CLASSES[modality] if self._facts.head in ("sequence", "token") else 0
+        self.num_classes = NUM_CLASSES_OF_HEAD.get(self._facts.head, of_samples)
         self.unit = _UNITS[modality]
         prefix, colon, _ = (pattern or "").partition(":")
         asked = library_called(prefix) if colon and find_extension(prefix) is not None else None
@@ -59,6 +58,8 @@ class Catalogue:
         """How everything is counted, in one phrase; a language model is with its head."""
         if self._facts.is_language_model:
             return "as language models"
+        if self._facts.head == "depth":
+            return "with depth as their output"
         return f"with {self.num_classes} classes" if self.num_classes else "without a classifier"
 
     def is_published(self, place: Place) -> bool:
