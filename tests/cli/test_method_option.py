@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from kdcli.config.methods import METHODS, MethodName
 
 ALONE = {"none", "spectral_regularization"}
-WITH_TEACHER = sorted(set(typing.get_args(MethodName)) - ALONE - {"refilled"})
+DENSE = {"cirkd", "cwd", "cwd_logits", "dense_regression", "fgd", "ifvd", "pkd", "skd"}
+"""They want labels of pixels, depths or boxes, equal widths, or maps of more than one position."""
+WITH_TEACHER = sorted(set(typing.get_args(MethodName)) - ALONE - DENSE - {"refilled"})
 ALONE_DEIT = ("--student", "deit_tiny_distilled_patch16_224", "--set", "methods=[{method: deit}]")
 QUICK = ("--set", "optim.lr=1e-4", "--batch-size", "24")
 
@@ -48,6 +50,14 @@ def test_the_option_knows_every_method():
     assert set(typing.get_args(MethodName)) == (set(METHODS) - parts) | {"none", "log_sum", "refilled"}
 
 
+@pytest.mark.parametrize("method", sorted(DENSE))
+def test_what_small_maps_and_classes_are_not_for_is_refused(distil, method):
+    outcome = distil("--method", method, "--dry-run")
+    assert outcome.exit_code == 2
+    assert method in outcome.stderr
+    assert "Hint:" in outcome.stderr
+
+
 @pytest.mark.parametrize("method", WITH_TEACHER)
 def test_every_method_trains_by_its_name(distil, tmp_path, method):
     outcome = distil("--method", method, student=student_of(method))
@@ -65,7 +75,7 @@ def test_every_method_trains_by_its_name(distil, tmp_path, method):
     assert f"loss: {kind.replace('_', ' ')}" in outcome.stdout
     kept = load_file(run / "projector.safetensors")
     assert all(key.startswith(f"{kind}.") and value.isfinite().all() for key, value in kept.items())
-    with_modules = {"projection", "fitnet", "vid", "review_kd", "crd"}
+    with_modules = {"projection", "fitnet", "vid", "review_kd", "crd", "mgd"}
     assert bool(kept) == (kind in with_modules)
 
 

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from kdcli.base.reads import Reads
 from kdcli.config.methods import METHODS, LayerOptions
 
-WITH_LAYERS = sorted(name for name, section in METHODS.items() if issubclass(section, LayerOptions))
+WITH_LAYERS = sorted(
+    {name for name, section in METHODS.items() if issubclass(section, LayerOptions)}
+    - {"cirkd", "cwd", "fgd", "ifvd", "skd"}  # of maps with more than one position, or of boxes and pixels
+)
 MODELS = ("--teacher", "random:test_efficientnet", "--student", "test_resnet")
 QUICK = ("--epochs", "1", "--batch-size", "32", "--device", "cpu", "--set", "optim.lr=1e-3")
 SMALL = (
