@@ -30,9 +30,11 @@ def models_layers(
     ],
     every: Annotated[bool, typer.Option("--all", help="Every layer that can be tapped, without numbers.")] = False,
     image_size: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1, max=4096, help="Side of the input in pixels; the model's own by default.", show_default=False
+            metavar="N|HxW",
+            help="Side of the input in pixels, or height and width; the model's own by default.",
+            show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -49,35 +51,41 @@ def models_layers(
         kdcli models layers runs/quickstart --all
 
         kdcli models layers vit_tiny_patch16_224 --image-size 384 --json
+
+        kdcli models layers smp:unet/mobilenet_v2 --image-size 416x544
     """
     from kdcli.base.text import check_argument
 
     check_argument("NAME", name)
     from kdcli.base.facts import Preprocessing
     from kdcli.config.models import TeacherConfig
+    from kdcli.config.section import read_size
     from kdcli.models import load_teacher
     from kdcli.models.layers import list_layers
     from kdcli.models.settle import settle_teacher
     from kdcli.terminal.console import show_lines, show_table
 
-    config = settle_teacher(TeacherConfig(name=name, image_size=image_size))
+    size = None if image_size is None else read_size("--image-size", image_size)
+    config = settle_teacher(TeacherConfig(name=name, image_size=size))
     untrained = config.name if config.name.startswith("random:") else f"random:{config.name}"
     model = load_teacher(config.model_copy(update={"name": untrained, "weights": None}), seed=0)
     layers = list_layers(model, every=every)
     preprocessing, dims = model.facts.preprocessing, model.facts.feature_dims
     assert isinstance(preprocessing, Preprocessing), "it is loaded as a model of images"
-    size = preprocessing.image_size
+    height, width = preprocessing.image_size
     if as_json:
         listed = [
             {"index": None if every else index, **dataclasses.asdict(layer)} for index, layer in enumerate(layers)
         ]
-        typer.echo(json.dumps({"model": name, "image_size": size, "always": dims, "layers": listed}, indent=2))
+        typer.echo(
+            json.dumps({"model": name, "image_size": [height, width], "always": dims, "layers": listed}, indent=2)
+        )
         return
     rows = [
         [layer.name, "-" if every else str(index), layer.kind, str(layer.width), "x".join(map(str, layer.grid)) or "-"]
         for index, layer in enumerate(layers)
     ]
-    show_table(f"{name} at {size[0]}x{size[1]} pixels", ["name", "number", "kind", "width", "grid"], rows)
+    show_table(f"{name} at {height}x{width} pixels", ["name", "number", "kind", "width", "grid"], rows)
     always = ", ".join(f"{tap} ({width} wide)" for tap, width in dims.items())
     show_lines([f"Always there too: {always}.", "Take them with --feature-layers STUDENT:TEACHER."])
 

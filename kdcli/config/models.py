@@ -19,6 +19,7 @@ from kdcli.config.section import (
     Section,
     as_texts,
     from_name,
+    height_and_width,
     is_label_free,
     is_language_model,
 )
@@ -39,7 +40,8 @@ class TeacherConfig(Section):
     """Local checkpoint, ``.safetensors`` or ``.pth``; ``package:NAME/PATH`` is a file inside an installed package. Also
     as ``NAME?weights=FILE``; a file that tells its architecture may be the name itself."""
     image_size: Annotated[ImageSize | None, IMAGES] = None
-    """Side of its input in pixels, at most 4096; by default what its weights' file tells, else the model's own."""
+    """Side of its input in pixels, or ``[height, width]``, at most 4096; by default what its weights' file tells, else
+    the model's own."""
     mean: Annotated[tuple[float, float, float] | None, IMAGES] = None
     """Of red, green and blue, of pixels scaled to [0, 1]; by default likewise, as the four after it."""
     std: Annotated[tuple[Positive, Positive, Positive] | None, IMAGES] = None
@@ -62,6 +64,11 @@ class TeacherConfig(Section):
     prompt: Annotated[str | None, TEXTS, _OF_PROMPTS] = None
     """What stands before every text; by default what sentence-transformers' folder has as its default prompt."""
 
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """The (height, width) that is asked for."""
+        return height_and_width(self.image_size)
+
 
 class StudentConfig(Section):
     """The model that is trained."""
@@ -71,7 +78,7 @@ class StudentConfig(Section):
     """The model that ``teacher?layers=...&width=...`` is made of; by default the run's teacher."""
     pretrained: bool = False
     image_size: Annotated[ImageSize | None, IMAGES, _OF_INPUT, Key(evaluates=is_label_free)] = None
-    """Side of its input in pixels, at most 4096; by default the model's own."""
+    """Side of its input in pixels, or ``[height, width]``, at most 4096; by default the model's own."""
     max_length: Annotated[MaxLength | None, TEXTS, _OF_TOKENS, _OF_INPUT] = None
     """Longest text in tokens; by default the model's own, at most 512."""
     pooling: Annotated[Pooling | None, TEXTS, _OF_POOLING] = None
@@ -82,6 +89,11 @@ class StudentConfig(Section):
     """The model of text whose tokenizer it takes where it has none of its own; by default the run's teacher."""
     drop_path: Annotated[Annotated[float, Field(ge=0, lt=1)] | None, IMAGES] = None
     """Rate of stochastic depth, for architectures that have it; by default the architecture's own."""
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """The (height, width) that is asked for."""
+        return height_and_width(self.image_size)
 
     @property
     def is_from_teacher(self) -> bool:

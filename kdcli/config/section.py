@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from kdcli.base.errors import UserError
 from kdcli.base.facts import MAX_IMAGE_SIZE, MAX_TEXT_LENGTH
 from kdcli.base.tasks import Modality, TaskFacts
-from kdcli.base.text import check_name
+from kdcli.base.text import check_name, short_repr
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,49 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 MaxLength = Annotated[int, Field(ge=2, le=MAX_TEXT_LENGTH)]
 
 
-ImageSize = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
+def _size_of(value: Any) -> int | tuple[int, int]:
+    """Return one side where both are the same, so that there is one way to write a size."""
+    sides = list(value) if isinstance(value, (list, tuple)) else [value] * 2
+    wrong = ValueError(f"input should be a side of 1 to {MAX_IMAGE_SIZE} pixels, or [height, width]")
+    if len(sides) != 2:
+        raise wrong
+    whole = []
+    for side in sides:
+        if isinstance(side, bool) or not isinstance(side, (int, float, str)):
+            raise wrong
+        try:
+            number = int(side)
+            is_whole = isinstance(side, str) or number == side
+        except (ValueError, OverflowError):
+            raise wrong from None
+        if not (is_whole and 1 <= number <= MAX_IMAGE_SIZE):
+            raise wrong
+        whole.append(number)
+    height, width = whole
+    return height if height == width else (height, width)
+
+
+def height_and_width(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the (height, width) in pixels that an :data:`ImageSize` is; None for none."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def read_size(option: str, text: str) -> int | tuple[int, int]:
+    """Return the size that a command's option gives as ``N`` or ``HEIGHTxWIDTH``.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return _size_of(text.lower().split("x") if "x" in text.lower() else text)
+    except ValueError as error:
+        raise UserError(
+            f"{option} can't be {short_repr(text)}: {error}.", "For example: 224, or 416x544 (height x width)."
+        ) from None
+
+
+ImageSize = Annotated[int | tuple[int, int], BeforeValidator(_size_of)]
+"""One side of a square in pixels, or (height, width)."""
 
 
 Name = Annotated[str, AfterValidator(check_name)]

@@ -29,14 +29,14 @@ Inputs = Tensor | dict[str, Tensor]
 class Origin:
     """Where a model came from; see :class:`kdcli.base.facts.ModelFacts` for the fields.
 
-    ``image_size`` is the user's override in pixels, None for the model's own.
+    ``image_size`` is the user's override, (height, width) in pixels; None for the model's own.
     """
 
     name: str
     pretrained: bool
     weights: str
     label_names: tuple[str, ...] | None
-    image_size: int | None = None
+    image_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ class Networks(Library):
                 count = settings["num_outputs"]
                 names = names_of_file(checkpoint.recorded, names, count)
                 phrase = phrase_of_file(checkpoint, report, told, name, count)
-        origin = teacher_origin(place, name, names, image_size=config.image_size, file_phrase=phrase)
+        origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase)
         return NetworkModel(module, origin, preprocessing, settings)
 
     def build(
@@ -203,8 +203,8 @@ class Networks(Library):
         saved, names = self._saved(place), data.class_names
         preprocessing = self._preprocessing(saved) if like is None else like.preprocessing
         assert isinstance(preprocessing, Preprocessing), "it is a model of images"
-        if config.image_size is not None:
-            preprocessing = preprocessing.at((config.image_size, config.image_size))
+        if config.input_size is not None:
+            preprocessing = preprocessing.at(config.input_size)
         settings = {**self._settings(place, saved, task=data.task), "task": data.task, "num_outputs": len(names)}
         module = self._make(place, settings)
         model = NetworkModel(module, student_origin(place, config, names), preprocessing, settings)

@@ -19,7 +19,7 @@ def teacher_origin(
     name: ModelName,
     label_names: tuple[str, ...] | None,
     *,
-    image_size: int | None = None,
+    image_size: tuple[int, int] | None = None,
     file_phrase: str = "",
     full_name: str = "",
 ) -> Origin:
@@ -29,7 +29,7 @@ def teacher_origin(
         place: where it is.
         name: as the user wrote it.
         label_names: of its classes.
-        image_size: what the user asks for.
+        image_size: the (height, width) that the user asks for.
         file_phrase: of weights of a file, from :func:`phrase_of_file`; empty where they are the publisher's.
         full_name: of the publisher's weights, where it is longer than that of ``place``.
     """
@@ -44,9 +44,9 @@ def teacher_origin(
 def student_origin(place: Place, config: StudentConfig, label_names: tuple[str, ...], *, full_name: str = "") -> Origin:
     """Return a student's origin; ``full_name`` is that of published weights."""
     if not config.pretrained:
-        return Origin(place.name, False, "untrained", label_names, config.image_size)
+        return Origin(place.name, False, "untrained", label_names, config.input_size)
     full_name = full_name or place.name
-    return Origin(full_name, True, _own_weights(place, full_name), label_names, config.image_size)
+    return Origin(full_name, True, _own_weights(place, full_name), label_names, config.input_size)
 
 
 def saved_origin(place: Place, label_names: tuple[str, ...] | None) -> Origin:

@@ -59,8 +59,8 @@ def settle_teacher(config: TeacherConfig, *, modality: Modality = "image") -> Te
     target = config.name if file is None else _architecture_in(recorded, path, weights, is_text=is_text)
     changes: dict[str, Any] = {"name": target + _further_arguments(target, recorded), "weights": weights}
     size = recorded.input_size
-    if config.image_size is None and not is_text and size is not None and size[0] == size[1]:
-        changes["image_size"] = size[0]
+    if config.image_size is None and not is_text and size is not None:
+        changes["image_size"] = size
     return TeacherConfig.model_validate({**config.model_dump(), **changes})
 
 
@@ -85,7 +85,7 @@ def wanted_input(config: TeacherConfig, recorded: Recorded | None) -> tuple[dict
         plan on what came from the file.
     """
     asked: dict[str, Any] = {key: getattr(config, key) for key in _OF_INPUT}
-    asked["image_size"] = None if config.image_size is None else (config.image_size, config.image_size)
+    asked["image_size"] = config.input_size
     told: dict[str, Any] = {key: getattr(recorded, key, None) for key in _OF_INPUT}
     told["image_size"] = recorded.input_size if recorded is not None else None
     values = {key: asked[key] if asked[key] is not None else told[key] for key in ("image_size", *_OF_INPUT)}

@@ -51,7 +51,7 @@ class VisionModel(Model):
         return "sequence" if num_classes else "none"
 
     def _input_errors(self, origin: Origin) -> AbstractContextManager[None]:
-        return _input_errors(origin, self.preprocessing.image_size[0])
+        return _input_errors(origin, self.preprocessing.image_size)
 
     @property
     @abstractmethod
@@ -100,14 +100,17 @@ def check_preprocessing(name: str, preprocessing: Preprocessing) -> None:
 
 
 @contextmanager
-def _input_errors(origin: Origin, size: int) -> Iterator[None]:
+def _input_errors(origin: Origin, size: tuple[int, int]) -> Iterator[None]:
     """Turn what a model throws at an image that it can't take into the user's error."""
     try:
         yield
     except (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        reason = str(error) or type(error).__name__
+        reason, shown = str(error) or type(error).__name__, f"{size[0]}x{size[1]}"
         if origin.image_size is None:
-            message, hint = f"{origin.name} can't take RGB images of {size} pixels", "Choose another model."
+            message, hint = f"{origin.name} can't take RGB images of {shown} pixels", "Choose another model."
         else:
-            message, hint = f"{origin.name} can't take images of {size} pixels", "Leave image_size out for its own."
+            message, hint = (
+                f"{origin.name} can't take images of {shown} pixels",
+                "Leave image_size out for its own, or give another one.",
+            )
         raise UserError(f"{message}: {reason}", hint) from error

@@ -45,7 +45,7 @@ def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoin
         phrase = "" if checkpoint is None else phrase_of_file(checkpoint, report, told, name, 0)
     else:
         module = with_weights(row)
-    origin = teacher_origin(place, name, None, image_size=config.image_size, file_phrase=phrase)
+    origin = teacher_origin(place, name, None, image_size=config.input_size, file_phrase=phrase)
     return MapModel(module, origin, change_input(preprocessing, wanted), row)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from kdcli.config.section import height_and_width
 from kdcli.models.packaged.places import place_of
 from kdcli.models.packaged.rows import ROWS
 from kdcli.models.place import Place
@@ -27,7 +28,7 @@ class PackagedShelf(Shelf):
 
     def build(self, place: Place, num_classes: int, size: int | None) -> Built:
         """Build it for square images, by default of its own size."""
-        module, _ = load(place, pretrained=False, num_classes=num_classes, image_size=size)
+        module, _ = load(place, pretrained=False, num_classes=num_classes, image_size=height_and_width(size))
         assert place.packaged is not None, "it comes from this shelf"
         height, width = place.packaged.preprocessing.image_size if size is None else (size, size)
         image = torch.randn(1, 3, height, width)

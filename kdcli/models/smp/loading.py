@@ -44,7 +44,7 @@ def load_teacher(
         if checkpoint is not None:
             names = names_of_file(checkpoint.recorded, names, settings.num_outputs)
             phrase = phrase_of_file(checkpoint, report, told, name, settings.num_outputs)
-    origin = teacher_origin(place, name, names, image_size=config.image_size, file_phrase=phrase)
+    origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase)
     return SmpModel(module, origin, settings, preprocessing)
 
 
@@ -59,8 +59,7 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts) -> SmpMo
         raise UserError("student.drop_path is not for models of segmentation-models-pytorch.", "Leave it out.")
     saved = settings_of(place)
     settings = replace(saved, task=row.name, num_outputs=len(data.class_names), label_names=data.class_names)
-    size = config.image_size
-    preprocessing = settings.images(None if size is None else (size, size))
+    preprocessing = settings.images(config.input_size)
     settings, weights = settings.at(preprocessing.image_size), ""
     if place.folder is None and config.pretrained:
         module, own, source = with_published_encoder(place, settings)

@@ -32,7 +32,7 @@ def load(
     *,
     pretrained: bool,
     num_classes: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: tuple[int, int] | None = None,
     drop_path: float | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Create a model of timm.
@@ -41,7 +41,7 @@ def load(
         place: a registry name or a folder.
         pretrained: with its weights; never silently without.
         num_classes: of a new classifier; None keeps the model's own.
-        image_size: side, or height and width, in pixels of the input that the model is built for; None for its own.
+        image_size: (height, width) in pixels of the input that the model is built for; None for its own.
         drop_path: rate of stochastic depth in training; None for the architecture's own.
 
     Returns:
@@ -60,7 +60,7 @@ def load(
         raise UserError(
             f"{place.name} takes images of {channels} channels, and kdcli gives RGB.", "Choose another model."
         )
-    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size or ())
+    sides = list(image_size or ())
     if pretrained and place.folder:
         check_folder(place.folder)
     if sides and cfg.get("fixed_input_size") and sides != native:
@@ -108,7 +108,7 @@ def _refusal(
     error: Exception,
     place: Place,
     *,
-    image_size: int | tuple[int, int] | None,
+    image_size: tuple[int, int] | None,
     native: Sequence[int],
     drop_path: float | None,
 ) -> UserError | None:
@@ -125,7 +125,7 @@ def _refusal(
         return UserError(f"{place.name} has no stochastic depth: {error}", "Leave student.drop_path out.")
     if image_size is not None and isinstance(error, (RuntimeError, AssertionError, TypeError, ValueError)):
         return UserError(
-            f"{place.name} can't be built for images of {image_size} pixels: {error}",
+            f"{place.name} can't be built for images of {image_size[0]}x{image_size[1]} pixels: {error}",
             f"It takes {native[0]}x{native[1]} pixels: leave image_size out, or choose another model.",
         )
     if place.arguments and (fixed := re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))):
@@ -152,7 +152,7 @@ def _model_name(place: Place) -> str:
 
 
 def load_with_weights(
-    place: Place, checkpoint: Checkpoint, *, image_size: int | tuple[int, int] | None
+    place: Place, checkpoint: Checkpoint, *, image_size: tuple[int, int] | None
 ) -> tuple[nn.Module, dict[str, Any], LoadReport]:
     """Create a model and load a local checkpoint into it; its classifier is as wide as the file's.
 

@@ -29,13 +29,13 @@ def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoin
         module, arguments, report = build.load_with_weights(place, checkpoint, image_size=size)
         phrase = phrase_of_file(checkpoint, report, told, name, module.num_classes)
     else:
-        module, arguments = build.load(place, pretrained=not name.random, image_size=config.image_size)
+        module, arguments = build.load(place, pretrained=not name.random, image_size=config.input_size)
         full_name = _with_tag(place, module)
     set_input(module, wanted)
     names = None if name.random else label_names(module, is_registered=_is_published(place))
     if checkpoint:
         names = names_of_file(checkpoint.recorded, names, module.num_classes)
-    origin = teacher_origin(place, name, names, image_size=config.image_size, file_phrase=phrase, full_name=full_name)
+    origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase, full_name=full_name)
     return TimmModel(module, origin, arguments)
 
 
@@ -49,7 +49,7 @@ def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *
         place,
         pretrained=config.pretrained,
         num_classes=len(names),
-        image_size=config.image_size,
+        image_size=config.input_size,
         drop_path=config.drop_path,
     )
     origin = student_origin(place, config, names, full_name=_with_tag(place, module))

@@ -54,7 +54,7 @@ class TimmModel(VisionModel):
     def __init__(self, module: Any, origin: Origin, model_args: dict[str, Any]) -> None:
         size = origin.image_size
         if size is not None:
-            set_input(module, {"image_size": (size, size)})
+            set_input(module, {"image_size": size})
         self._model_args = model_args
         super().__init__(module, origin, _preprocessing(module, origin.name), module.num_classes)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import timm
 import torch
 
+from kdcli.config.section import height_and_width
 from kdcli.models.libraries import find_extension
 from kdcli.models.place import Place
 from kdcli.models.shelf import Built, Shelf
@@ -44,7 +45,7 @@ class TimmShelf(Shelf):
 
     def build(self, place: Place, num_classes: int, size: int | None) -> Built:
         """Build it for square images, by default of its own size."""
-        module, _ = load(place, pretrained=False, num_classes=num_classes, image_size=size)
+        module, _ = load(place, pretrained=False, num_classes=num_classes, image_size=height_and_width(size))
         own = module.pretrained_cfg["input_size"][1:]  # type: ignore[index]
         height, width = own if size is None else (size, size)
         image = torch.randn(1, 3, int(height), int(width))

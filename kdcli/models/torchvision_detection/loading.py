@@ -65,7 +65,7 @@ def load_teacher(
             names = names_of_file(checkpoint.recorded, names, settings["num_outputs"])
             phrase = phrase_of_file(checkpoint, report, told, name, settings["num_outputs"])
     preprocessing = _changed(_preprocessing(network, module, saved, size), wanted)
-    origin = teacher_origin(place, name, names, image_size=config.image_size, file_phrase=phrase, full_name=full_name)
+    origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase, full_name=full_name)
     return TorchvisionDetector(module, origin, preprocessing, settings)
 
 
@@ -84,7 +84,7 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts, *, like:
     saved, names = read_saved(place), data.class_names
     network = network_of(place, saved)
     settings = {**_settings(place, saved), "num_outputs": len(names)}
-    size = (config.image_size, config.image_size) if config.image_size else _size_of(network, saved)
+    size = config.input_size or _size_of(network, saved)
     if like is not None and config.image_size is None:
         assert isinstance(like.preprocessing, Preprocessing), "it is a model of images"
         size = like.preprocessing.image_size

@@ -173,7 +173,9 @@ def build_teacher_with_weights(place: Place, checkpoint: Checkpoint) -> tuple[nn
     return build_with_weights(build, checkpoint, classifier=classifier_of)
 
 
-def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image_size: int | None) -> nn.Module:
+def build_student(
+    place: Place, names: Sequence[str], *, pretrained: bool, image_size: tuple[int, int] | None
+) -> nn.Module:
     """Build an image classifier over ``names``, or the vision backbone alone where there are none.
 
     Pretrained weights keep their own input size: transformers resizes position embeddings only on the way, which the
@@ -190,8 +192,7 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
         )
     own_size = processor.own_image_size(config)
     if image_size is not None and own_size is not None and not pretrained:
-        tower = getattr(config, "vision_config", config)
-        tower.image_size = image_size if isinstance(tower.image_size, int) else [image_size, image_size]
+        processor.set_image_size(getattr(config, "vision_config", config), image_size, label=place.name)
     auto: Any = AutoModelForImageClassification if names else AutoModel
     if names:
         config.id2label = dict(enumerate(names))
@@ -207,11 +208,12 @@ def build_student(place: Place, names: Sequence[str], *, pretrained: bool, image
         _check_reads_images(place, module)
     if not pretrained:
         return module
-    if image_size and own_size and own_size != (image_size, image_size) and takes_interpolation(module):
+    if image_size and own_size and own_size != image_size and takes_interpolation(module):
         raise UserError(
-            f"{place.name} was trained for images of {own_size[0]} pixels, and its position embeddings are kept at"
-            " that.",
-            f"Leave student.image_size out, take the same model from timm, or start untrained (not {image_size}).",
+            f"{place.name} was trained for images of {own_size[0]}x{own_size[1]} pixels, and its position embeddings"
+            " are kept at that.",
+            "Leave student.image_size out, take the same model from timm, or start untrained"
+            f" (not {image_size[0]}x{image_size[1]}).",
         )
     return module
 
@@ -249,6 +251,12 @@ def from_config(auto: Any, place: Place, config: Any, **arguments: Any) -> nn.Mo
     except UserError:
         raise
     except Exception as error:  # on values that don't fit together transformers raises whatever it trips over
+        size = processor.own_image_size(config)
+        if size is not None and size[0] != size[1]:
+            raise UserError(
+                f"{place.name} can't be built for images of {size[0]}x{size[1]} pixels: {reason_of(error)}",
+                "Give image_size one side, or choose another model.",
+            ) from error
         raise UserError(f"{place.name} can't be built: {reason_of(error)}", "Choose another model.") from error
 
 

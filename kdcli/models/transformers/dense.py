@@ -49,8 +49,30 @@ class HFDense(HFModel):
     ) -> None:
         self.head: DenseHead = head
         super().__init__(module, origin, preprocessing)
+        self._check_shape()
         if head == "depth":
             self.facts = replace(self.facts, depth=kind or depth_kind(module.config))
+
+    def _check_shape(self) -> None:
+        """Refuse images that the network takes for squares: DPT's own ViT lays 4x16 tokens out as 8x8.
+
+        Raises:
+            UserError: its answer has other proportions than the image.
+        """
+        height, width = self.preprocessing.image_size
+        if height == width:
+            return
+        was_training = self.module.training
+        self.module.eval()
+        with torch.no_grad():
+            rows, columns = self.native(self.example()).shape[-2:]
+        self.module.train(was_training)
+        if abs(columns - rows * width / height) > 1 + width / height:
+            raise UserError(
+                f"{self.facts.name} takes an image for a square: of {height}x{width} pixels it makes a map of"
+                f" {rows}x{columns}.",
+                "Give image_size one side, or choose another model.",
+            )
 
     def _count(self, module: Any) -> int:
         return 1 if self.head == "depth" else module.config.num_labels

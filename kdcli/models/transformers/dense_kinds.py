@@ -73,14 +73,6 @@ def backbone_config(config: Any) -> Any:
     return found if found is not None and not getattr(config, "is_hybrid", False) else config
 
 
-def set_image_size(config: Any, side: int) -> None:
-    """Let an untrained model have position embeddings for square images of this side."""
-    for part in {id(part): part for part in (config, backbone_config(config))}.values():
-        size = getattr(part, "image_size", None)
-        if size is not None:
-            part.image_size = side if isinstance(size, int) else [side, side]
-
-
 def depth_kind(config: Any) -> DepthKind:
     """Return what a model's depth is, as far as its config tells."""
     if getattr(config, UNIT, None) == _METRES:

@@ -33,7 +33,6 @@ from kdcli.models.transformers.dense_kinds import (
     head_of,
     in_metres,
     needs_prompt,
-    set_image_size,
     start_depth,
 )
 from kdcli.models.transformers.vision import label_names
@@ -81,15 +80,15 @@ def load_teacher(
         phrase = phrase_of_file(checkpoint, report, told, name, number)
         names = names_of_file(checkpoint.recorded, label_names(settings), number)
     elif name.random:
-        if config.image_size is not None:
-            set_image_size(settings, config.image_size)
+        if config.input_size is not None:
+            _set_image_size(settings, config.input_size, place)
         module = build.from_config(AUTO[head], place, settings)
     else:
         module = build.load_weights(AUTO[head], place, settings, may_miss=("auxiliary_head",))
         names = label_names(module.config)
     names = _DEPTH_NAMES if head == "depth" else names
-    origin = teacher_origin(place, name, names, image_size=config.image_size, file_phrase=phrase)
-    preprocessing = _preprocessing(place, module.config, head, config.image_size)
+    origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase)
+    preprocessing = _preprocessing(place, module.config, head, config.input_size)
     return HFDense(module, origin, change_input(preprocessing, wanted), head=head, kind=config.depth)
 
 
@@ -117,8 +116,8 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts, *, like:
         assert data.depth is not None, "the task says which depths count"
         in_metres(settings, data.depth, pretrained=config.pretrained, given=place.arguments)
     keeps_classes = head == "depth" or own_names == names
-    if config.image_size is not None and not config.pretrained:
-        set_image_size(settings, config.image_size)
+    if config.input_size is not None and not config.pretrained:
+        _set_image_size(settings, config.input_size, place)
     module: Any
     if config.pretrained and published and keeps_classes:
         module = build.load_weights(AUTO[head], place, settings, may_miss=("auxiliary_head",))
@@ -136,7 +135,7 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts, *, like:
         assert data.depth is not None
         start_depth(module, data.depth, anew=published is not None and config.pretrained and own_depth == "inverse")
     _check_size(place, config, own_size)
-    preprocessing = _preprocessing(place, module.config, head, config.image_size)
+    preprocessing = _preprocessing(place, module.config, head, config.input_size)
     if like is not None:
         assert isinstance(like.preprocessing, Preprocessing), "it is a model of images"
         preprocessing = like.preprocessing.at(preprocessing.image_size)
@@ -149,17 +148,17 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts, *, like:
 
 
 def build_bare(
-    place: Place, names: Sequence[str], task: TaskFacts, image_size: int | None
+    place: Place, names: Sequence[str], task: TaskFacts, image_size: tuple[int, int] | None
 ) -> tuple[nn.Module, tuple[int, int]]:
     """Return an untrained network of transformers' own for a task, and the (height, width) that it is made for."""
     settings = build.read_config(place)
     head = _head_for(place, settings, task)
     complete(settings, head)
     if image_size is not None:
-        set_image_size(settings, image_size)
+        _set_image_size(settings, image_size, place)
     own = processor.own_image_size(backbone_config(settings))
     module = _new(place, settings, head, names)
-    return module, (image_size, image_size) if image_size else own or _USUAL_SIZE
+    return module, image_size or own or _USUAL_SIZE
 
 
 def open_saved(place: Place) -> HFDense:
@@ -243,21 +242,28 @@ def _with_weights(place: Place, settings: Any, head: DenseHead, checkpoint: Chec
     return build_with_weights(make, checkpoint, classifier=classifier)
 
 
+def _set_image_size(settings: Any, size: tuple[int, int], place: Place) -> None:
+    """Let an untrained model have position embeddings for images of this (height, width)."""
+    for part in {id(part): part for part in (settings, backbone_config(settings))}.values():
+        processor.set_image_size(part, size, label=place.name)
+
+
 def _check_size(place: Place, config: StudentConfig, own: tuple[int, int] | None) -> None:
-    asked = config.image_size
-    if config.pretrained and asked is not None and own is not None and own != (asked, asked):
+    asked = config.input_size
+    if config.pretrained and asked is not None and own is not None and own != asked:
         raise UserError(
-            f"{place.name} was trained for images of {own[0]} pixels, and its position embeddings are kept at that.",
-            f"Leave student.image_size out, or start untrained (not {asked}).",
+            f"{place.name} was trained for images of {own[0]}x{own[1]} pixels, and its position embeddings are kept at"
+            " that.",
+            f"Leave student.image_size out, or start untrained (not {asked[0]}x{asked[1]}).",
         )
 
 
-def _preprocessing(place: Place, config: Any, head: DenseHead, image_size: int | None) -> Preprocessing:
+def _preprocessing(place: Place, config: Any, head: DenseHead, image_size: tuple[int, int] | None) -> Preprocessing:
     """Return how the model wants its images: squashed to its size, so that nothing is cut off."""
     own = processor.own_image_size(backbone_config(config))
     found = processor.preprocessing_of(place.folder, config, image_size, kind=PROCESSORS[head])
     if not processor.is_in(place.folder):
-        found = found.at((image_size, image_size) if image_size else own or _USUAL_SIZE)
+        found = found.at(image_size or own or _USUAL_SIZE)
     note = found.note
     if processor.is_in(place.folder) and found.geometry != "squash":
         note = f"{note} Images are squashed to its size, where its image processor cuts them.".strip()

@@ -43,7 +43,7 @@ def is_of_detector(place: Place) -> bool:
 def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoint: Checkpoint | None) -> HFDetector:
     """Load a detector with its own classes."""
     wanted, told = wanted_input(config, checkpoint.recorded if checkpoint else None)
-    settings = _read(place, config.image_size)
+    settings = _read(place, config.input_size)
     module: Any
     phrase, names = "", None
     if checkpoint:
@@ -56,8 +56,8 @@ def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoin
     else:
         module = build.load_weights(_AUTO, place, settings, may_miss=("pooler",))
         names = label_names(module.config)
-    origin = teacher_origin(place, name, names, image_size=config.image_size, file_phrase=phrase)
-    preprocessing = _preprocessing(place, module.config, config.image_size)
+    origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase)
+    preprocessing = _preprocessing(place, module.config, config.input_size)
     return HFDetector(module, origin, change_input(preprocessing, wanted))
 
 
@@ -70,15 +70,15 @@ def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *
         raise UserError("student.drop_path is for timm's models.", "Leave it out.")
     module: Any
     if config.pretrained:
-        settings = _read(place, config.image_size)
+        settings = _read(place, config.input_size)
         own_names = label_names(settings)
         _set_classes(settings, place, names)
         module = build.load_weights(_AUTO, place, settings, may_miss=None, heads=tuple(CLASSIFIERS))
         if own_names != names:
             _reset_classifier(module)
-        preprocessing = _preprocessing(place, module.config, config.image_size)
+        preprocessing = _preprocessing(place, module.config, config.input_size)
     else:
-        module, preprocessing = build_untrained(place, names, image_size=config.image_size)
+        module, preprocessing = build_untrained(place, names, image_size=config.input_size)
     if like is None:
         return HFDetector(module, student_origin(place, config, names), preprocessing)
     assert isinstance(like, HFDetector), "it is a smaller copy of one"
@@ -94,7 +94,9 @@ def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *
     return model
 
 
-def build_untrained(place: Place, names: tuple[str, ...], *, image_size: int | None) -> tuple[Any, Preprocessing]:
+def build_untrained(
+    place: Place, names: tuple[str, ...], *, image_size: tuple[int, int] | None
+) -> tuple[Any, Preprocessing]:
     """Return transformers' own untrained detector of the classes ``names``, and how it wants its images.
 
     Raises:
@@ -119,12 +121,12 @@ def open_saved(place: Place) -> HFDetector:
     return HFDetector(module, saved_origin(place, label_names(module.config)), preprocessing)
 
 
-def _preprocessing(place: Place, settings: Any, image_size: int | None) -> Preprocessing:
+def _preprocessing(place: Place, settings: Any, image_size: tuple[int, int] | None) -> Preprocessing:
     kind = kind_of(settings, place.name).processor
     return processor.preprocessing_of(place.folder, settings, image_size, kind=kind)
 
 
-def _read(place: Place, image_size: int | None) -> Any:
+def _read(place: Place, image_size: tuple[int, int] | None) -> Any:
     """Return the config, for images of ``image_size`` where it is given.
 
     Raises:
@@ -143,17 +145,16 @@ def _read(place: Place, image_size: int | None) -> Any:
                 f"{place.name}: transformers fails in training with auxiliary_loss=True.", "Leave that argument out."
             )
         config.auxiliary_loss = False  # it plays a part in no weights, and in training alone
-    if image_size is not None and processor.own_image_size(config) != (image_size, image_size):
-        _set_size(config, image_size)
+    if image_size is not None and processor.own_image_size(config) != image_size:
+        _set_size(config, image_size, label=place.name)
     return config
 
 
-def _set_size(config: Any, side: int) -> None:
+def _set_size(config: Any, size: tuple[int, int], *, label: str) -> None:
     """Let an untrained detector have position embeddings of this size, and RT-DETR and its kin none kept in advance."""
     for part in (config, getattr(config, "backbone_config", None)):
-        size = getattr(part, "image_size", None)
-        if part is not None and size is not None:
-            part.image_size = side if isinstance(size, int) else [side, side]
+        if part is not None:
+            processor.set_image_size(part, size, label=label)
     for key in ("anchor_image_size", "eval_size"):
         if getattr(config, key, None) is not None:
             setattr(config, key, None)

@@ -40,8 +40,8 @@ def load_teacher(
         num_classes, _ = classifier_of(module)
         phrase = phrase_of_file(checkpoint, report, told, name, num_classes)
         names = names_of_file(checkpoint.recorded, names, num_classes)
-    origin = teacher_origin(place, name, names, image_size=config.image_size, file_phrase=phrase)
-    preprocessing = processor.preprocessing_of(place.folder, module.config, config.image_size)
+    origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase)
+    preprocessing = processor.preprocessing_of(place.folder, module.config, config.input_size)
     return HFModel(module, origin, change_input(preprocessing, wanted))
 
 
@@ -58,8 +58,8 @@ def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *
         )
     assert like is None or isinstance(like, HFModel), "it is a model of images"
     own_names = label_names(build.read_config(place))
-    module: Any = build.build_student(place, names, pretrained=config.pretrained, image_size=config.image_size)
-    preprocessing = processor.preprocessing_of(place.folder, module.config, config.image_size)
+    module: Any = build.build_student(place, names, pretrained=config.pretrained, image_size=config.input_size)
+    preprocessing = processor.preprocessing_of(place.folder, module.config, config.input_size)
     if like is not None:
         preprocessing = like.preprocessing.at(preprocessing.image_size)
     model = HFModel(module, student_origin(place, config, names), preprocessing)

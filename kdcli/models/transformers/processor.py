@@ -32,6 +32,9 @@ _FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear",
 _OF_DETECTORS = (640, 640)
 """Input of a detector that has no size of its own, nor an image processor with one."""
 
+_SQUARE_POSITIONS = {"dinov2", "dinov2_with_registers"}
+"""Kinds whose position embeddings are always those of a square, resized within the network."""
+
 _READ = {
     *("size", "crop_size", "crop_pct", "resample", "rescale_factor", "rescale_offset", "image_mean", "image_std"),
     *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_flip_channel_order", "include_top"),
@@ -55,7 +58,7 @@ class _NotRead(Exception):
 
 
 def preprocessing_of(
-    folder: Path | None, config: Any, image_size: int | None, *, kind: str | None = None
+    folder: Path | None, config: Any, image_size: tuple[int, int] | None, *, kind: str | None = None
 ) -> Preprocessing:
     """Return what the folder's image processor does, checked against itself on a few images.
 
@@ -66,8 +69,9 @@ def preprocessing_of(
     Args:
         folder: where the model lies.
         config: of the model.
-        image_size: in place of its own. With it a processor whose geometry kdcli does not have is no error: images are
-            resized and centre-cropped to that size, and ``note`` says so.
+        image_size: (height, width) in place of its own. With it a processor whose geometry kdcli does not have is no
+            error: images are resized and centre-cropped to that size, and ``note`` says so. To one that is no square
+            they are squashed, as no image processor cuts anything else out of an image that keeps its proportions.
         kind: the image processor's class of a detector, of whose images nothing may be cut off. By default they are
             squashed to the size; without one so are those that an image processor makes of several sizes: to a square
             of the side that it gives the shorter one.
@@ -101,18 +105,19 @@ def preprocessing_of(
                     found, note=f"{given} does not round pixels when it resizes: about 1 of 255 levels at most."
                 )
         except _NotRead as difference:
-            side = image_size or (None if kind is None else _shorter_side(settings))
-            if side is None:
+            side = None if kind is None else _shorter_side(settings)
+            size = image_size or (side and (side, side))
+            if not size:
                 raise UserError(
                     f"{given} of {folder} prepares images in a way that kdcli does not have: {difference}.",
                     "Where 'kdcli distill' is given teacher.image_size or student.image_size, images are resized and"
                     " centre-cropped to that in its place. Or choose another model.",
                 ) from None
             found = Preprocessing(
-                (side, side),
+                size,
                 *scale,
                 _FILTERS.get(settings.get("resample", 2), "bicubic"),
-                geometry="crop" if kind is None else "squash",
+                geometry="crop" if kind is None and _is_square(size) else "squash",
                 channels=_channels(settings, given),
                 kernels="torchvision",
                 note=f"Not as its {given} would: {difference}.",
@@ -122,7 +127,13 @@ def preprocessing_of(
         raise UserError(f"{given} of {folder} scales pixels as kdcli can't: {difference}.", hint) from None
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"The model's image processor has impossible settings: {error}", hint) from error
-    return found if image_size is None else found.at((image_size, image_size))
+    if image_size is None:
+        return found
+    cut = found.at(image_size)
+    if found.geometry == "squash" or _is_square(image_size):
+        return cut
+    note = f"{found.note} Images are squashed to its size, where its image processor cuts them.".strip()
+    return replace(cut, geometry="squash", resize=image_size, note=note)
 
 
 def _shorter_side(settings: dict[str, Any]) -> int | None:
@@ -144,6 +155,32 @@ def own_image_size(config: Any) -> tuple[int, int] | None:
     if size is None:  # RT-DETR's and its kin's, which keep positions in advance
         size = getattr(config, "anchor_image_size", None) or getattr(config, "eval_size", None)
     return (size, size) if isinstance(size, int) else size and (size[0], size[1])
+
+
+def set_image_size(config: Any, size: tuple[int, int], *, label: str) -> None:
+    """Let what is built of a config have positions for images of this (height, width); one that has none stays.
+
+    Those of DINOv2 are a square of the longer side: whatever the image, the network itself lays them over it.
+
+    Raises:
+        UserError: the config has one number for a side, and takes no pair.
+    """
+    own = getattr(config, "image_size", None)
+    if own is None:
+        return
+    if getattr(config, "model_type", "") in _SQUARE_POSITIONS:
+        size = (max(size),) * 2
+    try:
+        config.image_size = size[0] if isinstance(own, int) and _is_square(size) else list(size)
+    except Exception as error:  # transformers checks values in its own ways
+        raise UserError(
+            f"{label} takes square images alone, and {size[0]}x{size[1]} pixels are asked for: {reason_of(error)}",
+            "Give image_size one side, or choose another model.",
+        ) from error
+
+
+def _is_square(size: tuple[int, int]) -> bool:
+    return size[0] == size[1]
 
 
 def check_writable(name: str, preprocessing: Preprocessing) -> None:
@@ -213,7 +250,7 @@ Scale = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 def _default(
-    config: Any, image_size: int | None, *, is_of_folder: bool, of_detector: str | None = None
+    config: Any, image_size: tuple[int, int] | None, *, is_of_folder: bool, of_detector: str | None = None
 ) -> Preprocessing:
     kind = _default_processor(config) or (of_detector and getattr(transformers, of_detector))
     name = kind.__name__.removesuffix("Pil") if kind else "ImageNet"
@@ -222,12 +259,12 @@ def _default(
         keys = (*settings, "image_mean", "image_std", "rescale_offset", "include_top", "do_flip_channel_order")
         settings = {key: getattr(kind, key, None) for key in keys}
     usual = (224, 224) if of_detector is None else _OF_DETECTORS
-    size = (image_size, image_size) if image_size else own_image_size(config) or usual
+    size = image_size or own_image_size(config) or usual
     return Preprocessing(
         size,
         *_scale(settings, name),
         _interpolation(settings),
-        geometry="crop" if size[0] == size[1] and of_detector is None else "squash",
+        geometry="crop" if _is_square(size) and of_detector is None else "squash",
         channels=_channels(settings, name),
         kernels="torchvision",
         note=f"It has no preprocessor_config.json, so pixels are scaled as for {name}." if is_of_folder else "",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdcli.base.facts import PROBE_TOKENS, DataFacts, TextPooling
 from kdcli.base.tasks import TaskFacts
+from kdcli.config.section import height_and_width
 from kdcli.models.place import Place
 from kdcli.models.shelf import Built, Shelf
 from kdcli.models.transformers import build, dense_kinds, dense_loading, detector_loading, processor, text_build
@@ -33,7 +34,7 @@ class ImageShelf(Shelf):
     def build(self, place: Place, num_classes: int, size: int | None) -> Built:
         """Build it for square images, by default of its own size."""
         names = [str(label) for label in range(num_classes)]
-        module: Any = build.build_student(place, names, pretrained=False, image_size=size)
+        module: Any = build.build_student(place, names, pretrained=False, image_size=height_and_width(size))
         own = processor.own_image_size(module.config) or (224, 224)
         height, width = own if size is None else (size, size)
         image = torch.randn(1, 3, int(height), int(width))
@@ -50,7 +51,7 @@ class DetectorShelf(Shelf):
     def build(self, place: Place, num_classes: int, size: int | None) -> Built:
         """Build it for square images, by default of its own size."""
         names = tuple(str(label) for label in range(max(num_classes, 1)))
-        module, preprocessing = detector_loading.build_untrained(place, names, image_size=size)
+        module, preprocessing = detector_loading.build_untrained(place, names, image_size=height_and_width(size))
         image = torch.randn(1, 3, *preprocessing.image_size)
         return Built(module.eval(), lambda: module(pixel_values=image), preprocessing.image_size)
 
@@ -69,7 +70,7 @@ class DenseShelf(Shelf):
     def build(self, place: Place, num_classes: int, size: int | None) -> Built:
         """Build it for square images, by default of its own size."""
         names = [str(label) for label in range(max(num_classes, 1))]
-        module, (height, width) = dense_loading.build_bare(place, names, self._task, size)
+        module, (height, width) = dense_loading.build_bare(place, names, self._task, height_and_width(size))
         image = torch.randn(1, 3, height, width)
         return Built(module.eval(), lambda: module(image), (height, width))
 

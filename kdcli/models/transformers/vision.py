@@ -49,6 +49,12 @@ class HFModel(VisionModel):
     def __init__(self, module: Any, origin: Origin, preprocessing: Preprocessing) -> None:
         processor.check_writable(origin.name, preprocessing)
         self._patch_size = _input_patch_size(module)
+        height, width = preprocessing.image_size
+        if self._patch_size is not None and height != width:
+            raise UserError(
+                f"{origin.name} takes images as a number of patches, which tells no {height}x{width} pixels.",
+                "Give image_size one side, or choose another model.",
+            )
         # A masked autoencoder's encoder sorts the patches by this noise.
         self._sorts_patches = "noise" in signature(module.forward).parameters
         self._arguments = _position_arguments(module, origin.image_size)
@@ -238,9 +244,9 @@ def takes_interpolation(module: nn.Module) -> bool:
     return any("interpolate_pos_encoding" in signature(part.forward).parameters for part in parts)
 
 
-def _position_arguments(module: Any, image_size: int | None) -> dict[str, bool]:
+def _position_arguments(module: Any, image_size: tuple[int, int] | None) -> dict[str, bool]:
     own_size = processor.own_image_size(module.config)
-    resized = image_size is not None and own_size is not None and own_size != (image_size, image_size)
+    resized = image_size is not None and own_size is not None and own_size != image_size
     return {"interpolate_pos_encoding": True} if resized and takes_interpolation(module) else {}
 
 
