@@ -62,7 +62,8 @@ def data_config(
             # What belongs to the run's own files and to its training alone is left out.
             options = options_of(DataConfig).items()
             own = [name for name, option in options if option.says(lambda key: key.of_these_data)]
-            chosen = chosen.model_copy(update={"name": data, **dict.fromkeys(own)})
+            usual = {name: DataConfig.model_fields[name].get_default() for name in own}
+            chosen = chosen.model_copy(update={"name": data, **usual})
         if root is not None:
             chosen = chosen.model_copy(update={"root": root})
     if classes is not None:

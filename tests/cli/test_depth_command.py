@@ -136,6 +136,16 @@ def test_evaluated_with_pictures(kdcli, same):
     assert (same[0] / "evaluation" / "samples.png").stat().st_size > 5000
 
 
+def test_evaluated_on_other_rooms_by_the_depths_that_counted_in_training(kdcli, same):
+    for seed, split in enumerate(("train", "val", "test"), 3):
+        draw_rooms(kdcli.cwd / "others" / split, 6, seed)
+    options = ("--data", "others", "--no-teacher", "--json", "--device", "cpu")
+    found = json.loads(kdcli("evaluate", same[0], *options))
+    assert "Depth from 0.001 to 8 m, each image alike." in found["notes"]
+    assert found["num_images"] == 6
+    assert 0 < found["models"]["student"]["abs_rel"] != metrics(same[0])["abs_rel"]
+
+
 def test_exported_it_gives_metres_without_kdcli(kdcli, same):
     kdcli("export", same[0], "--output", "exported")
     folder = kdcli.cwd / "exported"
