@@ -84,8 +84,9 @@ def distill(
     data: Annotated[
         str | None,
         typer.Option(
-            help="demo:digits, torchvision:NAME, hf:org/name, or a folder (class folders, parquet, arrow); texts"
-            " also as csv, jsonl or txt.",
+            help="demo:digits, demo:scenes, torchvision:NAME, hf:org/name, or a folder (class folders, parquet,"
+            " arrow; images with masks, depth or boxes); texts, and lists of images with masks, depth or boxes, also"
+            " as csv, jsonl or txt.",
             rich_help_panel=_MODEL,
         ),
         Sets("data.name"),
@@ -122,8 +123,9 @@ def distill(
     task: Annotated[
         str | None,
         typer.Option(
-            help="image-classification (default), image-embedding (no labels), text-classification,"
-            " token-classification, sentence-embedding, masked-lm or causal-lm.",
+            help="image-classification (default), image-embedding (no labels), semantic-segmentation,"
+            " depth-estimation, object-detection, text-classification, token-classification, sentence-embedding,"
+            " masked-lm or causal-lm.",
             rich_help_panel=_PLAN,
         ),
         Sets("task"),
@@ -306,6 +308,8 @@ def distill(
         kdcli distill --teacher resnet50 --student resnet18 --data photos/ --ways 5 --shots 10
 
         kdcli distill --task image-embedding --teacher hf:facebook/dinov2-small --student resnet18 --data unsorted/
+
+        kdcli distill --task semantic-segmentation --teacher none --student smp:unet/mobilenetv3_small_050 --data masks/
 
         kdcli distill --task text-classification --teacher hf:org/name --student tiny-bert/ --data reviews.csv
 

@@ -128,9 +128,11 @@ def models_search(
 ) -> None:
     """List architectures that fit into a budget, with parameters, multiply-accumulates and latency on this machine.
 
-    Searches timm's registry and transformers' image classifiers, or for a task of texts transformers' networks of text;
-    those of transformers have their default configs (hf:KIND, changed by hf:KIND?key=value). Every name can be a
-    student. Counting everything takes minutes the first time and is kept in the user's cache folder; --name narrows.
+    Searches timm's registry and transformers' image classifiers; for --task the networks of whatever library has that
+    head: transformers' networks of text, segmenters, depth models and detectors, segmentation-models-pytorch's (smp:)
+    and torchvision's detectors. Those of transformers have their default configs (hf:KIND, changed by
+    hf:KIND?key=value). Every name can be a student. Counting everything takes minutes the first time and is kept in the
+    user's cache folder; --name narrows.
 
     Examples:
 
@@ -141,6 +143,8 @@ def models_search(
         kdcli models search --name 'vit_*' --pretrained --max-params 30M --json
 
         kdcli models search --task text-classification --max-params 100M --length 256
+
+        kdcli models search --task semantic-segmentation --name 'smp:unet/*mobilenet*' --max-params 5M
     """
     from dataclasses import asdict
     from typing import cast

@@ -191,8 +191,8 @@ def evaluate(
 
     Prints top-1 and top-5, expected calibration error (15 bins, l1), cross-entropy, agreement with the teacher's top-1,
     parameters, MACs, size, latency, images per second and the accuracy of the worst classes; F1, precision and recall
-    of named entities; computes in float32.
-    Writes evaluation.json and a confusion matrix for each model.
+    of named entities; overlap and accuracy of pixels, errors of depth, average precisions of boxes; computes in
+    float32. Writes evaluation.json and, of classes, a confusion matrix for each model.
 
     Examples:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import kdcli
+from kdcli.base.tasks import TASKS
 
 HEAVY = (
     "torch",
@@ -107,6 +109,11 @@ def test_every_command_has_an_example(run_cli, command):
     assert "Example" in stdout
     shown = " ".join(stdout.replace("│", " ").split())
     assert f"kdcli {' '.join(command)} " in shown.partition("Example")[2], "an example of this very command"
+
+
+def test_every_task_is_in_the_help_of_distill(run_cli):
+    told = re.sub(r"[\s│]+", "", run_cli("distill", "--help").stdout)  # names are broken at the ends of lines
+    assert [name for name in TASKS if name not in told] == []
 
 
 def test_no_command_is_forgotten_here():
