@@ -176,6 +176,7 @@ class AugmentConfig(Section):
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.35, 1.0)
     """Area kept by the random resized crop; ``[1, 1]`` crops nothing."""
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Width to height of the crop, times that of the models' input: things in it are stretched by so much."""
     pad: Annotated[int, Field(ge=0, le=512)] = 0
     """Pixels of black around the resized image before a crop of its own size is taken at random."""
     flip: Fraction = 0.5

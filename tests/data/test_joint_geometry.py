@@ -303,7 +303,8 @@ def test_policies_move_targets_through_the_loader(policy):
 def by_transforms(augment, canvas, image, *key):
     """The augmentation as one composition of torchvision's transforms, as it was before targets moved along."""
     size, bicubic = list(canvas), InterpolationMode.BICUBIC
-    steps = [v2.RandomResizedCrop(size, augment.crop_scale, augment.crop_ratio, bicubic, antialias=True)]
+    ratio = tuple(part * size[1] / size[0] for part in augment.crop_ratio)
+    steps = [v2.RandomResizedCrop(size, augment.crop_scale, ratio, bicubic, antialias=True)]
     steps += [v2.RandomCrop(size, padding=augment.pad)] if augment.pad else []
     steps += [v2.RandomHorizontalFlip(augment.flip), v2.RandAugment(interpolation=InterpolationMode.BILINEAR)]
     steps += [v2.ColorJitter(0.3, 0.3, 0.3), v2.PILToTensor(), v2.RandomErasing(0.5, value=ERASED, inplace=True)]
@@ -319,6 +320,15 @@ def test_images_are_bit_for_bit_what_the_transforms_make_of_them(pad):
     for index in range(40):
         pixels, _ = augmentation(image, epoch=2, index=index)
         assert torch.equal(pixels, by_transforms(augment, (40, 44), image, 7, 2, index))
+
+
+def test_a_wide_input_gets_wide_crops():
+    """Things are stretched by at most ``crop_ratio``, whatever the input's shape."""
+    augmentation = Augmentation(AugmentConfig(flip=0, crop_scale=(0.1, 0.4)), canvas=(32, 64), seed=0)
+    moves = [augmentation._draw(Image.new("RGB", (400, 200))).moves for _ in range(20)]
+    ratios = [(64 / crop.width) / (32 / crop.height) for crop, _ in moves]
+    assert min(ratios) > 0.72
+    assert max(ratios) < 1.4
 
 
 def test_boxes_of_other_formats_and_alone():

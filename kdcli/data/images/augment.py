@@ -43,10 +43,11 @@ class Augmentation:
             if low > high:
                 raise UserError(f"augment.{key} is [{low}, {high}].", "The lower end comes first.")
         self._augment, self._canvas, self._seed = augment, canvas, seed
+        low, high = (ratio * canvas[1] / canvas[0] for ratio in augment.crop_ratio)
         self._crop = (
             None
             if augment.crop_scale == (1.0, 1.0)
-            else v2.RandomResizedCrop(list(canvas), scale=augment.crop_scale, ratio=augment.crop_ratio)
+            else v2.RandomResizedCrop(list(canvas), scale=augment.crop_scale, ratio=(low, high))
         )
         self._padded_crop = v2.RandomCrop(list(canvas), padding=augment.pad) if augment.pad else None
         self._policy = _policy(augment)
