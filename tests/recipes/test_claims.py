@@ -14,6 +14,7 @@ from kdcli.config.run import RunConfig
 RECIPES = {recipe.name: recipe.path for recipe in list_recipes() if recipe.name.startswith("claims/")}
 ARMS = sorted(name for name in RECIPES if "/teachers/" not in name and not name.endswith(("alone", "alone-half")))
 TEACHERS = sorted(name for name in RECIPES if "/teachers/" in name)
+DENSE = [name for name in (*ARMS, *TEACHERS) if "/dense/" in name]
 
 
 def config_of(name: str) -> RunConfig:
@@ -58,7 +59,22 @@ def test_arms_of_other_classes_share_no_class_with_their_teacher():
     )
 
 
-@pytest.mark.parametrize("name", [*ARMS, *TEACHERS, "claims/alone", "claims/refilled-small/alone-half"])
+@pytest.mark.parametrize("name", DENSE)
+def test_recipe_of_a_dense_task_is_planned_on_stand_ins(name, run_cli):
+    config = config_of(name)
+    options = ["--data", "demo:scenes", "--set", "data.ignore_label=null", "--device", "cpu", "--dry-run"]
+    if config.teacher.name.startswith("runs/"):
+        options += ["--teacher", "random:torchvision:fcos/mobilenet_v3_small"]
+    outcome = run_cli("distill", "--recipe", RECIPES[name], *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    for options in config.methods:
+        assert f"loss: {options.method.replace('_', ' ')}"[:20] in outcome.stdout
+
+
+OTHERS = [name for name in (*ARMS, *TEACHERS) if name not in DENSE]
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "claims/alone", "claims/refilled-small/alone-half"])
 def test_recipe_runs_on_stand_ins(name, run_cli, tmp_path, photos, trained_teacher):
     config = config_of(name)
     options = ["--set", "train.batch_size=16", "--set", "data.train_images=16", "--epochs", "1", "--device", "cpu"]
