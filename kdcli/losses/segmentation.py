@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from kdcli.losses.normalize import full_precision
 
+_TINY = 1e-12
+
 
 def focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, ignore: int = -1) -> Tensor:
     """Return the focal loss of every row, (N,): ``-(1 - p)^γ log p`` of the true class's probability ``p``.
@@ -25,7 +27,8 @@ def focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, ignore: int = 
     """
     _check(logits, targets, dims=2)
     entropy = F.cross_entropy(full_precision(logits), targets, ignore_index=ignore, reduction="none")
-    return (-torch.expm1(-entropy)).pow(gamma) * entropy
+    # At 0 the slope of a power below 1 is infinite.
+    return (-torch.expm1(-entropy)).clamp(min=_TINY).pow(gamma) * entropy
 
 
 def dice(logits: Tensor, targets: Tensor, *, smooth: float = 1.0, ignore: int = -1) -> Tensor:

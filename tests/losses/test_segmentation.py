@@ -33,6 +33,15 @@ def test_focal_is_that_of_a_loop(gamma):
     torch.testing.assert_close(focal(rows, targets, gamma=gamma), torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_of_what_is_certain_has_a_gradient(gamma):
+    rows = torch.tensor([[100.0, -100.0], [-100.0, 100.0], [3.0, -3.0]], requires_grad=True)
+    focal(rows, torch.tensor([0, -1, 0]), gamma=gamma).sum().backward()
+    assert rows.grad.isfinite().all()
+    assert rows.grad[:2].eq(0).all()
+    assert rows.grad[2].ne(0).all()
+
+
 def loop_dice(logits, target, smooth):
     losses = []
     for label in range(len(logits)):
