@@ -239,11 +239,11 @@ def test_an_earlier_export_survives_one_that_goes_wrong(run_cli, tmp_path, same_
 def test_onnx_that_differs_is_found_and_leaves_nothing(run_cli, tmp_path, same_run, monkeypatch):
     from kdcli.results import export
 
-    class Doubled(export._LogitsModule):
+    class Doubled(export._AnswerModule):
         def forward(self, images):
             return 2 * super().forward(images)
 
-    monkeypatch.setattr(export, "_LogitsModule", Doubled)
+    monkeypatch.setattr(export, "_AnswerModule", Doubled)
     exit_code, _, stderr = run_cli("export", same_run, "--format", "onnx", "--output", "out")
     assert exit_code == 2, stderr
     assert "onnxruntime" in stderr

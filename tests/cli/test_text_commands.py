@@ -59,7 +59,7 @@ def test_an_embedding_teacher_helps_a_classifier(classified_run):
         ("projection", "inverted"),
     ]
     decisions = {decision["name"]: decision for decision in plan["decisions"]}
-    assert "sentence-embedding, the data are for text-classification" in decisions["relation"]["reason"]
+    assert "sentence embedding, the data are for text classification" in decisions["relation"]["reason"]
     assert "64 tokens" in decisions["student input"]["value"]
     assert metrics_of(classified_run, "test")[-1]["accuracy"] > 0.7
     assert metrics_of(classified_run, "train")[0]["texts_per_second"] > 0
