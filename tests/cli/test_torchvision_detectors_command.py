@@ -133,7 +133,10 @@ def test_a_run_cut_short_goes_on_bit_for_bit(data, tmp_path, run_cli, monkeypatc
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"more": ({"method": "logit_kd"},)}, "logit_kd compares the logits of one thing by two models, and a detector's are of boxes"),
+        (
+            {"more": ({"method": "logit_kd"},)},
+            "logit_kd compares the logits of one thing by two models, and a detector's are of boxes",
+        ),
         ({"loss": {"bbox_regresion": 1.0}}, "has no loss 'bbox_regresion'. Did you mean bbox_regression"),
         ({"label_smoothing": 0.1}, "label_smoothing is for classes, and the labels are boxes"),
     ],
