@@ -30,7 +30,7 @@ class UserError(Exception):
 
 def did_you_mean(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
     """Return ``"Did you mean a, b?"`` for the names in ``valid`` nearest to ``name``, or ``""``."""
-    matches = get_close_matches(name, list(valid), n=limit, cutoff=0.5) if len(name) <= _LONGEST_NAME else []
+    matches = get_close_matches(name, dict.fromkeys(valid), n=limit, cutoff=0.5) if len(name) <= _LONGEST_NAME else []
     return f"Did you mean {', '.join(matches)}?" if matches else ""
 
 

@@ -15,6 +15,9 @@ from kdcli.config.methods import METHODS, MethodSection, find_method
 from kdcli.config.run import RunConfig
 from kdcli.config.section import Section
 
+_SECTIONS = ("student", "teacher", "data", "augment", "optim", "train", "episodes")
+"""Where a key that is unknown in one place is looked for."""
+
 
 def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
     """Validate ``values`` into a :class:`RunConfig`.
@@ -39,7 +42,9 @@ def _describe(problem: Any, values: Any) -> str:
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         valid = _keys_at(path[:-1], values)
-        hint = did_you_mean(str(path[-1]), valid) or f"Valid here: {', '.join(sorted(valid))}."
+        elsewhere = ", ".join(_sections_with(str(path[-1])))
+        hint = f"Did you mean {elsewhere}?" if elsewhere else did_you_mean(str(path[-1]), valid)
+        hint = hint or f"Valid here: {', '.join(sorted(valid))}."
         return f"{key}: unknown key. {hint}"
     if kind == "missing":
         return f"{key}: missing, and there is no default."
@@ -69,6 +74,14 @@ def _keys_at(location: tuple[str | int, ...], values: Any) -> list[str]:
         elif isinstance(part, str):
             section = _section_of(section.model_fields[part].annotation) or section
     return list(section.model_fields)
+
+
+def _sections_with(name: str) -> list[str]:
+    """Return the dotted keys of the config whose last word is ``name``: of sections, not of methods in a list."""
+    if name in RunConfig.model_fields:
+        return [name]
+    sections = {key: _section_of(RunConfig.model_fields[key].annotation) for key in _SECTIONS}
+    return [f"{key}.{name}" for key, section in sections.items() if section and name in section.model_fields]
 
 
 def _section_of(annotation: Any) -> type[Section] | None:

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from kdcli.base.errors import UserError
+from kdcli.base.errors import UserError, did_you_mean
 from kdcli.config.methods import LogitKDOptions, SupervisedOptions
 from kdcli.config.models import TeacherConfig
 from kdcli.config.parse import parse_config
@@ -44,6 +44,25 @@ def test_every_problem_is_reported_at_once_with_key_value_and_nearest_name():
         "methods.1.temprature: unknown key. Did you mean temperature?",
     ):
         assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"data": {"name": "d", "image_size": 64}}, "data.image_size: unknown key. Did you mean student.image_size,"),
+        ({"data": {"name": "d", "mixup": 0.5}}, "data.mixup: unknown key. Did you mean augment.mixup?"),
+        ({"lr": 0.1}, "lr: unknown key. Did you mean optim.lr?"),
+        ({"train": {"baseline": True}}, "train.baseline: unknown key. Did you mean baseline?"),
+    ],
+)
+def test_a_key_of_another_section_is_named_with_it(given, expected):
+    with pytest.raises(UserError) as error:
+        parse_config({**MINIMAL, **given}, source="t")
+    assert expected in error.value.message
+
+
+def test_a_name_is_suggested_once():
+    assert did_you_mean("resnett18", ["resnet18", "resnet18", "resnet34"]) == "Did you mean resnet18, resnet34?"
 
 
 def test_unknown_keys_that_are_called_like_a_method():
