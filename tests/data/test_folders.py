@@ -112,6 +112,23 @@ def test_unsuitable_folders(make_folder: MakeFolder, counts: dict[str, int], mes
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(("other", "task"), [("masks", "semantic-segmentation"), ("Depth", "depth-estimation")])
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_masks_and_depth_are_no_class(make_folder: MakeFolder, other: str, task: str, split: str) -> None:
+    folder = make_folder({f"{split}images": 6, f"{split}{other}": 6})
+    with pytest.raises(UserError, match=f"images/ and {other}/ are no classes") as error:
+        opened(folder)
+    assert f"--task {task}" in error.value.hint
+
+
+def test_classes_that_are_called_like_images_and_masks(make_folder: MakeFolder) -> None:
+    folder = make_folder({"photos": 6, "masks": 6})
+    for path in (folder / "masks").iterdir():
+        path.rename(path.with_stem(f"carnival {path.stem}"))
+    assert opened(folder).facts.class_names == ("masks", "photos")
+    assert opened(make_folder({"x": 6, "y": 6}, "other")).facts.class_names == ("x", "y")
+
+
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere") as caught:
         opened(tmp_path / "nowhere")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.tasks import TASKS
 from kdcli.config.data import SplitsConfig
 from kdcli.data.classes import listing
+from kdcli.data.images.dense.folders import targets_among
 from kdcli.data.images.sources import FileSource, OfficialSplits, file_identity
 from kdcli.data.listing import IMAGE_SUFFIXES, is_hidden, is_image, list_files, lost, told, unread_notes
 from kdcli.data.split_names import EXPECTED, check_understood, match_splits, split_like
@@ -202,6 +204,7 @@ def _class_folders(folder: Path, root: Path, unread: Counter[str]) -> tuple[tupl
         raise UserError(
             f"{folder} has {f'{loose} images but ' if loose else ''}no class folders{_but(beside.unread)}.", _LAYOUT
         )
+    _check_are_classes(folder, names)
     listings = {name: list_files(folder / name, is_image) for name in names}
     count = sum(len(found.files) for found in listings.values())
     if not count:
@@ -230,6 +233,17 @@ def _class_folders(folder: Path, root: Path, unread: Counter[str]) -> tuple[tupl
     paths = [path for found in listings.values() for path in found.files]
     labels = [label for label, found in enumerate(listings.values()) for _ in found.files]
     return names, FileSource(paths, labels, root=root)
+
+
+def _check_are_classes(folder: Path, names: Sequence[str]) -> None:
+    """Refuse images and their masks or depth, which are no two classes."""
+    if (found := targets_among([folder / name for name in names])) is not None:
+        images, targets, what = found
+        task = next(name for name, row in TASKS.items() if row.target == what)
+        raise UserError(
+            f"{folder}: {images.name}/ and {targets.name}/ are no classes: their files have the same names.",
+            f"Images with {'masks' if what == 'pixels' else 'depth'} are for --task {task}.",
+        )
 
 
 def _but(unread: Mapping[str, int]) -> str:

@@ -47,6 +47,28 @@ class _Place:
     targets: Path
 
 
+def targets_among(folders: Sequence[Path]) -> tuple[Path, Path, Literal["pixels", "depth"]] | None:
+    """Return folders of images, of their targets, and what these are: where most images have a target of their name.
+
+    Args:
+        folders: beside one another; class folders have other names, or files of other names.
+    """
+    words = [folder for folder in folders if len(folder.name) > 1]  # x and y may well be classes
+    for target, names in TARGETS.items():
+        for images in (folder for folder in words if folder.name.lower() in IMAGES):
+            for other in (folder for folder in words if folder.name.lower() in names):
+                stems, found = _stems(images), _stems(other)
+                if 2 * len(stems & found) > len(stems):
+                    return images, other, target
+    return None
+
+
+def _stems(folder: Path) -> set[str]:
+    """Return what the files of a folder are called, without what says whether they are images or targets."""
+    files = list_files(folder, is_raster).files
+    return {_without_words(os.path.splitext(path.removeprefix(f"{folder}{os.sep}"))[0]) for path in files}  # noqa: PTH122
+
+
 def find_folders(root: Path, target: Literal["pixels", "depth"], asked: SplitsConfig | None) -> Found | None:
     """Return images and targets out of folders beside one another; None where there are no such folders.
 
