@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional
 
 pytest.importorskip("segmentation_models_pytorch")
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
+from kdcli.base.tasks import TASKS
 from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.data.images.preprocess import fit, prepare
 from kdcli.models import build_student, load_saved, load_teacher
+from kdcli.models.libraries import library_called
 from tests.models.test_contract import Contract
 
 PIXELS, DEPTH = "semantic-segmentation", "depth-estimation"
@@ -70,6 +75,25 @@ def test_depth_is_positive_and_comes_back_without_kdcli(tmp_path):
         alone = smp.from_pretrained(str(tmp_path)).eval()
         assert torch.equal(torch.nn.functional.softplus(alone(images)), depth)
         assert torch.equal(load_saved(tmp_path)(images).heads["depth"], depth)
+
+
+@pytest.mark.parametrize("task", [PIXELS, DEPTH])
+def test_the_lines_of_the_card_read_an_image_as_the_student_does(task, tmp_path):
+    student = student_of("smp:linknet/mobilenetv3_small_050", task=task).eval()
+    student.save(tmp_path)
+    image = Image.effect_mandelbrot((90, 70), (-2, -1, 1, 1), 50).convert("RGB")
+    image.save(tmp_path / "image.png")
+    code = library_called("segmentation-models-pytorch").snippet(tmp_path, TASKS[task])
+    scope = {}
+    exec(code.replace("PATH", str(tmp_path)).replace("IMAGE", str(tmp_path / "image.png")), scope)
+    with torch.no_grad():
+        own = student.preprocessing
+        heads = student(prepare(functional.to_image(fit(image, own))[None], own)).heads
+    if task == DEPTH:
+        torch.testing.assert_close(scope["metres"], heads["depth"], atol=1e-4, rtol=1e-4)
+    else:
+        assert torch.equal(scope["classes"], heads["logits"].argmax(dim=1))
+        assert scope["labels"] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,22 @@ from kdcli.models.base import Model
 from kdcli.models.reloaded import Reloaded, check_labels
 from kdcli.models.smp.names import package
 
-_LOAD = 'import json\n\nimport segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained("PATH").eval()\n'
-_LOGITS = (
-    'labels = json.load(open("PATH/config.json"))["_label_names"]\nclasses = model(images).argmax(dim=1)  # (B, H, W)'
-)
-_DEPTHS = "depth = torch.nn.functional.softplus(model(images))  # (B, 1, H, W), in the unit of the training data"
+_LOAD = """import json
+
+import segmentation_models_pytorch as smp
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+settings = json.load(open("PATH/config.json"))
+told = settings["_preprocessing"]
+model = smp.from_pretrained("PATH").eval()
+whole = Image.open("IMAGE").convert("RGB").resize(told["image_size"][::-1], Image.Resampling.FILTER)
+images = functional.normalize(functional.to_image(whole)[None] / 255, told["mean"], told["std"])  # (B, 3, H, W)
+with torch.inference_mode():
+"""
+_CLASSES = '    classes = model(images).argmax(dim=1)  # (B, H, W)\nlabels = settings["_label_names"]'
+_DEPTHS = "    metres = torch.nn.functional.softplus(model(images))  # (B, 1, H, W)"
 
 
 def reload(student: Model, folder: Path) -> Reloaded:
@@ -36,8 +47,7 @@ def reload(student: Model, folder: Path) -> Reloaded:
         return Reloaded("segmentation-models-pytorch", head, found, student(images).heads[head])
 
 
-def snippet(task: TaskFacts) -> str:
-    """Return the lines of Python that load a student by the library."""
-    if task.head == "depth":
-        return _LOAD.replace("import json\n\n", "").replace("import seg", "import torch\nimport seg") + _DEPTHS
-    return _LOAD + _LOGITS
+def snippet(folder: Path, task: TaskFacts) -> str:
+    """Return the lines of Python that load a student by the library and run it on the image called ``IMAGE``."""
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_preprocessing"]
+    return _LOAD.replace("FILTER", told["interpolation"].upper()) + (_DEPTHS if task.head == "depth" else _CLASSES)

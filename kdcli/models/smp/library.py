@@ -78,7 +78,7 @@ class Smp(Library):
         """Return the lines that load the model by its library."""
         from kdcli.models.smp import export
 
-        return export.snippet(task)
+        return export.snippet(folder, task)
 
     def shelf(self, task: TaskFacts) -> Shelf | None:
         """Return the architectures with the encoders; nothing for tasks without a head for every pixel."""
