@@ -376,6 +376,27 @@ def test_masks_that_do_not_fit(tmp_path, kind):
         read_all(open_(tmp_path, "pixels", **options))
 
 
+def test_values_beyond_the_named_classes_are_told_before_training(tmp_path):
+    masks(tmp_path)
+    with pytest.raises(UserError, match=r"s000\.png has the value 2, which is no class: these are 0-1, ignored 255"):
+        open_(tmp_path, "pixels", class_names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("write", "target", "told"),
+    [
+        (forms.masks, "depth", "It holds masks: --task semantic-segmentation."),
+        (forms.depth, "boxes", "It holds depth: --task depth-estimation."),
+        (forms.voc, "pixels", "It holds boxes: --task object-detection."),
+    ],
+)
+def test_data_of_another_task_are_told_of(tmp_path, write, target, told):
+    write(tmp_path)
+    with pytest.raises(UserError) as error:
+        open_(tmp_path, target)
+    assert error.value.hint.startswith(told)
+
+
 def test_images_without_a_mask(tmp_path):
     masks(tmp_path, splits=("train", "val"))
     (tmp_path / "train/masks/s002.png").unlink()

@@ -18,7 +18,7 @@ from kdcli.config.data import DataConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.decode import UnreadableImage
 from kdcli.data.images.dense.files import Encoded, Found, read_raster
-from kdcli.data.images.dense.masks import IGNORED, Colour, MaskReading, ranges, values_of
+from kdcli.data.images.dense.masks import IGNORED, Colour, MaskReading, no_class, ranges, values_of
 
 BESIDE = tuple(
     f"{name}.{suffix}"
@@ -120,10 +120,12 @@ class Look:
     Attributes:
         number: of masks that were looked at.
         values: that they hold, ascending.
+        of: of each.
     """
 
     number: int
     values: tuple[int, ...]
+    of: Mapping[str, tuple[int, ...]]
 
 
 def look(masks: Encoded) -> Look:
@@ -134,7 +136,7 @@ def look(masks: Encoded) -> Look:
     """
     labelled = [index for index in range(len(masks)) if masks.encoded(index) is not None]
     chosen = [labelled[number * len(labelled) // _LOOKED_AT] for number in range(_LOOKED_AT)]
-    number, found = 0, set[int]()
+    found: dict[str, tuple[int, ...]] = {}
     for index in dict.fromkeys(chosen if len(labelled) > _LOOKED_AT else labelled):
         encoded, name = masks.encoded(index), masks.describe(index)
         assert encoded is not None
@@ -142,9 +144,8 @@ def look(masks: Encoded) -> Look:
             values = read_raster(encoded, name, lambda image, name=name: values_of(image, name))
         except UnreadableImage:
             continue
-        number += 1
-        found.update(np.unique(values).tolist())
-    return Look(number, tuple(sorted(found)))
+        found[name] = tuple(np.unique(values).tolist())
+    return Look(len(found), tuple(sorted(set().union(*found.values()))), found)
 
 
 def mask_classes(
@@ -215,6 +216,9 @@ def mask_classes(
         kept, names, note = _named(names, where, ignored, values)
         notes.append(note)
     class_of = {value: label for label, value in enumerate(kept)} | dict.fromkeys(ignored, UNLABELLED)
+    for name, held in seen.of.items():
+        if unknown := [value for value in held if value not in class_of]:
+            raise no_class(name, unknown, class_of)
     return names, MaskReading(class_of), [*notes, _ignored_note(class_of)]
 
 

@@ -59,12 +59,7 @@ class MaskReading:
         labels = table[values.clip(0, len(table) - 1)] if low >= 0 else np.full(values.shape, _UNKNOWN)
         if low < 0 or high >= len(table) or (labels == _UNKNOWN).any():
             known = np.isin(values, list(self.class_of))
-            unknown = [str(value) for value in np.unique(values[~known])]
-            raise UserError(
-                f"The mask {name} has the value{'' if len(unknown) == 1 else 's'} {listing(unknown)}, which"
-                f" {'is' if len(unknown) == 1 else 'are'} no class: these are {_told(self.class_of)}.",
-                "data.ignore_label=[VALUES] takes values as not labelled; data.class_names names all classes.",
-            )
+            raise no_class(name, np.unique(values[~known]).tolist(), self.class_of)
         return labels
 
     def _by_colour(self, found: Image.Image | NDArray[Any], name: str) -> NDArray[np.int64]:
@@ -85,6 +80,16 @@ class MaskReading:
                 "Every colour needs a line; one whose name is ignore has no label.",
             )
         return np.array(list(self.colours.values()))[order][places]
+
+
+def no_class(name: str, values: Sequence[int], class_of: Mapping[int, int]) -> UserError:
+    """Return what is said of a mask's values that are no classes."""
+    one = len(values) == 1
+    return UserError(
+        f"The mask {name} has the value{'' if one else 's'} {listing([str(value) for value in values])}, which"
+        f" {'is' if one else 'are'} no class: these are {_told(class_of)}.",
+        "data.ignore_label=[VALUES] takes values as not labelled; data.class_names names all classes.",
+    )
 
 
 def values_of(found: Image.Image | NDArray[Any], name: str) -> NDArray[np.int64]:

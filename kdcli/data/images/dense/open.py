@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -42,7 +43,7 @@ _FORMS = {
     "boxes": "Expected folders of COCO, YOLO or Pascal VOC, a csv or jsonl file of paths and boxes, a table, or"
     " demo:scenes.",
 }
-_WHAT = {"pixels": "masks", "depth": "depth", "boxes": "boxes"}
+_WHAT: Mapping[DenseTarget, str] = {"pixels": "masks", "depth": "depth", "boxes": "boxes"}
 
 
 def open_dense(config: DataConfig, target: Target, *, seed: int) -> ImageData:
@@ -65,7 +66,10 @@ def open_dense(config: DataConfig, target: Target, *, seed: int) -> ImageData:
     with reading(config.name):
         if is_demo(config.name):
             return open_demo_data(config, target, seed=seed)
-        found, folder = _find(config, target)
+        try:
+            found, folder = _find(config, target)
+        except UserError as error:
+            raise UserError(error.message, f"{_of_another_task(config, target)}{error.hint}") from error
         _check_options(found, config)
         return _open(found, config, target, folder, seed)
 
@@ -95,6 +99,19 @@ def _find(config: DataConfig, target: DenseTarget) -> tuple[Found, Path | None]:
     if found_here is None:
         raise UserError(f"{path} is in no form that kdcli knows for {_WHAT[target]}.", forms)
     return found_here, path if path.is_dir() else path.parent
+
+
+def _of_another_task(config: DataConfig, target: DenseTarget) -> str:
+    """Return which task the data are for, where they lie on disk in a form of another one's; else ``""``."""
+    if extension_of(config.name) is not None or not expand_user(config.name).exists():
+        return ""
+    for other, what in _WHAT.items():
+        if other != target:
+            with suppress(UserError, OSError):
+                _find(config, other)
+                task = next(name for name, row in TASKS.items() if row.target == other)
+                return f"It holds {what}: --task {task}. "
+    return ""
 
 
 def _folder_forms(path: Path, target: DenseTarget, config: DataConfig) -> list[Callable[[], Found | None]]:
