@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdcli.base.tasks import task_of
 from kdcli.data import AnyBatch, Batch, prepare
+from kdcli.data.images.geometry import SMALLEST_BOX
 from kdcli.models.base import Inputs
 from kdcli.models.vision import VisionModel
 
@@ -152,8 +153,8 @@ def unpack(inputs: Inputs, *, size: tuple[int, int]) -> tuple[Tensor, tuple[int,
 
     Returns:
         Images (B, 3, H, W), the (height, width) of the batch's own, in whose pixels the model answers, and the targets
-        of each image in pixels of the model's; None without any. Boxes that a resizing has left without a width or a
-        height are dropped, with their labels.
+        of each image in pixels of the model's; None without any. Boxes that a resizing has left with less than a pixel
+        of width or height are dropped, with their labels.
     """
     if isinstance(inputs, Tensor):
         return inputs, (int(inputs.shape[2]), int(inputs.shape[3])), None
@@ -165,6 +166,6 @@ def unpack(inputs: Inputs, *, size: tuple[int, int]) -> tuple[Tensor, tuple[int,
     boxes = scale_boxes(inputs["boxes"], canvas, size).split(counts)
     targets = []
     for one, labels in zip(boxes, inputs["labels"].split(counts), strict=True):
-        kept = (one[:, 2:] > one[:, :2]).all(dim=1)
+        kept = (one[:, 2:] - one[:, :2] >= SMALLEST_BOX).all(dim=1)
         targets.append({"boxes": one[kept], "labels": labels[kept]})
     return inputs["images"], canvas, targets

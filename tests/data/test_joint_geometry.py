@@ -63,7 +63,7 @@ def line(values, axis):
     return float(a), float(y.mean() - a * x.mean())
 
 
-def assert_aligned(image, target):
+def assert_aligned(image, target, *, smallest=1):
     height, width = image.shape[1:]
     mask, depth, boxes = target["mask"], target["depth"], target["boxes"]
     assert mask.shape == depth.shape == (height, width)
@@ -95,8 +95,8 @@ def assert_aligned(image, target):
         corners = sorted([ax * box[0] + bx, ax * box[2] + bx]), sorted([ay * box[1] + by, ay * box[3] + by])
         back = [corners[0][0], corners[1][0], corners[0][1], corners[1][1]]
         assert back == pytest.approx(expected, abs=tolerance), label
-        assert box[2] - box[0] >= 1
-        assert box[3] - box[1] >= 1
+        assert box[2] - box[0] >= smallest
+        assert box[3] - box[1] >= smallest
         assert min(box) >= 0
         assert box[2] <= width
         assert box[3] <= height
@@ -135,7 +135,7 @@ def test_evaluation(size, resize, geometry, kernels):
     model = Preprocessing(size, *UNIT, "bilinear", resize, geometry, kernels=kernels)
     (batch,) = Coordinates(2).eval_batches(Loading(2, workers=0), model)
     for image, target in zip(batch.images, batch.targets, strict=True):
-        assert_aligned(image, target)
+        assert_aligned(image, target, smallest=0)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_evaluation_on_files(size, resize, geometry, files):
     loaders = [data.validation.eval_batches(Loading(2, workers=0), model) for data in files.values()]
     for batches in zip(*loaders, strict=True):
         for image, target in together(batches):
-            assert_aligned(image, target)
+            assert_aligned(image, target, smallest=0)
 
 
 def test_images_with_such_targets_are_not_mixed(files):
@@ -344,6 +344,26 @@ def boxes_of(rows, height=16, width=16):
 def test_a_box_is_cut_at_the_image_before_anything_moves():
     moved = Geometry((Pad(8, 8, 8, 8),)).of_target(boxes_of([[-5, 2, 20, 9]]), fill=0)
     assert moved.tolist() == [[8, 10, 24, 17]]
+
+
+class OneBox(ImageSource):
+    labels = (0,)
+
+    def load(self, index):
+        box = tv_tensors.BoundingBoxes([[100.0, 100, 106, 106]], format="XYXY", canvas_size=(640, 640))
+        return Sample(Image.new("RGB", (640, 640)), {"boxes": box, "labels": torch.tensor([0])})
+
+    def describe(self, index):
+        return "one"
+
+
+def test_a_box_of_less_than_a_pixel_stays_where_it_is_evaluated_and_goes_where_it_is_trained():
+    small = Preprocessing((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), geometry="squash")
+    (batch,) = OneBox().eval_batches(Loading(1, workers=0), small)
+    assert batch.targets[0]["boxes"].tolist() == [pytest.approx([10, 10, 10.6, 10.6])]
+    whole = AugmentConfig(crop_scale=(1, 1), flip=0)
+    (batch,) = OneBox().train_batches(Loading(1, workers=0, augment=whole), [small]).epoch(0)
+    assert len(batch.targets[0]["boxes"]) == len(batch.targets[0]["labels"]) == 0
 
 
 def test_rows_beside_boxes_go_with_them_and_the_image_s_own_stay():

@@ -316,7 +316,7 @@ def test_the_snippet_of_the_card_is_a_model_that_answers_alike(student, tmp_path
 def test_half_precision_gives_finite_losses(students, family):
     student = copy.deepcopy(students[family]).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = student(student.prepare(batch(count=1)), EVERYTHING).heads[BOXES].losses
+        losses = student(student.prepare(batch(count=2)), EVERYTHING).heads[BOXES].losses
     assert all(loss.isfinite() for loss in losses.values())
     student.eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

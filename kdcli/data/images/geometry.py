@@ -105,7 +105,7 @@ class Geometry:
                     image = _turn_image(image, move, fill)
         return image
 
-    def of_target(self, target: Any, *, fill: float) -> Any:
+    def of_target(self, target: Any, *, fill: float, smallest: float = SMALLEST_BOX) -> Any:
         """Move a target as the image.
 
         Args:
@@ -118,6 +118,7 @@ class Geometry:
                 lose the rows of boxes that are dropped. Only an ``Image`` and a ``Mask`` ``(H, W)`` are the whole
                 image's; what else is belongs in another mapping, or the boxes and their rows in one of their own.
             fill: what borders are in masks.
+            smallest: pixels; boxes of less width or height are dropped, and those of none always.
 
         Returns:
             Plain tensors; boxes are float32, in the order left, top, right, bottom. Masks keep their type if it has
@@ -128,20 +129,23 @@ class Geometry:
         """
         if isinstance(target, tv_tensors.BoundingBoxes):
             moved = self._of_boxes(target)
-            return moved[_is_left(moved)]
+            return moved[_is_left(moved, smallest)]
         if isinstance(target, Mapping):
-            return self._of_mapping(target, fill=fill)
+            return self._of_mapping(target, fill=fill, smallest=smallest)
         if isinstance(target, tv_tensors.Mask):
             return self._of_mask(target.as_subclass(Tensor), fill)
         if isinstance(target, tv_tensors.Image):
             return self.of_image(target.as_subclass(Tensor), resize=_resize_smoothly)
         return target
 
-    def _of_mapping(self, target: Mapping[str, Any], *, fill: float) -> dict[str, Any]:
+    def _of_mapping(self, target: Mapping[str, Any], *, fill: float, smallest: float) -> dict[str, Any]:
         boxes = {
             name: self._of_boxes(value) for name, value in target.items() if isinstance(value, tv_tensors.BoundingBoxes)
         }
-        moved = {name: boxes[name] if name in boxes else self.of_target(target[name], fill=fill) for name in target}
+        moved = {
+            name: boxes[name] if name in boxes else self.of_target(target[name], fill=fill, smallest=smallest)
+            for name in target
+        }
         if not boxes:
             return moved
         first, *_ = boxes
@@ -152,7 +156,7 @@ class Geometry:
                     f"A target has {len(boxes[first])} {first!r}, and {len(value)} rows of {name!r} beside them.",
                     "Put boxes, and what has one row a box, in a mapping of their own.",
                 )
-        kept = torch.stack([*map(_is_left, boxes.values())]).all(dim=0)
+        kept = torch.stack([_is_left(found, smallest) for found in boxes.values()]).all(dim=0)
         return moved | {name: _take_rows(value, kept) for name, value in rows.items()}
 
     def _of_mask(self, mask: Tensor, fill: float) -> Tensor:
@@ -248,9 +252,10 @@ def withheld(target: Any, *, fill: float) -> Any:
     return target
 
 
-def _is_left(boxes: Tensor) -> Tensor:
+def _is_left(boxes: Tensor, smallest: float) -> Tensor:
     """Return of which boxes (n, 4) enough is left to be one."""
-    return ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_BOX).all(dim=1)
+    extents = boxes[:, 2:] - boxes[:, :2]
+    return ((extents >= smallest) & (extents > 0)).all(dim=1)
 
 
 def _is_row_each(value: Any) -> bool:

@@ -217,7 +217,7 @@ class _EvalDataset(_BatchDataset[int]):
             return None
         geometry = fit_geometry(image, self._preprocessing)
         _write(np.asarray(fit_as(geometry, image, self._preprocessing)).transpose(2, 0, 1), out)
-        return key, geometry.of_target(target, fill=self._source.fill)
+        return key, geometry.of_target(target, fill=self._source.fill, smallest=0.0)  # truth stays, however small
 
     def _epoch_of(self, keys: Sequence[int]) -> None:
         return None
