@@ -184,12 +184,12 @@ def _with_same_data(runs: Sequence[Run], *, force: bool) -> list[Run]:
     The validation split may depend on the seed, the test split does not.
 
     Raises:
-        UserError: they had others, and nobody insists.
+        UserError: they had others, and nobody insists; or they are of several tasks.
     """
+    task = _task_of(runs)
     first: dict[tuple[Any, ...], Run] = {}
     checked = []
     for run in runs:
-        task = run.settings["task"]
         told = []
         for split, seed in (("validation", run.seed), ("test", None)):
             if split not in run.data:
@@ -207,6 +207,19 @@ def _with_same_data(runs: Sequence[Run], *, force: bool) -> list[Run]:
                 told.append(f"Compared with --force although {found}")
         checked.append(replace(run, forced=(*run.forced, *told)))
     return checked
+
+
+def _task_of(runs: Sequence[Run]) -> str:
+    """Return the task of the runs.
+
+    Raises:
+        UserError: they have several.
+    """
+    tasks = {run.settings["task"]: run.name for run in runs}
+    if len(tasks) > 1:
+        told = ", ".join(f"{name} is {task}" for task, name in tasks.items())
+        raise UserError(f"Runs of different tasks can't be compared: {told}.", "Compare the runs of one task.")
+    return next(iter(tasks))
 
 
 def _held_out_changes(first: Run, second: Run, split: str) -> str:
@@ -307,16 +320,13 @@ def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Compari
     Raises:
         UserError: for runs of different tasks, or a baseline that is not among the runs or has nothing beside it.
     """
-    tasks = {run.settings["task"]: run.name for run in runs}
-    if len(tasks) > 1:
-        told = ", ".join(f"{name} is {task}" for task, name in tasks.items())
-        raise UserError(f"Runs of different tasks can't be compared: {told}.", "Compare the runs of one task.")
+    task = _task_of(runs)
     kinds: dict[str | None, Mapping[str, Any]] = {}
     mixed = {run.recipe for run in runs if kinds.setdefault(run.recipe, run.settings) != run.settings}
     groups, warnings = _group([replace(run, recipe=None) if run.recipe in mixed else run for run in runs])
     warnings += [f"{run.name}: {sentence}" for run in runs for sentence in run.forced]
     settings = _differing_settings(groups)
-    elsewhere = [key for key in settings if _is_of_evaluation(key, task=next(iter(tasks)))]
+    elsewhere = [key for key in settings if _is_of_evaluation(key, task=task)]
     if elsewhere:
         warnings.append(
             f"The runs are evaluated on different data ({', '.join(elsewhere)}): don't compare their metrics."

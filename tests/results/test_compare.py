@@ -14,7 +14,7 @@ import pytest
 from kdcli.base.errors import UserError
 from kdcli.config.keys import flatten_settings
 from kdcli.config.parse import parse_config
-from kdcli.results.compare import Run, compare_runs, paired_difference, summarize
+from kdcli.results.compare import Run, _with_same_data, compare_runs, paired_difference, summarize
 from kdcli.results.comparison import notes, table, to_csv, to_json, to_markdown
 from kdcli.runs.folder import RunFolder
 
@@ -139,6 +139,14 @@ def test_other_data_is_a_warning_and_fewer_labels_is_none():
 def test_other_tasks_are_refused():
     with pytest.raises(UserError, match=r"different tasks.*a is image-classification, b is depth-estimation"):
         compare_runs([make_run("a"), make_run("b", task="depth-estimation")])
+
+
+def test_other_tasks_are_no_change_of_the_data():
+    """Data of one name that have masks and depth differ in all their samples."""
+    one = replace(make_run("a", task="semantic-segmentation"), data={"test": "1"})
+    other = replace(make_run("b", task="depth-estimation"), data={"test": "2"})
+    with pytest.raises(UserError, match=r"different tasks.*a is semantic-segmentation, b is depth-estimation"):
+        _with_same_data([one, other], force=False)
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ def test_errors_are_where_it_is_labelled():
     entries = error_legend().entries
     assert list(entries.values()) == [("wrong", wrong), ("right", right)]
     assert unknown == UNKNOWN
+    assert min(abs(int(one) - int(other)) for one, other in zip(right, unknown, strict=True)) > 50, "told apart by eye"
 
 
 def test_depths_are_drawn_on_their_scale():

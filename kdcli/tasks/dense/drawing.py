@@ -19,8 +19,8 @@ Colour = tuple[int, int, int]
 
 DEPTHS, ERRORS = "viridis_r", "inferno"
 """matplotlib's colours, told apart in grey too: near is bright; without error is black."""
-UNKNOWN: Colour = (225, 225, 225)
-"""Of pixels that have no label, or were not measured."""
+UNKNOWN: Colour = (150, 150, 150)
+"""Of pixels that have no label, or were not measured; no class and nothing that is right looks so."""
 _BACKGROUND: Colour = (40, 40, 40)
 _BACKGROUNDS = ("background", "_background_", "void", "bg")
 """Names of a first class that is whatever is no other class."""
@@ -63,7 +63,7 @@ def draw_mask(mask: NDArray[np.int64], class_names: Sequence[str]) -> Pixels:
     """Return the colours of classes.
 
     Args:
-        mask: int64 (H, W), class indices; negative ones are pixels without a label, which are light grey.
+        mask: int64 (H, W), class indices; negative ones are pixels without a label, which are grey.
         class_names: C of them.
     """
     table = np.concatenate([class_colours(class_names), np.array([UNKNOWN], np.uint8)])
@@ -110,7 +110,7 @@ def draw_depth(depth: NDArray[np.floating], low: float, high: float) -> Pixels:
     """Return the colours of depths, the near ones bright.
 
     Args:
-        depth: (H, W); what is 0, negative or not finite was not measured, and is light grey.
+        depth: (H, W); what is 0, negative or not finite was not measured, and is grey.
         low: the depth that has the first colour, as whatever is nearer.
         high: the depth that has the last one, as whatever is farther.
     """
@@ -147,7 +147,7 @@ def draw_values(
         low: of the first colour.
         high: of the last one.
         colours: matplotlib's name of them.
-        known: bool (H, W): others are light grey; by default what is finite.
+        known: bool (H, W): others are grey; by default what is finite.
     """
     from matplotlib import colormaps
 
