@@ -210,7 +210,7 @@ def test_what_is_not_understood_is_named(tmp_path, name):
 def test_an_image_size_takes_the_place_of_a_geometry_that_is_not_understood(tmp_path):
     """Pixels are still scaled as the processor does, and what differs is said."""
     scaled = {"rescale_factor": 1 / 127.5, "image_mean": [1.2, 1.0, 0.8], "image_std": [1.0, 0.9, 0.8]}
-    found = processor.preprocessing_of(write_settings(tmp_path, VIT | scaled | {"do_resize": False}), None, 48)
+    found = processor.preprocessing_of(write_settings(tmp_path, VIT | scaled | {"do_resize": False}), None, (48, 48))
     assert (found.image_size, found.geometry) == ((48, 48), "crop")
     assert (
         found.note == "Not as its ViTImageProcessor would: do_resize is false, so that images stay of different sizes."
@@ -226,7 +226,7 @@ def test_an_image_size_does_not_excuse_another_scale(tmp_path):
         "do_grayscale": True,
     }
     with pytest.raises(UserError, match=r"scales pixels as kdcli can't: the colour \(30, 120, 210\) becomes"):
-        processor.preprocessing_of(write_settings(tmp_path, grey), None, 48)
+        processor.preprocessing_of(write_settings(tmp_path, grey), None, (48, 48))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_impossible_settings(tmp_path, settings):
 
 @pytest.mark.parametrize(("side", "resize", "image_size"), [(40, (40, 40), (32, 32)), (20, (50, 50), (40, 40))])
 def test_another_image_size_keeps_the_share_that_is_cut_off(tmp_path, side, resize, image_size):
-    asked = None if side == 40 else 40
+    asked = None if side == 40 else (40, 40)
     found = processor.preprocessing_of(write_settings(tmp_path, CLIP), None, asked)
     assert (found.resize, found.image_size) == (resize, image_size)
 
