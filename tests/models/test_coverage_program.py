@@ -1,4 +1,4 @@
-"""tests/benchmarks/coverage.py still runs and still tells working models, refusals and faults apart."""
+"""The programs of coverage still run and still tell working models, refusals and faults apart."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from pathlib import Path
 import pytest
 
 from kdcli.models.timm.model import TimmModel
+from kdcli.models.transformers.dense import HFDense
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("coverage_program", SCRIPT)
+def program_of(file):
+    spec = importlib.util.spec_from_file_location("coverage_program", SCRIPTS / file)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def program():
+    yield from program_of("coverage.py")
+
+
+@pytest.fixture(scope="module")
+def dense():
+    yield from program_of("dense_coverage.py")
 
 
 def test_a_family_in_both_roles(program, tmp_path):
@@ -55,3 +65,32 @@ def test_faults_are_rows(program, tmp_path, monkeypatch):
     assert row.student.startswith("FAULT: AssertionError: what the reloaded student returns: differ")
     assert row.teacher == "FAULT: ZeroDivisionError: division by zero"
     assert "0 work as teacher, 0 as student" in (tmp_path / "timm.md").read_text()
+
+
+def test_a_dense_kind_in_both_roles_and_a_refusal(dense, tmp_path):
+    tried = {"tasks": [], "work": tmp_path / "work", "output": tmp_path}
+    (row,) = dense.cover("transformers", only=["glpn"], **tried)
+    assert (row.teacher, row.student, row.size, row.head) == ("yes", "yes", "64×64", "depth 1×64×64")
+    rows = dense.cover("transformers", only=["pp_ocrv5_mobile_det"], **tried)
+    assert rows[0] == row
+    for said in (rows[1].teacher, rows[1].student):
+        assert said.startswith("no: pp_ocrv5_mobile_det (pp_ocrv5_mobile_det) marks the pixels of text")
+    page = (tmp_path / "transformers-dense.md").read_text()
+    assert "Of 2, 1 work as teacher, 1 as student and 1 as both. Faults: 0." in page
+    assert "| depth-estimation | glpn | 64×64 |" in page
+
+
+def test_faults_of_dense_models_are_rows(dense, tmp_path, monkeypatch):
+    """A model that is saved wrongly."""
+    original = HFDense.save
+
+    def save(model, folder):
+        original(model, folder)
+        model.module.head.head[2].bias.data.add_(1)
+
+    monkeypatch.setattr(HFDense, "save", save)
+    (row,) = dense.cover("transformers", only=["glpn"], tasks=[], work=tmp_path / "work", output=tmp_path)
+    assert (row.teacher, row.student) == ("yes", "FAULT: AssertionError: depth of the reloaded student differs")
+    assert (
+        "1 work as teacher, 0 as student and 0 as both. Faults: 1." in (tmp_path / "transformers-dense.md").read_text()
+    )

@@ -15,32 +15,8 @@ from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models.loading import build_student, load_teacher
 from kdcli.models.transformers import export
 from kdcli.models.transformers.dense_kinds import AUTO, CLASSES
+from tests.models.tiny_dense import TINY
 
-VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
-NECK = {"neck_hidden_sizes": [8, 16, 16, 16], "fusion_hidden_size": 16}
-PYRAMID = {
-    "hidden_sizes": [8, 16, 24, 32],
-    "num_attention_heads": [1] * 4,
-    "depths": [1] * 4,
-    "decoder_hidden_size": 16,
-}
-CONFIGS = {
-    "segformer": {**PYRAMID, "image_size": 64},
-    "dpt": {**VIT, **NECK, "patch_size": 8, "image_size": 32, "intermediate_size": 64, "backbone_out_indices": [0, 1, 2, 3]},
-    "glpn": {**PYRAMID},
-    "depth_anything": {
-        **NECK, "head_hidden_size": 8, "reassemble_hidden_size": 32,
-        "backbone_config": {
-            **VIT, "model_type": "dinov2", "mlp_ratio": 2, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False,
-        },
-    },
-    "prompt_depth_anything": {
-        **NECK, "head_hidden_size": 8, "reassemble_hidden_size": 32,
-        "backbone_config": {
-            **VIT, "model_type": "dinov2", "mlp_ratio": 2, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False,
-        },
-    },
-}  # fmt: skip
 NAMES = ("road", "sky", "tree")
 PIXELS = DataFacts("streets", "semantic-segmentation", NAMES, 4, 4, 2, 2, label_kind="pixels")
 DEPTHS = DataFacts(
@@ -56,7 +32,7 @@ def saved(tmp_path):
 
     def save(head, kind, **changes):
         folder = tmp_path / f"{head}-{kind}"
-        AUTO[head].from_config(AutoConfig.for_model(kind, **CONFIGS[kind], **changes)).save_pretrained(folder)
+        AUTO[head].from_config(AutoConfig.for_model(kind, **TINY[kind], **changes)).save_pretrained(folder)
         return str(folder)
 
     return save
@@ -171,7 +147,7 @@ def test_weights_of_a_classifier_start_a_segmenter(tmp_path):
     from transformers import AutoModelForImageClassification
 
     folder = tmp_path / "classifier-segformer"
-    module = AutoModelForImageClassification.from_config(AutoConfig.for_model("segformer", **CONFIGS["segformer"]))
+    module = AutoModelForImageClassification.from_config(AutoConfig.for_model("segformer", **TINY["segformer"]))
     module.save_pretrained(folder)
     student = student_of(str(folder), "dense", pretrained=True)
     ours, theirs = student.module.segformer.state_dict(), module.segformer.state_dict()
