@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForObjectDetection
 
+import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError
 from kdcli.base.facts import Preprocessing
 from kdcli.config.models import StudentConfig, TeacherConfig

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed
 from transformers.loss import loss_for_object_detection, loss_lw_detr
 
+import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.machine.gather import is_alone, sum_over
 from kdcli.models.detections import Boxes
 from kdcli.models.transformers.detector_kinds import DetectorKind
