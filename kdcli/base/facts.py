@@ -234,6 +234,11 @@ class DepthFacts:
     crop: DepthCrop = "none"
     alignment: DepthAlignment = "auto"
 
+    @property
+    def start(self) -> float:
+        """Where the depth of an untrained head starts, in metres: a quarter of the farthest."""
+        return self.farthest / 4
+
 
 @dataclass(frozen=True)
 class Queries:

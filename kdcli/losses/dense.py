@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kdcli.base.facts import UNLABELLED
 from kdcli.losses.common import MAX_ELEMENTS, nothing, require_positive, same_shape, unit, without_autocast
-from kdcli.losses.normalize import full_precision, standardize
+from kdcli.losses.normalize import enlarged, full_precision, standardize
 
 
 def resized(maps: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -212,5 +212,5 @@ def pkd(student: Tensor, teacher: Tensor, *, eps: float = 1e-6) -> Tensor:
     """
     require_positive("eps", eps)
     student, teacher = same_shape(*on_students_grid(student, teacher))
-    ours, theirs = (standardize(maps.movedim(1, -1), eps=eps) for maps in (student, teacher))
+    ours, theirs = (standardize(maps.movedim(1, -1), eps=eps) for maps in (student, enlarged(teacher)))
     return F.mse_loss(ours, theirs) / 2

@@ -110,6 +110,22 @@ class _InverseSquareRoot(torch.autograd.Function):
         return vectors @ (kernel * (vectors.T @ grad @ vectors)) @ vectors.T, None
 
 
+_SMALL = 2.0**-6
+"""Features whose largest is below this come close to the smallest variances that the normalisations tell from none."""
+
+
+def enlarged(features: Tensor) -> Tensor:
+    """Return a teacher's features ``(..., d)``, without a gradient, large enough to be normalised.
+
+    Those of an untrained network can be so small that a normalisation would take them for constant. They are multiplied
+    by a power of two, so that the largest is 1 to 2; all others are as they were, in float32 or float64.
+    """
+    features = full_precision(features)
+    largest = features.abs().amax()
+    power = (1 - torch.frexp(largest).exponent).clamp(max=126)
+    return features * torch.where((largest > 0) & (largest < _SMALL), torch.ldexp(torch.ones_like(largest), power), 1)
+
+
 _NORMALIZERS: dict[NormalizeName, Callable[[Tensor], Tensor]] = {
     "none": identity,
     "layer_norm": layer_norm,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from kdcli.losses import common_grid
-from kdcli.losses.normalize import standardize
+from kdcli.losses.normalize import enlarged, identity, standardize
 from kdcli.projectors.maps import Projector
 
 
@@ -42,13 +42,18 @@ class Projected:
         """
         is_map = student.ndim > 2
         student, teacher = channels_last(student, teacher)
-        teacher = self.normalize_teacher(teacher)
+        teacher = self.of_teacher(teacher)
         if self.projector.direction == "student_to_teacher":
             student = self.projector(student)
         else:
             teacher = self.projector(teacher)
         student = self.normalize_student(student)
         return (student.movedim(-1, 1), teacher.movedim(-1, 1)) if is_map else (student, teacher)
+
+    def of_teacher(self, teacher: Tensor) -> Tensor:
+        """Return the teacher's features (..., d) normalised, however small they are."""
+        is_plain = self.normalize_teacher is identity
+        return teacher if is_plain else self.normalize_teacher(enlarged(teacher))
 
 
 class ProjectedPair(nn.Module, Projected):

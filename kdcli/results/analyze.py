@@ -351,7 +351,7 @@ def _analyze(pair: Projected, features: _Features, *, has_residual: bool) -> dic
     matrix = projector.matrix().detach().cpu()
     student, teacher = features.student, features.teacher
     student_side, teacher_side = pair.project(student, teacher)
-    normalized = pair.normalize_teacher(teacher)
+    normalized = pair.of_teacher(teacher)
     if projector.direction == "teacher_to_student":
         source, target = normalized, student_side
         projected_pair = {"student_and_projected_teacher": linear_cka(student_side, teacher_side)}

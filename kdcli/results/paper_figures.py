@@ -91,7 +91,7 @@ def draw_tsne(
     if projector.direction == "student_to_teacher":
         side, features = "student", student
     else:
-        side, features = "teacher", pair.normalize_teacher(teacher)
+        side, features = "teacher", pair.of_teacher(teacher)
     chosen = choose_samples(len(features), most=MAX_POINTS, seed=_SEED)
     features = features[chosen].double()
     mapped = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcli.base.names import NormalizeName
-from kdcli.losses.normalize import layer_norm, normalizer, standardize, whiten
+from kdcli.losses.normalize import enlarged, layer_norm, normalizer, standardize, whiten
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -140,3 +140,21 @@ def test_none_is_the_identity():
 def test_unknown_name():
     with pytest.raises(ValueError, match="'batchnorm'; valid are none, layer_norm, standardize, whiten"):
         normalizer("batchnorm")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("power", [-40, -30, -20, -12])
+@pytest.mark.parametrize("name", ["layer_norm", "standardize", "whiten"])
+def test_features_however_small_are_normalised(name, power):
+    features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
+    normalize = normalizer(name)
+    expected = normalize(features)
+    torch.testing.assert_close(normalize(enlarged(features * 2.0**power)), expected, rtol=1e-3, atol=1e-3)
+    assert float(expected.square().mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_features_that_are_large_enough_stay_to_the_bit():
+    features = torch.tensor([[2.0**-6, 0.0], [-3e-4, 1e-9]])
+    assert torch.equal(enlarged(features), features)
+    assert torch.equal(enlarged(torch.zeros(3, 2)), torch.zeros(3, 2))
+    assert 1 <= float(enlarged(features / 4).abs().max()) < 2
+    assert enlarged(torch.tensor([[math.nan, 1e-9]])).isnan()[0, 0]

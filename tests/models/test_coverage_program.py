@@ -15,13 +15,14 @@ SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
 
 def program_of(file):
-    spec = importlib.util.spec_from_file_location("coverage_program", SCRIPTS / file)
+    name = Path(file).stem + "_program"
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / file)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    del sys.modules[spec.name]
+    del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

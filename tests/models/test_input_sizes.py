@@ -19,7 +19,7 @@ from kdcli.data import fit, prepare
 from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.detections import BOXES
 from kdcli.models.libraries import library_called
-from tests.models.test_hf_dense import CONFIGS
+from tests.models import tiny_dense
 from tests.models.tiny_detectors import TINY, write_config
 
 SIZE = (64, 96)
@@ -42,8 +42,8 @@ CASES = {
     "hf, DINOv2": ("hf:dinov2?num_hidden_layers=2&num_attention_heads=2&hidden_size=32", LABELS, (4, 6)),
     "hf, windows": ("hf:swin?embed_dim=16&depths=[2,2]&num_heads=[2,2]&window_size=4", LABELS, (8, 12)),
     "hf, BGR": ("hf:mobilevit?hidden_sizes=[16,16,16]&neck_hidden_sizes=[8,8,8,8,8,8,16]", LABELS, (2, 3)),
-    "hf, segformer": ({"model_type": "segformer", **CONFIGS["segformer"]}, PIXELS, (2, 3)),
-    "hf, depth": ({"model_type": "depth_anything", **CONFIGS["depth_anything"]}, METRES, None),
+    "hf, segformer": ({"model_type": "segformer", **tiny_dense.TINY["segformer"]}, PIXELS, (2, 3)),
+    "hf, depth": ({"model_type": "depth_anything", **tiny_dense.TINY["depth_anything"]}, METRES, None),
     "hf, detector": ("yolos", THINGS, (4, 6)),
     "hf, anchors": ("rt_detr", THINGS, None),
     "smp": (SMP, PIXELS, (4, 6)),
@@ -154,7 +154,7 @@ def test_a_kind_that_takes_squares_alone_says_so(name, message):
 @pytest.mark.parametrize("size", [(64, 96), (32, 128)])
 def test_what_lays_tokens_out_as_a_square_is_refused(size, tmp_path):
     """Of 4x16 tokens DPT's own ViT makes 8x8, without a word."""
-    name = named({"model_type": "dpt", **CONFIGS["dpt"]}, tmp_path / "config")
+    name = named({"model_type": "dpt", **tiny_dense.TINY["dpt"]}, tmp_path / "config")
     with pytest.raises(UserError, match=f"{size[0]}x{size[1]} pixels"):
         build_student(StudentConfig(name=name, image_size=size), PIXELS, seed=0)
 

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional
 pytest.importorskip("segmentation_models_pytorch")
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import DataFacts
+from kdcli.base.facts import DataFacts, DepthFacts
 from kdcli.base.tasks import TASKS
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data.images.preprocess import fit, prepare
@@ -75,6 +75,16 @@ def test_depth_is_positive_and_comes_back_without_kdcli(tmp_path):
         alone = smp.from_pretrained(str(tmp_path)).eval()
         assert torch.equal(torch.nn.functional.softplus(alone(images)), depth)
         assert torch.equal(load_saved(tmp_path)(images).heads["depth"], depth)
+
+
+@pytest.mark.parametrize("farthest", [1.0, 10.0, 120.0])
+def test_depth_starts_within_what_is_measured(farthest):
+    data = DataFacts("rooms", DEPTH, ("depth",), 8, 8, 8, 8, label_kind="depth", depth=DepthFacts(0.001, farthest))
+    config = StudentConfig(name="smp:linknet/mobilenetv3_small_050", image_size=64)
+    student = build_student(config, data, seed=0).eval()
+    with torch.no_grad():
+        depth = student(student.example(2)).heads["depth"]
+    assert float(depth.median()) == pytest.approx(farthest / 4, rel=0.3)
 
 
 @pytest.mark.parametrize("task", [PIXELS, DEPTH])

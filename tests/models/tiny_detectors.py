@@ -82,7 +82,6 @@ TINY: dict[str, dict[str, Any]] = {
         "x4_feat_dim": 8,
         "mask_feature_channels": [8, 8],
     },
-    "pp_doclayout_v4": {**_DETR, **_NECK, "backbone_config": _HGNET},
 }
 
 

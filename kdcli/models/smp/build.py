@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_pretrained_cfg
 from torch import nn
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import Preprocessing
+from kdcli.base.facts import DepthFacts, Preprocessing
 from kdcli.models import hub
 from kdcli.models.bounds import bounded
 from kdcli.models.packaged.mobilenet import encoder_state, has_encoder
@@ -26,6 +28,8 @@ from kdcli.models.timm.build import weights_overlay
 
 _SIDE = 224
 """Pixels, of an encoder that takes images of any size."""
+_LINEAR = 20.0
+"""Above it softplus returns its argument."""
 _IN_A_PACKAGE = "mobilenet_v2"
 """The encoder whose weights are in a package too: torchvision's."""
 _VIT_HINT = (
@@ -162,6 +166,14 @@ def config_of(module: Any, settings: Settings) -> dict[str, Any]:
     own = {key: value for key, value in module.config.items() if not key.startswith("_")}
     own.pop("pretrained_cfg_overlay", None)
     return {"_model_class": type(module).__name__, **own, "encoder_weights": None, "_task": settings.task}
+
+
+@torch.no_grad()
+def start_depth(module: Any, depth: DepthFacts) -> None:
+    """Let an untrained head start at :attr:`DepthFacts.start`, and not at the 0.7 m that softplus makes of 0."""
+    *_, last = (part for part in module.segmentation_head.modules() if isinstance(part, nn.Conv2d))
+    assert last.bias is not None
+    last.bias.fill_(math.log(math.expm1(depth.start)) if depth.start < _LINEAR else depth.start)
 
 
 def classifier_of(module: Any) -> tuple[int, set[str]]:

@@ -15,7 +15,7 @@ from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.origin import names_of_file, phrase_of_file, saved_origin, student_origin, teacher_origin
 from kdcli.models.place import Place
 from kdcli.models.settle import change_input, wanted_input
-from kdcli.models.smp.build import Settings, classifier_of, make, settings_of, with_published_encoder
+from kdcli.models.smp.build import Settings, classifier_of, make, settings_of, start_depth, with_published_encoder
 from kdcli.models.smp.model import SmpModel
 from kdcli.models.spec import ModelName
 from kdcli.models.weights import Checkpoint, read_checkpoint
@@ -67,6 +67,8 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts) -> SmpMo
         preprocessing = replace(preprocessing, mean=own.mean, std=own.std, channels=own.channels)
     else:
         module = make(place, settings)
+    if data.depth is not None:
+        start_depth(module, data.depth)
     if place.folder is not None and config.pretrained:
         whole, _, _ = _with_weights(place, saved.at(preprocessing.image_size), _checkpoint(place))
         is_same = (saved.task, saved.label_names) == (settings.task, settings.label_names)

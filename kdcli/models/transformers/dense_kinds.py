@@ -44,8 +44,6 @@ _WHOLE = {"depth_anything"}
 """Kinds whose bound is a whole number, though their default is none."""
 _NEEDS_PROMPT = {"prompt_depth_anything"}
 """Kinds whose published depth is relative to the range of a prompt, which kdcli gives none."""
-_START = 0.25
-"""Of the farthest depth: where a depth that is cut off at zero starts, so that it is not stuck there."""
 
 
 def head_of(config: Any, wanted: str) -> DenseHead | None:
@@ -124,7 +122,7 @@ def in_metres(config: Any, depth: DepthFacts, *, pretrained: bool, given: Mappin
 
 @torch.no_grad()
 def start_depth(module: nn.Module, depth: DepthFacts, *, anew: bool) -> None:
-    """Let the last convolution of a depth head that is cut off at zero start at a quarter of the farthest depth.
+    """Let the last convolution of a depth head that is cut off at zero start where it is not stuck there.
 
     Args:
         module: a student.
@@ -143,7 +141,7 @@ def start_depth(module: nn.Module, depth: DepthFacts, *, anew: bool) -> None:
     config: Any = module.config
     is_bounded = getattr(config, "depth_estimation_type", None) == "metric" and not needs_prompt(config)
     if not is_bounded and config.model_type in _INVERSE | _NEEDS_PROMPT:
-        last.bias.fill_(_START * depth.farthest)
+        last.bias.fill_(depth.start)
 
 
 def without_auxiliary(config: Any) -> None:

@@ -66,8 +66,12 @@ _KINDS = {
     "rf_detr": DetectorKind("model.backbone", "maps", "DeformableDetrImageProcessor", groups=True, candidates=100),
     "pp_doclayout_v2": DetectorKind(processor="PPDocLayoutV2ImageProcessor", **_LAYOUT),  # type: ignore[arg-type]
     "pp_doclayout_v3": DetectorKind(processor="PPDocLayoutV3ImageProcessor", **_LAYOUT),  # type: ignore[arg-type]
-    "pp_doclayout_v4": DetectorKind(processor="PPDocLayoutV4ImageProcessor", **_LAYOUT),  # type: ignore[arg-type]
 }
+_UNUSABLE = {
+    "pp_ocr": "marks the pixels of text, and gives no boxes",
+    "pp_doclayout_v4": "gives boxes with four corners of their own, which are no upright boxes",
+}
+"""Why kinds are none of those, by the start of their names."""
 KINDS = frozenset(_KINDS)
 """The kinds of detector that kdcli can read."""
 STUDENTS = frozenset(name for name, kind in _KINDS.items() if kind.trains)
@@ -94,12 +98,8 @@ def kind_of(config: Any, name: str) -> DetectorKind:
     """
     found = _KINDS.get(config.model_type)
     if found is None:
-        is_text = config.model_type.startswith("pp_ocr")
-        reason = (
-            "marks the pixels of text, and gives no boxes"
-            if is_text
-            else "is of a kind whose outputs kdcli does not know"
-        )
+        unusable = (reason for start, reason in _UNUSABLE.items() if config.model_type.startswith(start))
+        reason = next(unusable, "is of a kind whose outputs kdcli does not know")
         raise UserError(
             f"{name} ({config.model_type}) {reason}.", f"Choose one of these kinds: {', '.join(sorted(KINDS))}."
         )
