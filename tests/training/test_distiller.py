@@ -12,7 +12,7 @@ from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.config.parse import parse_config
 from kdcli.data import Batch, prepare
-from kdcli.losses.normalize import layer_norm, standardize
+from kdcli.losses.normalize import enlarged, layer_norm, standardize
 from kdcli.methods import build_method
 from kdcli.methods.base import Context
 from kdcli.models import build_student, load_teacher
@@ -90,7 +90,7 @@ def test_student_to_teacher_projection_normalises_the_teacher_alone(student, tea
     pooled = student.eval()(prepare(batch.images, student.facts.preprocessing), Reads(("pooled",)))
     matrix = distiller.methods["projection"].projector.matrix()
     expected = torch.nn.functional.smooth_l1_loss(
-        pooled.features["pooled"] @ matrix, layer_norm(outputs.features["pooled"])
+        pooled.features["pooled"] @ matrix, layer_norm(enlarged(outputs.features["pooled"]))
     )
     torch.testing.assert_close(distiller(batch, outputs)["projection"], expected)
 
