@@ -32,8 +32,11 @@ class OptimConfig(Section):
     lr: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     momentum: Fraction = 0.9
-    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
-    """``step`` multiplies the rate by ``decay_rate`` at each milestone."""
+    schedule: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
+    """``poly`` falls as the share of steps that are left, to the ``power``; ``step`` multiplies the rate by
+    ``decay_rate`` at each milestone."""
+    power: Positive | None = None
+    """Of ``poly``, 0.9 by default as for segmentation; of 1 it is ``linear``."""
     milestones: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] | None = None
     """Of ``step``, in shares of all steps; by default after each third."""
     decay_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -45,7 +48,11 @@ class OptimConfig(Section):
     """Largest norm of the whole gradient."""
 
     @model_validator(mode="after")
-    def _check_milestones(self) -> OptimConfig:
+    def _check_schedule(self) -> OptimConfig:
+        if self.power is not None and self.schedule != "poly":
+            raise ValueError("power is for schedule: poly")
+        if self.schedule == "poly" and self.decay_rate != OptimConfig.model_fields["decay_rate"].default:
+            raise ValueError("decay_rate is for schedule: step; poly has power")
         if self.milestones is not None and self.schedule != "step":
             raise ValueError("milestones are for schedule: step")
         if list(self.milestones or ()) != sorted(set(self.milestones or ())):

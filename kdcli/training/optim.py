@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.config.training import OptimConfig
 
+POLY_POWER = 0.9
+"""Of the schedule ``poly`` by default, as DeepLab's authors chose (arXiv 1606.00915, section 4.1.2)."""
+
 
 def make_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
     """Return timm's optimiser.
@@ -48,7 +51,8 @@ def make_schedule(optimizer: Optimizer, optim: OptimConfig, updates: int) -> Any
     milestones = [round(share * updates) + 1 for share in optim.milestones or ()]
     choices: dict[str, tuple[str, dict[str, Any]]] = {
         "cosine": ("cosine", {}),
-        "linear": ("poly", {"decay_rate": 1.0}),
+        "linear": ("poly", {"decay_rate": 1.0}),  # timm calls the power so
+        "poly": ("poly", {"decay_rate": POLY_POWER if optim.power is None else optim.power}),
         "step": ("multistep", {"decay_rate": optim.decay_rate, "decay_milestones": milestones})
         if milestones
         else ("step", {"decay_rate": optim.decay_rate, "decay_epochs": math.ceil(updates / 3)}),

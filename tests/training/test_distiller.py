@@ -206,16 +206,36 @@ def test_milestones():
         by_torch.step()
 
 
+@pytest.mark.parametrize(("given", "power"), [({}, 0.9), ({"power": 0.9}, 0.9), ({"power": 2}, 2.0)])
+@pytest.mark.parametrize("ratio", [0, 0.1])
+def test_poly(given, power, ratio):
+    """As in segmentation's scripts, ``(lr - min_lr) * (1 - step / steps) ** power + min_lr``; here of 40 steps."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.02)
+    optim = {"lr": 0.02, "schedule": "poly", "warmup": 0, "min_lr_ratio": ratio, **given}
+    config = parse_config({"teacher": "t", "student": "s", "data": "d", "optim": optim}, source="t")
+    made = make_schedule(optimizer, config.optim, 40)
+    least = 0.02 * ratio
+    for update in [*range(41), 7]:  # out of order too: a resumed run sets the rate of its step
+        made.step_update(update)
+        expected = (0.02 - least) * (1 - update / 40) ** power + least
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-12, abs=0), update
+
+
 @pytest.mark.parametrize(
     ("optim", "message"),
     [
+        ({"power": 0.9}, "power is for schedule: poly"),
+        ({"schedule": "linear", "power": 1}, "power is for schedule: poly"),
+        ({"schedule": "poly", "power": 0}, "optim.power"),
+        ({"schedule": "poly", "decay_rate": 0.9}, "decay_rate is for schedule: step; poly has power"),
+        ({"schedule": "poly", "milestones": [0.5]}, "milestones are for schedule: step"),
         ({"milestones": [0.5]}, "milestones are for schedule: step"),
         ({"schedule": "step", "milestones": [0.5, 0.4]}, "milestones go up"),
         ({"schedule": "step", "milestones": [0.5, 0.5]}, "milestones go up"),
         ({"schedule": "step", "milestones": [150]}, "optim.milestones.0"),
     ],
 )
-def test_milestones_that_can_not_be(optim, message):
+def test_options_of_schedules_that_can_not_be(optim, message):
     with pytest.raises(UserError, match=message):
         parse_config({"teacher": "t", "student": "s", "data": "d", "optim": optim}, source="t")
 
@@ -225,6 +245,7 @@ def test_milestones_that_can_not_be(optim, message):
     [
         ("cosine", {0: 0.01, 10: 0.98, 55: 0.42, 100: 0.01}),
         ("linear", {0: 0.01, 10: 0.90, 55: 0.45, 100: 0.01}),
+        ("poly", {0: 0.01, 5: 0.505, 10: 0.91, 55: 0.49, 100: 0.01}),
         ("step", {0: 0.01, 10: 1.0, 33: 1.0, 34: 0.1, 68: 0.01}),
         ("constant", {0: 0.01, 10: 1.0, 100: 1.0}),
     ],
