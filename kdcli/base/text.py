@@ -126,6 +126,16 @@ class _ShortRepr(reprlib.Repr):
 _SHORT = _ShortRepr()
 
 
+def counted(number: int, noun: str, *, of: int | None = None) -> str:
+    """Return ``1 image``, ``2 images`` or, with ``of``, ``1 of 9 images``; ``noun`` is one whose plural has an s."""
+    return f"{number} {noun if number == 1 else f'{noun}s'}" if of is None else f"{number} of {counted(of, noun)}"
+
+
+def have(number: int) -> str:
+    """Return the verb of so many things."""
+    return "has" if number == 1 else "have"
+
+
 def human_count(number: float) -> str:
     """Return ``number`` as 1.23K, 4.56M or 7.89G."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):

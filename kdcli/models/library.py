@@ -29,7 +29,8 @@ class Library(ABC):
     the group ``kdcli.models``.
 
     Attributes:
-        name: as in ``facts.library``, and on the hub as a model card's ``library_name``.
+        name: as in ``facts.library``.
+        hub_name: what the hub calls it, as a model card's ``library_name``; by default ``name``.
         prefix: what users write before a colon for a model of this library; it is no part of the model's own name.
         families: further prefixes, which are a part of the names.
         is_of_hub: whether ``prefix`` stands before names of models on the hub, of whatever form.
@@ -38,6 +39,7 @@ class Library(ABC):
     """
 
     name: ClassVar[str]
+    hub_name: ClassVar[str] = ""
     prefix: ClassVar[str]
     families: ClassVar[tuple[str, ...]] = ()
     is_of_hub: ClassVar[bool] = False

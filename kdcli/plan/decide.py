@@ -108,7 +108,8 @@ def _decide_methods(situation: Situation, reasons: Mapping[str, str]) -> Methods
     if config.methods is not None:
         refuse_overrides(config)
         methods = _settled(config.methods, situation)
-        return methods, [describe_method(m, reasons.get(m.method, "Asked for by the config.")) for m in methods]
+        asked = "Asked for by the config."
+        return methods, [describe_method(m, reasons.get(m.method, asked), situation) for m in methods]
     if config.method is not None:
         return _one_method(situation, config.method)
     methods, decisions = _choose_methods(situation)
@@ -132,7 +133,7 @@ def _choose_methods(situation: Situation) -> Methods:
     if situation.teacher is None:
         check_no_teacher(config)
         spectral = DENSE_TEACHER_FREE if situation.data.labels.is_dense else TEACHER_FREE
-        return (*methods, spectral), [*decisions, describe_method(spectral, TEACHER_FREE_REASON)]
+        return (*methods, spectral), [*decisions, describe_method(spectral, TEACHER_FREE_REASON, situation)]
     if config.projector == "none":
         check_no_features(config)
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))
@@ -144,11 +145,11 @@ def _choose_methods(situation: Situation) -> Methods:
         methods.append(COMMON_LOGITS)
         asserted = " (you say so)" if config.relation == "same" else ""
         reason = f"Both models have logits over the same labels{asserted}."
-        return tuple(methods), [*decisions, describe_method(COMMON_LOGITS, reason)]
+        return tuple(methods), [*decisions, describe_method(COMMON_LOGITS, reason, situation)]
     if evidence.relation == "same" and situation.data.label_kind == "depth":
         options = SAME_DEPTH.settled(situation)
         methods.append(options)
-        return tuple(methods), [*decisions, describe_method(options, "Both models give depth.")]
+        return tuple(methods), [*decisions, describe_method(options, "Both models give depth.", situation)]
     why = f"The relation is {evidence.relation}: {_why_no_logits(situation)}."
     if config.projector == "none":
         raise UserError(
@@ -210,7 +211,7 @@ def _labels(situation: Situation) -> tuple[list[MethodOptions], list[Decision]]:
     if data.label_kind == "tokens":
         reason = "The texts' own tokens are what is predicted."
     options = options.settled(situation)
-    return [options], [describe_method(options, reason)]
+    return [options], [describe_method(options, reason, situation)]
 
 
 def _one_method(situation: Situation, name: str) -> Methods:
@@ -233,7 +234,7 @@ def _one_method(situation: Situation, name: str) -> Methods:
     options = options.with_weight(config.feature_weight)
     if options.weighting == "gradient":
         reason += WEIGHTING_REASON.format(weight=options.weight)
-    decisions.append(describe_method(options.settled(situation), reason))
+    decisions.append(describe_method(options.settled(situation), reason, situation))
     return (*methods, *_settled(options.with_pairs(config.feature_layers or ()), situation)), decisions
 
 
@@ -244,7 +245,7 @@ def _default_features(situation: Situation) -> Methods:
     options = chosen.options
     sides = f"teacher {options.normalize}, student {options.normalize_student}"
     decisions = [
-        describe_method(options, chosen.reason),
+        describe_method(options, chosen.reason, situation),
         Decision("normalisation", sides, chosen.normalize_reason),
     ]
     if config.feature_layers is not None:

@@ -53,7 +53,7 @@ def describe_stage(situation: Situation, stage: EmbeddingConfig, reasons: Mappin
         )
     ]
     for options in stage.methods:
-        described = describe_method(options, reasons.get(options.method, "Asked for by the config."))
+        described = describe_method(options, reasons.get(options.method, "Asked for by the config."), situation)
         told = [described, *describe_taps(options, situation)]
         decisions += [replace(decision, name=f"embedding {decision.name}") for decision in told]
     return decisions
@@ -74,9 +74,10 @@ def describe_layers(data: DataFacts, layers: LayerScores | None) -> list[Decisio
     ]
 
 
-def describe_method(options: MethodOptions, reason: str) -> Decision:
-    """Return the decision on a method, with all its settings."""
-    settings = ", ".join(f"{key} {value}" for key, value in options.shown().items())
+def describe_method(options: MethodOptions, reason: str, situation: Situation) -> Decision:
+    """Return the decision on a method, with all its settings that mean something."""
+    unread = options.meaningless(situation)
+    settings = ", ".join(f"{key} {value}" for key, value in options.shown().items() if key not in unread)
     return Decision(f"loss: {options.method.replace('_', ' ')}", settings, f"{reason} {options.remark}".rstrip())
 
 

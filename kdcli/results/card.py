@@ -9,7 +9,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.result import EpisodesResult, Mean, Result, show_metric
 from kdcli.base.text import printable
 from kdcli.config.run import RunConfig
-from kdcli.models.libraries import library_of
+from kdcli.models.libraries import LIBRARIES, library_of
 from kdcli.runs.folder import SAMPLES, RunFolder
 from kdcli.training.provenance import read_forced
 
@@ -29,7 +29,7 @@ def model_card(run: RunFolder, result: Result | None, *, pictures: bool = False)
         raise UserError(
             f"{run.path / 'plan.json'} has no decision about {', '.join(sorted(missing))}.", "Repeat the run."
         )
-    name = config.student.name.rpartition("/")[2]
+    name = _title(config.student.name)
     rows = [
         ("Student", decisions["student"]["value"]),
         ("Student's first weights", decisions["student"]["reason"]),
@@ -55,7 +55,7 @@ def model_card(run: RunFolder, result: Result | None, *, pictures: bool = False)
     ]
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
     return f"""---
-library_name: {library.name}
+library_name: {library.hub_name or library.name}
 pipeline_tag: {config.task_facts.pipeline_tag}
 tags: [knowledge-distillation, kdcli]
 ---
@@ -95,7 +95,7 @@ def episodes_card(run: RunFolder, result: EpisodesResult, *, arms: dict[str, str
 
     reached = "\n".join(line(label, result.accuracy[arm], ".4f") for arm, label in arms.items())
     difference = line("distilled minus fine-tuned, paired", result.distilled_minus_fine_tuned, "+.4f")
-    return f"""# {_inline(config.student.name.rpartition("/")[2])}, distilled in episodes with kdcli
+    return f"""# {_inline(_title(config.student.name))}, distilled in episodes with kdcli
 
 | | |
 | --- | --- |
@@ -111,6 +111,13 @@ Mean accuracy on the queries, with its 95 % t-interval over the episodes. All ar
 `episodes.jsonl` has a line an episode. No student is kept: each episode has its own.
 
 {_made_by(plan)}"""
+
+
+def _title(name: str) -> str:
+    """Return what a student is called: an architecture as its library has it, else the last part of its name."""
+    prefix, _, rest = name.partition(":")
+    is_network = any(library.prefix == prefix and not library.is_of_hub for library in LIBRARIES)
+    return rest if is_network and not rest.startswith((".", "/", "~")) else name.rpartition("/")[2]
 
 
 def _samples(run: RunFolder) -> str:

@@ -83,6 +83,8 @@ def test_the_plan_and_what_comes_of_it(same):
     assert methods[0]["loss"] == {"silog": 1.0}
     assert methods[0]["label_smoothing"] == 0
     assert "0.001 to 8 m" in out
+    decisions = {entry["name"]: entry for entry in json.loads((run / "plan.json").read_text())["decisions"]}
+    assert decisions["loss: supervised"]["value"] == "weight 1, loss silog", "no smoothing, which depth has none of"
     found = metrics(run)
     assert 0 < found["delta1"] <= found["delta2"] <= found["delta3"] <= 1
     assert found["rmse"] > 0
@@ -132,7 +134,7 @@ def test_evaluated_with_pictures(kdcli, same):
     found = json.loads((same[0] / "evaluation" / "evaluation.json").read_text())
     assert found["models"]["student"]["abs_rel"] == pytest.approx(metrics(same[0])["abs_rel"], rel=1e-5)
     assert found["models"]["student"]["agreement_with_teacher"] > 0.3
-    assert "Depth from 0.001 to 8 m, each image alike." in found["notes"]
+    assert "Depth from 0.001 to 8 m; each image counts alike." in found["notes"]
     assert (same[0] / "evaluation" / "samples.png").stat().st_size > 5000
 
 
@@ -141,7 +143,7 @@ def test_evaluated_on_other_rooms_by_the_depths_that_counted_in_training(kdcli, 
         draw_rooms(kdcli.cwd / "others" / split, 6, seed)
     options = ("--data", "others", "--no-teacher", "--json", "--device", "cpu")
     found = json.loads(kdcli("evaluate", same[0], *options))
-    assert "Depth from 0.001 to 8 m, each image alike." in found["notes"]
+    assert "Depth from 0.001 to 8 m; each image counts alike." in found["notes"]
     assert found["num_images"] == 6
     assert 0 < found["models"]["student"]["abs_rel"] != metrics(same[0])["abs_rel"]
 

@@ -100,6 +100,9 @@ def test_a_teacher_of_the_same_task_is_aligned(kdcli, distilled):
     methods = yaml.safe_load((run / "config.yaml").read_text())["methods"]
     assert [method["method"] for method in methods] == ["supervised", "projection", "logit_kd"]
     assert methods[0]["loss"] == {"cross_entropy": 1.0}
+    decisions = {entry["name"]: entry for entry in json.loads((run / "plan.json").read_text())["decisions"]}
+    assert decisions["mean IoU"]["value"] == "at 32x32 pixels"
+    assert "label_smoothing 0" in decisions["loss: supervised"]["value"]
     assert metrics(run)["pixel_accuracy"] > 0.3
     assert "student alone" in out
 
@@ -153,13 +156,17 @@ def test_compared_with_intervals_over_images(kdcli, distilled):
 def test_exported_it_is_loaded_by_its_library(kdcli, distilled):
     import segmentation_models_pytorch as smp
 
-    assert "loaded back" in kdcli("export", "distilled", "--output", "exported")
+    out = kdcli("export", "distilled", "--output", "exported")
+    assert "loaded back" in out
+    assert "Loading weights" not in out, "what huggingface_hub prints"
     folder = kdcli.cwd / "exported"
     assert json.loads((folder / "config.json").read_text())["_label_names"] == ["paper", "ink", "dot"]
     assert smp.from_pretrained(str(folder)).eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: image-segmentation" in card
     assert "smp.from_pretrained" in card
+    assert "# linknet/mobilenetv3_small_050?encoder_depth=3, distilled with kdcli" in card
+    assert "library_name: segmentation-models-pytorch\n" in card
 
 
 def test_exported_to_onnx(kdcli, distilled):

@@ -99,7 +99,10 @@ def test_it_is_measured_and_drawn(run, run_cli_in):
 def test_it_is_exported_for_torchvision_alone_and_not_to_onnx(run, run_cli_in):
     outcome = run_cli_in("export", "run", "--output", "out", cwd=run.parent)
     assert outcome.exit_code == 0, outcome.stderr
-    assert "SSD(_mobilenet_extractor(" in (run.parent / "out" / "README.md").read_text()
+    card = (run.parent / "out" / "README.md").read_text()
+    assert "SSD(_mobilenet_extractor(" in card
+    assert "library_name: torchvision\n" in card
+    assert "# ssdlite/mobilenet_v3_small" in card
     outcome = run_cli_in("export", "run", "--format", "onnx", "--output", "onnx", cwd=run.parent)
     assert outcome.exit_code == 2
     assert "another number of boxes for every image" in outcome.stderr

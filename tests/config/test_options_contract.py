@@ -170,6 +170,12 @@ def test_losses_by_name_and_their_smoothing(pixels):
         options = supervised(pixels, **given)
         assert (options.loss, options.label_smoothing, options.shown()["loss"]) == (loss, smoothing, shown)
         assert options.settled(pixels) == options
+    assert supervised(pixels).meaningless(pixels) == set()
+    assert supervised(pixels, loss="dice").meaningless(pixels) == {"label_smoothing"}
+    for kind in ("number", "depth", "boxes"):
+        other = dataclasses.replace(FITTING, data=dataclasses.replace(DATA, label_kind=kind))
+        assert SupervisedOptions().meaningless(other) == {"label_smoothing"}
+    assert supervised(FITTING).meaningless(FITTING) == set()
     assert supervised(FITTING).loss is None
     assert supervised(FITTING).label_smoothing == 0.1
 

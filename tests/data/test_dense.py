@@ -304,8 +304,8 @@ def test_masks_of_colours(tmp_path):
     assert data.facts.class_names == ("sky", "land", "sea")
     assert any(np.array_equal(data.train.load(0).target.numpy(), classes_of(mask(number))) for number in range(3))
     save(tmp_path / "masks" / "s000.png", paint(0) + 1)
-    with pytest.raises(UserError, match=r"s000\.png has colours that are not in data\.palette"):
-        read_all(open_(tmp_path, "pixels", palette=str(palette)))
+    told = refusal(tmp_path, "pixels", palette=str(palette))  # before anything is trained: the plan reads some masks
+    assert "s000.png has colours that are not in data.palette" in told
     palette.write_text("0 0 sky\n")
     with pytest.raises(UserError, match="line 1 is no colour"):
         read_palette(palette)
@@ -405,8 +405,8 @@ def test_images_without_a_mask(tmp_path):
     data = open_(tmp_path, "pixels")
     assert data.facts.num_labelled == 8
     assert (len(data.train), len(data.validation)) == (9, 8)
-    assert "1 of 9 images of the train split have no file that belongs to them" in notes(data)
-    assert "1 files of the train split have no image" in notes(data)
+    assert "1 of 9 images of the train split has no file that belongs to it" in notes(data)
+    assert "1 file of the train split has no image, such as" in notes(data)
     lone = [index for index, label in enumerate(data.train.labels) if label == UNLABELLED]
     assert (data.train.load(*lone).target == UNLABELLED).all()
 
@@ -553,9 +553,25 @@ def test_boxes_beyond_their_image_are_told(tmp_path):
         {"image_id": 10, "category_id": 3, "bbox": box} for box in ([20, 10, 30, 30], [90, 90, 5, 5], [3, 3, 0, 4])
     ]
     data = open_(forms.coco(tmp_path, extra=extra), "boxes")
-    assert "4 of 26 boxes are thinner than a pixel, or outside of their image: left out." in notes(data)
-    assert "2 of 26 boxes go beyond their image, and are cut at its borders." in notes(data)
+    assert "Boxes thinner than a pixel, or outside of their image: 4 of 26, left out." in notes(data)
+    assert "Boxes that go beyond their image: 2 of 26, cut at its borders." in notes(data)
+    assert "Boxes: train 11, validation 11." in notes(data)
     assert data.train.load(0).target["boxes"].tolist() == [[20, 10, 24, 16]]
+
+
+def test_boxes_are_counted_of_the_images_in_use(tmp_path):
+    """Of each image two, but of the first one of each split; what is cut or drawn from a split is not counted there."""
+    path = forms.jsonl_boxes(tmp_path)
+    data = open_(path, "boxes", train_images=3, validation_fraction=0.3)
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    own = {name: [len(part.load(index).target["boxes"]) for index in range(len(part))] for name, part in parts.items()}
+    assert len(own["train"]) == 3
+
+    def told(name):
+        empty = own[name].count(0)
+        return f"{name} {sum(own[name])}" + (f" ({empty} of {len(own[name])} images has none)" if empty else "")
+
+    assert f"Boxes: {', '.join(map(told, own))}." in notes(data)
 
 
 def test_class_names_give_the_order_of_boxes(tmp_path):
@@ -568,7 +584,7 @@ def test_class_names_give_the_order_of_boxes(tmp_path):
 def test_the_unit_of_whole_numbers_is_asked_for(tmp_path):
     forms.depth(tmp_path)
     assert "data.depth_scale" in refusal(tmp_path, "depth")
-    assert "no depth counts" in refusal(tmp_path, "depth", depth_scale=1)
+    assert "No depth counts" in refusal(tmp_path, "depth", depth_scale=1)
 
 
 def test_other_processes_load_the_same(tmp_path):

@@ -192,7 +192,9 @@ def test_the_door_takes_and_withholds(kind, tmp_path):
     assert (data.facts.label_kind, data.facts.num_validation, data.facts.num_test) == (kind, 300, 500)
     assert data.facts.task == next((row.name for row in TASKS.values() if row.target == kind), "")
     assert (data.facts.num_train, data.facts.num_labelled) == ((30, 30) if kind == "boxes" else (31, 10))
-    assert any("Scenes are rendered from" in note for note in data.facts.notes)
+    assert any(
+        "with other objects or photographs the scenes, and all numbers, differ." in note for note in data.facts.notes
+    )
     if kind != "boxes":
         blank = data.train.load(30).target
         assert blank.shape == (30, 40)

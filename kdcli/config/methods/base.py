@@ -149,6 +149,10 @@ class MethodSection(Section):
         """The options that have no effect, as the others are set."""
         return {"weighting"} if self.weighting == "loss" else set()
 
+    def meaningless(self, situation: Situation) -> Set[str]:
+        """The options that mean nothing for these data, whatever they are set to: the plan leaves them out."""
+        return set()
+
     def shown(self) -> dict[str, str]:
         """Return its settings as the plan prints them, by name."""
         values = self._shown_first() | self.model_dump(

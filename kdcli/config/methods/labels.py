@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import LABELLED
+from kdcli.base.facts import LABELLED, LabelKind
 from kdcli.base.tasks import TASKS
 from kdcli.base.text import short_repr
 from kdcli.config.methods.base import MethodSection, Needs
@@ -16,6 +16,10 @@ from kdcli.config.section import Positive
 
 if TYPE_CHECKING:
     from kdcli.config.situation import Situation
+
+
+_NO_CLASSES: tuple[LabelKind, ...] = ("number", "depth", "boxes")
+"""Kinds of labels that nothing smooths."""
 
 
 def _from_name(value: Any) -> Any:
@@ -42,6 +46,12 @@ class SupervisedOptions(MethodSection):
     def idle(self) -> Set[str]:
         """The options that have no effect, as the others are set."""
         return super().idle | ({"loss"} if self.loss is None else set())
+
+    def meaningless(self, situation: Situation) -> Set[str]:
+        """The smoothing of labels that are no classes, and beside losses that read none."""
+        row, terms = TASKS[situation.data.task], self.loss or ()
+        unread = bool(terms) and not any(name in row.smoothed_losses for name in terms)
+        return {"label_smoothing"} if unread or situation.data.label_kind in _NO_CLASSES else set()
 
     def shown(self) -> dict[str, str]:
         """Return its settings as the plan prints them, by name; the losses as a sum."""
@@ -79,7 +89,7 @@ class SupervisedOptions(MethodSection):
                 )
         if not self.label_smoothing:
             return
-        if situation.data.label_kind in ("number", "depth", "boxes"):
+        if situation.data.label_kind in _NO_CLASSES:
             what = situation.data.labels.parts or "numbers"
             raise UserError(
                 f"{key}: label_smoothing is for classes, and the labels are {what}.", "Set label_smoothing to 0."

@@ -13,7 +13,7 @@ import numpy as np
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.base.tasks import task_of
-from kdcli.base.text import expand_user
+from kdcli.base.text import counted, expand_user
 from kdcli.config.data import DataConfig
 from kdcli.data.classes import alike, choose_classes, list_classes, order_notes
 from kdcli.data.images.decode import Range
@@ -102,9 +102,10 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
     if test is None:
         notes.append("Test: none, as the data have a validation split but no test split.")
     elif official.test is None:
-        notes.append(f"Test: {len(test)} images cut from the whole by a fixed seed, {how}.")
+        notes.append(f"Test: {counted(len(test), 'image')} cut from the whole by a fixed seed, {how}.")
     if official.validation is None:
-        notes.append(f"Validation: {len(validation)} images cut from the training split by seed {seed}, {how}.")
+        size = counted(len(validation), "image")
+        notes.append(f"Validation: {size} cut from the training split by seed {seed}, {how}.")
     check_disjoint(train, validation, test)
     if absent := [
         name for name, count in zip(names, class_counts(train.labels, len(names)), strict=True) if count == 0

@@ -9,6 +9,7 @@ import numpy as np
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.base.tasks import task_of
+from kdcli.base.text import counted
 from kdcli.config.data import DataConfig
 from kdcli.data.images.sources import ImageSource, OfficialSplits, file_identity, file_paths, sample_names
 from kdcli.data.images.splits import ImageData, append_unlabelled, check_disjoint
@@ -39,12 +40,12 @@ def complete_unlabelled(
     notes = list(official.notes)
     if validation is None and test is None:
         train, test = _cut(train, config.test_fraction, seed=TEST_SEED, purpose="test")
-        notes.append(f"Test: {len(test)} images cut from the whole by a fixed seed.")
+        notes.append(f"Test: {counted(len(test), 'image')} cut from the whole by a fixed seed.")
     elif test is None:
         notes.append("Test: none, as the data have a validation split but no test split.")
     if validation is None:
         train, validation = _cut(train, config.validation_fraction, seed=seed, purpose="validation")
-        notes.append(f"Validation: {len(validation)} images cut from the training split by seed {seed}.")
+        notes.append(f"Validation: {counted(len(validation), 'image')} cut from the training split by seed {seed}.")
     sizes = {"training": len(train), "validation": len(validation)} | ({} if test is None else {"test": len(test)})
     if min(sizes.values()) < _FEWEST:
         told = ", ".join(f"{size} {name}" for name, size in sizes.items())

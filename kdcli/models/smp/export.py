@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ _DEPTHS = "    metres = torch.nn.functional.softplus(model(images))  # (B, 1, H,
 
 def reload(student: Model, folder: Path) -> Reloaded:
     """Load ``folder`` by the library alone and run it on two made-up images."""
-    module: Any = package().from_pretrained(str(folder)).eval()
+    with redirect_stdout(StringIO()):  # huggingface_hub prints that it loads weights
+        module: Any = package().from_pretrained(str(folder)).eval()
     images: Any = student.example(2, seed=2)
     (head,) = student.facts.predictions
     is_depth = head == DEPTH

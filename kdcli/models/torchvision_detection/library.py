@@ -26,7 +26,7 @@ class TorchvisionDetectors(Library):
     """SSD, RetinaNet, FCOS and Faster R-CNN: those that torchvision has weights of, and others on smaller backbones."""
 
     name = "torchvision_detection"
-    prefix = "torchvision"
+    prefix = hub_name = "torchvision"
 
     def find(self, name: ModelName, *, weights: bool, modality: Modality) -> Place | None:
         """Return the detector of this name; without the prefix there is none."""

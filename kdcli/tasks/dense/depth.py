@@ -134,7 +134,7 @@ class DepthEstimation(ImageTask):
     def cut_together(self, source: Any, models: Sequence[Model], notes: list[str]) -> Any:
         """Leave the samples, and note where depth is measured and how predictions were aligned."""
         notes.append(
-            f"Depth from {self.depth.nearest:g} to {self.depth.farthest:g} m{self._where()}, each image alike."
+            f"Depth from {self.depth.nearest:g} to {self.depth.farthest:g} m{self._where()}; each image counts alike."
         )
         notes += [sentence for model in models if (sentence := self._alignment(model.facts))]
         return source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,15 @@ from torch.nn import functional as F
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.config.data import DataConfig
+from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, Batch
 from kdcli.data.images.dense.open import open_dense
 from kdcli.losses import dice, focal, rows_of
 from kdcli.machine.team import Team
+from kdcli.models.base import Model
+from kdcli.plan.plan import Decision
 from kdcli.statistics.intervals import metric_of
-from kdcli.tasks.base import DEFAULT_LOSS, AnyData, ImageTask
+from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Cut, ImageTask
 from kdcli.tasks.dense.drawing import draw_errors, draw_over, error_legend, legend
 from kdcli.tasks.meters import Meter, SampleSums
 from kdcli.tasks.reports import Layout, Panel, Report
@@ -83,6 +86,18 @@ class SemanticSegmentation(ImageTask):
     def count_labels(self, targets: Tensor) -> Tensor:
         """Return how many pixels are labelled."""
         return (targets != UNLABELLED).sum()
+
+    def decisions(
+        self, config: RunConfig, teacher: Model | None, student: Model, data: Any, cut: Cut | None
+    ) -> Sequence[Decision]:
+        """Say what is measured, and where."""
+        height, width = student.facts.preprocessing.image_size  # type: ignore[union-attr]  # a model of images
+        reason = (
+            "The mean over the classes that occur, in masks or predictions: of each the right pixels, by those that are"
+            " of it or taken for it. Pixels of all images count together, at the size of the model's input; those"
+            " without a label count neither way."
+        )
+        return [Decision("mean IoU", f"at {height}x{width} pixels", reason)]
 
     def meter(self, team: Team) -> Meter:
         """Return the meter of ``mean_iou``, ``pixel_accuracy`` and ``loss``, the mean cross-entropy of a pixel."""

@@ -13,9 +13,11 @@ from torchvision import tv_tensors
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.text import counted, have
 from kdcli.config.data import BoxFormat, DataConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.dense.classes import given_names
+from kdcli.data.images.sources import DenseSource, ImageSource, Subset
 
 _SLACK = 1.5
 """Pixels that a box may go beyond its image, and be cut without a word: formats round differently."""
@@ -159,13 +161,11 @@ def settle_labels(
 
 
 def box_notes(splits: Mapping[str, Sequence[Boxes]]) -> tuple[dict[str, list[Boxes]], list[str]]:
-    """Return the boxes without those that are none, and notes: on their number, and on what is left out or cut."""
+    """Return the boxes without those that are none, and notes on what is left out or cut."""
     kept: dict[str, list[Boxes]] = {}
-    notes, parts, cut, lost, number = [], [], 0, 0, 0
+    notes, cut, lost, number = [], 0, 0, 0
     for split, own in splits.items():
         number += sum(map(len, own))
-        empty = sum(len(boxes) == 0 for boxes in own)
-        parts.append(f"{split} {sum(map(len, own))}" + (f" ({empty} of {len(own)} images have none)" if empty else ""))
         kept[split] = []
         for boxes in own:
             is_box = np.ones(len(boxes), dtype=bool)
@@ -176,12 +176,36 @@ def box_notes(splits: Mapping[str, Sequence[Boxes]]) -> tuple[dict[str, list[Box
                 cut += int(((np.abs(inside - boxes.corners) > _SLACK).any(axis=1) & is_box).sum())
                 lost += int((~is_box).sum())
             kept[split].append(boxes if is_box.all() else _choose(boxes, is_box))
-    notes.append(f"Boxes: {', '.join(parts)}.")
     if lost:
-        notes.append(f"{lost} of {number} boxes are thinner than a pixel, or outside of their image: left out.")
+        notes.append(f"Boxes thinner than a pixel, or outside of their image: {lost} of {number}, left out.")
     if cut:
-        notes.append(f"{cut} of {number} boxes go beyond their image, and are cut at its borders.")
+        notes.append(f"Boxes that go beyond their image: {cut} of {number}, cut at its borders.")
     return kept, notes
+
+
+def count_boxes(splits: Mapping[str, ImageSource | None]) -> str:
+    """Return a note on how many boxes there are in the images that each split came to have.
+
+    Args:
+        splits: views of sources with :class:`BoxTargets`; None for a split that is not there.
+    """
+    parts = []
+    for split, source in splits.items():
+        if source is not None:
+            own = _boxes_of(source)
+            empty = sum(len(boxes) == 0 for boxes in own)
+            some = f" ({counted(empty, 'image', of=len(own))} {have(empty)} none)" if empty else ""
+            parts.append(f"{split} {sum(map(len, own))}{some}")
+    return f"Boxes: {', '.join(parts)}."
+
+
+def _boxes_of(source: ImageSource) -> Sequence[Boxes]:
+    if isinstance(source, Subset):
+        boxes = _boxes_of(source.source)
+        return [boxes[index] for index in source.indices]
+    assert isinstance(source, DenseSource)
+    assert isinstance(source.targets, BoxTargets)
+    return source.targets.boxes
 
 
 def _choose(boxes: Boxes, kept: NDArray[np.bool_]) -> Boxes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcli.base.errors import UserError
+from kdcli.base.text import counted, have
 from kdcli.data.images.dense.classes import look
 from kdcli.data.images.dense.files import Found, Paths, Split
 from kdcli.data.images.sources import FileSource
@@ -60,8 +61,8 @@ def find_cityscapes(root: Path) -> Found | None:
         lacking = [path for path, mask in zip(paths, targets, strict=True) if not os.path.isfile(mask)]  # noqa: PTH113
         if lacking and split != "test":
             raise UserError(
-                f"{len(lacking)} of {len(paths)} images of the {split} split have no mask _{kind}.png, such as"
-                f" {lacking[0]}.",
+                f"{counted(len(lacking), 'image', of=len(paths))} of the {split} split {have(len(lacking))} no mask"
+                f" _{kind}.png, such as {lacking[0]}.",
                 f"Complete {masks}.",
             )
         if split == "test" and (lacking or not _is_labelled(targets, kind)):

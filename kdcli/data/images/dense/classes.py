@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from kdcli.base.errors import UserError, reading
 from kdcli.base.facts import UNLABELLED
-from kdcli.base.text import check_name, expand_user
+from kdcli.base.text import check_name, counted, expand_user
 from kdcli.config.data import DataConfig
 from kdcli.data.classes import listing
-from kdcli.data.images.decode import UnreadableImage
+from kdcli.data.images.decode import File, UnreadableImage
 from kdcli.data.images.dense.files import Encoded, Found, read_raster
 from kdcli.data.images.dense.masks import IGNORED, Colour, MaskReading, no_class, ranges, values_of
 
@@ -134,18 +137,24 @@ def look(masks: Encoded) -> Look:
     Raises:
         UserError: one has no values of classes.
     """
-    labelled = [index for index in range(len(masks)) if masks.encoded(index) is not None]
-    chosen = [labelled[number * len(labelled) // _LOOKED_AT] for number in range(_LOOKED_AT)]
     found: dict[str, tuple[int, ...]] = {}
-    for index in dict.fromkeys(chosen if len(labelled) > _LOOKED_AT else labelled):
-        encoded, name = masks.encoded(index), masks.describe(index)
-        assert encoded is not None
+    for encoded, name in _some(masks):
         try:
             values = read_raster(encoded, name, lambda image, name=name: values_of(image, name))
         except UnreadableImage:
             continue
         found[name] = tuple(np.unique(values).tolist())
     return Look(len(found), tuple(sorted(set().union(*found.values()))), found)
+
+
+def _some(masks: Encoded) -> Iterator[tuple[File, str]]:
+    """Yield some masks, spread evenly, with what they are called."""
+    labelled = [index for index in range(len(masks)) if masks.encoded(index) is not None]
+    chosen = [labelled[number * len(labelled) // _LOOKED_AT] for number in range(_LOOKED_AT)] if labelled else []
+    for index in dict.fromkeys(chosen if len(labelled) > _LOOKED_AT else labelled):
+        encoded = masks.encoded(index)
+        assert encoded is not None
+        yield encoded, masks.describe(index)
 
 
 def mask_classes(
@@ -163,7 +172,7 @@ def mask_classes(
         UserError: the classes can't be told, or masks don't go with what is said of them.
     """
     if config.palette is not None:
-        return _by_colour(config)
+        return _by_colour(config, masks)
     if found.values is not None and (config.ignore_label is not None or config.class_names is not None):
         raise UserError(
             f"The data are read as {found.form}, which says what the values of masks are: data.ignore_label and"
@@ -192,7 +201,7 @@ def mask_classes(
     if names is None:
         if not values:
             raise UserError(
-                f"None of the {seen.number} masks that were looked at has a labelled pixel.",
+                f"Of {counted(seen.number, 'mask')} looked at none has a labelled pixel.",
                 "data.class_names names the classes; data.ignore_label says which values are none.",
             )
         if values[0] < 0 or values[-1] >= _MOST_CLASSES:
@@ -210,7 +219,8 @@ def mask_classes(
         kept = [value for value in range(values[-1] + 1) if value not in ignored]
         names = tuple(map(str, kept))
         notes.append(
-            f"Classes: {len(names)}, the values up to {values[-1]} of {seen.number} masks; data.class_names names them."
+            f"Classes: {len(names)}, the values up to {values[-1]} of {counted(seen.number, 'mask')}; data.class_names"
+            " names them."
         )
     else:
         kept, names, note = _named(names, where, ignored, values)
@@ -246,7 +256,7 @@ def _ignored_note(class_of: Mapping[int, int]) -> str:
     return f"Masks: {ranges(ignored)} {'is' if len(ignored) == 1 else 'are'} not labelled."
 
 
-def _by_colour(config: DataConfig) -> tuple[tuple[str, ...], MaskReading, list[str]]:
+def _by_colour(config: DataConfig, masks: Encoded) -> tuple[tuple[str, ...], MaskReading, list[str]]:
     if config.ignore_label is not None or config.class_names is not None:
         raise UserError(
             "data.palette says what the classes are: data.ignore_label and data.class_names have no effect beside it.",
@@ -257,7 +267,21 @@ def _by_colour(config: DataConfig) -> tuple[tuple[str, ...], MaskReading, list[s
     names, colours = read_palette(path)
     ignored = sum(label == UNLABELLED for label in colours.values())
     note = f"Classes: {len(names)} colours of {path.name}, and {ignored} that have no label."
-    return names, MaskReading({}, colours), [note]
+    mask_reading = MaskReading({}, colours)
+    for encoded, name in _some(masks):
+        with suppress(UnreadableImage):
+            read_raster(encoded, name, lambda image, name=name: _check_colours(image, name, mask_reading))
+    return names, mask_reading, [note]
+
+
+def _check_colours(found: Image.Image | NDArray[Any], name: str, mask_reading: MaskReading) -> None:
+    """Refuse a mask with colours that the palette lacks; where it has all, this is quicker than its classes are."""
+    assert mask_reading.colours is not None
+    own = None
+    if isinstance(found, Image.Image) and found.format != "JPEG":
+        own = found.convert("RGB").getcolors(maxcolors=_MOST_CLASSES)
+    if own is None or any(colour not in mask_reading.colours for _, colour in own):
+        mask_reading.classes(found, name)
 
 
 def read_palette(path: Path) -> tuple[tuple[str, ...], dict[Colour, int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.base.errors import UserError, reading
+from kdcli.base.text import counted
 from kdcli.config.data import SplitsConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.dense.boxes import Boxes, make_boxes, parsed
@@ -182,8 +183,8 @@ def image_folder(names: Sequence[str], folders: Sequence[Path], *, where: str) -
     if 2 * counts[best] < len(looked):
         tried = listing([str(folder) for folder in counts if folder.is_dir()], limit=_LISTED)
         raise UserError(
-            f"Of {len(looked)} images of {where} that were looked for, {counts[best]} were found: {looked[0]} for one"
-            f" was looked for in {tried}.",
+            f"Of {counted(len(looked), 'image')} of {where} looked for, {counts[best]}"
+            f" {'was' if counts[best] == 1 else 'were'} found: {looked[0]} for one was looked for in {tried}.",
             "Put the images beside the annotations, or in a folder images or of the split's name.",
         )
     return best

@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.text import counted
 from kdcli.config.data import DataConfig
 from kdcli.data.images.decode import UnreadableImage
 from kdcli.data.images.dense.files import Encoded, Found, read_raster, with_reading
@@ -177,7 +178,7 @@ def _look_at_depth(reading: DepthReading, files: Encoded, indices: Sequence[int]
     if number and len(values) == beyond:
         told = f"They are from {values.min():.3g} to {values.max():.3g} metres. " if len(values) else ""
         raise UserError(
-            f"In {number} depth files that were looked at no depth counts. {told}".rstrip(),
+            f"No depth counts in {counted(number, 'depth file')} looked at. {told}".rstrip(),
             "Check data.depth_scale, data.invalid_depth, data.min_depth and data.max_depth.",
         )
     if not number:
@@ -185,6 +186,6 @@ def _look_at_depth(reading: DepthReading, files: Encoded, indices: Sequence[int]
     low, middle, high = np.quantile(values, (0.01, 0.5, 0.99))
     lost = f" {beyond / size:.1%} are beyond data.min_depth or data.max_depth and left out." if beyond else ""
     return [
-        f"Of the pixels of {number} depth files looked at, {len(values) / size:.0%} are measured, mostly from {low:.3g}"
-        f" to {high:.3g} metres, half of them below {middle:.3g}.{lost}"
+        f"Of the pixels of {counted(number, 'depth file')} looked at, {len(values) / size:.0%} are measured, mostly"
+        f" from {low:.3g} to {high:.3g} metres, half of them below {middle:.3g}.{lost}"
     ]

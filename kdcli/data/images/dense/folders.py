@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdcli.base.errors import UserError
+from kdcli.base.text import counted, have
 from kdcli.config.data import SplitsConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.dense.files import Found, Paths, Split, is_raster
@@ -179,8 +180,8 @@ def pair(
     alone = [path for path in targets if path not in used]
     if 2 * len(used) < len(images):
         raise UserError(
-            f"{len(used)} of {len(images)} images in {what[0]} have a file of the same name in {what[1]}; the first"
-            f" ones are {_first(names[0])} and {_first(names[1])}.",
+            f"{counted(len(used), 'image', of=len(images))} in {what[0]} {have(len(used))} a file of the same name in"
+            f" {what[1]}; the first ones are {_first(names[0])} and {_first(names[1])}.",
             "An image and what belongs to it have one name, but for the suffix, or words such as _mask or _depth.",
         )
     return found, alone
@@ -223,13 +224,19 @@ def paired(
     lacking = [path for path, target in pairs.items() if target is None]
     kept = dict(pairs)
     if lacking:
-        fate = "they stay, unlabelled" if split == "train" else "they are left out"
+        is_one = len(lacking) == 1
+        fates = ("it stays, unlabelled", "it is left out") if is_one else ("they stay, unlabelled", "they are left out")
+        fate = fates[split != "train"]
         notes.append(
-            f"{len(lacking)} of {len(pairs)} images of the {split} split have no file that belongs to them, such as"
-            f" {lacking[0]}: {fate}."
+            f"{counted(len(lacking), 'image', of=len(pairs))} of the {split} split {have(len(lacking))} no file that"
+            f" belongs to {'it' if is_one else 'them'}, such as {lacking[0]}: {fate}."
         )
         if split != "train":
             kept = {path: target for path, target in pairs.items() if target is not None}
     if alone:
-        notes.append(f"{len(alone)} files of the {split} split have no image, such as {alone[0]}: they are left out.")
+        are = "it is" if len(alone) == 1 else "they are"
+        notes.append(
+            f"{counted(len(alone), 'file')} of the {split} split {have(len(alone))} no image, such as {alone[0]}: {are}"
+            " left out."
+        )
     return Split(FileSource(kept, root=root), Paths(list(kept.values())))

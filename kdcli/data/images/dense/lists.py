@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.base.errors import UserError, did_you_mean, reading
+from kdcli.base.text import counted, have
 from kdcli.config.data import BoxFormat, DataConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.dense.boxes import Boxes, make_boxes, parsed
@@ -99,8 +100,11 @@ def find_lists(path: Path, target: str, config: DataConfig) -> Found | None:
         _check_there([target for target in pairs.values() if target is not None], str(path))
         kept = {image: of for image, of in pairs.items() if of is not None or split == "train"}
         if lacking := sum(of is None for of in pairs.values()):
-            fate = "they stay, unlabelled" if split == "train" else "they are left out"
-            notes.append(f"{lacking} of {len(pairs)} images of the {split} split have no {columns[1]}: {fate}.")
+            fate = "unlabelled" if split == "train" else "left out"
+            notes.append(
+                f"{counted(lacking, 'image', of=len(pairs))} of the {split} split {have(lacking)} no {columns[1]}:"
+                f" {fate}."
+            )
         splits[split] = Split(source_of(kept, root), Paths(list(kept.values())))
     notes.append(f"Columns: images from {columns[0]}, {target} from {columns[1]}.")
     return Found(form, splits, notes, options=_OPTIONS)
@@ -214,7 +218,7 @@ def _check_there(paths: Sequence[str], where: str) -> None:
     missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 - a Path each is a waste
     if 2 * len(missing) > len(paths):
         raise UserError(
-            f"{where} names {len(paths)} files, of which {len(missing)} are missing, such as {missing[0]}.",
+            f"Of {counted(len(paths), 'file')} that {where} names {len(missing)} can't be found, such as {missing[0]}.",
             "Paths are absolute, or relative to the list.",
         )
 

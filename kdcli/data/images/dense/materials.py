@@ -87,7 +87,10 @@ class Materials:
         photos = (
             f"{number} photographs of scikit-image" if self.photos == "scikit-image" else "scikit-learn's 2 photographs"
         )
-        return f"Scenes are rendered from {objects} and {photos}; made of others, they and all numbers are others."
+        return (
+            f"Scenes are rendered from {objects} and {photos}; with other objects or photographs the scenes, and all"
+            " numbers, differ."
+        )
 
 
 def find_materials(root: Path | None) -> Materials:

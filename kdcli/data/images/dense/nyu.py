@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from kdcli.base.errors import UserError, reading
+from kdcli.base.text import counted, have
 from kdcli.data.classes import listing
 from kdcli.data.images.dense.files import Found, Paths, Split, source_of
 from kdcli.data.images.sources import FileSource
@@ -79,16 +80,18 @@ def _by_scenes(root: Path) -> Found | None:
         pairs["test" if "test" in folders or "testing" in folders else "train"].append((image, path))
     if not pairs["train"]:
         raise UserError(
-            f"{root} has {len(pairs['test'])} pairs of NYUv2, none of them outside of folders test.", "Add sync/."
+            f"{root} has {counted(len(pairs['test']), 'pair')} of NYUv2, none of them outside of folders test.",
+            "Add sync/.",
         )
     if not alone <= len(files) // 2:
-        raise UserError(f"{alone} files sync_depth_*.png in {root} have no rgb_* beside them.", "Add the images.")
+        some = counted(alone, "file")
+        raise UserError(f"Of sync_depth_*.png in {root}, {some} {have(alone)} no rgb_* beside.", "Add the images.")
     splits = {
         split: Split(source_of([image for image, _ in of], root), Paths([depth for _, depth in of]))
         for split, of in pairs.items()
         if of
     }
-    notes = [f"{alone} depth files have no image and are left out."] if alone else []
+    notes = [f"{counted(alone, 'depth file')} {have(alone)} no image: left out."] if alone else []
     form = "NYUv2 (rgb_* and sync_depth_* in folders of scenes, after BTS)"
     return Found(form, splits, notes, depth_scale=MILLIMETRES, options=(), groups=_scenes(splits["train"]))
 

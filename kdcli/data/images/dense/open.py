@@ -14,7 +14,7 @@ from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig
 from kdcli.data.columns import extension_of, load_extension
 from kdcli.data.images.deep import find_range, set_range
-from kdcli.data.images.dense.boxes import BoxTargets, box_notes, settle_labels
+from kdcli.data.images.dense.boxes import BoxTargets, box_notes, count_boxes, settle_labels
 from kdcli.data.images.dense.cityscapes import find_cityscapes
 from kdcli.data.images.dense.classes import mask_classes
 from kdcli.data.images.dense.coco import find_coco
@@ -149,7 +149,9 @@ def _open(found: Found, config: DataConfig, target: DenseTarget, folder: Path | 
         for name, split in found.splits.items():
             check_box_sizes(split.images, kept[name])
         sources = {name: DenseSource(of.images, BoxTargets(kept[name])) for name, of in found.splits.items()}
-        return _complete(sources, names, [*notes, *more], config, target, seed)
+        data = _complete(sources, names, [*notes, *more], config, target, seed)
+        counts = count_boxes({"train": data.train, "validation": data.validation, "test": data.test})
+        return replace(data, facts=replace(data.facts, notes=(*data.facts.notes, counts)))
     if target == "pixels":
         names, masks, more = mask_classes(found, config, folder, train.targets)
 

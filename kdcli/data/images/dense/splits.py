@@ -8,6 +8,7 @@ import numpy as np
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts, LabelKind
+from kdcli.base.text import counted, have
 from kdcli.config.data import DataConfig
 from kdcli.data.images.sources import ImageSource, OfficialSplits, sample_names
 from kdcli.data.images.splits import ImageData, append_unlabelled, check_disjoint
@@ -56,16 +57,19 @@ def complete_dense(
     if test is None:
         notes.append("Test: none, as the data have a validation split but no test split.")
     elif official.test is None:
-        notes.append(f"Test: {len(test)} images cut from the whole by a fixed seed, {how}.")
+        notes.append(f"Test: {counted(len(test), 'image')} cut from the whole by a fixed seed, {how}.")
     if official.validation is None:
-        notes.append(f"Validation: {len(validation)} images cut from the training split by seed {seed}, {how}.")
+        size = counted(len(validation), "image")
+        notes.append(f"Validation: {size} cut from the training split by seed {seed}, {how}.")
     check_disjoint(train, validation, test)
     if config.train_images is not None and config.train_images < len(train):
         train = train.take(draw_indices(train.labels, config.train_images, seed=seed, noun="image"))
         notes.append(f"Training images: {len(train)} drawn by seed {seed}; the rest left out.")
     if config.labelled_images is not None:
         train = _withhold(train, config.labelled_images, seed=seed)
-        notes.append(f"Labels: those of {config.labelled_images} images kept by seed {seed}, the rest withheld.")
+        notes.append(
+            f"Labels: those of {counted(config.labelled_images, 'image')} kept by seed {seed}, the rest withheld."
+        )
     if config.unlabelled is not None:
         if kind == "boxes":
             raise UserError(
@@ -96,7 +100,7 @@ def _cut(
     labelled = sum(label != UNLABELLED for label in source.labels)
     if labelled < _FEWEST:
         raise UserError(
-            f"Too few images to cut a {purpose} split: {labelled} ha{'s' if labelled == 1 else 've'} a target.",
+            f"Too few images to cut a {purpose} split: {labelled} {have(labelled)} a target.",
             f"Add images, or give the data a {purpose} split of their own.",
         )
     if len(set(groups)) >= _FEWEST_GROUPS:
@@ -116,7 +120,8 @@ def _withhold(source: ImageSource, size: int, *, seed: int) -> ImageSource:
     labelled = np.flatnonzero(labels != UNLABELLED)
     if len(labelled) < size:
         raise UserError(
-            f"data.labelled_images is {size}, but {len(labelled)} training images have a target.",
+            f"data.labelled_images is {size}, but {counted(len(labelled), 'training image')}"
+            f" {have(len(labelled))} a target.",
             f"Ask for at most {len(labelled)}.",
         )
     kept = labelled[draw_indices([0] * len(labelled), size, seed=seed, noun="image")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
+from kdcli.base.text import counted, have
 from kdcli.config.data import BoxFormat, DataConfig, SplitsConfig
 from kdcli.data.columns import choose_splits, existing_column, only_column, unread
 from kdcli.data.images.decode import File
@@ -95,10 +96,12 @@ def find_in_tables(
         cells = Cells(table, column, split=split)
         empty = [index for index in range(len(cells)) if cells.bytes_of(index) < 0]
         if empty and split == "train":
-            notes.append(f"{len(empty)} of {len(cells)} images of the train split have no {column}: unlabelled.")
+            some = counted(len(empty), "image", of=len(cells))
+            notes.append(f"{some} of the train split {have(len(empty))} no {column}: unlabelled.")
         elif empty:
             full = [index for index in range(len(cells)) if cells.bytes_of(index) >= 0]
-            notes.append(f"{len(empty)} images of the {split} split have no {column} and are left out.")
+            some = counted(len(empty), "image", of=len(cells))
+            notes.append(f"{some} of the {split} split {have(len(empty))} no {column}: left out.")
             if not full:
                 continue
             table = table.select(full)

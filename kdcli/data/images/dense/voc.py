@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from kdcli.base.errors import UserError, reading
+from kdcli.base.text import counted, have
 from kdcli.config.data import SplitsConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.dense.boxes import Boxes, make_boxes, parsed
@@ -150,13 +151,13 @@ def _chosen(
             )
         if lacking:
             notes.append(
-                f"{len(lacking)} of {len(names)} names of the {split} split have no image or no file in {what}, such"
-                f" as {lacking[0]}: left out."
+                f"{counted(len(lacking), 'name', of=len(names))} of the {split} split {have(len(lacking))} no image or"
+                f" no file in {what}, such as {lacking[0]}: left out."
             )
         chosen[split] = complete
     listed = {name for names in chosen.values() for name in names}
     if lists and (rest := [name for name in targets if name not in listed]):
-        notes.append(f"{len(rest)} files in {what} are in no list, such as {rest[0]}: left out.")
+        notes.append(f"In no list: {counted(len(rest), 'file')} in {what}, such as {rest[0]}, left out.")
     return chosen
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.base.errors import UserError, reading
-from kdcli.base.text import expand_user
+from kdcli.base.text import counted, expand_user, have
 from kdcli.config.data import DataConfig
 from kdcli.data.classes import listing
 from kdcli.data.images.dense.boxes import Boxes, make_boxes, parsed
@@ -49,7 +49,11 @@ def find_yolo(path: Path, config: DataConfig) -> Found | None:
         boxes = [_read(label) for _, label in pairs]
         without = sum(not Path(label).is_file() for _, label in pairs)
         if without:
-            notes.append(f"{without} of {len(pairs)} images of the {split} split have no text file: they show nothing.")
+            show = "it shows" if without == 1 else "they show"
+            notes.append(
+                f"{counted(without, 'image', of=len(pairs))} of the {split} split {have(without)} no text file: {show}"
+                " nothing."
+            )
         splits[split] = Split(source_of([image for image, _ in pairs], root), boxes)
     names, note = _check_classes(names, where, splits)
     return Found(f"YOLO text files{f' by {file.name}' if file else ''}", splits, [*notes, note], names)
