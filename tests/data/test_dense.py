@@ -505,6 +505,17 @@ BAD_BOXES = {
     "voc, another size": (
         forms.voc, "Annotations/s01.xml", forms.xml([("cell", 0, BOXES[0])], size=(99, 16)), "of an image of 99x16"
     ),
+    "voc, two of a name": (
+        lambda root: forms.voc(root), "JPEGImages/s01.png", picture(0), r"s01\.\w+ and .*s01\.\w+ are called s01"
+    ),
+    "voc, two folders": (
+        lambda root: forms.voc(root), "JPEGImages/more/s01.jpg", picture(0), "s01.jpg and .*s01.jpg are called s01"
+    ),
+    "voc, two annotations": (
+        lambda root: forms.voc(root), "Annotations/more/s01.xml", forms.xml([]), "s01.xml and .*are called s01"
+    ),
+    "xml beside two images": (lambda root: beside(root), "set/train/s01.png", picture(0), "are called s01"),
+    "yolo, two images": (forms.yolo, "images/train/train1.png", picture(0), "train1.txt belongs to both"),
     "voc, no images": (forms.voc, "ImageSets/Main/train.txt", "a\nb\n", "have an image and a file"),
     "csv, no corner": (
         lambda root: forms.csv_boxes(root).parent, "list.csv", "image,class,xmin,ymin,xmax,ymax\ns00.png,a,1,2,x,4",
@@ -526,6 +537,23 @@ def test_boxes_that_do_not_fit(tmp_path, kind):
     with pytest.raises(UserError, match=message) as caught:
         read_all(open_(path, "boxes"))
     assert caught.value.hint
+
+
+def test_rows_whose_boxes_are_called_differently_are_each_read_as_they_say(tmp_path):
+    """The last row is of corners, under another name: the others stay left, top, width and height."""
+    path = forms.jsonl_boxes(tmp_path)
+    *lines, last = path.read_text().splitlines()
+    row = json.loads(last)
+    row["objects"] = {"boxes": [list(box) for box in BOXES], "category": list(CLASSES)}
+    path.write_text("\n".join([*lines, json.dumps(row)]))
+    data = open_(path, "boxes")
+    assert "Boxes are xywh and xyxy in pixels, each as it is called." in notes(data)
+    for source in (data.train, data.validation, data.test):
+        for target in (source.load(index).target for index in range(len(source))):
+            if len(target["labels"]):
+                assert target["boxes"].tolist() == [list(map(float, box)) for box in BOXES]
+    asked = open_(path, "boxes", box_format="xyxy")
+    assert "Boxes are xyxy in pixels." in notes(asked)
 
 
 def test_what_cells_say_of_boxes_beside_their_class(tmp_path):

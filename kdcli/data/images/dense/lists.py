@@ -247,29 +247,27 @@ def _boxed(rows: Mapping[str, Sequence[Row]], root: Path, form: str, notes: list
                         raise UserError(f"{where} has no corners: {values}.", _HINT) from error
                     raw.labels.append(_label(row.get(name), where))
             read[split] = list(by_image.items())
-        shape: BoxFormat = config.box_format or "xyxy"
     else:
         column = _column(first, config.label_column, TARGET_COLUMNS["boxes"], "label")
-        shape = config.box_format or "xywh"
         for split, own in rows.items():
             whole: dict[str, RawBoxes] = {}
             for number, row in enumerate(own, 1):
                 where = f"row {number} of the {split} split"
-                raw, guessed = raw_boxes(row.get(column), row, column, where)
-                shape = config.box_format or guessed or shape
+                raw = raw_boxes(row.get(column), row, column, where)
                 path = _path(row, image, where)
                 if path in whole:
                     raise _named_twice(form, number, split, path)
                 whole[path] = raw
             read[split] = list(whole.items())
-    names, label_of, more = class_labels([raw for of in read.values() for _, raw in of], None, config)
+    every = [raw for of in read.values() for _, raw in of]
+    names, label_of, more = class_labels(every, None, config)
     splits = {}
     for split, of in read.items():
         paths = [_at(root, path) for path, _ in of]
         _check_there(paths, form)
-        boxes = [parsed(path, partial(raw.boxes, label_of, shape)) for path, raw in of]
+        boxes = [parsed(path, partial(raw.boxes, label_of, config.box_format)) for path, raw in of]
         splits[split] = Split(source_of(paths, root), boxes)
-    notes += [*more, f"Boxes are {shape} in pixels."]
+    notes += [*more, format_note(every, config)]
     return Found(form, splits, notes, names, options=(*_OPTIONS, "box_format"))
 
 
@@ -294,21 +292,33 @@ def _label(value: Any, where: str) -> int | str:
 
 
 class RawBoxes:
-    """The boxes of an image as they are written: rows of four numbers, and names or numbers of classes."""
+    """The boxes of an image as they are written: rows of four numbers, and names or numbers of classes.
+
+    Attributes:
+        form: what the four numbers are, by what they are called.
+    """
 
     def __init__(self) -> None:
+        self.form: BoxFormat = "xyxy"
         self.rows: list[list[float]] = []
         self.labels: list[int | str] = []
         self.flags: dict[str, list[bool]] = {}
         self.size: tuple[int, int] | None = None
 
-    def boxes(self, label_of: Callable[[int | str], int], form: BoxFormat) -> Boxes:
-        """Return the boxes with numbered labels."""
-        return make_boxes(self.rows, [label_of(label) for label in self.labels], self.flags, size=self.size, form=form)
+    def boxes(self, label_of: Callable[[int | str], int], asked: BoxFormat | None) -> Boxes:
+        """Return the boxes with numbered labels; ``asked`` is in place of their own format."""
+        labels = [label_of(label) for label in self.labels]
+        return make_boxes(self.rows, labels, self.flags, size=self.size, form=asked or self.form)
 
 
-def raw_boxes(value: Any, row: Row, column: str, where: str) -> tuple[RawBoxes, BoxFormat | None]:
-    """Return what a cell holds, and the format that its name says.
+def format_note(read: Iterable[RawBoxes], config: DataConfig) -> str:
+    """Return a sentence on what the four numbers of a box are; rows may have different names for them."""
+    forms = sorted({config.box_format or raw.form for raw in read if raw.rows})
+    return f"Boxes are {' and '.join(forms)} in pixels{', each as it is called' if len(forms) > 1 else ''}."
+
+
+def raw_boxes(value: Any, row: Row, column: str, where: str) -> RawBoxes:
+    """Return what a cell holds, in the format that its name says.
 
     A mapping of lists (``{"bbox": [...], "category": [...]}``), a list of mappings, or a list of rows of numbers, whose
     classes are in a column of ``row`` beside it. ``boxes`` are corners, ``bbox`` is left, top, width and height.
@@ -327,7 +337,7 @@ def raw_boxes(value: Any, row: Row, column: str, where: str) -> tuple[RawBoxes, 
     if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
         raw.size = (width, height)
     if value is None:
-        return raw, None
+        return raw
     if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
         value = {name: [entry.get(name) for entry in value] for name in value[0]}
     if isinstance(value, Mapping):
@@ -359,7 +369,8 @@ def raw_boxes(value: Any, row: Row, column: str, where: str) -> tuple[RawBoxes, 
         if not isinstance(values, list) or len(values) != len(rows):
             raise UserError(f"{where}: {column} does not say of each box whether it is {flag}.", hint)
         raw.flags[flag] = [bool(value) for value in values]
-    return raw, "xyxy" if key in ("boxes", "bboxes") else "xywh"
+    raw.form = "xyxy" if key in ("boxes", "bboxes") else "xywh"
+    return raw
 
 
 def class_labels(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.base.text import counted, have
-from kdcli.config.data import BoxFormat, DataConfig, SplitsConfig
+from kdcli.config.data import DataConfig, SplitsConfig
 from kdcli.data.columns import choose_splits, existing_column, only_column, unread
 from kdcli.data.images.decode import File
 from kdcli.data.images.dense.boxes import parsed
@@ -20,6 +20,7 @@ from kdcli.data.images.dense.lists import (
     TARGET_COLUMNS,
     RawBoxes,
     class_labels,
+    format_note,
     raw_boxes,
 )
 from kdcli.data.images.tables import TableSource, holds_images, undecoded
@@ -134,26 +135,24 @@ def _boxed(
     notes: list[str],
     config: DataConfig,
 ) -> Found:
-    form: BoxFormat = config.box_format or "xywh"
     read: dict[str, list[RawBoxes]] = {}
     beside = (*CLASS_COLUMNS, "width", "height")
     for split, table in chosen.items():
         wanted = [column, *(name for name in beside if name in table.features and name != column)]
         read[split] = []
         for number, row in enumerate(table.select_columns(wanted)):
-            raw, guessed = raw_boxes(row[column], row, column, f"{split}[{number}]")
-            form = config.box_format or guessed or form
-            read[split].append(raw)
+            read[split].append(raw_boxes(row[column], row, column, f"{split}[{number}]"))
+    every = [raw for of in read.values() for raw in of]
     own = _class_names(chosen["train"].features, column)
-    names, label_of, more = class_labels([raw for of in read.values() for raw in of], own, config)
+    names, label_of, more = class_labels(every, own, config)
     splits = {
         split: Split(
-            images[split], [parsed(f"{split}[{n}]", partial(raw.boxes, label_of, form)) for n, raw in enumerate(of)]
+            images[split], [parsed(f"{split}[{n}]", partial(raw.boxes, label_of, config.box_format)) for n, raw in enumerate(of)]
         )
         for split, of in read.items()
     }
     return Found(
-        "table", splits, [*notes, *more, f"Boxes are {form} in pixels."], names, options=(*_OPTIONS, "box_format")
+        "table", splits, [*notes, *more, format_note(every, config)], names, options=(*_OPTIONS, "box_format")
     )
 
 

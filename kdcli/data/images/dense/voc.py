@@ -39,8 +39,8 @@ def find_boxes(path: Path, asked: SplitsConfig | None) -> Found | None:
     if places is None:
         return _beside(root, asked)
     images, annotations = places
-    xmls = {Path(file).stem: file for file in list_files(annotations, _is_xml).files}
-    pictures = {Path(file).stem: file for file in list_files(images, is_image).files}
+    xmls = _by_stem(list_files(annotations, _is_xml).files)
+    pictures = _by_stem(list_files(images, is_image).files)
     lists, notes = _lists(root / "ImageSets" / "Main", asked)
     chosen = _chosen(lists, xmls, pictures, notes, what=str(annotations))
     return _by_xml(chosen, xmls, pictures, root, f"Pascal VOC ({images.name}/ and {annotations.name}/)", notes)
@@ -56,8 +56,8 @@ def find_masks(path: Path, asked: SplitsConfig | None) -> Found | None:
     images, masks = root / "JPEGImages", root / "SegmentationClass"
     if not images.is_dir() or not masks.is_dir():
         return None
-    targets = {Path(file).stem: file for file in list_files(masks, is_raster).files}
-    pictures = {Path(file).stem: file for file in list_files(images, is_image).files}
+    targets = _by_stem(list_files(masks, is_raster).files)
+    pictures = _by_stem(list_files(images, is_image).files)
     lists, notes = _lists(root / "ImageSets" / "Segmentation", asked)
     chosen = _chosen(lists, targets, pictures, notes, what=str(masks))
     splits = {
@@ -121,7 +121,26 @@ def _names(file: Path) -> list[str]:
     names = [line.split()[0] for line in lines if line.strip()]
     if not names:
         raise UserError(f"{file} is empty.", "It names an image in every line.")
-    return [Path(name).stem if "/" in name or is_named_file(name) else name for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(Path(name).stem if "/" in name or is_named_file(name) else name for name in names))
+
+
+def _by_stem(files: Sequence[str], *, below: Path | None = None) -> dict[str, str]:
+    """Return the files by their names without suffix, and without folder or with those below ``below``.
+
+    Raises:
+        UserError: two have one name.
+    """
+    found: dict[str, str] = {}
+    for file in files:
+        path = Path(file)
+        name = path.stem if below is None else str(path.relative_to(below).with_suffix(""))
+        if name in found:
+            raise UserError(
+                f"Both {found[name]} and {file} are called {name}: what belongs to which can't be told.",
+                "Give every image a name of its own, without suffix and folder too.",
+            )
+        found[name] = file
+    return found
 
 
 def is_named_file(name: str) -> bool:
@@ -172,8 +191,8 @@ def _beside(root: Path, asked: SplitsConfig | None) -> Found | None:
     form = "Pascal VOC's xml files beside the images"
     read: dict[str, tuple[list[str], list[_Read]]] = {}
     for split, folder in places.items():
-        xmls = {file[:-4]: file for file in list_files(folder, _is_xml, deep=split in found).files}
-        pictures = {str(Path(f).with_suffix("")): f for f in list_files(folder, is_image, deep=split in found).files}
+        xmls = _by_stem(list_files(folder, _is_xml, deep=split in found).files, below=folder)
+        pictures = _by_stem(list_files(folder, is_image, deep=split in found).files, below=folder)
         if not xmls or not pictures:
             return None
         names = _chosen({}, xmls, pictures, notes, what=str(folder))["train"]

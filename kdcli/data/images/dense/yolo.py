@@ -26,7 +26,8 @@ def find_yolo(path: Path, config: DataConfig) -> Found | None:
     """Return images and boxes of YOLO's text files; None where there are none.
 
     Raises:
-        UserError: ``data.yaml`` names what is not there, a text file is no list of boxes, or classes have no names.
+        UserError: ``data.yaml`` names what is not there, a text file is no list of boxes or belongs to two images, or
+            classes have no names.
     """
     root = path if path.is_dir() else path.parent
     file = path if path.is_file() else _yaml_of(root)
@@ -39,6 +40,7 @@ def find_yolo(path: Path, config: DataConfig) -> Found | None:
     notes: list[str] = []
     images = {split: _images(places, root) for split, places in folders.items()}
     found = {split: [(image, label_file(image)) for image in of] for split, of in images.items()}
+    _check_one_each([pair for of in found.values() for pair in of])
     if not any(Path(label).is_file() for of in found.values() for _, label in of):
         if file is None:
             return None
@@ -57,6 +59,14 @@ def find_yolo(path: Path, config: DataConfig) -> Found | None:
         splits[split] = Split(source_of([image for image, _ in pairs], root), boxes)
     names, note = _check_classes(names, where, splits)
     return Found(f"YOLO text files{f' by {file.name}' if file else ''}", splits, [*notes, note], names)
+
+
+def _check_one_each(pairs: Sequence[tuple[str, str]]) -> None:
+    """Refuse images that differ in their suffix alone: a text file belongs to one."""
+    of: dict[str, str] = {}
+    for image, label in pairs:
+        if of.setdefault(label, image) != image and Path(label).is_file():
+            raise UserError(f"{label} belongs to both {of[label]} and {image}.", "Give each a name of its own.")
 
 
 def _yaml_of(root: Path) -> Path | None:
