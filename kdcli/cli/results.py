@@ -139,6 +139,15 @@ def evaluate(
         str | None,
         typer.Option(metavar="SPEC", help="Take these classes of the data alone, as for distill.", show_default=False),
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="data.KEY=VALUE",
+            help="How the data are read, as for distill, such as data.ignore_label=11. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -161,7 +170,7 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Of a model: image-classification (default), text-classification or token-classification.",
+            help="Of a model: image-classification (default), or another that distill trains for and that has labels.",
             show_default=False,
         ),
     ] = None,
@@ -203,6 +212,8 @@ def evaluate(
         kdcli evaluate runs/quickstart/export --data demo:digits --split validation
 
         kdcli evaluate resnet18 --teacher-weights model_best.pth.tar --data photos/
+
+        kdcli evaluate runs/a/student --task semantic-segmentation --data camvid/ --set data.ignore_label=11
     """
     from kdcli.base.text import check_argument
 
@@ -226,6 +237,7 @@ def evaluate(
             data=data,
             data_root=data_root,
             classes=classes,
+            settings=overrides or (),
             split=split,
             device=device,
             batch_size=batch_size,

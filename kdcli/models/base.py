@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import ModelFacts, Preprocessing, TextPreprocessing
@@ -279,6 +280,36 @@ class Model(nn.Module, ABC):
             module = self.module.get_submodule(name)
             if layer not in module._forward_hooks.values():  # it stayed with what was exchanged
                 module.register_forward_hook(layer)
+
+    def narrow_norms(self) -> list[str]:
+        """Return the batch normalisations that get one value a channel of one sample, which they can't be trained on.
+
+        Those that stay in evaluation while the model trains are none of them.
+        """
+        was_training, device = self.training, next(self.parameters()).device
+        self.train()
+        norms = {name: part for name, part in self.module.named_modules() if isinstance(part, _BatchNorm)}
+        norms = {name: part for name, part in norms.items() if part.training}
+        self.eval()
+        narrow: dict[str, None] = {}
+
+        def look(name: str) -> Any:
+            def hook(module: nn.Module, inputs: Any) -> None:
+                if inputs[0].numel() == inputs[0].shape[1]:
+                    narrow[name] = None
+
+            return norms[name].register_forward_pre_hook(hook)
+
+        handles = [look(name) for name in norms]
+        try:
+            if norms:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    self._run(to_device(self.example(), device), self._everything())
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.train(was_training)
+        return list(narrow)
 
     def _watch(self, names: Iterable[str], example: Inputs) -> tuple[dict[str, list[Any]], list[str]]:
         """Return what each of the named modules returns for ``example``, and the order in which they ran."""

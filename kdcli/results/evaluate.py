@@ -31,6 +31,7 @@ from kdcli.results.samples import (
     open_run,
     open_samples,
     same_data,
+    set_data,
     task_of,
 )
 from kdcli.tasks import Task, build_task
@@ -61,6 +62,7 @@ def evaluate_models(
     data: str | None,
     data_root: Path | None,
     classes: str | None,
+    settings: Sequence[str] = (),
     split: str | None,
     device: str,
     batch_size: int,
@@ -78,6 +80,7 @@ def evaluate_models(
         data: a data set's name; by default the run's own. Fractions and seed of the splits are the run's either way.
         data_root: where torchvision's data lie.
         classes: which of their classes; by default all, or those of the run on its own data.
+        settings: ``data.KEY=VALUE``: how data that are not the run's own are read, as ``--set`` of ``distill`` says.
         split: ``test``, ``validation`` or ``train``; by default the test split where there is one, else validation.
         device: ``auto`` is the first GPU, else the CPU.
         batch_size: samples of a batch, also for the throughput.
@@ -97,6 +100,7 @@ def evaluate_models(
         raise UserError(f"{name} is a run: it has weights of its own.", "Leave --teacher-weights out.")
     config, seed = data_config(run, data, data_root, classes)
     task_name, extension = task_of(run, task)
+    config = set_data(config, settings, extension or task_name, run)
     samples = open_samples(config, task_name, seed, extension=extension)
     facts = samples.facts
     if run is not None:

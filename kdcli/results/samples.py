@@ -9,8 +9,11 @@ from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
 from kdcli.base.tasks import DEFAULT_TASK, TASKS, find_task
+from kdcli.base.text import short_repr
 from kdcli.config.data import DataConfig
-from kdcli.config.keys import options_of
+from kdcli.config.keys import check_domain, options_of
+from kdcli.config.parse import parse_config
+from kdcli.config.recipes import apply_overrides
 from kdcli.config.run import RunConfig
 from kdcli.data import EvalBatches, ImageData, Loading, Source, TextData
 from kdcli.results.evaluation import is_run
@@ -69,6 +72,42 @@ def data_config(
     if classes is not None:
         chosen = chosen.model_copy(update={"classes": (classes,)})
     return chosen, seed
+
+
+_USELESS = ("unlabelled", "train_images", "train_texts", "labels_per_class", "labelled_images", "labelled_share")
+"""Keys of data that are about what is trained on."""
+
+
+def set_data(config: DataConfig, settings: Sequence[str], task: str, run: RunFolder | None) -> DataConfig:
+    """Return ``config`` with settings such as ``data.ignore_label=11``: how data are read that are no run's own.
+
+    Args:
+        config: names the data.
+        settings: ``data.KEY=VALUE`` each.
+        task: that they are read for.
+        run: that is evaluated on other data than its own; None for a model.
+
+    Raises:
+        UserError: another section's key, a key that nothing is read by, a wrong value, or the run's own data.
+    """
+    if not settings:
+        return config
+    if run is not None and same_data(run.read_config(), config.name):
+        raise UserError("--set is for other data: those of a run are read as they were in training.", "Leave it out.")
+    for setting in settings:
+        section, _, key = setting.partition("=")[0].strip().partition(".")
+        if section != "data":
+            raise UserError(
+                f"--set {short_repr(setting)} is no key of data, and nothing else is read here: nothing is trained.",
+                "For example: --set data.ignore_label=11",
+            )
+        if key == "name" or key in _USELESS:
+            why = "--data names the data" if key == "name" else "it is about what is trained on"
+            raise UserError(f"--set data.{key} has no effect here: {why}.", "Leave it out.")
+    values = {"teacher": "none", "student": "none", "task": task, "data": config.model_dump(exclude_unset=True)}
+    asked = parse_config(apply_overrides(values, settings), source="--set")
+    check_domain(asked)
+    return asked.data
 
 
 def same_data(config: RunConfig, data: str) -> bool:

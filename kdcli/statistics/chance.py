@@ -20,6 +20,8 @@ _LEVEL = 0.01
 """Probability of taking guesses for more, and of calling near chance what is of use."""
 _USEFUL = 0.2
 """Of the way from guessing to perfect: what surely falls short of it, and is not surely above 0, is of no use."""
+_LEAST_KAPPA = 0.05
+"""Of pixels: what agrees with the truth less than this, in parts of the way from chance to perfect, is of no use."""
 _NORMAL_99 = 2.326
 _SWAPPED_LEVEL = 0.001
 _MOST_SEARCHED = 2000
@@ -105,6 +107,31 @@ def _judge_hits(guesses: NDArray[np.int64], targets: NDArray[np.int64]) -> Findi
         return Finding("above", guessing)
     most = binomtest(hits, len(targets)).proportion_ci(1 - 2 * _LEVEL).high
     return Finding("near" if (most - by_chance) / (1 - by_chance) < _USEFUL else "unsure", guessing)
+
+
+def judge_pixels(guesses: NDArray[np.int64], targets: NDArray[np.int64]) -> Finding:
+    """Compare the agreement of classes of pixels with that of guesses as frequent as these, by Cohen's kappa.
+
+    Pixels of an image are alike, so that even the smallest gain of some thousands of them would be sure: a model that
+    takes nearly all for one class, or that guesses, has a kappa below a twentieth, and is near.
+
+    Args:
+        guesses: (n,) predicted classes.
+        targets: (n,) true classes, at least one.
+
+    Returns:
+        With the mean IoU of the most frequent class everywhere in words.
+    """
+    size = int(max(guesses.max(), targets.max())) + 1
+    shares = [np.bincount(labels, minlength=size) / len(labels) for labels in (guesses, targets)]
+    guessing = (
+        f"a mean IoU of {shares[1].max() / np.count_nonzero(shares[1]):.4f}, with the most frequent class everywhere"
+    )
+    by_chance = float(shares[0] @ shares[1])
+    if by_chance == 1:  # there is one class, and nothing to tell apart
+        return Finding("unsure", guessing)
+    kappa = (float((guesses == targets).mean()) - by_chance) / (1 - by_chance)
+    return Finding("above" if kappa >= _LEAST_KAPPA else "near", guessing)
 
 
 def judge_scores(scores: NDArray[np.floating], targets: NDArray[np.floating | np.bool_]) -> Finding:

@@ -195,6 +195,18 @@ class Task(ABC):
         """
         return
 
+    def check_split(self, source: Any, split: str) -> None:
+        """Refuse a split on which nothing can be measured, as far as that is known without reading all of it.
+
+        Args:
+            source: the split.
+            split: what it is called.
+
+        Raises:
+            UserError: nothing of it counts.
+        """
+        return
+
     def decisions(
         self, config: RunConfig, teacher: Model | None, student: Model, data: Any, cut: Cut | None
     ) -> Sequence[Decision]:

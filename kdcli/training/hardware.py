@@ -1,4 +1,4 @@
-"""A machine's limits, told in one message with what to do."""
+"""What a machine or a batch is too small for, told in one message with what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdcli.config.training import TrainConfig
 
 @contextlib.contextmanager
 def hardware_errors(train: TrainConfig, *, step: Callable[[], int], processes: int) -> Iterator[None]:
-    """Raise a :class:`UserError` where memory runs out or the system ends a loader process.
+    """Raise a :class:`UserError` where memory runs out, the system ends a loader process or a batch is too small.
 
     Args:
         train: with the batch that was too large.
@@ -22,8 +22,14 @@ def hardware_errors(train: TrainConfig, *, step: Callable[[], int], processes: i
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError, ValueError) as error:
         text = str(error).strip()
+        if text.startswith("Expected more than 1 value per channel"):
+            raise UserError(
+                f"At step {step() + 1} a batch normalisation got one value a channel, and can't be trained on it:"
+                f" a batch of {train.batch_size} is too small for {processes} process{'' if processes == 1 else 'es'}.",
+                f"Give each process 2 samples or more (--batch-size {2 * processes}), or layers larger maps.",
+            ) from error
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
             where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "the machine"
             half = max(train.batch_size // 2 // processes * processes, processes, 2)

@@ -139,12 +139,27 @@ def _make_job(
     if (decision := _describe_epoch(config, plan, data)) is not None:
         plan = plan.with_decisions([decision])
     plan = plan.with_decisions(job.task.decisions(config, teacher, student, data, job.pieces))
-    if job.pieces is not None:
-        for source in (data.validation, data.test if config.test else None):
-            if source is not None:
-                job.pieces(source)  # a split without any is refused now, and not after training
+    for split, source in (("validation", data.validation), ("test", data.test if config.test else None)):
+        if source is not None:  # one on which nothing can be measured is refused now, and not after training
+            job.task.check_split(source if job.pieces is None else job.pieces(source), split)
+    _check_share(job, team)
     job = decide_outputs(replace(job, plan=plan))
     return replace(job, plan=job.plan.with_decisions(job_costs(job, mixed_precision=team.precision)))
+
+
+def _check_share(job: Job, team: Team) -> None:
+    """Refuse one sample a process and step for a student whose batch normalisations can't be trained on one."""
+    train, size = job.config.train, team.size
+    share = min(train.batch_size, len(job.train_source())) // size
+    if share > 1 or (size > 1 and train.sync_batchnorm and team.device.type == "cuda"):
+        return
+    if norms := job.student.narrow_norms():
+        noun = job.data.facts.noun
+        raise UserError(
+            f"{job.student.facts.name} can't be trained on one {noun} at a time: its batch normalisation {norms[0]} gets"
+            f" one value a channel of it, and {'each process' if size > 1 else 'the run'} has one {noun} a step.",
+            f"Give it 2 or more: a batch of {2 * size} (--batch-size), and as many training {noun}s.",
+        )
 
 
 def assemble_job(

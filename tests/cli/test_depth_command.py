@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -103,6 +104,16 @@ def test_what_was_measured_of_the_teacher_goes_by_what_counts(kdcli, teacher):
     assert len({metrics["rmse"] for metrics in found}) == 3
 
 
+def test_a_split_without_depth_is_refused_before_anything_is_written(kdcli, tmp_path):
+    shutil.copytree(kdcli.cwd / "rooms", tmp_path / "rooms")
+    for file in (tmp_path / "rooms" / "test" / "depth").iterdir():
+        np.save(file, np.full((40, 48), 9, np.float32))  # beyond data.max_depth
+    options = ("--task", "depth-estimation", "--data", tmp_path / "rooms", *SMALL, *FAST, "--output", tmp_path / "run")
+    error = kdcli("distill", "--teacher", "none", *options, code=2)
+    assert "No depth from 0.001 to 8 m was measured in the test split" in error
+    assert not (tmp_path / "run").exists()
+
+
 class Interrupt(Exception):
     """Stands for a process that dies."""
 
@@ -146,6 +157,31 @@ def test_evaluated_on_other_rooms_by_the_depths_that_counted_in_training(kdcli, 
     assert "Depth from 0.001 to 8 m; each image counts alike." in found["notes"]
     assert found["num_images"] == 6
     assert 0 < found["models"]["student"]["abs_rel"] != metrics(same[0])["abs_rel"]
+    near = ("--set", "data.max_depth=5", "--set", "data.depth_alignment=median")
+    set_for_run, set_for_model = (
+        json.loads(kdcli("evaluate", name, *options, *near, *more))
+        for name, more in ((same[0], ()), (same[0] / "student", ("--task", "depth-estimation")))
+    )
+    assert "Depth from 0.001 to 5 m, each image alike." in set_for_run["notes"]
+    errors = [found["models"][role]["abs_rel"] for found, role in ((set_for_run, "student"), (set_for_model, "model"))]
+    assert errors[0] == pytest.approx(errors[1])
+    assert errors[0] != found["models"]["student"]["abs_rel"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "data", "message"),
+    [
+        ("optim.lr=1", "others", "is no key of data, and nothing else is read here"),
+        ("data.max_dept=5", "others", "Did you mean max_depth?"),
+        ("data.ignore_label=5", "others", "its labels are no classes of pixels"),
+        ("data.labelled_images=5", "others", "it is about what is trained on"),
+        ("data.name=x", "others", "--data names the data"),
+        ("data.max_depth=5", "rooms", "those of a run are read as they were in training"),
+    ],
+)
+def test_settings_of_data_that_evaluate_refuses(kdcli, same, setting, data, message):
+    error = kdcli("evaluate", same[0], "--data", data, "--set", setting, "--device", "cpu", code=2)
+    assert message in " ".join(error.split())
 
 
 def test_exported_it_gives_metres_without_kdcli(kdcli, same):

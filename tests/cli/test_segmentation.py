@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("segmentation_models_pytorch")
 
@@ -173,6 +174,33 @@ def test_exported_to_onnx(kdcli, distilled):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert "loaded back" in kdcli("export", "distilled", "--format", "onnx", "--output", "onnx")
+
+
+def test_a_teacher_that_takes_everything_for_one_class_is_refused(kdcli, teacher):
+    folder = kdcli.cwd / "paper"
+    shutil.copytree(kdcli.cwd / teacher / "student", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["segmentation_head.0.bias"][0] += 1000
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    command = ("--teacher", str(folder), *SMALL, "--output", "taught", "--dry-run")
+    error = kdcli("distill", *command, fails=True)
+    assert "does no better than guessing: mean_iou 0." in error
+    assert "guessing gives a mean IoU of 0." in error
+    assert "it is taken all the same" in kdcli("distill", *command, "--unchecked-teacher")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_of_ignored_pixels_is_refused_before_anything_is_written(kdcli, data, split):
+    folder = kdcli.cwd / f"without {split}"
+    shutil.copytree(data, folder)
+    for mask in (folder / split / "masks").iterdir():
+        Image.fromarray(np.full((32, 40), 255, np.uint8)).save(mask)
+    options = ("--teacher", "none", *SMALL, "--data", str(folder), "--output", "unlabelled")
+    error = kdcli("distill", *options, fails=True)
+    assert f"no labelled pixels to evaluate on in the {'validation' if split == 'val' else split} split" in error
+    assert not (kdcli.cwd / "unlabelled").exists()
+    if split == "test":
+        assert "semantic" in kdcli("distill", *options, "--set", "test=false", "--dry-run")
 
 
 def test_a_loss_of_another_name_is_refused_before_anything_is_written(kdcli):

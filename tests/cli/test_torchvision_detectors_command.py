@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -131,6 +132,29 @@ def test_a_run_cut_short_goes_on_bit_for_bit(data, tmp_path, run_cli, monkeypatc
     assert outcome.exit_code == 0, outcome.stderr
     whole, cut = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "cut"))
     assert all(whole[name].equal(cut[name]) for name in whole)
+
+
+def test_one_image_a_step_is_refused_before_anything_is_written(data, tmp_path, run_cli):
+    """SSDLite's last level is one position: of one image a batch normalisation gets one value a channel."""
+    file = write(tmp_path, recipe(data, teacher=False))
+    outcome = run_cli("distill", "--recipe", file, "--set", "data.train_images=1", "--output", "one")
+    assert outcome.exit_code == 2, outcome.stderr
+    said = " ".join(outcome.stderr.split())
+    assert "can't be trained on one image at a time: its batch normalisation" in said
+    assert "a batch of 2" in said
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_split_without_boxes_is_refused_before_anything_is_written(data, tmp_path, run_cli):
+    shutil.copytree(data, tmp_path / "voc")
+    for file in (tmp_path / "voc" / "Annotations").glob("test*.xml"):
+        text = file.read_text().replace("<object>", "<object><difficult>1</difficult>")
+        file.write_text(text)
+    file = write(tmp_path, recipe(tmp_path / "voc", teacher=False))
+    outcome = run_cli("distill", "--recipe", file, "--output", "empty")
+    assert outcome.exit_code == 2, outcome.stderr
+    assert "There are no boxes to evaluate on in the test split" in outcome.stderr
+    assert not (tmp_path / "empty").exists()
 
 
 @pytest.mark.parametrize(

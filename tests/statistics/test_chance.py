@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from kdcli.statistics.chance import find_mixed, judge_classes, judge_numbers, judge_scores, judge_tokens, natural_key
+from kdcli.statistics.chance import (
+    find_mixed,
+    judge_classes,
+    judge_numbers,
+    judge_pixels,
+    judge_scores,
+    judge_tokens,
+    natural_key,
+)
 
 NAMES = sorted(str(number) for number in range(12))
 
@@ -48,6 +56,21 @@ def test_one_class_for_everything_is_guessing_whatever_its_share():
     targets = np.repeat([0, 1], [950, 50])
     finding = judge_classes(np.zeros(1000, dtype=np.int64), targets)
     assert (finding.level, finding.guessing) == ("near", "an accuracy of 0.9500")
+
+
+def test_of_pixels_one_class_for_nearly_everything_is_guessing():
+    """1,000 pixels, 80 % of them of class 0 and 10 % each of 1 and 2: 0 everywhere has an IoU of 0.8, 0 and 0."""
+    targets = np.repeat([0, 1, 2], [800, 100, 100])
+    everywhere = np.zeros(1000, dtype=np.int64)
+    finding = judge_pixels(everywhere, targets)
+    assert (finding.level, "a mean IoU of 0.2667" in finding.guessing) == ("near", True)
+    few = everywhere.copy()
+    few[800:802] = 1  # right, and surely so by their number, but 2 of 200
+    assert judge_pixels(few, targets).level == "near"
+    assert judge_pixels(np.random.default_rng(0).permutation(targets), targets).level == "near"
+    much = np.repeat([0, 1, 2], [600, 300, 100])  # a mean IoU of 0.69 that finds everything, and too much of it
+    assert judge_pixels(much, targets).level == "above"
+    assert judge_pixels(everywhere, everywhere).level == "unsure"
 
 
 @pytest.mark.parametrize(("level", "shift"), [("above", 1.5), ("near", 0.0)])

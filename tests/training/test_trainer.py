@@ -423,6 +423,12 @@ def test_out_of_memory_says_which_batch_takes_less(tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught, hardware_errors(train, step=lambda: 0, processes=4):
         raise torch.OutOfMemoryError
     assert "--batch-size 8 --set" in caught.value.hint, "a half that four processes can share"
+    with (
+        pytest.raises(UserError, match="batch of 20 is too small for 4 processes") as caught,
+        hardware_errors(train, step=lambda: 0, processes=4),
+    ):
+        torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1))
+    assert "--batch-size 8" in caught.value.hint
 
     def no_host_memory(self, batch, epoch):
         torch.empty(2**60)  # the real thing: more than any machine has

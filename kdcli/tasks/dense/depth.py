@@ -30,6 +30,7 @@ from kdcli.tasks.dense.depth_metrics import (
     resize_depth,
     to_metres,
 )
+from kdcli.tasks.dense.measured import check_measured
 from kdcli.tasks.meters import Meter, SampleSums
 from kdcli.tasks.reports import Layout, Panel, Report
 
@@ -116,6 +117,12 @@ class DepthEstimation(ImageTask):
             return outputs
         answer: Tensor = super().predict(model, batch).float()
         return -answer if model.facts.depth == "inverse" else answer
+
+    def check_split(self, source: Any, split: str) -> None:
+        """Refuse a split without a pixel to be evaluated."""
+        check_measured(
+            source, lambda target: bool(is_evaluated(target[None], self.depth).any()), _nothing_measured(self.depth, split)
+        )
 
     def meter(self, team: Team) -> Meter:
         """Return the meter of :data:`METRICS` and ``loss``."""
@@ -320,8 +327,9 @@ def _measure(outputs: Tensor, batch: AnyBatch, depth: DepthFacts) -> tuple[dict[
     return {name: value.cpu() for name, value in values.items()}, mask.flatten(1).any(dim=1).double().cpu()
 
 
-def _nothing_measured(depth: DepthFacts) -> UserError:
+def _nothing_measured(depth: DepthFacts, split: str = "") -> UserError:
     where = "" if depth.crop == "none" else f" in the crop {depth.crop}"
+    where += f" in the {split} split" if split else ""
     return UserError(
         f"No depth from {depth.nearest:g} to {depth.farthest:g} m was measured{where}: there is nothing to evaluate.",
         "Check data.min_depth, data.max_depth, data.depth_crop and the unit of the depth files.",

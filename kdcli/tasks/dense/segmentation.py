@@ -25,6 +25,7 @@ from kdcli.plan.plan import Decision
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Cut, ImageTask
 from kdcli.tasks.dense.drawing import draw_errors, draw_over, error_legend, legend
+from kdcli.tasks.dense.measured import check_measured
 from kdcli.tasks.meters import Meter, SampleSums
 from kdcli.tasks.reports import Layout, Panel, Report
 
@@ -99,6 +100,10 @@ class SemanticSegmentation(ImageTask):
         )
         return [Decision("mean IoU", f"at {height}x{width} pixels", reason)]
 
+    def check_split(self, source: Any, split: str) -> None:
+        """Refuse a split without a labelled pixel."""
+        check_measured(source, lambda target: bool((target != UNLABELLED).any()), _no_pixels(split))
+
     def meter(self, team: Team) -> Meter:
         """Return the meter of ``mean_iou``, ``pixel_accuracy`` and ``loss``, the mean cross-entropy of a pixel."""
         return PixelMeter(len(self.class_names), team)
@@ -134,6 +139,11 @@ class SemanticSegmentation(ImageTask):
         return row
 
 
+def _no_pixels(split: str = "") -> UserError:
+    where = f" in the {split} split" if split else ""
+    return UserError(f"There are no labelled pixels to evaluate on{where}.", "Check its masks and data.ignore_label.")
+
+
 def resized(logits: Tensor, targets: Tensor) -> Tensor:
     """Return logits (B, C, h, w) in float32 at the size of targets (B, H, W), by bilinear interpolation."""
     logits = logits.float()
@@ -160,7 +170,7 @@ def scores_of(confusion: Tensor) -> dict[str, float]:
         UserError: there are none.
     """
     if not confusion.sum():
-        raise UserError("There are no labelled pixels to evaluate on.", "Check that split.")
+        raise _no_pixels()
     return {
         "mean_iou": float(metric_of("mean_iou", overlap_sums(confusion).numpy())),
         "pixel_accuracy": float(confusion.trace() / confusion.sum()),

@@ -16,9 +16,10 @@ from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, Batch, open_dense
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
-from kdcli.models.detections import BOXES, DetectionModel, Detections
+from kdcli.models.detections import BOXES, DetectionModel, Detections, is_ignored
 from kdcli.plan.plan import Decision
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Cut, Task
+from kdcli.tasks.dense.measured import check_measured
 from kdcli.tasks.detection.coco import Seen, average_precision, check_backend
 from kdcli.tasks.detection.pictures import panels_of
 from kdcli.tasks.detection.report import LAYOUT, BoxReport, seen_in
@@ -109,6 +110,10 @@ class ObjectDetection(Task):
             Decision("average precision", f"at {height}x{width} pixels", measured),
         ]
 
+    def check_split(self, source: Any, split: str) -> None:
+        """Refuse a split without a box that counts."""
+        check_measured(source, lambda target: bool((~is_ignored(target)).any()), _no_boxes(split))
+
     def meter(self, team: Team) -> Meter:
         """Return a new meter of :data:`monitor`, ``map_50``, ``map_75`` and, where the model gives it, ``loss``."""
         return BoxMeter(len(self.class_names), team)
@@ -126,6 +131,11 @@ class ObjectDetection(Task):
         """Return of every sample the image, the boxes that are there, and those that each model finds."""
         assert isinstance(batch, Batch)
         return panels_of(batch.images, batch.targets, outputs, self.class_names)
+
+
+def _no_boxes(split: str = "") -> UserError:
+    where = f" in the {split} split" if split else ""
+    return UserError(f"There are no boxes to evaluate on{where}.", "Crowds and difficult ones don't count.")
 
 
 class BoxMeter:
@@ -156,7 +166,7 @@ class BoxMeter:
         loss, count = self._team.sum(self._loss).tolist()
         precision = average_precision(seen, self._num_classes)
         if precision.metrics["map"] is None:
-            raise UserError("There are no boxes to evaluate on.", "Check that split.")
+            raise _no_boxes()
         metrics = {
             name: value for name in ("map", "map_50", "map_75") if (value := precision.metrics[name]) is not None
         }

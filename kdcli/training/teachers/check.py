@@ -27,6 +27,7 @@ from kdcli.statistics.chance import (
     judge_classes,
     judge_depth,
     judge_numbers,
+    judge_pixels,
     judge_scores,
     judge_tokens,
 )
@@ -194,12 +195,14 @@ class _Evidence:
             self._guesses.append(_correlations(outputs, targets))
             return
         if not targets.is_floating_point():
+            keeps_scores = True
             if targets.ndim == 3:
                 outputs, targets = _some_pixels(outputs, targets)
+                keeps_scores = False  # pixels are judged by their likeliest class alone
             targets = targets.flatten()
             labelled = targets != UNLABELLED
             outputs, targets = outputs[labelled], targets[labelled]
-            if outputs.shape[1] <= _MOST_SCORED:
+            if outputs.shape[1] <= _MOST_SCORED and keeps_scores:
                 self._scores.append(outputs.float().softmax(dim=1).cpu().numpy())
             outputs = outputs.argmax(dim=1)
         self._guesses.append(outputs.float().cpu().numpy() if outputs.is_floating_point() else outputs.cpu().numpy())
@@ -223,7 +226,7 @@ class _Evidence:
         if kind == "classes":
             return None, judge_scores(guesses, targets)
         mixed = find_mixed(guesses, targets, job.data.facts.class_names, are_independent=kind != "pixels")
-        return mixed, judge_classes(guesses, targets, scores)
+        return mixed, judge_pixels(guesses, targets) if kind == "pixels" else judge_classes(guesses, targets, scores)
 
 
 def _some_pixels(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
