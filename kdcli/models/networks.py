@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from kdcli.models.origin import names_of_file, phrase_of_file, saved_origin, stu
 from kdcli.models.outputs import ModelOutput
 from kdcli.models.place import Place
 from kdcli.models.reloaded import Reloaded, check_labels
+from kdcli.models.saved import label_names_of, preprocessing_of, read_network, write_network
 from kdcli.models.settle import change_input, wanted_input
 from kdcli.models.shelf import Built, Shelf
 from kdcli.models.shrink import copy_tensors
@@ -112,16 +113,7 @@ class NetworkModel(VisionModel):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, which names the library and the network."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        names = self.facts.label_names
-        config = {
-            **self._settings,
-            "label_names": None if names is None else list(names),
-            "preprocessing": asdict(self.preprocessing),
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_network(self, folder, self._settings)
 
 
 class _Whole(nn.Module):
@@ -174,7 +166,7 @@ class Networks(Library):
         wanted, told = wanted_input(config, checkpoint.recorded if checkpoint else None)
         preprocessing = change_input(self._preprocessing(saved), wanted)
         settings = self._settings(place, saved, task=task.name)
-        names, phrase = None if name.random else _label_names(saved), ""
+        names, phrase = None if name.random else label_names_of(saved), ""
         if name.random:
             if settings["num_outputs"] is None:
                 raise UserError(
@@ -220,7 +212,7 @@ class Networks(Library):
         """Load a folder that :meth:`NetworkModel.save` wrote."""
         saved = self._saved(place)
         module, settings, _ = self._with_weights(place, self._settings(place, saved), self._checkpoint(place))
-        origin = saved_origin(place, _label_names(saved))
+        origin = saved_origin(place, label_names_of(saved))
         return NetworkModel(module, origin, self._preprocessing(saved), settings)
 
     def arguments(self, place: Place) -> Mapping[str, Any]:
@@ -269,20 +261,20 @@ class Networks(Library):
         """
         if place.folder is None:
             return {}
-        file = place.folder / "config.json"
-        try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
-            network, _ = str(saved["network"]), _preprocessing_of(saved)
+
+        def check(saved: Mapping[str, Any]) -> None:
             if not isinstance(saved["num_outputs"], int) or not isinstance(saved["arguments"], dict):
                 raise ValueError("num_outputs is no number, or arguments are none")
-        except Exception as error:  # whatever rubbish trips over
-            raise UserError(f"{file} is damaged: {type(error).__name__}: {error}.", "Check the folder.") from error
+
+        saved = read_network(place.folder, check)
+        network = str(saved["network"])
         if network not in self.networks:
             nearest = did_you_mean(network, self.networks)
             raise UserError(
-                f"{file}: {self.name} has no network {network!r}. {nearest}".rstrip(), "Upgrade its package."
+                f"{place.folder / 'config.json'}: {self.name} has no network {network!r}. {nearest}".rstrip(),
+                "Upgrade its package.",
             )
-        return dict(saved)
+        return saved
 
     def _settings(self, place: Place, saved: Mapping[str, Any], *, task: str = "") -> dict[str, Any]:
         """Return a network's settings, as saved and else its own; with the arguments of the name."""
@@ -338,7 +330,7 @@ class Networks(Library):
         return read_checkpoint(place.folder / "model.safetensors", source=str(place.folder))
 
     def _preprocessing(self, saved: Mapping[str, Any]) -> Preprocessing:
-        return _preprocessing_of(saved) if saved else self.preprocessing
+        return preprocessing_of(saved["preprocessing"]) if saved else self.preprocessing
 
 
 class _NetworkShelf(Shelf):
@@ -384,15 +376,3 @@ def _default_outputs(factory: Factory) -> int | None:
     """Return how many outputs a network has by default; None where its data alone tell."""
     default = next(iter(inspect.signature(factory).parameters.values())).default
     return None if default is inspect.Parameter.empty else int(default)
-
-
-def _preprocessing_of(saved: Mapping[str, Any]) -> Preprocessing:
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in saved["preprocessing"].items()
-    }
-    return Preprocessing(**values)
-
-
-def _label_names(saved: Mapping[str, Any]) -> tuple[str, ...] | None:
-    names = saved.get("label_names")
-    return None if names is None else tuple(map(str, names))

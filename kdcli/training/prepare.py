@@ -156,8 +156,8 @@ def _check_share(job: Job, team: Team) -> None:
     if norms := job.student.narrow_norms():
         noun = job.data.facts.noun
         raise UserError(
-            f"{job.student.facts.name} can't be trained on one {noun} at a time: its batch normalisation {norms[0]} gets"
-            f" one value a channel of it, and {'each process' if size > 1 else 'the run'} has one {noun} a step.",
+            f"{job.student.facts.name} can't be trained on one {noun} at a time: its batch normalisation {norms[0]}"
+            f" gets one value a channel of it, and {'each process' if size > 1 else 'the run'} has one {noun} a step.",
             f"Give it 2 or more: a batch of {2 * size} (--batch-size), and as many training {noun}s.",
         )
 

@@ -1,6 +1,7 @@
 """transformers' architectures from tiny configs, each against what transformers itself computes."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.data import Batch
 from kdcli.models import build_student, load_saved, load_teacher
+from kdcli.models.transformers.build import config_values, read_config
+from kdcli.models.transformers.kinds import KINDS, place_of
 
 LABELS = ("ant", "bee", "cat")
 VIT = {
@@ -434,3 +437,14 @@ def test_the_encoder_of_a_masked_autoencoder_sees_all_in_order(tmp_path):
         tokens = model.module.embeddings(changed, noise=model._native_inputs(changed)["noise"])[0][:, 1:]
         before = model.module.embeddings(images, noise=model._native_inputs(images)["noise"])[0][:, 1:]
         assert (tokens - before).abs().sum(dim=2).nonzero()[:, 1].unique().tolist() == [1 * 4 + 3]
+
+
+@pytest.mark.parametrize("kind", ["hiera", "timm_wrapper", "gemma3n", "gemma4", "gemma4_text", "dots3_note_text"])
+def test_keys_that_a_kind_has_not_are_no_arguments(kind):
+    """Their configs map keys to ones that are not there, or that differ by layer, or have no vision tower by default."""
+    if kind not in KINDS["image"] | KINDS["text"]:
+        pytest.skip("this version of transformers has no such kind")
+    place = place_of(kind)
+    assert config_values(place)
+    with pytest.raises(UserError, match="there is no argument 'nothing'"):
+        read_config(dataclasses.replace(place, arguments={"nothing": 1}))

@@ -99,13 +99,7 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
         test = None if test is None else _take(test, chosen, "test")
         num_all, names = len(names), tuple(names[label] for label in chosen)
         notes.append(f"Classes: {len(names)} of {num_all} taken: {list_classes(names)}.")
-    if test is None:
-        notes.append("Test: none, as the data have a validation split but no test split.")
-    elif official.test is None:
-        notes.append(f"Test: {counted(len(test), 'image')} cut from the whole by a fixed seed, {how}.")
-    if official.validation is None:
-        size = counted(len(validation), "image")
-        notes.append(f"Validation: {size} cut from the training split by seed {seed}, {how}.")
+    notes += notes_on_cuts(official, validation, test, how=how, seed=seed)
     check_disjoint(train, validation, test)
     if absent := [
         name for name, count in zip(names, class_counts(train.labels, len(names)), strict=True) if count == 0
@@ -131,6 +125,29 @@ def complete(official: OfficialSplits, config: DataConfig, *, seed: int) -> Imag
         notes=tuple(notes),
     )
     return ImageData(facts=facts, train=train, validation=validation, test=test)
+
+
+def notes_on_cuts(
+    official: OfficialSplits, validation: ImageSource, test: ImageSource | None, *, how: str, seed: int
+) -> list[str]:
+    """Return what is said of the splits that the data don't have: those that were cut, and a missing test split.
+
+    Args:
+        official: the splits that the data have.
+        validation: as it is used.
+        test: likewise.
+        how: the cut was made.
+        seed: of validation's cut.
+    """
+    notes = []
+    if test is None:
+        notes.append("Test: none, as the data have a validation split but no test split.")
+    elif official.test is None:
+        notes.append(f"Test: {counted(len(test), 'image')} cut from the whole by a fixed seed, {how}.")
+    if official.validation is None:
+        size = counted(len(validation), "image")
+        notes.append(f"Validation: {size} cut from the training split by seed {seed}, {how}.")
+    return notes
 
 
 def _take(source: ImageSource, chosen: Sequence[int], split: str) -> ImageSource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kdcli.base.errors import UserError
 from kdcli.base.facts import Preprocessing
 from kdcli.base.reads import LOGITS
 from kdcli.config.models import TeacherConfig
@@ -24,6 +23,7 @@ from kdcli.models.packaged.rows import ROWS, Packaged
 from kdcli.models.packaged.weights import check_known, check_names
 from kdcli.models.place import Place
 from kdcli.models.reloaded import Reloaded
+from kdcli.models.saved import preprocessing_of, read_network
 from kdcli.models.settle import change_input, wanted_input
 from kdcli.models.spec import ModelName
 from kdcli.models.weights import Checkpoint, read_checkpoint
@@ -101,18 +101,13 @@ def _row_of(place: Place) -> tuple[Packaged, Preprocessing]:
     if place.folder is None:
         assert place.packaged is not None, "a name has a row"
         return place.packaged, place.packaged.preprocessing
-    file = place.folder / "config.json"
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in saved["preprocessing"].items()
-        }
-        preprocessing, name = Preprocessing(**values), saved["network"]
-        if name not in NETWORKS:
-            raise ValueError(f"there is no network {name!r}")
-    except Exception as error:  # whatever rubbish trips over
-        raise UserError(f"{file} is damaged: {type(error).__name__}: {error}.", "Check the folder.") from error
-    return ROWS[name], preprocessing
+
+    def check(saved: Mapping[str, Any]) -> None:
+        if saved["network"] not in NETWORKS:
+            raise ValueError(f"there is no network {saved['network']!r}")
+
+    saved = read_network(place.folder, check)
+    return ROWS[saved["network"]], preprocessing_of(saved["preprocessing"])
 
 
 def _checkpoint_of(place: Place) -> Checkpoint:

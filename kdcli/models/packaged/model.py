@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdcli.base.facts import Preprocessing
@@ -18,6 +15,7 @@ from kdcli.models.outputs import ModelOutput
 from kdcli.models.packaged.craft import CRAFT
 from kdcli.models.packaged.hed import HED
 from kdcli.models.packaged.rows import Packaged
+from kdcli.models.saved import write_network
 from kdcli.models.taps import edges_of, mean_over_places
 from kdcli.models.vision import VisionModel
 
@@ -102,8 +100,4 @@ class MapModel(VisionModel):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, which names the library and the network."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        config = {"library": self.library, "network": self._row.name, "preprocessing": asdict(self.preprocessing)}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_network(self, folder, {"library": self.library, "network": self._row.name})

@@ -23,6 +23,7 @@ from kdcli.models.bounds import bounded
 from kdcli.models.packaged.mobilenet import encoder_state, has_encoder
 from kdcli.models.packaged.rows import ROWS
 from kdcli.models.place import Place
+from kdcli.models.saved import preprocessing_of
 from kdcli.models.smp.names import architectures, check_arguments, defaults_of, package, timm_name
 from kdcli.models.timm.build import weights_overlay
 
@@ -196,7 +197,7 @@ def _saved(folder: Path) -> Settings:
         names, told = saved.get("_label_names"), saved.get("_preprocessing")
         if saved.get("in_channels", 3) != 3 or not isinstance(saved["classes"], int):
             raise ValueError("it takes no RGB images, or classes is no number")
-        preprocessing = None if told is None else _preprocessing_of(told)
+        preprocessing = None if told is None else preprocessing_of(told)
         label_names = None if names is None else tuple(map(str, names))
     except UserError:
         raise
@@ -204,11 +205,6 @@ def _saved(folder: Path) -> Settings:
         raise UserError(f"{file} is damaged: {type(error).__name__}: {error}.", "Check the folder.") from error
     task = str(saved.get("_task", ""))
     return Settings(architecture, encoder, saved["classes"], arguments, task, label_names, preprocessing)
-
-
-def _preprocessing_of(saved: Mapping[str, Any]) -> Preprocessing:
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
-    return Preprocessing(**values)
 
 
 def _cfg_of(encoder: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from kdcli.models.bounds import bounded
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.origin import names_of_file, phrase_of_file, saved_origin, student_origin, teacher_origin
 from kdcli.models.place import Place
+from kdcli.models.saved import label_names_of, preprocessing_of, read_network
 from kdcli.models.settle import wanted_input
 from kdcli.models.shrink import copy_tensors
 from kdcli.models.spec import ModelName
@@ -175,30 +175,26 @@ def read_saved(place: Place) -> dict[str, Any]:
     """
     if place.folder is None:
         return {}
-    file = place.folder / "config.json"
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        network, _ = str(saved["network"]), _preprocessing_of(saved)
+
+    def check(saved: Mapping[str, Any]) -> None:
         is_sound = isinstance(saved["num_outputs"], int) and isinstance(saved["arguments"], dict)
         if not (is_sound and isinstance(saved["frozen"], bool)):
             raise ValueError("num_outputs is no number, arguments are none, or frozen is neither true nor false")
-    except Exception as error:  # whatever rubbish trips over
-        raise UserError(f"{file} is damaged: {type(error).__name__}: {error}.", "Check the folder.") from error
+
+    saved = read_network(place.folder, check)
+    network = str(saved["network"])
     if network not in NETWORKS:
-        nearest = did_you_mean(network, NETWORKS)
-        raise UserError(f"{file}: there is no detector {network!r}. {nearest}".rstrip(), "Check the folder.")
-    return dict(saved)
+        raise UserError(
+            f"{place.folder / 'config.json'}: there is no detector {network!r}."
+            f" {did_you_mean(network, NETWORKS)}".rstrip(),
+            "Check the folder.",
+        )
+    return saved
 
 
 def network_of(place: Place, saved: Mapping[str, Any]) -> Network:
     """Return the network of a place."""
     return NETWORKS[str(saved.get("network", place.architecture))]
-
-
-def label_names_of(saved: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the names of the classes in a folder's config."""
-    names = saved.get("label_names")
-    return None if names is None else tuple(map(str, names))
 
 
 def _settings(place: Place, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,23 +210,16 @@ def _settings(place: Place, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size_of(network: Network, saved: Mapping[str, Any]) -> tuple[int, int]:
-    return _preprocessing_of(saved).image_size if saved else (network.side, network.side)
+    return preprocessing_of(saved["preprocessing"]).image_size if saved else (network.side, network.side)
 
 
 def _preprocessing(network: Network, module: Any, saved: Mapping[str, Any], size: tuple[int, int]) -> Preprocessing:
     if saved:
-        return _preprocessing_of(saved).at(size)
+        return preprocessing_of(saved["preprocessing"]).at(size)
     mean, std = (tuple(map(float, values)) for values in (module.transform.image_mean, module.transform.image_std))
     assert len(mean) == 3
     assert len(std) == 3
     return Preprocessing(size, mean, std, interpolation="bilinear", geometry="squash", note=f"{_SQUASHED}.")
-
-
-def _preprocessing_of(saved: Mapping[str, Any]) -> Preprocessing:
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in saved["preprocessing"].items()
-    }
-    return Preprocessing(**values)
 
 
 def _changed(preprocessing: Preprocessing, wanted: Mapping[str, Any]) -> Preprocessing:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,6 +18,7 @@ from kdcli.machine.gather import is_alone, number_of_processes, sum_over
 from kdcli.models.base import Inputs, Origin, Probe
 from kdcli.models.detections import BOXES, DetectionModel, Detections, scale_boxes, unpack
 from kdcli.models.outputs import ModelOutput
+from kdcli.models.saved import write_network
 from kdcli.models.taps import edges_of
 from kdcli.models.torchvision_detection.networks import LOSSES, NETWORKS
 from kdcli.models.torchvision_detection.passes import Counted, filled_up, levels_of, losses_and_boxes
@@ -130,13 +129,4 @@ class TorchvisionDetector(DetectionModel):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, which names the network and its arguments."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        names = self.facts.label_names
-        config = {
-            **self.settings,
-            "label_names": None if names is None else list(names),
-            "preprocessing": asdict(self.preprocessing),
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_network(self, folder, self.settings)

@@ -65,7 +65,7 @@ def read_config(place: Place) -> Any:
 def config_values(place: Place) -> dict[str, Any]:
     """Return what can be changed of the config of a model, or of its vision tower."""
     config = read_config(place)
-    tower = getattr(config, "vision_config", config)
+    tower = _tower(config)
     return {key: getattr(tower, key) for key in _changeable(tower) if key not in tower.attribute_map}
 
 
@@ -80,7 +80,7 @@ def configure(config: Any, arguments: Mapping[str, Any], *, label: str) -> None:
     Raises:
         UserError: there is no such key, with the nearest valid ones, or the value is of another type.
     """
-    tower = getattr(config, "vision_config", config)
+    tower = _tower(config)
     for key, value in arguments.items():
         valid = _changeable(tower)
         if key not in valid:
@@ -117,14 +117,27 @@ def _renew_stages(config: Any, label: str) -> None:
         setattr(config, key, getattr(new, key))
 
 
+def _tower(config: Any) -> Any:
+    """Return the vision tower's config where there are two towers, or the config itself: some have none by default."""
+    return getattr(config, "vision_config", None) or config
+
+
 def _changeable(config: Any) -> list[str]:
-    """Return the keys of a config that say what the network is like: plain values, or lists of these."""
+    """Return the keys of a config that say what the network is like: plain values, or lists of these.
+
+    Not those that stand for another one that is not there (Hiera), or for one that differs by layer (Gemma 4).
+    """
     keys = [*config.to_dict(), *config.attribute_map]
     return sorted(
-        key
-        for key in keys
-        if not key.startswith("_") and key not in _NOT_OF_THE_NETWORK and not isinstance(getattr(config, key), dict)
+        key for key in keys if not key.startswith("_") and key not in _NOT_OF_THE_NETWORK and _is_plain(config, key)
     )
+
+
+def _is_plain(config: Any, key: str) -> bool:
+    try:
+        return not isinstance(getattr(config, key), dict)
+    except Exception:  # kinds raise errors of their own
+        return False
 
 
 def _is_like(value: Any, own: Any) -> bool:
@@ -192,14 +205,14 @@ def build_student(
         )
     own_size = processor.own_image_size(config)
     if image_size is not None and own_size is not None and not pretrained:
-        processor.set_image_size(getattr(config, "vision_config", config), image_size, label=place.name)
+        processor.set_image_size(_tower(config), image_size, label=place.name)
     auto: Any = AutoModelForImageClassification if names else AutoModel
     if names:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
         config.num_labels = len(names)  # PVT's config has a number of its own beside the names
     else:
-        config = getattr(config, "vision_config", config)
+        config = _tower(config)
     if pretrained:
         module = load_weights(auto, place, config, may_miss=None if names else ("pooler",))
     else:
@@ -228,7 +241,7 @@ def _auto_class(config: Any) -> tuple[Any, Any]:
     """Return the class to build with and the config it wants: of two towers, the vision tower's."""
     if has_classifier(config):
         return AutoModelForImageClassification, config
-    return AutoModel, getattr(config, "vision_config", config)
+    return AutoModel, _tower(config)
 
 
 def from_config(auto: Any, place: Place, config: Any, **arguments: Any) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import LayerTap, describe_layer, grid_of, tensor_of
 from kdcli.models.transformers import processor
 from kdcli.models.transformers.dense_kinds import PROCESSORS, DenseHead, backbone_config, depth_kind
-from kdcli.models.transformers.vision import HFModel, Recorder, layout_of, num_prefix
+from kdcli.models.transformers.vision import HFModel, Recorder, layout_of, num_prefix, watch_children
 
 
 class HFDense(HFModel):
@@ -171,23 +170,12 @@ def _reader(module: nn.Module, inputs: dict[str, Any]) -> str:
     """
     found: list[str] = []
 
-    def look(name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given = args[0] if args else kwargs.get("pixel_values")
+    def look(name: str, child: nn.Module, given: Any, output: Any) -> None:
         returns = any(getattr(output, key, None) is not None for key in ("last_hidden_state", "feature_maps"))
         if given is inputs["pixel_values"] and returns:
             found.append(name)
 
-    handles = [
-        child.register_forward_hook(partial(look, name), with_kwargs=True) for name, child in module.named_children()
-    ]
-    was_training = module.training
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            module.eval()(**inputs)
-    finally:
-        module.train(was_training)
-        for handle in handles:
-            handle.remove()
+    watch_children(module, inputs, look)
     if not found:
         raise UserError(
             f"{type(module).__name__} has no backbone that kdcli can tell from its head.", "Choose another model."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -291,15 +292,35 @@ def _anatomy(module: nn.Module, inputs: dict[str, Any], num_classes: int) -> tup
     encoders: list[str] = []
     classifiers: list[str] = []
 
-    def look(name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given = args[0] if args else kwargs.get("pixel_values")
+    def look(name: str, child: nn.Module, given: Any, output: Any) -> None:
         if isinstance(getattr(output, "last_hidden_state", None), Tensor):
             (backbones if given is inputs["pixel_values"] else encoders).append(name)
         elif isinstance(output, Tensor) and output.shape == (1, num_classes) and any(True for _ in child.parameters()):
             classifiers.append(name)
 
+    watch_children(module, inputs, look)
+    if not (backbones or encoders) or not classifiers:
+        raise UserError(
+            f"{type(module).__name__} has no backbone and classifier that kdcli can tell apart.",
+            "Choose another model; timm may have the same one.",
+        )
+    return (backbones or encoders[-1:])[0], bool(backbones), tuple(classifiers)
+
+
+def watch_children(module: nn.Module, inputs: dict[str, Any], look: Callable[[str, nn.Module, Any, Any], None]) -> None:
+    """Run ``module`` once in evaluation, and tell ``look`` of every child its name, itself, its input and its output.
+
+    Args:
+        module: whose mode is the same afterwards.
+        inputs: of it, ``pixel_values`` among them.
+        look: its third argument is the child's first one, or its ``pixel_values``.
+    """
+
+    def hook(name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        look(name, child, args[0] if args else kwargs.get("pixel_values"), output)
+
     handles = [
-        child.register_forward_hook(partial(look, name), with_kwargs=True) for name, child in module.named_children()
+        child.register_forward_hook(partial(hook, name), with_kwargs=True) for name, child in module.named_children()
     ]
     was_training = module.training
     try:
@@ -309,12 +330,6 @@ def _anatomy(module: nn.Module, inputs: dict[str, Any], num_classes: int) -> tup
         module.train(was_training)
         for handle in handles:
             handle.remove()
-    if not (backbones or encoders) or not classifiers:
-        raise UserError(
-            f"{type(module).__name__} has no backbone and classifier that kdcli can tell apart.",
-            "Choose another model; timm may have the same one.",
-        )
-    return (backbones or encoders[-1:])[0], bool(backbones), tuple(classifiers)
 
 
 def num_prefix(config: Any, hidden: Tensor, image: Tensor) -> int:

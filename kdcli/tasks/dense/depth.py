@@ -120,9 +120,8 @@ class DepthEstimation(ImageTask):
 
     def check_split(self, source: Any, split: str) -> None:
         """Refuse a split without a pixel to be evaluated."""
-        check_measured(
-            source, lambda target: bool(is_evaluated(target[None], self.depth).any()), _nothing_measured(self.depth, split)
-        )
+        nothing = _nothing_measured(self.depth, split)
+        check_measured(source, lambda target: bool(is_evaluated(target[None], self.depth).any()), nothing)
 
     def meter(self, team: Team) -> Meter:
         """Return the meter of :data:`METRICS` and ``loss``."""

@@ -11,7 +11,7 @@ from kdcli.base.facts import UNLABELLED, DataFacts, LabelKind
 from kdcli.base.text import counted, have
 from kdcli.config.data import DataConfig
 from kdcli.data.images.sources import ImageSource, OfficialSplits, sample_names
-from kdcli.data.images.splits import ImageData, append_unlabelled, check_disjoint
+from kdcli.data.images.splits import ImageData, append_unlabelled, check_disjoint, notes_on_cuts
 from kdcli.data.splits import TEST_SEED, cut_indices, draw_indices, hold_out, how_cut
 
 _FEWEST = 2
@@ -54,13 +54,7 @@ def complete_dense(
         train, validation, _ = _cut(train, groups, config.validation_fraction, seed=seed, purpose="validation")
     if len(set(groups)) >= _FEWEST_GROUPS and official.validation is None:
         how = "by whole folders of images"
-    if test is None:
-        notes.append("Test: none, as the data have a validation split but no test split.")
-    elif official.test is None:
-        notes.append(f"Test: {counted(len(test), 'image')} cut from the whole by a fixed seed, {how}.")
-    if official.validation is None:
-        size = counted(len(validation), "image")
-        notes.append(f"Validation: {size} cut from the training split by seed {seed}, {how}.")
+    notes += notes_on_cuts(official, validation, test, how=how, seed=seed)
     check_disjoint(train, validation, test)
     if config.train_images is not None and config.train_images < len(train):
         train = train.take(draw_indices(train.labels, config.train_images, seed=seed, noun="image"))

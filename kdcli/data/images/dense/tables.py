@@ -147,13 +147,12 @@ def _boxed(
     names, label_of, more = class_labels(every, own, config)
     splits = {
         split: Split(
-            images[split], [parsed(f"{split}[{n}]", partial(raw.boxes, label_of, config.box_format)) for n, raw in enumerate(of)]
+            images[split],
+            [parsed(f"{split}[{n}]", partial(raw.boxes, label_of, config.box_format)) for n, raw in enumerate(of)],
         )
         for split, of in read.items()
     }
-    return Found(
-        "table", splits, [*notes, *more, format_note(every, config)], names, options=(*_OPTIONS, "box_format")
-    )
+    return Found("table", splits, [*notes, *more, format_note(every, config)], names, options=(*_OPTIONS, "box_format"))
 
 
 def _class_names(features: Any, column: str) -> tuple[str, ...] | None:
