@@ -235,6 +235,15 @@ class DepthFacts:
     alignment: DepthAlignment = "auto"
 
     @property
+    def inverse_floor(self) -> float:
+        """What depth is at least where a loss takes its inverse: a hundredth of the farthest, if that is not nearer.
+
+        Of a millimetre, which :attr:`nearest` is by default, the inverse is 1000, and one such pixel would outweigh all
+        others; 0.1 m of 10 is what is usual for rooms.
+        """
+        return max(self.nearest, self.farthest / 100)
+
+    @property
     def start(self) -> float:
         """Where the depth of an untrained head starts, in metres: a quarter of the farthest."""
         return self.farthest / 4

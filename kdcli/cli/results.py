@@ -249,7 +249,7 @@ def evaluate(
     if as_json:
         typer.echo(to_json(evaluation), nl=False)
     else:
-        show_lines(legend(evaluation))
+        show_lines(legend(evaluation, layout))
         for title, columns, rows in tables(evaluation, layout):
             show_table(title, columns, rows)
         show_lines(remarks(evaluation, layout))

@@ -37,20 +37,20 @@ class DenseRegression(Method):
         ours, theirs = (resize_depth(side.heads[DEPTH], size)[:, 0] for side in (student, teacher))
         valid = theirs.isfinite()
         theirs = torch.where(valid, theirs, 0.0)
-        near = self.depth.nearest
-        inverse = theirs if self.kind == "inverse" else 1 / theirs.clamp(min=near)
+        near, floor = self.depth.nearest, self.depth.inverse_floor
+        inverse = theirs if self.kind == "inverse" else 1 / theirs.clamp(min=floor)
         if self.loss_name == "scale_shift_invariant":
-            values = losses.scale_shift_invariant(1 / ours.clamp(min=near), inverse, valid)
+            values = losses.scale_shift_invariant(1 / ours.clamp(min=floor), inverse, valid)
         else:
             known = valid
             if self.kind == "inverse":
                 known = valid & is_measured(targets, self.depth).flatten(1).any(dim=1)[:, None, None]
                 theirs = to_metres(theirs, targets, self.depth, self.kind)
             theirs = theirs.clamp(near, self.depth.farthest)
-            values = depth_loss(self.loss_name, ours, theirs, known, nearest=near)
+            values = depth_loss(self.loss_name, ours, theirs, known, self.depth)
         if self.gradient:
             student_map, teacher_map = (
-                losses.standardize_depth(side, valid) for side in (1 / ours.clamp(min=near), inverse)
+                losses.standardize_depth(side, valid) for side in (1 / ours.clamp(min=floor), inverse)
             )
             values = values + self.gradient * losses.gradient_matching(student_map, teacher_map, valid)
         return Share.of(values)

@@ -165,6 +165,10 @@ class Library(ABC):
             task: what the student is for.
         """
 
+    def small(self, task: TaskFacts) -> tuple[str, ...]:
+        """Return names of small students for ``task`` to begin with, which need no download; by default none."""
+        return ()
+
     def shelf(self, task: TaskFacts) -> Shelf | None:
         """Return the architectures for ``task`` that ``kdcli models search`` looks through; None for nothing."""
         return None

@@ -13,7 +13,7 @@ from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import weights
 from kdcli.models.base import Model, freeze, seeded
 from kdcli.models.imagenet import aliases_of
-from kdcli.models.libraries import library_called, library_of
+from kdcli.models.libraries import LIBRARIES, library_called, library_of
 from kdcli.models.locate import locate
 from kdcli.models.place import Place
 from kdcli.models.settle import settle_teacher
@@ -134,10 +134,12 @@ def _check_head(model: Model, data: DataFacts) -> None:
     """Refuse a model of images whose head is none for the data's task: a classifier has nothing for every pixel."""
     wanted, found = TASKS[data.task], TASKS[model.facts.task]
     if wanted.modality == "image" and data.class_names and wanted.head != found.head:
+        small = " or ".join(name for library in LIBRARIES for name in library.small(wanted))
         raise UserError(
             f"{model.facts.name} as {model.facts.library} builds it is for {found.name}, and the task is"
             f" {wanted.name}.",
-            f"Name a model with a head for {wanted.name}; 'kdcli models search --task {wanted.name}' lists some.",
+            f"Name a model with a head for {wanted.name}{f', such as {small}' if small else ''};"
+            f" 'kdcli models search --task {wanted.name}' lists others, sooner with --name.",
         )
 
 

@@ -116,6 +116,7 @@ def evaluate_models(
     layout = kind.layout
     if show and not kind.has_pictures:
         raise UserError(f"The task {kind.name} draws no pictures of samples.", "Leave --show out.")
+    num_samples = len(source)
     source = kind.cut_together(source, [each.model for each in candidates if each.label_map is not None], notes)
     skipped: dict[str, None] = {}
     measured, reports = _measure(kind, candidates, source, config, place, skipped, notes, split=split, size=batch_size)
@@ -125,6 +126,7 @@ def evaluate_models(
         "split": split,
         "samples": layout.unit,
         "num_images": sum(counts),
+        "num_samples": num_samples - len(skipped),
         "num_unreadable": len(skipped),
         "unreadable": list(skipped),
         "class_names": list(facts.class_names),

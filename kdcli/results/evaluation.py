@@ -148,9 +148,11 @@ def tables(evaluation: dict[str, Any], layout: Layout) -> Iterator[Table]:
     )
 
 
-def legend(evaluation: dict[str, Any]) -> Iterator[str]:
-    """Yield what the tables are about: the images, and what each column stands for."""
-    yield f"data: {evaluation['num_images']} {evaluation['split']} {evaluation['samples']}s of {evaluation['data']}"
+def legend(evaluation: dict[str, Any], layout: Layout) -> Iterator[str]:
+    """Yield what the tables are about: what was counted, in how many images or texts, and each column's model."""
+    counted, number, unit = evaluation["num_images"], evaluation["num_samples"], evaluation["samples"]
+    among = f" in {number} {layout.sample}s" if unit != layout.sample else f" (of {number})" if counted < number else ""
+    yield f"data: {counted} {evaluation['split']} {unit}s{among} of {evaluation['data']}"
     for role, model in evaluation["models"].items():
         yield f"{role}: {model['name']}"
 

@@ -136,6 +136,7 @@ def test_resumed_it_is_the_same_to_the_bit(kdcli, teacher, distilled, monkeypatc
 def test_evaluated_with_pictures_of_every_model(kdcli, distilled):
     out = kdcli("evaluate", "distilled", "--show", "3", "--device", "cpu")
     assert "mean IoU" in out
+    assert f"data: {16 * 30 * 32} test pixels in 16 images of" in out
     folder = distilled[0] / "evaluation"
     found = json.loads((folder / "evaluation.json").read_text())
     student = found["models"]["student"]

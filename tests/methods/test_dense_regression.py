@@ -84,6 +84,21 @@ def test_it_is_the_loss_between_both_at_the_targets_size():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("values", [{"loss": "scale_shift_invariant"}, {"gradient": 0.5}])
+def test_a_pixel_of_a_millimetre_does_not_outweigh_the_others(values):
+    """By default depth counts from 1 mm on, whose inverse is 1000: it is taken as 0.1 m, a hundredth of the farthest."""
+    task = DepthEstimation(depth=DepthFacts(1e-3, 10.0))
+    method, plain = (build_method(options_of(of), Context(task, OURS, THEIRS, None)) for of in (values, {}))
+    targets, found = torch.zeros(1, 6, 8), []
+    for near in (0.001, 0.1):
+        ours, theirs = positive(1, 1, 6, 8, seed=1), positive(1, 1, 6, 8, seed=2)
+        theirs[0, 0, 0, 0] = near
+        sides = [ModelOutput(heads={"depth": depth}) for depth in (ours, theirs)]
+        silog = plain.loss(*sides, targets, torch.arange(1)) if "gradient" in values else 0
+        found.append(method.loss(*sides, targets, torch.arange(1)) - silog)
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_a_relative_teacher_is_aligned():
     relative = dataclasses.replace(THEIRS, depth="inverse")
     targets = positive(3, 6, 8, seed=1)

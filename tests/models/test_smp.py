@@ -136,8 +136,9 @@ def test_published_weights_are_of_the_encoder_alone():
 
 
 def test_a_classifier_is_no_segmenter():
-    with pytest.raises(UserError, match=r"test_resnet as timm builds it is for image-classification"):
+    with pytest.raises(UserError, match=r"test_resnet as timm builds it is for image-classification") as error:
         student_of("test_resnet")
+    assert "such as smp:unet/mobilenetv3_small_050 or smp:fpn/mobilenetv3_small_050;" in error.value.hint
     with pytest.raises(UserError, match="gives something for every pixel"):
         build_student(StudentConfig(name="smp:unet/resnet18"), DataFacts.of_labels("ab"), seed=0)
 

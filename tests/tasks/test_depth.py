@@ -13,7 +13,7 @@ from kdcli.data import Batch
 from kdcli.machine.team import Team
 from kdcli.plan.relation import situation_of
 from kdcli.statistics.chance import judge_depth
-from kdcli.tasks.dense.depth import DepthEstimation
+from kdcli.tasks.dense.depth import DepthEstimation, depth_loss
 from kdcli.tasks.dense.depth_metrics import is_evaluated, to_metres
 from kdcli.training.teachers.check import _correlations
 
@@ -184,6 +184,17 @@ def test_the_plan_takes_the_teachers_depth():
         assert plan.relation == "same"
         assert [options.method for options in plan.methods] == ["supervised", "projection", "dense_regression"]
         assert plan.methods[-1].loss == loss
+
+
+def test_inverse_depth_of_the_labels_has_a_floor():
+    """A measured millimetre counts as 0.1 m, a hundredth of the farthest, in the loss on inverse depth."""
+    depth, generator = DepthFacts(1e-3, 10.0), torch.Generator().manual_seed(0)
+    prediction, target = (1 + 4 * torch.rand(1, 6, 8, generator=generator) for _ in range(2))
+    valid, found = torch.ones(1, 6, 8, dtype=torch.bool), []
+    for near in (0.001, 0.1):
+        target[0, 0, 0] = near
+        found.append(depth_loss("scale_shift_invariant", prediction, target, valid, depth))
+    assert found[0] == found[1]
 
 
 def test_a_loss_that_leaves_the_scale_open_is_refused():

@@ -80,6 +80,11 @@ class Smp(Library):
 
         return export.snippet(folder, task)
 
+    def small(self, task: TaskFacts) -> tuple[str, ...]:
+        """Return two networks with a small encoder."""
+        names = ("smp:unet/mobilenetv3_small_050", "smp:fpn/mobilenetv3_small_050")
+        return names if task.head in ("dense", "depth") else ()
+
     def shelf(self, task: TaskFacts) -> Shelf | None:
         """Return the architectures with the encoders; nothing for tasks without a head for every pixel."""
         if task.head not in ("dense", "depth"):

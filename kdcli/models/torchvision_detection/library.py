@@ -94,6 +94,11 @@ class TorchvisionDetectors(Library):
 
         return export.snippet(folder)
 
+    def small(self, task: TaskFacts) -> tuple[str, ...]:
+        """Return two detectors with a small backbone."""
+        names = ("torchvision:ssdlite/mobilenet_v3_small", "torchvision:fcos/resnet18")
+        return names if task.head == "boxes" else ()
+
     def shelf(self, task: TaskFacts) -> Shelf | None:
         """Return the detectors, for the task that has boxes."""
         if task.name != task_of("image", "boxes").name:

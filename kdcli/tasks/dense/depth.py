@@ -92,7 +92,7 @@ class DepthEstimation(ImageTask):
         valid = is_measured(targets, self.depth)
         total = (0 * prediction).sum(dim=(1, 2)).nan_to_num()
         for name, weight in (terms or {self.row().losses[0]: 1.0}).items():
-            total = total + weight * depth_loss(name, prediction, targets, valid, nearest=self.depth.nearest)
+            total = total + weight * depth_loss(name, prediction, targets, valid, self.depth)
         return total.sum() / self.count_labels(targets).clamp(min=1)
 
     def count_labels(self, targets: Tensor) -> Tensor:
@@ -206,25 +206,26 @@ def depth_facts(config: DataConfig) -> DepthFacts:
     return DepthFacts(config.min_depth, config.max_depth, config.depth_crop, config.depth_alignment)
 
 
-def depth_loss(name: str, prediction: Tensor, target: Tensor, valid: Tensor, *, nearest: float) -> Tensor:
+def depth_loss(name: str, prediction: Tensor, target: Tensor, valid: Tensor, depth: DepthFacts) -> Tensor:
     """Return the loss of this name for every image, (B,).
 
     Args:
         name: out of the row's ``losses``.
-        prediction: metres (B, H, W); where a logarithm or an inverse is taken, at least ``nearest``.
+        prediction: metres (B, H, W); where a logarithm is taken, at least ``depth.nearest``; where an inverse is, at
+            least ``depth.inverse_floor``, and so is the target.
         target: metres (B, H, W).
         valid: bool (B, H, W).
-        nearest: in metres.
+        depth: which depths count.
     """
     if name == "l1":
         return losses.depth_l1(prediction, target, valid)
     if name == "berhu":
         return losses.berhu(prediction, target, valid)
-    prediction = prediction.clamp(min=nearest)
     if name == "silog":
-        return losses.silog(prediction, target, valid)
+        return losses.silog(prediction.clamp(min=depth.nearest), target, valid)
     assert name == "scale_shift_invariant", name
-    return losses.scale_shift_invariant(1 / prediction, 1 / torch.where(valid, target, 1.0), valid)
+    ours, theirs = (1 / side.clamp(min=depth.inverse_floor) for side in (prediction, torch.where(valid, target, 1.0)))
+    return losses.scale_shift_invariant(ours, theirs, valid)
 
 
 class DepthMeter:

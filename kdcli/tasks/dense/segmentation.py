@@ -29,6 +29,8 @@ from kdcli.tasks.dense.measured import check_measured
 from kdcli.tasks.meters import Meter, SampleSums
 from kdcli.tasks.reports import Layout, Panel, Report
 
+_COMPARED = 64
+"""Most rows and columns of an image at which two models' agreement is looked at."""
 SCORES = ("mean_iou", "pixel_accuracy")
 
 
@@ -235,14 +237,18 @@ class PixelReport:
     def __init__(self, num_classes: int) -> None:
         self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.float64)
         self._loss = 0.0
-        self._guesses: list[Tensor] = []
+        self._sizes: set[tuple[int, int]] = set()
+        self._guesses: list[Tensor] = []  # of at most _COMPARED rows and columns: 8 KiB an image
 
     def update(self, outputs: Tensor, batch: AnyBatch) -> None:
         """Add logits (B, C, h, w)."""
         for guess, confusion, loss in _each(outputs, batch.targets, len(self._confusion)):
             self._confusion += confusion
             self._loss += float(loss)
-            self._guesses.append(guess.to(torch.int16).cpu())
+            size = (guess.shape[0], guess.shape[1])
+            self._sizes.add(size)
+            kept = _at(guess.cpu(), (min(size[0], _COMPARED), min(size[1], _COMPARED)))
+            self._guesses.append(kept.to(torch.int16))
 
     def compute(self) -> dict[str, Any]:
         """Return ``mean_iou``, ``pixel_accuracy``, ``cross_entropy``, ``iou`` (C,) and ``confusion`` (C, C).
@@ -262,15 +268,23 @@ class PixelReport:
 
     def notes(self, name: str) -> list[str]:
         """Say at which size the pixels were counted: that of the model's input."""
-        sizes = {tuple(guess.shape) for guess in self._guesses}
-        return [f"{name} is measured on masks of {' and '.join(f'{h}x{w}' for h, w in sorted(sizes))} pixels."]
+        sizes = " and ".join(f"{height}x{width}" for height, width in sorted(self._sizes))
+        return [f"{name} is measured on masks of {sizes} pixels."]
 
     def agreement(self, other: PixelReport) -> float | None:
-        """Return the share of pixels that both take for the same; another size is brought to this one's."""
+        """Return the share of pixels that both take for the same; another size is brought to this one's.
+
+        It is looked at on a grid of at most 64 x 64 pixels of each image.
+        """
         same = count = 0
         for ours, theirs in zip(self._guesses, other._guesses, strict=True):
-            if theirs.shape != ours.shape:
-                theirs = F.interpolate(theirs[None, None].float(), ours.shape, mode="nearest-exact")[0, 0].to(ours)
-            same += int((ours == theirs).sum())
+            same += int((ours == _at(theirs, (ours.shape[0], ours.shape[1]))).sum())
             count += ours.numel()
         return same / count
+
+
+def _at(classes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return classes (H, W) at another (height, width): each is that of the pixel at its middle."""
+    if classes.shape == size:
+        return classes
+    return F.interpolate(classes[None, None].float(), size, mode="nearest-exact")[0, 0].to(classes.dtype)

@@ -123,12 +123,18 @@ class _NoTargets:
 def _scenes(materials: Materials, target: Target) -> OfficialSplits:
     names = {"depth": ("depth",), "pixels": ("background", *materials.class_names)}.get(target, materials.class_names)
     told = {
-        "label": ("The class of a scene is that of its nearest object.",),
+        "label": (f"The class of a scene is that of its nearest object; {_others()}",),
         "boxes": (f"Boxes are of the visible part; an object seen to less than {LEAST_VISIBLE:.0%} has none.",),
     }
     train, validation, test = (SceneSource(materials, split, SCENES[split], target=target) for split in SPLITS)
     notes = (materials.note, f"Scenes are {SIZE}x{SIZE} pixels.", *told.get(target, ()))
     return OfficialSplits(names, train, validation, test, notes)
+
+
+def _others() -> str:
+    """Return what else scenes have targets for, in words."""
+    names = [row.name for row in TASKS.values() if row.target in DENSE_DEMOS["scenes"] and row.target != "label"]
+    return f"scenes have masks, depth and boxes too, with --task {', '.join(names[:-1])} or {names[-1]}."
 
 
 def _motorcycle() -> OfficialSplits:
