@@ -24,7 +24,8 @@ class DenseRegressionOptions(MethodSection):
     measured depth then adds nothing."""
     gradient: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the gradients' difference beside it, over four scales (MiDaS has 0.5): of inverse depth without its
-    median, in units of its mean absolute deviation."""
+    median, in units of its mean absolute deviation. Here and with ``scale_shift_invariant`` depth is a hundredth of
+    ``data.max_depth`` at least."""
 
     needs: ClassVar[Needs] = Needs()
     trains_classifier: ClassVar[bool] = True
