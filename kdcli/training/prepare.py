@@ -151,7 +151,7 @@ def _check_share(job: Job, team: Team) -> None:
     """Refuse one sample a process and step for a student whose batch normalisations can't be trained on one."""
     train, size = job.config.train, team.size
     share = min(train.batch_size, len(job.train_source())) // size
-    if share > 1 or (size > 1 and train.sync_batchnorm and team.device.type == "cuda"):
+    if share > 1 or not train.epochs or (size > 1 and train.sync_batchnorm and team.device.type == "cuda"):
         return
     if norms := job.student.narrow_norms():
         noun = job.data.facts.noun

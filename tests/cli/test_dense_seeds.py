@@ -58,14 +58,14 @@ def cell(stdout, row, column):
     return line.strip("│").split("│")[column].strip()
 
 
-def tested(run):
+def mean_iou_of(run):
     return json.loads((run / "result.json").read_text())["test"]["mean_iou"]
 
 
 def test_a_sweep_of_segmenters_tells_their_paired_difference(swept):
     folder, stdout = swept
     root = folder / "runs" / "sweeps" / "recipes"
-    alone, overlap = ([tested(root / name / f"seed-{seed}") for seed in (0, 1)] for name in LOSSES)
+    alone, overlap = ([mean_iou_of(root / name / f"seed-{seed}") for seed in (0, 1)] for name in LOSSES)
     for column, values in enumerate((alone, overlap), 1):
         assert all(0 < value < 1 for value in values)
         expected = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
@@ -79,7 +79,7 @@ def test_two_runs_are_compared_by_their_images(swept, run_cli_in):
     runs = [f"runs/sweeps/recipes/{name}/seed-0" for name in LOSSES]
     outcome = run_cli_in("compare", *runs, "--baseline", runs[0], cwd=folder)
     assert outcome.exit_code == 0, outcome.stderr
-    difference = tested(folder / runs[1]) - tested(folder / runs[0])
+    difference = mean_iou_of(folder / runs[1]) - mean_iou_of(folder / runs[0])
     assert cell(outcome.stdout, "Δ test mean_iou", 2).startswith(f"{difference:+.4f}")
 
 

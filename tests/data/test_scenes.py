@@ -180,6 +180,8 @@ def test_what_scenes_are_made_of_is_in_the_fingerprint(fashion, monkeypatch):
     summaries = [fingerprint(data).summary for data in (digits, clothes, open_data(few, seed=0))]
     assert summaries[0] == summaries[2]
     assert summaries[0]["test"] != summaries[1]["test"]
+    also = "scenes have masks, depth and boxes too, with --task semantic-segmentation, depth-estimation or object-detection."
+    assert any(note.endswith(also) for note in open_data(few, seed=0).facts.notes)
 
 
 @pytest.mark.parametrize("kind", ["pixels", "depth", "boxes"])
