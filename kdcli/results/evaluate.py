@@ -7,7 +7,7 @@ finished, with their costs.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.facts import DataFacts
 from kdcli.config.data import DataConfig
 from kdcli.data import AnyBatch, EvalBatches, Source
 from kdcli.data.unreadable import check_readable
@@ -120,10 +121,24 @@ def evaluate_models(
     source = kind.cut_together(source, [each.model for each in candidates if each.label_map is not None], notes)
     skipped: dict[str, None] = {}
     measured, reports = _measure(kind, candidates, source, config, place, skipped, notes, split=split, size=batch_size)
-    counts = reports[candidates[0].role].counts()
     evaluation = {
         "data": config.name,
         "split": split,
+        **_counted(layout, facts, reports[candidates[0].role].counts(), num_samples, skipped),
+        "forced": [*dict.fromkeys((*(sentence for opened in runs for sentence in opened.forced), *forced))],
+        "notes": notes + [note for candidate in candidates for note in notes_on(candidate)],
+        **_machine(place),
+        "batch_size": batch_size,
+        "models": measured,
+    }
+    return Evaluated(evaluation, layout, _draw(kind, candidates, source, config, place, show) if show else [])
+
+
+def _counted(
+    layout: Layout, facts: DataFacts, counts: list[int], num_samples: int, skipped: Mapping[str, None]
+) -> dict[str, Any]:
+    """Return what was measured: units of every class (``counts``), in how many samples, and what could not be read."""
+    return {
         "samples": layout.unit,
         "num_images": sum(counts),
         "num_samples": num_samples - len(skipped),
@@ -132,13 +147,7 @@ def evaluate_models(
         "class_names": list(facts.class_names),
         "class_counts": counts,
         "data_notes": list(facts.notes),
-        "forced": [*dict.fromkeys((*(sentence for opened in runs for sentence in opened.forced), *forced))],
-        "notes": notes + [note for candidate in candidates for note in notes_on(candidate)],
-        **_machine(place),
-        "batch_size": batch_size,
-        "models": measured,
     }
-    return Evaluated(evaluation, layout, _draw(kind, candidates, source, config, place, show) if show else [])
 
 
 def _machine(place: torch.device) -> dict[str, Any]:
