@@ -18,6 +18,7 @@ import tempfile
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, NamedTuple
@@ -106,25 +107,26 @@ def run_command(*arguments: str | Path, cwd: Path) -> Outcome:
     return Outcome(code, stdout.getvalue(), stderr.getvalue())
 
 
-_TWO_PROCESSES = """
+_FORKS = """
 import json, os, sys, traceback
-import kdcli.experiments.distill, torch, transformers
-from kdcli.cli.app import main
+import kdcli.experiments.distill, timm, torch, torchmetrics.classification, transformers
 torch.set_num_threads(1)
-os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
 
-def start(rank, port, command, output):
+def start(job):
     child = os.fork()
     if child:
         return child
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port}
-    sys.argv = ["kdcli", *command]
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.environ.clear()
+    os.environ |= job["environment"]
+    os.chdir(job["cwd"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    file = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    sys.argv = job["arguments"]
     code = 1
     try:
-        main()
+        exec(compile(job["code"], "forked", "exec"), {"__name__": "__main__"})
         code = 0
     except SystemExit as end:
         code = end.code or 0
@@ -133,36 +135,70 @@ def start(rank, port, command, output):
     sys.stdout.flush()
     os._exit(code)
 
-for port, command, output in json.loads(sys.argv[1]):
-    children = [start(rank, port, command, output) for rank in range(2)]
-    if any([os.waitpid(child, 0)[1] for child in children]):
-        sys.exit(output)
+for line in sys.stdin:
+    children = [start(job) for job in json.loads(line)]
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 """
 
 
 @pytest.fixture(scope="session")
-def run_in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    """``run_in_two_processes([("distill", ...), ...])``: each in two processes that train together; what they print.
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[tuple[int, str]]]]:
+    """``forked((code, arguments, environment), ...)``: each in a process of its own, at once; exit codes and outputs.
 
-    They are forked after the imports, which take longest, with a launcher's environment.
+    ``arguments`` are ``sys.argv[1:]``, ``environment`` is added to that of the tests. They are forked from one that has imported what a run needs, which takes longest.
     """
+    environment = {"NO_COLOR": "1", "COLUMNS": "300"}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _FORKS],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment,
+    )  # fmt: skip
+
+    def run(*jobs: tuple[str, Sequence[str | Path], dict[str, str]]) -> list[tuple[int, str]]:
+        folder = tmp_path_factory.mktemp("forked")
+        outputs = [folder / f"{number}.txt" for number in range(len(jobs))]
+        lines = [
+            {
+                "code": code,
+                "arguments": ["kdcli", *map(str, arguments)],
+                "environment": os.environ | environment | own,
+                "cwd": str(Path.cwd()),
+                "output": str(output),
+            }
+            for (code, arguments, own), output in zip(jobs, outputs, strict=True)
+        ]
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        parent.stdin.write(json.dumps(lines) + "\n")
+        parent.stdin.flush()
+        return list(zip(json.loads(parent.stdout.readline()), [file.read_text() for file in outputs], strict=True))
+
+    yield run
+    parent.communicate()
+
+
+@pytest.fixture(scope="session")
+def forked_together(forked: Callable[..., list[tuple[int, str]]]) -> Callable[..., list[str]]:
+    """``forked_together(code, arguments)``: in two processes with a launcher's environment; what each prints."""
+
+    def run(code: str, arguments: Sequence[str | Path]) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        jobs = [(code, arguments, together | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+        done = forked(*jobs)
+        assert [exit_code for exit_code, _ in done] == [0, 0], done
+        return [output for _, output in done]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_in_two_processes(forked_together: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """``run_in_two_processes([("distill", ...), ...])``: each in two processes that train together; what they print."""
 
     def run(commands: Sequence[Sequence[str | Path]]) -> list[str]:
-        folder = tmp_path_factory.mktemp("two")
-        jobs = []
-        for number, command in enumerate(commands):
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = str(free.getsockname()[1])
-            jobs.append((port, list(map(str, command)), str(folder / f"{number}.txt")))
-        done = subprocess.run(
-            [sys.executable, "-c", _TWO_PROCESSES, json.dumps(jobs)],
-            capture_output=True, text=True, check=False,
-            env=os.environ | {"NO_COLOR": "1", "COLUMNS": "300"},
-        )  # fmt: skip
-        outputs = [Path(file).read_text() if Path(file).exists() else "" for _, _, file in jobs]
-        assert done.returncode == 0, (done.stderr, outputs)
-        return outputs
+        return ["".join(forked_together("from kdcli.cli.app import main\nmain()", command)) for command in commands]
 
     return run
 
@@ -233,6 +269,34 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "photos"
     # By these names every class has 4 or 5 test images, 14 in all, and with seed 0 two validation images.
     return write_photos(root, dict.fromkeys(CLASSES, IMAGES_PER_CLASS), prefix="291155-")
+
+
+@pytest.fixture(scope="module")
+def few_digits() -> Iterator[None]:
+    """``demo:digits``, in this process, with 400 images to train on and 50 to test on."""
+    from kdcli.data.images import demo
+    from kdcli.data.images.sources import OfficialSplits, Subset
+
+    whole = demo._digits
+
+    def few() -> OfficialSplits:
+        found = whole()
+        assert found.test is not None
+        return replace(found, train=Subset(found.train, range(400)), test=Subset(found.test, range(50)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "_digits", few)
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_points() -> Iterator[None]:
+    """``analyze-projector``, in this process, with 7 points along each direction of a landscape instead of 21."""
+    import kdcli.results.paper_figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kdcli.results.paper_figures, "_SIDES", (7,))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kdcli.base.errors import UserError
@@ -80,12 +83,26 @@ class Extension:
 
 def installed(kind: Kind | None = None) -> list[Extension]:
     """Return what is installed, of one kind or of all, by kind and name; nothing of it is imported."""
+    return [entry for entry in _all_installed(tuple(map(_as_of, sys.path))) if kind in (None, entry.kind)]
+
+
+def _as_of(folder: str) -> tuple[str, int | None]:
+    """Return a folder and when something was last installed into it."""
+    try:
+        return folder, Path(folder or ".").stat().st_mtime_ns
+    except OSError:
+        return folder, None
+
+
+@lru_cache(maxsize=1)
+def _all_installed(_: tuple[tuple[str, int | None], ...]) -> tuple[Extension, ...]:
+    """Return all that is installed; a run asks a dozen times, and every package's metadata is read for it."""
     found = {
         Extension(kind, entry.name, f"{entry.dist.name} {entry.dist.version}" if entry.dist else "?", entry.value)
-        for kind in ([kind] if kind else KINDS)
+        for kind in KINDS
         for entry in entry_points(group=f"kdcli.{kind}")
     }
-    return sorted(found, key=lambda entry: (KINDS.index(entry.kind), entry.name, entry.package))
+    return tuple(sorted(found, key=lambda entry: (KINDS.index(entry.kind), entry.name, entry.package)))
 
 
 def names(kind: Kind) -> list[str]:

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+pytestmark = pytest.mark.usefixtures("few_points")
 
-@pytest.fixture(scope="session")
-def analyzed(random_run, same_run, run_cli_in, tmp_path_factory) -> dict[str, tuple[Path, str]]:
+
+@pytest.fixture(scope="module")
+def analyzed(few_points, random_run, same_run, run_cli_in, tmp_path_factory) -> dict[str, tuple[Path, str]]:
     """Both runs, analysed once: name -> (folder, what was printed)."""
     results = {}
     for run in (random_run, same_run):

@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("few_digits", "few_points")
+
 EXAMPLE = Path(__file__).parents[1] / "extension_dense"
 DATA = ("--task", "toy_ink", "--data", "demo:digits", "--set", "data.train_images=96")
 FAST = ("--batch-size", "32", "--lr", "0.01", "--device", "cpu", "--set", "data.workers=0")

@@ -406,7 +406,7 @@ def test_few_labels(run_cli, tmp_path, photos, tiny, trained_teacher):
     assert "6 of 52 training images have labels" in panel_row(outcome.stdout, "loss: supervised")
 
 
-def test_feature_layers_name_the_layers_that_are_distilled(run_cli, tmp_path, photos, tiny):
+def test_feature_layers_name_the_layers_that_are_distilled(run_cli, tmp_path, photos, tiny, few_points):
     outcome = run_cli(
         *("distill", "--teacher", "random:test_resnet", "--student", "test_convnext", "--data", photos, *tiny),
         *("--output", "run", "--feature-layers", "pooled:layer2", "--feature-layers", "stages.1:layer3"),

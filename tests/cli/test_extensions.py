@@ -13,6 +13,8 @@ import yaml
 from safetensors.torch import save_file
 from timm.models.resnet import BasicBlock, ResNet
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 EXAMPLE = Path(__file__).parents[1] / "extension"
 OPTIONS = ("--epochs", "1", "--batch-size", "16", "--device", "cpu", "--set", "data.workers=0")
 STUDENT = "toy:resnet?channels=[8,8,8,16]"

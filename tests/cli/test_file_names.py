@@ -12,6 +12,8 @@ import yaml
 from kdcli.base.text import check_name
 from kdcli.config.recipes import apply_overrides
 
+pytestmark = pytest.mark.usefixtures("few_points")
+
 
 def latin(name: str) -> str:
     """Return ``name`` in Latin-1 as Python has it."""

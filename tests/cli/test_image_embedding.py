@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("few_points")
+
 WITHOUT_KDCLI = """
 import json, sys
 sys.modules["kdcli"] = None

@@ -7,6 +7,8 @@ import pytest
 from kdcli.config.models import TeacherConfig
 from kdcli.models import load_teacher
 
+pytestmark = pytest.mark.usefixtures("few_points")
+
 
 @pytest.fixture(scope="module")
 def edges_run(photos, tmp_path_factory, run_cli_in):

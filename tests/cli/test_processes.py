@@ -21,18 +21,8 @@ from kdcli.machine.launch import _leave, _raise_first_error
 # A student without batch statistics: on a CPU there is no batch normalisation over all processes.
 OPTIONS = (
     *("--teacher", "random:test_efficientnet", "--student", "test_vit", "--data", "demo:digits", "--device", "cpu"),
-    *(
-        "--batch-size",
-        "64",
-        "--epochs",
-        "2",
-        "--set",
-        "data.workers=0",
-        "--set",
-        "data.labels_per_class=20",
-        "--set",
-        "data.train_images=640",
-    ),
+    *("--batch-size", "32", "--epochs", "2", "--set", "data.workers=0"),
+    *("--set", "data.labels_per_class=20", "--set", "data.train_images=320"),
     *("--set", "student.image_size=32", "--set", "teacher.image_size=32"),
     *("--set", "augment.mixup=0.2", "--set", "augment.cutmix=1.0"),
 )
@@ -289,10 +279,10 @@ def test_a_batch_that_can_not_be_shared_is_said_before_anything_else(run_cli, tm
         monkeypatch.setattr(kdcli.machine.launch, "is_launched", lambda: True)
         monkeypatch.setenv("WORLD_SIZE", "2")
         processes = ()
-    outcome = run_cli("distill", *OPTIONS, "--batch-size", "63", *processes, "--output", "r")
+    outcome = run_cli("distill", *OPTIONS, "--batch-size", "31", *processes, "--output", "r")
     assert outcome.exit_code == 2
-    assert "A batch of 63 can't be shared evenly by 2 processes" in outcome.stderr
-    assert "--batch-size 64" in outcome.stderr
+    assert "A batch of 31 can't be shared evenly by 2 processes" in outcome.stderr
+    assert "--batch-size 32" in outcome.stderr
     assert not (tmp_path / "r").exists()
 
 

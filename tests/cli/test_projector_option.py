@@ -21,15 +21,10 @@ WITH_LAYERS = sorted(
 MODELS = ("--teacher", "random:test_efficientnet", "--student", "test_resnet")
 QUICK = ("--epochs", "1", "--batch-size", "32", "--device", "cpu", "--set", "optim.lr=1e-3")
 SMALL = (
-    "--set",
-    "teacher.image_size=32",
-    "--set",
-    "student.image_size=32",
-    "--set",
-    "data.workers=0",
-    "--set",
-    "data.train_images=96",
+    *("--set", "teacher.image_size=32", "--set", "student.image_size=32"),
+    *("--set", "data.workers=0", "--set", "data.train_images=96"),
 )
+pytestmark = pytest.mark.usefixtures("few_digits", "few_points")
 
 
 @pytest.fixture

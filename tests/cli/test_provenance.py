@@ -14,6 +14,8 @@ from kdcli.base.errors import UserError
 from kdcli.config.recipes import load_yaml
 from kdcli.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("few_points")
+
 SPLITS = {
     f"{split}/{name}": count for split, count in (("train", 16), ("val", 4), ("test", 4)) for name in ("apple", "sky")
 }

@@ -1,4 +1,4 @@
-"""Every command of README.md, in order and in one folder, with small stand-ins for what can't be had offline."""
+"""Every command of README.md, with small stand-ins for what can't be had offline; those that need one another in order."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from pydoc_data import topics
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from kdcli.data.images.dense import demos
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -120,8 +123,8 @@ SUBSTITUTES = {
 FLAGS = {"--student-pretrained", "--dry-run", "--baseline", "--json", "--test", "--no-test"}
 SHORT = {
     "--data": "--batch-size 16 --set train.epochs=1 --set student.image_size=32 --set data.workers=0 --device cpu",
-    # Most of the digits are kept for validation, which takes no time.
-    "--recipe": "--set train.epochs=1 --set data.validation_fraction=0.85 --set data.labels_per_class=2 --device cpu",
+    "--recipe": "--set train.epochs=1 --set train.batch_size=16 --set data.labels_per_class=2 --device cpu"
+    " --set student.image_size=32 --set teacher.image_size=32",
 }
 """Added to a distillation that has the option, so that it takes seconds."""
 SHORT_SWEEP = SHORT["--recipe"].replace("--device cpu", "--set train.device=cpu --set baseline=false")
@@ -217,32 +220,61 @@ def test_every_rule_is_used():
     assert SUBSTITUTES.keys() - used <= {("--split", "test")}
 
 
-def test_every_command_and_the_python_block_in_order(folder, run_cli_in, monkeypatch):
+def chains() -> list[list[str]]:
+    """Return the commands and Python blocks in groups, each in order: in one are those that name a folder or file that
+    another one makes. What no other needs stands alone."""
+    steps: list[tuple[str, set[str]]] = []
+    for kind, block in re.findall(r"^```(sh|python)\n(.*?)^```", README, re.M | re.S):
+        lines = (
+            [block] if kind == "python" else (part.strip() for line in block.splitlines() for part in line.split("&&"))
+        )
+        for step in lines:
+            if kind == "python" or step.startswith("kdcli "):
+                made = set(re.findall(r"runs/(?:sweeps/)?[a-z-]+|\bmine\b|\bquickstart\b", step))
+                steps.append((step, {name.rpartition("/")[2].removesuffix("-") for name in made}))
+    groups: list[tuple[set[int], set[str]]] = []
+    for number, (_, names) in enumerate(steps):
+        joined = [group for group in groups if group[1] & names]
+        groups = [group for group in groups if group not in joined]
+        numbers, together = {number}, set(names)
+        for group in joined:
+            numbers |= group[0]
+            together |= group[1]
+        groups.append((numbers, together))
+    return sorted(([steps[number][0] for number in sorted(numbers)] for numbers, _ in groups), key=len, reverse=True)
+
+
+def test_each_command_is_in_one_chain():
+    chained = [step for chain in chains() for step in chain if step.startswith("kdcli ")]
+    assert sorted(chained) == sorted(command for command in commands() if command.startswith("kdcli "))
+
+
+@pytest.fixture
+def few_samples(few_digits, few_points, monkeypatch):
+    """Demos with 12 scenes to measure on and 30 topics of Python's, and few digits."""
+    monkeypatch.setattr(demos, "SCENES", {split: 12 if split != "train" else n for split, n in demos.SCENES.items()})
+    monkeypatch.setattr(topics, "topics", {name: topics.topics[name] for name in sorted(topics.topics)[:30]})
+
+
+@pytest.mark.parametrize("chain", chains(), ids=lambda chain: chain[0].removeprefix("kdcli ").partition("\n")[0])
+def test_every_command_and_the_python_block_in_order(chain, folder, few_samples, run_cli_in, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    text = "\n".join(
-        f"{kind}\0{block}" for kind, block in re.findall(r"^```(sh|python)\n(.*?)^```", README, re.M | re.S)
-    )
-    ran = 0
-    for part in re.split(r"^(?=sh\0|python\0)", text, flags=re.M):
-        kind, _, block = part.partition("\0")
-        if kind == "python":
+    for step in chain:
+        if not step.startswith("kdcli "):
             names: dict = {}
-            exec(compile(block, "README.md", "exec"), names)
+            exec(compile(step, "README.md", "exec"), names)
             assert len(names["labels"]) == names["model"].num_classes
             assert not names["model"].training
             continue
-        for command in (c.strip() for line in block.splitlines() for c in line.split("&&")):
-            if command.startswith("kdcli "):
-                outcome = run_cli_in(*substituted(command), cwd=folder)
-                assert outcome.exit_code == 0, f"{command}\n{outcome.stdout}\n{outcome.stderr}"
-                ran += 1
-    assert ran >= 10
-    runs = {run.name for run in (folder / "runs").iterdir()}
-    assert {"quickstart", "mine"} <= runs
-    assert (folder / "deploy" / "model.onnx").is_file()
-    assert {file.name for file in (folder / "comparison").iterdir()} == {"compare.csv", "compare.md", "curves.png"}
-    assert (folder / "runs" / "quickstart" / "baseline" / "metrics.jsonl").is_file()
+        outcome = run_cli_in(*substituted(step), cwd=folder)
+        assert outcome.exit_code == 0, f"{step}\n{outcome.stdout}\n{outcome.stderr}"
+    if "kdcli recipes copy quickstart mine.yaml" in chain:
+        runs = {run.name for run in (folder / "runs").iterdir()}
+        assert {"quickstart", "mine"} <= runs
+        assert (folder / "deploy" / "model.onnx").is_file()
+        assert {file.name for file in (folder / "comparison").iterdir()} == {"compare.csv", "compare.md", "curves.png"}
+        assert (folder / "runs" / "quickstart" / "baseline" / "metrics.jsonl").is_file()
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python tests/")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -27,7 +28,8 @@ _spec.loader.exec_module(kill_and_resume)
 
 SHORT = (
     *("--teacher", "random:test_efficientnet", "--student", "test_resnet", "--data", "demo:digits"),
-    *("--batch-size", "64", "--device", "cpu", "--set", "train.ema=0.99", "--set", "augment.mixup=0.2"),
+    *("--batch-size", "8", "--device", "cpu", "--set", "train.ema=0.99", "--set", "augment.mixup=0.2"),
+    *("--set", "data.train_images=160"),  # 20 steps an epoch
     *("--set", "student.image_size=32", "--set", "teacher.image_size=32", "--set", "data.workers=0"),
 )
 EPOCHS = ("--epochs", "2", "--checkpoint-every", "3")
@@ -95,22 +97,18 @@ def train_step(self, batch, epoch):
         os.kill(os.getpid(), number)
 
 Trainer._train_step = train_step
-sys.argv = ["kdcli", "distill", *sys.argv[3:]]
+sys.argv[1:] = ["distill", *sys.argv[3:]]
 main()
 """
 
 
-def test_a_signal_saves_and_says_how_to_go_on(run_cli, tmp_path, whole):
+def test_a_signal_saves_and_says_how_to_go_on(run_cli, forked, tmp_path, whole):
     """One run, stopped by each signal in turn, ends as the run that nothing stopped."""
     run = tmp_path / "run"
     options = (*SHORT, *EPOCHS, "--checkpoint-every", "1h", "--output", run)
     for number, code, step in ((signal.SIGTERM, 143, 12), (signal.SIGINT, 130, 25), (signal.SIGHUP, 129, 33)):
-        process = subprocess.run(
-            [sys.executable, "-c", SIGNALLED, str(int(number)), str(step), *map(str, options)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"NO_COLOR": "1"},
-        )  # fmt: skip
-        output = process.stdout
-        assert process.returncode == code, output
+        ((exit_code, output),) = forked((SIGNALLED, [str(int(number)), str(step), *options], {}))
+        assert exit_code == code, output
         assert "Traceback" not in output
         (line,) = [line for line in output.splitlines() if "Go on with: kdcli distill --resume" in line]
         assert str(run) in line
@@ -444,32 +442,33 @@ def test_the_folder_of_a_run_is_not_set_anew(run_cli, tmp_path, whole):
     assert "in its own folder" in outcome.stderr
 
 
-def test_a_full_disk_is_one_message_and_keeps_what_there_is(tmp_path, whole):
-    """The system allows files of 300 KB: the first checkpoint is larger, the run folder's other files are not."""
-    process = subprocess.run(
-        [sys.executable, "-m", "kdcli", "distill", *SHORT, *EPOCHS, "--output", str(tmp_path / "run")],
-        capture_output=True, text=True, check=False, env=os.environ | {"NO_COLOR": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
-    )  # fmt: skip
-    assert process.returncode == 2, process.stderr
-    assert process.stderr.count("Error:") == 1
-    assert "File too large" in process.stderr
-    assert "TMPDIR" in process.stderr, "the student is saved to a temporary folder before it is trained"
-    assert "Traceback" not in process.stderr
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """The system allows this process no larger files."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_earlier_ones(tmp_path, whole):
+def test_a_full_disk_is_one_message_and_keeps_what_there_is(run_cli, tmp_path):
+    """The first checkpoint is larger than what the system allows, the run folder's other files are not."""
+    with files_of_at_most(300_000):
+        outcome = run_cli("distill", *SHORT, *EPOCHS, "--output", "run")
+    assert outcome.exit_code == 2, outcome.stderr
+    assert outcome.stderr.count("Error:") == 1
+    assert "File too large" in outcome.stderr
+    assert "TMPDIR" in outcome.stderr, "the student is saved to a temporary folder before it is trained"
+    assert "Traceback" not in outcome.stderr
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_earlier_ones(run_cli, tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
-    process = subprocess.run(
-        [sys.executable, "-m", "kdcli", "distill", "--resume", str(tmp_path / "run"), "--epochs", "3"],
-        capture_output=True, text=True, check=False, env=os.environ | {"NO_COLOR": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
-    )  # fmt: skip
-    assert process.returncode == 2, process.stderr
-    assert "Traceback" not in process.stderr
+    with files_of_at_most(300_000):
+        outcome = run_cli("distill", "--resume", "run", "--epochs", "3")
+    assert outcome.exit_code == 2, outcome.stderr
+    assert "Traceback" not in outcome.stderr
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000039", "step-00000040"]
-    again = subprocess.run(
-        [sys.executable, "-m", "kdcli", "distill", "--resume", str(tmp_path / "run"), "--epochs", "3"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr
+    assert run_cli("distill", "--resume", "run", "--epochs", "3").exit_code == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -23,6 +21,7 @@ from kdcli.training.trainer import Trainer
 
 RATES = {"critic": 0.02, "student": 0.005}
 CRITIC_STEPS = 3
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 class Duel(Objective):
@@ -71,7 +70,7 @@ def make_trainer(folder, objective=Duel, **train):
         "student": {"name": "test_resnet", "image_size": 32},
         "data": {"name": "demo:digits", "workers": 0},
         "optim": {"optimizer": "adamw", "warmup": 0},
-        "train": {"epochs": 2, "batch_size": 256, "device": "cpu", **train},
+        "train": {"epochs": 2, "batch_size": 64, "device": "cpu", **train},
         "test": False,
     }
     config = parse_config(values, source="t")
@@ -214,25 +213,25 @@ class Game(Objective):
         scores = self.second(self.first(batch))
         return {"loss": scores.mean() if phase == "second" else -scores.square().mean()}
 
-sections = {"train": {"device": "cpu", "accumulation": 2}, "optim": {"warmup": 0, "schedule": "constant"}}
-config = parse_config({"teacher": "t", "student": "s", "data": "d", **sections}, source="t")
-accelerator, game = make_accelerator(config.train), Game()
-phases = Phases(game, config, 2, accelerator)
-share = slice(accelerator.process_index, None, accelerator.num_processes)
-for step, batch in enumerate(torch.randn(4, 8, 4, generator=torch.Generator().manual_seed(1))):
-    phases.step(batch[share], None, step)
-torch.save(game.state_dict(), f"{sys.argv[1]}-{accelerator.process_index}")
+def play(name):
+    sections = {"train": {"device": "cpu", "accumulation": 2}, "optim": {"warmup": 0, "schedule": "constant"}}
+    config = parse_config({"teacher": "t", "student": "s", "data": "d", **sections}, source="t")
+    accelerator, game = make_accelerator(config.train), Game()
+    phases = Phases(game, config, 2, accelerator)
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    for step, batch in enumerate(torch.randn(4, 8, 4, generator=torch.Generator().manual_seed(1))):
+        phases.step(batch[share], None, step)
+    torch.save(game.state_dict(), f"{name}-{accelerator.process_index}")
+
+play(sys.argv[1])
 """
 
 
-def test_two_processes_step_as_one(tmp_path):
+def test_two_processes_step_as_one(tmp_path, forked, forked_together):
     """Two accumulated batches of each update are shared; the other phase's parameters are frozen in each."""
-    script = tmp_path / "game.py"
-    script.write_text(SCRIPT)
-    for name, launcher in (("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"))):
-        command = [sys.executable, *launcher, str(script), str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    ((code, output),) = forked((SCRIPT, [tmp_path / "one"], {}))
+    assert code == 0, output
+    forked_together(SCRIPT, [tmp_path / "two"])
     one, first, second = (torch.load(tmp_path / name) for name in ("one-0", "two-0", "two-1"))
     assert_same(first, second)
     for name, value in one.items():

@@ -45,8 +45,9 @@ BASE = {
     "teacher": {"name": "random:test_efficientnet", "image_size": 32},
     "student": {"name": "test_resnet", "image_size": 32},
     "data": {"name": "demo:digits", "workers": 0},
-    "train": {"epochs": 2, "batch_size": 256, "device": "cpu"},
+    "train": {"epochs": 2, "batch_size": 64, "device": "cpu"},
 }
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "training"), ("validation", "validation"), ("test", "test")])
@@ -132,7 +133,7 @@ def test_the_run_folder_records_everything(tmp_path):
     result, opened, _ = run(tmp_path / "run")
     lines = [json.loads(line) for line in (opened.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["train", "validation", "train", "validation", "test"]
-    assert result.steps == 2 * (1293 // 256) == lines[-2]["step"]
+    assert result.steps == 2 * (360 // 64) == lines[-2]["step"]
     for line in lines[:1]:
         # Means over the steps, in which the balanced weight changes.
         weighted = line["supervised"] + line["weight/projection"] * line["projection"]
@@ -168,7 +169,7 @@ def test_the_best_student_by_validation_is_kept_and_the_test_split_is_read_once(
         return {"accuracy": accuracy, "loss": loss}
 
     monkeypatch.setattr(trainer_module, "evaluate", evaluate)
-    result, opened, _ = run(tmp_path / "run", train__epochs=4, train__batch_size=1024)
+    result, opened, _ = run(tmp_path / "run", train__epochs=4, train__batch_size=256)
     assert seen == ["validation"] * 4 + ["test"]
     assert result.validation["epoch"] == 2
     assert result.test["accuracy"] == 0.7
@@ -201,7 +202,7 @@ def validations(monkeypatch, *answers):
 def test_a_metric_that_is_no_number_at_first_keeps_no_student_for_ever(tmp_path, monkeypatch):
     """The correlation of a constant prediction is NaN; the second epoch's is -0.1, and that student is the best."""
     snapshots = validations(monkeypatch, (math.nan, 1.0), (-0.1, 2.0), (math.nan, 0.1), (0.0, 0.0))
-    result, opened, _ = run(tmp_path / "run", train__epochs=3, train__batch_size=1024)
+    result, opened, _ = run(tmp_path / "run", train__epochs=3, train__batch_size=256)
     assert (result.validation["epoch"], result.validation["accuracy"]) == (2, -0.1)
     assert_same(weights(opened), snapshots[1])
 
@@ -209,7 +210,7 @@ def test_a_metric_that_is_no_number_at_first_keeps_no_student_for_ever(tmp_path,
 def test_a_student_whose_loss_is_no_number_is_never_the_best(tmp_path, monkeypatch):
     snapshots = validations(monkeypatch, (0.9, math.nan), (0.1, 1.0), (0.9, math.inf), (0.5, 0.5))
     reporter = Silent()
-    result, opened, _ = run(tmp_path / "run", reporter, train__epochs=3, train__batch_size=1024)
+    result, opened, _ = run(tmp_path / "run", reporter, train__epochs=3, train__batch_size=256)
     assert result.validation["epoch"] == 2
     assert_same(weights(opened), snapshots[1])
     assert sum("can't be the best" in warning for warning in reporter.warnings) == 2
@@ -218,7 +219,7 @@ def test_a_student_whose_loss_is_no_number_is_never_the_best(tmp_path, monkeypat
 def test_a_run_without_any_fit_student_is_an_error(tmp_path, monkeypatch):
     validations(monkeypatch, (0.9, math.nan))
     with pytest.raises(UserError, match="gave a finite loss"):
-        run(tmp_path / "run", train__epochs=1, train__batch_size=1024)
+        run(tmp_path / "run", train__epochs=1, train__batch_size=256)
     assert not (tmp_path / "run" / "student").exists()
 
 
@@ -236,7 +237,7 @@ def test_damaged_weights_do_not_replace_the_best_student(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(trainer_module.Trainer, "_train_step", train_step)
     with pytest.raises(UserError, match="weights became NaN or infinite up to step 2") as caught:
-        run(tmp_path / "run", train__epochs=2, train__batch_size=1024, train__ema=ema)
+        run(tmp_path / "run", train__epochs=2, train__batch_size=256, train__ema=ema)
     assert "best student from before are kept" in caught.value.hint
     assert_same(weights(RunFolder(tmp_path / "run")), snapshots[0])
     assert len(snapshots) == 1
@@ -273,7 +274,7 @@ def test_accumulation_steps_once_for_so_many_batches(tmp_path, monkeypatch):
         return schedule
 
     monkeypatch.setattr(distiller_module, "make_schedule", make_schedule)
-    result, _, _ = run(tmp_path / "run", train__accumulation=4, train__batch_size=128, train__epochs=1)
+    result, _, _ = run(tmp_path / "run", train__accumulation=4, train__batch_size=36, train__epochs=1)
     assert result.steps == 8, "10 batches are two whole groups of 4; the rest would fill no group"
     assert updates == [1, 2]
 
@@ -285,8 +286,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
         "student": student, "teacher": "none", "methods": [{"method": "supervised"}], "train__epochs": 1,
         "optim__optimizer": "sgd", "optim__clip_grad": None, "optim__warmup": 0, "augment__flip": 0,
     }  # fmt: skip
-    _, whole, _ = run(tmp_path / "a", **common, train__batch_size=1280)
-    _, halves, _ = run(tmp_path / "b", **common, train__batch_size=640, train__accumulation=2)
+    _, whole, _ = run(tmp_path / "a", **common, train__batch_size=360)
+    _, halves, _ = run(tmp_path / "b", **common, train__batch_size=180, train__accumulation=2)
     job = prepare_job(parse_config(merged(BASE, common), source="t"))
     start = job.student.module.state_dict()
     for name, value in weights(whole).items():
@@ -298,7 +299,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_the_projector_stays_orthogonal_and_float32_under_autocast(tmp_path, precision):
     options = {"methods": [{"method": "supervised"}, {"method": "projection", "projector": "orthogonal"}]}
-    _, opened, _ = run(tmp_path / "run", **options, train__mixed_precision=precision, optim__lr=0.01)
+    few = {"data__train_images": 64, "train__batch_size": 16, "train__epochs": 1}  # a CPU takes long over bfloat16
+    _, opened, _ = run(tmp_path / "run", **options, **few, train__mixed_precision=precision, optim__lr=0.01)
     matrix = opened.read_tensors("projector.safetensors")["projection.projector.weight"]
     assert matrix.dtype == torch.float32
     assert float(orthogonality_error(matrix)) <= 1e-5
@@ -415,9 +417,9 @@ def test_out_of_memory_says_which_batch_takes_less(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(trainer_module.Trainer, "_train_step", no_memory)
-    with pytest.raises(UserError, match="memory of the GPU ran out at step 1 with a batch of 256") as caught:
+    with pytest.raises(UserError, match="memory of the GPU ran out at step 1 with a batch of 64") as caught:
         run(tmp_path / "run")
-    assert "--batch-size 128 --set train.accumulation=2" in caught.value.hint
+    assert "--batch-size 32 --set train.accumulation=2" in caught.value.hint
 
     train = parse_config(merged(BASE, {"train__batch_size": 20}), source="t").train
     with pytest.raises(UserError) as caught, hardware_errors(train, step=lambda: 0, processes=4):

@@ -15,7 +15,7 @@ from kdcli.data import AnyBatch, Batch
 from kdcli.machine.team import Team
 from kdcli.tasks.base import DEFAULT_LOSS, ImageTask
 from kdcli.tasks.classification.report import ClassReport, class_layout
-from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics, shares
+from kdcli.tasks.meters import Meter, SampleSums, shares
 from kdcli.tasks.reports import Layout, Panel, Report
 
 
@@ -95,24 +95,19 @@ class ClassificationMeter:
     """
 
     def __init__(self, num_classes: int, team: Team) -> None:
-        from torchmetrics.classification import MulticlassAccuracy
-
         self._has_top5, self._team = num_classes > 5, team
-        metrics = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
-        if self._has_top5:
-            metrics["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-        self._metrics = TeamMetrics(metrics, team)
-        self._totals = torch.zeros(2, dtype=torch.float64)  # of the loss, of the samples
+        # Of the samples, of the loss, of the hits of every metric.
+        self._totals = torch.zeros(4 if self._has_top5 else 3, dtype=torch.float64)
 
     def update(self, outputs: Tensor, batch: AnyBatch) -> SampleSums:
         """Add logits (B, C); return every sample's share in ``accuracy`` and ``top5``."""
         logits, targets = outputs.float(), batch.targets
         loss = F.cross_entropy(logits, targets, reduction="sum")
-        self._totals += torch.stack([loss.cpu(), torch.tensor(len(batch))])
-        self._metrics.update(logits, targets)
         hits = {"accuracy": logits.argmax(dim=1) == targets}
         if self._has_top5:
             hits["top5"] = (logits.topk(5, dim=1).indices == targets[:, None]).any(dim=1)
+        found = [values.sum() for values in hits.values()]
+        self._totals += torch.stack([torch.tensor(len(batch)), *(value.cpu().double() for value in (loss, *found))])
         return {name: shares(values) for name, values in hits.items()}
 
     def compute(self) -> dict[str, float]:
@@ -121,7 +116,8 @@ class ClassificationMeter:
         Raises:
             UserError: there are no samples.
         """
-        loss, count = self._team.sum(self._totals).tolist()
+        count, loss, *hits = self._team.sum(self._totals).tolist()
         if count == 0:
             raise UserError("None of the evaluation images can be read.", "Check the files of that split.")
-        return self._metrics.compute() | {"loss": loss / count}
+        means = {name: found / count for name, found in zip(("accuracy", "top5"), hits, strict=False)}
+        return means | {"loss": loss / count}
