@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,20 @@ def recipes_folder() -> Path:
 
 def list_recipes() -> list[Recipe]:
     """Return every shipped recipe, by name; a file whose name begins with ``_`` is only there to be extended."""
-    folder = recipes_folder()
+    return list(_recipes_in(recipes_folder()))
+
+
+@cache
+def _recipes_in(folder: Path) -> tuple[Recipe, ...]:
     files = sorted(file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
-    return [
+    return tuple(
         Recipe(
             name=file.relative_to(folder).with_suffix("").as_posix(),
             path=file,
             description=str(load_recipe(file).get("description", "")),
         )
         for file in files
-    ]
+    )
 
 
 def find_recipe(name: str) -> Path:

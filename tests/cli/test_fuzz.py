@@ -526,7 +526,7 @@ def test_recipes_of_any_values(playground: Playground, value: Any, start: bool) 
     playground.attempt_recipe(dumped(value), start=start)
 
 
-@cases(0.35)
+@cases(0.2)
 @given(mutated_recipes(), starts)
 def test_mutated_recipes(playground: Playground, content: bytes, start: bool) -> None:
     playground.attempt_recipe(content, start=start)

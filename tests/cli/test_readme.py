@@ -123,7 +123,7 @@ SUBSTITUTES = {
 FLAGS = {"--student-pretrained", "--dry-run", "--baseline", "--json", "--test", "--no-test"}
 SHORT = {
     "--data": "--batch-size 16 --set train.epochs=1 --set student.image_size=32 --set data.workers=0 --device cpu",
-    "--recipe": "--set train.epochs=1 --set train.batch_size=16 --set data.labels_per_class=2 --device cpu"
+    "--recipe": "--set train.epochs=1 --set data.train_images=64 --set train.batch_size=16 --set data.labels_per_class=2 --device cpu"
     " --set student.image_size=32 --set teacher.image_size=32",
 }
 """Added to a distillation that has the option, so that it takes seconds."""

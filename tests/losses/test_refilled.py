@@ -317,7 +317,7 @@ step(32, 2, "semi_hard")
 before = peak()
 for mining in ("semi_hard", "nearest_farther", "tuples"):
     step(1024, 100, mining)
-step(512, 2, "semi_hard")  # 67 million candidates, 16 chunks
+step(320, 2, "semi_hard")  # 16 million candidates, 4 chunks
 print(peak() - before)
 torch.ones(1024, 1024, 1024, dtype=torch.bool)
 print(peak() - before)
