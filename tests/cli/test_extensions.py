@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -113,20 +111,19 @@ def test_the_task_s_loss_is_the_extension_s(toy_run, toy):
     assert loss.item() == pytest.approx(0.9 * math.log(5), rel=1e-5)
 
 
-def test_a_fresh_process_reloads_and_exports_the_student(toy_run, site, tmp_path):
+def test_a_fresh_process_reloads_and_exports_the_student(toy_run, site, forked, tmp_path):
+    """One that has not imported the example, and then one that does not find it."""
     run, _ = toy_run
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
-    command = [sys.executable, "-m", "kdcli", "export", str(run), "--output", str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
+    code = "import sys\nfrom kdcli.cli.app import main\n"
+    found = f"{code}assert 'kdcli_toy' not in sys.modules\nsys.path.insert(0, {str(site)!r})\nmain()"
+    ((exit_code, output),) = forked((found, ["export", run, "--output", tmp_path / "out"], {}))
+    assert exit_code == 0, output
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)  # the example is imported here
     assert model.pretrained_cfg["label_names"] == ["0", "1", "2", "3", "4"]
-    command = [sys.executable, "-m", "kdcli", "models", "layers", str(tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 2
-    assert "no architecture 'toy_resnet'" in result.stderr
-    assert "install the package that adds it" in result.stderr
+    ((exit_code, output),) = forked((f"{code}main()", ["models", "layers", tmp_path / "out"], {}))
+    assert exit_code == 2, output
+    assert "no architecture 'toy_resnet'" in output
+    assert "install the package that adds it" in output
 
 
 def test_a_run_whose_extension_is_gone_says_so(toy_run, run_cli):
