@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcli.results import figures
+from kdcli.results import figures, paper_figures
 
 
 def _randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -131,3 +131,8 @@ def test_numbers_of_a_landscape_by_hand() -> None:
     assert figures.relative_curvature(10 * losses, positions) == pytest.approx(1.5)
     assert figures.relative_curvature(1 + 0 * losses, positions) == figures.relative_range(1 + 0 * losses) == 0
     assert figures.relative_curvature(0 * losses, positions) is figures.relative_range(0 * losses) is None
+
+
+@pytest.mark.parametrize(("macs", "side"), [(0, 21), (10**8, 21), (2 * 10**8, 15), (10**9, 7), (10**12, 7)])
+def test_costly_models_get_fewer_points_of_a_landscape(macs: int, side: int) -> None:
+    assert paper_figures._points_along(macs, torch.device("cpu")) == side
