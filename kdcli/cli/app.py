@@ -10,6 +10,7 @@ from kdcli import __version__
 from kdcli.base.errors import UserError
 from kdcli.cli.distill import distill
 from kdcli.cli.models import models_app
+from kdcli.cli.predict import predict
 from kdcli.cli.recipes import recipes_app
 from kdcli.cli.results import analyze_projector, evaluate, export
 from kdcli.cli.runs import compare, sweep
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (distill, sweep, export, analyze_projector, compare, evaluate):
+for command in (distill, sweep, export, analyze_projector, compare, evaluate, predict):
     app.command()(command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(models_app, name="models")

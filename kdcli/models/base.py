@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcli.base.errors import UserError, did_you_mean
-from kdcli.base.facts import ModelFacts, Preprocessing, TextPreprocessing
+from kdcli.base.facts import LabelKind, ModelFacts, Preprocessing, TextPreprocessing
 from kdcli.base.reads import DISTILLATION, LOGITS, Reads
 from kdcli.data import AnyBatch
 from kdcli.models.measure import Measured, measure
@@ -111,6 +111,11 @@ class Model(nn.Module, ABC):
     def native(self) -> nn.Module:
         """What other programs run: it takes :meth:`example`'s inputs, and returns logits as its library does."""
         return self.module
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """What the label of a sample is, of a classifier of whole samples: one class, unless it says otherwise."""
+        return "class"
 
     @property
     def predictions(self) -> Reads:

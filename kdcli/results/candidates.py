@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
-from kdcli.base.tasks import Modality
+from kdcli.base.tasks import TASKS, Modality
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
 from kdcli.data.fingerprint import AnyData, find_trained_on
@@ -47,6 +48,14 @@ class Candidate:
     file: str = ""
 
 
+class Loaded(NamedTuple):
+    """A model; the folder that its weights lie in, None where they lie in none; of a checkpoint file, which it is."""
+
+    model: Model
+    folder: Path | None
+    file: str
+
+
 def load_candidate(
     role: str, name: str, run: RunFolder | None, data: DataFacts, *, weights: str | None = None
 ) -> Candidate:
@@ -55,13 +64,7 @@ def load_candidate(
     Raises:
         UserError: when it can't be loaded, or its labels don't fit.
     """
-    if run is None:
-        config = settle_teacher(TeacherConfig(name=name, weights=weights), modality=data.noun)
-        model = load_teacher(config, task=data.task, seed=0)
-        folder = None if config.weights else _weights_folder(config.name, modality=data.noun)
-        file = model.facts.weights if config.weights else ""
-    else:
-        model, folder, file = load_saved(run.student), run.student, ""
+    model, folder, file = load_model(name, run, task=data.task, weights=weights)
     if model.facts.num_classes == 0:
         raise UserError(f"{name} has no classifier: it can't be evaluated.", f"Choose a classifier of {data.noun}s.")
     if model.facts.task != data.task:
@@ -78,7 +81,23 @@ def load_candidate(
     return Candidate(role, name, model, folder, label_map, reason, is_trained, file)
 
 
-def _teacher(run: RunFolder, student: Candidate, data: DataFacts) -> Candidate | None:
+def load_model(name: str, run: RunFolder | None, *, task: str, weights: str | None = None) -> Loaded:
+    """Load a run's student, or a model by its name for ``task``.
+
+    Raises:
+        UserError: when it can't be loaded.
+    """
+    if run is not None:
+        return Loaded(load_saved(run.student), run.student, "")
+    modality = TASKS[task].modality
+    config = settle_teacher(TeacherConfig(name=name, weights=weights), modality=modality)
+    model = load_teacher(config, task=task, seed=0)
+    if config.weights:
+        return Loaded(model, None, model.facts.weights)
+    return Loaded(model, _weights_folder(config.name, modality=modality), "")
+
+
+def load_teacher_of(run: RunFolder, student: Candidate, data: DataFacts) -> Candidate | None:
     """Load the run's teacher; it has an accuracy where the run's plan found its labels to be the student's."""
     config, plan = run.read_config(), run.read_plan()
     if config.teacher.name == "none":
@@ -110,7 +129,7 @@ def beside(
     first: Candidate, run: RunFolder | None, others: Mapping[str, RunFolder | None], facts: DataFacts
 ) -> Iterator[Candidate]:
     """Yield the teacher of ``run``, where it has one, and the others."""
-    if run is not None and (teacher := _teacher(run, first, facts)) is not None:
+    if run is not None and (teacher := load_teacher_of(run, first, facts)) is not None:
         yield teacher
     for number, (other, opened) in enumerate(others.items(), 1):
         yield load_candidate(f"against-{number}", other, opened, facts)

@@ -7,7 +7,7 @@ finished, with their costs.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from kdcli.config.data import DataConfig
 from kdcli.data import AnyBatch, EvalBatches, Source
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
+from kdcli.models.base import Model
 from kdcli.models.costs import measure_costs
 from kdcli.results.candidates import Candidate, beside, check_runs, load_candidate, notes_on
 from kdcli.results.samples import (
@@ -237,13 +238,32 @@ def _score(
     for batch in loader:
         skipped.update(dict.fromkeys(batch.skipped))
         if len(batch):
-            report.update(_predict(task, candidate, batch, device), batch)
+            report.update(predict_batch(task, candidate, batch, device), batch)
     return report
 
 
-def _predict(task: Task, candidate: Candidate, batch: AnyBatch, device: torch.device) -> Any:
-    """Return what a model predicts of a batch, on the CPU and in the data's order of classes."""
-    outputs = task.in_order(task.predict(candidate.model, batch.to(device)), candidate.label_map or ())
+def predict_batch(
+    task: Task,
+    candidate: Candidate,
+    batch: AnyBatch,
+    device: torch.device,
+    *,
+    ask: Callable[[Model, AnyBatch], Any] | None = None,
+) -> Any:
+    """Return what a model, on ``device``, predicts of a batch, on the CPU and in the data's order of classes.
+
+    Args:
+        task: what is predicted.
+        candidate: the model.
+        batch: at least one sample.
+        device: where it is.
+        ask: of a model and a batch to its outputs; by default the task's ``predict``.
+
+    Raises:
+        UserError: something of it is no finite number.
+    """
+    ask = ask or task.predict
+    outputs = task.in_order(ask(candidate.model, batch.to(device)), candidate.label_map or ())
     if not isinstance(outputs, Tensor):
         return outputs.cpu() if hasattr(outputs, "cpu") else outputs
     outputs = outputs.float().cpu()
@@ -273,6 +293,6 @@ def _draw(
     outputs: dict[str, Any] = {}
     for candidate in drawn:
         candidate.model.to(device)
-        outputs[candidate.role] = _predict(task, candidate, batch, device)
+        outputs[candidate.role] = predict_batch(task, candidate, batch, device)
         candidate.model.cpu()
     return task.pictures(batch, outputs)

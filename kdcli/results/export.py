@@ -61,7 +61,7 @@ def export_safetensors(run: RunFolder, output: Path) -> Exported:
     library = library_called(student.facts.library)
     projector = None
     if TASKS[student.facts.task].is_label_free:
-        projector = _embedding_projector(run, student.facts.feature_dims["pooled"])
+        projector = embedding_projector(run, student.facts.feature_dims["pooled"])
     differences: list[float] = []
 
     def save(folder: Path) -> None:
@@ -164,7 +164,7 @@ def _write(output: Path, save: Callable[[Path], object], library: Library) -> li
     return notes
 
 
-def _embedding_projector(run: RunFolder, student_dim: int) -> Projector | None:
+def embedding_projector(run: RunFolder, student_dim: int) -> Projector | None:
     """Return the run's map of pooled features into the teacher's space; None where there is none."""
     for name, options in named_methods(run.read_config().methods or ()).items():
         if (found := options.embedding_map()) is not None:

@@ -123,17 +123,26 @@ _ELSEWHERE = (
 )
 
 
-def task_of(run: RunFolder | None, asked: str | None) -> tuple[str, str | None]:
-    """Return the task of a run, or what was asked for of a model, and another package's in its place."""
+def named_task(run: RunFolder | None, asked: str | None) -> tuple[str, str | None]:
+    """Return the task of a run, or what was asked for of a model, and another package's in its place.
+
+    Raises:
+        UserError: there is no such task, or the run has another one.
+    """
     tasks = (*TASKS, *extensions.names("tasks"))
     if asked is not None and asked not in tasks:
         raise UserError(f"There is no task {asked!r}. {did_you_mean(asked, tasks)}".rstrip(), one_of(tasks))
     if run is None:
-        task, extension = find_task(asked or DEFAULT_TASK)
-    else:
-        task, extension = run.read_config().task, run.read_config().extension_task
-        if asked not in (None, task, extension):
-            raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
+        return find_task(asked or DEFAULT_TASK)
+    task, extension = run.read_config().task, run.read_config().extension_task
+    if asked not in (None, task, extension):
+        raise UserError(f"The run's task is {task}, not {asked}.", "Leave --task out: it is for models.")
+    return task, extension
+
+
+def task_of(run: RunFolder | None, asked: str | None) -> tuple[str, str | None]:
+    """Return as :func:`named_task` a task whose samples have labels of their own, which are no tokens."""
+    task, extension = named_task(run, asked)
     if TASKS[task].is_label_free or TASKS[task].is_language_model:
         raise UserError(f"kdcli evaluate measures classifiers, and the task {task} has no classes.", _ELSEWHERE)
     return task, extension

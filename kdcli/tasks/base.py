@@ -19,9 +19,11 @@ from kdcli.base.tasks import TASKS, TaskFacts, kind_of
 from kdcli.config.data import DataConfig
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, ImageData, TextData, open_data, open_texts
+from kdcli.data.images.decode import Range
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
+from kdcli.tasks.answers import Answers, Choice
 from kdcli.tasks.meters import Meter
 from kdcli.tasks.reports import Layout, Panel, Report
 
@@ -182,6 +184,33 @@ class Task(ABC):
             For each sample as many pictures.
         """
         raise NotImplementedError
+
+    @classmethod
+    def facts_of(cls, model: Model, config: DataConfig | None) -> DataFacts:
+        """Return the facts of no data at all, with a finished model's own classes; those without names are numbers.
+
+        Args:
+            model: whose answers are to be told.
+            config: of the data that it was trained on; None where that is not known.
+        """
+        names = model.facts.label_names or tuple(map(str, range(model.facts.num_classes)))
+        return DataFacts.of_labels(() if cls.row().is_label_free else names, task=cls.row().name)
+
+    def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
+        """Return what asks finished models about a user's own samples.
+
+        Args:
+            samples: paths of images, or texts.
+            choice: how much is told.
+            deep_range: what is black and white in deep grayscale images; by default each image's own.
+
+        Raises:
+            UserError: there is nothing for this task.
+        """
+        raise UserError(
+            f"kdcli predict can't ask models of the task {self.name}.",
+            "Load the model by its own library; the card of a run shows how.",
+        )
 
     def cutter(self, config: RunConfig, teacher: Model | None, student: Model) -> Cut | None:
         """Return what cuts a split's samples to what both models can take; None where they take them as they are."""

@@ -28,6 +28,7 @@ COMMANDS = [
     ("distill",),
     ("export",),
     ("evaluate",),
+    ("predict",),
     ("analyze-projector",),
     ("compare",),
     ("sweep",),

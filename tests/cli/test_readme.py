@@ -107,6 +107,8 @@ SUBSTITUTES = {
     ("--format", "onnx"): "onnx",
     ("--output", "deploy"): "deploy",
     ("--output", "comparison"): "comparison",
+    ("--output", "predictions.csv"): "predictions.csv",
+    ("--top", "3"): "3",
     ("--against", "runs/quickstart/baseline"): "runs/quickstart/baseline",
     ("--student", "vit_tiny_patch16_224?depth=4&embed_dim=96"): "test_vit?depth=2&embed_dim=96",
     ("--student", "teacher?layers=1&width=0.5"): "teacher?layers=1&width=0.5",

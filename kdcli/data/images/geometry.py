@@ -138,6 +138,36 @@ class Geometry:
             return self.of_image(target.as_subclass(Tensor), resize=_resize_smoothly)
         return target
 
+    def along_axes(self, height: int, width: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return where the rows and the columns of an image go, each as a factor and a shift.
+
+        What is at y from the top of the image, in pixels, is at ``factor * y + shift`` afterwards. Without flips and
+        turns, as in evaluation.
+
+        Args:
+            height: of the image.
+            width: of the image.
+
+        Raises:
+            ValueError: there are other moves.
+        """
+        rows, columns = (1.0, 0.0), (1.0, 0.0)
+        for move in self.moves:
+            match move:
+                case Crop():
+                    rows, columns = (rows[0], rows[1] - move.top), (columns[0], columns[1] - move.left)
+                    height, width = move.height, move.width
+                case Resize():
+                    down, across = move.height / height, move.width / width
+                    rows, columns = (rows[0] * down, rows[1] * down), (columns[0] * across, columns[1] * across)
+                    height, width = move.height, move.width
+                case Pad():
+                    rows, columns = (rows[0], rows[1] + move.top), (columns[0], columns[1] + move.left)
+                    height, width = height + move.top + move.bottom, width + move.left + move.right
+                case _:
+                    raise ValueError(f"{move} keeps no rows and columns")
+        return rows, columns
+
     def _of_mapping(self, target: Mapping[str, Any], *, fill: float, smallest: float) -> dict[str, Any]:
         boxes = {
             name: self._of_boxes(value) for name, value in target.items() if isinstance(value, tv_tensors.BoundingBoxes)

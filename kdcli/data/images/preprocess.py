@@ -61,8 +61,12 @@ def fit_as(geometry: Geometry, image: Image.Image, preprocessing: Preprocessing)
 
 def fit_geometry(image: Image.Image, preprocessing: Preprocessing) -> Geometry:
     """Return how :func:`fit` moves the pixels of an image."""
+    return geometry_at(image.height, image.width, preprocessing)
+
+
+def geometry_at(height: int, width: int, preprocessing: Preprocessing) -> Geometry:
+    """Return how :func:`fit` moves the pixels of an image of this size: crops, resizes and borders alone."""
     moves: list[Crop | Resize | Pad] = []
-    width, height = image.size
     if preprocessing.geometry == "crop":
         longest = _MAX_ASPECT * min(width, height)
         if max(width, height) > longest:

@@ -149,6 +149,20 @@ def _load_files(
     return _load(str(path), kind, data_files=as_patterns(files))
 
 
+def text_suffixes() -> frozenset[str]:
+    """Return the suffixes of the files that texts are read from."""
+    return frozenset(_FORMATS)
+
+
+def load_tables(path: Path, notes: list[str]) -> Mapping[str, Dataset]:
+    """Return the table of one file of texts, as the split ``train``; ``notes`` gets what there is to say.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    return _load_files(path, path.suffix, "texts", notes, {"train": [str(path)]})
+
+
 def _load_hub(name: str, subset: str | None) -> Any:
     """Load ``hf:NAME``; of csv files all cells as they are written, unless their columns have types of their own."""
     from datasets import Features, Value

@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
 
 import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError
-from kdcli.base.facts import PROBE_TOKENS, TextPreprocessing
+from kdcli.base.facts import PROBE_TOKENS, LabelKind, TextPreprocessing
 from kdcli.base.reads import LOGITS, Reads
 from kdcli.base.tasks import HeadKind, task_of
 from kdcli.data.batch import AnyBatch
@@ -58,6 +58,13 @@ AUTO: dict[HeadKind, tuple[Any, Any, dict[str, str]]] = {
     "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
 }
+
+PROBLEMS: dict[LabelKind, str] = {
+    "class": "single_label_classification",
+    "classes": "multi_label_classification",
+    "number": "regression",
+}
+"""What transformers calls a classifier of texts with labels of each kind."""
 
 
 class HFTextModel(TextModel):
@@ -103,6 +110,13 @@ class HFTextModel(TextModel):
             self.facts = replace(self.facts, feature_dims={**self.facts.feature_dims, "pooled": width})
         if self._is_changed_by_padding():
             self._say_padding()
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """As the config says; without a word a head of one row gives a number, as transformers takes it."""
+        problem = getattr(self.module.config, "problem_type", None)
+        kinds = [kind for kind, name in PROBLEMS.items() if name == problem]
+        return kinds[0] if kinds else "number" if self.facts.num_classes == 1 else "class"
 
     def forward(self, inputs: Any, reads: Reads | None = None) -> ModelOutput:
         """Run the model as :meth:`Model.forward`; where padding would change it, texts of each length by themselves."""

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import (
 
 import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError
-from kdcli.base.facts import DataFacts, LabelKind, TextPooling, TextPreprocessing
+from kdcli.base.facts import DataFacts, TextPooling, TextPreprocessing
 from kdcli.base.tasks import TASKS, HeadKind
 from kdcli.config.models import Pooling
 from kdcli.models.fit import LoadReport, build_with_weights
@@ -31,6 +31,7 @@ from kdcli.models.transformers.build import from_config, load_weights, read_conf
 from kdcli.models.transformers.sentence import SentenceSettings
 from kdcli.models.transformers.text import (
     AUTO,
+    PROBLEMS,
     classifier_of,
     head_kind,
     head_of_config,
@@ -40,11 +41,6 @@ from kdcli.models.transformers.tokenizer import max_length, num_tokens
 from kdcli.models.transformers.vision import label_names
 from kdcli.models.weights import Checkpoint, reason_of
 
-_PROBLEMS: dict[LabelKind, str] = {
-    "class": "single_label_classification",
-    "classes": "multi_label_classification",
-    "number": "regression",
-}
 _HEAD_NAMES = {
     "sequence": "classifier of texts",
     "token": "classifier of tokens",
@@ -135,7 +131,7 @@ def build_text_student(
     if data.class_names:
         config.id2label = dict(enumerate(data.class_names))
         config.label2id = {name: index for index, name in enumerate(data.class_names)}
-        config.problem_type = _PROBLEMS[data.label_kind] if kind == "sequence" else None
+        config.problem_type = PROBLEMS[data.label_kind] if kind == "sequence" else None
     arguments = _pooler_arguments(auto, config, pooling)
     if not pretrained:
         return from_config(auto, place, config, **arguments)

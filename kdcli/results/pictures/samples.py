@@ -41,7 +41,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _Colour = tuple[int, int, int]
 
 
-def plot_samples(path: str | Path, rows: Sequence[Sequence[Panel]], *, title: str) -> Path:
+def plot_samples(path: str | Path, rows: Sequence[Sequence[Panel]], *, title: str, side: int = _SIDE) -> Path:
     """Draw the pictures of every sample in a row, or where each has but one, several samples in a row.
 
     What their colours mean stands below all of them, once: one legend of the classes that any of them shows, and every
@@ -51,6 +51,7 @@ def plot_samples(path: str | Path, rows: Sequence[Sequence[Panel]], *, title: st
         path: the PNG to write; its folder is created.
         rows: of every sample pictures; samples with fewer than others leave places empty.
         title: heading.
+        side: pixels that a picture is wide.
 
     Returns:
         The path.
@@ -61,10 +62,12 @@ def plot_samples(path: str | Path, rows: Sequence[Sequence[Panel]], *, title: st
         across = min(_ACROSS, len(flat))
         rows = [flat[start : start + across] for start in range(0, len(flat), across)]
     entries, scales = _keys([panel for row in rows for panel in row])
-    width = max(across * (_SIDE + _GAP) - _GAP, 2 * _SIDE) + 2 * _MARGIN
+    width = max(across * (side + _GAP) - _GAP, 2 * _SIDE) + 2 * _MARGIN
     columns = max(1, (width - 2 * _MARGIN) // _ENTRY)
     bars = max(1, (width - 2 * _MARGIN) // _SCALE[0])
-    heights = [_LINE * max(_lines(panel) for panel in row) + max(map(_tall, row)) + _GAP for row in rows]
+    heights = [
+        _LINE * max(_lines(panel) for panel in row) + max(_tall(panel, side) for panel in row) + _GAP for row in rows
+    ]
     legend, below = math.ceil(len(entries) / columns) * _LINE, math.ceil(len(scales) / bars) * _SCALE[1]
     top = _MARGIN + _HEADING + _GAP
     canvas = Image.new("RGB", (width, top + sum(heights) + legend + below + _MARGIN), "white")
@@ -73,7 +76,7 @@ def plot_samples(path: str | Path, rows: Sequence[Sequence[Panel]], *, title: st
     for row, height in zip(rows, heights, strict=True):
         middle = top + _LINE * max(_lines(panel) for panel in row)
         for place, panel in enumerate(row):
-            _draw_panel(canvas, pen, panel, _MARGIN + place * (_SIDE + _GAP), middle)
+            _draw_panel(canvas, pen, panel, (_MARGIN + place * (side + _GAP), middle), side)
         top += height
     _draw_legend(pen, entries, top, columns)
     for place, scale in enumerate(scales):
@@ -108,23 +111,25 @@ def _lines(panel: Panel) -> int:
     return panel.title.count("\n") + 1
 
 
-def _tall(panel: Panel) -> int:
+def _tall(panel: Panel, side: int) -> int:
     """Return how many pixels a picture is high."""
     height, width = panel.image.shape[:2]
-    return max(1, round(height * _SIDE / width))
+    return max(1, round(height * side / width))
 
 
-def _draw_panel(canvas: Image.Image, pen: ImageDraw.ImageDraw, panel: Panel, left: int, top: int) -> None:
-    """Put a picture with its upper left corner there, and its title over it, in the middle."""
-    font = _font(_TEXT)
-    lines = [_fitted(line, font, _SIDE) for line in panel.title.split("\n")]
+def _draw_panel(
+    canvas: Image.Image, pen: ImageDraw.ImageDraw, panel: Panel, corner: tuple[int, int], side: int
+) -> None:
+    """Put a picture with its upper left corner at ``corner``, and its title over it, in the middle."""
+    (left, top), font = corner, _font(_TEXT)
+    lines = [_fitted(line, font, side) for line in panel.title.split("\n")]
     for number, line in enumerate(lines):
-        start = left + (_SIDE - font.getlength(line)) / 2
+        start = left + (side - font.getlength(line)) / 2
         pen.text((start, top - _LINE * (len(lines) - number)), line, GREY, font)
-    is_small = panel.image.shape[1] <= _SIDE
+    is_small = panel.image.shape[1] <= side
     picture = Image.fromarray(np.ascontiguousarray(panel.image))
     how = Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS
-    canvas.paste(picture.resize((_SIDE, _tall(panel)), how), (left, top))
+    canvas.paste(picture.resize((side, _tall(panel, side)), how), (left, top))
 
 
 def _draw_legend(pen: ImageDraw.ImageDraw, entries: Mapping[int, tuple[str, _Colour]], top: int, columns: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.data import AnyBatch, Batch
+from kdcli.data.images.decode import Range
 from kdcli.machine.team import Team
+from kdcli.tasks.answers import Answers, Choice, ClassAnswers
 from kdcli.tasks.base import DEFAULT_LOSS, ImageTask
 from kdcli.tasks.classification.report import ClassReport, class_layout
 from kdcli.tasks.meters import Meter, SampleSums, shares
@@ -74,6 +76,10 @@ class ImageClassification(ImageTask):
     def report(self) -> Report:
         """Return a report of classes."""
         return ClassReport(self.class_names)
+
+    def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
+        """Return what tells the likeliest classes."""
+        return ClassAnswers(self, samples, choice, deep_range=deep_range)
 
     def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
         """Return of each image itself, with its class and what each model takes it for."""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import DataFacts
+from kdcli.base.facts import DataFacts, LabelKind
+from kdcli.config.data import DataConfig
 from kdcli.data import AnyBatch
+from kdcli.data.images.decode import Range
 from kdcli.machine.team import Team
+from kdcli.models.base import Model
 from kdcli.statistics.intervals import metric_of
+from kdcli.tasks.answers import Answers, Choice, LabelsAnswers, NumberAnswers
 from kdcli.tasks.base import DEFAULT_LOSS, Task
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.tasks.classification.pairs import PairedTexts
@@ -49,6 +54,13 @@ class TextClassification(PairedTexts, ImageClassification):
             )
         return chosen.from_facts(data, reference=reference)
 
+    @classmethod
+    def facts_of(cls, model: Model, config: DataConfig | None) -> DataFacts:
+        """Return the facts of no data, with the kind of labels that the model's own config says."""
+        facts = super().facts_of(model, config)
+        kind: LabelKind = model.label_kind
+        return replace(facts, label_kind=kind, label_scale=(0.0, 1.0) if kind == "number" else None)
+
 
 class _ByValues(PairedTexts):
     """What labels that are rows of values have in common: the loss is a mean of elements, NaN is no label."""
@@ -56,6 +68,8 @@ class _ByValues(PairedTexts):
     name = "text-classification"
     metrics: ClassVar[tuple[str, ...]]
     """The names of the metrics, in the order in which they are shown."""
+    answers_class: ClassVar[type[Answers]]
+    """What tells a finished model's answers."""
 
     def supervised_loss(
         self, logits: Tensor, targets: Tensor, *, label_smoothing: float, terms: Mapping[str, float] = DEFAULT_LOSS
@@ -79,6 +93,10 @@ class _ByValues(PairedTexts):
     def meter(self, team: Team) -> Meter:
         """Return the meter of the task's ``metrics`` and of ``loss``."""
         return _ValuesMeter(self, team)
+
+    def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
+        """Return what tells of every text its labels, or its number."""
+        return self.answers_class(self, samples, choice, deep_range=deep_range)
 
     @abstractmethod
     def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
@@ -147,6 +165,7 @@ class SeveralLabels(_ByValues):
 
     monitor = "micro_f1"
     metrics = ("micro_f1", "macro_f1", "mean_average_precision")
+    answers_class = LabelsAnswers
 
     def losses(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
         """Return the binary cross-entropy of every element (B, C)."""
@@ -185,6 +204,7 @@ class TextRegression(_ByValues):
 
     monitor = "pearson"
     metrics = ("pearson", "spearman", "mean_absolute_error")
+    answers_class = NumberAnswers
 
     def __init__(self, class_names: Sequence[str], *, deviation: float, mean: float = 0.0) -> None:
         super().__init__(class_names)

@@ -16,9 +16,11 @@ from kdcli.base.reads import DEPTH, Reads
 from kdcli.config.data import DataConfig
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, Batch, open_dense
+from kdcli.data.images.decode import Range
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
+from kdcli.tasks.answers import Answers, Choice
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Cut, ImageTask
 from kdcli.tasks.dense.depth_metrics import (
     METRICS,
@@ -191,6 +193,18 @@ class DepthEstimation(ImageTask):
             "none": "It is measured as if it were in 1/m." if prefix else "",
         }
         return (prefix + how[alignment_of(self.depth, facts.depth)]).rstrip()
+
+    @classmethod
+    def facts_of(cls, model: Model, config: DataConfig | None) -> DataFacts:
+        """Return the facts of no data, with the depths that count as the model was trained."""
+        facts = DataFacts.of_labels(("depth",), task=cls.row().name)
+        return replace(facts, label_kind="depth", depth=None if config is None else depth_facts(config))
+
+    def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
+        """Return what tells the depth of every pixel."""
+        from kdcli.tasks.dense.answers import DepthAnswers
+
+        return DepthAnswers(self, samples, choice, deep_range=deep_range)
 
     def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
         """Return of each image itself, its depth, and of every model the depth and the error."""

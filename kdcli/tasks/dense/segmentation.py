@@ -17,12 +17,14 @@ from kdcli.base.facts import UNLABELLED
 from kdcli.config.data import DataConfig
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, Batch
+from kdcli.data.images.decode import Range
 from kdcli.data.images.dense.open import open_dense
 from kdcli.losses import dice, focal, rows_of
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
 from kdcli.statistics.intervals import metric_of
+from kdcli.tasks.answers import Answers, Choice
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Cut, ImageTask
 from kdcli.tasks.dense.drawing import draw_errors, draw_over, error_legend, legend
 from kdcli.tasks.dense.measured import check_measured
@@ -119,6 +121,12 @@ class SemanticSegmentation(ImageTask):
     def report(self) -> Report:
         """Return a report on the classes of pixels."""
         return PixelReport(len(self.class_names))
+
+    def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
+        """Return what tells the class of every pixel."""
+        from kdcli.tasks.dense.answers import MaskAnswers
+
+        return MaskAnswers(self, samples, choice, deep_range=deep_range)
 
     def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
         """Return of each image itself, its mask, and of each model its mask and where it is wrong."""

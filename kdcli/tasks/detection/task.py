@@ -14,10 +14,12 @@ from kdcli.base.reads import Reads
 from kdcli.config.data import DataConfig
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, Batch, open_dense
+from kdcli.data.images.decode import Range
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.models.detections import BOXES, DetectionModel, Detections, is_ignored
 from kdcli.plan.plan import Decision
+from kdcli.tasks.answers import Answers, Choice
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Cut, Task
 from kdcli.tasks.dense.measured import check_measured
 from kdcli.tasks.detection.coco import Seen, average_precision, check_backend
@@ -126,6 +128,12 @@ class ObjectDetection(Task):
     def report(self) -> Report:
         """Return a new report."""
         return BoxReport(self.class_names)
+
+    def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
+        """Return what tells the boxes that are found."""
+        from kdcli.tasks.detection.answers import BoxAnswers
+
+        return BoxAnswers(self, samples, choice, deep_range=deep_range)
 
     def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
         """Return of every sample the image, the boxes that are there, and those that each model finds."""

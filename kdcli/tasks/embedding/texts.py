@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, ModelFacts
 from kdcli.base.reads import Reads
 from kdcli.data import AnyBatch, TextBatch
+from kdcli.data.images.decode import Range
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
+from kdcli.tasks.answers import Answers, Choice, VectorAnswers
 from kdcli.tasks.base import DEFAULT_LOSS, TextTask
 from kdcli.tasks.meters import Meter, SampleSums
 
@@ -64,6 +66,10 @@ class SentenceEmbedding(TextTask):
         """Return the embeddings (B, d), in the teacher's space where something maps them there."""
         embeddings = model(model.prepare(batch), self.reads(model.facts)).features["pooled"]
         return embeddings if into_teacher is None else into_teacher(embeddings)
+
+    def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
+        """Return what tells the embeddings."""
+        return VectorAnswers(self, samples, choice, deep_range=deep_range)
 
     def _keys(self, batch: AnyBatch) -> Sequence[Hashable]:
         """Return what tells the samples of a batch from all others, whatever split they are of."""

@@ -14,9 +14,11 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, WordBatch, cut_words
+from kdcli.data.images.decode import Range
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
+from kdcli.tasks.answers import Answers, Choice
 from kdcli.tasks.base import Cut, TextTask
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.tasks.classification.report import ClassReport, class_layout
@@ -72,6 +74,12 @@ class TokenClassification(TextTask, ImageClassification):
             notes.append(f"{lost} words that a tokenizer makes nothing of are left out.")
         # A piece of a labelled text may have no label.
         return pieces.take(index for index, label in enumerate(pieces.labels) if label != UNLABELLED)
+
+    def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
+        """Return what tells the entities of texts, or the class of every word."""
+        from kdcli.tasks.words.answers import WordAnswers
+
+        return WordAnswers(self, samples, choice, deep_range=deep_range)
 
     def cutter(self, config: RunConfig, teacher: Model | None, student: Model) -> Cut:
         """Return what makes pieces of texts, between words, short enough for both models."""

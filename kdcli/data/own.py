@@ -1,0 +1,187 @@
+"""What a user asks a finished model about: images or texts of their own, without labels."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from kdcli.base.errors import UserError, is_special, reading
+from kdcli.base.text import expand_user
+from kdcli.config.data import DataConfig
+from kdcli.data.images.decode import Range, decode_image
+from kdcli.data.images.sources import FileSource
+from kdcli.data.listing import is_image, list_files, told, unread_notes
+from kdcli.data.source import Sample
+from kdcli.data.texts.batch import Text
+from kdcli.data.texts.columns import read_texts, text_columns
+from kdcli.data.texts.files import load_tables, text_suffixes
+
+_NAMED = 5
+STDIN = "-"
+"""The input that is read from standard input, a text a line."""
+
+
+class Item(NamedTuple):
+    """One sample.
+
+    Attributes:
+        name: what the user calls it: the path of an image, or where a text is from.
+        sample: an image's path, or a text or a pair of them.
+        place: of an image its path below the folder that was named, or its file's name, without the suffix.
+    """
+
+    name: str
+    sample: Any
+    place: str = ""
+
+
+class OwnImages(FileSource):
+    """Image files whose targets are their sizes: int64 (2,), height and width of the upright image in pixels.
+
+    Args:
+        paths: of the files.
+        deep_range: what is black and white in deep grayscale; by default each image's own.
+    """
+
+    def __init__(self, paths: Iterable[str], *, deep_range: Range | None = None) -> None:
+        super().__init__(paths, None)
+        self.deep_range = deep_range
+
+    def load(self, index: int) -> Sample:
+        """Decode one file."""
+        image = decode_image(self.paths[index], deep_range=self.deep_range)
+        return Sample(image, torch.tensor([image.height, image.width]))
+
+
+def find_images(inputs: Sequence[str], notes: list[str]) -> list[Item]:
+    """Return the images that are named, and those below the folders that are named, each once.
+
+    Args:
+        inputs: files and folders.
+        notes: gets a sentence on what of a folder is not read.
+
+    Raises:
+        UserError: one of them is not there or is no image, or a folder has none.
+    """
+    found: dict[str, Item] = {}
+    wrong = []
+    for name in inputs:
+        path = expand_user(name)
+        with reading(name):
+            if path.is_dir():
+                items, listing = _below(path, name)
+                notes += [f"{name}: {note}" for note in listing]
+                found |= {os.path.abspath(item.sample): item for item in items} | found  # noqa: PTH100
+                continue
+            if not path.exists():
+                raise UserError(
+                    f"There is no file or folder {name}.",
+                    "Name image files or folders of them; texts are for models of texts.",
+                )
+            if is_special(path) or not is_image(str(path)):
+                wrong.append(name)
+                continue
+        found.setdefault(os.path.abspath(path), Item(name, str(path), path.stem))  # noqa: PTH100
+    if wrong:
+        are = "is no image" if len(wrong) == 1 else "are no images"
+        raise UserError(
+            f"{_listed(wrong)} {are}.",
+            "The model reads images (JPEG, PNG, TIFF, WebP and the like), or folders of them.",
+        )
+    return list(found.values())
+
+
+def _below(folder: Path, name: str) -> tuple[list[Item], list[str]]:
+    listing = list_files(folder, is_image)
+    if not listing.files:
+        there = f" It has {told(listing.unread)}." if listing.unread else " It is empty."
+        raise UserError(f"{name} has no images.{there}", "Name a folder with image files in it or below it.")
+    items = []
+    for file in listing.files:
+        below = os.path.relpath(file, folder)
+        items.append(Item(os.path.join(name, below), file, os.path.splitext(below)[0]))  # noqa: PTH118, PTH122
+    return items, unread_notes(listing.unread)
+
+
+def find_texts(
+    inputs: Sequence[str], texts: Sequence[str], config: DataConfig, *, takes_pairs: bool, notes: list[str]
+) -> list[Item]:
+    """Return the texts that are given, those of files, and those of standard input.
+
+    A ``.txt`` file has a text a line, blank ones left out; tables have one a row.
+
+    Args:
+        inputs: files, and ``-`` for standard input.
+        texts: given on the command line.
+        config: may name the columns of tables.
+        takes_pairs: whether columns with the names of a pair are read as one.
+        notes: gets what there is to say.
+
+    Raises:
+        UserError: a file is not there, is no file of texts or has none, or its columns can't be told.
+    """
+    found = [Item(f"text {number}", text) for number, text in enumerate(texts, 1) if text.strip()]
+    if len(found) < len(texts):
+        raise UserError("--text is empty.", "Give a text.")
+    if inputs.count(STDIN) > 1:
+        raise UserError("- is named twice.", "Standard input is read once.")
+    for name in inputs:
+        if name == STDIN:
+            lines = _lines(sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode(), name)
+            items = [Item(f"stdin line {number}", line) for number, line in lines]
+        else:
+            items = _texts_of(name, config, takes_pairs=takes_pairs, notes=notes)
+        if not items:
+            raise UserError(f"{'Standard input' if name == STDIN else name} has no texts.", "Give a text a line.")
+        found += items
+    return found
+
+
+def _texts_of(name: str, config: DataConfig, *, takes_pairs: bool, notes: list[str]) -> list[Item]:
+    path = expand_user(name)
+    suffix = path.suffix.lower()
+    with reading(name):
+        if path.is_dir():
+            raise UserError(f"{name} is a folder, and the model reads texts.", _TEXTS)
+        if not path.exists():
+            raise UserError(f"There is no file {name}.", f'A text itself is given as --text "...". {_TEXTS}')
+        if is_special(path) or suffix not in text_suffixes():
+            raise UserError(f"{name} is no file of texts.", _TEXTS)
+        if suffix == ".txt":
+            return [Item(f"{name} line {number}", line) for number, line in _lines(path.read_bytes(), name)]
+        tables = load_tables(path, notes)
+    table = tables["train"]
+    columns = text_columns(table, config, takes_pairs=takes_pairs)
+    rows: list[Text | None] = read_texts(tables, columns)["train"]
+    notes.append(f"{name}: texts from {' and '.join(columns)}.")
+    kept = [(number, text) for number, text in enumerate(rows, 1) if not _is_blank(text)]
+    if len(kept) < len(rows):
+        notes.append(f"{name}: {len(rows) - len(kept)} rows without a text are left out.")
+    return [Item(f"{name} row {number}", text) for number, text in kept]
+
+
+_TEXTS = (
+    'Name txt files with a text a line, csv, tsv, jsonl or parquet files, or - for standard input; or --text "...".'
+)
+
+
+def _is_blank(text: Text | None) -> bool:
+    return text is None or not (text if isinstance(text, str) else "".join(text)).strip()
+
+
+def _lines(content: bytes, name: str) -> list[tuple[int, str]]:
+    """Return the lines that are not blank with their numbers, from 1."""
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} couldn't be read: it is no UTF-8 ({error}).", "Save the file as UTF-8.") from error
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
