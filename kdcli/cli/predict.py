@@ -49,7 +49,10 @@ def predict(
     top: Annotated[
         int | None,
         typer.Option(
-            min=1, help="So many classes, boxes at most; by default 5 classes, and all boxes.", show_default=False
+            min=1,
+            max=100_000,
+            help="So many classes, boxes at most; by default 5 classes, and all boxes.",
+            show_default=False,
         ),
     ] = None,
     score: Annotated[

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kdcli.base.errors import UserError, is_special, reading
-from kdcli.base.text import expand_user
+from kdcli.base.text import expand_user, short_repr
 from kdcli.config.data import DataConfig
 from kdcli.data.images.decode import Range, decode_image
 from kdcli.data.images.sources import FileSource
@@ -76,7 +76,8 @@ def find_images(inputs: Sequence[str], notes: list[str]) -> list[Item]:
             if path.is_dir():
                 items, listing = _below(path, name)
                 notes += [f"{name}: {note}" for note in listing]
-                found |= {os.path.abspath(item.sample): item for item in items} | found  # noqa: PTH100
+                for item in items:
+                    found.setdefault(os.path.abspath(item.sample), item)  # noqa: PTH100
                 continue
             if not path.exists():
                 raise UserError(
@@ -109,7 +110,13 @@ def _below(folder: Path, name: str) -> tuple[list[Item], list[str]]:
 
 
 def find_texts(
-    inputs: Sequence[str], texts: Sequence[str], config: DataConfig, *, takes_pairs: bool, notes: list[str]
+    inputs: Sequence[str],
+    texts: Sequence[str],
+    *,
+    asked: tuple[str | None, str | None],
+    trained_on: DataConfig | None,
+    takes_pairs: bool,
+    notes: list[str],
 ) -> list[Item]:
     """Return the texts that are given, those of files, and those of standard input.
 
@@ -118,7 +125,8 @@ def find_texts(
     Args:
         inputs: files, and ``-`` for standard input.
         texts: given on the command line.
-        config: may name the columns of tables.
+        asked: the columns of tables that hold the texts and, of pairs, the second ones; None where they are not named.
+        trained_on: the config of the data that the model was trained on: its columns are taken where a table has them.
         takes_pairs: whether columns with the names of a pair are read as one.
         notes: gets what there is to say.
 
@@ -128,6 +136,13 @@ def find_texts(
     found = [Item(f"text {number}", text) for number, text in enumerate(texts, 1) if text.strip()]
     if len(found) < len(texts):
         raise UserError("--text is empty.", "Give a text.")
+    for item in found:
+        try:
+            item.sample.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"--text {short_repr(item.sample)} is no text: it has half characters.", "Mend it."
+            ) from None
     if inputs.count(STDIN) > 1:
         raise UserError("- is named twice.", "Standard input is read once.")
     for name in inputs:
@@ -135,14 +150,21 @@ def find_texts(
             lines = _lines(sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode(), name)
             items = [Item(f"stdin line {number}", line) for number, line in lines]
         else:
-            items = _texts_of(name, config, takes_pairs=takes_pairs, notes=notes)
+            items = _texts_of(name, asked, trained_on, takes_pairs=takes_pairs, notes=notes)
         if not items:
             raise UserError(f"{'Standard input' if name == STDIN else name} has no texts.", "Give a text a line.")
         found += items
     return found
 
 
-def _texts_of(name: str, config: DataConfig, *, takes_pairs: bool, notes: list[str]) -> list[Item]:
+def _texts_of(
+    name: str,
+    asked: tuple[str | None, str | None],
+    trained_on: DataConfig | None,
+    *,
+    takes_pairs: bool,
+    notes: list[str],
+) -> list[Item]:
     path = expand_user(name)
     suffix = path.suffix.lower()
     with reading(name):
@@ -156,13 +178,33 @@ def _texts_of(name: str, config: DataConfig, *, takes_pairs: bool, notes: list[s
             return [Item(f"{name} line {number}", line) for number, line in _lines(path.read_bytes(), name)]
         tables = load_tables(path, notes)
     table = tables["train"]
-    columns = text_columns(table, config, takes_pairs=takes_pairs)
+    config = _columns(table.column_names, asked, trained_on)
+    try:
+        columns = text_columns(table, config, takes_pairs=takes_pairs)
+    except UserError as error:
+        raise UserError(_as_option(f"{name}: {error.message}"), _as_option(error.hint)) from None
     rows: list[Text | None] = read_texts(tables, columns)["train"]
     notes.append(f"{name}: texts from {' and '.join(columns)}.")
     kept = [(number, text) for number, text in enumerate(rows, 1) if not _is_blank(text)]
     if len(kept) < len(rows):
         notes.append(f"{name}: {len(rows) - len(kept)} rows without a text are left out.")
     return [Item(f"{name} row {number}", text) for number, text in kept]
+
+
+def _columns(there: Sequence[str], asked: tuple[str | None, str | None], trained_on: DataConfig | None) -> DataConfig:
+    """Return the config by which a table is read: the columns that are asked for, else those of the training."""
+    first, second = asked
+    chosen = {"text_column": first, "text_pair_column": second}
+    if trained_on is None:
+        return DataConfig(name="none").model_copy(update=chosen)
+    own = {"text_column": trained_on.text_column, "text_pair_column": trained_on.text_pair_column}
+    if first is None and second is None and all(column is None or column in there for column in own.values()):
+        chosen = own
+    return DataConfig(name="none").model_copy(update={**chosen, "label_column": trained_on.label_column})
+
+
+def _as_option(sentence: str) -> str:
+    return sentence.replace("data.text_pair_column", "--text-pair-column").replace("data.text_column", "--text-column")
 
 
 _TEXTS = (

@@ -70,14 +70,6 @@ class Question:
         """Whether only texts can be meant."""
         return bool(self.texts) or STDIN in self.inputs or self.text_column is not None
 
-    def columns(self, run: RunFolder | None) -> DataConfig:
-        """Return the config by which tables are read: what is asked for, else the run's own columns."""
-        config = DataConfig(name="none", text_column=self.text_column, text_pair_column=self.text_pair_column)
-        own = None if run is None else run.read_config().data
-        if own is None or own.text_pair_column is None or self.text_column or self.text_pair_column:
-            return config
-        return config.model_copy(update={"text_column": own.text_column, "text_pair_column": own.text_pair_column})
-
 
 @dataclass
 class Prediction:
@@ -116,16 +108,21 @@ class Prediction:
         Raises:
             UserError: no image can be read, or a model's outputs are no finite numbers.
         """
+        self._check_readable()
         last = -1
         for number, parts in groupby(self._parts(), key=lambda part: part[0]):
-            if not self.task.row().reads_images:  # a text without a word that the tokenizer knows
-                yield from ((lost, {role: Answer([], []) for role in self.roles}) for lost in range(last + 1, number))
+            yield from self._lost(last + 1, number)
             last = number
             whole = reduce(_joined, (answers for _, answers in parts))  # of a text's pieces
             yield number, dict(zip(self.roles, whole, strict=True))
+        yield from self._lost(last + 1, len(self.items))
+
+    def _lost(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Answer]]]:
+        """Yield empty answers on texts of which no word was read; images without an answer are unreadable."""
+        for number in range(start, stop) if not self.task.row().reads_images else ():
+            yield number, {role: Answer([], []) for role in self.roles}
 
     def _parts(self) -> Iterator[tuple[int, list[Answer]]]:
-        self._check_readable()
         config = DataConfig(name="none", strict=False)
         loaders = [
             loader_of(self._source, candidate.model.facts.preprocessing, self._batch_size, config)
@@ -256,7 +253,14 @@ def _find(question: Question, run: RunFolder | None, task: str, notes: list[str]
         return find_images(question.inputs, notes)
     wants = run is not None and run.read_config().data.text_pair_column is not None
     takes_pairs = wants or (run is None and row.target == "label")
-    items = find_texts(question.inputs, question.texts, question.columns(run), takes_pairs=takes_pairs, notes=notes)
+    items = find_texts(
+        question.inputs,
+        question.texts,
+        asked=(question.text_column, question.text_pair_column),
+        trained_on=None if run is None else run.read_config().data,
+        takes_pairs=takes_pairs,
+        notes=notes,
+    )
     are_pairs = {not isinstance(item.sample, str) for item in items}
     if len(are_pairs) > 1 or (run is not None and are_pairs != {wants}):
         raise UserError(

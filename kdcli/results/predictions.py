@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -119,14 +120,28 @@ def predict(
     with clear_os_errors(output, hint=_HINT):
         if form == "folder":
             before = _listed_in(output)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            replace_files(output, lambda folder: _fill(predictions, folder, progress))
+            with _folders_above(output):
+                replace_files(output, lambda folder: _fill(predictions, folder, progress))
             _clean(output, before - _written(predictions))
             return predictions
         _answer(predictions, None, progress)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, lambda file: _write(predictions, file, form))
     return predictions
+
+
+@contextmanager
+def _folders_above(output: Path) -> Iterator[None]:
+    """Make the folders above ``output``, and remove them where something goes wrong."""
+    made = [folder for folder in output.parents if not folder.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _check_vectors(prediction: Prediction) -> None:

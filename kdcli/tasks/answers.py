@@ -102,6 +102,8 @@ class Answers(ABC):
             raise UserError(f"--top says nothing for the task {task.name}.", "Leave it out.")
         if choice.score is not None and not self.takes_score:
             raise UserError(f"--score is for boxes, and the task {task.name} has none.", "Leave it out.")
+        if choice.score is not None and not 0 <= choice.score <= 1:
+            raise UserError(f"--score can't be {choice.score}.", "Give a number from 0 to 1.")
 
     def source(self, models: Sequence[Model]) -> Source:
         """Return the samples as all of ``models`` take them; a sample's id is its place in ``samples``."""

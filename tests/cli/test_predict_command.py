@@ -141,7 +141,7 @@ def test_what_is_refused(alone_run, classified_run, language_models, album, refu
     assert ".npy file is for embeddings" in refused(alone_run, album, "--output", "x.npy")
     assert "--score is for boxes" in refused(alone_run, album, "--score", "0.5")
     assert "is a folder, and the model reads texts" in refused(classified_run, album)
-    assert "data.text_column" in refused(classified_run, "own.csv")
+    assert "--text-column" in refused(classified_run, "own.csv")
     assert "without a teacher" in refused(alone_run, album, "--teacher")
     assert "pipeline('text-generation'" in refused(language_models / "causal", "--text", "good")
 
