@@ -162,7 +162,7 @@ def test_evaluated_on_other_rooms_by_the_depths_that_counted_in_training(kdcli, 
         json.loads(kdcli("evaluate", name, *options, *near, *more))
         for name, more in ((same[0], ()), (same[0] / "student", ("--task", "depth-estimation")))
     )
-    assert "Depth from 0.001 to 5 m, each image alike." in set_for_run["notes"]
+    assert "Depth from 0.001 to 5 m; each image counts alike." in set_for_run["notes"]
     errors = [found["models"][role]["abs_rel"] for found, role in ((set_for_run, "student"), (set_for_model, "model"))]
     assert errors[0] == pytest.approx(errors[1])
     assert errors[0] != found["models"]["student"]["abs_rel"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,17 +26,22 @@ class ClassificationMeters:
     """
 
     def __init__(self, num_classes: int) -> None:
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
         self.num_classes = num_classes
-        self._loss, self._in_top5 = 0.0, 0
-        self._confidences: list[Tensor] = []
+        self._top5 = MulticlassAccuracy(num_classes, average="micro", top_k=5) if num_classes > 5 else None
+        self._calibration = MulticlassCalibrationError(num_classes, n_bins=CALIBRATION_BINS, norm="l1")
+        self._loss = 0.0
         self._predictions: list[Tensor] = []
         self._targets: list[Tensor] = []
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add a batch: float logits (B, C) and int64 class indices (B,), both on the CPU."""
-        if self.num_classes > 5:
-            self._in_top5 += int((logits.topk(5, dim=1).indices == targets[:, None]).sum())
-        self._confidences.append(logits.float().softmax(dim=1).amax(dim=1).double())
+        if self._top5 is not None:
+            self._top5.update(logits, targets)
+        # torchmetrics would give a confidence of exactly 1 a bin of its own.
+        below_one = 1 - torch.finfo(torch.float32).eps
+        self._calibration.update(logits.float().softmax(dim=1).clamp(max=below_one), targets)
         self._loss += float(F.cross_entropy(logits.double(), targets, reduction="sum"))
         self._predictions.append(logits.argmax(dim=1))
         self._targets.append(targets)
@@ -54,32 +58,23 @@ class ClassificationMeters:
             l1; ``cross_entropy``, the mean in nats; ``per_class_accuracy`` (C,), None for a class without samples;
             ``confusion`` (C, C), counts, rows are true classes.
         """
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
         predictions, targets = torch.cat(self._predictions), torch.cat(self._targets)
-        classes = self.num_classes
-        confusion = torch.bincount(targets * classes + predictions, minlength=classes**2).reshape(classes, classes)
-        right = confusion.diagonal().double()
-        accuracies = (right / confusion.sum(dim=1)).tolist()
+        top1 = MulticlassAccuracy(self.num_classes, average="micro")(predictions, targets)
+        per_class = MulticlassAccuracy(self.num_classes, average="none")(predictions, targets)
+        confusion = MulticlassConfusionMatrix(self.num_classes)(predictions, targets)
+        counts = confusion.sum(dim=1)
         return {
-            "top1": float(right.sum()) / len(targets),
-            "top5": self._in_top5 / len(targets) if classes > 5 else None,
-            "expected_calibration_error": calibration_error(torch.cat(self._confidences), predictions == targets),
+            "top1": float(top1),
+            "top5": None if self._top5 is None else float(self._top5.compute()),
+            "expected_calibration_error": float(self._calibration.compute()),
             "cross_entropy": self._loss / len(targets),
-            "per_class_accuracy": [None if math.isnan(accuracy) else accuracy for accuracy in accuracies],
+            "per_class_accuracy": [
+                float(accuracy) if count else None for accuracy, count in zip(per_class, counts, strict=True)
+            ],
             "confusion": confusion.tolist(),
         }
-
-
-def calibration_error(confidences: Tensor, hits: Tensor) -> float:
-    """Return the expected calibration error (Guo et al. 2017, equation 3) over 15 bins of equal width.
-
-    Args:
-        confidences: float64 (N,), of the predicted classes, in 0..1; 1 is in the last bin, a bound in the bin above it.
-        hits: bool (N,), whether the prediction is right.
-    """
-    bounds = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)[1:-1]
-    bins = torch.bucketize(confidences, bounds, right=True)
-    gaps = torch.bincount(bins, weights=hits.double() - confidences, minlength=CALIBRATION_BINS)
-    return float(gaps.abs().sum()) / len(hits)
 
 
 def class_layout(unit: str, num_classes: int, *, sample: Modality = "image", also: Sequence[str] = ()) -> Layout:
