@@ -373,11 +373,11 @@ def dumped(value: Any) -> bytes:
 
 
 def recipes() -> list[dict[str, Any]]:
-    """The shipped recipes, with models and data that take milliseconds."""
+    """The shipped recipes of images' classes, with models and data that take milliseconds."""
     found = []
     for recipe in list_recipes():
-        if recipe.name.startswith(("claims/", "text/", "object-detection/")):  # much alike; of other models
-            continue
+        if recipe.name != "quickstart" and not recipe.name.startswith("image-classification/"):
+            continue  # of other models, or much alike
         values = load_recipe(recipe.path)
         values["teacher"] = {"name": values["teacher"]} if isinstance(values["teacher"], str) else values["teacher"]
         is_alone = values["teacher"]["name"] == "none"

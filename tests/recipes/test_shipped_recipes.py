@@ -18,9 +18,11 @@ from kdcli.terminal.reporters import SilentReporter
 RECIPES = {
     recipe.name: recipe
     for recipe in list_recipes()
-    if not recipe.name.startswith(("claims/", "text/", "object-detection/"))
+    if not recipe.name.startswith(
+        ("claims/", "text/", "object-detection/", "semantic-segmentation/", "depth-estimation/")
+    )
 }
-"""But for those of ``claims/``, ``text/`` and ``object-detection/``, which have tests of their own."""
+"""But for those of ``claims/``, texts and dense tasks, which have tests of their own."""
 OWN_LABELS = {"imagenet", "torchvision:CIFAR100", "cub200"}
 """Data of recipes whose teacher was trained on just these data: its stand-in knows the stand-in's labels."""
 FAMILIES = {
