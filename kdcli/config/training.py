@@ -51,8 +51,8 @@ class OptimConfig(Section):
     def _check_schedule(self) -> OptimConfig:
         if self.power is not None and self.schedule != "poly":
             raise ValueError("power is for schedule: poly")
-        if self.schedule == "poly" and self.decay_rate != OptimConfig.model_fields["decay_rate"].default:
-            raise ValueError("decay_rate is for schedule: step; poly has power")
+        if self.schedule != "step" and self.decay_rate != OptimConfig.model_fields["decay_rate"].default:
+            raise ValueError(f"decay_rate is for schedule: step{'; poly has power' if self.schedule == 'poly' else ''}")
         if self.milestones is not None and self.schedule != "step":
             raise ValueError("milestones are for schedule: step")
         if list(self.milestones or ()) != sorted(set(self.milestones or ())):

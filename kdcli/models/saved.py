@@ -1,4 +1,4 @@
-"""Folders of networks that have no format of their own: ``model.safetensors`` and a ``config.json`` of kdcli's."""
+"""Folders of networks: ``model.safetensors``, and a ``config.json`` with labels and preprocessing as kdcli has them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from kdcli.base.errors import UserError
@@ -15,16 +16,24 @@ from kdcli.base.facts import Preprocessing
 from kdcli.models.vision import VisionModel
 
 
-def write_network(model: VisionModel, folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write a model's weights, and ``settings`` with its labels and preprocessing as ``config.json``."""
+def write_network(model: VisionModel, folder: Path, settings: Mapping[str, Any], *, prefix: str = "") -> None:
+    """Write ``model.safetensors`` and ``config.json``.
+
+    Args:
+        model: whose weights, labels and preprocessing are written.
+        folder: made where it is not there.
+        settings: the rest of the config.
+        prefix: of the keys of labels and preprocessing, where a library would take them for its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.module.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    state = model.module.state_dict()
+    tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     names = model.facts.label_names
     config = {
         **settings,
-        "label_names": None if names is None else list(names),
-        "preprocessing": asdict(model.preprocessing),
+        f"{prefix}label_names": None if names is None else list(names),
+        f"{prefix}preprocessing": asdict(model.preprocessing),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -228,6 +228,7 @@ def test_poly(given, power, ratio):
         ({"schedule": "linear", "power": 1}, "power is for schedule: poly"),
         ({"schedule": "poly", "power": 0}, "optim.power"),
         ({"schedule": "poly", "decay_rate": 0.9}, "decay_rate is for schedule: step; poly has power"),
+        ({"decay_rate": 0.2}, "decay_rate is for schedule: step, got"),
         ({"schedule": "poly", "milestones": [0.5]}, "milestones are for schedule: step"),
         ({"milestones": [0.5]}, "milestones are for schedule: step"),
         ({"schedule": "step", "milestones": [0.5, 0.4]}, "milestones go up"),

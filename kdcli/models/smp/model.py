@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +17,7 @@ from kdcli.base.reads import DEPTH, LOGITS, Reads
 from kdcli.base.tasks import TASKS
 from kdcli.models.base import Origin, Probe
 from kdcli.models.outputs import ModelOutput
+from kdcli.models.saved import write_network
 from kdcli.models.smp.build import Settings, config_of
 from kdcli.models.taps import LayerTap, edges_of
 from kdcli.models.vision import VisionModel
@@ -126,17 +124,7 @@ class SmpModel(VisionModel):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json``: ``segmentation_models_pytorch.from_pretrained(FOLDER)``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = self.module.state_dict()
-        tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        names = self.facts.label_names
-        config = {
-            **config_of(self.module, self._settings),
-            "_label_names": None if names is None else list(names),
-            "_preprocessing": asdict(self.preprocessing),
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_network(self, folder, config_of(self.module, self._settings), prefix="_")
 
 
 class _Depth(nn.Module):
