@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ import torch
 from kdcli.base.errors import UserError, is_special, reading
 from kdcli.base.text import expand_user, short_repr
 from kdcli.config.data import DataConfig
-from kdcli.data.images.decode import Range, decode_image
+from kdcli.data.images.decode import Range, decode_image, read_depth
 from kdcli.data.images.sources import FileSource
 from kdcli.data.listing import is_image, list_files, told, unread_notes
 from kdcli.data.source import Sample
@@ -22,6 +23,7 @@ from kdcli.data.texts.columns import read_texts, text_columns
 from kdcli.data.texts.files import load_tables, text_suffixes
 
 _NAMED = 5
+_LOOKED_AT = 256
 STDIN = "-"
 """The input that is read from standard input, a text a line."""
 
@@ -70,6 +72,8 @@ def find_images(inputs: Sequence[str], notes: list[str]) -> list[Item]:
     """
     found: dict[str, Item] = {}
     wrong = []
+    if "" in inputs:
+        raise UserError("An input is empty.", "Name image files or folders of them; . is the folder you are in.")
     for name in inputs:
         path = expand_user(name)
         with reading(name):
@@ -107,6 +111,15 @@ def _below(folder: Path, name: str) -> tuple[list[Item], list[str]]:
         below = os.path.relpath(file, folder)
         items.append(Item(os.path.join(name, below), file, os.path.splitext(below)[0]))  # noqa: PTH118, PTH122
     return items, unread_notes(listing.unread)
+
+
+def has_deep(items: Sequence[Item]) -> bool:
+    """Return whether some of the images, of at most 256 of them, are grayscale of more than 8 bits."""
+    for item in items[:_LOOKED_AT]:
+        depth = read_depth(item.sample)
+        if depth is not None and depth.kind in ("whole", "float"):
+            return True
+    return False
 
 
 def find_texts(
@@ -219,7 +232,7 @@ def _is_blank(text: Text | None) -> bool:
 def _lines(content: bytes, name: str) -> list[tuple[int, str]]:
     """Return the lines that are not blank with their numbers, from 1."""
     try:
-        lines = content.decode("utf-8-sig").splitlines()
+        lines = io.StringIO(content.decode("utf-8-sig"), newline=None).readlines()  # as the data of training are read
     except UnicodeDecodeError as error:
         raise UserError(f"{name} couldn't be read: it is no UTF-8 ({error}).", "Save the file as UTF-8.") from error
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

@@ -5,7 +5,7 @@ Models are loaded, and samples are prepared and answered, as ``kdcli evaluate`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from itertools import groupby
@@ -18,7 +18,8 @@ from kdcli.base.errors import UserError
 from kdcli.base.tasks import TASKS, TEACHERS_TASKS
 from kdcli.config.data import DataConfig
 from kdcli.data import Source, UnreadableImage
-from kdcli.data.own import STDIN, Item, find_images, find_texts
+from kdcli.data.images.decode import Range
+from kdcli.data.own import STDIN, Item, find_images, find_texts, has_deep
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_saved
 from kdcli.plan.relation import map_labels
@@ -202,12 +203,9 @@ def open_prediction(question: Question, *, leave_out: Path | None = None) -> Pre
     others = {other: open_run(other, force=question.force) for other in question.against}
     candidates = [first, *_others(question, run, first, others, facts)]
     kind = build_task(facts, reference=_no_reference, extension=extension)
-    deep_range = None if config is None else config.deep_range
+    deep_range = _deep_range(question.name, run, others, items, notes) if TASKS[task].reads_images else None
     asking = kind.answers([item.sample for item in items], question.choice, deep_range=deep_range)
-    asked = [
-        _asked(candidate, kind, run if candidate.role == "student" else others.get(candidate.name))
-        for candidate in candidates
-    ]
+    asked = [_asked(candidate, kind, others.get(candidate.name, run)) for candidate in candidates]
     if asking.one_space and (other := [each.name for each in candidates if each.label_map is None]):
         raise UserError(
             f"{other[0]} has other classes than {first.name}: they can't be put side by side.", "Ask it by itself."
@@ -308,11 +306,13 @@ def _first(
     return Candidate(role, question.name, loaded.model, loaded.folder, (), "", file=loaded.file), task, extension
 
 
-def _check_task(model: Any, name: str, task: str) -> None:
+def _check_task(model: Any, name: str, task: str, *, hint: str = "") -> None:
     if task in TEACHERS_TASKS:
         raise UserError(f"{name} is for {TASKS[task].words}, which kdcli predict can't show.", "Name another model.")
     if model.facts.task != task and not TASKS[task].is_label_free:
-        raise UserError(f"{name} is for {model.facts.task}, and asked for is {task}.", f"--task {model.facts.task}")
+        raise UserError(
+            f"{name} is for {model.facts.task}, and asked for is {task}.", hint or f"--task {model.facts.task}"
+        )
 
 
 def _others(
@@ -335,18 +335,41 @@ def _others(
         yield teacher
     for number, (name, opened) in enumerate(others.items(), 1):
         loaded = load_model(name, opened, task=facts.task)
-        _check_task(loaded.model, name, facts.task)
+        _check_task(loaded.model, name, facts.task, hint=f"Leave --against {name} out, or ask it by itself.")
         label_map, reason = map_labels(loaded.model.facts, facts, role="model")
         yield Candidate(f"against-{number}", name, loaded.model, loaded.folder, label_map, reason, file=loaded.file)
 
 
+def _deep_range(
+    name: str, run: RunFolder | None, others: Mapping[str, RunFolder | None], items: Sequence[Item], notes: list[str]
+) -> Range | None:
+    """Return what is black and white in deep grayscale: what it was in the training of the runs that are asked."""
+    ranges: dict[Range, str] = {}
+    for each, opened in {name: run, **others}.items():
+        if opened is not None and (found := opened.read_config().data.deep_range) is not None:
+            ranges.setdefault(found, each)
+    if len(ranges) > 1:
+        raise UserError(
+            f"{' and '.join(ranges.values())} take different values of deep images for black and white.",
+            "Ask them one by one.",
+        )
+    if not ranges and has_deep(items):
+        notes.append(
+            "Deep grayscale images are scaled each by its own values: no run that is asked says what was black and"
+            " white in training."
+        )
+    return next(iter(ranges), None)
+
+
 def _asked(candidate: Candidate, task: Task, run: RunFolder | None) -> Asked:
+    """Return how a model is asked; ``run`` is its own, or that which it taught."""
     model = candidate.model
+    facts = type(task).facts_of(model, None if run is None else run.read_config().data)
     if task.row().is_label_free:
-        into = None if run is None else embedding_projector(run, model.facts.feature_dims["pooled"])
-        return Asked(model, (), None if into is None else _on_its_device(into))
-    own = type(task).facts_of(model, None).class_names
-    return Asked(model, own if candidate.label_map is None else task.class_names)
+        is_student = run is not None and candidate.role != "teacher"
+        into = embedding_projector(run, model.facts.feature_dims["pooled"]) if run is not None and is_student else None
+        return Asked(model, (), facts, None if into is None else _on_its_device(into))
+    return Asked(model, facts.class_names if candidate.label_map is None else task.class_names, facts)
 
 
 def _on_its_device(projector: Any) -> Callable[[Any], Any]:

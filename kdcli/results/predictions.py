@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 from kdcli.base.errors import UserError, is_special
 from kdcli.base.files import clear_os_errors, replace_files, write_atomically
-from kdcli.base.text import expand_user
+from kdcli.base.text import counted, expand_user
 from kdcli.data import decode_image
 from kdcli.results.evaluation import to_json
 from kdcli.results.pictures.samples import plot_samples
@@ -28,13 +29,14 @@ Form = Literal["csv", "json", "npy", "folder"]
 Table = tuple[str, list[str], list[list[str]]]
 
 _FORMS: Mapping[str, Form] = {".csv": "csv", ".json": "json", ".npy": "npy"}
+_BEGINNINGS: Mapping[Form, bytes] = {"csv": b"input,", "json": b'{\n  "task": ', "npy": b"\x93NUMPY"}
 _NO_FOLDERS = (".txt", ".tsv", ".jsonl", ".npz", ".parquet", ".xlsx", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pdf")
 """What looks like a file of a kind that is not written."""
 _WANTED = "Name a file .csv, .json or (of embeddings) .npy, or a folder."
 _SIDE, _LONGEST = 480, 960
 """Pixels that a picture is wide, and that an image has at most before it is drawn on."""
 _LISTED = "predictions.json"
-_SHOWN_TEXT = 60
+_SHOWN_NAME, _SHOWN_TEXT = 40, 60
 _MOST_NAME = 200
 """Bytes of a file's name before its end."""
 _HINT = "Free some space, or give another --output."
@@ -74,7 +76,16 @@ def form_of(output: Path, inputs: Sequence[str]) -> Form:
         raise UserError(f"{output} is a pipe, socket or device, not a file.", _WANTED)
     elif any(output.resolve() == expand_user(name).resolve() for name in inputs):
         raise UserError(f"--output is {output}, which is read.", "Give another file.")
+    elif output.exists() and not _is_own(output, form):
+        raise UserError(f"{output} is there, and holds no predictions.", "Give another name, or remove it.")
     return form
+
+
+def _is_own(file: Path, form: Form) -> bool:
+    """Return whether a file begins as one that was written here, or is empty."""
+    with clear_os_errors(file, hint=_WANTED), file.open("rb") as stream:
+        start = stream.read(64)
+    return not start or start.startswith(_BEGINNINGS[form])
 
 
 def _check_folder(folder: Path) -> None:
@@ -91,9 +102,11 @@ def _listed_in(folder: Path) -> set[str]:
     """Return the files that an earlier prediction wrote into a folder."""
     try:
         content = json.loads((folder / _LISTED).read_text(encoding="utf-8"))
-        return {_LISTED, "predictions.csv", *(name for each in content["predictions"] for name in each["files"])}
+        names = [str(name) for each in content["predictions"] for name in each["files"]]
     except (OSError, ValueError, KeyError, TypeError):
         return set()
+    root = folder.resolve()  # whoever wrote the list: nothing outside of the folder is taken for a prediction
+    return {_LISTED, "predictions.csv", *(name for name in names if root in (root / name).resolve().parents)}
 
 
 def predict(
@@ -124,9 +137,11 @@ def predict(
                 replace_files(output, lambda folder: _fill(predictions, folder, progress))
             _clean(output, before - _written(predictions))
             return predictions
-        _answer(predictions, None, progress)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, lambda file: _write(predictions, file, form))
+        with _folders_above(output):
+            with TemporaryFile(dir=output.parent):  # what can't be written is known before anything is asked
+                pass
+            _answer(predictions, None, progress)
+            write_atomically(output, lambda file: _write(predictions, file, form))
     return predictions
 
 
@@ -312,12 +327,20 @@ def table_of(predictions: Predictions) -> Table:
     for number, found in predictions.found:
         item = prediction.items[number]
         text = " | ".join(_text_of(prediction, number).values())
-        name = item.name if item.place else text if len(text) <= _SHOWN_TEXT else f"{text[: _SHOWN_TEXT - 1]}…"
+        name = _end_of(item.name) if item.place else _start_of(" ".join(text.split()))
         for place in range(max(1, *(len(answer.lines) for answer in found.values()))):
             cells = [answer.lines[place] if place < len(answer.lines) else "" for answer in found.values()]
             rows.append([name if place == 0 else "", *cells])
     noun = prediction.task.row().modality
     return "Predictions", [noun, *prediction.roles], rows
+
+
+def _end_of(name: str) -> str:
+    return name if len(name) <= _SHOWN_NAME else f"…{name[1 - _SHOWN_NAME :]}"
+
+
+def _start_of(text: str) -> str:
+    return text if len(text) <= _SHOWN_TEXT else f"{text[: _SHOWN_TEXT - 1]}…"
 
 
 def remarks(predictions: Predictions, output: Path | None) -> Iterator[str]:
@@ -334,4 +357,4 @@ def remarks(predictions: Predictions, output: Path | None) -> Iterator[str]:
         yield "Add --output FILE.npy or FILE.csv for the embeddings."
     elif output is not None:
         count = sum(map(len, predictions.files.values()))
-        yield f"Wrote {output}" + (f", with {count} pictures and files beside them" if count else "")
+        yield f"Wrote {output}" + (f", with {counted(count, 'file')} of pictures and answers" if count else "")

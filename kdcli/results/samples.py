@@ -96,7 +96,7 @@ def set_data(config: DataConfig, settings: Sequence[str], task: str, run: RunFol
         raise UserError("--set is for other data: those of a run are read as they were in training.", "Leave it out.")
     for setting in settings:
         section, _, key = setting.partition("=")[0].strip().partition(".")
-        if section != "data":
+        if section != "data" or not key:
             raise UserError(
                 f"--set {short_repr(setting)} is no key of data, and nothing else is read here: nothing is trained.",
                 "For example: --set data.ignore_label=11",
@@ -104,6 +104,8 @@ def set_data(config: DataConfig, settings: Sequence[str], task: str, run: RunFol
         if key == "name" or key in _USELESS:
             why = "--data names the data" if key == "name" else "it is about what is trained on"
             raise UserError(f"--set data.{key} has no effect here: {why}.", "Leave it out.")
+        if key == "classes" and config.classes is not None:
+            raise UserError("The classes are named twice: by --classes and by --set data.classes.", "Leave one out.")
     values = {"teacher": "none", "student": "none", "task": task, "data": config.model_dump(exclude_unset=True)}
     asked = parse_config(apply_overrides(values, settings), source="--set")
     check_domain(asked)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import UNLABELLED
+from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.data import AnyBatch, Source, TextSource
 from kdcli.data.images.decode import Range
 from kdcli.data.own import OwnImages
@@ -65,11 +65,13 @@ class Asked:
     Attributes:
         model: the model.
         class_names: of its answers, in their order; empty where it has none.
+        facts: of the data that it was trained on, as far as they are known.
         into_teacher: maps pooled features (B, d) into the teacher's space; None where nothing does.
     """
 
     model: Model
     class_names: tuple[str, ...]
+    facts: DataFacts
     into_teacher: Callable[[Tensor], Tensor] | None = field(default=None)
 
 

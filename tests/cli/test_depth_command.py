@@ -172,6 +172,7 @@ def test_evaluated_on_other_rooms_by_the_depths_that_counted_in_training(kdcli, 
     ("setting", "data", "message"),
     [
         ("optim.lr=1", "others", "is no key of data, and nothing else is read here"),
+        ("data={name: photos}", "others", "is no key of data, and nothing else is read here"),
         ("data.max_dept=5", "others", "Did you mean max_depth"),
         ("data.ignore_label=5", "others", "its labels are no classes of pixels"),
         ("data.labelled_images=5", "others", "it is about what is trained on"),

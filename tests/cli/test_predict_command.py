@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,6 +137,12 @@ def test_what_is_refused(alone_run, classified_run, language_models, album, refu
     assert "can't be read" in refused(alone_run, "torn.png", "--output", "out")
     assert "reads no texts" in refused(alone_run, "--text", "good")
     assert "Nothing is named" in refused(alone_run)
+    assert "An input is empty" in refused(alone_run, "")
+    (tmp_path / "mine.csv").write_text("keep,me\n")
+    assert "holds no predictions" in refused(alone_run, album, "--output", "mine.csv")
+    assert (tmp_path / "mine.csv").read_text() == "keep,me\n"
+    other = refused(alone_run, album, "--against", "random:torchvision:ssdlite320_mobilenet_v3_large")
+    assert "Leave --against random:torchvision" in other
     assert "holds files that are no predictions" in refused(alone_run, album, "--output", album)
     assert "which is read" in refused(classified_run, "own.csv", "--text-column", "a", "--output", "own.csv")
     assert ".npy file is for embeddings" in refused(alone_run, album, "--output", "x.npy")
@@ -287,6 +294,14 @@ def test_pictures_of_one_name_lie_beside_each_other_and_are_replaced(segmented, 
     assert [each["files"] for each in content] == [["a.png", "a_mask.png"], ["a-2.png", "a-2_mask.png"]]
     assert not (out / "apple").exists()
 
+    (tmp_path / "precious.png").write_bytes(b"mine")
+    content[0]["files"] += ["../precious.png", str(tmp_path / "precious.png"), "x/../../precious.png"]
+    (out / "predictions.json").write_text(json.dumps({"predictions": content}))
+    Image.new("RGB", (1, 3000), "white").save(tmp_path / "tall.png")
+    assert files("tall.png") == {"tall.png", "tall_mask.png"}
+    assert (tmp_path / "precious.png").read_bytes() == b"mine", "whatever the list of a folder says"
+    assert Image.open(out / "tall.png").height < 2500
+
 
 def test_depth_is_in_millimetres_of_the_image(album, run_cli, tmp_path):
     from kdcli.base.facts import DataFacts, DepthFacts
@@ -306,6 +321,37 @@ def test_depth_is_in_millimetres_of_the_image(album, run_cli, tmp_path):
         assert np.median(depth) == pytest.approx(1000 * record["median"], abs=1)
         assert record["kind"] == "metres"
         assert 0 < record["smallest"] <= record["largest"] <= 8
+
+    far = DataFacts("", "depth-estimation", ("depth",), 1, 1, 0, 0, label_kind="depth", depth=DepthFacts(0.001, 200.0))
+    build_student(StudentConfig(name=name, image_size=32), far, seed=0).eval().save(tmp_path / "far")
+    outcome = run_cli("predict", "far", album / "clear.png", *CPU, "--output", "far_out", "--json")
+    (found,) = json.loads(outcome.stdout)["predictions"]
+    assert found["files"] == ["clear.png", "clear_depth.npy"]
+    depth = np.load(tmp_path / "far_out" / "clear_depth.npy")
+    assert depth.max() == pytest.approx(found["answers"]["model"][0]["largest"])
+    assert 70 < depth.max() <= 200, "metres of the model's own range, which nothing clamps"
+
+
+def test_deep_images_are_black_and_white_where_they_were_in_training(album, tmp_path):
+    """Also of a run that is not the first that is named; runs that differ are not asked together."""
+    from kdcli.base.errors import UserError
+    from kdcli.data.own import Item
+    from kdcli.results.predict import _deep_range
+
+    def run(deep_range):
+        return SimpleNamespace(read_config=lambda: SimpleNamespace(data=SimpleNamespace(deep_range=deep_range)))
+
+    notes = []
+    items = [Item("deep", str(album / "deep.png"), "deep")]
+    assert _deep_range("a", None, {"b": run((0.0, 4095.0))}, items, notes) == (0.0, 4095.0)
+    assert _deep_range("a", run(None), {"b": run((0.0, 4095.0)), "c": None}, items, notes) == (0.0, 4095.0)
+    assert notes == []
+    with pytest.raises(UserError, match="a and b take different values"):
+        _deep_range("a", run((0.0, 255.0)), {"b": run((0.0, 4095.0))}, items, notes)
+    assert _deep_range("a", None, {}, [Item("clear", str(album / "clear.png"), "clear")], notes) is None
+    assert notes == []
+    assert _deep_range("a", None, {}, items, notes) is None
+    assert "scaled each by its own values" in notes[0]
 
 
 def test_boxes_are_in_pixels_of_the_image(album, run_cli, tmp_path):

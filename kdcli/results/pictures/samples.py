@@ -25,6 +25,8 @@ _SIDE = 288
 """Pixels that a picture is wide: three times 96."""
 _ACROSS = 6
 """Samples of one picture each, side by side."""
+_HIGHEST = 4
+"""A picture is at most so many times as high as its column is wide."""
 _MARGIN, _GAP = 14, 10
 _HEADING, _TEXT = 19, 13
 """Pixels of letters."""
@@ -112,9 +114,15 @@ def _lines(panel: Panel) -> int:
 
 
 def _tall(panel: Panel, side: int) -> int:
-    """Return how many pixels a picture is high."""
+    """Return how many pixels a picture is high: at most four times its column's width."""
     height, width = panel.image.shape[:2]
-    return max(1, round(height * side / width))
+    return min(max(1, round(height * side / width)), _HIGHEST * side)
+
+
+def _wide(panel: Panel, side: int) -> int:
+    """Return how many pixels a picture is wide: ``side``, but for one that would be too high."""
+    height, width = panel.image.shape[:2]
+    return min(side, max(1, round(width * _tall(panel, side) / height)))
 
 
 def _draw_panel(
@@ -129,7 +137,8 @@ def _draw_panel(
     is_small = panel.image.shape[1] <= side
     picture = Image.fromarray(np.ascontiguousarray(panel.image))
     how = Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS
-    canvas.paste(picture.resize((side, _tall(panel, side)), how), (left, top))
+    across = _wide(panel, side)
+    canvas.paste(picture.resize((across, _tall(panel, side)), how), (left + (side - across) // 2, top))
 
 
 def _draw_legend(pen: ImageDraw.ImageDraw, entries: Mapping[int, tuple[str, _Colour]], top: int, columns: int) -> None:

@@ -133,30 +133,25 @@ class DepthAnswers(Answers):
 
     has_pictures = True
 
-    def is_relative(self, model: Model) -> bool:
+    def is_relative(self, asked: Asked) -> bool:
         """Whether a model's answers are inverse depth up to scale and shift."""
-        return model.facts.depth == "inverse" and alignment_of(self._facts, model.facts.depth) != "none"
-
-    @property
-    def _facts(self) -> DepthFacts:
-        facts: DepthFacts = self.task.depth  # type: ignore[attr-defined]  # of the task of depth
-        return facts
+        kind = asked.model.facts.depth
+        return kind == "inverse" and alignment_of(_depth_of(asked), kind) != "none"
 
     def ask(self, asked: Asked, batch: AnyBatch) -> Tensor:
         """Return depth (B, 1, H, W) on the canvas, in metres or as the model gives it."""
         assert isinstance(batch, Batch)
         canvas = (int(batch.images.shape[2]), int(batch.images.shape[3]))
         values = resize_depth(Task.predict(self.task, asked.model, batch), canvas)
-        if self.is_relative(asked.model):
+        if self.is_relative(asked):
             return values
         nothing = torch.zeros(len(values), *canvas, device=values.device)
-        return to_metres(values[:, 0], nothing, replace(self._facts, alignment="none"), asked.model.facts.depth)[
-            :, None
-        ]
+        facts = replace(_depth_of(asked), alignment="none")
+        return to_metres(values[:, 0], nothing, facts, asked.model.facts.depth)[:, None]
 
     def of(self, asked: Asked, outputs: Tensor, batch: AnyBatch) -> Iterator[Answer]:
         """Yield the depth of every image; 0 (of relative depth NaN) where the model sees nothing of it."""
-        is_relative = self.is_relative(asked.model)
+        is_relative = self.is_relative(asked)
         unit = "" if is_relative else "m"
         for one, size in zip(outputs, batch.targets.tolist(), strict=True):
             height, width = size
@@ -173,8 +168,8 @@ class DepthAnswers(Answers):
 
     def notes(self, asked: Asked) -> list[str]:
         """Say what a model's depth is where it is not metres as it is evaluated."""
-        name, alignment = asked.model.facts.name, alignment_of(self._facts, asked.model.facts.depth)
-        if self.is_relative(asked.model):
+        name, alignment = asked.model.facts.name, alignment_of(_depth_of(asked), asked.model.facts.depth)
+        if self.is_relative(asked):
             return [f"The depth of {name} is relative: inverse, greater where it is nearer, up to scale and shift."]
         if alignment != "none":
             return [
@@ -203,15 +198,21 @@ class DepthAnswers(Answers):
     def files(self, answer: Answer) -> Mapping[str, NDArray[Any]]:
         """Return millimetres in 16 bits where all depths fit in them, else float32."""
         depth, is_relative = answer.raw
-        if is_relative or self._facts.farthest > _FARTHEST_IN_PNG:
+        if is_relative or depth.max() > _FARTHEST_IN_PNG:
             return {"_depth.npy": depth}
         return {"_depth.png": np.rint(1000 * depth).astype(np.uint16)}
 
     def file_notes(self) -> list[str]:
         """Say what is in the files."""
-        if self._facts.farthest > _FARTHEST_IN_PNG:
-            return ["NAME_depth.npy has float32 metres, or relative inverse depth where that is said."]
-        return ["NAME_depth.png has 16-bit millimetres; NAME_depth.npy, of relative models, float32 inverse depth."]
+        return [
+            "NAME_depth.png has 16-bit millimetres; NAME_depth.npy has float32 metres where they are more than"
+            f" {_FARTHEST_IN_PNG:g}, and of relative models float32 inverse depth."
+        ]
+
+
+def _depth_of(asked: Asked) -> DepthFacts:
+    assert asked.facts.depth is not None, "of the task of depth"
+    return asked.facts.depth
 
 
 def _shrunk(values: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -196,9 +197,10 @@ class DepthEstimation(ImageTask):
 
     @classmethod
     def facts_of(cls, model: Model, config: DataConfig | None) -> DataFacts:
-        """Return the facts of no data, with the depths that count as the model was trained."""
+        """Return the facts of no data, with the depths that counted in training; all where it is not known."""
         facts = DataFacts.of_labels(("depth",), task=cls.row().name)
-        return replace(facts, label_kind="depth", depth=None if config is None else depth_facts(config))
+        depth = DepthFacts(0.0, math.inf) if config is None else depth_facts(config)
+        return replace(facts, label_kind="depth", depth=depth)
 
     def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
         """Return what tells the depth of every pixel."""
