@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import ModelFacts, Preprocessing
 from kdcli.config.methods import FeaturePair, MethodOptions, find_choice
 from kdcli.config.methods.defaults import (
     COMMON_LOGITS,
@@ -265,12 +266,13 @@ def _default_pair(situation: Situation) -> FeaturePair:
 
 
 def _dense_pairs(situation: Situation) -> tuple[tuple[FeaturePair, ...], str]:
-    """Return the maps to bring together, and why: the levels of two detectors, else the last one of the student."""
+    """Return the maps to bring together, and why: the levels of two detectors, else one with enough positions."""
     student, teacher = situation.student, situation.teacher
     assert teacher is not None, "features are of two models"
     ours, theirs = (tuple(tap for tap in facts.stages if tap in facts.grids) for facts in (student, teacher))
     levels = zip(ours, theirs, strict=False)
-    if situation.evidence.relation == "same" and len(ours) == len(theirs) > 1:
+    is_detector = situation.data.label_kind == "boxes"
+    if is_detector and situation.evidence.relation == "same" and len(ours) == len(theirs) > 1:
         return tuple(FeaturePair(student=own, teacher=other) for own, other in levels), (
             "Both predict from as many levels: each has a projector of its own, as in VkD's detectors."
             " --feature-layers takes others."
@@ -279,19 +281,35 @@ def _dense_pairs(situation: Situation) -> tuple[tuple[FeaturePair, ...], str]:
         raise UserError(
             f"{student.name} has no map of features to distil into by itself.", "Name layers: --feature-layers."
         )
-    own = student.grids["pooled"]
+    own, why = _dense_tap(student)
     grids = {tap: teacher.grids[tap] for tap in (*theirs, "pooled") if tap in teacher.grids}
     if not grids:
         raise UserError(
             f"{teacher.name} has no map of features that kdcli finds by itself.", "Name layers: --feature-layers."
         )
-    positions = {tap: abs(math.log(rows * columns / (own[0] * own[1]))) for tap, (rows, columns) in grids.items()}
+    here = student.grids[own]
+    positions = {tap: abs(math.log(math.prod(grid) / math.prod(here))) for tap, grid in grids.items()}
     best = min(reversed(positions), key=lambda tap: positions[tap])
-    rows, columns = grids[best]
-    return (FeaturePair(student="pooled", teacher=best),), (
-        f"The student's last map has {own[0]}x{own[1]} positions; of the teacher's this one is nearest to that, with"
-        f" {rows}x{columns}. --feature-layers takes others."
+    return (FeaturePair(student=own, teacher=best),), (
+        f"The student's {why} has {here[0]}x{here[1]} positions; of the teacher's this one is nearest to that, with"
+        f" {grids[best][0]}x{grids[best][1]}. --feature-layers takes others."
     )
+
+
+def _dense_tap(student: ModelFacts) -> tuple[str, str]:
+    """Return which of the student's maps takes part, and what it is.
+
+    That is the last stage with at least a sixteenth of the image's height and width: with a thirty-second, small images
+    have next to no positions left, and networks for them widen their last maps to a thousand channels and more. It is
+    the one of the measurements in recipes/claims.
+    """
+    assert isinstance(student.preprocessing, Preprocessing), "it reads images"
+    height, width = student.preprocessing.image_size
+    grids = {tap: student.grids[tap] for tap in student.stages if tap in student.grids}
+    fine = [tap for tap, (rows, columns) in grids.items() if 16 * rows >= height and 16 * columns >= width]
+    if fine and grids[fine[-1]] != student.grids["pooled"]:
+        return fine[-1], "last map with a sixteenth of the image's sides"
+    return "pooled", "last map"
 
 
 def _defaults(situation: Situation) -> Mapping[str, FeatureDefault]:

@@ -55,6 +55,28 @@ def test_a_segmenter_of_the_same_classes_teaches_by_maps_and_by_its_pixels():
     assert method(made, "logit_kd") is not None
 
 
+@pytest.mark.parametrize("teacher", [THEIRS, dataclasses.replace(THEIRS, task=PIXELS.task)])
+def test_the_last_map_with_a_sixteenth_of_the_sides_takes_part(teacher):
+    square = STUDENT.preprocessing.at((64, 64))
+    student = dataclasses.replace(
+        OURS,
+        preprocessing=square,
+        feature_dims={"low": 16, "mid": 32, "deep": 64, "pooled": 1280},
+        grids={"low": (8, 8), "mid": (4, 4), "deep": (2, 2), "pooled": (2, 2)},
+        stages=("low", "mid", "deep"),
+    )
+    (options,) = [
+        found for found in plan(PIXELS, teacher=teacher, student=student).methods if found.method == "projection"
+    ]
+    assert (options.student_tap, options.teacher_tap) == ("mid", "mid")
+    wide = dataclasses.replace(student, preprocessing=square.at((64, 96)))
+    assert features(plan(PIXELS, teacher=teacher, student=wide)).student_tap == "low"
+    dilated = dataclasses.replace(
+        student, grids={"low": (8, 8), "mid": (4, 4), "pooled": (4, 4)}, stages=("low", "mid")
+    )
+    assert features(plan(PIXELS, teacher=teacher, student=dilated)).student_tap == "pooled"
+
+
 def test_without_a_teacher_spectra_are_of_maps():
     assert method(plan(PIXELS, teacher=None), "spectral_regularization").reads == "maps"
 

@@ -51,7 +51,7 @@ def score_layers(
 def open_levels(config: RunConfig, teacher: Model | None, student: Model, data: DataFacts) -> None:
     """Open the ends of both models' stages as taps where the plan chooses among maps: of dense labels.
 
-    The student's are opened where its labels are boxes: those are a detector's levels.
+    A detector's are its levels.
 
     Args:
         config: of the run.
@@ -61,7 +61,7 @@ def open_levels(config: RunConfig, teacher: Model | None, student: Model, data: 
     """
     if teacher is None or not data.labels.is_dense or not takes_default_layers(config):
         return
-    for model in (teacher, student) if data.label_kind == "boxes" else (teacher,):
+    for model in (teacher, student):
         try:
             model.open_stages()
         except UserError:  # it has none: then it is the last map
