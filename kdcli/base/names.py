@@ -20,3 +20,9 @@ DivergenceName = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 
 
 OrthogonalMap = Literal["retraction", "matrix_exp", "cayley", "householder"]
+
+
+AdversarialName = Literal["hinge", "lsgan", "non_saturating"]
+
+
+DiffAugmentName = Literal["color", "translation", "cutout"]

@@ -11,11 +11,14 @@ triplet) the loss is 0 with zero gradient, and a vector of zeros has no directio
 gradient. Numbers that aren't finite reach the loss.
 
 Losses on logits take rows ``(N, num_classes)``; :func:`rows_of` makes them of maps. Those over the vocabulary of a
-language model (``chunked_...``) take what its last layer reads in place of logits.
+language model (``chunked_...``) take what its last layer reads in place of logits. Those of generators and
+discriminators take the discriminator's logits of real and of fake images; :func:`diff_augment` is no loss, but what
+both see their images through.
 
 No loss carries its method's weight: the docstrings say which reduction the authors' weight belongs to where it differs.
 """
 
+from kdcli.losses.adversarial import discriminator_loss, generator_loss, lecam, lecam_start, lecam_update
 from kdcli.losses.common import rows_of
 from kdcli.losses.dense import cirkd, cwd, ifvd, pkd, resized, skd
 from kdcli.losses.depth import (
@@ -29,6 +32,7 @@ from kdcli.losses.depth import (
     standardize_depth,
 )
 from kdcli.losses.detection import attention, box_weights, fgd_focal, squared_error
+from kdcli.losses.diff_augment import NUM_DRAWS, diff_augment, diff_augment_by
 from kdcli.losses.feature import (
     attention_transfer,
     common_grid,
@@ -55,6 +59,7 @@ from kdcli.losses.vocabulary import (
 )
 
 __all__ = [
+    "NUM_DRAWS",
     "OutputHead",
     "VocabularyLogits",
     "attention",
@@ -73,14 +78,21 @@ __all__ = [
     "deit_soft",
     "depth_l1",
     "dice",
+    "diff_augment",
+    "diff_augment_by",
+    "discriminator_loss",
     "dist",
     "dkd",
     "fgd_focal",
     "fit_scale_and_shift",
     "fitnet",
     "focal",
+    "generator_loss",
     "gradient_matching",
     "ifvd",
+    "lecam",
+    "lecam_start",
+    "lecam_update",
     "local_classifier_kl",
     "log_sum",
     "logit_kd",
