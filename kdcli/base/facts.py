@@ -17,9 +17,12 @@ MAX_IMAGE_SIZE = 4096
 """Largest side of a model's input in pixels; beyond it an option or a model's config is taken to be a mistake."""
 
 
-LabelKind = Literal["class", "classes", "number", "words", "tokens", "pixels", "depth", "boxes", "none"]
+LabelKind = Literal[
+    "class", "classes", "number", "words", "tokens", "pixels", "depth", "boxes", "image", "unpaired", "none"
+]
 """What a sample's label is: one class, any number of classes, a number, a class for each word, the text's own
-tokens, a class or a depth for each pixel, boxes with a class each; or there is none."""
+tokens, a class or a depth for each pixel, boxes with a class each; the image that it is to become, or any image of the
+kind that it is to become one of; or there is none."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,16 @@ LABELS: Mapping[LabelKind, LabelFacts] = {
     ),
     "boxes": LabelFacts(
         "boxes with a class each", "boxes of {count} classes", parts="boxes", is_smoothed=False, is_dense=True
+    ),
+    "image": LabelFacts(
+        "an image for each image", "an image for each", parts="target images", is_smoothed=False, is_dense=True
+    ),
+    "unpaired": LabelFacts(
+        "images of two kinds without pairs",
+        "images of two kinds, unpaired",
+        parts="images without pairs",
+        is_smoothed=False,
+        is_dense=True,
     ),
     "none": LabelFacts("no labels", "no labels"),
 }

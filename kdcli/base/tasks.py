@@ -13,13 +13,13 @@ from kdcli.base.text import short_repr
 Modality = Literal["image", "text"]
 """What a sample is."""
 
-Target = Literal["label", "embedding", "words", "tokens", "pixels", "depth", "boxes"]
+Target = Literal["label", "embedding", "words", "tokens", "pixels", "depth", "boxes", "image"]
 """What a student is trained on: the labels of its samples, the teacher's embeddings of them, a label for each word, the
-text's own tokens, a label or a depth for each pixel, or boxes around things, with a label each."""
+text's own tokens, a label or a depth for each pixel, boxes around things, with a label each, or another image."""
 
-HeadKind = Literal["none", "sequence", "token", "masked", "causal", "dense", "depth", "boxes"]
+HeadKind = Literal["none", "sequence", "token", "masked", "causal", "dense", "depth", "boxes", "image"]
 """What a model has on top: nothing, a classifier of whole samples or of tokens, a language model's head, a head for
-each position, of classes or of depth, or a detector."""
+each position, of classes or of depth, a detector, or what makes an image."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class TaskFacts:
     @property
     def is_dense(self) -> bool:
         """Whether its targets lie at places of the image, and move as its pixels do."""
-        return self.target in ("pixels", "depth", "boxes")
+        return self.target in ("pixels", "depth", "boxes", "image")
 
     @property
     def is_language_model(self) -> bool:
@@ -99,6 +99,7 @@ _ROWS = (
         losses=("silog", "l1", "berhu", "scale_shift_invariant"),
     ),
     TaskFacts("object-detection", "image", "boxes", "boxes", "object-detection"),
+    TaskFacts("image-translation", "image", "image", "image", "image-to-image", losses=("l1", "l2", "perceptual")),
     TaskFacts("text-classification", "text", "label", "sequence", "text-classification"),
     TaskFacts("sentence-embedding", "text", "embedding", "none", "sentence-similarity"),
     TaskFacts("token-classification", "text", "words", "token", "token-classification"),

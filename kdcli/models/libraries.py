@@ -10,6 +10,7 @@ from types import ModuleType
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, check_are_files, did_you_mean, reading
 from kdcli.base.tasks import Modality
+from kdcli.models.generators.library import Generators
 from kdcli.models.library import Library
 from kdcli.models.packaged.library import PackagedModels
 from kdcli.models.smp.library import Smp
@@ -17,7 +18,7 @@ from kdcli.models.timm.library import Timm
 from kdcli.models.torchvision_detection.library import TorchvisionDetectors
 from kdcli.models.transformers.library import Transformers
 
-LIBRARIES: tuple[Library, ...] = (Timm(), Transformers(), TorchvisionDetectors(), Smp(), PackagedModels())
+LIBRARIES: tuple[Library, ...] = (Timm(), Transformers(), TorchvisionDetectors(), Smp(), Generators(), PackagedModels())
 """A bare name is looked up in the first that has it."""
 _WORDS = ("package", "random")
 """What stands before a colon and is no library's."""

@@ -133,7 +133,7 @@ def build_student(
 def _check_head(model: Model, data: DataFacts) -> None:
     """Refuse a model of images whose head is none for the data's task: a classifier has nothing for every pixel."""
     wanted, found = TASKS[data.task], TASKS[model.facts.task]
-    if wanted.modality == "image" and data.class_names and wanted.head != found.head:
+    if wanted.modality == "image" and (data.class_names or wanted.head == "image") and wanted.head != found.head:
         small = " or ".join(name for library in LIBRARIES for name in library.small(wanted))
         raise UserError(
             f"{model.facts.name} as {model.facts.library} builds it is for {found.name}, and the task is"

@@ -99,6 +99,28 @@ def check_preprocessing(name: str, preprocessing: Preprocessing) -> None:
         )
 
 
+def check_divides(name: str, size: tuple[int, int], stride: int) -> None:
+    """Refuse images whose sides a network's maps can't be laid over.
+
+    Args:
+        name: of the model.
+        size: (height, width) of its input in pixels.
+        stride: what both have to be multiples of.
+
+    Raises:
+        UserError: with the nearest sizes that it takes.
+    """
+    if all(side % stride == 0 for side in size):
+        return
+    below, above = (
+        "x".join(str(max(stride, stride * ((side + up) // stride))) for side in size) for up in (0, stride - 1)
+    )
+    raise UserError(
+        f"{name} takes images whose sides are multiples of {stride}, and they are {size[0]}x{size[1]} pixels.",
+        f"Set image_size to {below if below == above else f'{below} or {above}'}.",
+    )
+
+
 @contextmanager
 def _input_errors(origin: Origin, size: tuple[int, int]) -> Iterator[None]:
     """Turn what a model throws at an image that it can't take into the user's error."""

@@ -16,9 +16,10 @@ from kdcli.base.reads import LOGITS
 from kdcli.config.models import TeacherConfig
 from kdcli.models.base import Model
 from kdcli.models.fit import build_with_weights
+from kdcli.models.maps import MapModel
 from kdcli.models.origin import phrase_of_file, saved_origin, teacher_origin
 from kdcli.models.packaged import craft, hed
-from kdcli.models.packaged.model import NETWORKS, MapModel
+from kdcli.models.packaged.model import NETWORKS, map_model
 from kdcli.models.packaged.rows import ROWS, Packaged
 from kdcli.models.packaged.weights import check_known, check_names
 from kdcli.models.place import Place
@@ -46,7 +47,7 @@ def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoin
     else:
         module = with_weights(row)
     origin = teacher_origin(place, name, None, image_size=config.input_size, file_phrase=phrase)
-    return MapModel(module, origin, change_input(preprocessing, wanted), row)
+    return map_model(module, origin, change_input(preprocessing, wanted), row)
 
 
 def with_weights(row: Packaged) -> nn.Module:
@@ -69,7 +70,7 @@ def open_saved(place: Place) -> MapModel:
     module, _ = build_with_weights(
         lambda _: NETWORKS[row.name](), _checkpoint_of(place), classifier=lambda _: (0, set())
     )
-    return MapModel(module, saved_origin(place, None), preprocessing, row)
+    return map_model(module, saved_origin(place, None), preprocessing, row)
 
 
 def reload(student: Model, folder: Path) -> Iterator[Reloaded]:

@@ -20,7 +20,7 @@ from kdcli.models.outputs import ModelOutput
 from kdcli.models.saved import write_network
 from kdcli.models.smp.build import Settings, config_of
 from kdcli.models.taps import LayerTap, edges_of
-from kdcli.models.vision import VisionModel
+from kdcli.models.vision import VisionModel, check_divides
 
 
 class SmpModel(VisionModel):
@@ -161,15 +161,7 @@ def _check_divides(module: Any, name: str, size: tuple[int, int]) -> None:
     if not module.requires_divisible_input_shape:
         return
     stride = int(module.encoder.output_stride)
-    if all(side % stride == 0 for side in size):
-        return
-    below, above = (
-        "x".join(str(max(stride, stride * ((side + up) // stride))) for side in size) for up in (0, stride - 1)
-    )
-    raise UserError(
-        f"{name} takes images whose sides are multiples of {stride}, and they are {size[0]}x{size[1]} pixels.",
-        f"Set image_size to {below if below == above else f'{below} or {above}'}.",
-    )
+    check_divides(name, size, stride)
 
 
 @contextmanager

@@ -1,0 +1,116 @@
+"""Networks that make images, as a library of models. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.tasks import Modality, TaskFacts
+from kdcli.models.library import Library
+
+if TYPE_CHECKING:
+    from kdcli.base.facts import DataFacts
+    from kdcli.config.models import StudentConfig, TeacherConfig
+    from kdcli.models.base import Model
+    from kdcli.models.place import Place
+    from kdcli.models.reloaded import Reloaded
+    from kdcli.models.shelf import Shelf
+    from kdcli.models.spec import ModelName
+    from kdcli.models.weights import Checkpoint
+    from kdcli.projectors.maps import Projector
+
+_NAMES = ("resnet9", "resnet6", "unet", "mobile")
+"""Generators that turn an image into another one."""
+
+
+class Generators(Library):
+    """``generator:NAME``, such as ``generator:resnet9?channels=32``; none has published weights."""
+
+    name = "generators"
+    prefix = "generator"
+    files = frozenset({"config.json", "model.safetensors", "generator.py"})
+
+    def find(self, name: ModelName, *, weights: bool, modality: Modality) -> Place | None:
+        """Return the network of this name."""
+        if name.library != self.name:
+            return None
+        from kdcli.base.text import expand_user
+        from kdcli.models.place import Place
+
+        if name.target not in _NAMES:
+            if expand_user(name.target).exists():
+                return None
+            valid = [f"{self.prefix}:{other}" for other in _NAMES]
+            raise UserError(
+                f"There is no model {name.text!r}. {did_you_mean(f'{self.prefix}:{name.target}', valid)}".rstrip(),
+                f"Valid: {', '.join(valid)}.",
+            )
+        if weights:
+            raise UserError(
+                f"There are no published weights of {self.prefix}:{name.target}.",
+                f"A teacher can be a run or a saved folder, have a checkpoint (--teacher-weights FILE) or be untrained"
+                f" (random:{self.prefix}:{name.target}), a student be untrained (--no-student-pretrained).",
+            )
+        return Place(self.name, f"{self.prefix}:{name.target}", architecture=name.target)
+
+    def similar(self, name: ModelName) -> Sequence[str]:
+        """Return the networks' names."""
+        return [f"{self.prefix}:{other}" for other in _NAMES]
+
+    def is_own(self, folder: Path, config: Mapping[str, Any]) -> bool:
+        """Whether the config names this library."""
+        return config.get("library") == self.name
+
+    def load(
+        self, place: Place, name: ModelName, config: TeacherConfig, *, task: TaskFacts, checkpoint: Checkpoint | None
+    ) -> Model:
+        """Load a network that was saved, or fits a checkpoint."""
+        from kdcli.models.generators import loading
+
+        return loading.load_teacher(place, name, config, checkpoint)
+
+    def build(
+        self, place: Place, config: StudentConfig, data: DataFacts, *, teacher: Model | None, like: Model | None
+    ) -> Model:
+        """Build a generator; of a folder with its weights where they are asked for."""
+        from kdcli.models.generators import loading
+
+        return loading.build_student(place, config, data, like)
+
+    def open(self, place: Place) -> Model:
+        """Load a folder that kdcli saved."""
+        from kdcli.models.generators import loading
+
+        return loading.open_saved(place)
+
+    def arguments(self, place: Place) -> Mapping[str, Any]:
+        """Return the arguments of what makes the network."""
+        from kdcli.models.generators import loading
+
+        return loading.settings_of(place)["arguments"]  # type: ignore[no-any-return]
+
+    def reload(self, student: Model, folder: Path, *, projector: Projector | None) -> Iterable[Reloaded]:
+        """Load the folder by the Python file in it, on made-up images."""
+        from kdcli.models.generators import loading
+
+        yield loading.reload(student, folder)
+
+    def snippet(self, folder: Path, task: TaskFacts) -> str:
+        """Return the lines that load the model by the file beside its weights."""
+        from kdcli.models.generators import loading
+
+        return loading.snippet(folder)
+
+    def small(self, task: TaskFacts) -> tuple[str, ...]:
+        """Return the compact one."""
+        return (f"{self.prefix}:mobile",) if task.target == "image" else ()
+
+    def shelf(self, task: TaskFacts) -> Shelf | None:
+        """Return the networks, of the task that they are for."""
+        if task.target != "image":
+            return None
+        from kdcli.models.generators.shelf import GeneratorShelf
+
+        return GeneratorShelf(self.name, [f"{self.prefix}:{other}" for other in _NAMES])
