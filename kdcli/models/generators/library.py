@@ -89,7 +89,7 @@ class Generators(Library):
         """Return the arguments of what makes the network."""
         from kdcli.models.generators import loading
 
-        return loading.settings_of(place)["arguments"]  # type: ignore[no-any-return]
+        return loading.settings_of(place)["arguments"]
 
     def reload(self, student: Model, folder: Path, *, projector: Projector | None) -> Iterable[Reloaded]:
         """Load the folder by the Python file in it, on made-up images."""
