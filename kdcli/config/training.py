@@ -32,6 +32,8 @@ class OptimConfig(Section):
     lr: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     momentum: Fraction = 0.9
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = None
+    """Of Adam and its kin; by default the optimiser's own, mostly 0.9 and 0.999."""
     schedule: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
     """``poly`` falls as the share of steps that are left, to the ``power``; ``step`` multiplies the rate by
     ``decay_rate`` at each milestone."""

@@ -1,4 +1,4 @@
-"""The one trainable module of a run: student, projectors, losses."""
+"""The one trainable module of a run: student, projectors, losses, and adversaries where methods have any."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch
 from kdcli.machine.gather import gather_batch, gather_list, gather_rows, sum_over
 from kdcli.machine.team import Team
+from kdcli.methods.adversary import AdversarialMethod, Losses, Scene, spread_of
 from kdcli.methods.balance import Balance
 from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected
@@ -31,16 +32,20 @@ PHASE = "distillation"
 
 
 class Distiller(Objective):
-    """Student and methods, trained in one phase; only it is wrapped for training, and only called through the wrapper.
+    """Student and methods, trained in one phase, and each method's adversary in another.
+
+    Only it is wrapped for training, and only called through the wrapper.
 
     Args:
         student: the model that is trained.
         methods: the objectives by unique name.
+        teacher: frozen; what methods with an adversary may run on samples that they make. It is no part of the module.
     """
 
-    def __init__(self, student: Model, methods: dict[str, Method]) -> None:
+    def __init__(self, student: Model, methods: dict[str, Method], *, teacher: Model | None = None) -> None:
         super().__init__()
         self.student = student
+        self._teacher = (teacher,)  # out of the module's sight: it is neither trained nor kept
         self.methods = nn.ModuleDict(methods)
         self.balances = nn.ModuleDict({name: Balance() for name, method in methods.items() if method.is_balanced})
         self.step = 0
@@ -59,8 +64,18 @@ class Distiller(Objective):
         """What any method reads of the teacher."""
         return join(method.teacher_reads for _, method in self.each_method())
 
+    def adversaries(self) -> dict[str, tuple[str, AdversarialMethod]]:
+        """Return the methods that have an adversary, with their names, by the names of the adversaries' phases."""
+        return {
+            f"{name}.{method.adversary_name}": (name, method)
+            for name, method in self.each_method()
+            if isinstance(method, AdversarialMethod)
+        }
+
     def phases(self, config: RunConfig, updates: int) -> list[Phase]:
-        """Return the only phase: student and methods, with every orthogonal projector's retraction after each step.
+        """Return the phase of student and methods, and one for each adversary, with the projectors' retractions.
+
+        An adversary's schedule is the run's at its own rate; its optimiser is Adam.
 
         Raises:
             UserError: for an optimiser that can't be had.
@@ -68,7 +83,26 @@ class Distiller(Objective):
         optim = config.optim
         optimizer = make_optimizer(self.parameter_groups(lr=optim.lr, weight_decay=optim.weight_decay), optim)
         self.attach(optimizer)
-        return [Phase(PHASE, optimizer, make_schedule(optimizer, optim, updates))]
+        own = Phase(PHASE, optimizer, make_schedule(optimizer, optim, updates), leads=True)
+        before: list[Phase] = []
+        after: list[Phase] = []
+        for phase, (_, method) in self.adversaries().items():
+            options = method.adversary_options
+            theirs = optim.model_copy(
+                update={
+                    "optimizer": "adam",
+                    "lr": options.adversary_lr,
+                    "betas": options.adversary_betas,
+                    "weight_decay": 0.0,
+                }
+            )
+            groups = self._groups(((p, 0.0) for p in method.adversary.parameters()), lr=theirs.lr)
+            optimizer = make_optimizer(groups, theirs)
+            self.attach(optimizer)
+            (before if method.adversary_first else after).append(
+                Phase(phase, optimizer, make_schedule(optimizer, theirs, updates), options.adversary_steps)
+            )
+        return [*before, own, *after]
 
     def parts(self) -> dict[str, Part]:
         """Return student, methods and balances."""
@@ -100,8 +134,11 @@ class Distiller(Objective):
         Args:
             batch: of images or texts, with targets.
             teacher_outputs: what the methods read of the teacher, without gradient; None without a teacher.
-            phase: there is one.
+            phase: ``distillation``, or the name of an adversary's, whose own losses are returned: each term as
+                ``PHASE/TERM``. Terms of the student's side against it are ``METHOD/TERM``.
         """
+        if phase != PHASE:
+            return self._oppose(batch, teacher_outputs, phase)
         is_due = bool(self.balances) and self.training and Balance.is_due(self.step)
         # In a compiled pass there is no place between its outputs where gradients could be looked at.
         with torch.compiler.set_stance("force_eager") if is_due else nullcontext():
@@ -110,6 +147,11 @@ class Distiller(Objective):
         whole = self._gather(batch, own_output, teacher_outputs)
         terms: dict[str, Tensor] = {}
         for name, method in self.each_method():
+            if isinstance(method, AdversarialMethod):
+                losses = method.student_loss(self._scene(batch, teacher_outputs, lambda: own_output))
+                terms |= _of_adversary(losses, name, batch)
+                terms[name] = terms.pop("loss")
+                continue
             found = method(*(whole if method.scope == "batch" else own))
             terms[name] = found.whole() if isinstance(found, Share) else found
         total: Any = sum(method.weight * terms[name] for name, method in self.each_method() if not method.is_balanced)
@@ -122,6 +164,24 @@ class Distiller(Objective):
             total = total + weight * terms[name]
         terms["loss"] = total
         return terms | _statistics(own_output, whole[0], _gatherer(batch))
+
+    def _scene(
+        self, batch: AnyBatch, teacher_outputs: ModelOutput | None, run: Callable[[], ModelOutput], *, turns: int = 1
+    ) -> Scene:
+        (teacher,) = self._teacher
+        turn = self.turn if turns > 1 else 0
+        return Scene(batch, self.student, teacher, teacher_outputs, run, _gatherer(batch), turn=turn, turns=turns)
+
+    def _oppose(self, batch: AnyBatch, teacher_outputs: ModelOutput | None, phase: str) -> dict[str, Tensor]:
+        """Return the losses of an adversary in its own phase."""
+        _, method = self.adversaries()[phase]
+
+        def run() -> ModelOutput:
+            with torch.no_grad():
+                return self.student(self.student.prepare(batch), method.student_reads)
+
+        scene = self._scene(batch, teacher_outputs, run, turns=method.adversary_options.adversary_steps)
+        return _of_adversary(method.adversary_loss(scene), phase, batch)
 
     def _gather(
         self, batch: AnyBatch, student: ModelOutput, teacher: ModelOutput | None
@@ -153,24 +213,28 @@ class Distiller(Objective):
         Biases, norms and other vectors get no weight decay, and neither do parameters that a timm model exempts
         (position embeddings) or a projector that asks for none; ``lr_scale`` is a projector's own, 1 for all else.
         """
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         undecayed = set(getattr(self.student.module, "no_weight_decay", set)())
-        for name, parameter in self.student.module.named_parameters():
-            decay = 0.0 if parameter.ndim <= 1 or name in undecayed else weight_decay
-            groups.setdefault((1.0, decay), []).append(parameter)
-        projected = {
-            id(parameter): found for found in self.projections().values() for parameter in found.projector.parameters()
-        }
-        for _, method in self.each_method():
-            for parameter in method.parameters():
-                found = projected.get(id(parameter))
-                decays = (found is None or found.projector.weight_decay) and parameter.ndim > 1
-                scale = 1.0 if found is None else found.lr_scale
-                groups.setdefault((scale, weight_decay if decays else 0.0), []).append(parameter)
+        opposed = {id(p) for _, method in self.adversaries().values() for p in method.adversary.parameters()}
+        found = [
+            (parameter, 0.0 if parameter.ndim <= 1 or name in undecayed else weight_decay)
+            for name, parameter in self.student.module.named_parameters()
+        ]
+        found += [(p, weight_decay) for _, method in self.each_method() for p in method.parameters()]
+        return self._groups(((p, decay) for p, decay in found if id(p) not in opposed), lr=lr)
+
+    def _groups(self, parameters: Iterable[tuple[nn.Parameter, float]], *, lr: float) -> list[dict[str, Any]]:
+        """Return groups of parameters with a weight decay each, which vectors and some projectors get none of."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        projected = {id(p): found for found in self.projections().values() for p in found.projector.parameters()}
+        for parameter, decay in parameters:
+            found = projected.get(id(parameter))
+            decays = (found is None or found.projector.weight_decay) and parameter.ndim > 1
+            scale = 1.0 if found is None else found.lr_scale
+            groups.setdefault((scale, decay if decays else 0.0), []).append(parameter)
         return [
             # timm's schedules set every group's rate to the schedule's value times the group's lr_scale
-            {"params": parameters, "lr": lr, "lr_scale": scale, "weight_decay": decay}
-            for (scale, decay), parameters in groups.items()
+            {"params": group, "lr": lr, "lr_scale": scale, "weight_decay": decay}
+            for (scale, decay), group in groups.items()
         ]
 
     def projections(self) -> dict[str, Projected]:
@@ -196,9 +260,13 @@ class Distiller(Objective):
         return next((projector for projector in found if projector is not None), None)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Register what has to follow each step of ``optimizer``, such as an orthogonal projector's retraction."""
+        """Register what has to follow each step of ``optimizer``, such as the retraction of its orthogonal projectors.
+
+        Projectors that another phase's optimiser trains are left to that one.
+        """
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for module in self.modules():
-            if isinstance(module, Projector):
+            if isinstance(module, Projector) and any(id(p) in trained for p in module.parameters()):
                 module.attach(optimizer)
 
 
@@ -216,9 +284,18 @@ def _statistics(own: ModelOutput, whole: ModelOutput, gather: Callable[[Tensor],
             features = gather(own.maps[tap].float().mean(dim=(2, 3)))
         else:
             features = whole.features[tap] if tap in whole.features else gather(own.features[tap])
-        terms[f"feature_norm/{tap}"] = features.float().norm(dim=1).mean()
-        terms[f"feature_std/{tap}"] = features.float().var(dim=0, correction=0).sum().sqrt()
+        terms[f"feature_norm/{tap}"], terms[f"feature_std/{tap}"] = spread_of(features)
     return terms
+
+
+def _of_adversary(losses: Losses, name: str, batch: AnyBatch) -> dict[str, Tensor]:
+    """Return the terms of one side as ``NAME/TERM``, their sum as ``loss``, and size and spread of what is watched."""
+    terms = losses.whole()
+    found = {f"{name}/{term}": value.detach() for term, value in terms.items()}
+    for watched, features in losses.watched.items():
+        norm, spread = spread_of(_gatherer(batch)(features.detach()))
+        found |= {f"feature_norm/{name}/{watched}": norm, f"feature_std/{name}/{watched}": spread}
+    return found | {"loss": torch.stack([*terms.values()]).sum()}
 
 
 def _edges(method: Method, output: ModelOutput) -> list[GradientEdge]:

@@ -145,6 +145,9 @@ class CollapseWatch:
             else:
                 continue
             self._warned.add(tap)
+            if "/" in tap:  # what a method with an adversary watches, of either phase
+                found.append(f"{tap!r} {what} at step {step}. Lower optim.lr or adversary_lr, or choose other steps.")
+                continue
             found.append(
                 f"The student's features {tap!r} {what} at step {step}. Lower --lr or the weight of the feature loss,"
                 " or standardise the student's side (normalize_student: standardize)."

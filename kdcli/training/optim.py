@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch.optim import Optimizer
 
@@ -26,15 +26,27 @@ def make_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimize
     Raises:
         UserError: for a name that timm doesn't have, or one that needs more than gradients.
     """
-    valid = [str(name) for name in list_optimizers()]
-    if optim.optimizer.lower().removeprefix("lookahead_") not in valid:
+    valid, name = [str(name) for name in list_optimizers()], optim.optimizer.lower().removeprefix("lookahead_")
+    if name not in valid:
         raise UserError(
             f"There is no optimiser {optim.optimizer!r}. {did_you_mean(optim.optimizer, valid)}".rstrip(),
             "Any name of timm.optim.list_optimizers() works, such as adamw, sgd or lamb.",
         )
+    info = get_optimizer_info(name)
+    if optim.betas is not None and not (info.has_betas and info.num_betas == len(optim.betas)):
+        raise UserError(
+            f"optim.betas is set, and the optimiser {optim.optimizer!r} has no two of them.",
+            "Leave it out, or use adam or adamw.",
+        )
+    betas = {} if optim.betas is None else {"betas": optim.betas}
     try:
         optimizer = create_optimizer_v2(
-            groups, opt=optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum
+            groups,
+            opt=optim.optimizer,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            momentum=optim.momentum,
+            **betas,  # type: ignore[arg-type]  # a mapping forgets its values' classes
         )
     except (ImportError, AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(

@@ -31,12 +31,14 @@ class Phase:
         optimizer: of its parameters, which no other phase has.
         schedule: timm's; its ``step_update`` is called with the number of optimiser steps so far.
         steps: optimiser steps a batch.
+        leads: whether its learning rate is the run's in records; by default the first phase's is.
     """
 
     name: str
     optimizer: Optimizer
     schedule: Any
     steps: int = 1
+    leads: bool = False
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -62,17 +64,19 @@ class Objective(nn.Module, ABC):
     Attributes:
         student: what is kept of it, by validation.
         step: batches before the one that is trained on; set by the trainer.
+        turn: which of a phase's steps on the batch this is, from 0; set by :class:`Phases`.
     """
 
     student: Model
     step: int
+    turn: int = 0
 
     @abstractmethod
     def phases(self, config: RunConfig, updates: int) -> Sequence[Phase]:
         """Return its phases, in the order in which they are stepped for each batch.
 
         Args:
-            config: of the run; its ``optim`` is of the first phase.
+            config: of the run; its ``optim`` is of the student's phase.
             updates: optimiser steps of the whole run, for the schedules.
         """
 
@@ -132,6 +136,7 @@ class Phases:
 
     def __init__(self, objective: Objective, config: RunConfig, updates: int, accelerator: Accelerator) -> None:
         self._accelerator, self._clip = accelerator, config.optim.clip_grad
+        self._objective = objective
         self._accumulation = config.train.accumulation
         self._phases = objective.phases(config, updates)
         self._wrapped, *self._optimizers = accelerator.prepare(objective, *(phase.optimizer for phase in self._phases))
@@ -171,7 +176,7 @@ class Phases:
         with accelerator.accumulate(self._wrapped):
             for phase, optimizer, parameters in zip(self._phases, self._optimizers, self._parameters, strict=True):
                 with self._others_frozen(phase):
-                    for _ in range(phase.steps):
+                    for self._objective.turn in range(phase.steps):
                         found = self._wrapped(batch, teacher_outputs, phase=phase.name)
                         accelerator.backward(found["loss"])
                         if accelerator.sync_gradients and self._clip is not None:
@@ -210,9 +215,10 @@ class Phases:
             phase.schedule.step_update(self.updates(step))
 
     def rates(self) -> dict[str, float]:
-        """Return the learning rate as ``lr``; of several phases the first one's, and all as ``lr/NAME``."""
+        """Return the learning rate as ``lr``; of several phases that of the leading one, and all as ``lr/NAME``."""
         rates = {f"lr/{phase.name}": phase.optimizer.param_groups[0]["lr"] for phase in self._phases}
-        first = {"lr": next(iter(rates.values()))}
+        leading = next((phase for phase in self._phases if phase.leads), self._phases[0])
+        first = {"lr": rates[f"lr/{leading.name}"]}
         return first if len(rates) == 1 else first | rates
 
     def state_dict(self) -> dict[str, Any]:

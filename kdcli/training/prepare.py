@@ -176,7 +176,7 @@ def assemble_job(
     """
     task = make_task(config, data, teacher)
     context = context_of(config, plan, task, data, teacher, student)
-    distiller = Distiller(student, build_methods(plan.methods, context, seed=config.seed))
+    distiller = Distiller(student, build_methods(plan.methods, context, seed=config.seed), teacher=teacher)
     cut = task.cutter(config, teacher, student)
     return Job(plan.resolve(config), plan, task, data, teacher, distiller, None if cut is None else cache(cut))
 

@@ -1,5 +1,6 @@
 """The options of every method, a module for each kind; what the plan takes by default is data here too."""
 
+from kdcli.config.methods.adversary import AdversaryOptions
 from kdcli.config.methods.base import (
     FeaturePair,
     LayerOptions,
@@ -51,6 +52,7 @@ from kdcli.config.methods.registry import (
 
 __all__ = [
     "METHODS",
+    "AdversaryOptions",
     "AttentionTransferOptions",
     "CIRKDOptions",
     "CRDOptions",
