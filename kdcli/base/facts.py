@@ -263,6 +263,19 @@ class DepthFacts:
 
 
 @dataclass(frozen=True)
+class ExtractorFacts:
+    """By whose features generated images are compared with real ones.
+
+    Attributes:
+        name: of a model, as a teacher's is written.
+        image_size: (height, width) of its input in pixels; None for its own.
+    """
+
+    name: str
+    image_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Queries:
     """Taps whose positions are no places of the image, but tokens that boxes are read from.
 
@@ -369,6 +382,7 @@ class DataFacts:
         label_kind: what a label is.
         label_scale: mean and standard deviation of the training samples' numbers, where labels are numbers.
         depth: which depths count, where labels are depths.
+        extractor: by whose features images are measured, where the task makes images.
     """
 
     name: str
@@ -382,6 +396,7 @@ class DataFacts:
     label_kind: LabelKind = "class"
     label_scale: tuple[float, float] | None = None
     depth: DepthFacts | None = None
+    extractor: ExtractorFacts | None = None
 
     @classmethod
     def of_labels(cls, class_names: Iterable[str], *, task: str = DEFAULT_TASK) -> DataFacts:

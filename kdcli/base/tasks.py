@@ -73,6 +73,11 @@ class TaskFacts:
         return self.target in ("pixels", "depth", "boxes", "image")
 
     @property
+    def makes_images(self) -> bool:
+        """Whether what its models predict are images."""
+        return self.head == "image"
+
+    @property
     def is_language_model(self) -> bool:
         """Whether its labels are the text's own tokens; teacher and student then have one tokenizer."""
         return self.target == "tokens"

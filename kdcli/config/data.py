@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kdcli.base.facts import DepthAlignment, DepthCrop
+from kdcli.base.facts import DepthAlignment, DepthCrop, ExtractorFacts
 from kdcli.config.section import (
     BESIDE_THE_RECIPE,
     CHANGEABLE,
@@ -14,6 +14,7 @@ from kdcli.config.section import (
     TEXTS,
     Count,
     Fraction,
+    ImageSize,
     Key,
     Location,
     Name,
@@ -21,6 +22,7 @@ from kdcli.config.section import (
     Section,
     as_list,
     as_texts,
+    height_and_width,
 )
 
 _OF_TRAINING = Key(of_training=True)
@@ -56,6 +58,12 @@ _OF_DENSE_CLASSES = Key(
 )
 _OF_DENSE_PIXELS = Key(
     tasks=lambda task: task.target in ("pixels", "depth"), why_not="pixels have no labels there", of_eval_data=False
+)
+_OF_MADE_IMAGES = Key(
+    tasks=lambda task: task.makes_images,
+    why_not="it makes no images",
+    of_eval_data=False,
+    evaluates=lambda task: task.makes_images,
 )
 
 
@@ -154,12 +162,24 @@ class DataConfig(Section):
     """Units of a depth file in a metre: 1000 for millimetres. By default what the format says, and 1 of floats."""
     invalid_depth: Annotated[float, IMAGES, _OF_DEPTH, _OF_THESE_DATA] = 0.0
     """The value in depth files that means not measured; values that are not finite always do."""
+    eval_extractor: Annotated[Name, IMAGES, _OF_MADE_IMAGES] = "package:efficientnet_lite0"
+    """The model by whose features made images are compared with real ones, in FID, KID, precision and recall, whose
+    names end with its own: any that can be a teacher, ``random:NAME`` an untrained one, the same in every run. Numbers
+    by different extractors can't be compared, nor any of them with published ones, which are by Inception-v3."""
+    eval_extractor_size: Annotated[ImageSize | None, IMAGES, _OF_MADE_IMAGES] = None
+    """Side of the extractor's input in pixels, or ``[height, width]``; by default its own. A smaller one is quicker,
+    and makes another metric."""
     subset: Annotated[Name | None, _OF_THESE_DATA] = None
     """Configuration name of a ``hf:`` data set."""
     workers: Annotated[Annotated[int, Field(ge=0, le=256)] | None, IMAGES, BESIDE_THE_RECIPE, _NOT_OF_EVAL_DATA] = None
     """Loader processes; by default from the number of CPU cores."""
     strict: Annotated[bool, IMAGES, _OF_TRAINING, _NOT_OF_EVAL_DATA] = False
     """Stop at an unreadable image instead of skipping it."""
+
+    @property
+    def extractor(self) -> ExtractorFacts:
+        """By whose features images are compared."""
+        return ExtractorFacts(self.eval_extractor, height_and_width(self.eval_extractor_size))
 
     @model_validator(mode="after")
     def _check_ranges(self) -> DataConfig:

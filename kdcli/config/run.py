@@ -182,7 +182,8 @@ class RunConfig(Section):
         def absolute_data(data: DataConfig) -> DataConfig:
             keys = ("name", "root", "unlabelled", "palette")
             names = absolute(data.class_names) if isinstance(data.class_names, Path) else data.class_names
-            return data.model_copy(update={key: absolute(getattr(data, key)) for key in keys} | {"class_names": names})
+            changed = {"class_names": names, "eval_extractor": absolute_name(data.eval_extractor)}
+            return data.model_copy(update={key: absolute(getattr(data, key)) for key in keys} | changed)
 
         student = self.student
         source = None if student.source is None else absolute_teacher(student.source)

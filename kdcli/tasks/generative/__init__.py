@@ -1,0 +1,1 @@
+"""What the tasks whose students make images have in common."""
