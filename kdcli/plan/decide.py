@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import ModelFacts, Preprocessing
@@ -16,6 +17,7 @@ from kdcli.config.methods.defaults import (
     FEATURES,
     LABELS,
     OTHER_CLASSES,
+    PREDICTIONS_REASON,
     PROGRAMMES,
     SAME_DEPTH,
     SEEN,
@@ -117,11 +119,18 @@ def _decide_methods(situation: Situation, reasons: Mapping[str, str]) -> Methods
     return methods, [*decisions, *_what_to_expect(situation)]
 
 
+_NOTHING = ("auto", "auto", None, None)
+
+
+def _asked_for(config: RunConfig) -> tuple[Any, ...]:
+    """Return what the config says of the loss on features; ``_NOTHING`` where it leaves all to the plan."""
+    return config.projector, config.normalize, config.feature_weight, config.feature_layers
+
+
 def _what_to_expect(situation: Situation) -> list[Decision]:
     """Return what the bench showed, where the plan is the one that was benched: classes, and nothing asked for."""
     config = situation.config
-    asked = (config.projector, config.normalize, config.feature_weight, config.feature_layers, config.relation)
-    if situation.data.label_kind != "class" or asked != ("auto", "auto", None, None, "auto"):
+    if situation.data.label_kind != "class" or _asked_for(config) != _NOTHING or config.relation != "auto":
         return []
     seen = SEEN[_setting(situation)]
     return [Decision("seen in our bench", seen.value, seen.reason)]
@@ -138,6 +147,8 @@ def _choose_methods(situation: Situation) -> Methods:
     if config.projector == "none":
         check_no_features(config)
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))
+    elif _predictions_suffice(situation):
+        decisions.append(Decision("projector", "none", PREDICTIONS_REASON))
     else:
         features, reasons = _default_features(situation)
         methods += features
@@ -159,6 +170,14 @@ def _choose_methods(situation: Situation) -> Methods:
             "Drop --projector none, or use --teacher none.",
         )
     return tuple(methods), [*decisions, Decision("logit KD", "off", why)]
+
+
+def _predictions_suffice(situation: Situation) -> bool:
+    """Return whether a teacher answers at every pixel what the student is asked, and nobody asks for its features."""
+    config, evidence, kind = situation.config, situation.evidence, situation.data.label_kind
+    if _asked_for(config) != _NOTHING or evidence.relation != "same" or not situation.data.labels.is_dense:
+        return False
+    return kind == "depth" or evidence.label_map is not None
 
 
 def _why_no_logits(situation: Situation) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from kdcli.base.errors import UserError
+from kdcli.base.reads import DEPTH
 from kdcli.config.parse import parse_config
 from kdcli.plan.decide import make_plan
 from kdcli.plan.relation import situation_of
@@ -49,13 +50,40 @@ def test_a_classifier_teaches_a_segmenter_through_the_inverted_projector_on_the_
     assert "5x4" in told.reason
 
 
-def test_a_segmenter_of_the_same_classes_teaches_by_maps_and_by_its_pixels():
-    made = plan(PIXELS, teacher=dataclasses.replace(THEIRS, task=PIXELS.task))
+SAME = dataclasses.replace(THEIRS, task=PIXELS.task)
+
+
+def test_a_segmenter_of_the_same_classes_teaches_by_its_pixels():
+    made = plan(PIXELS, teacher=SAME)
+    assert features(made) is None
+    assert method(made, "logit_kd") is not None
+    assert next(decision for decision in made.decisions if decision.name == "projector").value == "none"
+
+
+def test_a_depth_model_teaches_by_its_depth():
+    depth = dataclasses.replace(DATA, task="depth-estimation", label_kind="depth", class_names=("depth",))
+    student, teacher = (dataclasses.replace(facts, task=depth.task, heads=(DEPTH,)) for facts in (OURS, THEIRS))
+    made = plan(depth, teacher=teacher, student=student)
+    assert features(made) is None
+    assert method(made, "dense_regression") is not None
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"projector": "orthogonal"},
+        {"normalize": "standardize"},
+        {"feature_weight": 0.5},
+        {"feature_layers": ["low:low"]},
+    ],
+)
+def test_features_of_a_segmenter_are_there_for_the_asking(asked):
+    made = plan(PIXELS, teacher=SAME, **asked)
     assert (features(made).projector, features(made).reads) == ("orthogonal", "maps")
     assert method(made, "logit_kd") is not None
 
 
-@pytest.mark.parametrize("teacher", [THEIRS, dataclasses.replace(THEIRS, task=PIXELS.task)])
+@pytest.mark.parametrize("teacher", [THEIRS, SAME])
 def test_the_last_map_with_a_sixteenth_of_the_sides_takes_part(teacher):
     square = STUDENT.preprocessing.at((64, 64))
     student = dataclasses.replace(
@@ -66,15 +94,17 @@ def test_the_last_map_with_a_sixteenth_of_the_sides_takes_part(teacher):
         stages=("low", "mid", "deep"),
     )
     (options,) = [
-        found for found in plan(PIXELS, teacher=teacher, student=student).methods if found.method == "projection"
+        found
+        for found in plan(PIXELS, teacher=teacher, student=student, relation="cross").methods
+        if found.method == "projection"
     ]
     assert (options.student_tap, options.teacher_tap) == ("mid", "mid")
     wide = dataclasses.replace(student, preprocessing=square.at((64, 96)))
-    assert features(plan(PIXELS, teacher=teacher, student=wide)).student_tap == "low"
+    assert features(plan(PIXELS, teacher=teacher, student=wide, relation="cross")).student_tap == "low"
     dilated = dataclasses.replace(
         student, grids={"low": (8, 8), "mid": (4, 4), "pooled": (4, 4)}, stages=("low", "mid")
     )
-    assert features(plan(PIXELS, teacher=teacher, student=dilated)).student_tap == "pooled"
+    assert features(plan(PIXELS, teacher=teacher, student=dilated, relation="cross")).student_tap == "pooled"
 
 
 def test_without_a_teacher_spectra_are_of_maps():

@@ -103,6 +103,12 @@ DENSE_FEATURES: Mapping[str, FeatureDefault] = {
 }
 """The same of dense labels: of pixels, depths and boxes."""
 
+PREDICTIONS_REASON = (
+    "Both models answer the same question at every pixel, and the answers are distilled. Distilled features of such a"
+    " teacher took points away from masks and gave depth nothing (recipes/claims); --projector adds them."
+)
+"""Why features are left out where a teacher gives a class or a depth of every pixel."""
+
 LABELS = SupervisedOptions()
 """The loss on classes."""
 UNSMOOTHED_LABELS = SupervisedOptions(label_smoothing=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,8 @@ _COLUMNS = 4
 _MAX_PANEL_CURVES = 32
 
 
-_MAX_PANEL_NAME = 32
-"""Characters of a name over a narrow panel; the end of a longer one is kept."""
+_PANEL_LINE = 32
+"""Characters of a line of the name over a narrow panel."""
 
 
 def plot_ranks(
@@ -72,8 +73,8 @@ def plot_ranks(
         lower = figure.add_subplot(grid[2 * row + 1, column], sharex=upper)
         _draw_panel_values(upper, x, spectra, low=low, top=1.6 * top)
         _draw_panel_ranks(lower, x, spectra, relative_threshold)
-        name = drawable(name)
-        name = name if len(name) <= _MAX_PANEL_NAME else f"…{name[1 - _MAX_PANEL_NAME :]}"
+        lines = textwrap.wrap(drawable(name).replace("/", "/ "), _PANEL_LINE)
+        name = "\n".join(line.replace("/ ", "/") for line in lines)
         upper.set_title(f"{name}\n{drawable(remark)}", loc="left", fontsize=9.5, color=INK, parse_math=False)
         upper.tick_params(labelbottom=False)
         if column:
