@@ -36,6 +36,7 @@ class TaskFacts:
         losses: what its loss on the labels may be made of, by name; the first is the default. Empty where there is
             nothing to choose.
         smoothed_losses: those of ``losses`` that read ``label_smoothing``.
+        demo: the name of data for it that need no download; empty where there are none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TaskFacts:
     mixes: bool = False
     losses: tuple[str, ...] = ()
     smoothed_losses: tuple[str, ...] = ()
+    demo: str = ""
 
     @property
     def words(self) -> str:
@@ -84,8 +86,12 @@ class TaskFacts:
 
 
 _ROWS = (
-    TaskFacts("image-classification", "image", "label", "sequence", "image-classification", mixes=True),
-    TaskFacts("image-embedding", "image", "embedding", "none", "image-feature-extraction", mixes=True),
+    TaskFacts(
+        "image-classification", "image", "label", "sequence", "image-classification", mixes=True, demo="demo:digits"
+    ),
+    TaskFacts(
+        "image-embedding", "image", "embedding", "none", "image-feature-extraction", mixes=True, demo="demo:digits"
+    ),
     TaskFacts(
         "semantic-segmentation",
         "image",
@@ -94,6 +100,7 @@ _ROWS = (
         "image-segmentation",
         losses=("cross_entropy", "dice", "focal"),
         smoothed_losses=("cross_entropy",),
+        demo="demo:scenes",
     ),
     TaskFacts(
         "depth-estimation",
@@ -102,14 +109,15 @@ _ROWS = (
         "depth",
         "depth-estimation",
         losses=("silog", "l1", "berhu", "scale_shift_invariant"),
+        demo="demo:scenes",
     ),
-    TaskFacts("object-detection", "image", "boxes", "boxes", "object-detection"),
+    TaskFacts("object-detection", "image", "boxes", "boxes", "object-detection", demo="demo:scenes"),
     TaskFacts("image-translation", "image", "image", "image", "image-to-image", losses=("l1", "l2", "perceptual")),
     TaskFacts("text-classification", "text", "label", "sequence", "text-classification"),
-    TaskFacts("sentence-embedding", "text", "embedding", "none", "sentence-similarity"),
+    TaskFacts("sentence-embedding", "text", "embedding", "none", "sentence-similarity", demo="demo:python_docs"),
     TaskFacts("token-classification", "text", "words", "token", "token-classification"),
-    TaskFacts("masked-lm", "text", "tokens", "masked", "fill-mask"),
-    TaskFacts("causal-lm", "text", "tokens", "causal", "text-generation"),
+    TaskFacts("masked-lm", "text", "tokens", "masked", "fill-mask", demo="demo:python_docs"),
+    TaskFacts("causal-lm", "text", "tokens", "causal", "text-generation", demo="demo:python_docs"),
 )
 
 _TEACHERS_ROWS = (

@@ -8,7 +8,9 @@ import typer
 
 from kdcli import __version__
 from kdcli.base.errors import UserError
-from kdcli.cli.distill import distill
+from kdcli.cli.command import Command
+from kdcli.cli.config import config_app
+from kdcli.cli.distill import MORE_EXAMPLES, distill
 from kdcli.cli.models import models_app
 from kdcli.cli.predict import predict
 from kdcli.cli.recipes import recipes_app
@@ -25,10 +27,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (distill, sweep, export, analyze_projector, compare, evaluate, predict):
-    app.command()(command)
+app.command(cls=Command, epilog=MORE_EXAMPLES)(distill)
+for command in (sweep, export, analyze_projector, compare, evaluate, predict):
+    app.command(cls=Command)(command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(models_app, name="models")
+app.add_typer(config_app, name="config")
 
 
 def main() -> None:
@@ -65,7 +69,7 @@ def _root(
     """Distil compact models from arbitrary pretrained teachers."""
 
 
-@app.command("extensions")
+@app.command("extensions", cls=Command)
 def list_extensions() -> None:
     """List the models, tasks, data and methods that installed packages add. Nothing of them is imported.
 

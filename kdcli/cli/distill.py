@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdcli.base.errors import UserError
+from kdcli.base.tasks import DEFAULT_TASK, TASKS
+from kdcli.cli import complete
 from kdcli.cli.sets import Sets, given_keys
 
 if TYPE_CHECKING:
@@ -17,35 +19,138 @@ if TYPE_CHECKING:
     from kdcli.experiments.distill import Output
 
 
-_MODEL = "Models and data"
-
-
-_PLAN = "Distillation"
-
-
-_EPISODES = "Middle-shot learning"
-
-
+_MODEL = "Teacher and student"
+_DATA = "Data"
+_PLAN = "How it is distilled"
 _TRAIN = "Training"
+_TOLD = "What is told"
+_EPISODES = "Middle-shot learning"
+"""Panels of the help; what most need stands before them, in none."""
+
+MORE_EXAMPLES = """More examples:
+
+    kdcli distill --teacher hf:facebook/dinov2-small --student resnet18 --data torchvision:CIFAR100 --dry-run
+
+    kdcli distill --teacher resnet50 --student resnet18 --data photos/ --feature-layers pooled:layer3
+
+    kdcli distill --teacher none --student resnet18 --data demo:digits --set optim.weight_decay=0.1
+
+    kdcli distill --teacher resnet50 --student resnet18 --data photos/ --ways 5 --shots 10
+
+    kdcli distill --task image-embedding --teacher hf:facebook/dinov2-small --student resnet18 --data unsorted/
+
+    kdcli distill --task semantic-segmentation --teacher none --student smp:unet/mobilenetv3_small_050 --data masks/
+
+    kdcli distill --task text-classification --teacher hf:org/name --student tiny-bert/ --data reviews.csv
+
+    kdcli distill --task token-classification --teacher hf:org/name --student tiny-bert/ --data entities.conll
+"""
+"""What stands below the options."""
 
 
 def distill(
     context: typer.Context,
-    recipe: Annotated[
-        str | None, typer.Option(help="A recipe by name or file; the other options override it.", show_default=False)
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the config. May be repeated.")
-    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
             help="timm or Hugging Face name, local folder, run folder, a training script's checkpoint that tells its"
             " architecture, random:NAME for an untrained one, or none.",
-            rich_help_panel=_MODEL,
+            autocompletion=complete.models,
         ),
         Sets("teacher.name"),
     ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the student's architecture, also as NAME?option=value&option=value; or"
+            " 'teacher?layers=4&width=0.5'.",
+            autocompletion=complete.models,
+        ),
+        Sets("student.name"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="demo:digits, demo:scenes, torchvision:NAME, hf:org/name, or a folder (class folders, parquet,"
+            " arrow; images with masks, depth or boxes); texts, and lists of images with masks, depth or boxes, also"
+            " as csv, jsonl or txt.",
+            autocompletion=complete.data,
+        ),
+        Sets("data.name"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What the student is trained to do: {', '.join(TASKS)}. [default: {DEFAULT_TASK}]",
+            metavar="TASK",
+            autocompletion=complete.tasks,
+        ),
+        Sets("task"),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe by name or file; the other options override it.",
+            show_default=False,
+            metavar="NAME|FILE",
+            autocompletion=complete.recipes,
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="One method beside the labels' loss, such as dkd, crd or refilled (two stages); none for the labels"
+            " alone.",
+            metavar="METHOD",
+            autocompletion=complete.methods,
+        ),
+        Sets("method"),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the training data; 0 evaluates the student as it starts."),
+        Sets("train.epochs"),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images of a batch."), Sets("train.batch_size")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate."), Sets("optim.lr")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda, cuda:1, mps.", metavar="DEVICE", autocompletion=complete.devices),
+        Sets("train.device"),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="The run folder; a new name under runs/ by default."),
+        Sets("output"),
+    ] = None,
+    baseline: Annotated[
+        bool | None,
+        typer.Option(
+            "--baseline/--no-baseline",
+            help="Also train the student alone for the same steps and compare.",
+            show_default=False,
+        ),
+        Sets("baseline"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set any key of the config, as 'kdcli config keys' lists them. May be repeated.",
+            autocompletion=complete.settings,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run that was stopped, killed or has run out of epochs (then with more --epochs).",
+            show_default=False,
+            autocompletion=complete.runs,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     teacher_weights: Annotated[
         str | None,
         typer.Option(
@@ -62,38 +167,19 @@ def distill(
         ),
         Sets("teacher.unchecked"),
     ] = False,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the student's architecture, also as NAME?option=value&option=value; or"
-            " 'teacher?layers=4&width=0.5'.",
-            rich_help_panel=_MODEL,
-        ),
-        Sets("student.name"),
-    ] = None,
     student_pretrained: Annotated[
         bool | None,
         typer.Option(
             "--student-pretrained/--no-student-pretrained",
             help="Start the student from its published weights.",
-            rich_help_panel=_MODEL,
             show_default=False,
+            rich_help_panel=_MODEL,
         ),
         Sets("student.pretrained"),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="demo:digits, demo:scenes, torchvision:NAME, hf:org/name, or a folder (class folders, parquet,"
-            " arrow; images with masks, depth or boxes); texts, and lists of images with masks, depth or boxes, also"
-            " as csv, jsonl or txt.",
-            rich_help_panel=_MODEL,
-        ),
-        Sets("data.name"),
-    ] = None,
     data_root: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Where torchvision's data lie.", rich_help_panel=_MODEL),
+        typer.Option(metavar="DIR", help="Where torchvision's data lie.", rich_help_panel=_DATA),
         Sets("data.root"),
     ] = None,
     classes: Annotated[
@@ -101,7 +187,7 @@ def distill(
         typer.Option(
             metavar="SPEC",
             help="Take these classes alone: names, numbers (0-4,7) or a part (part:1/2, part:2/2+20%).",
-            rich_help_panel=_MODEL,
+            rich_help_panel=_DATA,
         ),
         Sets("data.classes"),
     ] = None,
@@ -111,38 +197,25 @@ def distill(
             metavar="DATA",
             help="Of image-embedding: labelled images for kNN and linear probe; --data by default, where they have"
             " labels.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=_DATA,
+            autocompletion=complete.data,
         ),
         Sets("eval_data.name"),
     ] = None,
     strict_data: Annotated[
         bool,
-        typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_MODEL),
+        typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_DATA),
         Sets("data.strict"),
     ] = False,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="image-classification (default), image-embedding (no labels), semantic-segmentation,"
-            " depth-estimation, object-detection, text-classification, token-classification, sentence-embedding,"
-            " masked-lm or causal-lm.",
-            rich_help_panel=_PLAN,
-        ),
-        Sets("task"),
-    ] = None,
     relation: Annotated[
         str | None,
-        typer.Option(help="Override the task relation: same, cross, random, none.", rich_help_panel=_PLAN),
-        Sets("relation"),
-    ] = None,
-    method: Annotated[
-        str | None,
         typer.Option(
-            help="One method beside the labels' loss, such as dkd, crd or refilled (two stages); none for the labels"
-            " alone.",
+            help="Override the task relation: same, cross, random, none.",
             rich_help_panel=_PLAN,
+            metavar="RELATION",
+            autocompletion=complete.choices_of("relation"),
         ),
-        Sets("method"),
+        Sets("relation"),
     ] = None,
     projector: Annotated[
         str | None,
@@ -150,13 +223,18 @@ def distill(
             help="Override the projector: linear, mlp, orthogonal, inverted, or none for no features; with --method, "
             "put one into it.",
             rich_help_panel=_PLAN,
+            metavar="PROJECTOR",
+            autocompletion=complete.choices_of("projector"),
         ),
         Sets("projector"),
     ] = None,
     normalize: Annotated[
         str | None,
         typer.Option(
-            help="Override the teacher's normalisation: none, layer_norm, standardize, whiten.", rich_help_panel=_PLAN
+            help="Override the teacher's normalisation: none, layer_norm, standardize, whiten.",
+            rich_help_panel=_PLAN,
+            metavar="NAME",
+            autocompletion=complete.choices_of("normalize"),
         ),
         Sets("normalize"),
     ] = None,
@@ -175,16 +253,73 @@ def distill(
         typer.Option(help="Weight of the feature loss, in place of the plan's.", rich_help_panel=_PLAN),
         Sets("feature_weight"),
     ] = None,
-    baseline: Annotated[
+    test: Annotated[
         bool | None,
         typer.Option(
-            "--baseline/--no-baseline",
-            help="Also train the student alone for the same steps and compare.",
-            rich_help_panel=_PLAN,
+            "--test/--no-test",
+            help="Evaluate the best student on the test split at the end. [default: test]",
             show_default=False,
+            rich_help_panel=_PLAN,
         ),
-        Sets("baseline"),
+        Sets("test"),
     ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAIN), Sets("seed")
+    ] = None,
+    mixed_precision: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, no, fp16 or bf16.",
+            rich_help_panel=_TRAIN,
+            metavar="PRECISION",
+            autocompletion=complete.choices_of("train.mixed_precision"),
+        ),
+        Sets("train.mixed_precision"),
+    ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(help="Training processes on this machine; one for each GPU by default.", rich_help_panel=_TRAIN),
+        Sets("train.num_processes"),
+    ] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|TIME",
+            help="Steps (200) or time (30s, 10m, 2h) between checkpoints. [default: 10m]",
+            rich_help_panel=_TRAIN,
+        ),
+        Sets("train.checkpoint_every"),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Resume although data, teacher or files of the run have changed; card and result say so.",
+            rich_help_panel=_TRAIN,
+        ),
+    ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also log to tensorboard, wandb, trackio or mlflow. May be repeated.",
+            rich_help_panel=_TOLD,
+            metavar="TRACKER",
+            autocompletion=complete.choices_of("train.track"),
+        ),
+        Sets("train.track"),
+    ] = None,
+    log_format: Annotated[
+        str,
+        typer.Option(
+            help="auto (a live view on a terminal), plain or json.",
+            rich_help_panel=_TOLD,
+            metavar="FORMAT",
+            autocompletion=complete.one_of("auto", "plain", "json"),
+        ),
+    ] = "auto",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print warnings and errors only.", rich_help_panel=_TOLD)
+    ] = False,
     ways: Annotated[
         int | None,
         typer.Option(help="Draw episodes with so many classes; a student for each.", rich_help_panel=_EPISODES),
@@ -205,91 +340,13 @@ def distill(
         typer.Option(help="Test images of each class of an episode. [default: 15]", rich_help_panel=_EPISODES),
         Sets("episodes.queries"),
     ] = None,
-    test: Annotated[
-        bool | None,
-        typer.Option(
-            "--test/--no-test",
-            help="Evaluate the best student on the test split at the end. [default: test]",
-            rich_help_panel=_PLAN,
-            show_default=False,
-        ),
-        Sets("test"),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="The run folder; a new name under runs/ by default.", rich_help_panel=_TRAIN),
-        Sets("output"),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Passes over the training data; 0 evaluates the student as it starts.", rich_help_panel=_TRAIN
-        ),
-        Sets("train.epochs"),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images of a batch.", rich_help_panel=_TRAIN), Sets("train.batch_size")
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", rich_help_panel=_TRAIN), Sets("optim.lr")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAIN), Sets("seed")
-    ] = None,
-    mixed_precision: Annotated[
-        str | None, typer.Option(help="auto, no, fp16 or bf16.", rich_help_panel=_TRAIN), Sets("train.mixed_precision")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_TRAIN), Sets("train.device")
-    ] = None,
-    track: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Also log to tensorboard, wandb, trackio or mlflow. May be repeated.", rich_help_panel=_TRAIN
-        ),
-        Sets("train.track"),
-    ] = None,
-    num_processes: Annotated[
-        int | None,
-        typer.Option(help="Training processes on this machine; one for each GPU by default.", rich_help_panel=_TRAIN),
-        Sets("train.num_processes"),
-    ] = None,
-    checkpoint_every: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|TIME",
-            help="Steps (200) or time (30s, 10m, 2h) between checkpoints. [default: 10m]",
-            rich_help_panel=_TRAIN,
-        ),
-        Sets("train.checkpoint_every"),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Go on with a run that was stopped, killed or has run out of epochs (then with more --epochs).",
-            show_default=False,
-            rich_help_panel=_TRAIN,
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Resume although data, teacher or files of the run have changed; card and result say so.",
-            rich_help_panel=_TRAIN,
-        ),
-    ] = False,
-    log_format: Annotated[
-        str, typer.Option(help="auto (a live view on a terminal), plain or json.", rich_help_panel=_TRAIN)
-    ] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Distil a teacher into a student.
 
     Loads both by name, works out how the teacher's task relates to yours, picks the projector that this calls for
     (and says why), trains, keeps the best student by validation, and tests it once.
+
+    Every key that --set takes, with what it does: kdcli config keys.
 
     Examples:
 
@@ -297,23 +354,7 @@ def distill(
 
         kdcli distill --teacher resnet50 --student mobilenetv3_small_050 --data photos/
 
-        kdcli distill --teacher hf:facebook/dinov2-small --student resnet18 --data torchvision:CIFAR100 --dry-run
-
-        kdcli distill --teacher resnet50 --student resnet18 --data photos/ --feature-layers pooled:layer3
-
         kdcli distill --teacher resnet50 --student 'teacher?layers=2&width=0.5' --data photos/
-
-        kdcli distill --teacher none --student resnet18 --data demo:digits --set optim.weight_decay=0.1
-
-        kdcli distill --teacher resnet50 --student resnet18 --data photos/ --ways 5 --shots 10
-
-        kdcli distill --task image-embedding --teacher hf:facebook/dinov2-small --student resnet18 --data unsorted/
-
-        kdcli distill --task semantic-segmentation --teacher none --student smp:unet/mobilenetv3_small_050 --data masks/
-
-        kdcli distill --task text-classification --teacher hf:org/name --student tiny-bert/ --data reviews.csv
-
-        kdcli distill --task token-classification --teacher hf:org/name --student tiny-bert/ --data entities.conll
 
         kdcli distill --resume runs/quickstart --epochs 32
     """

@@ -14,6 +14,8 @@ from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import MAX_TEXT_LENGTH, PROBE_TOKENS
 from kdcli.base.tasks import DEFAULT_TASK, TASKS
 from kdcli.base.text import short_repr
+from kdcli.cli import complete
+from kdcli.cli.command import Command
 
 if TYPE_CHECKING:
     from kdcli.models.search.catalogue import Catalogue
@@ -22,11 +24,15 @@ if TYPE_CHECKING:
 models_app = typer.Typer(help="Look into models by name.", no_args_is_help=True)
 
 
-@models_app.command("layers")
+@models_app.command("layers", cls=Command)
 def models_layers(
     name: Annotated[
         str,
-        typer.Argument(help="timm or Hugging Face name, local folder, or run folder.", show_default=False),
+        typer.Argument(
+            help="timm or Hugging Face name, local folder, or run folder.",
+            show_default=False,
+            autocompletion=complete.models,
+        ),
     ],
     every: Annotated[bool, typer.Option("--all", help="Every layer that can be tapped, without numbers.")] = False,
     image_size: Annotated[
@@ -90,7 +96,7 @@ def models_layers(
     show_lines([f"Always there too: {always}.", "Take them with --feature-layers STUDENT:TEACHER."])
 
 
-@models_app.command("search")
+@models_app.command("search", cls=Command)
 def models_search(
     max_params: Annotated[
         str | None, typer.Option(metavar="N", help="At most so many parameters, such as 5M.", show_default=False)
@@ -109,7 +115,9 @@ def models_search(
     name: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Names, with * for any letters.", show_default=False)
     ] = None,
-    task: Annotated[str, typer.Option(help="What the student is for, as for distill.")] = DEFAULT_TASK,
+    task: Annotated[
+        str, typer.Option(help="What the student is for, as for distill.", autocompletion=complete.tasks)
+    ] = DEFAULT_TASK,
     image_size: Annotated[
         int | None,
         typer.Option(min=1, max=4096, help="Side of the images in pixels; by default each architecture's own."),
@@ -122,7 +130,11 @@ def models_search(
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="List no more than this.")] = 20,
     sort: Annotated[
-        str, typer.Option(help="params or macs (largest first), or latency (fastest first, of all that fit).")
+        str,
+        typer.Option(
+            help="params or macs (largest first), or latency (fastest first, of all that fit).",
+            autocompletion=complete.one_of("params", "macs", "latency"),
+        ),
     ] = "params",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -176,6 +188,7 @@ def models_search(
 
     size = image_size if of_images else length
     catalogue = Catalogue(task, size=size, pretrained=pretrained, pattern=name)
+    complete.remember_models(task, catalogue.names)
     cache = Cache()
     with show_progress() as report:
         found = search(
@@ -228,16 +241,19 @@ def _show_architectures(found: Sequence[Found], catalogue: Catalogue, *, limit: 
     show_lines(lines)
 
 
-@models_app.command("probe")
+@models_app.command("probe", cls=Command)
 def models_probe(
     teacher: Annotated[
         list[str],
         typer.Option(
             help="A model, as distill takes it; with weights of a file 'NAME?weights=FILE'. Repeat it to compare.",
             show_default=False,
+            autocompletion=complete.models,
         ),
     ],
-    data: Annotated[str, typer.Option(help="Data by name, as for distill.", show_default=False)],
+    data: Annotated[
+        str, typer.Option(help="Data by name, as for distill.", show_default=False, autocompletion=complete.data)
+    ],
     teacher_weights: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Local checkpoint for the only --teacher.", show_default=False),
@@ -246,7 +262,10 @@ def models_probe(
         Path | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", show_default=False)
     ] = None,
     task: Annotated[
-        str, typer.Option(help="image-classification, or text-classification with one class a text.")
+        str,
+        typer.Option(
+            help="image-classification, or text-classification with one class a text.", autocompletion=complete.tasks
+        ),
     ] = DEFAULT_TASK,
     samples: Annotated[
         int, typer.Option("--samples", "--images", min=4, help="So many training images or texts are looked at.")
@@ -259,11 +278,14 @@ def models_probe(
         str,
         typer.Option(
             help="pooled (the last features, averaged or as a text's model pools) or embedding"
-            " (the classifier's input)."
+            " (the classifier's input).",
+            autocompletion=complete.one_of("pooled", "embedding"),
         ),
     ] = "pooled",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of sample and folds.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
+    ] = "auto",
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the JSON object there.", show_default=False)
     ] = None,

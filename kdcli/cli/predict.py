@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
+from kdcli.cli import complete
+
 
 def predict(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|MODEL", help="A run folder of kdcli distill, or a model as for evaluate.", show_default=False
+            metavar="RUN|MODEL",
+            help="A run folder of kdcli distill, or a model as for evaluate.",
+            show_default=False,
+            autocompletion=complete.models,
         ),
     ],
     inputs: Annotated[
@@ -37,14 +42,24 @@ def predict(
     teacher: Annotated[bool, typer.Option("--teacher", help="Ask the run's teacher too.")] = False,
     against: Annotated[
         list[str] | None,
-        typer.Option(metavar="RUN|MODEL", help="Ask this one too. May be repeated.", show_default=False),
+        typer.Option(
+            metavar="RUN|MODEL",
+            help="Ask this one too. May be repeated.",
+            show_default=False,
+            autocompletion=complete.models,
+        ),
     ] = None,
     teacher_weights: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Local checkpoint for MODEL, as for evaluate.", show_default=False),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Of a model, where it is not what the model is made for.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Of a model, where it is not what the model is made for.",
+            show_default=False,
+            autocompletion=complete.tasks,
+        ),
     ] = None,
     top: Annotated[
         int | None,
@@ -69,7 +84,9 @@ def predict(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of a batch.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on although files of a run have changed; the notes say so.")

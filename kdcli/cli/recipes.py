@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from kdcli.cli import complete
+from kdcli.cli.command import Command
+
 recipes_app = typer.Typer(help="List, show and copy the recipes that come with kdcli.", no_args_is_help=True)
 
 
-@recipes_app.command("list")
+@recipes_app.command("list", cls=Command)
 def recipes_list() -> None:
     """List every recipe with what it is for.
 
@@ -24,7 +27,7 @@ def recipes_list() -> None:
     show_table("Recipes", ["name", "what for"], [[recipe.name, recipe.description] for recipe in list_recipes()])
 
 
-@recipes_app.command("show")
+@recipes_app.command("show", cls=Command)
 def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.", show_default=False)]) -> None:
     """Print a recipe.
 
@@ -38,9 +41,16 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.", s
     show_text(recipe_text(find_recipe(name)))
 
 
-@recipes_app.command("copy")
+@recipes_app.command("copy", cls=Command)
 def recipes_copy(
-    name: Annotated[str, typer.Argument(help="Name of a recipe.", show_default=False)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a recipe.",
+            show_default=False,
+            autocompletion=complete.recipes,
+        ),
+    ],
     destination: Annotated[Path, typer.Argument(help="A folder or a new file.")] = Path(),
 ) -> None:
     """Copy a recipe, to make it your own.

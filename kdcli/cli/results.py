@@ -8,15 +8,24 @@ from typing import Annotated
 import typer
 
 from kdcli.base.errors import UserError
+from kdcli.cli import complete
 from kdcli.cli.runs import show_wide_table
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of kdcli distill.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run folder of kdcli distill.", show_default=False, autocompletion=complete.runs
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to write; RUN/export by default.", show_default=False)
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="safetensors or onnx.")] = "safetensors",
+    format_: Annotated[
+        str,
+        typer.Option("--format", help="safetensors or onnx.", autocompletion=complete.one_of("safetensors", "onnx")),
+    ] = "safetensors",
     force: Annotated[
         bool, typer.Option("--force", help="Export although files of the run have changed; the card says so.")
     ] = False,
@@ -60,10 +69,23 @@ def export(
 def analyze_projector(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Run folders of kdcli distill, or of kdcli sweep.", show_default=False),
+        typer.Argument(
+            metavar="RUN",
+            help="Run folders of kdcli distill, or of kdcli sweep.",
+            show_default=False,
+            autocompletion=complete.runs,
+        ),
     ],
-    split: Annotated[str, typer.Option(help="Held-out data to analyse on: validation or test.")] = "validation",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Held-out data to analyse on: validation or test.",
+            autocompletion=complete.one_of("validation", "test"),
+        ),
+    ] = "validation",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
+    ] = "auto",
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Of several runs: write ranks.png and ranks.json there.", show_default=False),
@@ -126,11 +148,19 @@ def evaluate(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|MODEL", help="A run folder of kdcli distill, or the name of a model.", show_default=False
+            metavar="RUN|MODEL",
+            help="A run folder of kdcli distill, or the name of a model.",
+            show_default=False,
+            autocompletion=complete.models,
         ),
     ],
     data: Annotated[
-        str | None, typer.Option(help="Data by name, as for distill; the run's own by default.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Data by name, as for distill; the run's own by default.",
+            show_default=False,
+            autocompletion=complete.data,
+        ),
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", show_default=False)
@@ -146,17 +176,25 @@ def evaluate(
             metavar="data.KEY=VALUE",
             help="How the data are read, as for distill, such as data.ignore_label=11. May be repeated.",
             show_default=False,
+            autocompletion=complete.settings,
         ),
     ] = None,
     split: Annotated[
         str | None,
         typer.Option(
-            help="test, validation or train; by default test where there is one, else validation.", show_default=False
+            help="test, validation or train; by default test where there is one, else validation.",
+            show_default=False,
+            autocompletion=complete.splits,
         ),
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(metavar="RUN|MODEL", help="Measure this one too. May be repeated.", show_default=False),
+        typer.Option(
+            metavar="RUN|MODEL",
+            help="Measure this one too. May be repeated.",
+            show_default=False,
+            autocompletion=complete.models,
+        ),
     ] = None,
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the run's teacher out.")] = False,
     teacher_weights: Annotated[
@@ -172,10 +210,13 @@ def evaluate(
         typer.Option(
             help="Of a model: image-classification (default), or another that distill trains for and that has labels.",
             show_default=False,
+            autocompletion=complete.tasks,
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch, also for images per second.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
+    ] = "auto",
     output: Annotated[
         Path | None,
         typer.Option(

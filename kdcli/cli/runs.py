@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kdcli.base.errors import UserError
+from kdcli.cli import complete
 from kdcli.cli.distill import command_line
 
 
@@ -17,7 +18,10 @@ def sweep(
     recipes: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE", help="Recipes by name or file, or folders of .yaml files.", show_default=False
+            metavar="RECIPE",
+            help="Recipes by name or file, or folders of .yaml files.",
+            show_default=False,
+            autocompletion=complete.recipes,
         ),
     ],
     seeds: Annotated[
@@ -26,13 +30,19 @@ def sweep(
     ],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key in all recipes. May be repeated."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set a key in all recipes. May be repeated.",
+            autocompletion=complete.settings,
+        ),
     ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=V1,V2",
             help="Run each recipe with each of these values. May be repeated: with every choice of all.",
+            autocompletion=complete.settings,
         ),
     ] = None,
     output: Annotated[
@@ -49,6 +59,7 @@ def sweep(
             metavar="RECIPE",
             help="Also show the differences to this recipe or variant, paired by seed, with 95 % intervals.",
             show_default=False,
+            autocompletion=complete.recipes,
         ),
     ] = None,
     no_test: Annotated[
@@ -134,7 +145,12 @@ def sweep(
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Run folders of kdcli distill, or of kdcli sweep.", show_default=False),
+        typer.Argument(
+            metavar="RUN",
+            help="Run folders of kdcli distill, or of kdcli sweep.",
+            show_default=False,
+            autocompletion=complete.runs,
+        ),
     ],
     baseline: Annotated[
         str | None,
@@ -142,6 +158,7 @@ def compare(
             metavar="RUN",
             help="One of the runs: also show the difference to its group, paired by seed, with a 95 % interval.",
             show_default=False,
+            autocompletion=complete.runs,
         ),
     ] = None,
     output: Annotated[

@@ -75,14 +75,18 @@ class SplitsConfig(Section):
     """What the data's own splits are called: folders, files (without suffix too) or splits of a table."""
 
     train: Name | None = None
+    """What the samples to train on are called."""
     validation: Name | None = None
+    """What those are called by which the best student is chosen."""
     test: Name | None = None
+    """What those are called that are looked at once, at the end."""
 
 
 class DataConfig(Section):
     """Where the samples come from and how they are split."""
 
     name: Annotated[Name, CHANGEABLE]
+    """``demo:digits``, ``torchvision:NAME``, ``hf:org/name``, a folder or a file."""
     root: Annotated[Location | None, IMAGES, CHANGEABLE, _OF_TRAINING] = None
     """Where ``torchvision:`` data sets lie or are downloaded to."""
     classes: Annotated[
@@ -115,6 +119,7 @@ class DataConfig(Section):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Cut from the whole where the data have no splits at all."""
     image_column: Annotated[Name | None, IMAGES, _OF_THESE_DATA] = None
+    """The column of a table that has the images; by default found by its name."""
     deep_range: Annotated[tuple[float, float] | None, IMAGES] = None
     """What is black and white in grayscale images of more than 8 bits; by default found from some of the images, as in
     :func:`kdcli.data.images.deep.find_range`, for the whole set and for whatever the run's models are evaluated on."""
@@ -131,10 +136,12 @@ class DataConfig(Section):
     ``least_squares``, inverse depth fitted to the target's in scale and shift. ``auto`` is the latter for models whose
     depth is relative, and else none."""
     text_column: Annotated[Name | None, TEXTS, _OF_THESE_DATA] = None
+    """The column of a table that has the texts; by default found by its name."""
     text_pair_column: Annotated[Name | None, TEXTS, _OF_PAIRS, _OF_THESE_DATA] = None
     """The second text of a pair, such as the hypothesis beside a premise, for ``text-classification``; by default read
     where both columns have names of pairs, such as ``premise`` and ``hypothesis``, and ``text_column`` isn't set."""
     label_column: Annotated[Name | None, _OF_THESE_DATA] = None
+    """The column of a table that has the labels; by default found by its name."""
     label_kind: Annotated[Literal["class", "classes", "number"] | None, TEXTS, _OF_KINDS, _OF_THESE_DATA] = None
     """What a text's label is: one class, several (a list, or a string with commas) or a number; by default what the
     column's values say, where they say it clearly."""
@@ -205,6 +212,7 @@ class AugmentConfig(Section):
     """``trivial`` is TrivialAugmentWide, ``rand`` is RandAugment; ``three`` is 3-Augment (Touvron et al., *DeiT III*,
     arXiv 2204.07118): one of greyscale, solarisation and blur, always."""
     color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    """Strength of random changes of brightness, contrast and saturation; 0 is off."""
     erase: Fraction = 0.0
     """Probability of random erasing."""
     mixup: Annotated[float, Field(ge=0)] = 0.0

@@ -35,6 +35,11 @@ class Option:
     field: FieldInfo
     keys: tuple[Key, ...]
 
+    @property
+    def section(self) -> type[Section] | None:
+        """The section that it is, where it has keys of its own."""
+        return _section_in(self.field.annotation)
+
     def says(self, read: Callable[[Key], Any]) -> Any:
         """Return what the first of ``keys`` that says something says; None where none does."""
         return next((value for key in self.keys if (value := read(key)) is not None), None)

@@ -36,6 +36,7 @@ class TeacherConfig(Section):
     """The model that is imitated. ``name`` is ``none`` for no teacher."""
 
     name: Name
+    """What the model is called: timm's or the hub's name, a folder, or whatever ``kdcli models search`` lists."""
     weights: Annotated[Name | None, CHANGEABLE] = None
     """Local checkpoint, ``.safetensors`` or ``.pth``; ``package:NAME/PATH`` is a file inside an installed package. Also
     as ``NAME?weights=FILE``; a file that tells its architecture may be the name itself."""
@@ -45,7 +46,9 @@ class TeacherConfig(Section):
     mean: Annotated[tuple[float, float, float] | None, IMAGES] = None
     """Of red, green and blue, of pixels scaled to [0, 1]; by default likewise, as the four after it."""
     std: Annotated[tuple[Positive, Positive, Positive] | None, IMAGES] = None
+    """Of red, green and blue, likewise."""
     interpolation: Annotated[Interpolation | None, IMAGES] = None
+    """How an image is resized."""
     crop_mode: Annotated[Literal["center", "squash", "border"] | None, IMAGES] = None
     """An image of other proportions is cropped, squashed or given borders."""
     crop_pct: Annotated[Annotated[float, Field(ge=0.1, le=1)] | None, IMAGES] = None
@@ -74,9 +77,11 @@ class StudentConfig(Section):
     """The model that is trained."""
 
     name: Name
+    """What the model is called: timm's or the hub's name, a folder, or whatever ``kdcli models search`` lists."""
     source: Annotated[Annotated[TeacherConfig, BeforeValidator(from_name)] | None, Key(may_change=False)] = None
     """The model that ``teacher?layers=...&width=...`` is made of; by default the run's teacher."""
     pretrained: bool = False
+    """Start from the published weights of that name."""
     image_size: Annotated[ImageSize | None, IMAGES, _OF_INPUT, Key(evaluates=is_label_free)] = None
     """Side of its input in pixels, or ``[height, width]``, at most 4096; by default the model's own."""
     max_length: Annotated[MaxLength | None, TEXTS, _OF_TOKENS, _OF_INPUT] = None

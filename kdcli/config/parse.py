@@ -12,11 +12,21 @@ from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.text import short_repr
 from kdcli.config.methods import METHODS, MethodSection, find_method
+from kdcli.config.methods.words import other_method_names
 from kdcli.config.run import RunConfig
 from kdcli.config.section import Section
+from kdcli.config.words import keys_meant, shown
 
-_SECTIONS = ("student", "teacher", "data", "augment", "optim", "train", "episodes")
-"""Where a key that is unknown in one place is looked for."""
+_PLAIN = {
+    "a whole number": ("int_type", "int_parsing", "int_from_float", "int_parsing_size"),
+    "a number": ("float_type", "float_parsing"),
+    "true or false": ("bool_type", "bool_parsing"),
+    "text": ("string_type",),
+    "a list": ("tuple_type", "list_type"),
+    "a mapping of keys": ("model_type", "dict_type", "model_attributes_type"),
+}
+_WANTED = {kind: words for words, kinds in _PLAIN.items() for kind in kinds}
+"""What is wanted, in place of pydantic's words."""
 
 
 def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
@@ -32,7 +42,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise UserError(
             f"{count} in {source}:\n" + "\n".join(f"  - {line}" for line in lines),
-            "'kdcli recipes show quickstart' prints a complete example.",
+            "'kdcli config keys WORD' finds keys; 'kdcli recipes show quickstart' prints a complete example.",
         ) from None
 
 
@@ -41,11 +51,7 @@ def _describe(problem: Any, values: Any) -> str:
     key = ".".join(str(part) for part in path)
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        valid = _keys_at(path[:-1], values)
-        elsewhere = ", ".join(_sections_with(str(path[-1])))
-        hint = f"Did you mean {elsewhere}?" if elsewhere else did_you_mean(str(path[-1]), valid)
-        hint = hint or f"Valid here: {', '.join(sorted(valid))}."
-        return f"{key}: unknown key. {hint}"
+        return f"{key}: unknown key. {_hint_of_key(str(path[-1]), _keys_at(path[:-1], values))}"
     if kind == "missing":
         return f"{key}: missing, and there is no default."
     if kind == "literal_error":
@@ -53,13 +59,15 @@ def _describe(problem: Any, values: Any) -> str:
         names = [name.strip(" '") for name in allowed.replace(" or ", ", ").split(",")]
         others = extensions.names("tasks") if key == "task" else extensions.names("methods") if key == "method" else []
         installed = f", or of another package: {', '.join(others)}" if others else ""
-        nearest = did_you_mean(value, [*names, *others]) if isinstance(value, str) else ""
+        nearest = _nearest(value, [*names, *others], is_method=key == "method")
         return f"{key}: {short_repr(value)} is not one of {allowed}{installed}. {nearest}".rstrip()
     if kind == "unknown_method":
         name = value.get("method") if isinstance(value, dict) else value
         names = [*METHODS, *extensions.names("methods")]
-        nearest = did_you_mean(name, names) if isinstance(name, str) else ""
+        nearest = _nearest(name, names, is_method=True)
         return f"{key}.method: {short_repr(name)} is not one of {', '.join(names)}. {nearest}".rstrip()
+    if kind in _WANTED:
+        return f"{key}: {_WANTED[kind]} is wanted, got {short_repr(value)}."
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message[0].lower()}{message[1:]}, got {short_repr(value)}."
 
@@ -76,12 +84,24 @@ def _keys_at(location: tuple[str | int, ...], values: Any) -> list[str]:
     return list(section.model_fields)
 
 
-def _sections_with(name: str) -> list[str]:
-    """Return the dotted keys of the config whose last word is ``name``: of sections, not of methods in a list."""
-    if name in RunConfig.model_fields:
-        return [name]
-    sections = {key: _section_of(RunConfig.model_fields[key].annotation) for key in _SECTIONS}
-    return [f"{key}.{name}" for key, section in sections.items() if section and name in section.model_fields]
+def _hint_of_key(name: str, valid: list[str]) -> str:
+    """Return which key may be meant by an unknown one: of all sections, by the words of other packages too."""
+    meant = keys_meant(name, fuzzy=False)
+    if here := [last for last in dict.fromkeys(key.rpartition(".")[2] for key in meant) if last in valid]:
+        return f"Did you mean {', '.join(here)}?"
+    if meant:
+        return f"Did you mean {shown(meant)}?"
+    if near := did_you_mean(name, valid):
+        return near
+    meant = keys_meant(name)
+    return f"Did you mean {shown(meant)}?" if meant else f"Valid here: {', '.join(sorted(valid))}."
+
+
+def _nearest(value: Any, names: list[str], *, is_method: bool) -> str:
+    if not isinstance(value, str):
+        return ""
+    known = [name for name in other_method_names(value) if name in names] if is_method else []
+    return f"Did you mean {', '.join(known)}?" if known else did_you_mean(value, names)
 
 
 def _section_of(annotation: Any) -> type[Section] | None:

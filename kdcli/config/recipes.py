@@ -43,16 +43,21 @@ def list_recipes() -> list[Recipe]:
     return list(_recipes_in(recipes_folder()))
 
 
+def recipe_names() -> list[str]:
+    """Return the names of the shipped recipes; none of them is read."""
+    return list(_files_in(recipes_folder()))
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    files = sorted(file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
 @cache
 def _recipes_in(folder: Path) -> tuple[Recipe, ...]:
-    files = sorted(file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
     return tuple(
-        Recipe(
-            name=file.relative_to(folder).with_suffix("").as_posix(),
-            path=file,
-            description=str(load_recipe(file).get("description", "")),
-        )
-        for file in files
+        Recipe(name=name, path=file, description=str(load_recipe(file).get("description", "")))
+        for name, file in _files_in(folder).items()
     )
 
 

@@ -67,8 +67,8 @@ class RunConfig(Section):
     """One run of ``kdcli distill``."""
 
     task: Annotated[Task, WrapValidator(_or_extension)] = DEFAULT_TASK
-    """Or the name of another package's task. One that is like a task of kdcli's is then ``task_extension``, and that
-    one ``task``."""
+    """What the student is trained to do; or the name of another package's task. One that is like a task of kdcli's is
+    then ``task_extension``, and that one ``task``."""
     task_extension: Annotated[Name | None, Key(evaluates=always)] = None
     """Another package's loss and metrics, in place of those of ``task``."""
     teacher: Annotated[TeacherConfig, BeforeValidator(from_name), Key(evaluates=is_label_free)]
@@ -83,10 +83,13 @@ class RunConfig(Section):
     output: Annotated[Location | None, Key(of_recipe=False)] = None
     """The run folder; by default a name of its own under ``runs/``."""
     seed: Annotated[int, Field(ge=0, lt=2**31), Key(of_recipe=False)] = 0
+    """Of everything random."""
     relation: Literal["auto", Relation] = "auto"
+    """How the teacher's task relates to the student's; by default worked out from what both models know."""
     projector: Literal["auto", "none", ProjectorName] = "auto"
     """Of the plan's projection, or of the one ``method`` that is asked for; ``none`` distils without features."""
     normalize: Literal["auto", NormalizeName] = "auto"
+    """What is done to the teacher's features before they are compared; by default what the relation calls for."""
     feature_layers: tuple[Annotated[FeaturePair, BeforeValidator(pair)], ...] | None = None
     """Which features are distilled; by default the method's own. Each pair has a projector or regressor of its own."""
     feature_weight: Positive | None = None

@@ -29,9 +29,13 @@ class OptimConfig(Section):
     """Optimiser and schedule, by timm's factories."""
 
     optimizer: Name = "adamw"
+    """One of timm's optimisers."""
     lr: Positive = 1e-3
+    """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Of weights; biases and norms have none."""
     momentum: Fraction = 0.9
+    """Of optimisers that have one."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = None
     """Of Adam and its kin; by default the optimiser's own, mostly 0.9 and 0.999."""
     schedule: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
@@ -46,6 +50,7 @@ class OptimConfig(Section):
     warmup: Fraction = 0.05
     """Share of all steps."""
     min_lr_ratio: Fraction = 0.01
+    """The rate at the end, as a share of ``lr``."""
     clip_grad: Positive | None = 1.0
     """Largest norm of the whole gradient."""
 
@@ -69,7 +74,9 @@ class EmbeddingConfig(Section):
     """
 
     epochs: Annotated[int, Field(ge=0, lt=2**31)]
+    """Passes over the training data."""
     methods: tuple[MethodOptions, ...] = (StochasticTripletOptions(),)
+    """The losses of this stage."""
     optim: OptimConfig | None = None
     """By default the run's own."""
 
@@ -78,7 +85,7 @@ class TrainConfig(Section):
     """How long and on what."""
 
     epochs: Annotated[int, Field(ge=0, lt=2**31), CHANGEABLE] = 100
-    """Without any the student is evaluated as it starts."""
+    """Passes over the training data; without any the student is evaluated as it starts."""
     batch_size: Annotated[int, Field(ge=2, lt=2**31)] = 128
     """Images of one forward pass, over all processes."""
     accumulation: Count = 1
@@ -86,7 +93,9 @@ class TrainConfig(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the student's weights; the average is then the result."""
     mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(yaml_no)] = "auto"
+    """``bf16`` or ``fp16`` for less memory and time on a GPU; ``auto`` takes what the device is good at."""
     device: Annotated[Name, BESIDE_THE_RECIPE] = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
     num_processes: Annotated[Count | None, BESIDE_THE_RECIPE] = None
     """Training processes on this machine; by default one for each GPU, or one on the CPU."""
     sync_batchnorm: bool = True
@@ -98,7 +107,9 @@ class TrainConfig(Section):
     keep_checkpoints: Annotated[Count, BESIDE_THE_RECIPE] = 2
     """How many checkpoints to keep; the older ones are removed."""
     channels_last: Annotated[bool, IMAGES] = False
+    """Keep images and weights in the order that some GPUs are faster with."""
     compile: Annotated[bool, CHANGEABLE] = False
+    """Run the student through ``torch.compile``."""
     track: Annotated[tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...], BESIDE_THE_RECIPE] = ()
     """Where losses, metrics and learning rate also go; TensorBoard writes to ``RUN/tracking``."""
     validate_every: Annotated[Count, CHANGEABLE] = 1
@@ -113,6 +124,7 @@ class EpisodesConfig(Section):
     shots: Count
     """Labelled training images of each class."""
     number: Annotated[Count, CHANGEABLE] = 100
+    """How many episodes are drawn."""
     queries: Annotated[Count, _EVALUATES] = 15
     """Images of each class that the arms are tested on."""
     split: Annotated[Literal["test", "validation"], _EVALUATES] = "test"

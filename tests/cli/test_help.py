@@ -39,6 +39,9 @@ COMMANDS = [
     ("models", "layers"),
     ("models", "probe"),
     ("models", "search"),
+    ("config", "keys"),
+    ("config", "check"),
+    ("config", "schema"),
 ]
 
 
@@ -56,6 +59,8 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ["extensions"],
         ["recipes", "list"],
         ["recipes", "show", "quickstart"],
+        ["config", "keys", "learning_rate"],
+        ["config", "check", "quickstart"],
     ],
 )
 def test_imports_nothing_heavy(arguments, tmp_path):
@@ -112,6 +117,15 @@ def test_every_command_has_an_example(run_cli, command):
     assert f"kdcli {' '.join(command)} " in shown.partition("Example")[2], "an example of this very command"
 
 
+def test_help_of_distill_shows_first_what_most_need(run_cli):
+    first, _, rest = run_cli("distill", "--help").stdout.partition("Teacher and student")
+    for option in ("--teacher", "--student", "--data", "--task", "--recipe", "--epochs", "--output", "--dry-run"):
+        assert f" {option} " in first
+    for option in ("--teacher-weights", "--projector", "--log-format", "--ways", "More examples"):
+        assert option not in first
+        assert option in rest
+
+
 def test_every_task_is_in_the_help_of_distill(run_cli):
     told = re.sub(r"[\s│]+", "", run_cli("distill", "--help").stdout)  # names are broken at the ends of lines
     assert [name for name in TASKS if name not in told] == []
@@ -119,6 +133,7 @@ def test_every_task_is_in_the_help_of_distill(run_cli):
 
 def test_no_command_is_forgotten_here():
     from kdcli.cli.app import app
+    from kdcli.cli.config import config_app
     from kdcli.cli.models import models_app
     from kdcli.cli.recipes import recipes_app
 
@@ -131,6 +146,7 @@ def test_no_command_is_forgotten_here():
         ("recipes", name.removeprefix("recipes-")) for name in names(recipes_app)
     }
     found |= {("models", name.removeprefix("models-")) for name in names(models_app)}
+    found |= {("config", name.removeprefix("config-")) for name in names(config_app)}
     assert found == set(COMMANDS)
 
 

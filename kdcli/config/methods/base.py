@@ -50,7 +50,9 @@ class FeaturePair(Section):
     """
 
     student: Tap = "pooled"
+    """The student's side."""
     teacher: Tap = "pooled"
+    """The teacher's side."""
 
 
 ReadsLayers = Literal["nothing", "features", "maps"]
@@ -85,6 +87,7 @@ class MethodSection(Section):
 
     method: str
     weight: Positive = 1.0
+    """How much its loss counts; see ``weighting``."""
     weighting: Literal["loss", "gradient"] = "loss"
     """What ``weight`` is: a factor of the loss, or (``gradient``) the ratio of its gradient to that of the losses with
     factors, where both meet in the student: at the features that it reads, or at the logits."""

@@ -56,6 +56,7 @@ class CWDOptions(_OverPositionsOptions):
     method: Literal["cwd"] = "cwd"
     weight: Positive = 50.0
     temperature: Positive = 4.0
+    """What is divided by it before the softmax over positions: higher is softer."""
 
 
 class CWDLogitsOptions(LogitOptions):
@@ -64,6 +65,7 @@ class CWDLogitsOptions(LogitOptions):
     method: Literal["cwd_logits"] = "cwd_logits"
     weight: Positive = 3.0
     temperature: Positive = 4.0
+    """What is divided by it before the softmax over positions: higher is softer."""
 
     def check(self, situation: Situation) -> None:
         """Refuse also logits that are of no positions."""
@@ -124,6 +126,7 @@ class CIRKDOptions(_OverPositionsOptions):
 
     method: Literal["cirkd"] = "cirkd"
     temperature: Positive = 0.1
+    """Similarities are divided by it before the softmax: lower is sharper."""
     max_positions: Count = 1024
     """Of an image: larger maps are average-pooled until they have no more, as time grows with its square. The authors
     take all."""

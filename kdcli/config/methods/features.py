@@ -17,17 +17,23 @@ class ProjectionOptions(MethodSection):
 
     method: Literal["projection"] = "projection"
     projector: ProjectorName
+    """The map between both sides."""
     normalize: NormalizeName = "standardize"
     """Applied to the teacher's features."""
     normalize_student: NormalizeName = "none"
     """Applied to the student's side."""
     distance: DistanceName = "mse"
+    """Between the features once they are mapped and normalised."""
     log_sum_alpha: Positive = 4.0
+    """The power of the distance ``log_sum``."""
     orthogonal_map: OrthogonalMap = "retraction"
+    """How an orthogonal projector is kept so."""
     lr_scale: Positive = 1.0
     """Learning rate of the projector relative to the student's."""
     student_tap: Name = "pooled"
+    """The student's features that it reads."""
     teacher_tap: Name = "pooled"
+    """The teacher's features that it reads."""
     layers: Annotated[tuple[Annotated[FeaturePair, BeforeValidator(pair)], ...], Field(min_length=1)] | None = None
     """``STUDENT:TEACHER`` in place of both taps, as many as you like: levels, with a projector each, whose losses are
     summed."""
@@ -122,6 +128,7 @@ class SpectralOptions(MethodSection):
     rank: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Fraction of min(batch, width) that is not suppressed; of maps min(batch x positions, width)."""
     student_tap: Name = "pooled"
+    """The student's features that it reads."""
     reads: Literal["features", "maps"] = "features"
     """Features averaged over positions; or of maps those of every position, each of which counts as a sample."""
 

@@ -69,6 +69,7 @@ class AttentionTransferOptions(MapOptions):
     method: Literal["attention_transfer"] = "attention_transfer"
     weight: Positive = 1000.0
     power: Annotated[float, Field(ge=1)] = 2.0
+    """Activations are raised to it before they are summed over channels."""
 
     module: ClassVar[str] = "pairwise"
     needs: ClassVar[Needs] = Needs(stages=True)
@@ -80,6 +81,7 @@ class NSTOptions(MapOptions):
     method: Literal["nst"] = "nst"
     weight: Positive = 50.0
     kernel: Literal["polynomial", "linear"] = "polynomial"
+    """Between the activation maps of two channels."""
 
     module: ClassVar[str] = "pairwise"
     needs: ClassVar[Needs] = Needs(stages=True)
@@ -93,6 +95,7 @@ class VIDOptions(MapOptions):
 
     method: Literal["vid"] = "vid"
     initial_variance: Annotated[float, Field(gt=1e-5)] = 5.0
+    """Of the Gaussian around the prediction, before it is learnt."""
 
     needs: ClassVar[Needs] = Needs(stages=True)
 
@@ -150,7 +153,9 @@ class CorrelationCongruenceOptions(VectorOptions):
     method: Literal["correlation_congruence"] = "correlation_congruence"
     weight: Positive = 100.0
     gamma: Positive = 0.4
+    """Of the Gaussian kernel between two samples."""
     order: Annotated[int, Field(ge=1, le=16)] = 2
+    """Terms of the kernel's Taylor series."""
 
     module: ClassVar[str] = "pairwise"
 
@@ -189,6 +194,7 @@ class CRDOptions(VectorOptions):
     from_other_classes: bool = True
     """Draw them from the images that are not known to have the same label; otherwise from all others."""
     temperature: Positive = 0.07
+    """Similarities are divided by it before the softmax: lower is sharper."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the old embedding in the stored one."""
 

@@ -26,6 +26,7 @@ class LogitKDOptions(LogitOptions):
 
     method: Literal["logit_kd"] = "logit_kd"
     temperature: Positive = 1.0
+    """Logits are divided by it before the softmax: higher is softer."""
     divergence: DivergenceName = "forward_kl"
     """Of the student's probabilities from the teacher's: ``forward_kl`` is KL(teacher || student)."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -54,6 +55,7 @@ class DKDOptions(LogitOptions):
 
     method: Literal["dkd"] = "dkd"
     temperature: Positive = 4.0
+    """Logits are divided by it before the softmax: higher is softer."""
     alpha: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the label's class against the others."""
     beta: Annotated[float, Field(ge=0)] = 8.0
@@ -76,6 +78,7 @@ class DISTOptions(LogitOptions):
     method: Literal["dist"] = "dist"
     weight: Positive = 2.0
     temperature: Positive = 1.0
+    """Logits are divided by it before the softmax: higher is softer."""
     beta: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the relation between the classes of a sample."""
     gamma: Annotated[float, Field(ge=0)] = 1.0

@@ -20,6 +20,7 @@ class StochasticTripletOptions(MethodSection):
     weight: Positive = 500.0
     """The authors' factor, of the mean over triplets."""
     temperature: Positive = 4.0
+    """What is compared is divided by it before the softmax: higher is softer."""
     mining: Literal["semi_hard", "nearest_farther", "tuples"] = "semi_hard"
     """Which triplets: all semi-hard ones; one negative for each pair; or all semi-hard negatives of a pair at once."""
     margin: Positive = 0.2
@@ -64,6 +65,7 @@ class LocalClassifierOptions(MethodSection):
     method: Literal["local_classifier_kl"] = "local_classifier_kl"
     weight: Positive = 100.0
     temperature: Positive = 2.0
+    """What is compared is divided by it before the softmax: higher is softer."""
     centers: Literal["local", "global"] = "local"
     """Of the batch, as in the paper; or of all labelled training images, as in the authors' later code."""
     teacher_tap: Name | None = None

@@ -62,6 +62,11 @@ class Catalogue:
             return "with depth as their output"
         return f"with {self.num_classes} classes" if self.num_classes else "without a classifier"
 
+    @property
+    def names(self) -> list[str]:
+        """Every name, whatever the pattern is."""
+        return list(self._places)
+
     def is_published(self, place: Place) -> bool:
         """Whether the name alone stands for published weights too."""
         return self._shelves[place.name].is_published(place)
