@@ -24,9 +24,11 @@ from kdcli.machine.team import Team
 from kdcli.results.card import model_card
 from kdcli.results.drawn import draw_run
 from kdcli.results.outcome import compare_with_alone, lines_of, show_difference
+from kdcli.results.snapshots import Snapshots
 from kdcli.runs.checkpoint import Checkpoints
 from kdcli.runs.folder import SAMPLES, RunFolder
 from kdcli.runs.places import check_new_folder, free_folder
+from kdcli.runs.snapshots import STRIP, cut_grids
 from kdcli.terminal.console import console, show_lines, show_plan, show_table
 from kdcli.terminal.progress import LogFormat, make_reporter
 from kdcli.terminal.reporters import Reporter, SilentReporter
@@ -280,7 +282,8 @@ def _train(
         with reporter as shown:
             if note:
                 shown.warned(note)
-            trainer = Trainer(job, run, accelerator, shown)
+            watcher = Snapshots(job, run, accelerator.device, shown.warned)
+            trainer = Trainer(job, run, accelerator, shown, watcher=watcher)
             if before is not None:
                 stage = _embedding_of(run)
                 stage.check_student()
@@ -329,6 +332,7 @@ def _go_back(trainer: Trainer, job: Job, run: RunFolder, reporter: Reporter) -> 
     elif trainer.is_main:
         run.unfinish()
         run.cut_metrics(0)
+        cut_grids(run.path, -1)
         run.restore_best(None)
     if trainer.is_main:
         run.update_plan(job.plan)
@@ -472,8 +476,8 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
         show_table("Frozen features", *features)
     if first.outcome is not None:
         show_lines(lines_of(first.outcome))
-    drawn = run.path / SAMPLES
-    show_lines([f"Student: {run.student}", *([f"Samples: {drawn}"] if drawn.is_file() else [])])
+    drawn = [str(file) for name in (SAMPLES, STRIP) if (file := run.path / name).is_file()]
+    show_lines([f"Student: {run.student}", *([f"Samples: {', '.join(drawn)}"] if drawn else [])])
     show_lines([f"Export it: kdcli export {shlex.quote(str(run.path))}"])
 
 

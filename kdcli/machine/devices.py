@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from numpy.typing import NDArray
 from torch import distributed
 
 from kdcli.base.errors import UserError
@@ -80,6 +82,15 @@ def make_accelerator(train: TrainConfig, *, tracking: Path | None = None) -> Acc
         raise UserError(
             f"--mixed-precision {precision} does not work here: {error}", "Use --mixed-precision no."
         ) from None
+
+
+def track_picture(accelerator: Accelerator, name: str, picture: NDArray[np.uint8], *, step: int) -> None:
+    """Give a picture (H, W, 3) to those of the run's trackers that take pictures: TensorBoard and W&B."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({name: picture[None]}, step=step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({name: [picture]}, step=step)
 
 
 def leave_processes() -> None:

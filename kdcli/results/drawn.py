@@ -6,27 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import UNLABELLED
 from kdcli.base.text import short_repr
-from kdcli.data import Loading
 from kdcli.models import load_saved
 from kdcli.models.base import Model
 from kdcli.results.pictures.samples import plot_samples
+from kdcli.results.snapshots import on_cpu, shown_samples
 from kdcli.runs.folder import SAMPLES, RunFolder
 from kdcli.training.job import Job
 from kdcli.training.teachers.check import columns_of
-
-NUM_SAMPLES = 6
-"""How many are drawn: the same ones in every run on these data."""
 
 
 def draw_run(job: Job, run: RunFolder, device: torch.device) -> str:
     """Write ``samples.png`` of a run that is trained, where its task has pictures.
 
-    The samples are labelled ones of the validation split, evenly spread over it. The teacher is drawn where it predicts
+    The samples are those of :func:`~kdcli.results.snapshots.shown_samples`. The teacher is drawn where it predicts
     what the student does. Both see each sample as in training, but for augmentation. A run is not lost for want of a
     picture: whatever goes wrong is returned, and the file is missing then.
 
@@ -50,11 +45,7 @@ def draw_run(job: Job, run: RunFolder, device: torch.device) -> str:
 
 @torch.inference_mode()
 def _draw(job: Job, run: RunFolder, device: torch.device) -> None:
-    source = job.data.validation
-    labelled = [index for index, label in enumerate(source.labels) if label != UNLABELLED]
-    number = min(NUM_SAMPLES, len(labelled))
-    taken = source.take([labelled[place * len(labelled) // number] for place in range(number)])
-    batch = next(iter(taken.eval_batches(Loading(number, workers=0), job.shared_preprocessing())))
+    batch = shown_samples(job)
     outputs = {role: _predict(job, role, model, batch, device) for role, model in _models(job, run).items()}
     noun = f"{len(batch)} validation {job.data.facts.noun}{'' if len(batch) == 1 else 's'}"
     plot_samples(run.path / SAMPLES, job.task.pictures(batch, outputs), title=f"{noun} of {job.data.facts.name}")
@@ -77,6 +68,4 @@ def _predict(job: Job, role: str, model: Model, batch: Any, device: torch.device
         model.to(place)
     if role == "teacher":
         outputs = job.task.in_order(outputs, columns_of(job))
-    if isinstance(outputs, Tensor):
-        return outputs.float().cpu()
-    return outputs.cpu() if hasattr(outputs, "cpu") else outputs
+    return on_cpu(outputs)

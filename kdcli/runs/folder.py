@@ -61,7 +61,7 @@ OF_BEST = (BESIDE_BEST, "validation_samples.safetensors")
 """Files that go with the best student: they are of the epoch that it is of."""
 SAMPLES = "samples.png"
 """Some validation samples, and what the run's models make of them; without a checksum: nothing is read from it."""
-_PARTS = ("", "embedding", "baseline", "checkpoints", "analysis", "evaluation")
+_PARTS = ("", "embedding", "baseline", "checkpoints", "analysis", "evaluation", "samples")
 """Folders of a run that files are written into."""
 
 
@@ -96,8 +96,8 @@ class RunFolder:
 
     ``config.yaml`` (resolved), ``plan.json``, ``metrics.jsonl``, ``student/`` (native format),
     ``projector.safetensors``, ``spectra.safetensors``, ``checkpoints/``, and, once it is finished, ``result.json`` and
-    ``README.md`` (model card), and of a task that has pictures ``samples.png``. A run in stages has the earlier one in
-    ``embedding/``, a run folder too.
+    ``README.md`` (model card), and of a task that has pictures ``samples.png`` and those of :mod:`.snapshots`. A run in
+    stages has the earlier one in ``embedding/``, a run folder too.
     A run of episodes has ``config.yaml``, ``plan.json``, ``episodes.jsonl``, and, once it is finished, the last two.
     ``data.jsonl.gz`` says what its samples were, see :mod:`kdcli.training.provenance`;
     ``validation_samples.safetensors`` and ``test_samples.safetensors`` what the best student made of each, see

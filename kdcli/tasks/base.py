@@ -44,11 +44,13 @@ class Task(ABC):
         name: of its own; :meth:`row` says what its data and models are.
         facts: of another package's task, its row; None for one that is like a task of kdcli's.
         monitor: the metric that the best student is chosen by; higher is better; see :func:`rank_students`.
+        num_pictures: how many validation samples a run draws.
     """
 
     name: str
     facts: ClassVar[TaskFacts | None] = None
     monitor: str
+    num_pictures: ClassVar[int] = 6
 
     def __init__(self, class_names: Sequence[str] = ()) -> None:
         self.class_names = tuple(class_names)
@@ -181,7 +183,8 @@ class Task(ABC):
                 classes.
 
         Returns:
-            For each sample as many pictures.
+            For each sample as many pictures. Those with the ``role`` of the student are also kept after each
+            validation, beside what stands before them, in ``samples_over_time.png``.
         """
         raise NotImplementedError
 

@@ -97,8 +97,10 @@ class Panel(NamedTuple):
         title: what it shows, in one or more lines.
         image: uint8 (H, W, 3).
         key: what its colours mean, where they mean something.
+        role: of the model whose answer it shows, one of each model's; empty where it shows something else.
     """
 
     title: str
     image: NDArray[np.uint8]
     key: Legend | Scale | None = None
+    role: str = ""

@@ -7,10 +7,13 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from numpy.typing import NDArray
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
@@ -19,6 +22,7 @@ from kdcli.base.result import Result
 from kdcli.config.keys import comparable, refuse_differences, without_later_keys
 from kdcli.data import AnyBatch, Source
 from kdcli.machine.control import Control, Every, Stopped, Verdict
+from kdcli.machine.devices import track_picture
 from kdcli.machine.seeding import stable_seed
 from kdcli.machine.team import Team
 from kdcli.models import load_saved
@@ -26,6 +30,7 @@ from kdcli.models.base import Model
 from kdcli.models.outputs import ModelOutput
 from kdcli.runs.checkpoint import Checkpoint, Checkpoints
 from kdcli.runs.folder import BESIDE_BEST, OF_BEST, RunFolder
+from kdcli.runs.snapshots import cut_grids
 from kdcli.tasks import rank_students
 from kdcli.terminal.reporters import Reporter
 from kdcli.training.downstream import measure_features
@@ -38,6 +43,14 @@ from kdcli.training.state import TrainingState
 from kdcli.training.teachers.check import measure_teacher
 from kdcli.training.teachers.outputs import open_teacher
 from kdcli.training.teachers.teacher import Teacher
+
+
+class Watcher(Protocol):
+    """Draws students as they are trained."""
+
+    def __call__(self, student: Model, *, epoch: int, step: int) -> NDArray[np.uint8] | None:
+        """Look at the student of this moment in the main process; return a picture (H, W, 3), or None for nothing."""
+
 
 _LOG_EVERY = 50
 """Steps between two readings of the losses from the device."""
@@ -56,15 +69,24 @@ class Trainer:
         accelerator: device, precision, processes.
         reporter: told of all that happens.
         writes: False leaves nothing in the run folder: no student, no records, no checkpoints.
+        watcher: shown the student before the first step and after every validation; its pictures go to trackers.
     """
 
     def __init__(
-        self, job: Job, run: RunFolder, accelerator: Accelerator, reporter: Reporter, *, writes: bool = True
+        self,
+        job: Job,
+        run: RunFolder,
+        accelerator: Accelerator,
+        reporter: Reporter,
+        *,
+        writes: bool = True,
+        watcher: Watcher | None = None,
     ) -> None:
         config = job.config
         self.job, self.run, self.accelerator, self.reporter = job, run, accelerator, reporter
         self.team = team = Team.of(accelerator)
         self.is_main = writes and team.is_main
+        self.watcher = watcher if self.is_main else None
         self.objective: Objective = job.distiller
         self.teacher: Teacher | None = open_teacher(job, team)
         student = self.objective.student
@@ -161,7 +183,9 @@ class Trainer:
             self.objective.look_ahead(self._labelled_outputs, self.team)
             if not state.spectra.steps:
                 state.spectra.add(self.objective, step=0)
-            if self.total_steps == 0 and not state.best:
+            if self.total_steps:
+                self._show(epoch=0)
+            elif not state.best:
                 self._close_epoch(started)  # the student as it starts
         elif state.closed_step != self.step and self._ends_epoch():
             self._close_epoch(started)  # it was stopped during the validation
@@ -233,12 +257,19 @@ class Trainer:
                     self.run.write_tensors(BESIDE_BEST, self.objective.kept_tensors())
                     self.run.write_samples("validation", samples)
             self._record("validation", metrics | {"best": float(is_best)})
+            self._show(epoch=epoch)
             self.reporter.validated(metrics, best=is_best)
         if self.step and (is_last or epoch % state.spectra.every == 0):
             ranks = state.spectra.add(self.objective, step=self.step)
             self.accelerator.log(ranks, step=self.step)
         state.closed_step = self.step
         state.seconds = time.perf_counter() - started
+
+    def _show(self, *, epoch: int) -> None:
+        if self.watcher is not None:
+            picture = self.watcher(self.student, epoch=epoch, step=self.step)
+            if picture is not None:
+                track_picture(self.accelerator, "validation/samples", picture, step=self.step)
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         ranks = [rank_students(found, self.job.monitor) for found in (metrics, self.state.best) if found]
@@ -399,6 +430,7 @@ class Trainer:
             self.run.unfinish()
             self.checkpoints.remove_after(self.step)
             self.run.cut_metrics(saved["metrics_size"])
+            cut_grids(self.run.path, self.step)
             self.run.restore_best(checkpoint.best)
 
     def _gather_skipped(self) -> None:

@@ -74,7 +74,8 @@ def plot_samples(path: str | Path, rows: Sequence[Sequence[Panel]], *, title: st
     top = _MARGIN + _HEADING + _GAP
     canvas = Image.new("RGB", (width, top + sum(heights) + legend + below + _MARGIN), "white")
     pen = ImageDraw.Draw(canvas)
-    pen.text((_MARGIN, _MARGIN), _fitted(title, _font(_HEADING, bold=True), width), INK, _font(_HEADING, bold=True))
+    bold = text_font(_HEADING, bold=True)
+    pen.text((_MARGIN, _MARGIN), fitted(title, bold, width), INK, bold)
     for row, height in zip(rows, heights, strict=True):
         middle = top + _LINE * max(_lines(panel) for panel in row)
         for place, panel in enumerate(row):
@@ -129,8 +130,8 @@ def _draw_panel(
     canvas: Image.Image, pen: ImageDraw.ImageDraw, panel: Panel, corner: tuple[int, int], side: int
 ) -> None:
     """Put a picture with its upper left corner at ``corner``, and its title over it, in the middle."""
-    (left, top), font = corner, _font(_TEXT)
-    lines = [_fitted(line, font, side) for line in panel.title.split("\n")]
+    (left, top), font = corner, text_font(_TEXT)
+    lines = [fitted(line, font, side) for line in panel.title.split("\n")]
     for number, line in enumerate(lines):
         start = left + (side - font.getlength(line)) / 2
         pen.text((start, top - _LINE * (len(lines) - number)), line, GREY, font)
@@ -142,11 +143,11 @@ def _draw_panel(
 
 
 def _draw_legend(pen: ImageDraw.ImageDraw, entries: Mapping[int, tuple[str, _Colour]], top: int, columns: int) -> None:
-    font = _font(_TEXT)
+    font = text_font(_TEXT)
     for place, (name, colour) in enumerate(entries.values()):
         left, upper = _MARGIN + place % columns * _ENTRY, top + place // columns * _LINE
         pen.rectangle((left, upper + 1, left + 18, upper + 13), fill=colour, outline=FAINT)
-        pen.text((left + 25, upper - 1), _fitted(name, font, _ENTRY - 32), INK, font)
+        pen.text((left + 25, upper - 1), fitted(name, font, _ENTRY - 32), INK, font)
 
 
 def _draw_scale(canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: Scale, corner: tuple[int, int]) -> None:
@@ -154,8 +155,8 @@ def _draw_scale(canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: Scale, cor
     from matplotlib import colormaps
 
     left, top = corner
-    font, long = _font(_TEXT), _SCALE[0] - 50
-    pen.text((left, top), _fitted(scale.label, font, long), GREY, font)
+    font, long = text_font(_TEXT), _SCALE[0] - 50
+    pen.text((left, top), fitted(scale.label, font, long), GREY, font)
     levels = colormaps[scale.colours](np.linspace(0, 1, long), bytes=True)[None, :, :3]
     canvas.paste(Image.fromarray(np.repeat(levels, _BAR, axis=0)), (left, top + _LINE))
     for number in range(_NUMBERS):
@@ -166,7 +167,7 @@ def _draw_scale(canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: Scale, cor
         pen.text((start, top + _LINE + _BAR + 1), text, INK, font)
 
 
-def _fitted(text: str, font: _Font, width: float) -> str:
+def fitted(text: str, font: _Font, width: float) -> str:
     """Return a line that can be drawn, its end cut off where it is too long."""
     if any(character > "ɏ" for character in text):  # beyond Latin: the font may lack it
         text = drawable(text)
@@ -178,7 +179,7 @@ def _fitted(text: str, font: _Font, width: float) -> str:
 
 
 @lru_cache(maxsize=4)
-def _font(size: int, *, bold: bool = False) -> _Font:
+def text_font(size: int, *, bold: bool = False) -> _Font:
     """Return matplotlib's own font, which all pictures have, without importing matplotlib."""
     spec = importlib.util.find_spec("matplotlib")
     places = (spec.submodule_search_locations if spec is not None else None) or ()

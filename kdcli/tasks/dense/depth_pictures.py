@@ -47,7 +47,7 @@ def _row(
     is_known = target > 0
     row = [Panel("image", image), Panel(_told("depth", [target]), draw_depth(target, low, high), scale)]
     for role, depth in depths.items():
-        row.append(Panel(_told(role, [depth]), draw_depth(depth, low, high), scale))
+        row.append(Panel(_told(role, [depth]), draw_depth(depth, low, high), scale, role))
         error = np.abs(depth - target) / np.where(is_known, target, 1.0)
         title = f"mean {error[is_known].mean():.1%}" if is_known.any() else "not measured"
         colours = draw_values(error, 0.0, _MOST_ERROR, known=is_known)

@@ -144,7 +144,7 @@ class SemanticSegmentation(ImageTask):
             guess = resized(logits[None], target[None])[0].argmax(dim=0).numpy()
             right = (guess == truth)[truth != UNLABELLED]
             share = f"{right.mean():.0%} right" if right.size else "no labels"
-            row.append(Panel(role, draw_over(image, guess, names), legend(names, guess)))
+            row.append(Panel(role, draw_over(image, guess, names), legend(names, guess), role))
             row.append(Panel(f"{role}: {share}", draw_errors(guess, truth), error_legend()))
         return row
 

@@ -51,7 +51,7 @@ def panels_of(
             drawn = draw_boxes(
                 image, shown["boxes"].numpy(), shown["labels"].numpy(), shown["scores"].numpy(), class_names
             )
-            row.append(Panel(f"{role}: {_judged(shown, target)}", drawn))
+            row.append(Panel(f"{role}: {_judged(shown, target)}", drawn, role=role))
         rows.append(row)
     return rows
 
