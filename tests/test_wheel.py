@@ -48,6 +48,8 @@ def test_what_the_wheel_holds(unpacked):
     assert (info / "licenses" / "LICENSE").is_file()
     assert "kdcli = kdcli.cli:main" in (info / "entry_points.txt").read_text()
     assert f"Version: {kdcli.__version__}" in (info / "METADATA").read_text()
+    guides = {file.relative_to(ROOT) for file in (ROOT / "kdcli" / "guides").glob("*.md")}
+    assert {file.relative_to(unpacked) for file in (unpacked / "kdcli" / "guides").iterdir()} == guides
     modules = {file.relative_to(ROOT) for file in (ROOT / "kdcli").rglob("*.py")}
     assert {file.relative_to(unpacked) for file in unpacked.rglob("*.py")} == modules
 

@@ -11,6 +11,7 @@ from kdcli.base.errors import UserError
 from kdcli.cli.command import Command
 from kdcli.cli.config import config_app
 from kdcli.cli.distill import MORE_EXAMPLES, distill
+from kdcli.cli.guide import guide
 from kdcli.cli.models import models_app
 from kdcli.cli.predict import predict
 from kdcli.cli.recipes import recipes_app
@@ -28,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=Command, epilog=MORE_EXAMPLES)(distill)
-for command in (sweep, export, analyze_projector, compare, evaluate, predict):
+for command in (sweep, export, analyze_projector, compare, evaluate, predict, guide):
     app.command(cls=Command)(command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(models_app, name="models")
@@ -82,7 +83,7 @@ def list_extensions() -> None:
 
     found = installed()
     if not found:
-        show_lines(["No installed package adds anything; 'Extending' in the README says how one does."])
+        show_lines(["No installed package adds anything; 'kdcli guide extend' says how one does."])
         return
     options = {"models": "--student {}:NAME", "tasks": "--task {}", "data": "--data {}:NAME", "methods": "--method {}"}
     rows = [[options[entry.kind].format(entry.name), entry.package, entry.target] for entry in found]

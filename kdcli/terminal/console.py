@@ -82,3 +82,13 @@ def show_lines(lines: Iterable[str]) -> None:
 def show_text(text: str) -> None:
     """Print text exactly as it is, for a pipe to take."""
     console.print(text, markup=False, soft_wrap=True, end="")
+
+
+def show_markdown(text: str) -> None:
+    """Print a page of Markdown: rendered on a terminal, as it is into a pipe."""
+    if not console.is_terminal:
+        show_text(text)
+        return
+    from rich.markdown import Markdown
+
+    console.print(Markdown(text), width=min(console.width, 100))

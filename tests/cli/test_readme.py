@@ -1,4 +1,4 @@
-"""Every command of README.md, with small stand-ins for what can't be had offline; those that need one another in order."""
+"""Every command of README.md and of the guides, with small stand-ins for what can't be had offline; those that need one another in order."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdcli.base.guides import GUIDES, guide_text
 from kdcli.data.images.dense import demos
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = "\n".join([README, *(guide_text(topic) for topic in GUIDES)])
+"""All that has commands, in the order in which a reader comes by them."""
 
-OTHERS = {"pip install -e '.[demo]'", "pip install -e '.[dev]'", "pip install -e '.[dense]'", "pytest"}
+OTHERS = {"pip install -e '.[demo]'", "pip install -e '.[dev]'", "pip install -e '.[dense]'", "pytest", "git clone ADDRESS kdcli", "cd kdcli"}
 """Lines that are no commands of kdcli: an installation is what these tests run in."""
 
 SUBSTITUTES = {
@@ -77,6 +80,7 @@ SUBSTITUTES = {
     ("--epochs", "30"): "1",
     ("--epochs", "20"): "2",
     ("--epochs", "10"): "1",
+    ("--set", "data.train_images=300"): "data.train_images=32",
     ("--set", "student.image_size=96"): "student.image_size=32",
     ("--set", "teacher.image_size=96"): "teacher.image_size=32",
     ("--seed", "1"): "1",
@@ -93,8 +97,9 @@ SUBSTITUTES = {
     ("--method", "rkd_distance"): "rkd_distance",
     ("--projector", "inverted"): "inverted",
     ("--checkpoint-every", "200"): "2",
-    ("--resume", "runs/photos"): "runs/photos",
     ("--output", "runs/photos"): "runs/photos",
+    ("--resume", "runs/long"): "runs/long",
+    ("--output", "runs/long"): "runs/long",
     ("--num-processes", "2"): "1",
     ("--seeds", "5"): "1",
     ("--seeds", "3"): "1",
@@ -135,14 +140,14 @@ SHORT_TEXTS = {"--data": "--batch-size 16 --set train.epochs=1 --set data.train_
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES, re.M | re.S)
 
 
 def commands() -> list[str]:
-    """Return the commands of the README's shell blocks, one a line or joined by ``&&``."""
+    """Return the different commands of all shell blocks, one a line or joined by ``&&``."""
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     parts = [part.strip() for line in lines for part in line.split("&&")]
-    return [part for part in parts if part and not part.startswith("#")]
+    return list(dict.fromkeys(part for part in parts if part and not part.startswith("#")))
 
 
 def substituted(command: str) -> list[str]:
@@ -169,7 +174,7 @@ def substituted(command: str) -> list[str]:
     if {"causal-lm", "masked-lm", "signs/"} & set(words):
         added.append("--unchecked-teacher")  # the stand-ins for published models are hardly trained
     if "demo:scenes" in words:  # it has a few hundred scenes to measure on, too
-        added.append("--set data.train_images=32 --no-test")
+        added.append("--no-test")
     if words[0] == "sweep":
         added.append(SHORT_SWEEP)
     return arguments + shlex.split(" ".join(added))
@@ -226,12 +231,12 @@ def chains() -> list[list[str]]:
     """Return the commands and Python blocks in groups, each in order: in one are those that name a folder or file that
     another one makes. What no other needs stands alone."""
     steps: list[tuple[str, set[str]]] = []
-    for kind, block in re.findall(r"^```(sh|python)\n(.*?)^```", README, re.M | re.S):
+    for kind, block in re.findall(r"^```(sh|python)\n(.*?)^```", PAGES, re.M | re.S):
         lines = (
             [block] if kind == "python" else (part.strip() for line in block.splitlines() for part in line.split("&&"))
         )
         for step in lines:
-            if kind == "python" or step.startswith("kdcli "):
+            if kind == "python" or (step.startswith("kdcli ") and step not in (known for known, _ in steps)):
                 made = set(re.findall(r"runs/(?:sweeps/)?[a-z-]+|\bmine\b|\bquickstart\b", step))
                 steps.append((step, {name.rpartition("/")[2].removesuffix("-") for name in made}))
     groups: list[tuple[set[int], set[str]]] = []
@@ -265,7 +270,7 @@ def test_every_command_and_the_python_block_in_order(chain, folder, few_samples,
     for step in chain:
         if not step.startswith("kdcli "):
             names: dict = {}
-            exec(compile(step, "README.md", "exec"), names)
+            exec(compile(step, "start.md", "exec"), names)
             assert len(names["labels"]) == names["model"].num_classes
             assert not names["model"].training
             continue

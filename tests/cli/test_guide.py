@@ -1,0 +1,61 @@
+"""Guides: each is listed, printed and well linked; the README is short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdcli.base.guides import GUIDES, for_terminals, guide_file, guide_text, guide_title
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *map(guide_file, GUIDES)]
+
+
+def test_the_topics_are_listed_with_their_titles(run_cli):
+    outcome = run_cli("guide")
+    assert outcome.exit_code == 0
+    for topic in GUIDES:
+        assert topic in outcome.stdout
+        assert guide_title(topic).split()[0] in outcome.stdout
+
+
+@pytest.mark.parametrize("topic", GUIDES)
+def test_a_guide_is_printed_as_it_is_into_a_pipe(topic, run_cli):
+    outcome = run_cli("guide", topic)
+    assert outcome.exit_code == 0
+    assert outcome.stdout == for_terminals(guide_text(topic))
+    assert "](../" not in outcome.stdout
+    assert ".md" not in re.sub(r"```.*?```", "", outcome.stdout, flags=re.S).replace("README.md", "").replace("compare.md", "")
+
+
+def test_an_unknown_topic_is_refused_with_the_nearest(run_cli):
+    outcome = run_cli("guide", "metods")
+    assert outcome.exit_code == 2
+    assert "methods" in outcome.stderr
+
+
+def test_every_file_is_a_topic():
+    assert {file.stem for file in guide_file("start").parent.glob("*.md")} == set(GUIDES)
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_point_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+def test_the_readme_is_short_and_names_every_guide():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 8192
+    for topic in GUIDES:
+        assert f"](kdcli/guides/{topic}.md)" in text
