@@ -24,7 +24,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = "\n".join([README, *(guide_text(topic) for topic in GUIDES)])
 """All that has commands, in the order in which a reader comes by them."""
 
-OTHERS = {"pip install -e '.[demo]'", "pip install -e '.[dev]'", "pip install -e '.[dense]'", "pytest", "git clone ADDRESS kdcli", "cd kdcli"}
+OTHERS = {
+    "pip install -e '.[demo]'",
+    "pip install -e '.[dev]'",
+    "pip install -e '.[dense]'",
+    "pytest",
+    "git clone ADDRESS kdcli",
+    "cd kdcli",
+}
 """Lines that are no commands of kdcli: an installation is what these tests run in."""
 
 SUBSTITUTES = {
