@@ -56,8 +56,14 @@ _OF_DENSE_CLASSES = Key(
     why_not="its labels are no classes of pixels or boxes",
     of_eval_data=False,
 )
+_OF_PICTURES = Key(
+    tasks=lambda task: task.target == "image",
+    why_not="no image is made of another",
+    of_eval_data=False,
+    evaluates=lambda task: task.target == "image",
+)
 _OF_DENSE_PIXELS = Key(
-    tasks=lambda task: task.target in ("pixels", "depth"), why_not="pixels have no labels there", of_eval_data=False
+    tasks=lambda task: task.target in ("pixels", "depth", "image"), why_not="pixels have no labels there", of_eval_data=False
 )
 _OF_MADE_IMAGES = Key(
     tasks=lambda task: task.makes_images,
@@ -111,7 +117,7 @@ class DataConfig(Section):
     labels_per_class: Annotated[Count | None, _OF_LABELS, _OF_TRAINING, _OF_THESE_DATA, _OF_WHOLE_SAMPLES] = None
     """Keep so many labels a class, drawn by seed; the other training images stay, unlabelled."""
     labelled_images: Annotated[Count | None, IMAGES, _OF_DENSE_PIXELS, _OF_TRAINING, _OF_THESE_DATA] = None
-    """Keep the masks or depth of so many training images, drawn by seed; the others stay, unlabelled."""
+    """Keep the masks, depth or target images of so many training images, drawn by seed; the others stay, unlabelled."""
     labelled_share: Annotated[float, Field(gt=0, lt=1), _OF_LABELS, _OF_TRAINING, _NOT_OF_EVAL_DATA] = 0.25
     """Where few of the training images have labels, these are repeated to this share of an epoch."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -165,6 +171,18 @@ class DataConfig(Section):
     """What four numbers of a box are, in tables and lists: corners (``xyxy``), left, top, width and height (``xywh``)
     or centre and size (``cxcywh``), in pixels; by default what the column's name says: ``boxes`` are corners, ``bbox``
     is left, top, width and height."""
+    pairs: Annotated[Literal["auto", "paired", "unpaired"], IMAGES, _OF_PICTURES, _OF_THESE_DATA] = "auto"
+    """Whether images of the folders ``A`` and ``B`` belong together by their names. ``auto``: folders ``A`` and ``B``
+    are pairs, ``trainA`` and ``trainB`` are not."""
+    direction: Annotated[Literal["a-to-b", "b-to-a"], IMAGES, _OF_PICTURES, _OF_THESE_DATA] = "a-to-b"
+    """Which of the two folders an image is made of, and which it is to become like."""
+    kinds: Annotated[
+        Annotated[tuple[str, str], BeforeValidator(as_texts)] | None, IMAGES, _OF_PICTURES, _OF_THESE_DATA
+    ] = None
+    """Two classes of labelled images, by name: the first are ``A``, the second ``B``, without pairs."""
+    mask_colors: Annotated[bool, IMAGES, _OF_PICTURES, _OF_THESE_DATA] = False
+    """Read images with masks: ``A`` are the masks, a colour for each class (those of Pascal VOC, white without a
+    class), ``B`` the images."""
     depth_scale: Annotated[Positive | None, IMAGES, _OF_DEPTH, _OF_THESE_DATA] = None
     """Units of a depth file in a metre: 1000 for millimetres. By default what the format says, and 1 of floats."""
     invalid_depth: Annotated[float, IMAGES, _OF_DEPTH, _OF_THESE_DATA] = 0.0

@@ -18,6 +18,7 @@ from kdcli.data.images.open import open_data, open_unlabelled
 from kdcli.data.images.preprocess import fit, prepare
 from kdcli.data.images.sources import ImageSource
 from kdcli.data.images.splits import ImageData
+from kdcli.data.images.translation.open import open_translation
 from kdcli.data.source import EvalBatches, Loading, Sample, Source, TrainBatches
 from kdcli.data.texts.batch import Text, TextBatch, TextPair, TokenBatch, WordBatch
 from kdcli.data.texts.files import open_texts
@@ -60,6 +61,7 @@ __all__ = [
     "open_data",
     "open_dense",
     "open_texts",
+    "open_translation",
     "open_unlabelled",
     "prepare",
 ]

@@ -17,10 +17,12 @@ from torch import Tensor
 from kdcli.base.facts import UNLABELLED
 from kdcli.data.images.decode import File, UnreadableImage
 from kdcli.data.images.dense.scenes import SceneSource
+from kdcli.data.images.pictures import Partner, Picture
 from kdcli.data.images.sources import ArraySource, Concatenation, DenseSource, FileSource, ImageSource, Subset
 from kdcli.data.images.splits import ImageData
 from kdcli.data.images.tables import TableSource
 from kdcli.data.images.torchvision_sets import TorchvisionSource
+from kdcli.data.images.translation.edges import EdgeSource
 from kdcli.data.source import Source
 from kdcli.data.texts.sources import TextData, TextSource
 from kdcli.data.texts.words import WordSource
@@ -271,7 +273,7 @@ def _holder(source: ImageSource) -> _Holder:
         return _Holder(lambda index: sizes[index], lambda index: _cell_content(source.encoded(index)))
     if isinstance(source, ArraySource):
         return _Holder(lambda index: 0, source.pixels, in_memory=True)
-    if isinstance(source, SceneSource):
+    if isinstance(source, SceneSource | EdgeSource):
         return _Holder(lambda index: 0, source.recipe, in_memory=True)
     if isinstance(source, TorchvisionSource):
         arrays = source.arrays()
@@ -317,6 +319,11 @@ def _target_content(target: Any) -> bytes:
         return b""
     if isinstance(target, Mapping):
         return b"".join(f"{name}".encode() + _target_content(value) for name, value in target.items())
+    if isinstance(target, Partner):
+        shown = target.shown()
+        return b"" if shown is None else _target_content(Picture(shown))
+    if isinstance(target, Picture):
+        return f"{target.image.size}{target.is_known}".encode() + target.image.tobytes()
     if isinstance(target, Tensor):
         return f"{target.dtype}{tuple(target.shape)}".encode() + target.numpy().tobytes()
     return repr(target).encode("utf-8", "surrogatepass")

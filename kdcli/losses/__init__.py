@@ -45,6 +45,7 @@ from kdcli.losses.feature import (
     smooth_l1,
     vid,
 )
+from kdcli.losses.images import image_l1, image_l2, psnr, resize_image, ssim
 from kdcli.losses.logit import deit_hard, deit_soft, dist, dkd, logit_kd
 from kdcli.losses.refilled import local_classifier_kl, stochastic_triplet_kl
 from kdcli.losses.relational import correlation_congruence, pkt, rkd_angle, rkd_distance, similarity_preserving

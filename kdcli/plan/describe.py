@@ -11,6 +11,7 @@ from kdcli.base.facts import (
     ModelFacts,
     num_tokens,
 )
+from kdcli.base.reads import IMAGE
 from kdcli.base.tasks import TASKS
 from kdcli.base.text import human_count
 from kdcli.config.methods import FeaturePair, MethodOptions
@@ -234,5 +235,7 @@ def _model_line(facts: ModelFacts) -> str:
         head = f"{TASKS[facts.task].words} at every position"
     elif TASKS[facts.task].target == "depth":
         head = "depth at every position"
+    if IMAGE in facts.predictions:
+        head = "an image"
     head += f" and {padding} rows of padding" if padding else ""
     return f"{facts.name}: {human_count(facts.num_parameters)} parameters, {human_count(facts.macs)} MACs, {head}"

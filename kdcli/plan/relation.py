@@ -86,7 +86,7 @@ def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEviden
     label_map, reason = map_labels(teacher, data)
     # A softmax over logits says nothing where a sample has several labels or a number.
     shared = label_map if data.has_classes else None
-    return RelationEvidence("same" if label_map else "cross", reason, shared)
+    return RelationEvidence("cross" if label_map is None else "same", reason, shared)
 
 
 def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> tuple[tuple[int, ...] | None, str]:
@@ -100,6 +100,8 @@ def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> 
         return None, f"The data have a number for each sample, and the {role} has {model.num_classes} classes."
     if data.label_kind == "depth":
         return (0,), f"The {role} gives a depth for each pixel, and the data have one."
+    if data.label_kind in ("image", "unpaired"):
+        return (), f"The {role} makes images, and so is the student to."
     size, width = len(data.class_names), model.num_classes
     if model.label_names is None:
         if width != size:

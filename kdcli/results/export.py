@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdcli.base.errors import UserError
 from kdcli.base.files import clear_os_errors, replace_files
-from kdcli.base.reads import DEPTH, LOGITS, Reads
+from kdcli.base.reads import DEPTH, IMAGE, LOGITS, Reads
 from kdcli.base.tasks import TASKS
 from kdcli.config.methods import named_methods
 from kdcli.models import load_saved
@@ -76,8 +76,8 @@ def export_safetensors(run: RunFolder, output: Path) -> Exported:
 def export_onnx(run: RunFolder, output: Path) -> Exported:
     """Write the student to ``output/model.onnx`` with a dynamic batch size; onnxruntime must give the same output.
 
-    That is the head that makes its prediction, ``logits`` or ``depth``, of classes of images (B, C), of pixels
-    (B, C, h, w), of depth (B, 1, h, w); or of a student without one ``embedding``, its pooled features.
+    That is the head that makes its prediction, ``logits`` ``depth`` or ``image``, of classes of images (B, C), of
+    pixels (B, C, h, w), of depth (B, 1, h, w), an image (B, 3, h, w) from -1 to 1; or of a student without one ``embedding``, its pooled features.
     ``preprocessing.json`` beside it holds what :class:`~kdcli.base.facts.Preprocessing` says of its input, and the
     labels of its output.
 
@@ -230,7 +230,7 @@ def _output_of(student: Model) -> str:
         UserError: there are several.
     """
     heads = student.facts.predictions or (_EMBEDDING,)
-    if heads[0] not in (LOGITS, DEPTH, _EMBEDDING):
+    if heads[0] not in (LOGITS, DEPTH, IMAGE, _EMBEDDING):
         raise UserError(
             f"ONNX export is for models with one tensor as their answer, and {student.facts.name} gives {heads[0]}.",
             "Export it as safetensors instead.",

@@ -18,6 +18,7 @@ _CLASSES = {
     "semantic-segmentation": "dense.segmentation:SemanticSegmentation",
     "depth-estimation": "dense.depth:DepthEstimation",
     "object-detection": "detection.task:ObjectDetection",
+    "image-translation": "translation.task:ImageTranslation",
     "text-classification": "classification.values:TextClassification",
     "sentence-embedding": "embedding.texts:SentenceEmbedding",
     "token-classification": "words.task:TokenClassification",

@@ -249,6 +249,11 @@ class MethodSection(Section):
                 " its own choice, which have no counterpart in another's.",
                 f"Remove {self.method}; pkd, fgd, mgd and a projection of maps teach a detector by its features.",
             )
+        if needs.common_labels and data.label_kind in ("image", "unpaired"):
+            raise UserError(
+                f"{key}: {self.method} compares probabilities, and an image has none.",
+                f"Remove {self.method}; a projection brings features of any two models together.",
+            )
         if needs.labels and data.label_kind not in needs.labels:
             raise UserError(
                 f"{key}: {self.method} needs {LABELS[needs.labels[0]].needed}, and the labels are"

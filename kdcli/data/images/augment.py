@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional
 from kdcli.base.errors import UserError
 from kdcli.config.data import AugmentConfig
 from kdcli.data.images.geometry import Affine, Crop, Flip, Geometry, Move, Pad, Resize
+from kdcli.data.images.pictures import Partner
 from kdcli.machine.seeding import seeded
 
 ERASED = (124, 116, 104)
@@ -54,7 +55,7 @@ class Augmentation:
         self._values = v2.Compose(_values(augment, self._policy))
 
     def __call__(
-        self, image: Image.Image, target: Any = None, *, epoch: int, index: int, fill: float = 0
+        self, image: Image.Image, target: Any = None, *, epoch: int, index: int, fill: float = 0, what: str = "augment"
     ) -> tuple[Tensor, Any]:
         """Return uint8 ``(3, H, W)`` and the target; torch's generators are left as they were.
 
@@ -64,15 +65,21 @@ class Augmentation:
             epoch: of training.
             index: of the sample in the source.
             fill: what borders are in masks.
+            what: names the stream of random numbers: an image beside another of the same index has its own.
         """
-        with seeded("augment", self._seed, epoch, index):
+        if isinstance(target, Partner):  # of another kind, and not the same things at the same places
+            other, _ = self(target.drawn(epoch, index), epoch=epoch, index=index, what="partner")
+            target = other.float().div_(127.5).sub_(1)
+        with seeded(what, self._seed, epoch, index):
             geometry = self._draw(image)
             if self._policy is not None:
                 self._policy.moves.clear()
             pixels: Tensor = self._values(geometry.of_image(image, resize=_resize))
         if self._policy is not None:
             geometry = Geometry((*geometry.moves, *self._policy.moves))
-        return pixels, geometry.of_target(target, fill=fill)
+        return pixels, geometry.of_target(
+            target, fill=fill, of_picture=lambda picture: geometry.of_image(picture, resize=_resize)
+        )
 
     def _draw(self, image: Image.Image) -> Geometry:
         height, width = self._canvas

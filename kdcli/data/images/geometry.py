@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from kdcli.base.errors import UserError
+from kdcli.data.images.pictures import Picture
 
 Pixels = TypeVar("Pixels", Image.Image, Tensor)
 
@@ -105,20 +106,29 @@ class Geometry:
                     image = _turn_image(image, move, fill)
         return image
 
-    def of_target(self, target: Any, *, fill: float, smallest: float = SMALLEST_BOX) -> Any:
+    def of_target(
+        self,
+        target: Any,
+        *,
+        fill: float,
+        smallest: float = SMALLEST_BOX,
+        of_picture: Callable[[Image.Image], Image.Image] | None = None,
+    ) -> Any:
         """Move a target as the image.
 
         Args:
             target: of torchvision's ``tv_tensors`` a ``Mask`` ``(..., H, W)`` of any type, in which each pixel gets the
                 value at its centre; ``BoundingBoxes`` ``(n, 4)``, cut at the borders, of which those that nothing is
-                left of are dropped; or an ``Image``. A mapping of these by name, or of further mappings. All else does
-                not move, and is returned as it is.
+                left of are dropped; or an ``Image``. A :class:`~kdcli.data.images.pictures.Picture`, which becomes
+                float32 (3, H, W) from -1 to 1. A mapping of these by name, or of further mappings. All else does not
+                move, and is returned as it is.
 
                 In a mapping with boxes, tensors, arrays and lists are one row a box (labels, masks ``(n, H, W)``), and
                 lose the rows of boxes that are dropped. Only an ``Image`` and a ``Mask`` ``(H, W)`` are the whole
                 image's; what else is belongs in another mapping, or the boxes and their rows in one of their own.
             fill: what borders are in masks.
             smallest: pixels; boxes of less width or height are dropped, and those of none always.
+            of_picture: moves a picture by the very filters of its image; by default smoothly.
 
         Returns:
             Plain tensors; boxes are float32, in the order left, top, right, bottom. Masks keep their type if it has
@@ -127,6 +137,8 @@ class Geometry:
         Raises:
             UserError: beside boxes, something has another number of rows.
         """
+        if isinstance(target, Picture):
+            return target.moved(of_picture or (lambda image: self.of_image(image, resize=_resize_smoothly)))
         if isinstance(target, tv_tensors.BoundingBoxes):
             moved = self._of_boxes(target)
             return moved[_is_left(moved, smallest)]
@@ -272,7 +284,9 @@ def _turn_boxes(x: Tensor, y: Tensor, move: Affine) -> tuple[Tensor, Tensor]:
 
 
 def withheld(target: Any, *, fill: float) -> Any:
-    """Return a target of masks that say nothing: all ``fill``."""
+    """Return a target of masks that say nothing, all ``fill``, or of pictures that are not known."""
+    if isinstance(target, Picture):
+        return target.withheld()
     if isinstance(target, Mapping):
         return {name: withheld(value, fill=fill) for name, value in target.items()}
     if isinstance(target, tv_tensors.Mask):
@@ -317,5 +331,5 @@ def _widen(mask: Tensor, fill: float) -> Tensor:
     return mask if low <= fill <= high else mask.long()
 
 
-def _resize_smoothly(image: Tensor, height: int, width: int) -> Tensor:
+def _resize_smoothly(image: Pixels, height: int, width: int) -> Pixels:
     return functional.resize(image, [height, width], antialias=True)

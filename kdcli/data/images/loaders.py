@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,6 +22,7 @@ from kdcli.data.epoch import Order, in_batches
 from kdcli.data.images.augment import Augmentation
 from kdcli.data.images.batch import Batch
 from kdcli.data.images.decode import UnreadableImage
+from kdcli.data.images.pictures import Partner, Picture
 from kdcli.data.images.preprocess import fit_as, fit_geometry
 from kdcli.data.images.sources import ImageSource
 from kdcli.data.source import Loading
@@ -191,11 +193,11 @@ class _TrainDataset(_BatchDataset[tuple[int, int]]):
             index = (first + step) % len(self._source)
             try:
                 image, target = self._source.load(index)
-            except UnreadableImage as error:
+                fill = self._source.fill
+                pixels, target = self._augmentation(image, target, epoch=epoch, index=index, fill=fill)
+            except UnreadableImage as error:  # or what belongs to it
                 self._skip(error, skipped)
                 continue
-            fill = self._source.fill
-            pixels, target = self._augmentation(image, target, epoch=epoch, index=index, fill=fill)
             _write(pixels.numpy(), out)
             return index, target
         raise _none_readable(list(skipped))
@@ -212,12 +214,25 @@ class _EvalDataset(_BatchDataset[int]):
     def _read(self, key: int, out: Tensor, skipped: dict[str, None]) -> tuple[int, Any] | None:
         try:
             image, target = self._source.load(key)
+            target = self._shown(target) if isinstance(target, Partner) else target
         except UnreadableImage as error:
             self._skip(error, skipped)
             return None
         geometry = fit_geometry(image, self._preprocessing)
-        _write(np.asarray(fit_as(geometry, image, self._preprocessing)).transpose(2, 0, 1), out)
-        return key, geometry.of_target(target, fill=self._source.fill, smallest=0.0)  # truth stays, however small
+
+        def fit(picture: Image.Image) -> Image.Image:
+            return fit_as(geometry, picture, self._preprocessing)
+
+        _write(np.asarray(fit(image)).transpose(2, 0, 1), out)
+        fill = self._source.fill
+        return key, geometry.of_target(target, fill=fill, smallest=0.0, of_picture=fit)  # truth stays, however small
+
+    def _shown(self, partner: Partner) -> Tensor:
+        """Return an image of the other kind as the target, fitted by itself; NaN where there is none."""
+        image = partner.shown()
+        picture = Picture(Image.new("RGB", (1, 1)), is_known=False) if image is None else Picture(image)
+        geometry = fit_geometry(picture.image, self._preprocessing)
+        return picture.moved(lambda one: fit_as(geometry, one, self._preprocessing))
 
     def _epoch_of(self, keys: Sequence[int]) -> None:
         return None

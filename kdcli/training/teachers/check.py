@@ -194,6 +194,9 @@ class _Evidence:
         if targets.is_floating_point() and targets.ndim == 3:
             self._guesses.append(_correlations(outputs, targets))
             return
+        if targets.ndim == 4:
+            self._guesses.append(_similarities(outputs, targets))
+            return
         if not targets.is_floating_point():
             keeps_scores = True
             if targets.ndim == 3:
@@ -216,7 +219,9 @@ class _Evidence:
             return None, judge_tokens(metrics["loss"], job.teacher.facts.num_classes)
         if kind == "boxes":
             return None, judge_boxes(metrics[job.task.monitor])
-        if kind == "depth":
+        if kind == "unpaired":
+            return None, Finding("above", "nothing to compare with: images have no targets of their own")
+        if kind in ("depth", "image"):
             return None, judge_depth(np.concatenate(team.gather(self._guesses)))
         parts = [team.gather(part) for part in (self._guesses, self._targets, self._scores)]
         guesses, targets = (np.concatenate(part) for part in parts[:2])
@@ -277,6 +282,14 @@ def _correlations(outputs: Tensor, targets: Tensor) -> Any:
     ]
     norms = [values.norm(dim=1) for values in centred]
     return ((centred[0] * centred[1]).sum(dim=1) / (norms[0] * norms[1])).cpu().numpy()
+
+
+def _similarities(outputs: Tensor, targets: Tensor) -> Any:
+    """Return the correlation of each image with its target (B, 3, H, W), float64 (B,); NaN where either is constant."""
+    outputs = F.interpolate(outputs.float(), targets.shape[2:], mode="bilinear", antialias=True)
+    sides = [side.double().flatten(1) for side in (outputs, targets)]
+    ours, theirs = (side - side.mean(dim=1, keepdim=True) for side in sides)
+    return ((ours * theirs).sum(dim=1) / (ours.norm(dim=1) * theirs.norm(dim=1))).cpu().numpy()
 
 
 def _show(metrics: dict[str, float]) -> str:

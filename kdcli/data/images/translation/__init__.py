@@ -1,0 +1,1 @@
+"""Images that are to become other images: with pairs and without."""

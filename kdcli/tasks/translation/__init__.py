@@ -1,0 +1,1 @@
+"""The task whose students turn an image into another one."""
