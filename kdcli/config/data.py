@@ -63,7 +63,9 @@ _OF_PICTURES = Key(
     evaluates=lambda task: task.target == "image",
 )
 _OF_DENSE_PIXELS = Key(
-    tasks=lambda task: task.target in ("pixels", "depth", "image"), why_not="pixels have no labels there", of_eval_data=False
+    tasks=lambda task: task.target in ("pixels", "depth", "image"),
+    why_not="pixels have no labels there",
+    of_eval_data=False,
 )
 _OF_MADE_IMAGES = Key(
     tasks=lambda task: task.makes_images,

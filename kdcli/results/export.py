@@ -76,8 +76,9 @@ def export_safetensors(run: RunFolder, output: Path) -> Exported:
 def export_onnx(run: RunFolder, output: Path) -> Exported:
     """Write the student to ``output/model.onnx`` with a dynamic batch size; onnxruntime must give the same output.
 
-    That is the head that makes its prediction, ``logits`` ``depth`` or ``image``, of classes of images (B, C), of
-    pixels (B, C, h, w), of depth (B, 1, h, w), an image (B, 3, h, w) from -1 to 1; or of a student without one ``embedding``, its pooled features.
+    That is the head that makes its prediction, ``logits``, ``depth`` or ``image``, of classes of images (B, C), of
+    pixels (B, C, h, w), of depth (B, 1, h, w), an image (B, 3, h, w) from -1 to 1; or of a student without one
+    ``embedding``, its pooled features.
     ``preprocessing.json`` beside it holds what :class:`~kdcli.base.facts.Preprocessing` says of its input, and the
     labels of its output.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcli.data.images.pictures import as_pixels
@@ -16,9 +18,7 @@ _MOST_ERROR = 0.5
 """The error, of values in 0..1, from which on colours do not change."""
 
 
-def panels_of(
-    images: Tensor, targets: Tensor, outputs: Mapping[str, Tensor], *, is_paired: bool
-) -> list[list[Panel]]:
+def panels_of(images: Tensor, targets: Tensor, outputs: Mapping[str, Tensor], *, is_paired: bool) -> list[list[Panel]]:
     """Return the pictures of every sample.
 
     Args:
@@ -43,7 +43,8 @@ def panels_of(
             title = f"\nSSIM {values['ssim'][number]:.3f}" if has_error else ""
             row.append(Panel(f"{role}{title}", picture[number]))
             if is_paired:
-                error = (outputs[role][number].float() - _like(targets[number], outputs[role][number])).abs().mean(dim=0)
+                made_here = outputs[role][number].float()
+                error = (made_here - _like(targets[number], made_here)).abs().mean(dim=0)
                 drawn = draw_values((error / 2).nan_to_num(0).double().numpy(), 0.0, _MOST_ERROR)
                 told = f"mean {values['l1'][number]:.3f}" if has_error else "not known"
                 row.append(Panel(f"{role}'s error\n{told}", drawn, scale))
@@ -57,5 +58,5 @@ def _like(target: Tensor, image: Tensor) -> Tensor:
     return resize_image(target[None], (image.shape[1], image.shape[2]))[0]
 
 
-def _rows(images: Tensor) -> list:  # type: ignore[type-arg]
+def _rows(images: Tensor) -> list[NDArray[np.uint8]]:
     return [image.numpy() for image in torch.as_tensor(images).permute(0, 2, 3, 1).contiguous()]

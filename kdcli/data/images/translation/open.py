@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +46,9 @@ def open_translation(config: DataConfig, task: str, *, seed: int) -> ImageData:
     """
     with reading(config.name):
         if config.mask_colors and config.kinds is not None:
-            raise UserError("data.mask_colors and data.kinds are both set.", "Masks are pairs, kinds are none: drop one.")
+            raise UserError(
+                "data.mask_colors and data.kinds are both set.", "Masks are pairs, kinds are none: drop one."
+            )
         if config.mask_colors:
             data = _of_masks(config, seed=seed)
         elif config.kinds is not None:
@@ -77,8 +79,8 @@ def _demo(config: DataConfig, task: str, *, seed: int) -> ImageData:
         EdgeSource(materials, split, COUNTS[split], is_reversed=config.direction == "b-to-a") for split in SPLITS
     )
     note = (
-        f"Crops of {materials.photos}'s photographs (A) and their edges by Sobel's filter (B), {SIZE}x{SIZE} pixels; the"
-        " splits share no photograph, or no part of one."
+        f"Crops of {materials.photos}'s photographs (A) and their edges by Sobel's filter (B), {SIZE}x{SIZE} pixels;"
+        " the splits share no photograph, or no part of one."
     )
     official = OfficialSplits((), train, validation, test, (note,))
     return complete_dense(official, config, task=task, kind="image", seed=seed, unlabelled=_never)
@@ -181,9 +183,7 @@ def _paired(config: DataConfig, found: Folders, root: Path, task: str, seed: int
             theirs, told = find_range(FileSource(images_of(two.b, Counter())), None)
             more += [f"Targets: {note}" for note in told]
         each.deep_range = theirs
-    official = OfficialSplits(
-        (), sources["train"], sources.get("validation"), sources.get("test"), tuple([*notes, *more])
-    )
+    official = OfficialSplits((), sources["train"], sources.get("validation"), sources.get("test"), (*notes, *more))
 
     def unlabelled(images: ImageSource) -> ImageSource:
         return DenseSource(images, PictureTargets(Paths([None] * len(images))))
@@ -253,5 +253,3 @@ def _together(
         label_kind="unpaired",
     )
     return ImageData(facts=facts, train=train, validation=validation, test=test, deep_range=deep_range)
-
-
