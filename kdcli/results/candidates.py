@@ -65,7 +65,7 @@ def load_candidate(
         UserError: when it can't be loaded, or its labels don't fit.
     """
     model, folder, file = load_model(name, run, task=data.task, weights=weights)
-    if model.facts.num_classes == 0:
+    if not model.facts.predictions:
         raise UserError(f"{name} has no classifier: it can't be evaluated.", f"Choose a classifier of {data.noun}s.")
     if model.facts.task != data.task:
         raise UserError(

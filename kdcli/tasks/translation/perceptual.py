@@ -5,32 +5,38 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
-from kdcli.models.packaged.loading import with_weights
-from kdcli.models.packaged.rows import ROWS
+from kdcli.base.reads import Reads
+from kdcli.config.models import TeacherConfig
+from kdcli.data import prepare
+from kdcli.models import load_teacher
+from kdcli.models.base import Model
 
-_ROW = ROWS["hed"]
-LEVELS = 4
-"""So many of VGG16's stages, the first ones: images of 16 pixels have features at all of them."""
 EXTRACTOR = "package:hed"
+"""VGG16 as HED was trained from it."""
+LEVELS = ("block1", "block2", "block3", "block4")
+"""The first of its stages: images of 16 pixels have features at all of them."""
 
 
 @lru_cache(maxsize=2)
-def extractor(device: str) -> nn.Module:
-    """Return the frozen network: VGG16 as HED was trained from it.
+def extractor(device: str) -> Model:
+    """Return the frozen network.
 
     Raises:
         UserError: its package is not installed.
     """
     try:
-        return with_weights(_ROW).eval().requires_grad_(False).to(device)
+        model = load_teacher(TeacherConfig(name=EXTRACTOR), seed=0)
     except UserError as error:
         raise UserError(
             f"The loss 'perceptual' compares features of {EXTRACTOR}. {error.message}",
             f"{error.hint} Or leave perceptual out of the losses.",
         ) from error
+    model.open_taps(LEVELS)
+    return model.to(device)
 
 
 def perceptual(prediction: Tensor, target: Tensor) -> Tensor:
@@ -46,18 +52,15 @@ def perceptual(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         UserError: the network's package is not installed.
     """
-    network = extractor(str(prediction.device))
-    total = torch.zeros(len(prediction), device=prediction.device)
+    model = extractor(str(prediction.device))
+    height, width = prediction.shape[2:]
+    wanted = model.facts.preprocessing.at((height, width))  # type: ignore[union-attr]
     with torch.autocast(prediction.device.type, enabled=False):
-        sides = [_prepared(side) for side in (prediction, target)]
-        for number in range(1, LEVELS + 1):
-            sides = [network.get_submodule(f"block{number}")(side) for side in sides]
-            ours, theirs = (nn.functional.normalize(side, dim=1) for side in sides)
-            total = total + (ours - theirs).square().sum(dim=1).mean(dim=(1, 2))
-    return total
-
-
-def _prepared(images: Tensor) -> Tensor:
-    """Return images as the network takes them: BGR of 0 to 255 minus the mean."""
-    mean = images.new_tensor(_ROW.preprocessing.mean, dtype=torch.float32)[:, None, None] * 255
-    return ((images.float() + 1) * 127.5 - mean).flip(1)
+        ours, theirs = (
+            model(prepare((side.float() + 1) * 127.5, wanted), Reads(maps=LEVELS)).maps for side in (prediction, target)
+        )
+        values = [
+            (F.normalize(ours[level], dim=1) - F.normalize(theirs[level], dim=1)).square().sum(dim=1).mean(dim=(1, 2))
+            for level in LEVELS
+        ]
+        return torch.stack(values).sum(dim=0)

@@ -124,7 +124,7 @@ class ImageTranslation(ImageTask):
             from kdcli.tasks.translation.perceptual import EXTRACTOR, LEVELS, extractor
 
             extractor("cpu")
-            reason = f"The loss {PERCEPTUAL} compares the features of its first {LEVELS} stages, of length 1 each."
+            reason = f"The loss {PERCEPTUAL} compares the features of its first {len(LEVELS)} stages, of length 1 each."
             found.append(Decision("extractor", f"{EXTRACTOR} (VGG16 of HED, frozen)", reason))
         return found
 
