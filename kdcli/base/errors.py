@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +28,14 @@ class UserError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+def all_of(errors: Sequence[UserError]) -> UserError:
+    """Return one error that tells several, each with its own hint; the only one as it is."""
+    if len(errors) == 1:
+        return errors[0]
+    told = "\n".join(f"  - {error.message} {error.hint}".rstrip() for error in errors)
+    return UserError(f"{len(errors)} problems:\n{told}", "Mend each of them.")
+
+
 def did_you_mean(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
     """Return ``"Did you mean a, b?"`` for the names in ``valid`` nearest to ``name``, or ``""``."""
     matches = get_close_matches(name, dict.fromkeys(valid), n=limit, cutoff=0.5) if len(name) <= _LONGEST_NAME else []
@@ -37,6 +45,17 @@ def did_you_mean(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
 def hint_of_moved(name: str) -> str:
     """Return what to do about data that are not where a run's config has them, by their whole path; else ``""``."""
     return "If they have moved, --data names their new place." if Path(name).is_absolute() else ""
+
+
+def beside(name: str) -> str:
+    """Return ``"Did you mean photos/?"`` for what lies where ``name`` would, and is called nearly so; else ``""``."""
+    try:
+        path = Path(name).expanduser()
+        entries = {entry.name: "/" if entry.is_dir() else "" for entry in path.parent.iterdir()}
+    except (OSError, ValueError, RuntimeError):
+        return ""
+    near = get_close_matches(path.name, entries, n=3, cutoff=0.75) if len(path.name) <= _LONGEST_NAME else []
+    return f"Did you mean {', '.join(f'{path.with_name(other)}{entries[other]}' for other in near)}?" if near else ""
 
 
 @contextmanager

@@ -125,6 +125,16 @@ def models_search(
     length: Annotated[
         int | None, typer.Option(min=1, max=MAX_TEXT_LENGTH, help=f"Tokens of a text. [default: {PROBE_TOKENS}]")
     ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1_000_000,
+            help="Classes of the student's head: yours. [default: 1000 of images, fewer of other tasks]",
+            show_default=False,
+        ),
+    ] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Only those with published weights; of images.")
     ] = False,
@@ -183,17 +193,18 @@ def models_search(
         for option, text in (("--max-params", max_params), ("--min-params", min_params), ("--max-macs", max_macs))
     ]
     from kdcli.models.search.catalogue import Catalogue
-    from kdcli.models.search.search import Budget, Cache, Sort, search
-    from kdcli.terminal.console import errors, show_progress
+    from kdcli.models.search.search import Budget, Cache, Sort, nearest_miss, search
+    from kdcli.terminal.console import errors, show_lines, show_progress
 
     size = image_size if of_images else length
-    catalogue = Catalogue(task, size=size, pretrained=pretrained, pattern=name)
+    catalogue = Catalogue(task, size=size, pretrained=pretrained, pattern=name, num_classes=classes)
     complete.remember_models(task, catalogue.names)
     cache = Cache()
+    budget = Budget(*limits)
     with show_progress() as report:
         found = search(
             catalogue,
-            Budget(*limits),
+            budget,
             sort=cast(Sort, sort),
             limit=limit,
             cache=cache,
@@ -204,6 +215,9 @@ def models_search(
     if as_json:
         models = [asdict(entry) for entry in found]
         typer.echo(json.dumps({"task": task, "num_classes": catalogue.num_classes, "models": models}, indent=2))
+        return
+    if not found:
+        show_lines([f"No architecture fits, {catalogue.counted}. {nearest_miss(catalogue, budget, cache)}".rstrip()])
         return
     _show_architectures(found, catalogue, limit=limit, of_images=of_images)
 

@@ -28,6 +28,13 @@ _SUPPORTED = {
 }
 
 
+_KINDS = ("cpu", "cuda", "mps")
+_OTHER_NAMES = dict.fromkeys(("gpu", "nvidia", "rocm", "amd"), "A GPU is called cuda.") | {
+    "metal": "Apple's GPU is called mps.",
+    "apple": "Apple's GPU is called mps.",
+}
+
+
 def resolve_precision(train: TrainConfig) -> str:
     """Return ``no``, ``fp16`` or ``bf16``: ``auto`` is bf16 where the GPU has it, fp16 on other GPUs, else ``no``."""
     if train.mixed_precision != "auto":
@@ -113,8 +120,17 @@ def _check_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        known = name.partition(":")[0] in _KINDS
+        reason = f": {str(error).splitlines()[0]}" if known else f". {_OTHER_NAMES.get(name.lower(), '')}".rstrip()
+        here = ", ".join(devices_here())
         raise UserError(
-            f"The device {name!r} can't be used here: {reason}", "Use --device cpu, cuda or cuda:N."
+            f"The device {name!r} can't be used here{reason}", f"Devices are cpu, cuda, cuda:N and mps; here: {here}."
         ) from None
     return device
+
+
+def devices_here() -> list[str]:
+    """Return the devices that can be computed on, as ``--device`` takes them; GPUs with their names."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [f"cuda:{number} ({torch.cuda.get_device_name(number)})" for number in range(count)]
+    return [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]

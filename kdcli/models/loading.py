@@ -14,7 +14,7 @@ from kdcli.models import weights
 from kdcli.models.base import Model, freeze, seeded
 from kdcli.models.imagenet import aliases_of
 from kdcli.models.libraries import LIBRARIES, library_called, library_of
-from kdcli.models.locate import locate
+from kdcli.models.locate import HUB_ID, locate
 from kdcli.models.place import Place
 from kdcli.models.settle import settle_teacher
 from kdcli.models.shrink import Shrinking, parse_shrinking, shrink
@@ -55,6 +55,27 @@ def load_teacher(config: TeacherConfig, *, seed: int, task: str = DEFAULT_TASK) 
         phrase = f"{teacher.facts.weights}; its classifier is untrained"
         teacher.facts = replace(teacher.facts, task=task_of(facts.modality, "none").name, weights=phrase)
     return teacher
+
+
+def wrong_names(teacher: TeacherConfig, student: StudentConfig, *, task: str) -> list[UserError]:
+    """Return what is wrong with the names of both models, so that both can be told at once; nothing is fetched.
+
+    Args:
+        teacher: settled; it may be ``none``.
+        student: as the user wrote it.
+        task: what the student is for.
+    """
+    modality, found = TASKS[task].modality, []
+    for text in (teacher.name, student.name):
+        if text == "none" or text.startswith("teacher?"):
+            continue
+        try:
+            name = parse_model(text)
+            if not HUB_ID.fullmatch(name.target) and name.library is None:
+                locate(name, weights=False, modality=modality)
+        except UserError as error:
+            found.append(error)
+    return found
 
 
 def _check_teacher_name(config: TeacherConfig, name: ModelName) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 
 from torch import Tensor
 
-from kdcli.base.errors import UserError
+from kdcli.base.errors import UserError, all_of
 from kdcli.base.facts import UNLABELLED
 from kdcli.base.reads import Reads
 from kdcli.base.text import short_repr
@@ -26,6 +26,7 @@ from kdcli.models import load_saved, load_teacher
 from kdcli.models.base import Model
 from kdcli.models.costs import latency_of
 from kdcli.models.layers import open_taps
+from kdcli.models.loading import wrong_names
 from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
 from kdcli.models.values import check_tensors
@@ -60,9 +61,15 @@ def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None 
     check_domain(config)
     config = settle_models(config)
     has_teacher = config.teacher.name != "none"
-    data = task_class(config.extension_task or config.task).open(
-        config.data, seed=config.seed, evaluation=config.eval_data
-    )
+    wrong = wrong_names(config.teacher, config.student, task=config.task) if student is None else []
+    try:
+        data = task_class(config.extension_task or config.task).open(
+            config.data, seed=config.seed, evaluation=config.eval_data
+        )
+    except UserError as error:
+        raise all_of([*wrong, error]) from error
+    if wrong:
+        raise all_of(wrong)
     _check_classes(data)
     config = config.model_copy(update={"data": data.settle(config.data)})
     teacher: Model | None = None

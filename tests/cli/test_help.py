@@ -33,6 +33,7 @@ COMMANDS = [
     ("compare",),
     ("sweep",),
     ("extensions",),
+    ("doctor",),
     ("recipes", "list"),
     ("recipes", "show"),
     ("recipes", "copy"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kdcli.base import extensions
-from kdcli.base.errors import UserError, did_you_mean, hint_of_moved, reading
+from kdcli.base.errors import UserError, beside, did_you_mean, hint_of_moved, reading
 from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig
 from kdcli.data.columns import extension_of
@@ -18,6 +18,7 @@ from kdcli.data.images.splits import ImageData, complete
 from kdcli.data.images.tables import holds_tables, open_extension, open_hub, open_local_tables
 from kdcli.data.images.torchvision_sets import SETS, open_torchvision
 from kdcli.data.images.unlabelled import complete_unlabelled
+from kdcli.data.other_tasks import task_that_reads
 
 _FORMS = (
     "Data are named as demo:digits, torchvision:CIFAR100, hf:org/name, a folder of class folders, or parquet and arrow "
@@ -110,8 +111,10 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
     if path.is_dir():
         return open_folder(path, config.splits) if needs_labels else open_any_folder(path, config.splits)
     if path.exists():
-        raise UserError(f"{path} is neither a folder nor a parquet or arrow file.", _FORMS)
-    hints = (hint_of_moved(config.name), _suggestion(config.name), _FORMS)
+        raise UserError(
+            f"{path} is neither a folder nor a parquet or arrow file.", f"{task_that_reads(path)} {_FORMS}".strip()
+        )
+    hints = (hint_of_moved(config.name), beside(config.name) or _suggestion(config.name), _FORMS)
     raise UserError(f"There is no data set or folder {config.name!r}.", " ".join(filter(None, hints)))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kdcli.base import extensions
-from kdcli.base.errors import UserError, did_you_mean, hint_of_moved, reading
+from kdcli.base.errors import UserError, beside, did_you_mean, hint_of_moved, reading
 from kdcli.base.facts import UNLABELLED, DataFacts, LabelKind
 from kdcli.base.tasks import TASKS, Target
 from kdcli.base.text import expand_user
@@ -111,7 +111,8 @@ def _open(config: DataConfig, reads: _Reads, *, unclear_are_classes: bool = Fals
     if not path.is_dir():
         demos = [*(f"demo:{demo}" for demo in DEMOS), *(f"{other}:" for other in extensions.names("data"))]
         hint = f"{hint_of_moved(name)} {_forms(reads)}".strip()
-        raise UserError(f"There is no set of texts {name!r}. {did_you_mean(name, demos)}".rstrip(), hint)
+        near = beside(name) or did_you_mean(name, demos)
+        raise UserError(f"There is no set of texts {name!r}. {near}".rstrip(), hint)
     formats = WORD_FORMATS if reads == "words" else _FORMATS
     kinds = {suffix_of(file) for file in list_files(path, lambda file: suffix_of(file) in formats, deep=False).files}
     if not kinds:

@@ -26,21 +26,34 @@ class Catalogue:
         size: of the sample that they are measured with, its side in pixels or its tokens; None for the usual one.
         pretrained: leave out those without published weights.
         pattern: of names, with ``*`` and ``?``; one with another package's prefix searches that package's, too.
+        num_classes: of the classifier, for tasks that have one; None for the usual number.
 
     Attributes:
         num_classes: of the classifier; 0 without one.
+        key: of counts for this task and these classes.
         unit: of ``size``.
     """
 
     def __init__(
-        self, task: str, *, size: int | None = None, pretrained: bool = False, pattern: str | None = None
+        self,
+        task: str,
+        *,
+        size: int | None = None,
+        pretrained: bool = False,
+        pattern: str | None = None,
+        num_classes: int | None = None,
     ) -> None:
         self.task, self.size, self.pattern = task, size, pattern
         self._facts = TASKS[task]
         self._pretrained = pretrained
         modality = self._facts.modality
         of_samples = NUM_CLASSES[modality] if self._facts.head in ("sequence", "token") else 0
-        self.num_classes = NUM_CLASSES_OF_HEAD.get(self._facts.head, of_samples)
+        self.num_classes = usual = NUM_CLASSES_OF_HEAD.get(self._facts.head, of_samples)
+        if num_classes is not None:
+            if not usual:
+                raise UserError(f"--classes is for tasks with classes, and the task is {task}.", "Leave it out.")
+            self.num_classes = num_classes
+        self.key = task if self.num_classes == usual else f"{task} {self.num_classes} classes"
         self.unit = _UNITS[modality]
         prefix, colon, _ = (pattern or "").partition(":")
         asked = library_called(prefix) if colon and find_extension(prefix) is not None else None

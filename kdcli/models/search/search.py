@@ -17,6 +17,7 @@ import torch
 from kdcli import __version__
 from kdcli.base.errors import UserError
 from kdcli.base.files import cache_folder, write_atomically
+from kdcli.base.text import human_count
 from kdcli.models.base import seeded
 from kdcli.models.measure import measure, time_passes
 from kdcli.models.place import Place
@@ -44,6 +45,12 @@ class Budget:
     max_parameters: float | None = None
     min_parameters: float | None = None
     max_macs: float | None = None
+
+    def excess(self, parameters: int) -> float:
+        """Return by what factor so many parameters miss the limits; 1 within them."""
+        above = parameters / self.max_parameters if self.max_parameters else 1.0
+        below = self.min_parameters / parameters if self.min_parameters and parameters else 1.0
+        return max(above, below, 1.0)
 
     def takes(self, parameters: int) -> bool:
         """Whether so many parameters are within the limits."""
@@ -103,6 +110,10 @@ class Cache:
                 self.save()
         return self._counts[key]
 
+    def known(self, key: str) -> int | None:
+        """Return what ``key`` came to before; None where it wasn't counted or can't be built."""
+        return self._counts.get(key)
+
     def save(self) -> None:
         """Write what is new; a folder that can't be written to is noted, and costs nothing but time."""
         if len(self._counts) == self._num_saved:
@@ -147,7 +158,7 @@ def search(
         sizes: dict[str, int] = {}
         for number, place in enumerate(places):
             report("Counting parameters", number, len(places))
-            count = cache.get(f"{place.name} {catalogue.task}", partial(_count_parameters, catalogue, place))
+            count = cache.get(_key(catalogue, place), partial(_count_parameters, catalogue, place))
             if count is not None and budget.takes(count):
                 sizes[place.name] = count
         order = sorted((place for place in places if place.name in sizes), key=lambda place: -sizes[place.name])
@@ -170,6 +181,31 @@ def search(
     return found[:limit]
 
 
+def _key(catalogue: Catalogue, place: Place, *, macs: bool = False) -> str:
+    return f"{place.name} {catalogue.key}" + (f" macs {catalogue.size or 'own'}" if macs else "")
+
+
+def nearest_miss(catalogue: Catalogue, budget: Budget, cache: Cache) -> str:
+    """Return in a sentence which architecture is nearest to the limits, after a search that found none; "" for none.
+
+    Args:
+        catalogue: that was searched through.
+        budget: the limits that nothing kept.
+        cache: with the counts of that search.
+    """
+    misses: list[tuple[float, str]] = []
+    for place in catalogue.find():
+        parameters, macs = (cache.known(_key(catalogue, place, macs=of_macs)) for of_macs in (False, True))
+        if parameters is None:
+            continue
+        excess, told = budget.excess(parameters), f"{place.name}, with {human_count(parameters)} parameters"
+        if excess == 1 and budget.max_macs and macs:  # it fits by its parameters
+            excess, told = macs / budget.max_macs, f"{told} and {human_count(macs)} multiply-accumulates"
+        if excess > 1:
+            misses.append((excess, told))
+    return f"The nearest is {min(misses)[1]}." if misses else ""
+
+
 def _with_macs(
     catalogue: Catalogue,
     places: Sequence[Place],
@@ -182,7 +218,7 @@ def _with_macs(
     fitting = 0
     for number, place in enumerate(places):
         report("Counting multiply-accumulates", max(fitting, number * limit // len(places)), limit)
-        key = f"{place.name} {catalogue.task} macs {catalogue.size or 'own'}"
+        key = _key(catalogue, place, macs=True)
         macs = cache.get(key, partial(_count_macs, catalogue, place, sizes[place.name]))
         if macs is not None and (budget.max_macs is None or macs <= budget.max_macs):
             fitting += 1

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from kdcli.base.errors import UserError, hint_of_moved, reading
+from kdcli.base.errors import UserError, beside, hint_of_moved, reading
 from kdcli.base.tasks import DEFAULT_TASK, TASKS, Target
 from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig
@@ -84,7 +84,8 @@ def _find(config: DataConfig, target: DenseTarget) -> tuple[Found, Path | None]:
         return replace(found, options=(*found.options, "subset")), None
     path, forms = expand_user(config.name), _FORMS[target]
     if not path.exists():
-        hints = (hint_of_moved(config.name), suggest_demo(config.name, target), forms)
+        near = beside(config.name) or suggest_demo(config.name, target)
+        hints = (hint_of_moved(config.name), near, forms)
         raise UserError(f"There is no data set or folder {config.name!r}.", " ".join(filter(None, hints)))
     if holds_tables(path):
         loaded, asked, notes = load_local_tables(path, config)
