@@ -18,11 +18,11 @@ MAX_IMAGE_SIZE = 4096
 
 
 LabelKind = Literal[
-    "class", "classes", "number", "words", "tokens", "pixels", "depth", "boxes", "image", "unpaired", "none"
+    "class", "classes", "number", "words", "tokens", "pixels", "depth", "boxes", "image", "unpaired", "samples", "none"
 ]
 """What a sample's label is: one class, any number of classes, a number, a class for each word, the text's own
-tokens, a class or a depth for each pixel, boxes with a class each; the image that it is to become, or any image of the
-kind that it is to become one of; or there is none."""
+tokens, a class or a depth for each pixel, boxes with a class each; the image that it is to become, any image of the
+kind that it is to become one of; or the sample itself, more like which are to be made; or there is none."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,9 @@ LABELS: Mapping[LabelKind, LabelFacts] = {
         parts="images without pairs",
         is_smoothed=False,
         is_dense=True,
+    ),
+    "samples": LabelFacts(
+        "images to make more of", "images of {count} classes to make more of", parts="images", is_smoothed=False
     ),
     "none": LabelFacts("no labels", "no labels"),
 }

@@ -132,6 +132,8 @@ class Result(Finished):
             does.
         teacher_samples: of the splits that it was measured on a part of, how many samples that is.
         outcome: beside the student alone, where that was trained too.
+        last: validation metrics of the last student, of a task whose best one is chosen by a number that luck has a
+            part in; empty for others.
     """
 
     validation: Metrics
@@ -143,6 +145,7 @@ class Result(Finished):
     teacher: dict[str, Metrics] = {}
     teacher_samples: dict[str, int] = {}
     outcome: Outcome | None = None
+    last: Metrics = {}
 
 
 class EpisodesResult(Finished):

@@ -13,9 +13,10 @@ from kdcli.base.text import short_repr
 Modality = Literal["image", "text"]
 """What a sample is."""
 
-Target = Literal["label", "embedding", "words", "tokens", "pixels", "depth", "boxes", "image"]
+Target = Literal["label", "embedding", "words", "tokens", "pixels", "depth", "boxes", "image", "samples"]
 """What a student is trained on: the labels of its samples, the teacher's embeddings of them, a label for each word, the
-text's own tokens, a label or a depth for each pixel, boxes around things, with a label each, or another image."""
+text's own tokens, a label or a depth for each pixel, boxes around things, with a label each, another image,
+or samples that it is to make more of."""
 
 HeadKind = Literal["none", "sequence", "token", "masked", "causal", "dense", "depth", "boxes", "image"]
 """What a model has on top: nothing, a classifier of whole samples or of tokens, a language model's head, a head for
@@ -113,6 +114,7 @@ _ROWS = (
     ),
     TaskFacts("object-detection", "image", "boxes", "boxes", "object-detection", demo="demo:scenes"),
     TaskFacts("image-translation", "image", "image", "image", "image-to-image", losses=("l1", "l2", "perceptual")),
+    TaskFacts("image-generation", "image", "samples", "image", "unconditional-image-generation"),
     TaskFacts("text-classification", "text", "label", "sequence", "text-classification"),
     TaskFacts("sentence-embedding", "text", "embedding", "none", "sentence-similarity", demo="demo:python_docs"),
     TaskFacts("token-classification", "text", "words", "token", "token-classification"),

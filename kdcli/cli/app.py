@@ -12,6 +12,7 @@ from kdcli.cli.command import Command
 from kdcli.cli.config import config_app
 from kdcli.cli.distill import MORE_EXAMPLES, distill
 from kdcli.cli.doctor import doctor
+from kdcli.cli.generate import generate
 from kdcli.cli.guide import guide
 from kdcli.cli.models import models_app
 from kdcli.cli.predict import predict
@@ -30,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=Command, epilog=MORE_EXAMPLES)(distill)
-for command in (sweep, export, analyze_projector, compare, evaluate, predict, guide, doctor):
+for command in (sweep, export, analyze_projector, compare, evaluate, predict, generate, guide, doctor):
     app.command(cls=Command)(command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(models_app, name="models")

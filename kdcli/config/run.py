@@ -220,7 +220,8 @@ class RunConfig(Section):
     def alone(self) -> RunConfig:
         """Return the config of the same student trained on its labels alone, for as many steps as all stages have."""
         epochs = self.train.epochs + (self.embedding.epochs if self.embedding is not None else 0)
-        on_labels = [m for m in self.methods or () if m.trains_classifier and not m.needs.teacher] or [LABELS]
+        alone = [m.without_teacher() for m in self.methods or () if m.trains_classifier]
+        on_labels = [m for m in alone if not m.needs.teacher] or [LABELS]
         student = self.student
         if student.is_from_teacher and student.source is None:  # it begins with the same weights
             student = student.model_copy(update={"source": self.teacher})

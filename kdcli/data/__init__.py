@@ -14,7 +14,7 @@ from kdcli.data.images.decode import UnreadableImage, decode_image
 from kdcli.data.images.dense.open import open_dense
 from kdcli.data.images.loaders import EvalLoader, TrainLoader
 from kdcli.data.images.mix import Mix
-from kdcli.data.images.open import open_data, open_unlabelled
+from kdcli.data.images.open import open_data, open_for_more, open_unlabelled
 from kdcli.data.images.preprocess import fit, prepare
 from kdcli.data.images.sources import ImageSource
 from kdcli.data.images.splits import ImageData
@@ -60,6 +60,7 @@ __all__ = [
     "fit",
     "open_data",
     "open_dense",
+    "open_for_more",
     "open_texts",
     "open_translation",
     "open_unlabelled",

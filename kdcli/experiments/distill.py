@@ -456,6 +456,13 @@ def _show_results(results: dict[str, Result], run: RunFolder, output: Output) ->
                 told = [show_metric(metric, metrics[metric]) if metric in metrics else "-" for metrics in found]
                 told[-1] += part
                 rows.append([f"{split} {metric}", *told])
+    for metric in first.last if first.last.get("step") != first.validation["step"] else ():
+        if metric not in ("epoch", "step"):
+            told = [
+                show_metric(metric, result.last[metric]) if metric in result.last else "-"
+                for result in results.values()
+            ]
+            rows.append([f"last {metric}", *told])
     rows.append(["best epoch", *(f"{result.validation['epoch']:.0f}" for result in results.values())])
     rows.append(["steps", *(_with_embedding(result, "steps", result.steps) for result in results.values())])
     if any(result.skipped for result in results.values()):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def stable_seed(*key: int | str) -> int:
@@ -30,3 +31,31 @@ def seeded(*key: int | str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stable_seed(*key))
         yield
+
+
+def draw(
+    samples: Tensor, view: Tensor, size: int, *key: int | str, uniform: bool = False, bound: float | None = None
+) -> Tensor:
+    """Return standard normal numbers, float32 (B, ``size``) on the device of ``samples``.
+
+    Each row is a function of the sample's id, its view and ``key`` alone: not of the batch or the process.
+
+    Args:
+        samples: int64 (B,), ids.
+        view: int64 (B,), which augmentation of each.
+        size: numbers of each sample.
+        key: what else they depend on, such as a seed.
+        uniform: numbers in [0, 1) instead.
+        bound: of normal ones: those beyond it, on either side, are drawn again.
+    """
+    rows = torch.empty(len(samples), size)
+    generator = torch.Generator()
+    for row, number, turn in zip(rows, samples.tolist(), view.tolist(), strict=True):
+        generator.manual_seed(stable_seed(*key, number, turn))
+        if uniform:
+            row.uniform_(generator=generator)
+        elif bound is None:
+            row.normal_(generator=generator)
+        else:
+            torch.nn.init.trunc_normal_(row, 0.0, 1.0, -bound, bound, generator=generator)
+    return rows.to(samples.device)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from kdcli.config.methods import AdversaryOptions
 from kdcli.data import AnyBatch
-from kdcli.machine.seeding import stable_seed
 from kdcli.methods.base import Method
 from kdcli.methods.share import Share
 from kdcli.models.base import Model
@@ -116,6 +114,10 @@ class AdversarialMethod(Method):
     def adversary_loss(self, scene: Scene) -> Losses:
         """Return what the adversary minimises; student and teacher are frozen."""
 
+    def sides_in(self, scene: Scene) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what each of :meth:`projections` is applied to, as :meth:`sides`; by default that of the outputs."""
+        yield from self.sides(scene.output, scene.teacher_output)
+
     def forward(
         self, student: ModelOutput, teacher: ModelOutput | None, targets: Tensor, samples: Tensor
     ) -> Tensor | Share:
@@ -125,6 +127,13 @@ class AdversarialMethod(Method):
             TypeError: always.
         """
         raise TypeError(f"{type(self).__name__} has a loss in a scene alone")
+
+
+def sides_of(method: Method, scene: Scene) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what each of a method's projectors is applied to in a scene: both sides' features or maps."""
+    if isinstance(method, AdversarialMethod):
+        return method.sides_in(scene)
+    return method.sides(scene.output, scene.teacher_output)
 
 
 def turned(batch: AnyBatch, turn: int) -> AnyBatch:
@@ -141,22 +150,3 @@ def spread_of(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return two scalars of features (B, d): their mean Euclidean norm, and the root of their summed variance."""
     features = features.float()
     return features.norm(dim=1).mean(), features.var(dim=0, correction=0).sum().sqrt()
-
-
-def draw(samples: Tensor, view: Tensor, size: int, *key: int | str) -> Tensor:
-    """Return standard normal numbers, float32 (B, ``size``) on the device of ``samples``.
-
-    Each row is a function of the sample's id, its view and ``key`` alone: not of the batch or the process.
-
-    Args:
-        samples: int64 (B,), ids.
-        view: int64 (B,), which augmentation of each.
-        size: numbers of each sample.
-        key: what else they depend on, the run's seed first.
-    """
-    rows = torch.empty(len(samples), size)
-    generator = torch.Generator()
-    for row, number, turn in zip(rows, samples.tolist(), view.tolist(), strict=True):
-        generator.manual_seed(stable_seed(*key, number, turn))
-        row.normal_(generator=generator)
-    return rows.to(samples.device)

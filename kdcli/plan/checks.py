@@ -189,6 +189,8 @@ def _check_together(key: str, methods: Sequence[MethodOptions], situation: Situa
     """Check that the methods of a stage train the student, all of them together."""
     if not methods:
         raise UserError(f"{key} is an empty list: there is nothing to train on.", "Drop the key, or name a method.")
+    if situation.data.label_kind == "samples":
+        _check_samples(key, methods)
     trains_classifier = any(options.trains_classifier for options in methods)
     parts = situation.data.labels.parts
     if parts and not trains_classifier:
@@ -211,3 +213,16 @@ def _check_together(key: str, methods: Sequence[MethodOptions], situation: Situa
             " be in proportion to.",
             "Set weighting to loss, or add a method whose weight is a factor.",
         )
+
+
+def _check_samples(key: str, methods: Sequence[MethodOptions]) -> None:
+    """Refuse what compares both models on one image, and a list without anything that trains a generator."""
+    for options in methods:
+        if options.reads_student and options.needs.teacher:
+            raise UserError(
+                f"{key}: {options.method} compares what student and teacher make of one image, and a generator is given"
+                " none.",
+                "Match the discriminator's features instead: projector, normalize and distance of gan.",
+            )
+    if sum(options.trains_classifier for options in methods) != 1:
+        raise UserError(f"{key}: a generator is trained by one discriminator.", "Name gan once.")

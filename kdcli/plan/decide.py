@@ -16,10 +16,14 @@ from kdcli.config.methods.defaults import (
     DENSE_TEACHER_FREE,
     FEATURES,
     LABELS,
+    MATCHED_REASON,
+    MATCHED_SAMPLES,
     OTHER_CLASSES,
     PREDICTIONS_REASON,
     PROGRAMMES,
     SAME_DEPTH,
+    SAMPLES,
+    SAMPLES_REASON,
     SEEN,
     STANDARDIZE_REASON,
     TEACHER_FREE,
@@ -139,7 +143,12 @@ def _what_to_expect(situation: Situation) -> list[Decision]:
 def _choose_methods(situation: Situation) -> Methods:
     """Return the methods that the relation calls for."""
     config, evidence = situation.config, situation.evidence
+    if situation.data.label_kind == "samples" and situation.teacher is not None:
+        return _matched_samples(situation)
     methods, decisions = _labels(situation)
+    if situation.teacher is None and situation.data.label_kind == "samples":
+        check_no_teacher(config)
+        return tuple(methods), decisions
     if situation.teacher is None:
         check_no_teacher(config)
         spectral = DENSE_TEACHER_FREE if situation.data.labels.is_dense else TEACHER_FREE
@@ -178,6 +187,30 @@ def _predictions_suffice(situation: Situation) -> bool:
     if _asked_for(config) != _NOTHING or evidence.relation != "same" or not situation.data.labels.is_dense:
         return False
     return kind == "depth" or evidence.label_map is not None
+
+
+def _matched_samples(situation: Situation) -> Methods:
+    """Return the loss of a task that makes samples, with the teacher's features in the discriminator."""
+    config = situation.config
+    if config.projector == "none":
+        check_no_features(config)
+        raise UserError(
+            "With --projector none nothing is left to distil: the discriminator's features are what is matched to the"
+            " teacher's.",
+            "Drop --projector none, or use --teacher none.",
+        )
+    if config.feature_layers is not None:
+        raise UserError(
+            "--feature-layers names layers of the student, and the features that are matched are the discriminator's.",
+            "Set teacher_tap of the method in a recipe.",
+        )
+    options = MATCHED_SAMPLES
+    if config.projector != "auto":
+        options = options.with_projector(config.projector, ratio=None)
+    changes = {"normalize": config.normalize if config.normalize != "auto" else options.normalize}
+    weight = {} if config.feature_weight is None else {"feature_weight": config.feature_weight}
+    options = options.model_copy(update=changes | weight).settled(situation)
+    return (options,), [describe_method(options, f"{SAMPLES_REASON} {MATCHED_REASON}", situation)]
 
 
 def _why_no_logits(situation: Situation) -> str:
@@ -226,6 +259,8 @@ def _labels(situation: Situation) -> tuple[list[MethodOptions], list[Decision]]:
     data = situation.data
     if data.label_kind == "none":
         return [], []
+    if data.label_kind == "samples":
+        return [SAMPLES], [describe_method(SAMPLES, SAMPLES_REASON, situation)]
     options = LABELS if data.labels.is_smoothed else UNSMOOTHED_LABELS
     reason = f"{data.num_labelled} of {data.num_train} training {data.noun}s have labels."
     if data.label_kind == "tokens":

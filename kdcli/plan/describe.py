@@ -14,7 +14,7 @@ from kdcli.base.facts import (
 from kdcli.base.reads import IMAGE
 from kdcli.base.tasks import TASKS
 from kdcli.base.text import human_count
-from kdcli.config.methods import FeaturePair, MethodOptions
+from kdcli.config.methods import AdversaryOptions, FeaturePair, MethodOptions
 from kdcli.config.methods.defaults import Programme
 from kdcli.config.run import RunConfig
 from kdcli.config.situation import Situation
@@ -205,6 +205,8 @@ def describe_costs(
     precision). The libraries' own workspace comes on top.
     """
     projectors = trainable_parameters - student.num_parameters
+    has_adversary = any(isinstance(options, AdversaryOptions) for options in config.methods or ())
+    beside = "discriminators, projectors and the like" if has_adversary else "projectors"
     frozen = 0 if teacher is None else teacher.num_parameters
     activations = student.activation_bytes * config.train.batch_size / (1 if mixed_precision == "no" else 2)
     memory = 4 * frozen + 16 * trainable_parameters + activations
@@ -212,8 +214,8 @@ def describe_costs(
         Decision(
             "trainable parameters",
             f"{human_count(trainable_parameters)}: student {human_count(student.num_parameters)},"
-            f" projectors {human_count(projectors)}",
-            "Projectors are trained with the student and are not part of what is exported.",
+            f" {beside} {human_count(projectors)}",
+            f"{beside.capitalize()} are trained with the student and are not part of what is exported.",
         ),
         Decision(
             "memory",
@@ -231,7 +233,9 @@ def _model_line(facts: ModelFacts) -> str:
     unit = "tokens" if TASKS[facts.task].is_language_model else "classes"
     padding = facts.num_classes - (num_tokens(facts) or facts.num_classes)
     head = f"{facts.num_classes - padding} {unit}" if facts.num_classes else "no head"
-    if not facts.num_classes and facts.predictions:  # maps of something that has no classes
+    if IMAGE in facts.predictions:
+        head = f"images of {facts.num_classes} classes" if facts.num_classes else "images"
+    elif not facts.num_classes and facts.predictions:  # maps of something that has no classes
         head = f"{TASKS[facts.task].words} at every position"
     elif TASKS[facts.task].target == "depth":
         head = "depth at every position"

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from kdcli.base.text import check_argument
 from kdcli.data import Source
 from kdcli.losses.normalize import identity
 from kdcli.machine.devices import resolve_device
+from kdcli.methods.adversary import sides_of
 from kdcli.methods.base import Method
 from kdcli.methods.projected import Projected, channels_last
+from kdcli.models.outputs import ModelOutput
 from kdcli.projectors.maps import describe_projector, projector_name
 from kdcli.projectors.similarity import linear_cka
 from kdcli.projectors.spectra import decompose, rank_evolution, singular_values, summarize
@@ -388,6 +391,10 @@ class _Features:
     labels: Tensor | None
 
 
+def _given(output: ModelOutput) -> ModelOutput:
+    return output
+
+
 @torch.no_grad()
 def _features(job: Job, source: Source, device: torch.device) -> tuple[int, dict[str, _Features]]:
     """Return the number of readable samples of ``source``, and by name what each projector is applied to."""
@@ -408,8 +415,8 @@ def _features(job: Job, source: Source, device: torch.device) -> tuple[int, dict
             continue
         batch = batch.to(device)
         ours = student(student.prepare(batch), student_reads)
-        theirs = teacher(batch)
-        sides = [pair for method in methods.values() for pair in method.sides(ours, theirs)]
+        scene = distiller.scene(batch, teacher(batch), partial(_given, ours))
+        sides = [pair for method in methods.values() for pair in sides_of(method, scene)]
         for (name, parts), pair in zip(found.items(), sides, strict=True):
             parts.append(_rows(*pair, most=most, generator=generator))
             of_maps |= {name} if pair[0].ndim > 2 else set()

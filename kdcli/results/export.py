@@ -100,6 +100,11 @@ def export_onnx(run: RunFolder, output: Path) -> Exported:
             " by steps that an exported graph of a fixed shape does not have.",
             "Export it as safetensors instead; its library loads that alone.",
         )
+    if not isinstance(student.example(), Tensor):
+        raise UserError(
+            f"{student.facts.name} can't be exported to ONNX: it takes random numbers, and no images.",
+            "Export it as safetensors instead: generator.py in the folder needs torch alone.",
+        )
     output_name = _output_of(student)
     outputs = _outputs_module(student)
     differences = []

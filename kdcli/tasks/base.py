@@ -37,17 +37,22 @@ DEFAULT_LOSS: Mapping[str, float] = MappingProxyType({})
 class Task(ABC):
     """What a student is trained to do: whatever depends on it, from opening the data to what is said of a student.
 
-    Args:
-        class_names: of the student's head, in order; empty where it has none.
+        Args:
+            class_names: of the student's head, in order; empty where it has none.
 
-    Attributes:
-        name: of its own; :meth:`row` says what its data and models are.
-        facts: of another package's task, its row; None for one that is like a task of kdcli's.
-        monitor: the metric that the best student is chosen by; higher is better; see :func:`rank_students`.
-        num_pictures: how many validation samples a run draws.
+        Attributes:
+            name: of its own; :meth:`row` says what its data and models are.
+            facts: of another package's task, its row; None for one that is like a task of kdcli's.
+            monitor: the metric that the best student is chosen by; higher is better; see :func:`rank_students`.
+    <<<<<<< HEAD
+            num_pictures: how many validation samples a run draws.
+    =======
+            reports_last: whether a run also reports its last student's metrics, beside the best one's.
+    >>>>>>> f456f5c (wip generate)
     """
 
     name: str
+    reports_last: ClassVar[bool] = False
     facts: ClassVar[TaskFacts | None] = None
     monitor: str
     num_pictures: ClassVar[int] = 6
@@ -79,6 +84,23 @@ class Task(ABC):
     def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Task:
         """Return the task for ``data``; ``reference`` is of a batch to the teacher's embeddings."""
         return cls(data.class_names)
+
+    @classmethod
+    def with_usual(cls, config: RunConfig) -> RunConfig:
+        """Return the config with what is usual for the task in place of general defaults, where it says nothing else.
+
+        What it changes it tells in :meth:`decisions`.
+        """
+        return config
+
+    @classmethod
+    def canvas_of(cls, models: Sequence[Model]) -> Sequence[Model]:
+        """Return those of the models that a sample is made ready for: of images, the largest of their inputs.
+
+        Args:
+            models: teacher, where there is one, and student.
+        """
+        return models
 
     @abstractmethod
     def supervised_loss(

@@ -19,6 +19,7 @@ _CLASSES = {
     "depth-estimation": "dense.depth:DepthEstimation",
     "object-detection": "detection.task:ObjectDetection",
     "image-translation": "translation.task:ImageTranslation",
+    "image-generation": "generation.task:ImageGeneration",
     "text-classification": "classification.values:TextClassification",
     "sentence-embedding": "embedding.texts:SentenceEmbedding",
     "token-classification": "words.task:TokenClassification",

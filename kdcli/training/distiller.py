@@ -148,7 +148,7 @@ class Distiller(Objective):
         terms: dict[str, Tensor] = {}
         for name, method in self.each_method():
             if isinstance(method, AdversarialMethod):
-                losses = method.student_loss(self._scene(batch, teacher_outputs, lambda: own_output))
+                losses = method.student_loss(self.scene(batch, teacher_outputs, lambda: own_output))
                 terms |= _of_adversary(losses, name, batch)
                 terms[name] = terms.pop("loss")
                 continue
@@ -165,9 +165,17 @@ class Distiller(Objective):
         terms["loss"] = total
         return terms | _statistics(own_output, whole[0], _gatherer(batch))
 
-    def _scene(
+    def scene(
         self, batch: AnyBatch, teacher_outputs: ModelOutput | None, run: Callable[[], ModelOutput], *, turns: int = 1
     ) -> Scene:
+        """Return what a method with an adversary has at hand.
+
+        Args:
+            batch: of this process.
+            teacher_outputs: as :meth:`forward` takes them.
+            run: gives the student's outputs.
+            turns: steps of the phase on this batch.
+        """
         (teacher,) = self._teacher
         turn = self.turn if turns > 1 else 0
         return Scene(batch, self.student, teacher, teacher_outputs, run, _gatherer(batch), turn=turn, turns=turns)
@@ -180,7 +188,7 @@ class Distiller(Objective):
             with torch.no_grad():
                 return self.student(self.student.prepare(batch), method.student_reads)
 
-        scene = self._scene(batch, teacher_outputs, run, turns=method.adversary_options.adversary_steps)
+        scene = self.scene(batch, teacher_outputs, run, turns=method.adversary_options.adversary_steps)
         return _of_adversary(method.adversary_loss(scene), phase, batch)
 
     def _gather(

@@ -107,9 +107,8 @@ class Job:
 
     def train_loader(self, team: Team = ALONE) -> TrainBatches:
         """Return the batches of the training split, for one of several processes its share of each."""
-        models = [model for model in (self.teacher, self.student) if model is not None]
         source = self._read(self.train_source())
-        return source.train_batches(self.loading(team), [model.facts.preprocessing for model in models])
+        return source.train_batches(self.loading(team), [model.facts.preprocessing for model in self._readers()])
 
     def eval_loader(
         self, source: Source, preprocessing: Preprocessing | TextPreprocessing, team: Team = ALONE
@@ -136,8 +135,15 @@ class Job:
 
         As in training, both see one crop.
         """
-        student = self.student.facts.preprocessing
-        return student if self.teacher is None else student.shared_with(self.teacher.facts.preprocessing)
+        *others, student = self._readers()
+        found = student.facts.preprocessing
+        for other in others:
+            found = found.shared_with(other.facts.preprocessing)
+        return found
+
+    def _readers(self) -> Sequence[Model]:
+        """Return the models that a sample is made ready for, the student last."""
+        return self.task.canvas_of([model for model in (self.teacher, self.student) if model is not None])
 
     def predict(self, model: Model, batch: AnyBatch) -> Any:
         """Return what the task's metrics are about; see :meth:`kdcli.tasks.base.Task.predict`."""

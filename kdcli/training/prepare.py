@@ -59,7 +59,7 @@ def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None 
         for key, value in config.teacher.model_dump(exclude={"name"}, exclude_defaults=True).items():
             raise UserError(f"The teacher is none, but teacher.{key} is set: {short_repr(value)}.", "Name the teacher.")
     check_domain(config)
-    config = settle_models(config)
+    config = settle_models(task_class(config.extension_task or config.task).with_usual(config))
     has_teacher = config.teacher.name != "none"
     wrong = wrong_names(config.teacher, config.student, task=config.task) if student is None else []
     try:

@@ -172,7 +172,13 @@ class Trainer:
             skipped=len(state.skipped),
             teacher=teacher,
             teacher_samples={"validation": sample} if teacher and (sample := plan.teacher_samples) else {},
+            last=self._last() if self.job.task.reports_last else {},
         )
+
+    def _last(self) -> dict[str, float]:
+        """Return the metrics of the last validation; nothing in a process that keeps no records."""
+        found = self.run.read_metrics("validation") if self.is_main else []
+        return {name: value for name, value in found[-1].items() if name not in ("event", "best")} if found else {}
 
     def _train(self) -> None:
         state = self.state

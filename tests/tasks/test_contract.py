@@ -26,7 +26,7 @@ from sklearn.metrics import (
 from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import UNLABELLED, DataFacts, DepthFacts
+from kdcli.base.facts import UNLABELLED, DataFacts, DepthFacts, ExtractorFacts
 from kdcli.base.tasks import TASKS, TaskFacts
 from kdcli.config.data import DataConfig
 from kdcli.data import Batch, TextBatch, TokenBatch, WordBatch
@@ -384,8 +384,36 @@ def similarity(ours, theirs):
     return np.mean(found)
 
 
+def of_generation():
+    """Noise beside noise of another spread, compared by an untrained extractor; FID by a root of a matrix."""
+    extractor = ExtractorFacts("random:test_resnet", (32, 32))
+    facts = DataFacts("made-up", "image-generation", (), COUNT, COUNT, COUNT, COUNT, label_kind="samples")
+    task = build_task(replace(facts, extractor=extractor), reference=None)
+    real = (draw(COUNT, 3, 32, 32, seed=1) * 40 + 128).round().clamp(0, 255)
+    made = draw(COUNT, 3, 32, 32) * 0.2
+    samples = [
+        (
+            Batch(
+                images=real[n : n + 1].to(torch.uint8),
+                targets=torch.zeros(1, dtype=torch.int64),
+                samples=torch.tensor([n]),
+            ),
+            made[n : n + 1],
+        )
+        for n in range(COUNT)
+    ]
+    sides = [task.extractor.features(side, torch.device("cpu")).double().numpy() for side in (real / 127.5 - 1, made)]
+    means, covariances = zip(*((side.mean(axis=0), np.cov(side.T)) for side in sides), strict=True)
+    root = np.linalg.eigvals(covariances[0] @ covariances[1]).astype(complex) ** 0.5
+    fid = ((means[0] - means[1]) ** 2).sum() + np.trace(sum(covariances)) - 2 * root.real.sum()
+    name = "untrained_test_resnet_32px"
+    expected = {f"minus_fid_{name}": -fid, f"fid_{name}": fid, "loss": fid}
+    return Case(task, samples, expected, torch.ones_like, has_loss=False)
+
+
 CASES = {
     "image-translation": of_images,
+    "image-generation": of_generation,
     "object-detection": detections,
     "depth-estimation": depths,
     "semantic-segmentation": of_segmentation,

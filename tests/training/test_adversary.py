@@ -13,7 +13,8 @@ from kdcli.base.reads import Reads
 from kdcli.config.methods import AdversaryOptions
 from kdcli.config.parse import parse_config
 from kdcli.machine.devices import make_accelerator
-from kdcli.methods.adversary import AdversarialMethod, Losses, draw, turned
+from kdcli.machine.seeding import draw
+from kdcli.methods.adversary import AdversarialMethod, Losses, turned
 from kdcli.methods.share import Share
 from kdcli.projectors.maps import build_projector
 from kdcli.runs.folder import RunFolder

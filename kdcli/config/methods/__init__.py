@@ -23,6 +23,7 @@ from kdcli.config.methods.dense import (
 )
 from kdcli.config.methods.depth import DenseRegressionOptions
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
+from kdcli.config.methods.generation import GanOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.layers import (
     AttentionTransferOptions,
@@ -66,6 +67,7 @@ __all__ = [
     "FGDOptions",
     "FeaturePair",
     "FitNetOptions",
+    "GanOptions",
     "IFVDOptions",
     "LayerOptions",
     "LocalClassifierOptions",

@@ -192,6 +192,10 @@ class MethodSection(Section):
         """
         raise NotImplementedError(f"{self.method} takes no projector")
 
+    def without_teacher(self) -> Self:
+        """Return the options without any term that reads a teacher, of a method that :attr:`trains_classifier`."""
+        return self
+
     def with_pairs(self, pairs: Sequence[FeaturePair]) -> tuple[Self, ...]:
         """Return the options that bring these pairs of layers together; none leaves the usual ones."""
         return (self,)

@@ -13,6 +13,7 @@ from typing import Any
 from kdcli.config.methods.base import INVERTED_RATE, MethodSection
 from kdcli.config.methods.depth import DenseRegressionOptions
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
+from kdcli.config.methods.generation import GanOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.logits import LogitKDOptions
 from kdcli.config.methods.refilled import LocalClassifierOptions
@@ -113,6 +114,18 @@ LABELS = SupervisedOptions()
 """The loss on classes."""
 UNSMOOTHED_LABELS = SupervisedOptions(label_smoothing=0.0)
 """The loss on numbers and tokens."""
+SAMPLES = GanOptions(diff_augment=("translation", "cutout"))
+"""The loss where more samples are to be made, with DiffAugment's policy for CIFAR."""
+SAMPLES_REASON = (
+    "A discriminator tells real images from made ones; what both see is augmented alike, which few images need the most"
+    " (DiffAugment)."
+)
+MATCHED_SAMPLES = SAMPLES.model_copy(update={"projector": "orthogonal"})
+"""The same where a teacher's features keep the discriminator from learning few images by heart."""
+MATCHED_REASON = (
+    "The discriminator's features are matched to the teacher's of the same images, whitened, through an orthogonal map,"
+    " as VkD's author describes for few images."
+)
 COMMON_LOGITS = LogitKDOptions()
 """The loss on logits over common labels."""
 SAME_DEPTH = DenseRegressionOptions(weight=0.5)

@@ -37,7 +37,9 @@ class SupervisedOptions(MethodSection):
     loss: Annotated[Mapping[str, Positive], BeforeValidator(_from_name), Field(min_length=1)] | None = None
     """A loss of the task by name, or several with a weight each, whose sum it is; by default the task's usual one."""
 
-    needs: ClassVar[Needs] = Needs(teacher=False, labels=tuple(kind for kind in LABELLED if kind != "unpaired"))
+    needs: ClassVar[Needs] = Needs(
+        teacher=False, labels=tuple(kind for kind in LABELLED if kind not in ("unpaired", "samples"))
+    )
     trains_classifier: ClassVar[bool] = True
     is_asked_for: ClassVar[bool] = False
     why_no_projector: ClassVar[str] = "reads the labels alone"

@@ -23,6 +23,7 @@ from kdcli.config.methods.dense import (
 )
 from kdcli.config.methods.depth import DenseRegressionOptions
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
+from kdcli.config.methods.generation import GanOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.layers import (
     AttentionTransferOptions,
@@ -72,6 +73,7 @@ METHODS: dict[str, type[MethodSection]] = {
         PKDOptions,
         FGDOptions,
         MGDOptions,
+        GanOptions,
     )
 }
 """The options of every method of kdcli by its name; :func:`find_method` also knows those of other packages."""

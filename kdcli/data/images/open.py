@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, beside, did_you_mean, hint_of_moved, reading
+from kdcli.base.facts import UNLABELLED
 from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig
 from kdcli.data.columns import extension_of
@@ -70,6 +71,38 @@ def open_unlabelled(config: DataConfig, evaluation: DataConfig | None, *, seed: 
     with reading(config.name):
         data = complete_unlabelled(official, config, labelled, uses_own_labels=evaluation is None, seed=seed)
         return _with_range(data, deep_range, notes)
+
+
+def open_for_more(config: DataConfig, *, seed: int) -> ImageData:
+    """Open the images that ``config`` names for a task that makes more like them, with classes where they have any.
+
+    Without classes every label is 0, and ``class_names`` is empty; validation and test are then at most so many as
+    :func:`~kdcli.data.images.unlabelled.complete_unlabelled` leaves.
+
+    Args:
+        config: name, splits and labels.
+        seed: the run's; cuts the validation split and draws ``train_images``.
+
+    Raises:
+        UserError: as :func:`open_data`.
+    """
+    with reading(config.name):
+        official = _open(config, needs_labels=False)
+        deep_range, notes = find_range(official.train, config.deep_range)
+        if len(official.class_names) > 1 and any(label != UNLABELLED for label in official.train.labels):
+            return _with_range(complete(official, config, seed=seed), deep_range, notes)
+        for key in ("classes", "labels_per_class"):
+            if getattr(config, key) is not None:
+                raise UserError(f"data.{key} is set, and {config.name} has no classes.", "Leave it out.")
+        data = complete_unlabelled(official, config, None, uses_own_labels=False, seed=seed)
+        train, validation, test = (
+            None if source is None else source.take(range(len(source)), [0] * len(source))
+            for source in (data.train, data.validation, data.test)
+        )
+        assert train is not None
+        assert validation is not None
+        facts = replace(data.facts, num_labelled=data.facts.num_train)
+        return _with_range(ImageData(facts, train, validation, test), deep_range, notes)
 
 
 def _with_range(data: ImageData, deep_range: Range | None, notes: list[str]) -> ImageData:

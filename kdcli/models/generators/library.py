@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from kdcli.models.weights import Checkpoint
     from kdcli.projectors.maps import Projector
 
-_NAMES = ("resnet9", "resnet6", "unet", "mobile")
+_TRANSLATORS = ("resnet9", "resnet6", "unet", "mobile")
 """Generators that turn an image into another one."""
+_SAMPLERS = ("biggan32", "biggan64")
+"""Generators that turn random numbers into an image."""
+_NAMES = (*_TRANSLATORS, *_SAMPLERS)
 
 
 class Generators(Library):
@@ -67,50 +71,70 @@ class Generators(Library):
         self, place: Place, name: ModelName, config: TeacherConfig, *, task: TaskFacts, checkpoint: Checkpoint | None
     ) -> Model:
         """Load a network that was saved, or fits a checkpoint."""
-        from kdcli.models.generators import loading
+        from kdcli.models.generators import loading, sampler
 
+        if _is_sampler(place):
+            raise sampler.refused_teacher(place)
         return loading.load_teacher(place, name, config, checkpoint)
 
     def build(
         self, place: Place, config: StudentConfig, data: DataFacts, *, teacher: Model | None, like: Model | None
     ) -> Model:
         """Build a generator; of a folder with its weights where they are asked for."""
-        from kdcli.models.generators import loading
+        from kdcli.models.generators import loading, sampler
 
-        return loading.build_student(place, config, data, like)
+        room = sampler if _is_sampler(place) else loading
+        return room.build_student(place, config, data, like)
 
     def open(self, place: Place) -> Model:
         """Load a folder that kdcli saved."""
-        from kdcli.models.generators import loading
+        from kdcli.models.generators import loading, sampler
 
-        return loading.open_saved(place)
+        return (sampler if _is_sampler(place) else loading).open_saved(place)
 
     def arguments(self, place: Place) -> Mapping[str, Any]:
         """Return the arguments of what makes the network."""
-        from kdcli.models.generators import loading
+        from kdcli.models.generators import loading, sampler
 
-        return loading.settings_of(place)["arguments"]
+        settings = sampler.settings_of(place)[0] if _is_sampler(place) else loading.settings_of(place)
+        found: Mapping[str, Any] = settings["arguments"]
+        return found
 
     def reload(self, student: Model, folder: Path, *, projector: Projector | None) -> Iterable[Reloaded]:
-        """Load the folder by the Python file in it, on made-up images."""
-        from kdcli.models.generators import loading
+        """Load the folder by the Python file in it, on made-up images or numbers."""
+        from kdcli.models.generators import loading, sampler
 
-        yield loading.reload(student, folder)
+        yield (sampler if _network_of(folder) in _SAMPLERS else loading).reload(student, folder)
 
     def snippet(self, folder: Path, task: TaskFacts) -> str:
         """Return the lines that load the model by the file beside its weights."""
-        from kdcli.models.generators import loading
+        from kdcli.models.generators import loading, sampler
 
-        return loading.snippet(folder)
+        return (sampler if _network_of(folder) in _SAMPLERS else loading).snippet(folder)
 
     def small(self, task: TaskFacts) -> tuple[str, ...]:
         """Return the compact one."""
-        return (f"{self.prefix}:mobile",) if task.target == "image" else ()
+        found = {"image": (f"{self.prefix}:mobile",), "samples": (f"{self.prefix}:biggan32?channels=16",)}
+        return found.get(task.target, ())
 
     def shelf(self, task: TaskFacts) -> Shelf | None:
         """Return the networks, of the task that they are for."""
-        if task.target != "image":
+        if task.target not in ("image", "samples"):
             return None
         from kdcli.models.generators.shelf import GeneratorShelf
 
-        return GeneratorShelf(self.name, [f"{self.prefix}:{other}" for other in _NAMES])
+        names = _TRANSLATORS if task.target == "image" else _SAMPLERS
+        return GeneratorShelf(self.name, [f"{self.prefix}:{other}" for other in names])
+
+
+def _is_sampler(place: Place) -> bool:
+    network = place.architecture if place.folder is None else _network_of(place.folder)
+    return network in _SAMPLERS
+
+
+def _network_of(folder: Path) -> str:
+    """Return what the config of a folder calls the network; empty where it is damaged, which is told on loading."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["network"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from kdcli.models.generators.biggan import SAMPLERS, SIDES
 from kdcli.models.generators.loading import SIDE
 from kdcli.models.generators.networks import TRANSLATORS
 from kdcli.models.place import Place
@@ -29,6 +30,10 @@ class GeneratorShelf(Shelf):
 
     def build(self, place: Place, num_classes: int, size: int | None) -> Built:
         """Build it for square images."""
+        if (network := str(place.architecture)) in SAMPLERS:
+            sampler = SAMPLERS[network]().eval()
+            z = torch.randn(1, sampler.dim_z)
+            return Built(sampler, lambda: sampler(z), (SIDES[network],) * 2)
         side = size or SIDE
         module = TRANSLATORS[str(place.architecture)]().eval()
         image = torch.randn(1, 3, side, side)

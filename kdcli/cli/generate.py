@@ -1,0 +1,77 @@
+"""``kdcli generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|DIR", help="A run of image generation, or its exported folder.", show_default=False
+        ),
+    ],
+    number: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many images.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random numbers: the same seed gives the same images.")] = 0,
+    truncation: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=10,
+            help="Draw random numbers beyond it again: fewer odd images, and fewer kinds. By default none.",
+            show_default=False,
+        ),
+    ] = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="NAME|NUMBER",
+            help="Of all images; by default the generator's classes in turn.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to; by default RUN/generated.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although files of the run have changed; it is said.")
+    ] = False,
+) -> None:
+    """Make images by a finished generator: single PNG files, and a grid of them.
+
+    Each image is a function of seed, its number and its class, so that a longer series begins with the shorter one's.
+
+    Examples:
+
+        kdcli generate runs/digits --number 64
+
+        kdcli generate runs/cifar10 --number 100 --class horse --truncation 0.8 --output horses/
+    """
+    from kdcli.base.text import check_argument
+
+    for what, value in (("A run", name), ("--output", output), ("--class", class_name)):
+        if value is not None:
+            check_argument(what, value)
+    from kdcli.results.generate import GRID, Wish
+    from kdcli.results.generate import generate as make
+    from kdcli.terminal.console import show_lines, show_progress
+
+    wish = Wish(number, seed, truncation, class_name)
+    with show_progress() as advance:
+        folder, notes = make(
+            name,
+            wish,
+            output,
+            device=device,
+            batch_size=batch_size,
+            force=force,
+            progress=lambda done, total: advance("Making images", done, total),
+        )
+    show_lines([*notes, f"Wrote {number} image{'' if number == 1 else 's'} and {folder / GRID}."])

@@ -1,0 +1,1 @@
+"""Making images out of random numbers."""
