@@ -44,11 +44,8 @@ class Task(ABC):
             name: of its own; :meth:`row` says what its data and models are.
             facts: of another package's task, its row; None for one that is like a task of kdcli's.
             monitor: the metric that the best student is chosen by; higher is better; see :func:`rank_students`.
-    <<<<<<< HEAD
-            num_pictures: how many validation samples a run draws.
-    =======
-            reports_last: whether a run also reports its last student's metrics, beside the best one's.
-    >>>>>>> f456f5c (wip generate)
+        num_pictures: how many validation samples a run draws.
+        reports_last: whether a run also reports its last student's metrics, beside the best one's.
     """
 
     name: str
