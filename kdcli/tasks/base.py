@@ -37,13 +37,13 @@ DEFAULT_LOSS: Mapping[str, float] = MappingProxyType({})
 class Task(ABC):
     """What a student is trained to do: whatever depends on it, from opening the data to what is said of a student.
 
-        Args:
-            class_names: of the student's head, in order; empty where it has none.
+    Args:
+        class_names: of the student's head, in order; empty where it has none.
 
-        Attributes:
-            name: of its own; :meth:`row` says what its data and models are.
-            facts: of another package's task, its row; None for one that is like a task of kdcli's.
-            monitor: the metric that the best student is chosen by; higher is better; see :func:`rank_students`.
+    Attributes:
+        name: of its own; :meth:`row` says what its data and models are.
+        facts: of another package's task, its row; None for one that is like a task of kdcli's.
+        monitor: the metric that the best student is chosen by; higher is better; see :func:`rank_students`.
         num_pictures: how many validation samples a run draws.
         reports_last: whether a run also reports its last student's metrics, beside the best one's.
     """
