@@ -18,11 +18,10 @@ from kdcli.losses.normalize import full_precision, normalizer
 from kdcli.machine.seeding import draw
 from kdcli.methods.adversary import AdversarialMethod, Losses, Scene, turned
 from kdcli.methods.base import Context
+from kdcli.methods.critic import Critic, channels_like, normed
 from kdcli.methods.projected import Projected, ProjectedPair
 from kdcli.methods.share import Share
 from kdcli.models.base import Model
-from kdcli.models.generators.biggan import normed
-from kdcli.models.generators.critic import Critic, last_multiple
 from kdcli.projectors.maps import build_projector
 
 _REAL, _MADE = "real", "made"
@@ -53,7 +52,7 @@ class Gan(AdversarialMethod):
         self.options, self.seed = options, context.seed
         self.preprocessing = student.preprocessing
         side = student.preprocessing.image_size[0]
-        channels = options.channels or max(1, student.feature_dims["pooled"] // last_multiple(side))
+        channels = options.channels or channels_like(side, student.feature_dims["pooled"])
         self.is_conditional = bool(student.num_classes)
         self.student_reads = Reads(heads=(IMAGE,))
         self.taps = Reads((options.teacher_tap,))
@@ -73,8 +72,8 @@ class Gan(AdversarialMethod):
                 )
             if options.kd_dlgan:
                 self.kd_head = nn.Sequential(
-                    normed(nn.Linear(self.critic.width, width), spectral=True),
-                    normed(nn.Linear(width, width), spectral=True),
+                    normed(nn.Linear(self.critic.width, width)),
+                    normed(nn.Linear(width, width)),
                 )
         self.distance = _distance(options)
         self.register_buffer("lecam_state", losses.lecam_start())

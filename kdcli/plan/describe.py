@@ -14,7 +14,7 @@ from kdcli.base.facts import (
 from kdcli.base.reads import IMAGE
 from kdcli.base.tasks import TASKS
 from kdcli.base.text import human_count
-from kdcli.config.methods import AdversaryOptions, FeaturePair, MethodOptions
+from kdcli.config.methods import FeaturePair, MethodOptions
 from kdcli.config.methods.defaults import Programme
 from kdcli.config.run import RunConfig
 from kdcli.config.situation import Situation
@@ -205,7 +205,7 @@ def describe_costs(
     precision). The libraries' own workspace comes on top.
     """
     projectors = trainable_parameters - student.num_parameters
-    has_adversary = any(isinstance(options, AdversaryOptions) for options in config.methods or ())
+    has_adversary = any(options.has_adversary for options in config.methods or ())
     beside = "discriminators, projectors and the like" if has_adversary else "projectors"
     frozen = 0 if teacher is None else teacher.num_parameters
     activations = student.activation_bytes * config.train.batch_size / (1 if mixed_precision == "no" else 2)

@@ -26,3 +26,4 @@ class AdversaryOptions(MethodSection):
     """Steps of the adversary for each batch."""
 
     is_asked_for: ClassVar[bool] = False
+    has_adversary: ClassVar[bool] = True

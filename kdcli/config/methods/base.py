@@ -106,6 +106,8 @@ class MethodSection(Section):
     """Whether ``--feature-layers``, ``--feature-weight`` and ``--projector`` are about it."""
     why_no_projector: ClassVar[str] = ""
     """Why it has no option ``projector``: the end of a sentence that begins with its name."""
+    has_adversary: ClassVar[bool] = False
+    """Whether something is trained against the student, in a phase of its own."""
     projects_layers: ClassVar[bool] = True
     """Whether its projector is applied to the layers of ``pairs`` themselves."""
 

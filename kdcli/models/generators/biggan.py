@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 _FIRST = 4
 """Rows and columns that the random numbers are brought to."""
-WIDTHS = {32: (4, 4, 4, 4), 64: (16, 16, 8, 4, 2)}
+_WIDTHS = {32: (4, 4, 4, 4), 64: (16, 16, 8, 4, 2)}
 """Of images of this side: channels before the blocks and after each of them, in multiples of ``channels``."""
 
 
@@ -87,7 +87,7 @@ class BigGAN(nn.Module):
         if channels < 1 or dim_z < 1 or num_classes < 0:
             raise ValueError("channels and dim_z are at least 1, num_classes at least 0")
         self.side, self.dim_z, self.num_classes = side, dim_z, num_classes
-        first, *widths = (channels * multiple for multiple in WIDTHS[side])
+        first, *widths = (channels * multiple for multiple in _WIDTHS[side])
         self.first = normed(nn.Linear(dim_z, first * _FIRST**2), spectral=spectral)
         before = [first, *widths[:-1]]
         self.blocks = nn.ModuleList(

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from kdcli.models.generators.biggan import WIDTHS as GENERATOR_WIDTHS
-from kdcli.models.generators.biggan import normed
+from torch.nn.utils.parametrizations import spectral_norm
 
 _WIDTHS = {32: (4, 4, 4, 4), 64: (1, 2, 4, 8, 16)}
 """Of images of this side: channels after each block, in multiples of ``channels``."""
 _HALVED = {32: 2, 64: 4}
 """After so many of the first blocks the sides are halved."""
+_GENERATORS = {32: 4, 64: 2}
+"""Channels of the generator's last block for such images, in multiples of its own ``channels``."""
+
+
+def normed(layer: nn.Module) -> nn.Module:
+    """Return a layer whose weight is over its largest singular value (arXiv 1802.05957); it starts at N(0, 0.02)."""
+    nn.init.normal_(layer.weight, 0.0, 0.02)  # type: ignore[arg-type]
+    if getattr(layer, "bias", None) is not None:
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return spectral_norm(layer)
 
 
 class DownBlock(nn.Module):
@@ -20,10 +28,10 @@ class DownBlock(nn.Module):
     def __init__(self, width: int, wanted: int, *, is_first: bool, halves: bool) -> None:
         super().__init__()
         self.is_first, self.halves = is_first, halves
-        self.conv1 = normed(nn.Conv2d(width, wanted, 3, padding=1), spectral=True)
-        self.conv2 = normed(nn.Conv2d(wanted, wanted, 3, padding=1), spectral=True)
+        self.conv1 = normed(nn.Conv2d(width, wanted, 3, padding=1))
+        self.conv2 = normed(nn.Conv2d(wanted, wanted, 3, padding=1))
         is_kept = width == wanted and not halves
-        self.skip = nn.Identity() if is_kept else normed(nn.Conv2d(width, wanted, 1), spectral=True)
+        self.skip = nn.Identity() if is_kept else normed(nn.Conv2d(width, wanted, 1))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return maps (B, wanted, H, W), or half as high and wide."""
@@ -62,8 +70,8 @@ class Critic(nn.Module):
             for number, (width, wanted) in enumerate(zip(before, widths, strict=True))
         )
         self.width = widths[-1]
-        self.score = normed(nn.Linear(self.width, 1), spectral=True)
-        self.classes = normed(nn.Embedding(num_classes, self.width), spectral=True) if num_classes else None
+        self.score = normed(nn.Linear(self.width, 1))
+        self.classes = normed(nn.Embedding(num_classes, self.width)) if num_classes else None
 
     def features(self, images: Tensor) -> Tensor:
         """Return (B, width), summed over positions, of images (B, 3, H, W) from -1 to 1."""
@@ -85,6 +93,11 @@ class Critic(nn.Module):
         return found
 
 
-def last_multiple(side: int) -> int:
-    """Return the width of the last block of the generator for images of this side, in multiples of its channels."""
-    return GENERATOR_WIDTHS[side][-1]
+def channels_like(side: int, width: int) -> int:
+    """Return the channels of a discriminator that is as wide as a generator.
+
+    Args:
+        side: of the images.
+        width: of the maps that the generator makes its images of.
+    """
+    return max(1, width // _GENERATORS[side])
