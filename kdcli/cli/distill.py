@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -73,7 +74,7 @@ def distill(
         typer.Option(
             help="demo:digits, demo:scenes, torchvision:NAME, hf:org/name, or a folder (class folders, parquet,"
             " arrow; images with masks, depth or boxes); texts, and lists of images with masks, depth or boxes, also"
-            " as csv, jsonl or txt.",
+            " as csv, jsonl or txt. Without it, and without a recipe, the task's demo data.",
             autocompletion=complete.data,
         ),
         Sets("data.name"),
@@ -352,6 +353,8 @@ def distill(
 
         kdcli distill --recipe quickstart
 
+        kdcli distill --teacher resnet50 --student resnet18
+
         kdcli distill --teacher resnet50 --student mobilenetv3_small_050 --data photos/
 
         kdcli distill --teacher resnet50 --student 'teacher?layers=2&width=0.5' --data photos/
@@ -377,8 +380,14 @@ def distill(
     values = apply_overrides(values, overrides)
     for key, value in given.items():
         values = set_key(values, key.split("."), value)
-    _check_complete(values, is_stored=recipe is not None or resume is not None)
+    is_stored = recipe is not None or resume is not None
+    is_demo = not is_stored and _wants_demo(values)
+    if is_demo:
+        values = {**values, "data": TASKS[values.get("task", DEFAULT_TASK)].demo}
+    _check_complete(values, is_stored=is_stored)
     config = parse_config(values, source=source)
+    if is_demo:
+        _tell_demo(config, log_format=log_format, quiet=quiet)
     from kdcli.experiments.distill import Output
 
     shown = Output("json" if log_format == "json" else "plain" if log_format == "plain" else "auto", quiet)
@@ -401,6 +410,35 @@ def _stored_values(recipe: str | None, resume: Path | None, *, force: bool) -> t
     return {}, "the options"
 
 
+def _wants_demo(values: dict[str, Any]) -> bool:
+    """Whether models are named and nothing at all is said of data, for a task of kdcli's that has some embedded."""
+    task = values.get("task", DEFAULT_TASK)
+    named = all(values.get(name) for name in ("teacher", "student"))
+    return (
+        named
+        and not {"data", "eval_data"} & values.keys()
+        and isinstance(task, str)
+        and task in TASKS
+        and bool(TASKS[task].demo)
+    )
+
+
+def _tell_demo(config: RunConfig, *, log_format: str, quiet: bool) -> None:
+    """Say on the first line that the data are the task's demo; in JSON as an event."""
+    from kdcli.machine.launch import rank
+    from kdcli.terminal.console import show_lines, show_note
+
+    told = f"No --data: taking {config.data.name}, the demo data of {config.task}. Name yours with --data."
+    if rank() != 0:
+        return
+    if log_format == "json":
+        typer.echo(json.dumps({"event": "demo", "data": config.data.name, "note": told}))
+    elif quiet:
+        show_note(told)
+    else:
+        show_lines([told])
+
+
 def _check_complete(values: dict[str, Any], *, is_stored: bool) -> None:
     """Refuse half of the options of episodes, and a run of no recipe that lacks a model or data."""
     drawn = values.get("episodes")
@@ -411,7 +449,8 @@ def _check_complete(values: dict[str, Any], *, is_stored: bool) -> None:
             " (--shots).",
             "For example: --ways 5 --shots 10",
         )
-    missing = [name for name in ("teacher", "student", "data") if not values.get(name)]
+    said = {name: values.get(name) for name in ("teacher", "student", "data")}
+    missing = [name for name, value in said.items() if not value or (isinstance(value, dict) and "name" not in value)]
     if missing and not is_stored:
         raise UserError(
             f"Say what to distil: {', '.join('--' + name for name in missing)} is missing.",

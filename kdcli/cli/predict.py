@@ -8,18 +8,20 @@ from typing import Annotated
 import typer
 
 from kdcli.cli import complete
+from kdcli.cli.newest import run_and_inputs
 
 
 def predict(
     name: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="RUN|MODEL",
-            help="A run folder of kdcli distill, or a model as for evaluate.",
+            help="A run folder of kdcli distill, or a model as for evaluate; by default the newest finished run under"
+            " runs/.",
             show_default=False,
             autocompletion=complete.models,
         ),
-    ],
+    ] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -106,6 +108,8 @@ def predict(
 
         kdcli predict runs/quickstart photos/ --top 3
 
+        kdcli predict photos/
+
         kdcli predict runs/reviews --text "Not a dull moment." --teacher
 
         kdcli predict runs/scenes holiday.jpg --output pictures/
@@ -114,6 +118,7 @@ def predict(
     """
     from kdcli.base.text import check_argument
 
+    name, inputs = run_and_inputs([word for word in (name, *(inputs or ())) if word is not None])
     named = (("A run or model", (name, *(against or ()))), ("An input", inputs or ()), ("--output", (output,)))
     for what, values in (*named, ("--teacher-weights", (teacher_weights,))):
         for value in values:

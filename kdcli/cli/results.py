@@ -9,16 +9,20 @@ import typer
 
 from kdcli.base.errors import UserError
 from kdcli.cli import complete
+from kdcli.cli.newest import newest_or
 from kdcli.cli.runs import show_wide_table
 
 
 def export(
     run: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            metavar="RUN", help="A run folder of kdcli distill.", show_default=False, autocompletion=complete.runs
+            metavar="RUN",
+            help="A run folder of kdcli distill; the newest finished one under runs/ by default.",
+            show_default=False,
+            autocompletion=complete.runs,
         ),
-    ],
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to write; RUN/export by default.", show_default=False)
     ] = None,
@@ -53,6 +57,7 @@ def export(
             f"There is no format {short_repr(format_)}. {did_you_mean(format_, formats)}".rstrip(),
             "Use safetensors or onnx.",
         )
+    run = newest_or(run)
     opened = RunFolder.open(run, force=force)
     target = output or run / "export"
     check_argument("--output", target)
@@ -68,14 +73,14 @@ def export(
 
 def analyze_projector(
     runs: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Run folders of kdcli distill, or of kdcli sweep.",
+            help="Run folders of kdcli distill, or of kdcli sweep; the newest finished run under runs/ by default.",
             show_default=False,
             autocompletion=complete.runs,
         ),
-    ],
+    ] = None,
     split: Annotated[
         str,
         typer.Option(
@@ -115,7 +120,7 @@ def analyze_projector(
     from kdcli.runs.folder import RunFolder
     from kdcli.terminal.console import console, show_lines, show_table
 
-    opened = [RunFolder.open(run, force=force) for run in find_runs(runs)]
+    opened = [RunFolder.open(run, force=force) for run in find_runs(runs or [newest_or(None)])]
     from kdcli.results.analyze import analyze_run, choose_projectors, compare_projectors, tables
     from kdcli.results.ranks import tabulate
 
@@ -146,14 +151,15 @@ def analyze_projector(
 
 def evaluate(
     name: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="RUN|MODEL",
-            help="A run folder of kdcli distill, or the name of a model.",
+            help="A run folder of kdcli distill, or the name of a model; by default the newest finished run under"
+            " runs/.",
             show_default=False,
             autocompletion=complete.models,
         ),
-    ],
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -258,6 +264,7 @@ def evaluate(
     """
     from kdcli.base.text import check_argument
 
+    name = str(newest_or(None)) if name is None else name
     named = (("A run or model", (name, *(against or ()))), ("--data", (data,)), ("--output", (output,)))
     for what, values in (*named, ("--teacher-weights", (teacher_weights,))):
         for value in values:

@@ -25,6 +25,30 @@ def is_remains(path: Path) -> bool:
     return all(entry.name in _REMAINS or is_leftover(entry) for entry in path.iterdir())
 
 
+RUNS = Path("runs")
+"""Where runs are that no place was named for."""
+_DEPTH = 4
+"""Folders below :data:`RUNS` that a run's may be: ``sweeps/NAME/VARIANT/seed-S``."""
+_PARTS = ("baseline", "embedding")
+
+
+def newest_run(root: Path = RUNS) -> Path:
+    """Return the run below ``root`` that was finished last; a part of a run, such as its baseline, is none.
+
+    Raises:
+        UserError: there is none.
+    """
+    with reading(root):
+        found = [file for depth in range(1, _DEPTH + 1) for file in root.glob("*/" * depth + "result.json")]
+        runs = {file.parent: file.stat().st_mtime_ns for file in found if file.parent.name not in _PARTS}
+    if not runs:
+        raise UserError(
+            f"No run is named, and there is no finished one under {root}/.",
+            "Name a run's folder, or make one: kdcli distill --recipe quickstart",
+        )
+    return max(runs, key=lambda run: (runs[run], str(run)))
+
+
 def free_folder(path: Path) -> Path:
     """Return ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
     number, free = 2, path
