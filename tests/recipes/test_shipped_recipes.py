@@ -19,7 +19,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in list_recipes()
     if not recipe.name.startswith(
-        ("claims/", "text/", "object-detection/", "semantic-segmentation/", "depth-estimation/")
+        ("claims/", "text/", "object-detection/", "semantic-segmentation/", "depth-estimation/", "image-generation/")
     )
 }
 """But for those of ``claims/``, texts and dense tasks, which have tests of their own."""
