@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Weight = Annotated[float, Field(ge=0)]
 
 
-def _as_policy(value: Any) -> Any:
+def _from_name(value: Any) -> Any:
     """Return ``translation,cutout`` as a list, ``none`` as an empty one."""
     if isinstance(value, str):
         return [] if value.strip() in ("", "none") else [part.strip() for part in value.split(",")]
@@ -46,7 +46,7 @@ class GanOptions(AdversaryOptions):
     """Of both sides."""
     channels: Count | None = None
     """Of the discriminator: its narrowest multiple, by default the generator's; BigGAN has 64 for CIFAR."""
-    diff_augment: Annotated[tuple[DiffAugmentName, ...], BeforeValidator(_as_policy)] = ()
+    diff_augment: Annotated[tuple[DiffAugmentName, ...], BeforeValidator(_from_name)] = ()
     """DiffAugment's policy, in order, as a list or ``translation,cutout``: what is done to every image before the
     discriminator sees it. By default nothing."""
     lecam: Weight = 0.0
