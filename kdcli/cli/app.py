@@ -17,6 +17,7 @@ from kdcli.cli.guide import guide
 from kdcli.cli.models import models_app
 from kdcli.cli.predict import predict
 from kdcli.cli.recipes import recipes_app
+from kdcli.cli.report import report
 from kdcli.cli.results import analyze_projector, evaluate, export
 from kdcli.cli.runs import compare, sweep
 from kdcli.terminal.library_messages import library_messages
@@ -31,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=Command, epilog=MORE_EXAMPLES)(distill)
-for command in (sweep, export, analyze_projector, compare, evaluate, predict, generate, guide, doctor):
+for command in (sweep, export, analyze_projector, compare, evaluate, predict, generate, report, guide, doctor):
     app.command(cls=Command)(command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(models_app, name="models")

@@ -24,6 +24,7 @@ from kdcli.machine.team import Team
 from kdcli.results.card import model_card
 from kdcli.results.drawn import draw_run
 from kdcli.results.outcome import compare_with_alone, lines_of, show_difference
+from kdcli.results.report.runs import leave_report
 from kdcli.results.snapshots import Snapshots
 from kdcli.runs.checkpoint import Checkpoints
 from kdcli.runs.folder import SAMPLES, RunFolder
@@ -120,6 +121,7 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
                 results["student alone"] = _train_alone(job.config, run, command=command, output=output)
                 _compare(results, run)
             _show_results(results, run, output)
+            show_lines(leave_report(run) if rank() == 0 else ())
     return stop.code
 
 
@@ -192,6 +194,7 @@ def resume_run(
             results["student alone"] = _train_alone(config, run, command=command, output=output)
             _compare(results, run)
         _show_results(results, run, output)
+        show_lines(leave_report(run) if rank() == 0 else ())
     return stop.code
 
 

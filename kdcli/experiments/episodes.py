@@ -27,6 +27,7 @@ from kdcli.machine.control import Control, Every, Stopped
 from kdcli.machine.devices import make_accelerator
 from kdcli.results.card import episodes_card
 from kdcli.results.compare import summarize
+from kdcli.results.report.runs import leave_report
 from kdcli.runs.folder import RunFolder
 from kdcli.runs.places import check_new_folder, free_folder
 from kdcli.statistics.intervals import confidence_interval
@@ -205,7 +206,9 @@ def _go_through(setting: Setting, run: RunFolder, lines: list[_Line], record: Re
                 obey()
     result = summarize_episodes([line.accuracy for line in lines])
     show_lines(run.write_card(episodes_card(run, result, arms=ARMS)))
-    return run.write_result(result.model_copy(update=record.of_result()))
+    result = run.write_result(result.model_copy(update=record.of_result()))
+    show_lines(leave_report(run))
+    return result
 
 
 def summarize_episodes(accuracies: Sequence[dict[str, float]]) -> EpisodesResult:

@@ -13,7 +13,7 @@ from kdcli.config.methods import FeaturePair, MethodOptions, find_choice
 from kdcli.config.methods.defaults import (
     COMMON_LOGITS,
     DENSE_FEATURES,
-    DENSE_TEACHER_FREE,
+    DENSE_TEACHER_FREE_REASON,
     FEATURES,
     LABELS,
     MATCHED_REASON,
@@ -151,8 +151,10 @@ def _choose_methods(situation: Situation) -> Methods:
         return tuple(methods), decisions
     if situation.teacher is None:
         check_no_teacher(config)
-        spectral = DENSE_TEACHER_FREE if situation.data.labels.is_dense else TEACHER_FREE
-        return (*methods, spectral), [*decisions, describe_method(spectral, TEACHER_FREE_REASON, situation)]
+        if situation.data.labels.is_dense:
+            off = Decision("spectral regularisation", "off", DENSE_TEACHER_FREE_REASON)
+            return tuple(methods), [*decisions, off]
+        return (*methods, TEACHER_FREE), [*decisions, describe_method(TEACHER_FREE, TEACHER_FREE_REASON, situation)]
     if config.projector == "none":
         check_no_features(config)
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))
@@ -280,6 +282,8 @@ def _one_method(situation: Situation, name: str) -> Methods:
     if choice.options is None:
         return tuple(methods), decisions
     options, asked = choice.options, choice.reason
+    if situation.data.labels.is_dense and "reads" in type(options).model_fields:
+        options = options.model_copy(update={"reads": "maps"})  # labels say where in an image something is
     if config.projector != "auto" and config.projector != "none":
         # The paper's weight is for other features than the standardised ones.
         ratio = _defaults(situation)[_setting(situation)].options.weight if methods else None

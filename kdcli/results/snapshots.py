@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,8 +34,13 @@ def shown_samples(job: Job) -> AnyBatch:
     labelled = [index for index, label in enumerate(source.labels) if label != UNLABELLED]
     places = labelled or range(len(source))
     number = min(job.task.num_pictures, len(places))
-    taken = source.take([places[place * len(places) // number] for place in range(number)])
-    batch: AnyBatch = next(iter(taken.eval_batches(Loading(number, workers=0), job.shared_preprocessing())))
+    return validation_batch(job, [places[place * len(places) // number] for place in range(number)])
+
+
+def validation_batch(job: Job, places: Sequence[int]) -> AnyBatch:
+    """Return validation samples by their places in the split, as in training but for augmentation."""
+    taken = job.data.validation.take(places)
+    batch: AnyBatch = next(iter(taken.eval_batches(Loading(len(places), workers=0), job.shared_preprocessing())))
     return batch
 
 

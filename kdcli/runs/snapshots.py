@@ -11,6 +11,8 @@ from pathlib import Path
 
 from kdcli.base.files import clear_os_errors
 
+WORST = "worst.png"
+"""The validation samples that the best student is worst at; without a checksum, too."""
 FOLDER = "samples"
 STRIP = "samples_over_time.png"
 _NAME = re.compile(r"step-(\d+)\.png")

@@ -59,10 +59,14 @@ def teacher(kdcli):
     return "teacher"
 
 
+SAME = ("--epochs", "2", "--projector", "orthogonal")
+"""With the features of a teacher of the same task, which the plan leaves out by itself."""
+
+
 @pytest.fixture(scope="module")
 def same(kdcli, teacher):
     """A run with a teacher of the same task, its plan as printed."""
-    out = kdcli("distill", "--teacher", teacher, *STUDENT, *DATA, *FAST, "--epochs", "2", "--output", "same")
+    out = kdcli("distill", "--teacher", teacher, *STUDENT, *DATA, *FAST, *SAME, "--output", "same")
     return kdcli.cwd / "same", out
 
 
@@ -137,7 +141,7 @@ def test_resumed_it_is_the_same_to_the_bit(kdcli, teacher, same, monkeypatch):
         if self.step == 4:
             raise Interrupt
 
-    options = ("--teacher", teacher, *STUDENT, *DATA, *FAST, "--epochs", "2", "--output", "cut")
+    options = ("--teacher", teacher, *STUDENT, *DATA, *FAST, *SAME, "--output", "cut")
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", train_step)
         with pytest.raises(Interrupt):
@@ -198,7 +202,9 @@ def test_a_picture_that_fails_does_not_lose_the_run(kdcli, teacher, monkeypatch)
 
     monkeypatch.setattr(Ink, "pictures", pictures)
     out = kdcli("distill", "--teacher", "none", *STUDENT, *DATA, *FAST, "--epochs", "1", "--output", "undrawn")
-    assert "samples.png could not be drawn, all else of the run is complete: ValueError" in " ".join(out.split())
+    assert "samples.png and worst.png could not be drawn, all else of the run is complete: ValueError" in " ".join(
+        out.split()
+    )
     run = kdcli.cwd / "undrawn"
     assert not (run / "samples.png").exists()
     assert "samples.png" not in (run / "README.md").read_text()

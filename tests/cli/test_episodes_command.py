@@ -48,7 +48,16 @@ def whole(tmp_path_factory, run_cli_in):
 
 def test_the_run_folder(whole):
     run, stdout = whole
-    files = {"config.yaml", "plan.json", "data.jsonl.gz", "episodes.jsonl", "result.json", "README.md", ".lock"}
+    files = {
+        "config.yaml",
+        "plan.json",
+        "data.jsonl.gz",
+        "episodes.jsonl",
+        "result.json",
+        "README.md",
+        "report.html",
+        ".lock",
+    }
     assert {file.name for file in run.iterdir()} == files
     assert yaml.safe_load((run / "config.yaml").read_text())["episodes"] == {
         "ways": 3,

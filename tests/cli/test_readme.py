@@ -120,6 +120,7 @@ SUBSTITUTES = {
     ("--output", "deploy"): "deploy",
     ("--output", "comparison"): "comparison",
     ("--output", "predictions.csv"): "predictions.csv",
+    ("--output", "both.html"): "both.html",
     ("--top", "3"): "3",
     ("--against", "runs/quickstart/baseline"): "runs/quickstart/baseline",
     ("--student", "vit_tiny_patch16_224?depth=4&embed_dim=96"): "test_vit?depth=2&embed_dim=96",

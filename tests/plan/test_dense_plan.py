@@ -107,8 +107,13 @@ def test_the_last_map_with_a_sixteenth_of_the_sides_takes_part(teacher):
     assert features(plan(PIXELS, teacher=teacher, student=dilated, relation="cross")).student_tap == "pooled"
 
 
-def test_without_a_teacher_spectra_are_of_maps():
-    assert method(plan(PIXELS, teacher=None), "spectral_regularization").reads == "maps"
+def test_without_a_teacher_labels_are_alone_and_spectra_of_maps_for_the_asking():
+    made = plan(PIXELS, teacher=None)
+    assert [options.method for options in made.methods] == ["supervised"]
+    assert next(decision for decision in made.decisions if decision.name == "spectral regularisation").value == "off"
+    assert (
+        method(plan(PIXELS, teacher=None, method="spectral_regularization"), "spectral_regularization").reads == "maps"
+    )
 
 
 def test_two_detectors_of_the_same_classes_meet_at_each_level():

@@ -132,8 +132,12 @@ SAME_DEPTH = DenseRegressionOptions(weight=0.5)
 """The loss on depth where the teacher gives it too."""
 TEACHER_FREE = SpectralOptions(weight=0.03, weighting="gradient")
 """The loss beside that on the labels, where there is no teacher."""
-DENSE_TEACHER_FREE = TEACHER_FREE.model_copy(update={"reads": "maps"})
-"""The same of dense labels."""
+DENSE_TEACHER_FREE_REASON = (
+    "Without a teacher labels of pixels, depths and boxes are trained on alone: suppressing the least significant"
+    " directions of the maps did masks no certain good and cost depth up to a point (recipes/claims)."
+    " --method spectral_regularization adds it."
+)
+"""Why it is left out for dense labels."""
 TEACHER_FREE_REASON = (
     "Without a teacher the student's least significant directions are suppressed (Learning to Project)."
     + WEIGHTING_REASON.format(weight=TEACHER_FREE.weight)
