@@ -49,6 +49,8 @@ class OptimConfig(Section):
     """Of ``step``."""
     warmup: Fraction = 0.05
     """Share of all steps."""
+    hold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of all steps at the peak rate, after the warm-up and before a rate that falls begins to."""
     min_lr_ratio: Fraction = 0.01
     """The rate at the end, as a share of ``lr``."""
     clip_grad: Positive | None = 1.0
@@ -62,6 +64,10 @@ class OptimConfig(Section):
             raise ValueError(f"decay_rate is for schedule: step{'; poly has power' if self.schedule == 'poly' else ''}")
         if self.milestones is not None and self.schedule != "step":
             raise ValueError("milestones are for schedule: step")
+        if self.hold and self.schedule in ("step", "constant"):
+            raise ValueError("hold is for rates that fall all the time: schedule cosine, linear or poly")
+        if self.warmup + self.hold > 1:
+            raise ValueError(f"warmup {self.warmup:g} and hold {self.hold:g} are more than all steps")
         if list(self.milestones or ()) != sorted(set(self.milestones or ())):
             raise ValueError("milestones go up")
         return self

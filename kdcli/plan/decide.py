@@ -24,10 +24,12 @@ from kdcli.config.methods.defaults import (
     SAME_DEPTH,
     SAMPLES,
     SAMPLES_REASON,
+    SAME_IMAGE,
     SEEN,
     STANDARDIZE_REASON,
     TEACHER_FREE,
     TEACHER_FREE_REASON,
+    UNPAIRED,
     UNSMOOTHED_LABELS,
     WEIGHTING_REASON,
     FeatureDefault,
@@ -173,6 +175,9 @@ def _choose_methods(situation: Situation) -> Methods:
         options = SAME_DEPTH.settled(situation)
         methods.append(options)
         return tuple(methods), [*decisions, describe_method(options, "Both models give depth.", situation)]
+    if evidence.relation == "same" and situation.data.label_kind in ("image", "unpaired"):
+        methods.append(SAME_IMAGE)
+        return tuple(methods), [*decisions, describe_method(SAME_IMAGE, "Both models make images.", situation)]
     why = f"The relation is {evidence.relation}: {_why_no_logits(situation)}."
     if config.projector == "none":
         raise UserError(
@@ -263,6 +268,10 @@ def _labels(situation: Situation) -> tuple[list[MethodOptions], list[Decision]]:
         return [], []
     if data.label_kind == "samples":
         return [SAMPLES], [describe_method(SAMPLES, SAMPLES_REASON, situation)]
+    if data.label_kind == "unpaired":
+        unpaired = UNPAIRED.settled(situation)
+        reason = "Images of two kinds without pairs: what is made has to look like the other kind, and to come back."
+        return [unpaired], [describe_method(unpaired, reason, situation)]
     options = LABELS if data.labels.is_smoothed else UNSMOOTHED_LABELS
     reason = f"{data.num_labelled} of {data.num_train} training {data.noun}s have labels."
     if data.label_kind == "tokens":

@@ -71,10 +71,11 @@ def make_schedule(optimizer: Optimizer, optim: OptimConfig, updates: int) -> Any
         "constant": ("step", {"decay_rate": 1.0}),
     }
     name, extra = choices[optim.schedule]
+    held = round(optim.hold * updates)
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=name,
-        num_epochs=updates,
+        num_epochs=updates - held,
         updates_per_epoch=1,
         step_on_epochs=False,
         warmup_epochs=round(optim.warmup * updates),
@@ -83,4 +84,22 @@ def make_schedule(optimizer: Optimizer, optim: OptimConfig, updates: int) -> Any
         **extra,
     )
     schedule.step_update(0)
-    return schedule
+    return _Held(schedule, round(optim.warmup * updates), held) if held else schedule
+
+
+class _Held:
+    """A schedule that stands still for a while.
+
+    Args:
+        schedule: timm's, over the other steps.
+        start: the step at which it stands.
+        steps: for how many.
+    """
+
+    def __init__(self, schedule: Any, start: int, steps: int) -> None:
+        self._schedule, self._start, self._steps = schedule, start, steps
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the rates to those after so many optimiser steps."""
+        passed = min(max(num_updates - self._start, 0), self._steps)
+        self._schedule.step_update(num_updates - passed)

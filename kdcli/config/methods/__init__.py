@@ -24,6 +24,7 @@ from kdcli.config.methods.dense import (
 from kdcli.config.methods.depth import DenseRegressionOptions
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
 from kdcli.config.methods.generation import GanOptions
+from kdcli.config.methods.images import AdversarialOptions, CycleGANOptions, ImageRegressionOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.layers import (
     AttentionTransferOptions,
@@ -53,6 +54,7 @@ from kdcli.config.methods.registry import (
 
 __all__ = [
     "METHODS",
+    "AdversarialOptions",
     "AdversaryOptions",
     "AttentionTransferOptions",
     "CIRKDOptions",
@@ -60,6 +62,7 @@ __all__ = [
     "CWDLogitsOptions",
     "CWDOptions",
     "CorrelationCongruenceOptions",
+    "CycleGANOptions",
     "DISTOptions",
     "DKDOptions",
     "DeiTOptions",
@@ -69,6 +72,7 @@ __all__ = [
     "FitNetOptions",
     "GanOptions",
     "IFVDOptions",
+    "ImageRegressionOptions",
     "LayerOptions",
     "LocalClassifierOptions",
     "LogitKDOptions",

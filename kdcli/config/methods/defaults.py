@@ -14,6 +14,7 @@ from kdcli.config.methods.base import INVERTED_RATE, MethodSection
 from kdcli.config.methods.depth import DenseRegressionOptions
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
 from kdcli.config.methods.generation import GanOptions
+from kdcli.config.methods.images import CycleGANOptions, ImageRegressionOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.logits import LogitKDOptions
 from kdcli.config.methods.refilled import LocalClassifierOptions
@@ -130,6 +131,10 @@ COMMON_LOGITS = LogitKDOptions()
 """The loss on logits over common labels."""
 SAME_DEPTH = DenseRegressionOptions(weight=0.5)
 """The loss on depth where the teacher gives it too."""
+SAME_IMAGE = ImageRegressionOptions(weight=0.5)
+"""The loss on images where the teacher makes some too."""
+UNPAIRED = CycleGANOptions()
+"""What images of two kinds without pairs are learnt by, in place of a loss on labels."""
 TEACHER_FREE = SpectralOptions(weight=0.03, weighting="gradient")
 """The loss beside that on the labels, where there is no teacher."""
 DENSE_TEACHER_FREE_REASON = (

@@ -74,6 +74,12 @@ class SupervisedOptions(MethodSection):
 
     def check(self, situation: Situation) -> None:
         """Refuse also losses that the task does not have, and to smooth labels where nothing reads it."""
+        if situation.data.label_kind == "unpaired":
+            raise UserError(
+                f"{situation.key}: {self.method} compares an image with its own target, and these are images of two"
+                " kinds without pairs.",
+                "Use cycle_gan in its place, or data whose images have targets.",
+            )
         super().check(situation)
         key, row = situation.key, TASKS[situation.data.task]
         losses = row.losses or situation.student.losses

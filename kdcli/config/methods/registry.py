@@ -24,6 +24,7 @@ from kdcli.config.methods.dense import (
 from kdcli.config.methods.depth import DenseRegressionOptions
 from kdcli.config.methods.features import ProjectionOptions, SpectralOptions
 from kdcli.config.methods.generation import GanOptions
+from kdcli.config.methods.images import AdversarialOptions, CycleGANOptions, ImageRegressionOptions
 from kdcli.config.methods.labels import SupervisedOptions
 from kdcli.config.methods.layers import (
     AttentionTransferOptions,
@@ -74,6 +75,9 @@ METHODS: dict[str, type[MethodSection]] = {
         FGDOptions,
         MGDOptions,
         GanOptions,
+        ImageRegressionOptions,
+        AdversarialOptions,
+        CycleGANOptions,
     )
 }
 """The options of every method of kdcli by its name; :func:`find_method` also knows those of other packages."""

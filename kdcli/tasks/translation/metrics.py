@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor
 from kdcli import losses
 from kdcli.base.errors import UserError
 from kdcli.data import AnyBatch
+from kdcli.data.batch import EVALUATION
 from kdcli.data.images.pictures import as_pixels
 from kdcli.machine.team import Team
+from kdcli.tasks.generative.extractor import ImageDistances
 from kdcli.tasks.meters import SampleSums
 from kdcli.tasks.translation.task import is_known, target_at
 
@@ -111,6 +115,88 @@ class PairReport:
     def agreement(self, other: Any) -> float | None:
         """Return the share of pixels, on a grid of at most 32 x 32 of an image, whose colours are nearly the same."""
         return agreement_of(self._found, other._found)
+
+
+class KindMeter:
+    """FID, KID, precision and recall of what is made of images A, against images B, by the features of an extractor.
+
+    Args:
+        distances: collects the features of all processes.
+        monitor: the metric that is the FID with another sign.
+    """
+
+    def __init__(self, distances: ImageDistances, monitor: str) -> None:
+        self._distances, self._monitor = distances, monitor
+
+    def update(self, outputs: Tensor, batch: AnyBatch) -> SampleSums:
+        """Add images (B, 3, h, w), and those of the other kind beside them; none is counted twice."""
+        add_kinds(self._distances, outputs, batch)
+        return {}
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics; ``loss`` is the FID.
+
+        Raises:
+            UserError: there are fewer than two images of a kind.
+        """
+        found = self._distances.compute()
+        return {**found, "loss": -found[self._monitor]}
+
+
+class KindReport:
+    """The same metrics of a finished model, and some of its pixels for a comparison with another one's.
+
+    Args:
+        distances: collects the features of this process.
+        keys: which metrics.
+    """
+
+    def __init__(self, distances: ImageDistances, keys: Sequence[str]) -> None:
+        self._distances, self._keys = distances, keys
+        self._found: list[Tensor] = []
+        self._count = 0
+
+    def update(self, outputs: Tensor, batch: AnyBatch) -> None:
+        """Add images (B, 3, h, w), and those of the other kind beside them."""
+        self._count += add_kinds(self._distances, outputs, batch)
+        self._found.append(some_pixels(outputs))
+
+    def compute(self) -> dict[str, Any]:
+        """Return every metric; NaN of those that take more images.
+
+        Raises:
+            UserError: there are fewer than two images of a kind.
+        """
+        found = self._distances.compute()
+        return {key: found.get(key, math.nan) for key in self._keys}
+
+    def counts(self) -> list[int]:
+        """Return how many images were made."""
+        return [self._count]
+
+    def notes(self, name: str) -> list[str]:
+        """Say nothing."""
+        return []
+
+    def agreement(self, other: Any) -> float | None:
+        """Return the share of pixels, on a grid of at most 32 x 32 of an image, whose colours are nearly the same."""
+        return agreement_of(self._found, other._found)
+
+
+def add_kinds(distances: ImageDistances, outputs: Tensor, batch: AnyBatch) -> int:
+    """Add a batch to both sides of the distances, each image once; return how many were made.
+
+    Where there are more images of the other kind, those that are translated are repeated, and the repetitions are left
+    out; where there are fewer, the targets beside the last ones are not known.
+    """
+    is_first, known = batch.view == EVALUATION, is_known(batch.targets)
+    if is_first.any():
+        distances.add_generated(outputs[is_first], batch.samples[is_first])
+    if known.any():
+        # In the order of the other kind's images: each is beside one sample, or one of its repetitions.
+        order = batch.samples + (EVALUATION - batch.view) * 2**32
+        distances.add_real(target_at(batch.targets, outputs)[known], order[known])
+    return int(is_first.sum())
 
 
 def some_pixels(outputs: Tensor) -> Tensor:

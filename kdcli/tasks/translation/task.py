@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -10,17 +11,18 @@ from torch import Tensor
 
 from kdcli import losses
 from kdcli.base.errors import UserError
-from kdcli.base.facts import DataFacts, ModelFacts
+from kdcli.base.facts import DataFacts, ExtractorFacts, ModelFacts
 from kdcli.base.reads import IMAGE, Reads
 from kdcli.config.data import DataConfig
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, Batch, open_translation
 from kdcli.data.images.decode import Range
-from kdcli.machine.team import Team
+from kdcli.machine.team import ALONE, Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
 from kdcli.tasks.answers import Answers, Choice
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Cut, ImageTask
+from kdcli.tasks.generative.extractor import Extractor, ImageDistances
 from kdcli.tasks.meters import Meter
 from kdcli.tasks.reports import Layout, Panel, Report
 
@@ -35,24 +37,33 @@ class ImageTranslation(ImageTask):
 
     Args:
         is_paired: whether every image has its own target.
+        extractor: by whose features images without pairs are compared.
     """
 
     name = "image-translation"
-    monitor = "ssim"
 
-    def __init__(self, *, is_paired: bool = True) -> None:
+    def __init__(self, *, is_paired: bool = True, extractor: ExtractorFacts | None = None) -> None:
         super().__init__(())
         self.is_paired = is_paired
+        self.extractor = Extractor(extractor or DataConfig(name="none").extractor)
+
+    @property
+    def monitor(self) -> str:  # type: ignore[override]  # it names the extractor
+        """SSIM of pairs, and else FID with its sign changed."""
+        return "ssim" if self.is_paired else ImageDistances.monitor_of(self.extractor)
 
     @classmethod
     def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
         """Return images with their targets."""
-        return open_translation(config, cls.row().name, seed=seed)
+        data = open_translation(config, cls.row().name, seed=seed)
+        if data.facts.label_kind != "unpaired":
+            return data
+        return replace(data, facts=replace(data.facts, extractor=config.extractor))
 
     @classmethod
     def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
         """Return the task for ``data``."""
-        return cls(is_paired=data.label_kind != "unpaired")
+        return cls(is_paired=data.label_kind != "unpaired", extractor=data.extractor)
 
     def reads(self, model: ModelFacts) -> Reads:
         """Return the head of the image."""
@@ -81,23 +92,32 @@ class ImageTranslation(ImageTask):
         return is_known(targets).sum()
 
     def meter(self, team: Team) -> Meter:
-        """Return the meter of similarity to the targets."""
-        from kdcli.tasks.translation.metrics import PairMeter
+        """Return the meter of similarity to the targets, or of distances between two kinds of images."""
+        from kdcli.tasks.translation.metrics import KindMeter, PairMeter
 
-        return PairMeter(team)
+        if self.is_paired:
+            return PairMeter(team)
+        return KindMeter(ImageDistances(self.extractor, team), self.monitor)
 
     @property
     def layout(self) -> Layout:
-        """The metrics, each averaged over images."""
+        """The metrics: of pairs each averaged over images."""
         from kdcli.tasks.translation.metrics import SHOWN
 
-        return Layout("image", SHOWN)
+        return Layout("image", SHOWN if self.is_paired else self._distances)
+
+    @property
+    def _distances(self) -> tuple[tuple[str, str], ...]:
+        words = (("FID", "fid"), ("KID", "kid"), ("precision", "precision"), ("recall", "recall"))
+        return tuple((label, f"{key}_{self.extractor.name}") for label, key in words)
 
     def report(self) -> Report:
-        """Return a report of pairs."""
-        from kdcli.tasks.translation.metrics import PairReport
+        """Return a report of pairs, or of two kinds of images."""
+        from kdcli.tasks.translation.metrics import KindReport, PairReport
 
-        return PairReport()
+        if self.is_paired:
+            return PairReport()
+        return KindReport(ImageDistances(self.extractor, ALONE), [key for _, key in self._distances])
 
     def check_split(self, source: Any, split: str) -> None:
         """Refuse a split of pairs without a target."""
@@ -113,13 +133,12 @@ class ImageTranslation(ImageTask):
             UserError: what it compares by is not installed.
         """
         size = "x".join(map(str, student.facts.preprocessing.image_size))  # type: ignore[union-attr]
-        found = [
-            Decision(
-                "metrics",
-                f"of each image at {size} pixels",
-                "L1 of values in 0..1, PSNR in decibels and SSIM (Gaussian window of 11 pixels), averaged over images.",
-            )
-        ]
+        told = (
+            "L1 of values in 0..1, PSNR in decibels and SSIM (Gaussian window of 11 pixels), averaged over images."
+            if self.is_paired
+            else f"FID, KID, precision and recall, by the features of {self.extractor.describe()}."
+        )
+        found = [Decision("metrics", f"of images at {size} pixels; {self.monitor} chooses", told)]
         if any(PERCEPTUAL in (getattr(options, "loss", None) or ()) for options in config.methods or ()):
             from kdcli.tasks.translation.perceptual import EXTRACTOR, LEVELS, extractor
 
@@ -131,8 +150,6 @@ class ImageTranslation(ImageTask):
     @classmethod
     def facts_of(cls, model: Model, config: DataConfig | None) -> DataFacts:
         """Return the facts of no data."""
-        from dataclasses import replace
-
         return replace(DataFacts.of_labels((), task=cls.row().name), label_kind="image")
 
     def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
