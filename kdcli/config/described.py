@@ -289,7 +289,13 @@ def _widen(node: dict[str, Any], field: FieldInfo) -> None:
         also.append({"type": "integer"})
     if "yaml_no" in readers:
         also.append({"const": False})
-    lists = [part for part in node.get("anyOf", [node]) if part.get("type") == "array"]
+    arrays = [part for part in node.get("anyOf", [node]) if part.get("type") == "array"]
+    lists = [part for part in arrays if "items" in part]  # others are of so many values, each with its own type
+    if "as_texts" in readers:
+        for part in arrays:
+            part["prefixItems"] = [{"anyOf": [one, {"type": "integer"}]} for one in part.get("prefixItems", [])]
+            if not part["prefixItems"]:
+                del part["prefixItems"]
     if readers & {"as_list", "as_texts"}:
         also += [part["items"] for part in lists]
     if "as_texts" in readers:

@@ -27,6 +27,7 @@ class Adversarial(AdversarialMethod):
     def __init__(self, options: AdversarialOptions, context: Context) -> None:
         super().__init__(options)
         self.kind = options.loss
+        assert options.discriminator_layers is not None, "the plan settles them"
         self.discriminator = PatchDiscriminator(6, options.discriminator_channels, options.discriminator_layers)
 
     @property

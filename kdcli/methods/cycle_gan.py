@@ -87,6 +87,7 @@ class CycleGAN(AdversarialMethod):
     def __init__(self, options: CycleGANOptions, context: Context) -> None:
         super().__init__(options)
         assert options.second is not None, "the plan settles the second generator"
+        assert options.discriminator_layers is not None, "and the discriminators' layers"
         self.options = options
         wanted = context.student.preprocessing
         assert isinstance(wanted, Preprocessing), "it is a model of images"

@@ -53,6 +53,11 @@ def fitting_for(options):
     if options.method == "gan":
         data = dataclasses.replace(DATA, task="image-generation", label_kind="samples")
         return dataclasses.replace(FITTING, data=data)
+    if options.method in ("image_regression", "adversarial", "cycle_gan"):
+        model = dataclasses.replace(MODEL, task="image-translation", heads=("image",))
+        kind = "unpaired" if options.method == "cycle_gan" else "image"
+        data = dataclasses.replace(DATA, task="image-translation", class_names=(), label_kind=kind)
+        return dataclasses.replace(FITTING, teacher=model, student=model, data=data)
     kinds = ("pixels",) if options.method == "cwd_logits" else options.needs.labels
     if not kinds or "class" in kinds:
         return FITTING

@@ -44,6 +44,8 @@ OF_POSITIONS = {"cwd_logits", "ifvd"}
 OF_BOXES = {"fgd"}
 OF_DEPTH = {"dense_regression"}
 """It has a file of its own, test_dense_regression.py."""
+OF_IMAGES = {"image_regression"}
+"""It has a file of its own, test_image_methods.py."""
 
 
 def cases():
@@ -51,6 +53,8 @@ def cases():
     for name, section in METHODS.items():
         if name in OF_POSITIONS | OF_BOXES | OF_DEPTH or issubclass(section, AdversaryOptions):
             continue  # a method with an adversary has no loss of outputs alone: test_gan.py
+        if name in OF_POSITIONS | OF_BOXES | OF_DEPTH | OF_IMAGES or issubclass(section, AdversaryOptions):
+            continue  # a method with an adversary has no loss of outputs alone: test_gan.py, test_image_methods.py
         if name == "projection":
             for projector in PROJECTORS:
                 yield {"method": name, "projector": projector}

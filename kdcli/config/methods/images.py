@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.facts import Preprocessing
 from kdcli.base.names import AdversarialName
 from kdcli.base.reads import IMAGE
 from kdcli.base.tasks import TASKS
@@ -77,29 +78,49 @@ class PatchOptions(AdversaryOptions):
     """What generator and discriminator minimise; the discriminator's is halved, as in CycleGAN."""
     discriminator_channels: Count = 64
     """Channels of the first layer of a discriminator; twice as many with each, up to eight times as many."""
-    discriminator_layers: Annotated[int, Field(ge=1, le=8)] = 3
-    """Layers that halve the sides: 3 judge patches of 70x70 pixels, 2 of 34x34, 1 of 16x16."""
+    discriminator_layers: Annotated[int, Field(ge=1, le=8)] | None = None
+    """Layers that halve the sides: 3 judge patches of 70x70 pixels, 2 of 34x34, 1 of 16x16. By default 3, and fewer
+    for images of less than 24 pixels."""
 
     trains_classifier: ClassVar[bool] = True
     is_asked_for: ClassVar[bool] = True
 
+    def settled(self, situation: Situation) -> Self:
+        """Return the options with the discriminators' layers."""
+        if self.discriminator_layers is not None:
+            return self
+        fitting = [layers for layers in (1, 2, 3) if min(_sides(situation)) >= _least(layers)]
+        return self.model_copy(update={"discriminator_layers": max(fitting, default=1)})
+
     def check(self, situation: Situation) -> None:
         """Refuse also images that are too small for the discriminator's layers."""
         super().check(situation)
+        assert self.discriminator_layers is not None, "it is settled"
         if IMAGE not in situation.student.heads:
             raise UserError(
                 f"{situation.key}: {self.method} is about images that are made of others, and the task is"
                 f" {situation.data.task}.",
                 f"Remove {self.method}.",
             )
-        sides: tuple[int, ...] = situation.student.preprocessing.image_size  # type: ignore[union-attr]
-        least = 3 * 2**self.discriminator_layers
+        sides, least = _sides(situation), _least(self.discriminator_layers)
         if min(sides) < least:
             raise UserError(
                 f"{situation.key}: a discriminator of {self.discriminator_layers} layers needs images of {least} pixels"
                 f" or more, and the student's are {'x'.join(map(str, sides))}.",
                 "Set discriminator_layers to fewer, or a larger student.image_size.",
             )
+
+
+def _sides(situation: Situation) -> tuple[int, int]:
+    """Return the (height, width) of the student's images."""
+    wanted = situation.student.preprocessing
+    assert isinstance(wanted, Preprocessing), "it is a model of images"
+    return wanted.image_size
+
+
+def _least(layers: int) -> int:
+    """Return the pixels that a side has at least for so many layers: the last normalisation wants two places."""
+    return 3 * 2**layers
 
 
 class AdversarialOptions(PatchOptions):
@@ -141,5 +162,6 @@ class CycleGANOptions(PatchOptions):
         return super().idle | ({"second"} if self.second is None else set())
 
     def settled(self, situation: Situation) -> Self:
-        """Return the options with the second generator's name."""
-        return self if self.second is not None else self.model_copy(update={"second": situation.student.name})
+        """Return the options with the second generator's name, too."""
+        found = super().settled(situation)
+        return found if found.second is not None else found.model_copy(update={"second": situation.student.name})
