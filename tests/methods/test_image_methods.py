@@ -290,5 +290,7 @@ def test_two_processes_are_as_one(tmp_path, forked, forked_together, monkeypatch
     one, first, second = (torch.load(tmp_path / name) for name in ("one-0", "two-0", "two-1"))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-        if not name.endswith("bias"):  # before a normalisation it has no gradient but by rounding, which Adam scales up
+        # A bias before a normalisation has no gradient but by rounding, which Adam scales up; the norms that balances
+        # keep are in units of the number of processes, and only their ratio is used.
+        if not name.endswith("bias") and not name.startswith("balances"):
             torch.testing.assert_close(value, one[name], rtol=1e-3, atol=3e-4, msg=name)
