@@ -51,8 +51,6 @@ OF_IMAGES = {"image_regression"}
 def cases():
     """Yield the keys of every method in a recipe, as many ways as it has code paths."""
     for name, section in METHODS.items():
-        if name in OF_POSITIONS | OF_BOXES | OF_DEPTH or issubclass(section, AdversaryOptions):
-            continue  # a method with an adversary has no loss of outputs alone: test_gan.py
         if name in OF_POSITIONS | OF_BOXES | OF_DEPTH | OF_IMAGES or issubclass(section, AdversaryOptions):
             continue  # a method with an adversary has no loss of outputs alone: test_gan.py, test_image_methods.py
         if name == "projection":
