@@ -81,6 +81,11 @@ class TaskFacts:
         return self.head == "image"
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether a prediction is a picture, or something at places of one: how it comes about can be watched."""
+        return self.is_dense or self.makes_images
+
+    @property
     def is_language_model(self) -> bool:
         """Whether its labels are the text's own tokens; teacher and student then have one tokenizer."""
         return self.target == "tokens"

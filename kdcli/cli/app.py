@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -74,17 +75,26 @@ def _root(
 
 
 @app.command("extensions", cls=Command)
-def list_extensions() -> None:
+def list_extensions(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
     """List the models, tasks, data and methods that installed packages add. Nothing of them is imported.
 
-    Example:
+    Examples:
 
         kdcli extensions
+
+        kdcli extensions --json
     """
     from kdcli.base.extensions import installed
     from kdcli.terminal.console import show_lines, show_table
 
     found = installed()
+    if as_json:
+        names = ("kind", "name", "package", "target")
+        listed = [{name: getattr(entry, name) for name in names} for entry in found]
+        typer.echo(json.dumps({"extensions": listed}, indent=2))
+        return
     if not found:
         show_lines(["No installed package adds anything; 'kdcli guide extend' says how one does."])
         return

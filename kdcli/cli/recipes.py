@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,17 +15,26 @@ recipes_app = typer.Typer(help="List, show and copy the recipes that come with k
 
 
 @recipes_app.command("list", cls=Command)
-def recipes_list() -> None:
+def recipes_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
     """List every recipe with what it is for.
 
-    Example:
+    Examples:
 
         kdcli recipes list
+
+        kdcli recipes list --json
     """
     from kdcli.config.recipes import list_recipes
     from kdcli.terminal.console import show_table
 
-    show_table("Recipes", ["name", "what for"], [[recipe.name, recipe.description] for recipe in list_recipes()])
+    recipes = list_recipes()
+    if as_json:
+        listed = [{"name": recipe.name, "description": recipe.description} for recipe in recipes]
+        typer.echo(json.dumps({"recipes": listed}, indent=2))
+        return
+    show_table("Recipes", ["name", "what for"], [[recipe.name, recipe.description] for recipe in recipes])
 
 
 @recipes_app.command("show", cls=Command)

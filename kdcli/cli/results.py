@@ -10,7 +10,6 @@ import typer
 from kdcli.base.errors import UserError
 from kdcli.cli import complete
 from kdcli.cli.newest import newest_or
-from kdcli.cli.runs import show_wide_table
 
 
 def export(
@@ -118,7 +117,7 @@ def analyze_projector(
     """
     from kdcli.results.compare import find_runs
     from kdcli.runs.folder import RunFolder
-    from kdcli.terminal.console import console, show_lines, show_table
+    from kdcli.terminal.console import console, show_lines, show_table, show_wide_table
 
     opened = [RunFolder.open(run, force=force) for run in find_runs(runs or [newest_or(None)])]
     from kdcli.results.analyze import analyze_run, choose_projectors, compare_projectors, tables

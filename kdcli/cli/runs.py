@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdcli.base.errors import UserError
 from kdcli.cli import complete
 from kdcli.cli.distill import command_line
+
+if TYPE_CHECKING:
+    from kdcli.results.compare import Comparison
 
 
 def sweep(
@@ -87,8 +90,8 @@ def sweep(
     """Run recipes over seeds, one after another, and compare them.
 
     Finished runs are skipped and interrupted ones go on: after Ctrl-C the same command continues. A run that fails is
-    reported, and the others go on. Writes compare.csv, compare.md and curves.png. With --no-test the best variant of
-    each recipe is found by its mean validation metric.
+    reported, and the others go on. Writes tables (compare.md, compare.csv, table.csv, table.tex) and pictures. With
+    --no-test the best variant of each recipe is found by its mean validation metric.
 
     Examples:
 
@@ -122,13 +125,12 @@ def sweep(
             show_lines([f"Stopped; all is saved. Go on with the same command: {command_line()}"])
             raise typer.Exit(code)
     if len(failed) < len(swept.runs):
-        from kdcli.results.comparison import notes, table, write_comparison
+        from kdcli.results.comparison import write_comparison
 
         comparison, remarks = compare_sweep(swept, baseline=reference)
         written = write_comparison(comparison, swept.folder)
-        show_lines(f"Warning: {warning}" for warning in comparison.warnings)
-        show_wide_table("Comparison", *table(comparison))
-        show_lines([*notes(comparison), *remarks])
+        show_comparison(comparison)
+        show_lines(remarks)
         if swept.is_untested:
             columns, rows, best = rank_variants(swept, comparison)
             show_table("Ranking without test data", columns, rows)
@@ -163,8 +165,21 @@ def compare(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write compare.csv, compare.md and curves.png there.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="Write tables (Markdown, csv, LaTeX) and pictures there.",
+            show_default=False,
+        ),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Show this metric in place of the one that students are chosen by. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Also show all settings that differ, and all metrics.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     force: Annotated[
         bool,
@@ -173,10 +188,11 @@ def compare(
         ),
     ] = False,
 ) -> None:
-    """Put runs side by side: the settings that differ, and metrics.
+    """Put methods side by side: their metrics, and the settings that tell them apart.
 
-    Runs of one recipe with different seeds are a group, shown as mean ± standard deviation and named after its first
-    run. Runs that are not finished yet are marked. The student alone of a run with --baseline is the run RUN/baseline.
+    Runs of one recipe with different seeds are a method, shown as mean ± standard deviation and named after its first
+    run. Shares are in percent. Runs that are not finished yet are marked. The student alone of a run with --baseline is
+    the run RUN/baseline.
 
     Examples:
 
@@ -186,46 +202,42 @@ def compare(
 
         kdcli compare runs/* --output comparison/
 
+        kdcli compare runs/masks-* --metric mean_iou --metric pixel_accuracy --all
+
         kdcli compare runs/sweeps/mine --json
     """
     from kdcli.results.compare import compare_runs, find_runs, read_runs
-    from kdcli.results.comparison import notes, table, to_json, write_comparison
+    from kdcli.results.comparison import to_json, write_comparison
+    from kdcli.results.methods_table import columns_of
     from kdcli.terminal.console import show_lines
 
     comparison = compare_runs(read_runs(find_runs(runs), force=force), baseline=baseline)
-    files = [] if output is None else write_comparison(comparison, output)
+    columns_of(comparison, metric or ())  # refused before anything is written
+    files = [] if output is None else write_comparison(comparison, output, metric or ())
     if json_:
         typer.echo(json.dumps(to_json(comparison), indent=2))
         return
+    show_comparison(comparison, metric or (), everything=all_)
+    show_lines([f"Wrote {file}" for file in files] or ["Add --output DIR for Markdown, csv, LaTeX and pictures."])
+
+
+def show_comparison(comparison: Comparison, metrics: Sequence[str] = (), *, everything: bool = False) -> None:
+    """Print the methods with their metrics, what tells them apart, and notes.
+
+    Args:
+        comparison: the groups.
+        metrics: as for :func:`kdcli.results.methods_table.columns_of`.
+        everything: also print all settings that differ and all metrics.
+    """
+    from kdcli.results.comparison import notes, table
+    from kdcli.results.methods_table import columns_of, methods_table, settings_table
+    from kdcli.terminal.console import show_lines, show_wide_table
+
     show_lines(f"Warning: {warning}" for warning in comparison.warnings)
-    show_wide_table("Comparison", *table(comparison))
-    show_lines(notes(comparison))
-    show_lines([f"Wrote {file}" for file in files] or ["Add --output DIR for compare.csv, compare.md and curves.png."])
-
-
-def show_wide_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table; one wider than the terminal is folded and printed in parts, each with the first column."""
-    import re
-
-    from rich.markup import escape
-
-    from kdcli.terminal.console import console, show_table
-
-    def width(numbers: Iterable[int]) -> int:
-        cells = ([part for line in lines for part in line[number].split("\n")] for number in numbers)
-        return 1 + sum(3 + max(map(len, parts)) for parts in cells)
-
-    def fold(text: str) -> str:  # at separators where there are some: no number is cut
-        return "\n".join(re.findall(r".{1,28}$|.{1,27}[ ._/-]|.{1,28}", text))
-
-    lines = [columns, *rows]
-    if width(range(len(columns))) > console.width:
-        lines = [[fold(cell) for cell in line] for line in lines]
-    start = 1
-    while start < len(columns):
-        stop = start + 1
-        while stop < len(columns) and width([0, *range(start, stop + 1)]) <= console.width:
-            stop += 1
-        headings, *body = ([line[0], *line[start:stop]] for line in lines)
-        show_table(title if start == 1 else "", [escape(heading) for heading in headings], body)
-        start = stop
+    show_wide_table("Comparison", *methods_table(comparison, columns_of(comparison, metrics)))
+    headings, settings = settings_table(comparison)
+    if settings:
+        show_wide_table("What tells them apart", headings, settings)
+    if everything:
+        show_wide_table("All settings and metrics", *table(comparison))
+    show_lines(notes(comparison, metrics))

@@ -103,6 +103,11 @@ def beside_the_recipe() -> frozenset[str]:
     )
 
 
+def written_out() -> frozenset[str]:
+    """Return the keys out of which the plan makes the methods, which the resolved config has beside them."""
+    return frozenset({"relation", "method", "projector", "normalize", "feature_layers", "feature_weight"})
+
+
 def check_domain(config: RunConfig) -> None:
     """Refuse options about images where the task is about texts, the other way round, and about labels it has not.
 

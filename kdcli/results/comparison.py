@@ -13,13 +13,26 @@ from typing import Any
 
 from kdcli.base.errors import UserError
 from kdcli.results.compare import DASH, Comparison, Difference, Group, Run, Summary
+from kdcli.results.methods_table import (
+    axis_of,
+    bars_of,
+    columns_of,
+    compared,
+    explanation,
+    is_of_one_loss,
+    methods_table,
+    settings_table,
+    to_latex,
+    to_markdown_table,
+    to_table_csv,
+)
+from kdcli.results.pictures.bars import plot_bars
 from kdcli.results.pictures.curves import plot_learning_curves
 from kdcli.runs.folder import RunFolder
-from kdcli.statistics.intervals import CONFIDENCE
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return the columns, one a group, and the rows: seeds, settings that differ, metrics, differences."""
+    """Return all there is: columns, one a group, and rows: seeds, settings that differ, metrics, differences."""
     groups = comparison.groups
     rows = [["seeds" if len(comparison.runs) > len(groups) else "seed", *(_seeds(group.runs) for group in groups)]]
     if any(len(group.finished) < len(group.runs) for group in groups):
@@ -37,20 +50,19 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return ["", *(group.name for group in groups)], rows
 
 
-def notes(comparison: Comparison) -> list[str]:
-    """Return what a reader of the table has to know, a line each; the warnings are not among them."""
+def notes(comparison: Comparison, metrics: Sequence[str] = ()) -> list[str]:
+    """Return what a reader of the tables has to know, a line each; the warnings are not among them.
+
+    Args:
+        comparison: the groups.
+        metrics: as for :func:`~kdcli.results.methods_table.columns_of`.
+    """
     several = [group for group in comparison.groups if len(group.runs) > 1]
     lines = [f"{group.name}: {', '.join(str(run.path) for run in group.runs)}" for group in several]
-    if several:
-        lines.append("Mean ± standard deviation over the seeds of a recipe.")
+    lines += explanation(comparison, columns_of(comparison, metrics))
     # Over several seeds their spread says more than the samples of one.
     alone = [group.runs[0] for group in comparison.groups if len(group.runs) == 1 and group.runs[0].outcome]
     lines += [f"{run.name}, beside its student alone: {run.outcome}" for run in alone]
-    if comparison.baseline is not None:
-        lines.append(
-            f"Δ: mean difference to {comparison.baseline.name}, paired by seed, with its"
-            f" {100 * CONFIDENCE:.0f} % t-interval where there are two pairs or more."
-        )
     return lines
 
 
@@ -68,14 +80,19 @@ def to_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def to_markdown(comparison: Comparison, *, picture: str) -> str:
-    """Return the table with its notes, and ``picture`` below."""
-    columns, rows = table(comparison)
-    lines = [columns, ["---", *("---:" for _ in comparison.groups)], *rows]
-    cells = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    points = [*(f"**Warning:** {warning}" for warning in comparison.warnings), *notes(comparison)]
-    told = "".join(f"- {point}\n" for point in points) + "\n" if points else ""
-    return f"# Comparison\n\n{cells}\n\n{told}![Learning curves]({picture})\n"
+def to_markdown(comparison: Comparison, metrics: Sequence[str] = (), *, pictures: Sequence[str] = ()) -> str:
+    """Return the methods' table, what tells them apart, notes, ``pictures`` and at the end the table of all."""
+    headings, rows = methods_table(comparison, columns_of(comparison, metrics))
+    keys, settings = settings_table(comparison)
+    parts = ["# Comparison", to_markdown_table(headings, rows)]
+    if settings:
+        parts.append(to_markdown_table(keys, settings, numbers_from=len(keys)))
+    points = [*(f"**Warning:** {warning}" for warning in comparison.warnings), *notes(comparison, metrics)]
+    if points:
+        parts.append("\n".join(f"- {point}" for point in points))
+    parts += [f"![{name.partition('.')[0]}]({name})" for name in pictures]
+    parts += ["## All settings and metrics", to_markdown_table(*table(comparison))]
+    return "\n\n".join(parts) + "\n"
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -107,20 +124,43 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return values
 
 
-def write_comparison(comparison: Comparison, output: Path) -> list[Path]:
-    """Write ``compare.csv``, ``compare.md`` and ``curves.png`` to the folder ``output`` and return them.
+def write_comparison(comparison: Comparison, output: Path, metrics: Sequence[str] = ()) -> list[Path]:
+    """Write tables and pictures to the folder ``output`` and return them.
+
+    ``compare.md`` has all of them; ``compare.csv`` has a row a run, in full precision; ``table.csv`` and ``table.tex``
+    have a row a method, as shown; ``bars.png`` is of the metric that methods are judged by, where there is one.
+
+    Args:
+        comparison: the groups.
+        output: the folder.
+        metrics: as for :func:`~kdcli.results.methods_table.columns_of`.
 
     Raises:
-        UserError: when the folder can't be written to.
+        UserError: when the folder can't be written to, or no run has one of ``metrics``.
     """
+    columns = columns_of(comparison, metrics)
+    shown = methods_table(comparison, columns)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Can't write to {output}: {error.strerror}.", "Give another --output.") from None
     folder = RunFolder(output)
-    folder.write_text("compare.csv", to_csv(comparison))
-    folder.write_text("compare.md", to_markdown(comparison, picture="curves.png"))
-    labels = ["training loss"] if comparison.monitored is None else [comparison.monitored, "training loss"]
+    judged = compared(comparison, columns)
+    bars = [] if judged is None else bars_of(comparison, judged)
+    drawn = [*(["bars.png"] if bars else []), "curves.png"]
+    texts = {
+        "compare.csv": to_csv(comparison),
+        "compare.md": to_markdown(comparison, metrics, pictures=drawn),
+        "table.csv": to_table_csv(*shown),
+        "table.tex": to_latex(*shown),
+    }
+    for name, text in texts.items():
+        folder.write_text(name, text)
+    if bars and judged is not None:
+        plot_bars(output / "bars.png", bars, label=axis_of(judged))
+    labels = [] if comparison.monitored is None else [comparison.monitored]
+    if is_of_one_loss(comparison) or not labels:
+        labels.append("training loss")
     panels = {
         label: {_legend(group): [run.curves.get(label, {}) for run in group.runs] for group in comparison.groups}
         for label in labels
@@ -133,7 +173,7 @@ def write_comparison(comparison: Comparison, output: Path) -> list[Path]:
         logarithmic=["training loss"],
         epoch_steps=epochs.pop() if len(epochs) == 1 else None,
     )
-    return [output / name for name in ("compare.csv", "compare.md", "curves.png")]
+    return [output / name for name in (*texts, *drawn)]
 
 
 def _legend(group: Group) -> str:

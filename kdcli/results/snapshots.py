@@ -55,8 +55,8 @@ class Snapshots:
     """Draws a run's student as it starts, at about twelve validations of the training, and at its end.
 
     Each time a grid of small pictures is written, and the strip of all times anew; see :mod:`kdcli.runs.snapshots`.
-    Only tasks whose pictures say which are the student's have them. Training is not lost for want of a picture: what
-    goes wrong is told once, and no more is drawn.
+    Only tasks whose predictions are drawn, and whose pictures say which are the student's, have them. Training is not
+    lost for want of a picture: what goes wrong is told once, and no more is drawn.
 
     Args:
         job: what is trained.
@@ -68,7 +68,7 @@ class Snapshots:
     def __init__(self, job: Job, run: RunFolder, device: torch.device, warn: Callable[[str], None]) -> None:
         self._job, self._run, self._device, self._warn = job, run, device, warn
         self._every = math.ceil(job.config.train.epochs / _TIMES) or 1
-        self._is_on = job.task.has_pictures and job.trains_classifier
+        self._is_on = job.task.row().is_drawn and job.task.has_pictures and job.trains_classifier
         self._batch: AnyBatch | None = None
 
     def __call__(self, student: Model, *, epoch: int, step: int) -> Pixels | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import starmap
 
 from rich.console import Console
 from rich.markup import escape as escape_markup
@@ -14,6 +16,11 @@ from rich.table import Table
 from kdcli.base.errors import UserError
 from kdcli.base.text import printable, redact
 from kdcli.plan.plan import Plan
+
+_NO_NUMBERS = ("", "-", "baseline")
+_NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*( ?[A-Za-z%µ]{1,3})?( ± [\d.]+)?( \[[^\]]*\])?( \([^)]*\))?")
+_NARROW = 8
+"""Characters that a column of text has at least, if its texts have as many."""
 
 console = Console(highlight=False, emoji=False)
 errors = Console(stderr=True, highlight=False, emoji=False)
@@ -43,25 +50,110 @@ def _indented(text: str) -> str:
 
 
 def show_plan(plan: Plan, *, title: str) -> None:
-    """Print every decision of a plan with its reason."""
+    """Print every decision of a plan with its reason; in a pipe a line each."""
+    if not console.is_terminal:
+        reasons = (f"  ({each.reason})" if each.reason else "" for each in plan.decisions)
+        told = zip(plan.decisions, reasons, strict=True)
+        show_lines([title, *(f"  {each.name}: {each.value}{reason}" for each, reason in told)])
+        return
     table = Table(box=None, pad_edge=False, show_header=False, expand=True)
     longest = max(len(decision.name) for decision in plan.decisions)
     table.add_column(style="bold cyan", width=min(longest, max(console.width // 5, 13)), overflow="fold")
-    table.add_column(ratio=5)
-    table.add_column(style="dim", ratio=5)
+    table.add_column(ratio=5, overflow="fold")
+    table.add_column(style="dim", ratio=5, overflow="fold")
     for decision in plan.decisions:
         table.add_row(escape(decision.name), escape(decision.value), escape(decision.reason))
     console.print(Panel(table, title=escape(title), title_align="left", border_style="cyan"))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: the first column is text, the others are numbers."""
+    """Print a table: columns of numbers on the right, text on the left. Long text is wrapped, nothing is cut off.
+
+    Where standard output is no terminal it is a table of Markdown, of whatever width.
+    """
+    body = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
+    if not console.is_terminal:
+        show_lines([*([title] if title else []), *_markdown(columns, body)])
+        return
     table = Table(title=escape(title), title_justify="left", title_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    for row in rows:
+    for column, width, is_right in zip(columns, *_widths(columns, body), strict=True):
+        if is_right:
+            table.add_column(escape(column), justify="right", min_width=width)
+        else:
+            table.add_column(escape(column), overflow="fold", width=width)
+    for row in body:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)
+
+
+def _widths(columns: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[list[int], list[bool]]:
+    """Return how wide each column is, and which are of numbers: these stay whole, text shares what room there is.
+
+    A column of short text gets what it needs, the others as much as one another.
+    """
+    cells = [[row[number] for row in body] for number in range(len(columns))]
+    is_right = [_are_numbers(column) for column in cells]
+    longest = [
+        max((len(part) for cell in (*([] if right else [heading]), *column) for part in cell.split("\n")), default=1)
+        for heading, column, right in zip(columns, cells, is_right, strict=True)
+    ]
+    numbers = [wide for wide, right in zip(longest, is_right, strict=True) if right]
+    room, widths = console.width - 3 * len(columns) - 1 - sum(numbers), list(longest)
+    texts = sorted((wide, number) for number, wide in enumerate(longest) if not is_right[number])
+    for place, (wide, number) in enumerate(texts):
+        widths[number] = min(wide, max(_NARROW, room // (len(texts) - place)))
+        room -= widths[number]
+    return widths, is_right
+
+
+def show_wide_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table of many columns: one wider than the terminal in parts, each with the first column.
+
+    Names and keys in it are folded, numbers are whole.
+    """
+    lines = [list(columns), *(list(row) for row in rows)]
+
+    def width(numbers: Iterable[int]) -> int:
+        cells = ([part for line in lines for part in line[number].split("\n")] for number in numbers)
+        return 1 + sum(3 + max(map(len, parts)) for parts in cells)
+
+    def fold(text: str) -> str:  # at separators where there are some: no number is cut
+        return "\n".join(re.findall(r".{1,28}$|.{1,27}[ ._/-]|.{1,28}", text))
+
+    if not console.is_terminal or width(range(len(columns))) <= console.width:
+        show_table(title, lines[0], lines[1:])
+        return
+    lines = [[fold(cell) for cell in line] for line in lines]
+    start = 1
+    while start < len(columns):
+        stop = start + 1
+        while stop < len(columns) and width([0, *range(start, stop + 1)]) <= console.width:
+            stop += 1
+        headings, *body = ([line[0], *line[start:stop]] for line in lines)
+        show_table(title if start == 1 else "", headings, body)
+        start = stop
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether a column is of numbers, with what may stand beside or in place of some."""
+    told = [cell for cell in cells if cell not in _NO_NUMBERS]
+    return bool(told) and all(_NUMBER.fullmatch(cell) for cell in told)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown, whose columns stand below one another."""
+    lines = [[printable(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in (columns, *rows)]
+    is_right = [_are_numbers([row[number] for row in rows]) for number in range(len(columns))]
+    widths = [max(3, *(len(line[number]) for line in lines)) for number in range(len(columns))]
+    rule = [f"{'-' * (wide - right)}{':' * right}" for wide, right in zip(widths, is_right, strict=True)]
+    return [
+        f"| {' | '.join(starmap(_placed, zip(line, widths, is_right, strict=True)))} |"
+        for line in (lines[0], rule, *lines[1:])
+    ]
+
+
+def _placed(cell: str, wide: int, is_right: bool) -> str:
+    return cell.rjust(wide) if is_right else cell.ljust(wide)
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def plain(text: str, root: str) -> str:
     text = re.sub(r"\b[0-9a-f]{64}\b", "HASH", text)
     text = re.sub(r"\b\d+(\.\d+)? (ms|s|min|h)\b", "TIME", text)
     text = re.sub(r"\([\d.]+x\)(?= +(Latency|Teacher against))|(?<=TIME) \([\d.]+x\)", "", text)
-    text = re.sub(r"(?<=│) +\d+\.\d +(?=│)", " TIME ", text)  # milliseconds in tables of models
+    text = re.sub(r"(?<=[│|]) +\d+\.\d +(?=[│|])", " TIME ", text)  # milliseconds in tables of models
     text = re.sub(r"\b[\d,.]+(?= (images|texts|samples)(/s| a second))", "RATE", text)
     text = re.sub(r"\d+%(?= waiting for data)", "SHARE", text)
     text = re.sub(r"\b\d+:\d\d(:\d\d)?\b", "TIME", text)

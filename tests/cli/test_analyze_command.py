@@ -35,8 +35,8 @@ def case(request, analyzed):
 
 
 def cell(stdout: str, row: str, column: int) -> str:
-    (line,) = (line for line in stdout.splitlines() if line.startswith(f"│ {row} "))
-    return line.strip("│").split("│")[column].strip()
+    (line,) = (line for line in stdout.splitlines() if line.startswith(f"| {row} "))
+    return line.strip("|").split("|")[column].strip()
 
 
 def test_spectrum(case):

@@ -39,15 +39,43 @@ def recorded(run: Path, event: str) -> dict:
 
 
 def cell(stdout: str, row: str, column: int) -> str:
-    (line,) = (line for line in stdout.splitlines() if line.startswith(f"│ {row} "))
-    return line.strip("│").split("│")[column].strip()
+    """Return a cell of the table of all settings and metrics, whose columns are groups."""
+    lines = stdout[stdout.index("All settings and metrics") :].splitlines()
+    (line,) = (line for line in lines if line.startswith(f"| {row} "))
+    return line.strip("|").split("|")[column].strip()
+
+
+def tables(stdout: str) -> list[list[list[str]]]:
+    """Return the cells of every table of Markdown, headings first."""
+    found: list[list[list[str]]] = [[]]
+    for line in stdout.splitlines():
+        if line.startswith("| "):
+            found[-1].append([part.strip() for part in line.strip("|").split("|")])
+        elif found[-1]:
+            found.append([])
+    return [[table[0], *table[2:]] for table in found if table]
 
 
 def test_the_table_groups_seeds_and_shows_what_differs(run_cli_in, folder):
-    exit_code, stdout, stderr = run_cli_in("compare", *RUNS, cwd=folder)
+    exit_code, stdout, stderr = run_cli_in("compare", *RUNS, "--all", cwd=folder)
     assert (exit_code, stderr) == (0, "")
-    (heading,) = (line for line in stdout.splitlines() if line.startswith("┃"))
-    assert [name.strip() for name in heading.strip("┃").split("┃")] == ["", "kd-0", "kd-0/baseline"]
+    methods, settings, everything = tables(stdout)
+    assert everything[0] == ["", "kd-0", "kd-0/baseline"]
+    accuracies = {
+        (name, event): [100 * recorded(folder / run, event)["accuracy"] for run in runs]
+        for name, runs in (("kd-0", RUNS[:2]), ("kd-0/baseline", RUNS[2:]))
+        for event in ("validation", "test")
+    }
+    shown = {key: f"{sum(pair) / 2:.2f} ± {statistics.stdev(pair):.2f}" for key, pair in accuracies.items()}
+    assert methods == [
+        ["method", "seeds", "validation accuracy %", "test accuracy %"],
+        *([name, "0, 1", shown[name, "validation"], shown[name, "test"]] for name in ("kd-0", "kd-0/baseline")),
+    ]
+    assert settings == [
+        ["setting", "kd-0", "kd-0/baseline"],
+        ["methods", "supervised + projection", "supervised"],
+        ["teacher.name", "random:test_vit", "none"],
+    ]
     assert cell(stdout, "seeds", 1) == cell(stdout, "seeds", 2) == "0, 1"
     assert (cell(stdout, "teacher.name", 1), cell(stdout, "teacher.name", 2)) == ("random:test_vit", "none")
     assert (cell(stdout, "relation", 1), cell(stdout, "relation", 2)) == ("random", "none")
@@ -56,7 +84,7 @@ def test_the_table_groups_seeds_and_shows_what_differs(run_cli_in, folder):
         "-",
     )
     for same in ("student.name", "seed ", "baseline", "optim.lr", "methods.supervised"):
-        assert f"│ {same}" not in stdout
+        assert f"| {same}" not in stdout
     for event in ("validation", "test"):
         for metric in ("accuracy", "loss"):
             values = [recorded(folder / run, event)[metric] for run in RUNS[:2]]
@@ -71,10 +99,12 @@ def test_the_table_groups_seeds_and_shows_what_differs(run_cli_in, folder):
 def test_files(run_cli_in, folder, tmp_path):
     output = tmp_path / "new" / "comparison"
     exit_code, stdout, stderr = run_cli_in(
-        "compare", *RUNS, "--baseline", "runs/kd-1/baseline", "--output", output, cwd=folder
+        "compare", *RUNS, "--baseline", "runs/kd-1/baseline", "--output", output, "--all", cwd=folder
     )
     assert (exit_code, stderr) == (0, "")
-    assert {file.name for file in output.iterdir()} == {"compare.csv", "compare.md", "curves.png"}
+    assert {file.name for file in output.iterdir()} == {
+        *("compare.csv", "compare.md", "table.csv", "table.tex", "bars.png", "curves.png")
+    }
     for file in output.iterdir():
         assert f"Wrote {file}" in stdout
 
@@ -91,9 +121,15 @@ def test_files(run_cli_in, folder, tmp_path):
         assert (row["best epoch"], row["steps"], row["finished"]) == ("1", "3", "true")
 
     markdown = (output / "compare.md").read_text()
-    assert "![Learning curves](curves.png)" in markdown
+    assert "![bars](bars.png)" in markdown
+    assert "![curves](curves.png)" in markdown
+    shown, *_ = tables(stdout)
+    with (output / "table.csv").open(newline="") as text:
+        assert list(csv.reader(text)) == shown
+    assert (output / "table.tex").read_text().count(r" \\") == len(shown)
+    everything = markdown[markdown.index("## All settings and metrics") :]
     for name in ("test accuracy", "Δ test accuracy", "teacher.name"):
-        (line,) = (line for line in markdown.splitlines() if line.startswith(f"| {name} |"))
+        (line,) = (line for line in everything.splitlines() if line.startswith(f"| {name} |"))
         assert [part.strip() for part in line.split("|")[2:-1]] == [cell(stdout, name, column) for column in (1, 2)]
 
     pixels = np.asarray(Image.open(output / "curves.png").convert("RGB"), dtype=np.int64)
@@ -123,31 +159,38 @@ def test_json_is_alone_on_stdout_and_has_the_paired_differences(run_cli_in, fold
 
 def test_a_run_and_its_baseline(run_cli_in, folder):
     exit_code, stdout, _ = run_cli_in(
-        "compare", "kd-0", "kd-0/baseline", "--baseline", "kd-0/baseline", cwd=folder / "runs"
+        *("compare", "kd-0", "kd-0/baseline", "--baseline", "kd-0/baseline", "--metric", "loss", "--all"),
+        cwd=folder / "runs",
     )
     assert exit_code == 0
     assert cell(stdout, "seed", 1) == cell(stdout, "seed", 2) == "0"
     difference = recorded(folder / RUNS[0], "test")["loss"] - recorded(folder / RUNS[2], "test")["loss"]
     assert cell(stdout, "Δ test loss", 1) == f"{difference:+.4f}"
+    methods, *_ = tables(stdout)
+    assert methods[0] == ["method", "seeds", "validation loss", "test loss", "Δ test loss"]
+    assert [row[-1] for row in methods[1:]] == [f"{difference:+.4f}", "baseline"]
+    outcome = run_cli_in("compare", "kd-0", "--metric", "accurracy", cwd=folder / "runs")
+    assert outcome.exit_code == 2
+    assert "No run has a metric 'accurracy'. Did you mean accuracy?" in outcome.stderr
     assert cell(stdout, "Δ pairs of seeds", 1) == "1"
 
 
-def test_numbers_and_keys_are_whole_in_a_narrow_terminal(folder, tmp_path):
-    runs = [folder / run for run in RUNS]
+def test_numbers_and_keys_are_whole_in_a_narrow_terminal(folder):
     result = subprocess.run(
-        [sys.executable, "-m", "kdcli", "compare", *map(str, runs), "--baseline", str(runs[2])],
-        cwd=tmp_path,
-        env=os.environ | {"COLUMNS": "70"},
+        [sys.executable, "-m", "kdcli", "compare", *RUNS, "--baseline", RUNS[2], "--all"],
+        cwd=folder,
+        env=os.environ | {"COLUMNS": "70", "TTY_COMPATIBLE": "1", "TERM": "xterm", "NO_COLOR": "1"},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    tables = result.stdout.partition("kd-0: ")[0]
-    assert max(map(len, tables.splitlines())) <= 70
-    assert "…" not in tables
-    assert tables.count("│ test accuracy ") == 2, "two parts"
-    assert len(re.findall(r"│ Δ test accuracy +│ +[+-]0\.\d{4} \[[+-]\d\.\d{4}, [+-]\d\.\d{4}\] │", tables)) == 1
-    assert re.search(r"│ methods\.projection\. +│.*\n│ normalize_student +│", tables)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", result.stdout).partition("kd-0: ")[0]
+    assert max(map(len, shown.splitlines())) <= 70
+    assert "…" not in shown
+    assert shown.count("│ test accuracy ") == 2, "two parts"
+    assert len(re.findall(r"│ +[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\] │", shown)) == 1
+    assert len(re.findall(r"│ Δ test accuracy +│ +[+-]0\.\d{4} \[[+-]\d\.\d{4}, [+-]\d\.\d{4}\] +│", shown)) == 1
+    assert re.search(r"│ methods\.projection\. +│.*\n│ normalize_student +│", shown)
 
 
 # --- runs that are not finished ---------------------------------------------------------------------------------------
@@ -166,7 +209,7 @@ def killed(random_run, tmp_path) -> Path:
 
 
 def test_an_unfinished_run_is_marked(run_cli, killed, alone_run, tmp_path):
-    exit_code, stdout, stderr = run_cli("compare", killed, alone_run, "--output", "out")
+    exit_code, stdout, stderr = run_cli("compare", killed, alone_run, "--output", "out", "--all")
     assert (exit_code, stderr) == (0, "")
     assert (cell(stdout, "state", 1), cell(stdout, "state", 2)) == ("unfinished", "finished")
     assert cell(stdout, "test accuracy", 1) == cell(stdout, "seconds", 1) == "-"
@@ -179,7 +222,7 @@ def test_an_unfinished_run_is_marked(run_cli, killed, alone_run, tmp_path):
 def test_a_run_that_has_just_begun(run_cli, killed, alone_run, tmp_path):
     (killed / "metrics.jsonl").unlink()
     shutil.rmtree(killed / "student")
-    exit_code, stdout, stderr = run_cli("compare", killed, alone_run, "--output", "out")
+    exit_code, stdout, stderr = run_cli("compare", killed, alone_run, "--output", "out", "--all")
     assert (exit_code, stderr) == (0, "")
     assert cell(stdout, "state", 1) == "unfinished"
     assert cell(stdout, "validation accuracy", 1) == cell(stdout, "steps", 1) == "-"
@@ -191,8 +234,8 @@ def test_a_run_without_a_test_split_is_finished_with_its_result(run_cli, random_
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:-1]))
     sign_again(run)
-    stdout = run_cli("compare", run, alone_run).stdout
-    assert "│ state" not in stdout
+    stdout = run_cli("compare", run, alone_run, "--all").stdout
+    assert "| state" not in stdout
     assert cell(stdout, "test accuracy", 1) == "-"
 
 

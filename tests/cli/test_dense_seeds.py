@@ -54,8 +54,9 @@ def draw_few(folder):
 
 
 def cell(stdout, row, column):
-    (line,) = (line for line in stdout.splitlines() if line.startswith(f"│ {row} "))
-    return line.strip("│").split("│")[column].strip()
+    """Return a cell of the table whose rows are methods."""
+    (line,) = (line for line in stdout.splitlines() if line.startswith(f"| {row} ") and "%" not in line)
+    return line.strip("|").split("|")[column].strip()
 
 
 def mean_iou_of(run):
@@ -66,12 +67,12 @@ def test_a_sweep_of_segmenters_tells_their_paired_difference(swept):
     folder, stdout = swept
     root = folder / "runs" / "sweeps" / "recipes"
     alone, overlap = ([mean_iou_of(root / name / f"seed-{seed}") for seed in (0, 1)] for name in LOSSES)
-    for column, values in enumerate((alone, overlap), 1):
+    for name, values in zip(LOSSES, (alone, overlap), strict=True):
         assert all(0 < value < 1 for value in values)
-        expected = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
-        assert cell(stdout, "test mean_iou", column) == expected
+        expected = f"{100 * statistics.mean(values):.2f} ± {100 * statistics.stdev(values):.2f}"
+        assert cell(stdout, name, 3) == expected
     difference = statistics.mean(ours - theirs for ours, theirs in zip(overlap, alone, strict=True))
-    assert cell(stdout, "Δ test mean_iou", 2).startswith(f"{difference:+.4f} [")
+    assert cell(stdout, "overlap", 4).startswith(f"{100 * difference:+.2f} [")
 
 
 def test_two_runs_are_compared_by_their_images(swept, run_cli_in):
@@ -80,7 +81,7 @@ def test_two_runs_are_compared_by_their_images(swept, run_cli_in):
     outcome = run_cli_in("compare", *runs, "--baseline", runs[0], cwd=folder)
     assert outcome.exit_code == 0, outcome.stderr
     difference = mean_iou_of(folder / runs[1]) - mean_iou_of(folder / runs[0])
-    assert cell(outcome.stdout, "Δ test mean_iou", 2).startswith(f"{difference:+.4f}")
+    assert cell(outcome.stdout, "overlap", 4).startswith(f"{100 * difference:+.2f}")
 
 
 def test_layers_of_a_segmenter_are_listed_and_probing_one_is_refused(swept, run_cli_in):

@@ -40,7 +40,7 @@ def decisions_of(run: Path) -> dict[str, dict]:
 
 
 def panel_row(stdout: str, name: str) -> str:
-    rows = [line for line in stdout.splitlines() if line.startswith(f"│ {name}  ")]
+    rows = [line for line in stdout.splitlines() if line.startswith(f"  {name}: ")]
     assert len(rows) == 1, f"{name}: {rows}"
     return rows[0]
 
@@ -291,8 +291,8 @@ def test_baseline_is_the_same_student_alone_for_the_same_steps(run_cli, tmp_path
     table = outcome.stdout[outcome.stdout.index("Result") :]
     assert "distilled" in table
     assert "student alone" in table
-    (steps,) = (line for line in table.splitlines() if line.startswith("│ steps"))
-    distilled, alone, teacher, _ = (cell.strip() for cell in steps.strip("│").split("│")[1:])
+    (steps,) = (line for line in table.splitlines() if line.startswith("| steps"))
+    distilled, alone, teacher, _ = (cell.strip() for cell in steps.strip("|").split("|")[1:])
     assert distilled == alone
     assert teacher == "-", "it takes none"
     baseline = yaml.safe_load((tmp_path / "run" / "baseline" / "config.yaml").read_text())

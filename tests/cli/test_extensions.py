@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -151,10 +152,15 @@ def test_extensions_are_listed(toy, run_cli):
     for name in ("--student toy:NAME", "--task toy_unsure", "--data toy:NAME", "--method toy_correlation"):
         (row,) = (line for line in stdout.splitlines() if name in line)
         assert "kdcli-toy 1.0" in row
+    listed = json.loads(run_cli("extensions", "--json").stdout)["extensions"]
+    (found,) = (entry for entry in listed if entry["name"] == "toy_correlation")
+    assert (found["kind"], found["package"]) == ("methods", "kdcli-toy 1.0")
+    assert found["target"].partition(":")[0]
 
 
 def test_none_are_installed(run_cli):
     assert "No installed package adds anything" in run_cli("extensions").stdout
+    assert json.loads(run_cli("extensions", "--json").stdout) == {"extensions": []}
 
 
 def test_the_search_knows_an_extension_by_its_prefix(toy, run_cli):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -177,6 +178,8 @@ def test_list_shows_every_recipe_with_what_it_is_for(run_cli):
     for recipe in list_recipes():
         (row,) = (line for line in stdout.splitlines() if f" {recipe.name} " in line)
         assert recipe.description in row
+    listed = json.loads(run_cli("recipes", "list", "--json").stdout)["recipes"]
+    assert listed == [{"name": recipe.name, "description": recipe.description} for recipe in list_recipes()]
 
 
 def test_copy_writes_the_recipe_as_it_is(run_cli, tmp_path):

@@ -181,7 +181,7 @@ def test_what_comes_after_training(run, run_cli, tmp_path):
     assert (refused.exit_code, "has no classes" in refused.stderr, "models probe" in refused.stderr) == (2, True, True)
     analysed = run_cli("analyze-projector", copy)
     assert analysed.exit_code == 0, analysed.stderr
-    compared = run_cli("compare", copy)
+    compared = run_cli("compare", copy, "--all")
     assert compared.exit_code == 0, compared.stderr
     assert "knn_accuracy" in compared.stdout
 

@@ -224,7 +224,7 @@ def test_what_comes_after_training(run, run_cli, tmp_path):
     assert (analysis["samples"], analysis["split"]) == ("token", "validation")
     assert analysis["num_samples"] > len(texts_of(run, "validation"))
     assert all(result["tsne"]["knn_accuracy"] == {} for result in analysis["projectors"].values())
-    compared = run_cli("compare", run, run / "baseline")
+    compared = run_cli("compare", run, run / "baseline", "--all")
     assert compared.exit_code == 0, compared.stderr
     assert "perplexity" in compared.stdout
     refused = run_cli("evaluate", run)

@@ -15,7 +15,7 @@ def _cache(monkeypatch, tmp_path):
 def test_search_prints_a_table(run_cli):
     exit_code, stdout, stderr = run_cli("models", "search", "--name", "test_vit[23]", "--max-params", "1M")
     assert exit_code == 0, stderr
-    rows = [line.strip("│").split("│") for line in stdout.splitlines() if line.startswith("│ test_")]
+    rows = [line.strip("|").split("|") for line in stdout.splitlines() if line.startswith("| test_")]
     assert [row[0].strip() for row in rows] == ["test_vit3", "test_vit2"]
     assert rows[1][1].strip() == "455.72K"
     assert rows[0][3].strip() == "160x160"
@@ -43,7 +43,7 @@ def test_search_of_texts(run_cli, monkeypatch):
     command = ("models", "search", "--task", "text-classification", "--name", "hf:*distilbert", "--length", "16")
     exit_code, stdout, stderr = run_cli(*command)
     assert (exit_code, stderr) == (0, "")
-    (row,) = (line.strip("│").split("│") for line in stdout.splitlines() if line.startswith("│ hf:"))
+    (row,) = (line.strip("|").split("|") for line in stdout.splitlines() if line.startswith("| hf:"))
     assert [cell.strip() for cell in row] == ["hf:distilbert", "66.96M", "682.43M", "16", "-", "-"]
     assert "Counted with 2 classes" in stdout
     assert "never built here: no latency" in stdout
@@ -114,7 +114,7 @@ def test_probe_ranks_teachers(probed):
         assert 0 <= entry["knn"] <= 1
         assert 1 <= entry["effective_rank"] <= entry["width"]
         assert entry["ms_per_sample"] > 0
-    shown = [line.strip("│").split("│")[0].strip() for line in stdout.splitlines() if line.startswith("│ ")]
+    shown = [line.strip("|").split("|")[0].strip() for line in stdout.splitlines() if line.startswith("| ")][2:]
     assert shown == [entry["teacher"] for entry in entries]
     assert "Ranked by the linear probe's accuracy, then by LogME" in stdout
     assert "training images" in stdout

@@ -19,7 +19,7 @@ def test_table_and_json_agree(run_cli):
     outcome = run_cli("models", "layers", "cifar:resnet8")
     assert outcome.exit_code == 0, outcome.stderr
     assert "32x32 pixels" in outcome.stdout
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in outcome.stdout.splitlines() if "│" in line]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in outcome.stdout.splitlines() if "|" in line][2:]
     assert rows == [
         [layer["name"], str(layer["index"]), layer["kind"], str(layer["width"]), "x".join(map(str, layer["grid"]))]
         for layer in found["layers"]

@@ -288,7 +288,9 @@ def test_every_command_and_the_python_block_in_order(chain, folder, few_samples,
         runs = {run.name for run in (folder / "runs").iterdir()}
         assert {"quickstart", "mine"} <= runs
         assert (folder / "deploy" / "model.onnx").is_file()
-        assert {file.name for file in (folder / "comparison").iterdir()} == {"compare.csv", "compare.md", "curves.png"}
+        assert {file.name for file in (folder / "comparison").iterdir()} == {
+            *("compare.csv", "compare.md", "table.csv", "table.tex", "bars.png", "curves.png")
+        }
         assert (folder / "runs" / "quickstart" / "baseline" / "metrics.jsonl").is_file()
 
 

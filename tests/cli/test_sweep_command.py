@@ -59,12 +59,13 @@ def stamps(folder: Path) -> dict[Path, int]:
 
 
 def cell(stdout: str, row: str, column: int) -> str:
-    (line,) = (line for line in stdout.splitlines() if line.startswith(f"│ {row} "))
-    return line.strip("│").split("│")[column].strip()
+    (line,) = (line for line in stdout.splitlines() if line.startswith(f"| {row} "))
+    return line.strip("|").split("|")[column].strip()
 
 
-def heading(stdout: str, first: str = "") -> list[str]:
-    names = [[name.strip() for name in line.strip("┃").split("┃")] for line in stdout.splitlines() if line[:1] == "┃"]
+def heading(stdout: str, first: str = "setting") -> list[str]:
+    """Return the headings of the table whose first is this."""
+    names = [[name.strip() for name in line.strip("|").split("|")] for line in stdout.splitlines() if line[:1] == "|"]
     (found,) = (line for line in names if line[0] == first)
     return found
 
@@ -93,17 +94,24 @@ def test_every_run_has_its_folder_its_seed_and_a_line(swept):
 def test_the_comparison_has_a_group_for_each_recipe_by_name(swept):
     folder, stdout = swept
     root = folder / "runs" / "sweeps" / "recipes"
-    assert heading(stdout) == ["", "alone", "kd", "kd/baseline"]
+    assert heading(stdout) == ["setting", "alone", "kd", "kd/baseline"]
+    assert heading(stdout, "method") == [
+        *("method", "seeds", "validation accuracy %", "test accuracy %", "Δ test accuracy %")
+    ]
+    markdown = (root / "compare.md").read_text()
+    everything = markdown[markdown.index("## All settings and metrics") :]
     values = [[recorded(root / name / f"seed-{s}", "test")[-1]["loss"] for s in (0, 1)] for name in ("alone", "kd")]
     for column, losses in enumerate(values, start=1):
-        assert cell(stdout, "test loss", column) == f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
+        assert (
+            cell(everything, "test loss", column) == f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
+        )
     differences = [ours - theirs for theirs, ours in zip(*values, strict=True)]
-    assert cell(stdout, "Δ test loss", 2).startswith(f"{statistics.mean(differences):+.4f} [")
-    assert cell(stdout, "Δ test loss", 1) == "-"
+    assert cell(everything, "Δ test loss", 2).startswith(f"{statistics.mean(differences):+.4f} [")
+    assert cell(everything, "Δ test loss", 1) == "-"
     for seed in (0, 1):
         alone, baseline = (root / name for name in (f"alone/seed-{seed}", f"kd/seed-{seed}/baseline"))
         assert recorded(alone, "test")[-1]["loss"] == recorded(baseline, "test")[-1]["loss"]
-    assert cell(stdout, "Δ test loss", 3).startswith("+0.0000")
+    assert cell(everything, "Δ test loss", 3).startswith("+0.0000")
     assert "Ranking" not in stdout
     with (root / "compare.csv").open(newline="") as text:
         rows = list(csv.DictReader(text))
@@ -111,7 +119,6 @@ def test_the_comparison_has_a_group_for_each_recipe_by_name(swept):
         (name, seed) for name in ("alone", "kd", "kd/baseline") for seed in ("0", "1")
     ]
     assert (root / "curves.png").is_file()
-    assert "| Δ test loss |" in (root / "compare.md").read_text()
 
 
 def test_finished_runs_are_skipped_and_reported_alike(swept, run_cli_in):
@@ -236,15 +243,18 @@ def test_a_recipe_that_fails_is_reported_and_the_others_go_on(run_cli, write_rec
     assert "Traceback" not in stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".") == [
         "alone",
+        "bars.png",
         "compare.csv",
         "compare.md",
         "curves.png",
+        "table.csv",
+        "table.tex",
     ]
     write_recipe(tmp_path / "bad.yaml", teacher="random:test_vit")  # mended
     exit_code, stdout, stderr = run_cli(*command)
     assert (exit_code, stderr) == (0, "")
     assert "alone seed 0: finished before" in stdout
-    assert heading(stdout) == ["", "bad", "alone"]
+    assert heading(stdout) == ["setting", "bad", "alone"]
 
 
 def test_an_unexpected_error_keeps_its_traceback(run_cli, write_recipe, tmp_path, monkeypatch):
@@ -269,7 +279,7 @@ def test_a_grid_without_test_data_is_ranked_by_validation_and_tested_later(run_c
     exit_code, stdout, stderr = run_cli(*command, "--no-test")
     assert (exit_code, stderr) == (0, "")
     names = ["alone-optim.lr=1e-05", "alone-optim.lr=0.01"]
-    assert heading(stdout) == ["", *names]
+    assert heading(stdout) == ["setting", *names]
     assert (cell(stdout, "optim.lr", 1), cell(stdout, "optim.lr", 2)) == ("1e-05", "0.01")
     scores = {}
     for name in names:
@@ -280,7 +290,8 @@ def test_a_grid_without_test_data_is_ranked_by_validation_and_tested_later(run_c
         scores[name] = tuple(statistics.mean(line[key] for line in best) for key in ("accuracy", "loss"))
     assert "test accuracy" not in stdout + (tmp_path / "out" / "compare.csv").read_text()
     order = sorted(names, key=lambda name: (-scores[name][0], scores[name][1]))
-    rows = [[part.strip() for part in line.split("│")[1:-1]] for line in stdout.splitlines() if line[:7] == "│ alone"]
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in stdout.splitlines() if line[:7] == "| alone"]
+    rows = rows[2:]  # below the methods
     assert [row[1:3] for row in rows] == [["1", order[0]], ["2", order[1]]]
     assert rows[0][4].startswith(f"{scores[order[0]][0]:.4f}")
     assert f"Best variant of alone: {order[0]} (validation accuracy {scores[order[0]][0]:.4f}, 2 seeds)" in stdout
@@ -335,7 +346,7 @@ def test_equal_scores_are_ranked_by_loss_then_by_order(run_cli, write_recipe, tm
         sign_again(file.parent)
     (tmp_path / "out" / "alone-train.batch_size=16" / "seed-0" / "result.json").unlink()
     stdout = run_cli(*command, "--report-only").stdout
-    assert re.findall(r"│ alone +│ +(\S) │ +(\S+) │", stdout) == [
+    assert re.findall(r"^\| alone +\| +(\S) \| (\S+) +\|", stdout, re.M) == [
         ("1", "alone-train.batch_size=4"),
         ("2", "alone-train.batch_size=8"),
         ("-", "alone-train.batch_size=16"),
@@ -345,7 +356,7 @@ def test_equal_scores_are_ranked_by_loss_then_by_order(run_cli, write_recipe, tm
     )
     sign_again(tmp_path / "out/alone-train.batch_size=16/seed-0")
     stdout = run_cli(*command, "--report-only").stdout
-    assert [name for _, name in re.findall(r"│ alone +│ +(\d) │ +(\S+) │", stdout)] == [
+    assert [name for _, name in re.findall(r"^\| alone +\| +(\d) \| (\S+) +\|", stdout, re.M)] == [
         f"alone-train.batch_size={size}" for size in (4, 16, 8)
     ]
 

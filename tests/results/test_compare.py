@@ -317,13 +317,22 @@ def test_students_that_read_their_samples_at_other_sizes_are_said_to():
 def test_markdown_has_the_table_the_notes_and_the_picture():
     runs = [make_run("a|b", seed=0), make_run("c", seed=1), make_run("d", **{"data.name": "x"})]
     comparison = compare_runs(runs)
-    lines = to_markdown(comparison, picture="curves.png").splitlines()
-    assert lines[2] == "|  | a\\|b | d |"
-    assert lines[3] == "| --- | ---: | ---: |"
+    lines = to_markdown(comparison, pictures=["bars.png", "curves.png"]).splitlines()
+    assert lines[2:6] == [
+        "| method | seeds | validation accuracy % | test accuracy % |",
+        "| --- | ---: | ---: | ---: |",
+        "| a\\|b | 0, 1 | 25.00 ± 0.00 | 50.00 ± 0.00 |",
+        "| d | 0 | 25.00 | 50.00 |",
+    ]
+    assert lines[7:10] == ["| setting | a\\|b | d |", "| --- | --- | --- |", "| data.name | - | x |"]
+    everything = lines[lines.index("## All settings and metrics") :]
+    assert everything[2] == "|  | a\\|b | d |"
+    assert everything[3] == "| --- | ---: | ---: |"
     assert "| test accuracy | 0.5000 ± 0.0000 | 0.5000 |" in lines
     assert [line for line in lines if line.startswith("- **Warning:** ") and "different data" in line]
     assert "- a|b: runs/a|b, runs/c" in lines
-    assert lines[-1] == "![Learning curves](curves.png)"
+    assert "![bars](bars.png)" in lines
+    assert "![curves](curves.png)" in lines
 
 
 def test_json_is_strict_where_a_number_is_not_finite():

@@ -147,15 +147,15 @@ def test_the_teachers_metrics_stand_everywhere(run, run_cli, colours):
     }
     assert "distil teacher  validation accuracy 1.0000" in printed
     table = printed[printed.index("Result") :].splitlines()
-    heads = [cell.strip() for cell in table[2].strip("┃").split("┃")]
+    heads = [cell.strip() for cell in table[1].strip("|").split("|")]
     assert heads == ["", "distilled", "student alone", "teacher", "difference"]
     for split in ("validation", "test"):
         (line,) = (line for line in table if f"{split} accuracy" in line)
-        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[3] == "1.0000"
         assert (cells[4] == "-") == (split == "validation"), "what chose the epoch is not compared"
     assert "| Teacher, test accuracy | 1.0000 |" in (folder / "README.md").read_text()
-    compared = run_cli("compare", "run", cwd=colours)
+    compared = run_cli("compare", "run", "--all", cwd=colours)
     assert "teacher validation accuracy" in compared.stdout
     again = run_cli("distill", "--resume", "run", cwd=colours)
     assert "finished" in again.stdout
@@ -199,10 +199,10 @@ def test_a_sample_is_told_to_be_one(colours, run_cli, monkeypatch):
     monkeypatch.setattr(teacher_check, "MOST_SAMPLES", 24)
     outcome = run_cli("distill", *teacher("string"), *RUN, "--output", "sampled", cwd=colours)
     assert outcome.exit_code == 0, outcome.stderr
-    (line,) = (line for line in outcome.stdout.splitlines() if "│ validation accuracy" in line)
-    assert line.strip("│ ").endswith("1.0000 (of 24)")
-    (line,) = (line for line in outcome.stdout.splitlines() if "│ test accuracy" in line)
-    assert line.strip("│ ").endswith("1.0000")
+    (line,) = (line for line in outcome.stdout.splitlines() if "| validation accuracy" in line)
+    assert line.strip("| ").endswith("1.0000 (of 24)")
+    (line,) = (line for line in outcome.stdout.splitlines() if "| test accuracy" in line)
+    assert line.strip("| ").endswith("1.0000")
     assert json.loads((colours / "sampled" / "plan.json").read_text())["teacher_samples"] == 24
     again = run_cli("distill", "--resume", "sampled", "--epochs", "2", cwd=colours)
     assert "1.0000 (of 24)" in again.stdout

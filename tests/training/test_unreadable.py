@@ -57,8 +57,8 @@ def test_a_few_are_counted_beside_the_metrics_everywhere(photos, run_cli, tiny, 
     outcome = run_cli("distill", *ALONE, *tiny, "--output", "run")
     assert outcome.exit_code == 0, outcome.stderr
     rows = {
-        line.strip("│").split("│")[0].strip(): line.strip("│").split("│")[1].strip()
-        for line in outcome.stdout.splitlines() if line.startswith("│ ") and "unreadable" in line
+        line.strip("|").split("|")[0].strip(): line.strip("|").split("|")[1].strip()
+        for line in outcome.stdout.splitlines() if line.startswith("| ") and "unreadable" in line
     }  # fmt: skip
     assert rows == {"validation unreadable": "2", "test unreadable": "3", "unreadable images skipped": "5"}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
