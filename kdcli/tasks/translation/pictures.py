@@ -41,7 +41,7 @@ def panels_of(images: Tensor, targets: Tensor, outputs: Mapping[str, Tensor], *,
             values, known = measured[role]
             has_error = is_paired and bool(known[number])
             title = f"\nSSIM {values['ssim'][number]:.3f}" if has_error else ""
-            row.append(Panel(f"{role}{title}", picture[number]))
+            row.append(Panel(f"{role}{title}", picture[number], role=role))
             if is_paired:
                 made_here = outputs[role][number].float()
                 error = (made_here - _like(targets[number], made_here)).abs().mean(dim=0)
