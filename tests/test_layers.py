@@ -11,7 +11,20 @@ import pytest
 import kdcli
 
 ROOMS = (
-    *("cli", "experiments", "results", "training", "methods", "tasks", "models", "data", "runs", "terminal", "plan"),
+    *(
+        "cli",
+        "api",
+        "experiments",
+        "results",
+        "training",
+        "methods",
+        "tasks",
+        "models",
+        "data",
+        "runs",
+        "terminal",
+        "plan",
+    ),
     *("machine", "config", "projectors", "losses", "statistics", "base"),
 )
 """From top to bottom: a room imports of itself and of those after it."""

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from kdcli.base.files import clear_os_errors
 from kdcli.base.result import Result, show_metric
 from kdcli.config.keys import check_same_run
 from kdcli.config.run import RunConfig
+from kdcli.experiments.output import Output
 from kdcli.machine.control import Stopped
 from kdcli.machine.devices import leave_processes, make_accelerator
 from kdcli.machine.launch import launch, processes_to_start, rank
@@ -31,7 +32,6 @@ from kdcli.runs.folder import SAMPLES, RunFolder
 from kdcli.runs.places import check_new_folder, free_folder
 from kdcli.runs.snapshots import STRIP, cut_grids
 from kdcli.terminal.console import console, show_lines, show_plan, show_table
-from kdcli.terminal.progress import LogFormat, make_reporter
 from kdcli.terminal.reporters import Reporter, SilentReporter
 from kdcli.training.downstream import METRICS, table_of
 from kdcli.training.job import Job
@@ -55,30 +55,15 @@ _BASELINE = "baseline"
 """Folders of the runs inside a run."""
 
 
-@dataclass(frozen=True)
-class Output:
-    """What is printed.
-
-    Attributes:
-        log_format: of the training's progress; with ``json``, standard output has JSON lines alone.
-        quiet: nothing but warnings and errors.
-    """
-
-    log_format: LogFormat = "auto"
-    quiet: bool = False
-
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Print plan, tables and lines only where they are wanted, and in the main process alone."""
-        before = console.quiet
-        console.quiet = before or self.quiet or self.log_format == "json" or rank() != 0
-        try:
-            yield
-        finally:
-            console.quiet = before
-
-
-def distill_run(config: RunConfig, *, name: str, command: str, output: Output, dry_run: bool) -> int:
+def distill_run(
+    config: RunConfig,
+    *,
+    name: str,
+    command: str,
+    output: Output,
+    dry_run: bool,
+    arguments: Sequence[str] | None = None,
+) -> int:
     """Make a new run.
 
     Args:
@@ -87,6 +72,8 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
         command: the command line, for the records.
         output: what to print.
         dry_run: stop after the plan.
+        arguments: of ``kdcli``, by which each of several processes makes this run; by default those of the command
+            line.
 
     Returns:
         The exit code: 0, or 128 and the number of the signal that stopped it.
@@ -101,14 +88,9 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
     _check_baseline(config)
     num_processes = processes_to_start(config.train)
     if num_processes > 1 and not dry_run:
-        return launch(num_processes, sys.argv[1:])
+        return launch(num_processes, sys.argv[1:] if arguments is None else arguments)
     with output.applied():
-        accelerator = make_accelerator(config.train, tracking=path / "tracking")
-        team = Team.of(accelerator)
-        with console.status("Loading data and models"):
-            job = prepare_job(config, team)
-        with console.status("Measuring the teacher"):
-            job = probe_teacher(check_teacher(job, team), team)
+        job, accelerator = planned_job(config, tracking=path / "tracking")
         show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}")
         if output.log_format == "json" and not output.quiet and is_main:
             print(json.dumps({"event": "plan", **job.plan.to_json()}), flush=True)
@@ -123,6 +105,20 @@ def distill_run(config: RunConfig, *, name: str, command: str, output: Output, d
             _show_results(results, run, output)
             show_lines(leave_report(run) if rank() == 0 else ())
     return stop.code
+
+
+def planned_job(config: RunConfig, *, tracking: Path | None = None) -> tuple[Job, Accelerator]:
+    """Load data and models, and make the whole plan, the measured teacher included.
+
+    Raises:
+        UserError: for anything that can't be had or doesn't fit.
+    """
+    accelerator = make_accelerator(config.train, tracking=tracking)
+    team = Team.of(accelerator)
+    with console.status("Loading data and models"):
+        job = prepare_job(config, team)
+    with console.status("Measuring the teacher"):
+        return probe_teacher(check_teacher(job, team), team), accelerator
 
 
 def resume_run(
@@ -269,7 +265,7 @@ def _train(
     """
     is_main, is_new = accelerator.is_main_process, command is not None
     label = ("distil" if job.trains_classifier or job.is_label_free else "embedding") if job.teacher else "alone"
-    reporter = make_reporter(label, log_format=output.log_format, quiet=output.quiet) if is_main else SilentReporter()
+    reporter = output.reporter(label) if is_main else SilentReporter()
     before: Result | None = None
     record: Record | None = None
     note = ""
