@@ -127,7 +127,7 @@ _ROWS = (
         losses=("l1", "l2", "perceptual"),
         demo="demo:scenes-edges",
     ),
-    TaskFacts("image-generation", "image", "samples", "image", "unconditional-image-generation"),
+    TaskFacts("image-generation", "image", "samples", "image", "unconditional-image-generation", demo="demo:digits"),
     TaskFacts("text-classification", "text", "label", "sequence", "text-classification"),
     TaskFacts("sentence-embedding", "text", "embedding", "none", "sentence-similarity", demo="demo:python_docs"),
     TaskFacts("token-classification", "text", "words", "token", "token-classification"),

@@ -117,8 +117,10 @@ class Transformers(Library):
 
         return export.snippet(folder, task)
 
-    def shelf(self, task: TaskFacts) -> Shelf:
-        """Return the kinds of network with their default configs."""
+    def shelf(self, task: TaskFacts) -> Shelf | None:
+        """Return the kinds of network with their default configs; nothing for tasks that make images."""
+        if task.makes_images:
+            return None
         from kdcli.models.transformers.shelf import DenseShelf, DetectorShelf, ImageShelf, TextShelf
 
         if task.head == "boxes":
