@@ -59,13 +59,17 @@ class GanOptions(AdversaryOptions):
     normalize_student: NormalizeName = "none"
     """Of the discriminator's side, likewise."""
     distance: DistanceName = "smooth_l1"
+    """Between both sides, once they are projected and normalised."""
     log_sum_alpha: Positive = 4.0
+    """Exponent of the distance ``log_sum``."""
     orthogonal_map: OrthogonalMap = "retraction"
+    """How an orthogonal projector stays so: brought back after every step, or one of torch's parametrisations."""
     feature_weight: Positive = 1.0
     """Of the distance in the discriminator's loss."""
     matched: Literal["both", "real"] = "both"
     """Whether made images are matched too, or real ones alone."""
     teacher_tap: Tap = "pooled"
+    """The teacher's layer, averaged over positions, as in ``layers`` of other methods."""
     lr_scale: Positive | None = None
     """Learning rate of the projector relative to the discriminator's; by default that of a ``projection`` with it."""
     kd_dlgan: Weight = 0.0
