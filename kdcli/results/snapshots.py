@@ -126,5 +126,5 @@ class Snapshots:
         ]
         columns += [read_grid(file) for file in grids(self._run.path).values()]
         data = self._job.data.facts
-        title = f"{self._job.student.facts.name} over its training: validation {data.noun}s of {data.name}"
+        title = f"{self._job.student.facts.name} over its training on {data.name}"
         plot_strip(self._run.path / STRIP, columns, title=title)

@@ -99,7 +99,7 @@ def test_a_teacher_of_the_same_task_is_aligned(kdcli, distilled):
     assert metrics(kdcli.cwd / "teacher")["mean_iou"] > 0.4
     assert json.loads((run / "plan.json").read_text())["relation"] == "same"
     methods = yaml.safe_load((run / "config.yaml").read_text())["methods"]
-    assert [method["method"] for method in methods] == ["supervised", "projection", "logit_kd"]
+    assert [method["method"] for method in methods] == ["supervised", "logit_kd"]
     assert methods[0]["loss"] == {"cross_entropy": 1.0}
     decisions = {entry["name"]: entry for entry in json.loads((run / "plan.json").read_text())["decisions"]}
     assert decisions["mean IoU"]["value"] == "at 32x32 pixels"
