@@ -55,7 +55,9 @@ class GanOptions(AdversaryOptions):
     """Between the discriminator's features, summed over positions, and the teacher's; without one no features are
     matched. ``inverted`` maps the teacher's to the discriminator's width."""
     normalize: NormalizeName = "whiten"
-    """Of the teacher's features, over real images and over made ones each."""
+    """Of the teacher's features, over real images and over made ones each. Of B images whitened features have at most
+    B - 1 directions with any variance: where that is fewer than the teacher's width, the distance is smaller by the
+    ratio of the two, and calls for more ``feature_weight``."""
     normalize_student: NormalizeName = "none"
     """Of the discriminator's side, likewise."""
     distance: DistanceName = "smooth_l1"
@@ -64,7 +66,7 @@ class GanOptions(AdversaryOptions):
     """Exponent of the distance ``log_sum``."""
     orthogonal_map: OrthogonalMap = "retraction"
     """How an orthogonal projector stays so: brought back after every step, or one of torch's parametrisations."""
-    feature_weight: Positive = 1.0
+    feature_weight: Positive = 10.0
     """Of the distance in the discriminator's loss."""
     matched: Literal["both", "real"] = "both"
     """Whether made images are matched too, or real ones alone."""
@@ -139,6 +141,16 @@ class GanOptions(AdversaryOptions):
             **dict.fromkeys(of_features, self.projector is None),
         }
         return super().idle | {name for name, is_unused in unused.items() if is_unused}
+
+    @property
+    def remark(self) -> str:
+        """What the plan says of whitening beside the reason."""
+        if self.projector is None or self.normalize != "whiten":
+            return ""
+        return (
+            "Whitened over fewer images than the teacher has features, B - 1 directions are left, in float32: the"
+            " distance is as much smaller, and feature_weight may have to be larger."
+        )
 
     def _shown_first(self) -> dict[str, Any]:
         first: dict[str, Any] = {"loss": self.loss, "channels": f"{self.channels or 'as the generator has'}"}
