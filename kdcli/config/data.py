@@ -49,10 +49,12 @@ _OF_WHOLE_SAMPLES = Key(
 )
 _OF_BOXES = Key(tasks=lambda task: task.target == "boxes", why_not="it reads no boxes", of_eval_data=False)
 _OF_PIXELS = Key(
-    tasks=lambda task: task.target == "pixels", why_not="its labels are no classes of pixels", of_eval_data=False
+    tasks=lambda task: task.target in ("pixels", "image"),
+    why_not="its labels are no classes of pixels",
+    of_eval_data=False,
 )
 _OF_DENSE_CLASSES = Key(
-    tasks=lambda task: task.target in ("pixels", "boxes"),
+    tasks=lambda task: task.target in ("pixels", "boxes", "image"),
     why_not="its labels are no classes of pixels or boxes",
     of_eval_data=False,
 )

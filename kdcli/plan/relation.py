@@ -101,7 +101,7 @@ def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> 
     if data.label_kind == "depth":
         return (0,), f"The {role} gives a depth for each pixel, and the data have one."
     if data.label_kind in ("image", "unpaired"):
-        return (), f"The {role} makes images, and so is the student to."
+        return (), f"The {role} makes images of images, as the data ask for."
     size, width = len(data.class_names), model.num_classes
     if model.label_names is None:
         if width != size:

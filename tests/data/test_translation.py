@@ -124,6 +124,7 @@ def test_withheld_targets_say_nothing(pairs):
         (lambda root: write(root / "test/A/0.png", 0, size=(8, 8)), {}, "its image .* is"),
         (lambda root: None, {"kinds": ("a", "b"), "mask_colors": True}, "both set"),
         (lambda root: None, {"pairs": "unpaired", "labelled_images": 2}, "labelled_images is set"),
+        (lambda root: None, {"ignore_label": 11}, "ignore_label is set, which is of masks"),
         (lambda root: None, {"image_column": "x"}, "image_column is set"),
     ],
 )

@@ -19,7 +19,15 @@ RECIPES = {
     recipe.name: recipe
     for recipe in list_recipes()
     if not recipe.name.startswith(
-        ("claims/", "text/", "object-detection/", "semantic-segmentation/", "depth-estimation/", "image-generation/")
+        (
+            "claims/",
+            "text/",
+            "object-detection/",
+            "semantic-segmentation/",
+            "depth-estimation/",
+            "image-generation/",
+            "image-translation/",
+        )
     )
 }
 """But for those of ``claims/``, texts and dense tasks, which have tests of their own."""

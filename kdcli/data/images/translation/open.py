@@ -49,6 +49,10 @@ def open_translation(config: DataConfig, task: str, *, seed: int) -> ImageData:
             raise UserError(
                 "data.mask_colors and data.kinds are both set.", "Masks are pairs, kinds are none: drop one."
             )
+        if not config.mask_colors:
+            _refuse(
+                config, ("class_names", "ignore_label", "palette"), "which is of masks, and data.mask_colors is not"
+            )
         if config.mask_colors:
             data = _of_masks(config, seed=seed)
         elif config.kinds is not None:
