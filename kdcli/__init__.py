@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcli import losses, projectors
-    from kdcli.api import Run, compare, distill, evaluate, export, load, predict, probe
+    from kdcli.api import Network, Run, compare, distill, evaluate, export, load, predict, probe
     from kdcli.base.errors import UserError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Network",
     "Run",
     "UserError",
     "compare",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.api.objects import Network
 from kdcli.api.options import OPTIONS, Named, as_arguments, as_call, config_of, folder_name
 from kdcli.api.run import Run
 from kdcli.base.errors import UserError, did_you_mean
@@ -27,9 +28,9 @@ Callback = Callable[[str, Mapping[str, Any]], None]
 
 def distill(
     *,
-    teacher: Named,
-    student: Named,
-    data: Named | None = None,
+    teacher: Named | Network,
+    student: Named | Network,
+    data: Named | Any | None = None,
     recipe: str | Path | None = None,
     task: str | None = None,
     method: str | None = None,
@@ -51,9 +52,10 @@ def distill(
     """Distil a teacher into a student, as ``kdcli distill`` does, and return the run.
 
     Args:
-        teacher: to imitate; ``none`` for the student alone.
-        student: to train.
-        data: to learn from; without any, and without a recipe, the task's embedded demo data.
+        teacher: to imitate; ``none`` for the student alone. A module of your own is a :class:`kdcli.Network`.
+        student: to train; likewise.
+        data: to learn from: a name or path, a ``datasets`` table, a torch data set of (image, class number), or a
+            mapping of splits to those; without any, and without a recipe, the task's embedded demo data.
         recipe: by name or file; the other options override it.
         task: what the student is trained to do, image classification by default.
         method: one method beside the labels' loss.
@@ -104,9 +106,9 @@ def distill(
 
 def plan(
     *,
-    teacher: Named,
-    student: Named,
-    data: Named | None = None,
+    teacher: Named | Network,
+    student: Named | Network,
+    data: Named | Any | None = None,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     **options: Any,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcli.api.objects import name_of_data, name_of_model
+from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.tasks import DEFAULT_TASK, TASKS
 from kdcli.base.text import redact_all, short_repr
@@ -48,9 +50,9 @@ OPTIONS: Mapping[str, str] = {
 
 
 def config_of(
-    teacher: Named,
-    student: Named,
-    data: Named | None,
+    teacher: Any,
+    student: Any,
+    data: Any,
     recipe: str | Path | None,
     settings: Mapping[str, Any] | None,
     options: Mapping[str, Any],
@@ -66,7 +68,9 @@ def config_of(
     from kdcli.config.words import keys_meant, shown
 
     values: dict[str, Any] = {} if recipe is None else load_recipe(find_recipe(str(recipe)))
-    for key, value in (("teacher", teacher), ("student", student), ("data", data)):
+    models = {"teacher": name_of_model(teacher), "student": name_of_model(student)}
+    named = name_of_data(data)
+    for key, value in {**models, "data": named}.items():
         if value is not None:
             values = {**values, key: dict(value) if isinstance(value, Mapping) else {"name": str(value)}}
     for key, value in options.items():
@@ -97,6 +101,11 @@ def config_of(
     is_demo = recipe is None and not {"data", "eval_data"} & values.keys() and bool(demo)
     if is_demo:
         values["data"] = {"name": demo}
+    if any(extensions.is_lent(str(given)) for given in (*models.values(), named)):
+        train = values.get("train") or {}
+        if (train.get("num_processes") or 1) != 1:
+            raise UserError("Modules and data of this process can't be had by others.", "Set num_processes=1.")
+        values["train"] = {**train, "num_processes": 1}
     return parse_config(values, source="the options"), is_demo
 
 

@@ -76,8 +76,10 @@ class Run:
 
     @property
     def student(self) -> nn.Module:
-        """The best student as its library's own model, in eval mode on the CPU."""
-        return self.model.module
+        """The best student as its library's own model, or as the program's own module; in eval mode on the CPU."""
+        module = self.model.module
+        network = getattr(module, "network", None)
+        return network if type(module).__name__ == "HeldModule" and network is not None else module
 
     @property
     def _folder(self) -> Any:

@@ -81,6 +81,42 @@ class Extension:
         return f"The extension {self.name!r} of {self.package} ({self.kind})"
 
 
+@dataclass(frozen=True)
+class Lent(Extension):
+    """Something that this process itself adds, as long as it runs.
+
+    Attributes:
+        thing: what is added.
+    """
+
+    thing: Any = None
+
+    def load(self) -> Any:
+        """Return what was lent."""
+        return self.thing
+
+
+_LENT: dict[tuple[Kind, str], Lent] = {}
+
+
+def lend(kind: Kind, thing: Any, *, what: str) -> str:
+    """Add something to this process as an installed package would, and return its name; :func:`find` finds it.
+
+    Args:
+        kind: of the extension.
+        thing: what the entry point would give.
+        what: a word for it, which is in its name.
+    """
+    name = f"python{sum(of == kind for of, _ in _LENT) + 1}"
+    _LENT[kind, name] = Lent(kind, name, "this process", what, thing)
+    return name
+
+
+def is_lent(name: str) -> bool:
+    """Whether ``PREFIX:REST`` names something that this process alone has."""
+    return any(prefix == name.partition(":")[0] for _, prefix in _LENT)
+
+
 def installed(kind: Kind | None = None) -> list[Extension]:
     """Return what is installed, of one kind or of all, by kind and name; nothing of it is imported."""
     return [entry for entry in _all_installed(tuple(map(_as_of, sys.path))) if kind in (None, entry.kind)]
@@ -121,6 +157,8 @@ def find(kind: Kind, name: str, *, own: Iterable[str]) -> Extension | None:
     Raises:
         UserError: the name is taken, by kdcli itself or by another package.
     """
+    if (kind, name) in _LENT:
+        return _LENT[kind, name]
     found = [entry for entry in installed(kind) if entry.name == name]
     if not found:
         return None
