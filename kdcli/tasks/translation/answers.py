@@ -47,8 +47,8 @@ class ImageAnswers(Answers):
 
     def files(self, answer: Answer) -> Mapping[str, NDArray[Any]]:
         """Return the image."""
-        return {".png": answer.raw}
+        return {"_made.png": answer.raw}
 
     def file_notes(self) -> list[str]:
         """Say what is in the files."""
-        return ["NAME.png is the image that the model makes, at the size of the one that was given."]
+        return ["NAME_made.png is the image that the model makes, at the size of the one that was given."]
