@@ -72,12 +72,13 @@ def _about_the_teacher(
 
 
 def _about_features(config: RunConfig, plan: Mapping[str, Any], *, harmed: bool) -> list[str]:
-    methods = [
+    reading = [
         options for options in config.methods or () if options.needs.teacher and options.reads_layers != "nothing"
     ]
+    tries = [line for number, options in enumerate(config.methods or ()) for line in options.tries(f"methods.{number}")]
+    methods = [options for options in reading if options.reads_student or not options.has_adversary]
     if not methods:
-        return []
-    tries = []
+        return tries
     pairs = [pair for options in methods for pair in options.pairs]
     if unread := [pair for pair in pairs if pair.student in plan.get("unread", ())]:
         tries.append(

@@ -186,3 +186,5 @@ def test_without_a_teacher_nothing_of_it_is_left():
     assert alone == GanOptions(lecam=0.1, channels=8)
     assert not alone.needs.teacher
     assert alone.pairs == ()
+    assert "methods.0.feature_weight=6" in options.tries("methods.0")[0]
+    assert alone.tries("methods.0") == []

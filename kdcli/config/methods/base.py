@@ -194,6 +194,14 @@ class MethodSection(Section):
         """
         raise NotImplementedError(f"{self.method} takes no projector")
 
+    def tries(self, key: str) -> list[str]:
+        """Return what of its own options to try where the teacher did not help, a phrase each.
+
+        Args:
+            key: of these options in the config.
+        """
+        return []
+
     def without_teacher(self) -> Self:
         """Return the options without any term that reads a teacher, of a method that :attr:`trains_classifier`."""
         return self

@@ -183,6 +183,18 @@ class GanOptions(AdversaryOptions):
         """Return the options with a projector; the weight stays."""
         return self.model_copy(update={"projector": name, "lr_scale": projector_rate(name)})
 
+    def tries(self, key: str) -> list[str]:
+        """Return another weight of the features, and another normalisation of the teacher's."""
+        if self.projector is None:
+            return []
+        lower, higher = f"{self.feature_weight / 3:.2g}", f"{self.feature_weight * 3:.2g}"
+        other = "standardize" if self.normalize == "whiten" else "whiten"
+        return [
+            f"another weight of the features: --set {key}.feature_weight={higher} or {lower}, in place of"
+            f" {self.feature_weight:g}",
+            f"the teacher's features normalised otherwise: --set {key}.normalize={other}",
+        ]
+
     def without_teacher(self) -> Self:
         """Return the options of the same network without any term that reads a teacher."""
         usual = type(self).model_fields
