@@ -120,6 +120,9 @@ class TrainConfig(Section):
     """Where losses, metrics and learning rate also go; TensorBoard writes to ``RUN/tracking``."""
     validate_every: Annotated[Count, CHANGEABLE] = 1
     """Epochs between validations; the last epoch is always validated."""
+    patience: Annotated[Count | None, CHANGEABLE] = None
+    """Stop early where so many epochs have brought no better student; by default all epochs are trained. The learning
+    rate's schedule is that of all epochs; a student alone (``baseline``) stops by itself."""
 
 
 class EpisodesConfig(Section):

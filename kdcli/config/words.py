@@ -38,6 +38,7 @@ OTHER_WORDS: Mapping[str, str] = {
     "save_every save_steps save_freq save_period checkpoint_interval ckpt_every": "train.checkpoint_every",
     "save_total_limit keep_last max_checkpoints": "train.keep_checkpoints",
     "eval_every eval_steps eval_interval val_every val_freq check_val_every_n_epoch": "train.validate_every",
+    "early_stop early_stopping early_stopping_patience earlystopping stop_after": "train.patience",
     "torch_compile torchcompile": "train.compile",
     "report_to logger log_to wandb tensorboard mlflow trackio": "train.track",
     "random_seed manual_seed random_state rng": "seed",

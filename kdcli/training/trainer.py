@@ -195,7 +195,7 @@ class Trainer:
                 self._close_epoch(started)  # the student as it starts
         elif state.closed_step != self.step and self._ends_epoch():
             self._close_epoch(started)  # it was stopped during the validation
-        while self.step < self.total_steps:
+        while self.step < self.total_steps and not self._has_lost_patience():
             epoch, first = divmod(self.step, self.steps_per_epoch)
             epoch += self.epochs_before
             for batch in self._timed(self.loader.epoch(epoch, first)):
@@ -270,6 +270,18 @@ class Trainer:
             self.accelerator.log(ranks, step=self.step)
         state.closed_step = self.step
         state.seconds = time.perf_counter() - started
+
+    def _has_lost_patience(self) -> bool:
+        """Whether ``train.patience`` epochs up to the last validation have brought no better student."""
+        patience, best = self.job.config.train.patience, self.state.best
+        closed = self.state.closed_step // self.steps_per_epoch
+        if patience is None or not best or closed - best["epoch"] < patience:
+            return False
+        self.reporter.warned(
+            f"Stopped early after epoch {closed} of {self.job.config.train.epochs}: no better student since epoch"
+            f" {best['epoch']:.0f} (train.patience is {patience})."
+        )
+        return True
 
     def _show(self, *, epoch: int) -> None:
         if self.watcher is not None:

@@ -87,6 +87,7 @@ def test_words_of_others_are_none_of_ours_and_mean_keys_that_there_are():
         ("img_size", "student.image_size, teacher.image_size"),
         ("T", "temperature (of logit_kd, dkd and 9 other methods)"),
         ("batch_sise", "train.batch_size"),
+        ("early_stop", "train.patience"),
         ("nothing_like_it", ""),
         ("x" * 1000, ""),
     ],

@@ -56,7 +56,8 @@ class ClassificationMeters:
         Returns:
             ``top1``; ``top5``, None with five classes or fewer; ``expected_calibration_error``, 15 bins of equal width,
             l1; ``cross_entropy``, the mean in nats; ``per_class_accuracy`` (C,), None for a class without samples;
-            ``confusion`` (C, C), counts, rows are true classes.
+            likewise ``per_class_precision``, of what was taken for a class, and ``per_class_f1``; ``macro_f1``, the
+            mean over classes that are there or were found; ``confusion`` (C, C), counts, rows are true classes.
         """
         from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -64,7 +65,13 @@ class ClassificationMeters:
         top1 = MulticlassAccuracy(self.num_classes, average="micro")(predictions, targets)
         per_class = MulticlassAccuracy(self.num_classes, average="none")(predictions, targets)
         confusion = MulticlassConfusionMatrix(self.num_classes)(predictions, targets)
-        counts = confusion.sum(dim=1)
+        counts, found, right = confusion.sum(dim=1), confusion.sum(dim=0), confusion.diagonal()
+        precision = [hits / all_ if all_ else None for hits, all_ in zip(right.tolist(), found.tolist(), strict=True)]
+        f1 = [
+            2 * hits / both if both else None
+            for hits, both in zip(right.tolist(), (counts + found).tolist(), strict=True)
+        ]
+        known = [value for value in f1 if value is not None]
         return {
             "top1": float(top1),
             "top5": None if self._top5 is None else float(self._top5.compute()),
@@ -73,6 +80,9 @@ class ClassificationMeters:
             "per_class_accuracy": [
                 float(accuracy) if count else None for accuracy, count in zip(per_class, counts, strict=True)
             ],
+            "macro_f1": sum(known) / len(known),
+            "per_class_precision": precision,
+            "per_class_f1": f1,
             "confusion": confusion.tolist(),
         }
 
@@ -81,8 +91,9 @@ def class_layout(unit: str, num_classes: int, *, sample: Modality = "image", als
     """Return how :class:`ClassReport` is shown; ``also`` are keys of a subclass."""
     rows = [("top-1 accuracy", "top1"), *([("top-5 accuracy", "top5")] if num_classes > 5 else [])]
     rows += [(key.replace("_", " "), key) for key in also]
+    rows += [("macro F1", "macro_f1")]
     rows += [("expected calibration error", "expected_calibration_error"), ("cross-entropy", "cross_entropy")]
-    others = ("confusion",) if num_classes > 5 else ("top5", "confusion")
+    others = ("per_class_precision", "per_class_f1", "confusion", *(() if num_classes > 5 else ("top5",)))
     return Layout(unit, tuple(rows), ("Accuracy", "per_class_accuracy"), others, sample)
 
 
