@@ -14,6 +14,7 @@ GUIDES = (
     "methods",
     "data",
     "dense",
+    "generation",
     "texts",
     "unlabelled",
     "sweeps",
