@@ -20,6 +20,7 @@ GUIDES = (
     "sweeps",
     "resume-and-gpus",
     "names",
+    "python",
     "extend",
     "how-it-works",
 )
