@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
+from kdcli.cli import complete
+
 
 def generate(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|DIR", help="A run of image generation, or its exported folder.", show_default=False
+            metavar="RUN|DIR",
+            help="A run of image generation, or its exported folder.",
+            show_default=False,
+            autocompletion=complete.runs,
         ),
     ],
     number: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many images.")] = 64,
@@ -39,7 +44,9 @@ def generate(
         Path | None, typer.Option(metavar="DIR", help="Where to; by default RUN/generated.", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
+    ] = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="Go on although files of the run have changed; it is said.")
     ] = False,

@@ -13,6 +13,7 @@ from kdcli.config.methods import FeaturePair, MethodOptions, find_choice
 from kdcli.config.methods.defaults import (
     COMMON_LOGITS,
     DENSE_FEATURES,
+    DENSE_TEACHER_FREE,
     DENSE_TEACHER_FREE_REASON,
     FEATURES,
     LABELS,
@@ -26,6 +27,7 @@ from kdcli.config.methods.defaults import (
     SAMPLES,
     SAMPLES_REASON,
     SEEN,
+    SEEN_DENSE,
     STANDARDIZE_REASON,
     TEACHER_FREE,
     TEACHER_FREE_REASON,
@@ -134,12 +136,15 @@ def _asked_for(config: RunConfig) -> tuple[Any, ...]:
 
 
 def _what_to_expect(situation: Situation) -> list[Decision]:
-    """Return what the bench showed, where the plan is the one that was benched: classes, and nothing asked for."""
-    config = situation.config
-    if situation.data.label_kind != "class" or _asked_for(config) != _NOTHING or config.relation != "auto":
+    """Return what our measurements showed, where the plan is about what was measured: nothing is asked for."""
+    config, kind = situation.config, situation.data.label_kind
+    if _asked_for(config) != _NOTHING or config.relation != "auto":
         return []
-    seen = SEEN[_setting(situation)]
-    return [Decision("seen in our bench", seen.value, seen.reason)]
+    if kind == "class":
+        seen = SEEN[_setting(situation)]
+        return [Decision("seen in our bench", seen.value, seen.reason)]
+    dense = SEEN_DENSE.get((kind, _setting(situation)))
+    return [] if dense is None else [Decision("seen in our claims", dense.value, dense.reason)]
 
 
 def _choose_methods(situation: Situation) -> Methods:
@@ -153,10 +158,11 @@ def _choose_methods(situation: Situation) -> Methods:
         return tuple(methods), decisions
     if situation.teacher is None:
         check_no_teacher(config)
-        if situation.data.labels.is_dense:
+        if situation.data.label_kind in {kind for kind, _ in SEEN_DENSE}:
             off = Decision("spectral regularisation", "off", DENSE_TEACHER_FREE_REASON)
             return tuple(methods), [*decisions, off]
-        return (*methods, TEACHER_FREE), [*decisions, describe_method(TEACHER_FREE, TEACHER_FREE_REASON, situation)]
+        spectral = DENSE_TEACHER_FREE if situation.data.labels.is_dense else TEACHER_FREE
+        return (*methods, spectral), [*decisions, describe_method(spectral, TEACHER_FREE_REASON, situation)]
     if config.projector == "none":
         check_no_features(config)
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))

@@ -1,11 +1,13 @@
 """The plan for dense labels: maps at every position, the teacher's nearest grid, a level each for two detectors."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from kdcli.base.errors import UserError
 from kdcli.base.reads import DEPTH
+from kdcli.config.methods.defaults import SEEN_DENSE
 from kdcli.config.parse import parse_config
 from kdcli.plan.decide import make_plan
 from kdcli.plan.relation import situation_of
@@ -137,3 +139,41 @@ def test_models_without_maps_are_refused(side):
     facts[side] = dataclasses.replace(facts[side], grids={})
     with pytest.raises(UserError, match="no map of features"):
         plan(PIXELS, **facts)
+
+
+def test_what_was_seen_is_told_where_nothing_is_asked_for():
+    def seen(made):
+        return [decision.value for decision in made.decisions if decision.name.startswith("seen in our")]
+
+    assert seen(plan(PIXELS, teacher=SAME)) == ["+0.8 to +1.1 points of mean IoU"]
+    assert seen(plan(PIXELS)) == ["-0.2 to +1.1 points of mean IoU"]
+    assert seen(plan(PIXELS, teacher=SAME, projector="linear")) == []
+    assert seen(plan(PIXELS, teacher=None)) == []
+
+
+def test_what_was_seen_is_what_the_claims_have():
+    text = (Path(__file__).parents[2] / "recipes" / "claims" / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## 9. Dense tasks") :]
+    cells = {
+        row[0]: row[1:]
+        for row in (
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in section.splitlines()
+            if line.startswith("| ")
+        )
+    }
+
+    def differences(*arms, places):
+        return [float(cells[arm][place].partition(" ")[0]) for arm in arms for place in places]
+
+    arms = {
+        "same": ("same task, predictions",),
+        "cross": ("ImageNet, inverted", "HED edges, inverted"),
+        "random": ("untrained, inverted",),
+    }
+    for kind, places in (("pixels", (0, 1)), ("depth", (2, 3))):
+        for relation, names in arms.items():
+            found = differences(*names, places=places)
+            seen = SEEN_DENSE[kind, relation]
+            assert (seen.lowest, seen.highest) == (min(found), max(found)), (kind, relation)
+    assert {SEEN_DENSE["boxes", "same"].lowest} == set(differences("orthogonal", places=(1,)))

@@ -26,7 +26,16 @@ REPORT = "report.html"
 """The page of a run, in its folder."""
 
 _DECIDING = (
-    *("relation", "data", "projector", "teacher's layer", "layers", "logit KD", "seen in our bench"),
+    *(
+        "relation",
+        "data",
+        "projector",
+        "teacher's layer",
+        "layers",
+        "logit KD",
+        "seen in our bench",
+        "seen in our claims",
+    ),
     *("teacher measured", "teacher probed", "training"),
 )
 """Decisions that a reader wants first; losses are among them too."""
