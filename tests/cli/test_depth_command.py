@@ -80,7 +80,7 @@ def test_the_plan_and_what_comes_of_it(same):
     run, out = same
     assert json.loads((run / "plan.json").read_text())["relation"] == "same"
     methods = yaml.safe_load((run / "config.yaml").read_text())["methods"]
-    assert [method["method"] for method in methods] == ["supervised", "projection", "dense_regression"]
+    assert [method["method"] for method in methods] == ["supervised", "dense_regression"]
     assert methods[0]["loss"] == {"silog": 1.0}
     assert methods[0]["label_smoothing"] == 0
     assert "0.001 to 8 m" in out

@@ -116,9 +116,9 @@ def test_test_images_are_opened_once_when_all_is_learnt(run_cli, tmp_path, make_
         *("--output", "run", "--epochs", "3", "--batch-size", "8"),
     )
     assert outcome.exit_code == 0, outcome.stderr
-    # The teacher's layers are compared on training images first; six of validation are drawn before training and when all
-    # is done, and at last those that it is wrong about.
-    learnt = ["train"] * 8 + ["val"] * 6 + (["train"] * 8 + ["val"] * 8) * 3 + ["test"] * 8 + ["val"] * 6
+    # The teacher's layers are compared on training images first; six of validation are drawn when all is done, and at
+    # last those that it is wrong about.
+    learnt = ["train"] * 8 + (["train"] * 8 + ["val"] * 8) * 3 + ["test"] * 8 + ["val"] * 6
     assert opened[: len(learnt)] == learnt
     assert set(opened[len(learnt) :]) <= {"val"}
 
