@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from kdcli.config.methods import METHODS, MethodName
 
 ALONE = {"none", "spectral_regularization"}
+OF_IMAGES = {"adversarial", "cycle_gan", "image_regression"}
+"""They want images that are made: tests/methods/test_image_methods.py."""
 DENSE = {"cirkd", "cwd", "cwd_logits", "dense_regression", "fgd", "ifvd", "pkd", "skd"}
 """They want labels of pixels, depths or boxes, equal widths, or maps of more than one position."""
-WITH_TEACHER = sorted(set(typing.get_args(MethodName)) - ALONE - DENSE - {"refilled"})
+WITH_TEACHER = sorted(set(typing.get_args(MethodName)) - ALONE - DENSE - OF_IMAGES - {"refilled"})
 ALONE_DEIT = ("--student", "deit_tiny_distilled_patch16_224", "--set", "methods=[{method: deit}]")
 QUICK = ("--set", "optim.lr=1e-4", "--batch-size", "24")
 
@@ -46,11 +48,11 @@ def train_events(run: Path) -> list[dict[str, float]]:
 
 
 def test_the_option_knows_every_method():
-    parts = {"supervised", "stochastic_triplet_kl", "local_classifier_kl"}
+    parts = {"supervised", "stochastic_triplet_kl", "local_classifier_kl", "gan"}  # the last is what its task takes
     assert set(typing.get_args(MethodName)) == (set(METHODS) - parts) | {"none", "log_sum", "refilled"}
 
 
-@pytest.mark.parametrize("method", sorted(DENSE))
+@pytest.mark.parametrize("method", sorted(DENSE | OF_IMAGES))
 def test_what_small_maps_and_classes_are_not_for_is_refused(distil, method):
     outcome = distil("--method", method, "--dry-run")
     assert outcome.exit_code == 2

@@ -228,9 +228,8 @@ def test_table_of_classes_has_the_worst_first_and_those_without_images_last():
         "latency": {"median_ms": 1.0, "iqr_ms": 0.0},
         "throughput": {"images_per_second": 1.0},
     }
-    unscored = dict.fromkeys(
-        ("top1", "top5", "expected_calibration_error", "cross_entropy", "agreement_with_teacher", "per_class_accuracy")
-    )
+    scores = ("top1", "top5", "macro_f1", "expected_calibration_error", "cross_entropy", "agreement_with_teacher")
+    unscored = dict.fromkeys((*scores, "per_class_accuracy"))
     scored = dict.fromkeys(unscored, 0.5)
     evaluation = {
         "samples": "image",

@@ -182,7 +182,7 @@ def test_the_plan_takes_the_teachers_depth():
         teacher = dataclasses.replace(MODEL, depth=kind)
         plan = make_plan(situation_of(config, teacher=teacher, student=MODEL, data=DATA))
         assert plan.relation == "same"
-        assert [options.method for options in plan.methods] == ["supervised", "projection", "dense_regression"]
+        assert [options.method for options in plan.methods] == ["supervised", "dense_regression"]
         assert plan.methods[-1].loss == loss
 
 
