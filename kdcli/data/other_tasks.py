@@ -23,6 +23,8 @@ _OF_IMAGES: tuple[tuple[Target, frozenset[str]], ...] = (
 
 def task_that_reads(path: Path) -> str:
     """Return in a sentence which task reads a file of texts or paths, by ending and columns; ``""`` for no guess."""
+    if not path.is_file():  # a pipe would be waited for
+        return ""
     suffix = path.suffix.lower()
     if suffix in _WORDS:
         return _told(path, "labelled words", "text", "words")
