@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         max_restarts=0,
         signals_to_handle=",".join(["SIGQUIT", *(number.name for number in stop_signals())]),
     )
-    with temporary_folder(Path(tempfile.gettempdir())) as errors:
+    with temporary_folder(Path(tempfile.gettempdir())) as errors, _handlers_restored():
         os.environ[_ERRORS] = str(errors)
         try:
             elastic_launch(config, sys.executable)("-m", "kdcli", *arguments)
@@ -128,6 +129,18 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         finally:
             del os.environ[_ERRORS]
     return 0
+
+
+@contextlib.contextmanager
+def _handlers_restored() -> Iterator[None]:
+    """Give signals back the handlers that they had: the agent leaves its own, in a program that goes on after it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGQUIT, *stop_signals())}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(number, handler)
 
 
 def end_with_the_launcher() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -137,13 +138,15 @@ def test_the_demo_data_are_taken_and_said(tmp_path, monkeypatch, capsys):
 
 
 def test_two_processes_start_from_the_function(photos, tmp_path):
-    """Not from the words of this process's own command line."""
+    """Not from the words of this process's own command line; and it leaves this process as it was."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     run = kdcli.distill(
         teacher="none", student="test_resnet", data=photos, epochs=1, batch_size=16, num_processes=2, show=False,
         test=False, output=tmp_path / "run", **SMALL,
     )  # fmt: skip
     assert run.is_finished
     assert run.config.train.num_processes == 2
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def test_a_bar(capsys):
