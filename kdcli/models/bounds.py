@@ -70,6 +70,26 @@ def bounded(label: str, *, is_trial: bool = False) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def building(label: str) -> Iterator[None]:
+    """Build a network of a user's arguments: one that is :func:`bounded`, and all that goes wrong told in a sentence.
+
+    Args:
+        label: what to call the model.
+
+    Raises:
+        UserError: the arguments don't fit the network, or it is too large.
+    """
+    try:
+        with bounded(label):
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # on values that don't fit a network raises whatever it trips over
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{label} can't be built: {reason}", "Give other arguments, or none.") from error
+
+
 _checked: set[tuple[str, int]] = set()
 
 

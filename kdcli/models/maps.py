@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from kdcli.base.facts import Preprocessing
 from kdcli.base.reads import LOGITS, Reads
 from kdcli.models.base import Origin, Probe
-from kdcli.models.outputs import ModelOutput
+from kdcli.models.outputs import ModelOutput, pooled_output
 from kdcli.models.saved import write_network
-from kdcli.models.taps import edges_of, mean_over_places
 from kdcli.models.vision import VisionModel
 
 
@@ -63,15 +62,8 @@ class MapModel(VisionModel):
         return (self.head,)
 
     def _run(self, inputs: Tensor, reads: Reads) -> ModelOutput:
-        output = ModelOutput()
         levels = self._trunk(inputs)
-        last = levels[-1]
-        if "pooled" in reads.taps:
-            output.edges["pooled"] = edges_of(last)
-        if "pooled" in reads.features:
-            output.features["pooled"] = mean_over_places(last, "NCHW", 0)
-        if "pooled" in reads.maps:
-            output.maps["pooled"] = last
+        output = pooled_output(levels[-1], reads)
         if reads.heads or self._reads_beyond_trunk():
             maps = self.module.maps(levels)  # type: ignore[operator]
             output.heads |= dict.fromkeys(reads.heads, maps)

@@ -20,7 +20,7 @@ from kdcli.base.reads import LOGITS, Reads
 from kdcli.base.tasks import Modality, TaskFacts
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models.base import Model, Origin, Probe
-from kdcli.models.bounds import bounded
+from kdcli.models.bounds import building
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.library import Library
 from kdcli.models.origin import names_of_file, phrase_of_file, saved_origin, student_origin, teacher_origin
@@ -301,14 +301,8 @@ class Networks(Library):
         return self.networks[str(settings["network"])]
 
     def _make(self, place: Place, settings: Mapping[str, Any]) -> nn.Module:
-        try:
-            with bounded(place.name):
-                return self._factory(place, settings)(settings["num_outputs"], **settings["arguments"])
-        except UserError:
-            raise
-        except Exception as error:  # on values that don't fit a network raises whatever it trips over
-            reason = str(error) or type(error).__name__
-            raise UserError(f"{place.name} can't be built: {reason}", "Give other arguments, or none.") from error
+        with building(place.name):
+            return self._factory(place, settings)(settings["num_outputs"], **settings["arguments"])
 
     def _with_weights(
         self, place: Place, settings: dict[str, Any], checkpoint: Checkpoint

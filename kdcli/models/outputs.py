@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdcli.base.reads import LOGITS, VOCABULARY, Reads
 from kdcli.losses.vocabulary import VocabularyLogits
-from kdcli.models.taps import Edges
+from kdcli.models.taps import Edges, edges_of, mean_over_places
 
 
 @dataclass
@@ -59,3 +59,15 @@ class ModelOutput:
             maps={name: function(value) for name, value in self.maps.items()},
             heads={name: function(head) if isinstance(head, Tensor) else head for name, head in self.heads.items()},
         )
+
+
+def pooled_output(maps: Tensor, reads: Reads) -> ModelOutput:
+    """Return an output with all that ``reads`` asks of ``pooled``, out of a network's last maps (B, C, H, W)."""
+    output = ModelOutput()
+    if "pooled" in reads.taps:
+        output.edges["pooled"] = edges_of(maps)
+    if "pooled" in reads.features:
+        output.features["pooled"] = mean_over_places(maps, "NCHW", 0)
+    if "pooled" in reads.maps:
+        output.maps["pooled"] = maps
+    return output

@@ -303,7 +303,8 @@ def test_every_command_and_the_python_block_in_order(chain, folder, few_samples,
             for written, instead in PYTHON.items():
                 step = step.replace(written, instead)
             exec(compile(step, "guide.md", "exec"), names)
-            assert names["model"].num_classes == len(names["labels"]) if "labels" in names else 3
+            classes = len(names["labels"]) if "labels" in names else 3  # photos/
+            assert names["model"].num_classes == classes
             assert not names["model"].training
             continue
         outcome = run_cli_in(*substituted(step), cwd=folder)

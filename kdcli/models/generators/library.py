@@ -71,46 +71,46 @@ class Generators(Library):
         self, place: Place, name: ModelName, config: TeacherConfig, *, task: TaskFacts, checkpoint: Checkpoint | None
     ) -> Model:
         """Load a network that was saved, or fits a checkpoint."""
-        from kdcli.models.generators import loading, sampler
+        from kdcli.models.generators import loading, sampler_loading
 
         if _is_sampler(place):
-            raise sampler.refused_teacher(place)
+            raise sampler_loading.refused_teacher(place)
         return loading.load_teacher(place, name, config, checkpoint)
 
     def build(
         self, place: Place, config: StudentConfig, data: DataFacts, *, teacher: Model | None, like: Model | None
     ) -> Model:
         """Build a generator; of a folder with its weights where they are asked for."""
-        from kdcli.models.generators import loading, sampler
+        from kdcli.models.generators import loading, sampler_loading
 
-        room = sampler if _is_sampler(place) else loading
+        room = sampler_loading if _is_sampler(place) else loading
         return room.build_student(place, config, data, like)
 
     def open(self, place: Place) -> Model:
         """Load a folder that kdcli saved."""
-        from kdcli.models.generators import loading, sampler
+        from kdcli.models.generators import loading, sampler_loading
 
-        return (sampler if _is_sampler(place) else loading).open_saved(place)
+        return (sampler_loading if _is_sampler(place) else loading).open_saved(place)
 
     def arguments(self, place: Place) -> Mapping[str, Any]:
         """Return the arguments of what makes the network."""
-        from kdcli.models.generators import loading, sampler
+        from kdcli.models.generators import loading, sampler_loading
 
-        settings = sampler.settings_of(place)[0] if _is_sampler(place) else loading.settings_of(place)
+        settings = sampler_loading.settings_of(place)[0] if _is_sampler(place) else loading.settings_of(place)
         found: Mapping[str, Any] = settings["arguments"]
         return found
 
     def reload(self, student: Model, folder: Path, *, projector: Projector | None) -> Iterable[Reloaded]:
         """Load the folder by the Python file in it, on made-up images or numbers."""
-        from kdcli.models.generators import loading, sampler
+        from kdcli.models.generators import loading, sampler_loading
 
-        yield (sampler if _network_of(folder) in _SAMPLERS else loading).reload(student, folder)
+        yield (sampler_loading if _network_of(folder) in _SAMPLERS else loading).reload(student, folder)
 
     def snippet(self, folder: Path, task: TaskFacts) -> str:
         """Return the lines that load the model by the file beside its weights."""
-        from kdcli.models.generators import loading, sampler
+        from kdcli.models.generators import loading, sampler_loading
 
-        return (sampler if _network_of(folder) in _SAMPLERS else loading).snippet(folder)
+        return (sampler_loading if _network_of(folder) in _SAMPLERS else loading).snippet(folder)
 
     def small(self, task: TaskFacts) -> tuple[str, ...]:
         """Return the compact one."""

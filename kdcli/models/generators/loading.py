@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 from collections.abc import Mapping
@@ -19,9 +18,10 @@ from kdcli.base.reads import IMAGE
 from kdcli.base.tasks import TASKS, task_of
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models.base import Model
-from kdcli.models.bounds import bounded
+from kdcli.models.bounds import building
 from kdcli.models.fit import build_with_weights
-from kdcli.models.generators.model import CODE, TranslatorModel
+from kdcli.models.generators.exported import CODE, code_of, filled
+from kdcli.models.generators.model import TranslatorModel
 from kdcli.models.generators.networks import TRANSLATORS
 from kdcli.models.origin import phrase_of_file, saved_origin, student_origin, teacher_origin
 from kdcli.models.place import Place
@@ -104,11 +104,7 @@ def open_saved(place: Place) -> TranslatorModel:
 
 def reload(student: Model, folder: Path) -> Reloaded:
     """Load ``folder`` by its own Python file and run it on two made-up images."""
-    spec = importlib.util.spec_from_file_location("exported_generator", folder / CODE)
-    assert spec is not None
-    assert spec.loader is not None
-    alone = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(alone)
+    alone = code_of(folder)
     images: Any = student.example(2, seed=2)
     with torch.inference_mode():
         return Reloaded(CODE, IMAGE, alone.load(folder)(images), student(images).heads[IMAGE])
@@ -124,10 +120,7 @@ def snippet(folder: Path) -> str:
         "MEAN": str(list(told.mean)),
         "STD": str(list(told.std)),
     }
-    lines = _SNIPPET
-    for word, value in words.items():
-        lines = lines.replace(word, value)
-    return lines
+    return filled(_SNIPPET, words)
 
 
 def settings_of(place: Place) -> dict[str, Any]:
@@ -156,15 +149,9 @@ def _model(
 
 
 def _make(place: Place, settings: Mapping[str, Any]) -> nn.Module:
-    try:
-        with bounded(place.name):
-            module: nn.Module = TRANSLATORS[settings["network"]](**settings["arguments"])
-            return module
-    except UserError:
-        raise
-    except Exception as error:  # on values that don't fit a network raises whatever it trips over
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{place.name} can't be built: {reason}", "Give other arguments, or none.") from error
+    with building(place.name):
+        module: nn.Module = TRANSLATORS[settings["network"]](**settings["arguments"])
+    return module
 
 
 def _defaults(network: str) -> dict[str, Any]:

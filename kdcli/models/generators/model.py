@@ -12,11 +12,9 @@ from kdcli.base.facts import Preprocessing
 from kdcli.base.reads import IMAGE
 from kdcli.models.base import Origin
 from kdcli.models.generators import networks
+from kdcli.models.generators.exported import CODE
 from kdcli.models.maps import MapModel
 from kdcli.models.vision import check_divides
-
-CODE = "generator.py"
-"""The file beside the weights that makes the network without kdcli."""
 
 
 class TranslatorModel(MapModel):

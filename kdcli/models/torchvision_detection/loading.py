@@ -15,7 +15,7 @@ from kdcli.base.facts import GEOMETRIES, DataFacts, Preprocessing
 from kdcli.base.tasks import task_of
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models.base import Model
-from kdcli.models.bounds import bounded
+from kdcli.models.bounds import building
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.origin import names_of_file, phrase_of_file, saved_origin, student_origin, teacher_origin
 from kdcli.models.place import Place
@@ -125,14 +125,8 @@ def make(place: Place, network: Network, settings: Mapping[str, Any], size: tupl
     Raises:
         UserError: its arguments don't go together.
     """
-    try:
-        with bounded(place.name):
-            module: nn.Module = network.made(settings["num_outputs"], settings["arguments"], size).make()
-    except UserError:
-        raise
-    except Exception as error:  # on values that don't fit a network raises whatever it trips over
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{place.name} can't be built: {reason}", "Give other arguments, or none.") from error
+    with building(place.name):
+        module: nn.Module = network.made(settings["num_outputs"], settings["arguments"], size).make()
     if settings["frozen"]:
         freeze(network, module)
     return module

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from kdcli.base.files import write_atomically, write_redacted
+from kdcli.base.files import clear_os_errors, write_atomically, write_redacted
 from kdcli.results.report.charts import COLOURS
 
 
@@ -104,4 +104,6 @@ def render(page: Page) -> str:
 
 def write_page(page: Page, file: Path) -> None:
     """Write a page whole or not at all, without secrets."""
+    with clear_os_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda temporary: write_redacted(temporary, render(page)))
