@@ -40,6 +40,9 @@ OTHER_WORDS: Mapping[str, str] = {
     "eval_every eval_steps eval_interval val_every val_freq check_val_every_n_epoch": "train.validate_every",
     "early_stop early_stopping early_stopping_patience earlystopping stop_after": "train.patience",
     "torch_compile torchcompile": "train.compile",
+    "gradient_checkpointing grad_checkpointing checkpoint_activations activation_checkpoint use_checkpoint": (
+        "train.activation_checkpointing"
+    ),
     "report_to logger log_to wandb tensorboard mlflow trackio": "train.track",
     "random_seed manual_seed random_state rng": "seed",
     "save_dir output_dir out_dir out run_dir work_dir project exp_dir log_dir": "output",

@@ -20,7 +20,8 @@ from kdcli.base.reads import DISTILLATION, LOGITS, Reads
 from kdcli.data import AnyBatch
 from kdcli.models.measure import Measured, measure
 from kdcli.models.outputs import ModelOutput
-from kdcli.models.taps import HeadTap, LayerTap, Reached
+from kdcli.models.recompute import keep_statistics, no_recomputing
+from kdcli.models.taps import HeadTap, LayerTap, Reached, last_of
 
 Inputs = Tensor | dict[str, Tensor]
 """What a library's own model takes: images (B, 3, H, W), or a tokenizer's tensors by name."""
@@ -83,6 +84,7 @@ class Model(nn.Module, ABC):
         """The opened layers, in the order in which they run."""
         self._head_taps: dict[str, HeadTap] = {}
         """Those of the class token and of the distillation token, where there are both."""
+        self._recomputes = False
         with self._input_errors(origin):
             probe = self._probe(self.example(), num_classes)
         names = self._head_names()
@@ -226,7 +228,8 @@ class Model(nn.Module, ABC):
             dims[name] = width
             if layer.grid is not None:
                 grids[name] = layer.grid
-            modules[name].register_forward_hook(layer)
+            layer.is_in_block = self._recomputes
+            last_of(modules[name]).register_forward_hook(layer)
             self._layers[name] = layer
         self._layers = {name: self._layers[name] for name in order}
         self.facts = replace(self.facts, feature_dims=dims, grids=grids)
@@ -282,9 +285,33 @@ class Model(nn.Module, ABC):
         """Exchange every batch normalisation for one over the batches of all processes."""
         self.module = convert_sync_batchnorm(self.module)
         for name, layer in self._layers.items():
-            module = self.module.get_submodule(name)
+            module = last_of(self.module.get_submodule(name))
             if layer not in module._forward_hooks.values():  # it stayed with what was exchanged
                 module.register_forward_hook(layer)
+        if self._recomputes:
+            keep_statistics(self.module)
+
+    def recompute_activations(self) -> None:
+        """Compute what lies inside of blocks again in the backward pass; ``facts.activation_bytes`` is what is kept.
+
+        Outputs, gradients, running statistics and what dropout draws stay the same.
+
+        Raises:
+            UserError: the model's library can't, or nothing would be saved.
+        """
+        self._recompute()
+        self._recomputes = True
+        keep_statistics(self.module)
+        for layer in self._layers.values():
+            layer.is_in_block = True
+        kept = measure(self.module, lambda: self._run(self.example(), self._everything()), mode="train")
+        if kept.activation_bytes >= self.facts.activation_bytes:
+            raise no_recomputing(self.facts.name, f"{self.library} has none for it, and would keep as much as before")
+        self.facts = replace(self.facts, activation_bytes=kept.activation_bytes)
+
+    def _recompute(self) -> None:
+        """Switch on the library's own checkpointing; refused by default."""
+        raise no_recomputing(self.facts.name, f"models of {self.library} have none")
 
     def narrow_norms(self) -> list[str]:
         """Return the batch normalisations that get one value a channel of one sample, which they can't be trained on.

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T")
@@ -34,11 +35,16 @@ class Measured(Generic[T]):
     activation_bytes: int
 
 
-def measure(module: nn.Module, forward: Callable[[], T]) -> Measured[T]:
+def measure(module: nn.Module, forward: Callable[[], T], *, mode: Literal["eval", "train"] = "eval") -> Measured[T]:
     """Run ``forward``, a pass through ``module``, once and count.
 
     In eval mode, so that batch statistics stay as they are and a batch of one image works, and with gradients for every
     parameter. Module modes, ``requires_grad`` and torch's CPU generator are as before afterwards.
+
+    Args:
+        module: whose costs they are.
+        forward: the pass.
+        mode: ``train`` puts all but batch normalisations into training mode.
     """
     own = {StorageWeakRef(t.untyped_storage()) for t in (*module.parameters(), *module.buffers())}
     kept: dict[StorageWeakRef, int] = {}
@@ -50,7 +56,7 @@ def measure(module: nn.Module, forward: Callable[[], T]) -> Measured[T]:
 
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     with (
-        _as_in_training(module),
+        _as_in_training(module, mode),
         torch.random.fork_rng(devices=[]),
         torch.enable_grad(),
         saved_tensors_hooks(keep, _no_backward),
@@ -149,12 +155,15 @@ def _no_backward(_: None) -> Tensor:
 
 
 @contextmanager
-def _as_in_training(module: nn.Module) -> Iterator[None]:
-    """Eval mode, but every floating parameter wants its gradient; restored on exit."""
+def _as_in_training(module: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]:
+    """Every floating parameter wants its gradient, and batch statistics stay as they are; restored on exit."""
     modes = [(m, m.training) for m in module.modules()]
     frozen = [p for p in module.parameters() if p.is_floating_point() and not p.requires_grad]
     try:
-        module.eval()
+        module.train(mode == "train")
+        for m, _ in modes:
+            if isinstance(m, _NormBase):
+                m.eval()
         for parameter in frozen:
             parameter.requires_grad_(True)
         yield

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from kdcli.base.errors import UserError
 
@@ -65,6 +66,10 @@ def grid_of(features: Tensor, layout: Layout, num_prefix: int, image_size: tuple
     return next(((a, b) for a, b in (*whole, *padded) if a * b == length), (length, 1))
 
 
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class Reached(Exception):
     """The last layer that was asked for has run."""
 
@@ -82,12 +87,20 @@ class LayerTap:
         self.wants_mean = False
         self.wants_map = False
         self.is_end = False
+        self.is_in_block = False
+        """Whether it may lie in a block whose activations are not kept; then its own are, all the same."""
         self.kept: tuple[Tensor | None, Tensor | None, Edges] | None = None
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Keep what is wanted of the output of ``module``."""
         if not (self.wants_mean or self.wants_map):
             return
+        with saved_tensors_hooks(_same, _same) if self.is_in_block else nullcontext():
+            self._keep(output)
+        if self.is_end:
+            raise Reached
+
+    def _keep(self, output: Any) -> None:
         mean = of_places = None
         edges = edges_of(tensor_of(output))
         features = self.features_of(output)
@@ -100,8 +113,6 @@ class LayerTap:
             assert self.grid is not None
             of_places = map_of_places(features, self.layout, self.num_prefix, self.grid)
         self.kept = mean, of_places, edges
-        if self.is_end:
-            raise Reached
 
     def features_of(self, output: Any) -> Tensor:
         """Return the features, in the tap's layout, out of what the layer returns."""
@@ -162,6 +173,13 @@ def describe_layer(model: str, name: str, outputs: list[Any], image: Tensor, num
                 return tap("NHWC", 0, c)
     shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise UserError(f"{model}: the layer {name!r} returns {shape}, not features of the image.", "Name another layer.")
+
+
+def last_of(module: nn.Module) -> nn.Module:
+    """Return the part whose output is the module's: of a sequence its last, which timm's checkpointing runs alone."""
+    while type(module).forward is nn.Sequential.forward and len(module):  # type: ignore[arg-type]
+        module = module[-1]  # type: ignore[index]
+    return module
 
 
 def run_once(model: str, name: str, outputs: list[Any], sample: str) -> Any:

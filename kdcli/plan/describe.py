@@ -210,6 +210,11 @@ def describe_costs(
     frozen = 0 if teacher is None else teacher.num_parameters
     activations = student.activation_bytes * config.train.batch_size / (1 if mixed_precision == "no" else 2)
     memory = 4 * frozen + 16 * trainable_parameters + activations
+    again = (
+        " The others are computed again in the backward pass, one block's at a time (train.activation_checkpointing)."
+        if config.train.activation_checkpointing
+        else ""
+    )
     return [
         Decision(
             "trainable parameters",
@@ -220,7 +225,7 @@ def describe_costs(
         Decision(
             "memory",
             f"about {memory / 2**30:.2f} GiB",
-            f"Weights, gradients, two moments, and {activations / 2**30:.2f} GiB of activations for a batch.",
+            f"Weights, gradients, two moments, and {activations / 2**30:.2f} GiB of activations for a batch.{again}",
         ),
     ]
 

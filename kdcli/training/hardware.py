@@ -36,7 +36,8 @@ def hardware_errors(train: TrainConfig, *, step: Callable[[], int], processes: i
             raise UserError(
                 f"The memory of {where} ran out at step {step() + 1} with a batch of {train.batch_size}.",
                 f"--batch-size {half} --set train.accumulation={train.accumulation * train.batch_size // half} takes"
-                " less memory for steps of as many images.",
+                " less memory for steps of as many images"
+                + ("." if train.activation_checkpointing else "; so does --set train.activation_checkpointing=true."),
             ) from error
         if text.startswith("DataLoader worker"):
             raise UserError(

@@ -130,6 +130,8 @@ def _make_job(
     student.compare_last_features()
     layers = score_layers(config, teacher, data, team)
     open_levels(config, teacher, student, data.facts)
+    if config.train.activation_checkpointing:
+        student.recompute_activations()
     situation = situation_of(
         config,
         teacher=None if teacher is None else teacher.facts,

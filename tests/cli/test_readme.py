@@ -104,6 +104,7 @@ SUBSTITUTES = {
     ("--batch-size", "16"): "16",
     ("--set", "data.train_images=300"): "data.train_images=32",
     ("--set", "train.validate_every=5"): "train.validate_every=1",
+    ("--set", "train.activation_checkpointing=true"): "train.activation_checkpointing=true",
     ("--set", "student.image_size=96"): "student.image_size=32",
     ("--set", "teacher.image_size=96"): "teacher.image_size=32",
     ("--seed", "1"): "1",

@@ -10,6 +10,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.reads import Reads
 from kdcli.config.models import TeacherConfig
 from kdcli.models import load_teacher
+from kdcli.models.taps import last_of
 
 
 def load(name):
@@ -120,11 +121,11 @@ def test_gradients_flow_through_a_tap_and_a_copy_has_taps_of_its_own():
 def test_opening_twice_or_opening_a_built_in_tap_changes_nothing():
     model = load("random:test_resnet")
     model.open_taps(["layer2", "pooled"])
-    hooks = len(model.module.layer2._forward_hooks)
+    hooks = len(last_of(model.module.layer2)._forward_hooks)
     dims = dict(model.facts.feature_dims)
     model.open_taps(["layer2", "embedding", "layer2"])
     assert dict(model.facts.feature_dims) == dims
-    assert len(model.module.layer2._forward_hooks) == hooks == 1
+    assert len(last_of(model.module.layer2)._forward_hooks) == hooks == 1
 
 
 @pytest.mark.parametrize(

@@ -526,3 +526,12 @@ def test_sharded_training_is_refused(monkeypatch):
     with pytest.raises(UserError, match="was started for FSDP") as caught:
         make_accelerator(config.train)
     assert "without FSDP" in caught.value.hint
+
+
+def test_a_run_with_activation_checkpointing_ends_with_the_same_student(tmp_path):
+    changes = {"student__name": "test_resnet", "student__drop_path": 0.3, "feature_layers": ["layer2:blocks.2"]}
+    _, plain, job = run(tmp_path / "a", **changes)
+    _, less, again = run(tmp_path / "b", **changes, train__activation_checkpointing=True)
+    assert again.student.facts.activation_bytes < job.student.facts.activation_bytes
+    assert_same(weights(plain), weights(less))
+    assert_same(plain.read_tensors("projector.safetensors"), less.read_tensors("projector.safetensors"))

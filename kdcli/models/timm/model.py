@@ -12,6 +12,7 @@ from typing import Any, get_args
 import torch
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from timm.layers import set_reentrant_ckpt
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from kdcli.base.reads import LOGITS, Reads
 from kdcli.base.text import short_repr
 from kdcli.models.base import Origin, Probe
 from kdcli.models.outputs import ModelOutput
+from kdcli.models.recompute import no_recomputing
 from kdcli.models.taps import Layout, edges_of, grid_of, map_of_places, mean_over_places
 from kdcli.models.timm import kdcli_networks
 from kdcli.models.vision import VisionModel
@@ -82,6 +84,16 @@ class TimmModel(VisionModel):
     @property
     def _num_prefix_tokens(self) -> int:
         return self._layout.num_prefix
+
+    def _recompute(self) -> None:
+        set_reentrant_ckpt(False)
+        switch: Any = getattr(self.module, "set_grad_checkpointing", None)
+        try:
+            if switch is None:
+                raise no_recomputing(self.facts.name, "its network has no checkpoints between its blocks")
+            switch(True)
+        except AssertionError as error:  # how timm's own models say it
+            raise no_recomputing(self.facts.name, f"timm says {str(error) or 'nothing more'}") from None
 
     def _head_names(self) -> tuple[str, str] | None:
         """Return what timm calls ``head`` and ``head_dist`` where a model has both; EfficientViM's are lists."""

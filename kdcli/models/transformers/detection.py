@@ -21,6 +21,7 @@ from kdcli.models.taps import Edges, LayerTap, Reached, edges_of, run_once, tens
 from kdcli.models.transformers import processor
 from kdcli.models.transformers.detector_kinds import DetectorKind, kind_of
 from kdcli.models.transformers.detector_losses import by_itself, labels_of, shares
+from kdcli.models.transformers.recompute import recompute
 
 TOKENS = "detection_tokens"
 """The tap of the tokens that boxes are read from, as a column (B, d, N, 1)."""
@@ -77,6 +78,9 @@ class HFDetector(DetectionModel):
 
     def _head_names(self) -> None:
         return None
+
+    def _recompute(self) -> None:
+        recompute(self.module, self.facts.name)
 
     @property
     def _num_prefix_tokens(self) -> int:

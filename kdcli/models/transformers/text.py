@@ -41,6 +41,7 @@ from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import LayerTap, edges_of, run_once, tensor_of
 from kdcli.models.texts import TextModel
 from kdcli.models.transformers.padding import by_length, is_changed_by_padding, last_tokens, pool
+from kdcli.models.transformers.recompute import recompute
 from kdcli.models.transformers.sentence import write_prompt
 from kdcli.models.transformers.tokenizer import encode, save_tokenizer
 
@@ -110,6 +111,9 @@ class HFTextModel(TextModel):
             self.facts = replace(self.facts, feature_dims={**self.facts.feature_dims, "pooled": width})
         if self._is_changed_by_padding():
             self._say_padding()
+
+    def _recompute(self) -> None:
+        recompute(self.module, self.facts.name)
 
     @property
     def label_kind(self) -> LabelKind:

@@ -25,6 +25,7 @@ from kdcli.models.base import Origin, Probe
 from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import Layout, edges_of, grid_of, map_of_places, mean_over_places
 from kdcli.models.transformers import processor
+from kdcli.models.transformers.recompute import recompute
 from kdcli.models.vision import VisionModel
 
 _MAX_SPECIAL_TOKENS = 16
@@ -88,6 +89,9 @@ class HFModel(VisionModel):
         measured = self._measure(image, Reads(taps, heads=(LOGITS,) if num_classes else ()))
         dims = {tap: measured.result.features[tap].shape[1] for tap in taps}
         return Probe(dims, measured, {"pooled": grid})
+
+    def _recompute(self) -> None:
+        recompute(self.module, self.facts.name)
 
     @property
     def _num_prefix_tokens(self) -> int:
