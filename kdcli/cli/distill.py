@@ -73,8 +73,8 @@ def distill(
         str | None,
         typer.Option(
             help="demo:digits, demo:scenes, torchvision:NAME, hf:org/name, or a folder (class folders, parquet,"
-            " arrow; images with masks, depth or boxes); texts, and lists of images with masks, depth or boxes, also"
-            " as csv, jsonl or txt. Without it, and without a recipe, the task's demo data.",
+            " arrow; images with masks, depth or boxes); lists of images with labels, masks, depth or boxes, and texts,"
+            " also as csv, jsonl or txt. Without it, and without a recipe, the task's demo data.",
             autocompletion=complete.data,
         ),
         Sets("data.name"),

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from kdcli.base.tasks import TASKS, Modality, Target
 from kdcli.data.columns import LABEL_NAMES
+from kdcli.data.images.path_tables import PATH_NAMES
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".json")
 _WORDS = (".conll", ".iob", ".iob2", ".bio")
 _LABELS = {*LABEL_NAMES, "sentiment", "category", "score", "rating", "stars"}
-_IMAGES = {"image", "img", "file", "file_name", "filename", "path", "image_path"}
+_IMAGES = set(PATH_NAMES)
 _OF_IMAGES: tuple[tuple[Target, frozenset[str]], ...] = (
     ("pixels", frozenset({"mask", "masks", "segmentation", "annotation"})),
     ("depth", frozenset({"depth", "depth_map", "disparity"})),
@@ -42,6 +43,12 @@ def task_that_reads(path: Path) -> str:
     if lower & _LABELS:
         return _told(path, f"texts, with the columns {', '.join(columns[:6])}", "text", "label")
     return _told(path, f"texts, with the columns {', '.join(columns[:6])}", "text", "embedding", "tokens")
+
+
+def names_targets(path: Path) -> bool:
+    """Whether a table's columns name masks, depth or boxes, and none of them a class."""
+    lower = {column.lower() for column in _columns(path, path.suffix.lower())}
+    return any(lower & names for _, names in _OF_IMAGES) and not lower & {*LABEL_NAMES, "category"}
 
 
 def _columns(path: Path, suffix: str) -> list[str]:

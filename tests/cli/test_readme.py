@@ -92,6 +92,7 @@ SUBSTITUTES = {
     ("--teacher", "bert/"): "bert/",
     ("--student", "teacher?layers=1"): "teacher?layers=1",
     ("--data", "reviews.csv"): "reviews.csv",
+    ("--data", "plants.csv"): "plants.csv",
     ("--data", "entities.conll"): "entities.conll",
     ("--recipe", "quickstart"): "quickstart",
     ("--recipe", "mine.yaml"): "mine.yaml",
@@ -223,6 +224,8 @@ def folder(
     (folder / "unsorted").mkdir()
     for number, file in enumerate(sorted(photos.rglob("*.jpg"))):
         shutil.copy(file, folder / "unsorted" / f"{number}.jpg")
+    listed = [f"{file.relative_to(folder)},{file.parent.name}" for file in sorted((folder / "photos").rglob("*.jpg"))]
+    (folder / "plants.csv").write_text("\n".join(["image,label", *listed]))
     shutil.copy(reviews, folder / "reviews.csv")
     shutil.copy(entities, folder / "entities.conll")
     shutil.copytree(bert_folder, folder / "minilm")

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, beside, did_you_mean, hint_of_moved, reading
 from kdcli.base.facts import UNLABELLED
 from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig
+from kdcli.data.classes import listing
 from kdcli.data.columns import extension_of
 from kdcli.data.images.decode import Range
 from kdcli.data.images.deep import find_range, set_range
 from kdcli.data.images.demo import DEMOS, open_demo
 from kdcli.data.images.folders import open_any_folder, open_folder
+from kdcli.data.images.path_tables import find_lists, open_lists
 from kdcli.data.images.sources import OfficialSplits
 from kdcli.data.images.splits import ImageData, complete
-from kdcli.data.images.tables import holds_tables, open_extension, open_hub, open_local_tables
+from kdcli.data.images.tables import holds_tables, open_extension, open_hub, open_local_tables, open_path_tables
 from kdcli.data.images.torchvision_sets import SETS, open_torchvision
 from kdcli.data.images.unlabelled import complete_unlabelled
-from kdcli.data.other_tasks import task_that_reads
+from kdcli.data.other_tasks import names_targets, task_that_reads
 
 _FORMS = (
-    "Data are named as demo:digits, torchvision:CIFAR100, hf:org/name, a folder of class folders, or parquet and arrow "
-    "files."
+    "Data are named as demo:digits, torchvision:CIFAR100, hf:org/name, a folder of class folders, parquet and arrow "
+    "files, or a csv, tsv or jsonl file of paths and labels."
 )
 
 
@@ -125,13 +128,17 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
         return open_hub(rest, config, needs_labels=needs_labels)
     path = expand_user(config.name)
     is_tables = path.exists() and holds_tables(path)
+    lists = _lists(path, config, needs_labels=needs_labels) if path.exists() and not is_tables else []
+    if lists and config.subset is None:
+        return open_path_tables(open_lists(path, lists, config), config, needs_labels=needs_labels)
     options = ("image_column", "label_column", "subset")
     if not is_tables and (given := [f"data.{key}" for key in options if getattr(config, key) is not None]):
         raise UserError(
             f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} set, but {config.name} is not a table.",
-            "Leave it out: it is for hf: data sets, parquet and arrow files.",
+            "Leave it out: it is for hf: data sets, parquet, arrow, csv, tsv and jsonl files.",
         )
-    if config.splits is not None and (not path.is_dir() or (colon and scheme in ("demo", "torchvision"))):
+    has_splits = path.is_dir() or is_tables
+    if config.splits is not None and (not has_splits or (colon and scheme in ("demo", "torchvision"))):
         raise UserError(
             f"data.splits is set, but {config.name} is neither a folder nor an hf: data set.", "Leave it out."
         )
@@ -142,13 +149,42 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
     if is_tables:
         return open_local_tables(path, config, needs_labels=needs_labels)
     if path.is_dir():
-        return open_folder(path, config.splits) if needs_labels else open_any_folder(path, config.splits)
+        found = open_folder(path, config.splits) if needs_labels else open_any_folder(path, config.splits)
+        return _with_lists_told(found, path, config) if needs_labels else found
     if path.exists():
         raise UserError(
-            f"{path} is neither a folder nor a parquet or arrow file.", f"{task_that_reads(path)} {_FORMS}".strip()
+            f"{path} is neither a folder nor a file of images that kdcli reads.",
+            f"{task_that_reads(path)} {_FORMS}".strip(),
         )
     hints = (hint_of_moved(config.name), beside(config.name) or _suggestion(config.name), _FORMS)
     raise UserError(f"There is no data set or folder {config.name!r}.", " ".join(filter(None, hints)))
+
+
+def _lists(path: Path, config: DataConfig, *, needs_labels: bool) -> list[str]:
+    """Return the names of the lists of paths that are read; nothing where the images are in folders or elsewhere.
+
+    In a folder they are read where columns are named, or where its folders are no classes.
+    """
+    names = find_lists(path, config)
+    if not names or (path.is_dir() and not needs_labels and config.image_column is None):
+        return []
+    if path.is_file():
+        return [] if needs_labels and config.label_column is None and names_targets(path) else names
+    if config.image_column is not None or config.label_column is not None:
+        return names
+    try:
+        return names if len(open_folder(path, config.splits).class_names) < 2 else []
+    except UserError:
+        return names
+
+
+def _with_lists_told(found: OfficialSplits, path: Path, config: DataConfig) -> OfficialSplits:
+    """Return class folders with a note on lists of images beside them, which are not read."""
+    names = find_lists(path, config)
+    if not names:
+        return found
+    note = f"{listing(names)} names images too and is not read: give its own name for that, in place of the folder's."
+    return replace(found, notes=(*found.notes, note))
 
 
 def _suggestion(name: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,15 @@ from kdcli.data.columns import (
     unread,
 )
 from kdcli.data.images.decode import File, Range, UnreadableImage, decode_image
+from kdcli.data.images.path_tables import (
+    PathTables,
+    by_column,
+    check_classes,
+    files_of,
+    is_string,
+    path_column,
+)
+from kdcli.data.images.path_tables import label_column as label_column_of_paths
 from kdcli.data.images.sources import ImageSource, OfficialSplits
 from kdcli.data.labels import classes_of, is_discrete, label_indices, note_on_missing
 from kdcli.data.listing import is_hidden, list_files, suffix_of, unread_notes
@@ -97,7 +107,41 @@ def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = Tr
         UserError: as there, or the columns don't fit.
     """
     loaded, asked, notes = load_local_tables(path, config)
-    return _official_splits(loaded, config, needs_labels, asked, notes)
+    tables: Mapping[str, Dataset] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
+    root = folder_of_tables(path)
+    first, asked_for = next(iter(tables.values())), config.image_column
+    if path_column(first, asked_for, root) is None or (asked_for is None and _holds_cells(first)):
+        return _official_splits(tables, config, needs_labels, asked, notes)
+    if len(tables) > 1:
+        chosen, said = choose_splits(tables, config.name, asked)
+        return open_path_tables(PathTables(chosen, root, [*notes, *said]), config, needs_labels=needs_labels)
+    found = by_column(tables, root, config.splits if path.is_file() else asked, notes, where=str(path))
+    return open_path_tables(found, config, needs_labels=needs_labels)
+
+
+def folder_of_tables(path: Path) -> Path:
+    """Return the folder that paths in a file, or in the files below a folder, are relative to.
+
+    That is the folder of the files where they lie in one.
+    """
+    if path.is_file():
+        return path.parent
+    folders = {Path(file).parent for file in list_files(path, is_table).files}
+    return folders.pop() if len(folders) == 1 else path
+
+
+def open_path_tables(found: PathTables, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
+    """Return the images that tables name by their paths. Labels may be missing where none are needed.
+
+    Raises:
+        UserError: a file is missing, or the columns don't fit.
+    """
+    return _official_splits(found.tables, config, needs_labels, None, found.notes, of_paths=found)
+
+
+def _holds_cells(table: Dataset) -> bool:
+    """Whether a table has images in it: then a column of their names is no more than that."""
+    return any(holds_images(feature) for feature in table.features.values())
 
 
 def load_local_tables(path: Path, config: DataConfig) -> tuple[Any, SplitsConfig | None, list[str]]:
@@ -223,14 +267,22 @@ def _file_size(path: str | None) -> int:
 
 
 def _official_splits(
-    loaded: Any, config: DataConfig, needs_labels: bool, asked: SplitsConfig | None, so_far: Sequence[str] = ()
+    loaded: Any,
+    config: DataConfig,
+    needs_labels: bool,
+    asked: SplitsConfig | None,
+    so_far: Sequence[str] = (),
+    *,
+    of_paths: PathTables | None = None,
 ) -> OfficialSplits:
     tables: Mapping[str, Dataset] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    chosen, notes = choose_splits(tables, config.name, asked)
+    chosen, notes = (tables, []) if of_paths is not None else choose_splits(tables, config.name, asked)
     notes = [*so_far, *notes]
-    image_column = _image_column(chosen["train"].features, config.image_column)
+    image_column = None if of_paths is None else path_column(chosen["train"], config.image_column, of_paths.root)
+    image_column = image_column or _image_column(chosen["train"].features, config.image_column)
+    make = partial(_source, column=image_column, root=None if of_paths is None else of_paths.root)
     try:
-        return _labelled_splits(chosen, image_column, config, notes)
+        return _labelled_splits(chosen, image_column, config, notes, make, of_paths)
     except UserError as error:
         if needs_labels or config.label_column is not None:
             raise
@@ -238,33 +290,48 @@ def _official_splits(
             f"Columns: images from {image_column}.{unread(chosen['train'].features, image_column)}",
             f"No labels: {error.message}",
         ]
-    sources = {
-        split: TableSource(undecoded(table, image_column), image_column, [UNLABELLED] * len(table), split=split)
-        for split, table in chosen.items()
-    }
+    sources = {split: make(table, [UNLABELLED] * len(table), split=split) for split, table in chosen.items()}
     return OfficialSplits((), sources["train"], sources.get("validation"), sources.get("test"), notes=tuple(notes))
 
 
+def _source(table: Dataset, labels: Sequence[int], *, column: str, root: Path | None, split: str) -> ImageSource:
+    """Return a table's images: files by their paths relative to ``root``, or without one what is in the cells."""
+    if root is not None and is_string(table.features[column]):
+        return files_of(table, column, labels, root, split)
+    return TableSource(undecoded(table, column), column, labels, split=split)
+
+
 def _labelled_splits(
-    chosen: Mapping[str, Dataset], image_column: str, config: DataConfig, so_far: Sequence[str]
+    chosen: Mapping[str, Dataset],
+    image_column: str,
+    config: DataConfig,
+    so_far: Sequence[str],
+    make: Callable[..., ImageSource],
+    of_paths: PathTables | None,
 ) -> OfficialSplits:
     features, notes = chosen["train"].features, list(so_far)
-    labels_from = label_column(features, config.label_column, image_column)
-    notes.append(
-        f"Columns: images from {image_column}, labels from {labels_from}.{unread(features, image_column, labels_from)}"
-    )
+    split_column = None if of_paths is None else of_paths.split_column
+    if of_paths is None:
+        labels_from = label_column(features, config.label_column, image_column)
+    else:
+        labels_from = label_column_of_paths(features, config.label_column, (image_column, split_column))
+    read = [name for name in (image_column, labels_from, split_column) if name is not None]
+    notes.append(f"Columns: images from {image_column}, labels from {labels_from}.{unread(features, *read)}")
     if not is_discrete(features[labels_from]):
         raise UserError(
             f"The label column {labels_from} holds {getattr(features[labels_from], 'dtype', 'nested values')}, not"
             " classes.",
             "Labels are class labels, integers or strings; data.label_column names another column.",
         )
+    if of_paths is not None:
+        check_columns(chosen, (image_column, labels_from))
+        check_classes(chosen["train"], labels_from)
     class_names, values = classes_of(chosen["train"], labels_from)
     note_on_missing(class_names, notes)
     sources: dict[str, ImageSource] = {}
     for split, table in chosen.items():
         labels = label_indices(table, labels_from, class_names, values, split=split)
-        source: ImageSource = TableSource(undecoded(table, image_column), image_column, labels, split=split)
+        source = make(table, labels, split=split)
         labelled = [index for index, label in enumerate(labels) if label != UNLABELLED]
         if split == "train" and len(labelled) < len(labels):
             notes.append(f"{len(labels) - len(labelled)} of {len(labels)} images of the train split have no label.")
@@ -277,6 +344,20 @@ def _labelled_splits(
     return OfficialSplits(
         class_names, sources["train"], sources.get("validation"), sources.get("test"), notes=tuple(notes)
     )
+
+
+def check_columns(tables: Mapping[str, Dataset], columns: Sequence[str]) -> None:
+    """Refuse a split without a column that the training split has.
+
+    Raises:
+        UserError: it names both.
+    """
+    for split, table in tables.items():
+        if lacking := [name for name in columns if name not in table.column_names]:
+            raise UserError(
+                f"The {split} split has no column {lacking[0]}; its columns are {', '.join(table.column_names)}.",
+                "Every split needs the same columns.",
+            )
 
 
 def holds_images(feature: Any) -> bool:
