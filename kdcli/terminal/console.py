@@ -181,6 +181,6 @@ def show_markdown(text: str) -> None:
     if not console.is_terminal:
         show_text(text)
         return
-    from rich.markdown import Markdown
+    from kdcli.terminal.markdown import Page
 
-    console.print(Markdown(text), width=min(console.width, 100))
+    console.print(Page(text), width=min(console.width, 100))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from kdcli.base.guides import GUIDES, for_terminals, guide_file, guide_text, guide_title
+from kdcli.terminal.markdown import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *map(guide_file, GUIDES)]
@@ -27,6 +30,17 @@ def test_a_guide_is_printed_as_it_is_into_a_pipe(topic, run_cli):
     assert outcome.exit_code == 0
     assert outcome.stdout == for_terminals(guide_text(topic))
     assert not re.search(r"\]\((?!https?:)", outcome.stdout)
+
+
+@pytest.mark.parametrize("topic", GUIDES)
+def test_tables_of_a_guide_are_whole_on_a_narrow_terminal(topic):
+    written = io.StringIO()
+    Console(file=written, width=80, color_system=None).print(Page(for_terminals(guide_text(topic))))
+    shown = "".join(written.getvalue().split())
+    assert "…" not in shown
+    assert max(map(len, written.getvalue().splitlines())) <= 80
+    for name in re.findall(r"^\| `([^`|]+)` \|", guide_text(topic), re.M):
+        assert re.sub(r"\s", "", name) in shown or len(name) > 20, name
 
 
 def test_an_unknown_topic_is_refused_with_the_nearest(run_cli):
