@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.tasks import DEFAULT_TASK, TASKS, load_task, own_facts
 from kdcli.base.text import short_repr
 from kdcli.config.methods import METHODS, MethodSection, find_method
 from kdcli.config.methods.words import other_method_names
@@ -27,6 +28,21 @@ _PLAIN = {
 }
 _WANTED = {kind: words for words, kinds in _PLAIN.items() for kind in kinds}
 """What is wanted, in place of pydantic's words."""
+
+
+_BEFORE = {"reduced_decoding": "never"}
+"""Keys of ``data`` about images, and what a run did whose config was written before there was such a key."""
+
+
+def as_begun(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a run's config, with what it did where an earlier version had no key for that."""
+    data, task = values.get("data"), values.get("task", DEFAULT_TASK)
+    if not isinstance(data, dict) or not isinstance(task, str):
+        return values
+    facts = TASKS.get(task)
+    if facts is None and extensions.find("tasks", task, own=TASKS) is not None:
+        facts = own_facts(load_task(task))
+    return values | {"data": _BEFORE | data} if facts is not None and facts.reads_images else values
 
 
 def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:

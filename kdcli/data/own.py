@@ -14,7 +14,7 @@ import torch
 from kdcli.base.errors import UserError, is_special, reading
 from kdcli.base.text import expand_user, short_repr
 from kdcli.config.data import DataConfig
-from kdcli.data.images.decode import Range, decode_image, read_depth
+from kdcli.data.images.decode import Range, read_depth
 from kdcli.data.images.sources import FileSource
 from kdcli.data.listing import is_image, list_files, told, unread_notes
 from kdcli.data.source import Sample
@@ -56,8 +56,15 @@ class OwnImages(FileSource):
 
     def load(self, index: int) -> Sample:
         """Decode one file."""
-        image = decode_image(self.paths[index], deep_range=self.deep_range)
-        return Sample(image, torch.tensor([image.height, image.width]))
+        return _with_size(super().load(index))
+
+    def open(self, index: int) -> Sample:
+        """Open one file."""
+        return _with_size(super().open(index))
+
+
+def _with_size(sample: Sample) -> Sample:
+    return Sample(sample.inputs, torch.tensor([sample.inputs.height, sample.inputs.width]))
 
 
 def find_images(inputs: Sequence[str], notes: list[str]) -> list[Item]:

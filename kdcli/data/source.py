@@ -41,6 +41,7 @@ class Loading:
         augment: of training images.
         workers: loader processes of images; None chooses.
         strict: stop at an image that can't be read.
+        reduced: decode JPEG files at a part of their size where that is enough.
         team: of the processes that share the samples.
     """
 
@@ -50,6 +51,7 @@ class Loading:
     workers: int | None = None
     strict: bool = False
     team: Team = ALONE
+    reduced: bool = False
 
 
 class TrainBatches(Protocol):

@@ -177,7 +177,9 @@ def loader_of(
     source: Source, preprocessing: Preprocessing | TextPreprocessing, batch_size: int, config: DataConfig
 ) -> EvalBatches:
     """Return the batches of a source, for a model that reads it."""
-    return source.eval_batches(Loading(batch_size, workers=config.workers, strict=config.strict), preprocessing)
+    reduced = config.reduces(training=False)
+    loading = Loading(batch_size, workers=config.workers, strict=config.strict, reduced=reduced)
+    return source.eval_batches(loading, preprocessing)
 
 
 def choose_split(samples: ImageData | TextData, asked: str | None) -> tuple[str, Source, list[str]]:

@@ -38,7 +38,7 @@ from kdcli.base.files import (
 )
 from kdcli.base.result import EpisodesResult, Finished, Metrics, Result, Saved
 from kdcli.base.text import check_argument, redact, redact_all
-from kdcli.config.parse import parse_config
+from kdcli.config.parse import as_begun, parse_config
 from kdcli.config.recipes import load_yaml
 from kdcli.config.run import RunConfig
 from kdcli.plan.plan import Plan
@@ -266,7 +266,7 @@ class RunFolder:
         with reading(file):
             if not is_as_signed(file.read_bytes()):
                 self._blame(file, "is not as kdcli wrote it: it is damaged or was changed")
-        return load_yaml(file)
+        return as_begun(load_yaml(file))
 
     def read_config(self, name: str = "config.yaml") -> RunConfig:
         """Return the resolved config; errors are those of :meth:`read_values`."""

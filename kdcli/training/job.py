@@ -108,7 +108,9 @@ class Job:
     def train_loader(self, team: Team = ALONE) -> TrainBatches:
         """Return the batches of the training split, for one of several processes its share of each."""
         source = self._read(self.train_source())
-        return source.train_batches(self.loading(team), [model.facts.preprocessing for model in self._readers()])
+        return source.train_batches(
+            self.loading(team, training=True), [model.facts.preprocessing for model in self._readers()]
+        )
 
     def eval_loader(
         self, source: Source, preprocessing: Preprocessing | TextPreprocessing, team: Team = ALONE
@@ -119,11 +121,17 @@ class Job:
         """
         return self._read(source).eval_batches(self.loading(team), preprocessing)
 
-    def loading(self, team: Team) -> Loading:
-        """Return how the run makes its batches."""
+    def loading(self, team: Team, *, training: bool = False) -> Loading:
+        """Return how the run makes its batches, of training or of evaluation."""
         config = self.config
         return Loading(
-            config.train.batch_size, config.seed, config.augment, config.data.workers, config.data.strict, team
+            config.train.batch_size,
+            config.seed,
+            config.augment,
+            config.data.workers,
+            config.data.strict,
+            team,
+            reduced=config.data.reduces(training=training),
         )
 
     def _read(self, source: Source) -> Source:

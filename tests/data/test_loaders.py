@@ -16,6 +16,7 @@ from kdcli.config.data import AugmentConfig, DataConfig
 from kdcli.data import Batch, EvalLoader, ImageSource, Loading, TrainLoader, fit, open_data, prepare
 from kdcli.data.images import loaders
 from kdcli.data.images.sources import ArraySource, Concatenation, FileSource, Subset
+from kdcli.machine.team import Team
 
 AUGMENT = AugmentConfig(policy="trivial", color_jitter=0.2, erase=0.3)
 PREPROCESSING = Preprocessing((16, 16), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -242,10 +243,23 @@ def test_batches_move_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "num_images", "expected"), [(1, 5000, 0), (2, 5000, 0), (4, 5000, 3), (16, 5000, 4), (16, 100, 0)]
+    ("cores", "num_images", "team", "local", "expected"),
+    [
+        *((cores, 5000, Team(), "", expected) for cores, expected in [(1, 0), (2, 0), (4, 3), (16, 4)]),
+        (16, 100, Team(), "", 0),
+        (32, 5000, Team(), "4", 4),  # left over from another program: this process is alone
+        *((cores, 5000, Team(device="cuda"), "", expected) for cores, expected in [(1, 0), (2, 1), (8, 7), (64, 16)]),
+        (16, 100, Team(device="cuda"), "", 0),
+        (32, 5000, Team(0, 4, device="cuda"), "", 7),
+        (32, 5000, Team(0, 8, device="cuda"), "4", 7),  # two machines with four processes each
+        (8, 5000, Team(0, 4), "4", 0),
+    ],
 )
-def test_default_workers(monkeypatch: pytest.MonkeyPatch, cores: int, num_images: int, expected: int) -> None:
+def test_default_workers(
+    monkeypatch: pytest.MonkeyPatch, cores: int, num_images: int, team: Team, local: str, expected: int
+) -> None:
     monkeypatch.setattr(loaders.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    assert loaders.choose_workers(FileSource(["x"] * num_images)) == expected
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert loaders.choose_workers(FileSource(["x"] * num_images), team) == expected
     in_memory = ArraySource(np.zeros((1, 1, 1, 3), np.uint8), [0] * num_images, split="train")
-    assert loaders.choose_workers(Subset(in_memory, range(num_images))) == 0
+    assert loaders.choose_workers(Subset(in_memory, range(num_images)), team) == 0

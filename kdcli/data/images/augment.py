@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional
 
 from kdcli.base.errors import UserError
 from kdcli.config.data import AugmentConfig
 from kdcli.data.images.geometry import Affine, Crop, Flip, Geometry, Move, Pad, Resize
+from kdcli.data.images.photo import Pixels
 from kdcli.data.images.pictures import Partner
 from kdcli.machine.seeding import seeded
 
 ERASED = (124, 116, 104)
 """RGB of erased rectangles: ImageNet's mean, so about 0 after the usual normalisation."""
+
+
+_RESAMPLING = Image.Resampling.BICUBIC
+"""Of everything that is resized to the canvas."""
 
 
 class Augmentation:
@@ -52,15 +58,15 @@ class Augmentation:
         )
         self._padded_crop = v2.RandomCrop(list(canvas), padding=augment.pad) if augment.pad else None
         self._policy = _policy(augment)
-        self._values = v2.Compose(_values(augment, self._policy))
+        self._values = _values(augment, self._policy)
 
     def __call__(
-        self, image: Image.Image, target: Any = None, *, epoch: int, index: int, fill: float = 0, what: str = "augment"
+        self, image: Pixels, target: Any = None, *, epoch: int, index: int, fill: float = 0, what: str = "augment"
     ) -> tuple[Tensor, Any]:
         """Return uint8 ``(3, H, W)`` and the target; torch's generators are left as they were.
 
         Args:
-            image: of any size.
+            image: of any size; a photo is decoded at a part of its size where that is enough.
             target: as :meth:`~kdcli.data.images.geometry.Geometry.of_target` takes it.
             epoch: of training.
             index: of the sample in the source.
@@ -74,21 +80,25 @@ class Augmentation:
             geometry = self._draw(image)
             if self._policy is not None:
                 self._policy.moves.clear()
-            pixels: Tensor = self._values(geometry.of_image(image, resize=_resize))
+            shown, left = (image, geometry) if isinstance(image, Image.Image) else image.begin(geometry, _RESAMPLING)
+            pixels: Any = left.of_image(shown, resize=_resize)
+            for change in self._values:
+                pixels = change(pixels)
         if self._policy is not None:
             geometry = Geometry((*geometry.moves, *self._policy.moves))
         return pixels, geometry.of_target(
             target, fill=fill, of_picture=lambda picture: geometry.of_image(picture, resize=_resize)
         )
 
-    def _draw(self, image: Image.Image) -> Geometry:
+    def _draw(self, image: Pixels) -> Geometry:
         height, width = self._canvas
         moves: list[Move] = []
         if self._crop is not None:
-            moves.append(Crop(**self._crop.make_params([image])))
+            whole = torch.empty(1, image.height, image.width, device="meta")  # nothing but its size is read
+            moves.append(Crop(**self._crop.make_params([whole])))
         moves.append(Resize(height, width))
         if self._padded_crop is not None:
-            drawn = self._padded_crop.make_params([torch.empty(1, height, width)])
+            drawn = self._padded_crop.make_params([torch.empty(1, height, width, device="meta")])
             moves += [Pad(*drawn["padding"]), Crop(drawn["top"], drawn["left"], height, width)]
         if self._augment.flip > 0 and torch.rand(1) < self._augment.flip:
             moves.append(Flip())
@@ -96,7 +106,7 @@ class Augmentation:
 
 
 def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
-    return functional.resize(image, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return image.resize((width, height), _RESAMPLING)
 
 
 class _Moving:
@@ -153,17 +163,21 @@ def _move(transform_id: str, magnitude: float, width: int, height: int) -> Affin
     return None
 
 
-def _values(augment: AugmentConfig, policy: _Trivial | _Rand | None) -> list[Any]:
-    """Return what changes values, and as part of a policy moves pixels."""
-    transforms: list[Any] = [] if policy is None else [policy]
+def _values(augment: AugmentConfig, policy: _Trivial | _Rand | None) -> list[Callable[[Any], Any]]:
+    """Return what changes values, and as part of a policy moves pixels: from an image to uint8 (3, H, W)."""
+    transforms: list[Callable[[Any], Any]] = [] if policy is None else [policy]
     if augment.policy == "three":
         transforms.append(v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), _Blur()]))
     if (strength := augment.color_jitter) > 0:
         transforms.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
-    transforms.append(v2.PILToTensor())
+    transforms.append(_as_tensor)
     if augment.erase > 0:
         transforms.append(v2.RandomErasing(augment.erase, value=ERASED, inplace=True))
     return transforms
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 class _Blur:

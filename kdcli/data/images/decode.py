@@ -191,7 +191,7 @@ def _to_rgb(image: Image.Image, deep_range: Range | None) -> Image.Image:
     if has_alpha and image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -20,6 +20,8 @@ from kdcli.data.images.pictures import Picture
 
 Pixels = TypeVar("Pixels", Image.Image, Tensor)
 
+_LEFT_RIGHT = Image.Transpose.FLIP_LEFT_RIGHT
+
 SMALLEST_BOX = 1.0
 """Pixels: a box of which less is left in width or height is dropped."""
 
@@ -95,13 +97,13 @@ class Geometry:
         for move in self.moves:
             match move:
                 case Crop():
-                    image = functional.crop(image, move.top, move.left, move.height, move.width)
+                    image = _crop_image(image, move)
                 case Resize():
                     image = resize(image, move.height, move.width)
                 case Pad():
                     image = functional.pad(image, [move.left, move.top, move.right, move.bottom], fill=fill)
                 case Flip():
-                    image = functional.horizontal_flip(image)
+                    image = image.flip(-1) if isinstance(image, Tensor) else image.transpose(_LEFT_RIGHT)
                 case Affine():
                     image = _turn_image(image, move, fill)
         return image
@@ -261,6 +263,13 @@ def _turn(pixels: Tensor, move: Affine, fill: float) -> Tensor:
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     shown = pixels[..., rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
     return torch.where(inside, shown, torch.full_like(shown, fill))
+
+
+def _crop_image(image: Pixels, move: Crop) -> Pixels:
+    bottom, right = move.top + move.height, move.left + move.width
+    if isinstance(image, Tensor):
+        return image[..., move.top : bottom, move.left : right]
+    return image.crop((move.left, move.top, right, bottom))
 
 
 def _turn_image(image: Pixels, move: Affine, fill: Sequence[float] | float) -> Pixels:

@@ -22,10 +22,12 @@ from kdcli.data.epoch import Order, in_batches
 from kdcli.data.images.augment import Augmentation
 from kdcli.data.images.batch import Batch
 from kdcli.data.images.decode import UnreadableImage
+from kdcli.data.images.photo import Pixels
 from kdcli.data.images.pictures import Partner, Picture
 from kdcli.data.images.preprocess import fit_as, fit_geometry
 from kdcli.data.images.sources import ImageSource
 from kdcli.data.source import Loading
+from kdcli.machine.team import ALONE, Team
 
 Key = TypeVar("Key")
 
@@ -33,6 +35,8 @@ SMALL = 256
 """Sources of fewer images than this are loaded without processes of their own."""
 SMALL_IN_MEMORY = 10_000
 """Likewise for sources that open no files."""
+MOST, MOST_BESIDE_CPU = 16, 4
+"""Loader processes of one training process, on an accelerator and on the CPU."""
 
 
 class TrainLoader:
@@ -54,8 +58,8 @@ class TrainLoader:
     def __init__(self, source: ImageSource, loading: Loading, *, canvas: tuple[int, int]) -> None:
         self._order = Order(len(source), loading.batch_size, loading.seed, loading.team, noun="image")
         augmentation = Augmentation(loading.augment, canvas=canvas, seed=loading.seed)
-        dataset = _TrainDataset(source, augmentation, canvas, loading.strict)
-        self._loader = _data_loader(dataset, self._order, source, loading.workers)
+        dataset = _TrainDataset(source, augmentation, canvas, loading)
+        self._loader = _data_loader(dataset, self._order, source, loading)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -85,8 +89,8 @@ class EvalLoader:
     def __init__(self, source: ImageSource, loading: Loading, *, preprocessing: Preprocessing) -> None:
         self._batches = loading.team.share(in_batches(len(source), loading.batch_size))
         self._is_shared = not loading.team.is_alone
-        dataset = _EvalDataset(source, preprocessing, loading.strict)
-        self._loader = _data_loader(dataset, self._batches, source, loading.workers)
+        dataset = _EvalDataset(source, preprocessing, loading)
+        self._loader = _data_loader(dataset, self._batches, source, loading)
 
     def __len__(self) -> int:
         """Return the number of batches; of which those without a readable image are not yielded."""
@@ -117,15 +121,22 @@ class EvalLoader:
         yield held
 
 
-def choose_workers(source: ImageSource) -> int:
-    """Return how many loader processes to use: one less than the CPU cores, at most 4.
+def choose_workers(source: ImageSource, team: Team = ALONE) -> int:
+    """Return how many loader processes to use.
 
-    None on one or two cores, where they would compete with training, and for a source that is small or small and in
-    memory, where they cost more than they save.
+    Where an accelerator trains: one less than the CPU cores that fall to this process of the machine's, at most
+    ``MOST``. Where the cores themselves train: at most ``MOST_BESIDE_CPU``, and none on one or two cores, where they
+    would compete with training. None for a source that is small, or in memory and not large, where they cost more than
+    they save.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    small = len(source) < (SMALL_IN_MEMORY if source.in_memory else SMALL)
-    return 0 if small or cores <= 2 else min(4, cores - 1)
+    if len(source) < (SMALL_IN_MEMORY if source.in_memory else SMALL):
+        return 0
+    local = os.environ.get("LOCAL_WORLD_SIZE", "") if not team.is_alone else ""
+    own = cores // (int(local) if local.isdigit() and int(local) else team.size)
+    if team.device.type == "cpu":
+        return 0 if own <= 2 else min(MOST_BESIDE_CPU, own - 1)
+    return min(MOST, max(own - 1, 0))
 
 
 @dataclass(frozen=True)
@@ -139,10 +150,11 @@ class _Failure:
 class _BatchDataset(Dataset[Batch | _Failure], ABC, Generic[Key]):
     """Maps the key of a whole batch to the batch."""
 
-    def __init__(self, source: ImageSource, canvas: tuple[int, int], strict: bool) -> None:
+    def __init__(self, source: ImageSource, canvas: tuple[int, int], loading: Loading) -> None:
         self._source = source
         self._canvas = canvas
-        self._strict = strict
+        self._strict = loading.strict
+        self._load = source.open if loading.reduced else source.load
 
     def __getitem__(self, keys: Sequence[Key]) -> Batch | _Failure:
         images = torch.empty((len(keys), 3, *self._canvas), dtype=torch.uint8)
@@ -183,8 +195,10 @@ class _BatchDataset(Dataset[Batch | _Failure], ABC, Generic[Key]):
 
 
 class _TrainDataset(_BatchDataset[tuple[int, int]]):
-    def __init__(self, source: ImageSource, augmentation: Augmentation, canvas: tuple[int, int], strict: bool) -> None:
-        super().__init__(source, canvas, strict)
+    def __init__(
+        self, source: ImageSource, augmentation: Augmentation, canvas: tuple[int, int], loading: Loading
+    ) -> None:
+        super().__init__(source, canvas, loading)
         self._augmentation = augmentation
 
     def _read(self, key: tuple[int, int], out: Tensor, skipped: dict[str, None]) -> tuple[int, Any]:
@@ -192,7 +206,7 @@ class _TrainDataset(_BatchDataset[tuple[int, int]]):
         for step in range(len(self._source)):
             index = (first + step) % len(self._source)
             try:
-                image, target = self._source.load(index)
+                image, target = self._load(index)
                 fill = self._source.fill
                 pixels, target = self._augmentation(image, target, epoch=epoch, index=index, fill=fill)
             except UnreadableImage as error:  # or what belongs to it
@@ -207,23 +221,23 @@ class _TrainDataset(_BatchDataset[tuple[int, int]]):
 
 
 class _EvalDataset(_BatchDataset[int]):
-    def __init__(self, source: ImageSource, preprocessing: Preprocessing, strict: bool) -> None:
-        super().__init__(source, preprocessing.image_size, strict)
+    def __init__(self, source: ImageSource, preprocessing: Preprocessing, loading: Loading) -> None:
+        super().__init__(source, preprocessing.image_size, loading)
         self._preprocessing = preprocessing
 
     def _read(self, key: int, out: Tensor, skipped: dict[str, None]) -> tuple[int, Any] | None:
         try:
-            image, target = self._source.load(key)
+            image, target = self._load(key)
             target = self._shown(target) if isinstance(target, Partner) else target
+            geometry = fit_geometry(image, self._preprocessing)
+
+            def fit(picture: Pixels) -> Image.Image:
+                return fit_as(geometry, picture, self._preprocessing)
+
+            _write(np.asarray(fit(image)).transpose(2, 0, 1), out)
         except UnreadableImage as error:
             self._skip(error, skipped)
             return None
-        geometry = fit_geometry(image, self._preprocessing)
-
-        def fit(picture: Image.Image) -> Image.Image:
-            return fit_as(geometry, picture, self._preprocessing)
-
-        _write(np.asarray(fit(image)).transpose(2, 0, 1), out)
         fill = self._source.fill
         return key, geometry.of_target(target, fill=fill, smallest=0.0, of_picture=fit)  # truth stays, however small
 
@@ -257,9 +271,9 @@ def _write(pixels: NDArray[np.uint8], out: Tensor) -> None:
 
 
 def _data_loader(
-    dataset: _BatchDataset, batches: Order | Sequence[range], source: ImageSource, workers: int | None
+    dataset: _BatchDataset, batches: Order | Sequence[range], source: ImageSource, loading: Loading
 ) -> DataLoader[Batch | _Failure]:
-    num_workers = choose_workers(source) if workers is None else workers
+    num_workers = choose_workers(source, loading.team) if loading.workers is None else loading.workers
     return DataLoader(
         dataset,
         batch_size=None,  # one key of the sampler is one batch

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from kdcli.base.facts import Preprocessing
 from kdcli.data.images.geometry import Crop, Geometry, Pad, Resize
+from kdcli.data.images.photo import Photo, Pixels
 
 _MAX_ASPECT = 16
 """A longer image is cropped to this ratio of its sides before it is resized: as a whole it could fill the memory."""
@@ -40,8 +41,14 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     return fit_as(fit_geometry(image, preprocessing), image, preprocessing)
 
 
-def fit_as(geometry: Geometry, image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Move an image as :func:`fit_geometry` said, by the kernels of the model's library."""
+def fit_as(geometry: Geometry, image: Pixels, preprocessing: Preprocessing) -> Image.Image:
+    """Move an image as :func:`fit_geometry` said, by the kernels of the model's library.
+
+    A photo is decoded at a part of its size, where that is enough; it is then resized by Pillow's kernels.
+    """
+    resampling = Image.Resampling[preprocessing.interpolation.upper()]
+    if isinstance(image, Photo):
+        image, geometry = image.begin(geometry, resampling)
     fill = [round(255 * value) for value in preprocessing.mean] if preprocessing.geometry == "border" else 0
     if preprocessing.kernels == "torchvision":
         mode = _TORCHVISION[preprocessing.interpolation]
@@ -53,13 +60,12 @@ def fit_as(geometry: Geometry, image: Image.Image, preprocessing: Preprocessing)
         pixels = geometry.of_image(pixels, resize=resize, fill=fill)
         return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
-    resampling = Image.Resampling[preprocessing.interpolation.upper()]
     return geometry.of_image(
         image, resize=lambda pil, height, width: pil.resize((width, height), resampling), fill=fill
     )
 
 
-def fit_geometry(image: Image.Image, preprocessing: Preprocessing) -> Geometry:
+def fit_geometry(image: Pixels, preprocessing: Preprocessing) -> Geometry:
     """Return how :func:`fit` moves the pixels of an image."""
     return geometry_at(image.height, image.width, preprocessing)
 

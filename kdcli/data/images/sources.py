@@ -17,6 +17,7 @@ from PIL import Image
 from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
 from kdcli.data.images.decode import File, Range, decode_image
 from kdcli.data.images.geometry import withheld
+from kdcli.data.images.photo import Pixels, open_image
 from kdcli.data.source import EvalBatches, Loading, Sample, Source, TrainBatches
 
 
@@ -51,6 +52,14 @@ class ImageSource(Source):
         Raises:
             UnreadableImage: it can't be decoded.
         """
+
+    def open(self, index: int) -> Sample:
+        """Return as :meth:`load`, but of a JPEG file a :class:`~kdcli.data.images.photo.Photo`, not decoded yet.
+
+        Raises:
+            UnreadableImage: it can't be decoded; of a JPEG file this may turn out later.
+        """
+        return self.load(index)
 
     def take(self, indices: Iterable[int], labels: Iterable[int] | None = None) -> ImageSource:
         """Return a view of these images, with their own labels or with other classes."""
@@ -115,6 +124,10 @@ class FileSource(ImageSource):
     def load(self, index: int) -> Sample:
         """Decode one file."""
         return Sample(decode_image(self.paths[index], deep_range=self.deep_range), self.labels[index])
+
+    def open(self, index: int) -> Sample:
+        """Open one file."""
+        return Sample(open_image(self.paths[index], deep_range=self.deep_range), self.labels[index])
 
     def encoded(self, index: int) -> File:
         """Return the file's path."""
@@ -183,7 +196,13 @@ class Subset(ImageSource):
 
     def load(self, index: int) -> Sample:
         """Load from the source."""
-        sample = self.source.load(self.indices[index])
+        return self._labelled(index, self.source.load(self.indices[index]))
+
+    def open(self, index: int) -> Sample:
+        """Open from the source."""
+        return self._labelled(index, self.source.open(self.indices[index]))
+
+    def _labelled(self, index: int, sample: Sample) -> Sample:
         if not self._is_relabelled:
             return sample
         if isinstance(sample.target, Integral):
@@ -219,6 +238,11 @@ class Concatenation(ImageSource):
         """Load from the source that has this index."""
         source, local = self._locate(index)
         return source.load(local)
+
+    def open(self, index: int) -> Sample:
+        """Open from the source that has this index."""
+        source, local = self._locate(index)
+        return source.open(local)
 
     def describe(self, index: int) -> str:
         """Describe as the source that has this index does."""
@@ -290,7 +314,13 @@ class DenseSource(ImageSource):
 
     def load(self, index: int) -> Sample:
         """Load an image and its target."""
-        image = self.images.load(index).inputs
+        return self._with_target(index, self.images.load(index).inputs)
+
+    def open(self, index: int) -> Sample:
+        """Open an image, and load its target."""
+        return self._with_target(index, self.images.open(index).inputs)
+
+    def _with_target(self, index: int, image: Pixels) -> Sample:
         return Sample(image, self.targets.load(index, image.size, self.describe(index)))
 
     def describe(self, index: int) -> str:

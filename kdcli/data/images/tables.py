@@ -33,6 +33,7 @@ from kdcli.data.images.path_tables import (
     path_column,
 )
 from kdcli.data.images.path_tables import label_column as label_column_of_paths
+from kdcli.data.images.photo import open_image
 from kdcli.data.images.sources import ImageSource, OfficialSplits
 from kdcli.data.labels import classes_of, is_discrete, label_indices, note_on_missing
 from kdcli.data.listing import is_hidden, list_files, suffix_of, unread_notes
@@ -230,11 +231,19 @@ class TableSource(ImageSource):
 
     def load(self, index: int) -> Sample:
         """Decode one row's image, from its bytes or else from the file that it names."""
+        image = decode_image(self._present(index), name=self.describe(index), deep_range=self.deep_range)
+        return Sample(image, self.labels[index])
+
+    def open(self, index: int) -> Sample:
+        """Open one row's image, likewise."""
+        image = open_image(self._present(index), name=self.describe(index), deep_range=self.deep_range)
+        return Sample(image, self.labels[index])
+
+    def _present(self, index: int) -> File:
         encoded = self.encoded(index)
         if encoded is None:
             raise UnreadableImage(self.describe(index), "the cell is empty")
-        image = decode_image(encoded, name=self.describe(index), deep_range=self.deep_range)
-        return Sample(image, self.labels[index])
+        return encoded
 
     def encoded(self, index: int) -> File | None:
         """Return one row's bytes, or else the path of its file; None of an empty cell."""
