@@ -21,6 +21,7 @@ from kdcli.cli.recipes import recipes_app
 from kdcli.cli.report import report
 from kdcli.cli.results import analyze_projector, evaluate, export
 from kdcli.cli.runs import compare, sweep
+from kdcli.cli.tune import tune
 from kdcli.terminal.library_messages import library_messages
 
 app = typer.Typer(
@@ -33,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=Command, epilog=MORE_EXAMPLES)(distill)
-for command in (sweep, export, analyze_projector, compare, evaluate, predict, generate, report, guide, doctor):
+for command in (sweep, tune, export, analyze_projector, compare, evaluate, predict, generate, report, guide, doctor):
     app.command(cls=Command)(command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(models_app, name="models")

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.files import clear_os_errors
 from kdcli.base.text import check_argument, redact_all
 from kdcli.config.keys import flatten_settings
 from kdcli.experiments.distill import Output
-from kdcli.experiments.sweep_runs import Run, Signalled, raise_signalled, run_here
+from kdcli.experiments.sweep_runs import Run, Signalled, ended_by_signals, run_here
 from kdcli.experiments.variants import Variant
-from kdcli.experiments.workers import Workers
-from kdcli.machine.launch import is_launched, num_cores
-from kdcli.machine.signals import stop_signals
+from kdcli.experiments.workers import Workers, gpus_for, num_workers
+from kdcli.machine.launch import is_launched
 from kdcli.runs.folder import RunFolder
 from kdcli.terminal.console import show_lines
 
@@ -97,8 +91,8 @@ def run_sweep(sweep: Sweep, *, jobs: int | None, command: str, verbose: bool) ->
     check_argument("--output", sweep.folder)
     if (sweep.folder / "config.yaml").is_file():
         raise UserError(f"{sweep.folder} is itself a run.", "Give another --output.")
-    gpus = _gpus(sweep)
-    num_jobs = _num_jobs(jobs, gpus)
+    gpus = gpus_for([variant.config for variant in sweep.variants])
+    num_jobs = num_workers(jobs, gpus)
     for variant in sweep.variants:
         check_variant(variant, sweep.folder / variant.name)
     made = [folder for folder in (sweep.folder, *sweep.folder.parents) if not folder.exists()]
@@ -106,7 +100,7 @@ def run_sweep(sweep: Sweep, *, jobs: int | None, command: str, verbose: bool) ->
         sweep.folder.mkdir(parents=True, exist_ok=True)
     failed: dict[str, UserError] = {}
     try:
-        with RunFolder(sweep.folder).locked(), _signals():
+        with RunFolder(sweep.folder).locked(), ended_by_signals():
             for variant in sweep.variants:
                 folder = sweep.folder / variant.name
                 with clear_os_errors(folder):
@@ -132,7 +126,7 @@ def _run_all(
             pending.append(run)
     if num_jobs > 1 and len(pending) > 1:
         workers = Workers(min(num_jobs, len(pending)), gpus, command=command, verbose=verbose)
-        endings = workers.run(pending)
+        endings = workers.run(iter(pending))
     else:
         endings = run_here(pending, Output(quiet=not verbose), command)
     with contextlib.closing(endings):  # at a signal too, so that the workers end
@@ -199,34 +193,3 @@ def _tidy(sweep: Sweep, made: Sequence[Path]) -> None:
         for folder in made:
             if not any(folder.iterdir()):
                 folder.rmdir()
-
-
-def _gpus(sweep: Sweep) -> list[str]:
-    """Return the GPUs to share the runs, as ``CUDA_VISIBLE_DEVICES`` names them; none where a run names its device."""
-    if not all(variant.config.train.device in ("auto", "cuda") for variant in sweep.variants):
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(number) for number in range(torch.cuda.device_count())]
-    return names if visible is None else visible.split(",")[: len(names)]
-
-
-def _num_jobs(jobs: int | None, gpus: Sequence[str]) -> int:
-    if jobs is None:
-        return max(len(gpus), 1)
-    if not gpus and jobs > (most := max(num_cores(), 2)):
-        raise UserError(f"--jobs {jobs}, and there are {num_cores()} CPU cores.", f"Use at most {most}.")
-    return jobs
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Raise ``Signalled`` at the signals to stop where no training takes them, which saves first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    before = {number: signal.signal(number, raise_signalled) for number in stop_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

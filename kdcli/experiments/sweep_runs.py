@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -14,7 +17,9 @@ from kdcli.config.run import RunConfig
 from kdcli.experiments.distill import Output, distill_run, is_finished, resume_run
 from kdcli.experiments.episodes import has_all_episodes, resume_episodes, run_episodes
 from kdcli.experiments.variants import Variant
+from kdcli.machine.signals import stop_signals
 from kdcli.runs.folder import RunFolder
+from kdcli.terminal.callbacks import Callback
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,14 @@ class Run:
         seed: with which seed.
         path: of its folder.
         force: go on with it although its data, its teacher or its files have changed.
+        callback: told what happens in its trainings, in the process that runs it; it may raise :class:`GivenUp`.
     """
 
     variant: Variant
     seed: int
     path: Path
     force: bool = False
+    callback: Callback | None = None
 
     @property
     def label(self) -> str:
@@ -62,6 +69,10 @@ Endings = Generator[tuple[Run, Ending, float], None, None]
 """Runs as they end, with the seconds that they took."""
 
 
+class GivenUp(Exception):
+    """A callback has seen enough of a run: it ends here, and nothing is wrong with it."""
+
+
 class Signalled(BaseException):
     """A signal came; not an ``Exception``, as KeyboardInterrupt is none."""
 
@@ -75,7 +86,21 @@ def raise_signalled(number: int, frame: FrameType | None) -> None:
     raise Signalled(128 + number)
 
 
-def run_here(runs: Sequence[Run], output: Output, command: str) -> Endings:
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Raise :class:`Signalled` at the signals to stop where no training takes them, which saves first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = {number: signal.signal(number, raise_signalled) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_here(runs: Iterable[Run], output: Output, command: str) -> Endings:
     """Yield each run when it has ended in this process, with how and the seconds that it took."""
     for run in runs:
         started = time.monotonic()
@@ -85,6 +110,8 @@ def run_here(runs: Sequence[Run], output: Output, command: str) -> Endings:
 
 def run_one(run: Run, output: Output, command: str) -> Ending:
     """Begin a run, or go on with it."""
+    if run.callback is not None:
+        output = replace(output, callbacks=(*output.callbacks, run.callback))
     try:
         if (run.path / "config.yaml").is_file():
             stored = RunFolder(run.path, force=run.force).read_config()
@@ -94,6 +121,8 @@ def run_one(run: Run, output: Output, command: str) -> Ending:
             return Ending(resume_run(config, run.path, command=command, output=output, dry_run=False, force=run.force))
         begin = distill_run if run.config.episodes is None else run_episodes
         return Ending(begin(run.config, name=run.variant.name, command=command, output=output, dry_run=False))
+    except GivenUp:
+        return Ending()
     except UserError as error:
         return Ending(error=error)
 

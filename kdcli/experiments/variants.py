@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,12 +144,18 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
     return found
 
 
-def refuse_own_keys(option: str, texts: Sequence[str]) -> None:
-    """Raise a UserError where ``KEY=VALUE`` of an option is for the sweep's own options to say."""
+def refuse_own_keys(option: str, texts: Sequence[str], by: Mapping[str, str] = _OF_THE_SWEEP) -> None:
+    """Raise a UserError where ``KEY=VALUE`` of an option is for the command's own options to say.
+
+    Args:
+        option: whose values they are.
+        texts: of the form ``KEY=VALUE``.
+        by: the keys, and the options by which they are told.
+    """
     for text in texts:
         key = text.partition("=")[0].strip()
-        if key in _OF_THE_SWEEP:
-            raise UserError(f"{option} {key} is for the sweep to set.", f"Use {_OF_THE_SWEEP[key]}.")
+        if key in by:
+            raise UserError(f"{option} {key} is for the command to set.", f"Use {by[key]}.")
 
 
 def make_variants(

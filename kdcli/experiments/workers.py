@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
+
 from kdcli.base.errors import UserError
+from kdcli.config.run import RunConfig
 from kdcli.experiments.distill import Output
 from kdcli.experiments.sweep_runs import Ending, Endings, Run, Signalled, raise_signalled, run_one
 from kdcli.machine.launch import end_with_the_launcher, num_cores
 from kdcli.machine.signals import stop_signals
+
+
+def gpus_for(configs: Sequence[RunConfig]) -> list[str]:
+    """Return the GPUs to share runs, as ``CUDA_VISIBLE_DEVICES`` names them; none where a run names its device."""
+    if not all(config.train.device in ("auto", "cuda") for config in configs):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(number) for number in range(torch.cuda.device_count())]
+    return names if visible is None else visible.split(",")[: len(names)]
+
+
+def num_workers(jobs: int | None, gpus: Sequence[str]) -> int:
+    """Return how many processes share runs: as many as ``--jobs`` says, by default one for each GPU.
+
+    Raises:
+        UserError: more than there are cores.
+    """
+    if jobs is None:
+        return max(len(gpus), 1)
+    if not gpus and jobs > (most := max(num_cores(), 2)):
+        raise UserError(f"--jobs {jobs}, and there are {num_cores()} CPU cores.", f"Use at most {most}.")
+    return jobs
 
 
 @dataclass
@@ -43,12 +69,14 @@ class Workers:
         self.count, self.gpus, self.command, self.verbose = count, gpus, command, verbose
         self.workers: dict[Connection, _Worker] = {}
 
-    def run(self, runs: Sequence[Run]) -> Endings:
-        """Yield each run when it has ended, with how and the seconds that it took."""
-        waiting = list(reversed(runs))
+    def run(self, runs: Iterator[Run]) -> Endings:
+        """Yield each run when it has ended, with how and the seconds that it took.
+
+        The next one is taken of ``runs`` after that, so that it may depend on how the last one ended.
+        """
         try:
-            for number in range(self.count):
-                self._give(self._start(number), waiting.pop())
+            for number, run in enumerate(itertools.islice(runs, self.count)):
+                self._give(self._start(number), run)
             while busy := [worker for worker in self.workers.values() if worker.run is not None]:
                 for connection in wait([worker.connection for worker in busy]):
                     assert isinstance(connection, Connection)
@@ -57,11 +85,11 @@ class Workers:
                     run, seconds = worker.run, time.monotonic() - worker.since
                     ending = self._ending(worker)
                     worker.run = None
-                    if waiting and not ending.code:
+                    yield run, ending, seconds
+                    if not ending.code and (following := next(runs, None)) is not None:
                         if connection not in self.workers:
                             worker = self._start(worker.number)
-                        self._give(worker, waiting.pop())
-                    yield run, ending, seconds
+                        self._give(worker, following)
         finally:
             self._stop()
 

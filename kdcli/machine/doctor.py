@@ -25,6 +25,7 @@ _PURPOSES = {
     "demo-dense": "teachers of edges and texts without a download",
     "onnx": "kdcli export --format onnx",
     "tracking": "--track tensorboard",
+    "tune": "kdcli tune",
     "dense": "segmentation students of segmentation-models-pytorch, average precision of boxes",
     "generative": "distances between images that are made and real ones",
     "dev": "kdcli's own tests",

@@ -30,23 +30,29 @@ RUNS = Path("runs")
 _DEPTH = 4
 """Folders below :data:`RUNS` that a run's may be: ``sweeps/NAME/VARIANT/seed-S``."""
 _PARTS = ("baseline", "embedding")
+TRIALS = "trials"
+"""The folder of a tuning that its runs are in."""
 
 
 def newest_run(root: Path = RUNS) -> Path:
-    """Return the run below ``root`` that was finished last; a part of a run, such as its baseline, is none.
+    """Return the run below ``root`` that was finished last; its parts, such as a baseline, are none, nor are trials.
 
     Raises:
         UserError: there is none.
     """
     with reading(root):
         found = [file for depth in range(1, _DEPTH + 1) for file in root.glob("*/" * depth + "result.json")]
-        runs = {file.parent: file.stat().st_mtime_ns for file in found if file.parent.name not in _PARTS}
+        runs = {file.parent: file.stat().st_mtime_ns for file in found if not _is_part(file.parent)}
     if not runs:
         raise UserError(
             f"No run is named, and there is no finished one under {root}/.",
             "Name a run's folder, or make one: kdcli distill --recipe quickstart",
         )
     return max(runs, key=lambda run: (runs[run], str(run)))
+
+
+def _is_part(run: Path) -> bool:
+    return run.name in _PARTS or run.parent.name == TRIALS
 
 
 def free_folder(path: Path) -> Path:

@@ -14,6 +14,7 @@ from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
 from kdcli.config.methods import MethodOptions, any_reads_unlabelled, named_methods
 from kdcli.config.models import TeacherConfig
 from kdcli.config.run import RunConfig
+from kdcli.config.situation import Situation
 from kdcli.data import (
     AnyBatch,
     EvalBatches,
@@ -50,6 +51,7 @@ class Job:
         distiller: holds the student and every other trainable thing.
         pieces: of a task over tokens, from a split's texts to pieces that both models can take, made once; otherwise
             None.
+        situation: what the plan was made from; None where it was not made here.
     """
 
     config: RunConfig
@@ -59,6 +61,7 @@ class Job:
     teacher: Model | None
     distiller: Distiller
     pieces: Cut | None = None
+    situation: Situation | None = None
 
     @property
     def student(self) -> Model:

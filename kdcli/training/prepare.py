@@ -152,7 +152,7 @@ def _make_job(
         if source is not None:  # one on which nothing can be measured is refused now, and not after training
             job.task.check_split(source if job.pieces is None else job.pieces(source), split)
     _check_share(job, team)
-    job = decide_outputs(replace(job, plan=plan))
+    job = decide_outputs(replace(job, plan=plan, situation=situation))
     return replace(job, plan=job.plan.with_decisions(job_costs(job, mixed_precision=team.precision)))
 
 

@@ -36,6 +36,7 @@ COMMANDS = [
     ("analyze-projector",),
     ("compare",),
     ("sweep",),
+    ("tune",),
     ("extensions",),
     ("doctor",),
     ("recipes", "list"),

@@ -131,6 +131,16 @@ SUBSTITUTES = {
     ("--vary", "projector=inverted,linear"): "projector=inverted,linear",
     ("--vary", "optim.lr=0.001,0.003"): "optim.lr=0.001,0.003",
     ("--resume", "runs/sweeps/mine/mine-optim.lr=0.003/seed-0"): "runs/sweeps/mine/mine-optim.lr=0.003/seed-0",
+    ("--trials", "20"): "1",
+    ("--trials", "40"): "1",
+    ("--tune", "plan"): "plan",
+    ("--tune", "augment.mixup=0..0.4"): "augment.mixup=0..0.4",
+    ("--tune", "train.batch_size=32,64"): "train.batch_size=16,8",
+    ("--tune", "methods.projection.weight=0.03..3:log"): "methods.projection.weight=0.03..3:log",
+    ("--tune", "projector=inverted,linear"): "projector=inverted,linear",
+    ("--output", "runs/tune/wide"): "runs/tune/wide",
+    ("--output", "runs/tune/two"): "runs/tune/two",
+    ("--recipe", "runs/tune/mine/best.yaml"): "runs/tune/mine/best.yaml",
     ("--log-format", "json"): "json",
     ("--set", "train.epochs=5"): "train.epochs=1",
     ("--set", "data.labels_per_class=20"): "data.labels_per_class=2",
@@ -209,6 +219,8 @@ def substituted(command: str) -> list[str]:
         added.append("--no-test")
     if words[0] == "sweep":
         added.append(SHORT_SWEEP)
+    if words[0] == "tune":
+        added.append(SHORT_SWEEP.replace(" --set baseline=false", ""))
     return arguments + shlex.split(" ".join(added))
 
 

@@ -12,7 +12,6 @@ from kdcli.base.result import Result
 from kdcli.config.parse import parse_config
 from kdcli.config.training import EmbeddingConfig
 from kdcli.experiments import ranking
-from kdcli.experiments import sweep as module
 from kdcli.experiments import workers as workers_module
 from kdcli.experiments.sweep import Sweep
 from kdcli.experiments.variants import Variant
@@ -43,9 +42,9 @@ def test_gpus_are_shared_unless_a_run_names_its_device(monkeypatch, devices, vis
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    gpus = module._gpus(make_sweep(*devices))
+    gpus = workers_module.gpus_for([variant.config for variant in make_sweep(*devices).variants])
     assert gpus == expected
-    assert module._num_jobs(None, gpus) == max(len(expected), 1)
+    assert workers_module.num_workers(None, gpus) == max(len(expected), 1)
 
 
 def test_each_worker_sees_one_gpu_and_has_its_share_of_the_cores(monkeypatch):

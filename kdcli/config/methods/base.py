@@ -145,6 +145,11 @@ class MethodSection(Section):
         return False
 
     @property
+    def tuned(self) -> tuple[str, ...]:
+        """The options that ``kdcli tune`` tries by itself: how much it counts, if not as the labels alone."""
+        return ("weight",) if self.needs.teacher or not self.trains_classifier else ()
+
+    @property
     def remark(self) -> str:
         """What the plan says of it beside the reason: sentences on its settings, as they are."""
         return ""

@@ -143,6 +143,11 @@ class GanOptions(AdversaryOptions):
         return super().idle | {name for name, is_unused in unused.items() if is_unused}
 
     @property
+    def tuned(self) -> tuple[str, ...]:
+        """The options that ``kdcli tune`` tries by itself: how much the teacher's features count."""
+        return ("feature_weight",) if self.projector is not None else ()
+
+    @property
     def remark(self) -> str:
         """What the plan says of whitening beside the reason."""
         if self.projector is None or self.normalize != "whiten":
