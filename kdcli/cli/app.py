@@ -24,21 +24,37 @@ from kdcli.cli.runs import compare, sweep
 from kdcli.cli.tune import tune
 from kdcli.terminal.library_messages import library_messages
 
+_ABOUT = """Train a small model to imitate a large pretrained one (knowledge distillation).
+
+Examples:
+
+    kdcli distill --recipe quickstart
+
+    kdcli distill --teacher resnet50 --student mobilenetv3_small_050 --data photos/ --dry-run
+
+    kdcli guide start
+"""
+_TRAIN, _RESULTS, _FIND, _HELP = "Train", "Use and measure a student", "Choose before you train", "Help"
+
 app = typer.Typer(
     name="kdcli",
-    help="Distil compact models from arbitrary pretrained teachers.",
+    help=_ABOUT,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=Command, epilog=MORE_EXAMPLES)(distill)
-for command in (sweep, tune, export, analyze_projector, compare, evaluate, predict, generate, report, guide, doctor):
-    app.command(cls=Command)(command)
-app.add_typer(recipes_app, name="recipes")
-app.add_typer(models_app, name="models")
-app.add_typer(config_app, name="config")
+app.command(cls=Command, epilog=MORE_EXAMPLES, rich_help_panel=_TRAIN)(distill)
+for command in (sweep, tune):
+    app.command(cls=Command, rich_help_panel=_TRAIN)(command)
+for command in (evaluate, predict, generate, compare, report, analyze_projector, export):
+    app.command(cls=Command, rich_help_panel=_RESULTS)(command)
+for command in (guide, doctor):
+    app.command(cls=Command, rich_help_panel=_HELP)(command)
+app.add_typer(models_app, name="models", rich_help_panel=_FIND)
+app.add_typer(recipes_app, name="recipes", rich_help_panel=_FIND)
+app.add_typer(config_app, name="config", rich_help_panel=_FIND)
 
 
 def main() -> None:
@@ -66,20 +82,20 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=_ABOUT)
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Distil compact models from arbitrary pretrained teachers."""
+    """What goes before a command."""
 
 
-@app.command("extensions", cls=Command)
+@app.command("extensions", cls=Command, rich_help_panel=_HELP)
 def list_extensions(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """List the models, tasks, data and methods that installed packages add. Nothing of them is imported.
+    """List what installed packages add to kdcli: models, tasks, data and methods. Imports none of them.
 
     Examples:
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 _MODEL = "Teacher and student"
 _DATA = "Data"
-_PLAN = "How it is distilled"
+_PLAN = "Override the plan"
 _TRAIN = "Training"
-_TOLD = "What is told"
-_EPISODES = "Middle-shot learning"
+_TOLD = "Output"
+_EPISODES = "Episodes: small tasks with few labels (middle-shot learning)"
 """Panels of the help; what most need stands before them, in none."""
 
 MORE_EXAMPLES = """More examples:
@@ -54,8 +54,9 @@ def distill(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="timm or Hugging Face name, local folder, run folder, a training script's checkpoint that tells its"
-            " architecture, random:NAME for an untrained one, or none.",
+            help="A name of timm or Hugging Face, a local folder, a run folder, a checkpoint that names its"
+            " architecture, random:NAME (untrained), or none.",
+            metavar="MODEL",
             autocompletion=complete.models,
         ),
         Sets("teacher.name"),
@@ -63,8 +64,9 @@ def distill(
     student: Annotated[
         str | None,
         typer.Option(
-            help="Name of the student's architecture, also as NAME?option=value&option=value; or"
-            " 'teacher?layers=4&width=0.5'.",
+            help="An architecture's name, also with arguments ('NAME?depth=4'), or a smaller copy of the teacher"
+            " ('teacher?layers=4').",
+            metavar="MODEL",
             autocompletion=complete.models,
         ),
         Sets("student.name"),
@@ -72,9 +74,10 @@ def distill(
     data: Annotated[
         str | None,
         typer.Option(
-            help="demo:digits, demo:scenes, torchvision:NAME, hf:org/name, or a folder (class folders, parquet,"
-            " arrow; images with masks, depth or boxes); lists of images with labels, masks, depth or boxes, and texts,"
-            " also as csv, jsonl or txt. Without it, and without a recipe, the task's demo data.",
+            help="demo:digits, demo:scenes, torchvision:NAME, hf:org/name, a folder (class folders, parquet, arrow;"
+            " images with masks, depth or boxes; texts), or a file (csv, tsv, jsonl, parquet, txt). Default: the task's"
+            " demo data, if there is no recipe. All forms: kdcli guide names.",
+            metavar="DATA",
             autocompletion=complete.data,
         ),
         Sets("data.name"),
@@ -91,7 +94,7 @@ def distill(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A recipe by name or file; the other options override it.",
+            help="A recipe: its name or file. Other options override it.",
             show_default=False,
             metavar="NAME|FILE",
             autocompletion=complete.recipes,
@@ -100,8 +103,8 @@ def distill(
     method: Annotated[
         str | None,
         typer.Option(
-            help="One method beside the labels' loss, such as dkd, crd or refilled (two stages); none for the labels"
-            " alone.",
+            help="A distillation method, such as dkd, crd or refilled; none learns from the labels only. Default: the"
+            " plan chooses.",
             metavar="METHOD",
             autocompletion=complete.methods,
         ),
@@ -112,7 +115,7 @@ def distill(
         typer.Option(help="Passes over the training data; 0 evaluates the student as it starts."),
         Sets("train.epochs"),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images of a batch."), Sets("train.batch_size")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Batch size."), Sets("train.batch_size")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate."), Sets("optim.lr")] = None,
     device: Annotated[
         str | None,
@@ -121,14 +124,14 @@ def distill(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="The run folder; a new name under runs/ by default."),
+        typer.Option(metavar="DIR", help="The run folder. Default: a new folder under runs/."),
         Sets("output"),
     ] = None,
     baseline: Annotated[
         bool | None,
         typer.Option(
             "--baseline/--no-baseline",
-            help="Also train the student alone for the same steps and compare.",
+            help="Also train the same student without a teacher, and compare.",
             show_default=False,
         ),
         Sets("baseline"),
@@ -138,7 +141,7 @@ def distill(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Set any key of the config, as 'kdcli config keys' lists them. May be repeated.",
+            help="Set any key of the config ('kdcli config keys' lists them). May be repeated.",
             autocompletion=complete.settings,
         ),
     ] = None,
@@ -146,16 +149,16 @@ def distill(
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Go on with a run that was stopped, killed or has run out of epochs (then with more --epochs).",
+            help="Go on with a run that was stopped or killed. With a larger --epochs, train a finished run longer.",
             show_default=False,
             autocompletion=complete.runs,
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and train nothing.")] = False,
     teacher_weights: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Local checkpoint (.safetensors, .pth) for the teacher.", rich_help_panel=_MODEL
+            metavar="FILE", help="A checkpoint file (.safetensors, .pth) for the teacher.", rich_help_panel=_MODEL
         ),
         Sets("teacher.weights"),
     ] = None,
@@ -163,7 +166,7 @@ def distill(
         bool,
         typer.Option(
             "--unchecked-teacher",
-            help="Go on with a teacher that was measured to do no better than guessing, or that mixes the classes up.",
+            help="Train even if the teacher is no better than guessing, or has its classes in another order.",
             rich_help_panel=_MODEL,
         ),
         Sets("teacher.unchecked"),
@@ -180,14 +183,14 @@ def distill(
     ] = None,
     data_root: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Where torchvision's data lie.", rich_help_panel=_DATA),
+        typer.Option(metavar="DIR", help="The folder of torchvision's data.", rich_help_panel=_DATA),
         Sets("data.root"),
     ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="Take these classes alone: names, numbers (0-4,7) or a part (part:1/2, part:2/2+20%).",
+            help="Take only these classes: names, numbers (0-4,7) or a part (part:1/2, part:2/2+20%).",
             rich_help_panel=_DATA,
         ),
         Sets("data.classes"),
@@ -196,8 +199,7 @@ def distill(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Of image-embedding: labelled images for kNN and linear probe; --data by default, where they have"
-            " labels.",
+            help="For image-embedding: labelled images for kNN and linear probe. Default: --data, if they have labels.",
             rich_help_panel=_DATA,
             autocompletion=complete.data,
         ),
@@ -205,13 +207,13 @@ def distill(
     ] = None,
     strict_data: Annotated[
         bool,
-        typer.Option("--strict-data", help="Stop at an unreadable image.", rich_help_panel=_DATA),
+        typer.Option("--strict-data", help="Stop at the first image that cannot be read.", rich_help_panel=_DATA),
         Sets("data.strict"),
     ] = False,
     relation: Annotated[
         str | None,
         typer.Option(
-            help="Override the task relation: same, cross, random, none.",
+            help="The relation of the tasks, instead of the plan's: same, cross, random, none.",
             rich_help_panel=_PLAN,
             metavar="RELATION",
             autocompletion=complete.choices_of("relation"),
@@ -221,8 +223,8 @@ def distill(
     projector: Annotated[
         str | None,
         typer.Option(
-            help="Override the projector: linear, mlp, orthogonal, inverted, or none for no features; with --method, "
-            "put one into it.",
+            help="The projector, instead of the plan's: linear, mlp, orthogonal, inverted, or none for no features."
+            " With --method: the projector of that method.",
             rich_help_panel=_PLAN,
             metavar="PROJECTOR",
             autocompletion=complete.choices_of("projector"),
@@ -232,7 +234,8 @@ def distill(
     normalize: Annotated[
         str | None,
         typer.Option(
-            help="Override the teacher's normalisation: none, layer_norm, standardize, whiten.",
+            help="The normalisation of the teacher's features, instead of the plan's: none, layer_norm, standardize,"
+            " whiten.",
             rich_help_panel=_PLAN,
             metavar="NAME",
             autocompletion=complete.choices_of("normalize"),
@@ -243,30 +246,28 @@ def distill(
         list[str] | None,
         typer.Option(
             metavar="STUDENT:TEACHER",
-            help="Features to bring together: pooled, embedding, any layer's name, or its number in 'kdcli models"
-            " layers'. May be repeated.",
+            help="Layers whose features are compared: pooled, embedding, a layer's name, or its number in 'kdcli"
+            " models layers'. May be repeated.",
             rich_help_panel=_PLAN,
         ),
         Sets("feature_layers"),
     ] = None,
     feature_weight: Annotated[
         float | None,
-        typer.Option(help="Weight of the feature loss, in place of the plan's.", rich_help_panel=_PLAN),
+        typer.Option(help="The weight of the feature loss, instead of the plan's.", rich_help_panel=_PLAN),
         Sets("feature_weight"),
     ] = None,
     test: Annotated[
         bool | None,
         typer.Option(
             "--test/--no-test",
-            help="Evaluate the best student on the test split at the end. [default: test]",
+            help="Evaluate the best student on the test split at the end. [default: --test]",
             show_default=False,
             rich_help_panel=_PLAN,
         ),
         Sets("test"),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAIN), Sets("seed")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", rich_help_panel=_TRAIN), Sets("seed")] = None,
     mixed_precision: Annotated[
         str | None,
         typer.Option(
@@ -279,7 +280,9 @@ def distill(
     ] = None,
     num_processes: Annotated[
         int | None,
-        typer.Option(help="Training processes on this machine; one for each GPU by default.", rich_help_panel=_TRAIN),
+        typer.Option(
+            help="Number of training processes on this machine. Default: one per GPU.", rich_help_panel=_TRAIN
+        ),
         Sets("train.num_processes"),
     ] = None,
     checkpoint_every: Annotated[
@@ -295,7 +298,7 @@ def distill(
         bool,
         typer.Option(
             "--force",
-            help="Resume although data, teacher or files of the run have changed; card and result say so.",
+            help="Resume even if data, teacher or files of the run have changed. Model card and result then say so.",
             rich_help_panel=_TRAIN,
         ),
     ] = False,
@@ -319,16 +322,16 @@ def distill(
         ),
     ] = "auto",
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print warnings and errors only.", rich_help_panel=_TOLD)
+        bool, typer.Option("--quiet", help="Print only warnings and errors.", rich_help_panel=_TOLD)
     ] = False,
     ways: Annotated[
         int | None,
-        typer.Option(help="Draw episodes with so many classes; a student for each.", rich_help_panel=_EPISODES),
+        typer.Option(help="Number of classes of an episode; each episode trains a student.", rich_help_panel=_EPISODES),
         Sets("episodes.ways"),
     ] = None,
     shots: Annotated[
         int | None,
-        typer.Option(help="Labelled training images of each class of an episode.", rich_help_panel=_EPISODES),
+        typer.Option(help="Labelled training images per class of an episode.", rich_help_panel=_EPISODES),
         Sets("episodes.shots"),
     ] = None,
     episodes: Annotated[
@@ -338,16 +341,16 @@ def distill(
     ] = None,
     queries: Annotated[
         int | None,
-        typer.Option(help="Test images of each class of an episode. [default: 15]", rich_help_panel=_EPISODES),
+        typer.Option(help="Test images per class of an episode. [default: 15]", rich_help_panel=_EPISODES),
         Sets("episodes.queries"),
     ] = None,
 ) -> None:
-    """Distil a teacher into a student.
+    """Train a student with a teacher.
 
-    Loads both by name, works out how the teacher's task relates to yours, picks the projector that this calls for
-    (and says why), trains, keeps the best student by validation, and tests it once.
+    Loads both by name, compares the teacher's task with yours, chooses the method and projector, and says why. Then
+    it trains, keeps the best student by validation, and tests it once.
 
-    Every key that --set takes, with what it does: kdcli config keys.
+    'kdcli config keys' lists every key that --set takes.
 
     Examples:
 

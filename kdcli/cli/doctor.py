@@ -11,9 +11,9 @@ import typer
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Tell what a bug report needs: versions, devices, threads, caches, free space, and what extras would add.
+    """Show what a bug report needs: versions, devices, threads, caches, free space, and what extras would add.
 
-    Nothing is fetched and nothing is written. The exit code is 1 where something is amiss.
+    Downloads and writes nothing. The exit code is 1 if something is wrong.
 
     Examples:
 

@@ -15,19 +15,19 @@ def generate(
         str,
         typer.Argument(
             metavar="RUN|DIR",
-            help="A run of image generation, or its exported folder.",
+            help="A run of image-generation, or its exported folder.",
             show_default=False,
             autocompletion=complete.runs,
         ),
     ],
     number: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many images.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random numbers: the same seed gives the same images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed: the same seed gives the same images.")] = 0,
     truncation: Annotated[
         float | None,
         typer.Option(
             min=0.01,
             max=10,
-            help="Draw random numbers beyond it again: fewer odd images, and fewer kinds. By default none.",
+            help="Draw random numbers beyond this value again: fewer odd images, less variety. Default: no limit.",
             show_default=False,
         ),
     ] = None,
@@ -36,24 +36,26 @@ def generate(
         typer.Option(
             "--class",
             metavar="NAME|NUMBER",
-            help="Of all images; by default the generator's classes in turn.",
+            help="The class of all images. Default: each class in turn.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to; by default RUN/generated.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder to write. Default: RUN/generated.", show_default=False),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
     ] = "auto",
     force: Annotated[
-        bool, typer.Option("--force", help="Go on although files of the run have changed; it is said.")
+        bool, typer.Option("--force", help="Continue even if files of the run have changed. The output then says so.")
     ] = False,
 ) -> None:
-    """Make images by a finished generator: single PNG files, and a grid of them.
+    """Make images with a trained generator: single PNG files, and a grid of them.
 
-    Each image is a function of seed, its number and its class, so that a longer series begins with the shorter one's.
+    Each image depends only on the seed, its number and its class. So a longer series begins with the images of a
+    shorter one.
 
     Examples:
 

@@ -15,10 +15,10 @@ def _complete(incomplete: str) -> list[str]:
 
 def guide(
     topic: Annotated[
-        str | None, typer.Argument(help="What to read about; none lists the topics.", autocompletion=_complete)
+        str | None, typer.Argument(help="The topic. Without it, the topics are listed.", autocompletion=_complete)
     ] = None,
 ) -> None:
-    """Read how things are done, topic by topic.
+    """Read the guides. Without a topic, list them.
 
     Examples:
 

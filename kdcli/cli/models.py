@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kdcli.models.search.catalogue import Catalogue
     from kdcli.models.search.search import Found
 
-models_app = typer.Typer(help="Look into models by name.", no_args_is_help=True)
+models_app = typer.Typer(help="Find, rank and inspect models.", no_args_is_help=True)
 
 
 @models_app.command("layers", cls=Command)
@@ -29,17 +29,17 @@ def models_layers(
     name: Annotated[
         str,
         typer.Argument(
-            help="timm or Hugging Face name, local folder, or run folder.",
+            help="A name of timm or Hugging Face, a local folder, or a run folder.",
             show_default=False,
             autocompletion=complete.models,
         ),
     ],
-    every: Annotated[bool, typer.Option("--all", help="Every layer that can be tapped, without numbers.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="List every layer that can be read, without numbers.")] = False,
     image_size: Annotated[
         str | None,
         typer.Option(
             metavar="N|HxW",
-            help="Side of the input in pixels, or height and width; the model's own by default.",
+            help="Input size in pixels: one side, or height and width. Default: the model's own.",
             show_default=False,
         ),
     ] = None,
@@ -47,8 +47,7 @@ def models_layers(
 ) -> None:
     """List the layers whose features can be distilled, in the order in which they run.
 
-    Stages and blocks have numbers, which --feature-layers takes in place of names: 2:4, -1:layer3. No weights are
-    loaded.
+    --feature-layers of kdcli distill takes their names or numbers: 2:4, -1:layer3. Loads no weights.
 
     Examples:
 
@@ -99,31 +98,33 @@ def models_layers(
 @models_app.command("search", cls=Command)
 def models_search(
     max_params: Annotated[
-        str | None, typer.Option(metavar="N", help="At most so many parameters, such as 5M.", show_default=False)
+        str | None, typer.Option(metavar="N", help="Maximum number of parameters, such as 5M.", show_default=False)
     ] = None,
     min_params: Annotated[
-        str | None, typer.Option(metavar="N", help="At least so many parameters.", show_default=False)
+        str | None, typer.Option(metavar="N", help="Minimum number of parameters.", show_default=False)
     ] = None,
     max_macs: Annotated[
         str | None,
         typer.Option(
             metavar="N",
-            help="At most so many multiply-accumulates for an image or a text, such as 500M.",
+            help="Maximum number of multiply-accumulates (MACs) for one image or text, such as 500M.",
             show_default=False,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Names, with * for any letters.", show_default=False)
+        str | None,
+        typer.Option(metavar="PATTERN", help="Only these names; * stands for any letters.", show_default=False),
     ] = None,
     task: Annotated[
-        str, typer.Option(help="What the student is for, as for distill.", autocompletion=complete.tasks)
+        str, typer.Option(help="The student's task, as for distill.", autocompletion=complete.tasks)
     ] = DEFAULT_TASK,
     image_size: Annotated[
         int | None,
-        typer.Option(min=1, max=4096, help="Side of the images in pixels; by default each architecture's own."),
+        typer.Option(min=1, max=4096, help="Image size in pixels. Default: each architecture's own."),
     ] = None,
     length: Annotated[
-        int | None, typer.Option(min=1, max=MAX_TEXT_LENGTH, help=f"Tokens of a text. [default: {PROBE_TOKENS}]")
+        int | None,
+        typer.Option(min=1, max=MAX_TEXT_LENGTH, help=f"Length of a text in tokens. [default: {PROBE_TOKENS}]"),
     ] = None,
     classes: Annotated[
         int | None,
@@ -131,30 +132,30 @@ def models_search(
             metavar="N",
             min=1,
             max=1_000_000,
-            help="Classes of the student's head: yours. [default: 1000 of images, fewer of other tasks]",
+            help="Your number of classes. [default: 1000 for images, fewer for other tasks]",
             show_default=False,
         ),
     ] = None,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Only those with published weights; of images.")
+        bool, typer.Option("--pretrained", help="Only architectures with published weights (images only).")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="List no more than this.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 20,
     sort: Annotated[
         str,
         typer.Option(
-            help="params or macs (largest first), or latency (fastest first, of all that fit).",
+            help="Order: params or macs (largest first), or latency (fastest first).",
             autocompletion=complete.one_of("params", "macs", "latency"),
         ),
     ] = "params",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """List architectures that fit into a budget, with parameters, multiply-accumulates and latency on this machine.
+    """List student architectures that fit a budget, with parameters, MACs and latency on this machine.
 
-    Searches timm's registry and transformers' image classifiers; for --task the networks of whatever library has that
-    head: transformers' networks of text, segmenters, depth models and detectors, segmentation-models-pytorch's (smp:)
-    and torchvision's detectors. Those of transformers have their default configs (hf:KIND, changed by
-    hf:KIND?key=value). Every name can be a student. Counting everything takes minutes the first time and is kept in the
-    user's cache folder; --name narrows.
+    Without --task: timm, and transformers' image classifiers. With --task: transformers' networks of that task,
+    segmentation-models-pytorch (smp:) and torchvision's detectors. Networks of transformers have their default configs
+    (hf:KIND; change them with hf:KIND?key=value). You can give every listed name to --student.
+
+    Counting everything takes minutes the first time; results are kept in the cache folder. --name makes it faster.
 
     Examples:
 
@@ -260,55 +261,55 @@ def models_probe(
     teacher: Annotated[
         list[str],
         typer.Option(
-            help="A model, as distill takes it; with weights of a file 'NAME?weights=FILE'. Repeat it to compare.",
+            help="A model, named as for distill. 'NAME?weights=FILE' takes weights from a file. Repeat it to compare.",
             show_default=False,
             autocompletion=complete.models,
         ),
     ],
     data: Annotated[
-        str, typer.Option(help="Data by name, as for distill.", show_default=False, autocompletion=complete.data)
+        str, typer.Option(help="Data, named as for distill.", show_default=False, autocompletion=complete.data)
     ],
     teacher_weights: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Local checkpoint for the only --teacher.", show_default=False),
+        typer.Option(metavar="FILE", help="A checkpoint for --teacher, if there is only one.", show_default=False),
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="The folder of torchvision's data.", show_default=False)
     ] = None,
     task: Annotated[
         str,
         typer.Option(
-            help="image-classification, or text-classification with one class a text.", autocompletion=complete.tasks
+            help="image-classification, or text-classification with one class per text.", autocompletion=complete.tasks
         ),
     ] = DEFAULT_TASK,
     samples: Annotated[
-        int, typer.Option("--samples", "--images", min=4, help="So many training images or texts are looked at.")
+        int, typer.Option("--samples", "--images", min=4, help="Number of training images or texts to use.")
     ] = 1000,
     classes: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="Take these classes of the data alone, as for distill.", show_default=False),
+        typer.Option(metavar="SPEC", help="Take only these classes of the data, as for distill.", show_default=False),
     ] = None,
     features: Annotated[
         str,
         typer.Option(
-            help="pooled (the last features, averaged or as a text's model pools) or embedding"
+            help="Which features: pooled (the last ones, averaged, or pooled as a text model does) or embedding"
             " (the classifier's input).",
             autocompletion=complete.one_of("pooled", "embedding"),
         ),
     ] = "pooled",
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of sample and folds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed of sample and folds.")] = 0,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
     ] = "auto",
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the JSON object there.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Also write the JSON object to this file.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Rank teachers by what their features, frozen, know of your classes, before any training.
+    """Rank teachers by how well their frozen features separate your classes, before you train.
 
-    For a sample of the training images or texts: accuracy of a linear probe and of nearest neighbours in
-    cross-validation, LogME, effective rank and time. The test split is never looked at.
+    Takes a sample of the training images or texts. Shows the cross-validated accuracy of a linear probe and of nearest
+    neighbours, LogME, effective rank and time. Never uses the test split.
 
     Examples:
 

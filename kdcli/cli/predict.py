@@ -16,8 +16,7 @@ def predict(
         str | None,
         typer.Argument(
             metavar="RUN|MODEL",
-            help="A run folder of kdcli distill, or a model as for evaluate; by default the newest finished run under"
-            " runs/.",
+            help="A run folder, or the name of a model. Default: the newest finished run under runs/.",
             show_default=False,
             autocompletion=complete.models,
         ),
@@ -26,39 +25,39 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="INPUT...",
-            help="Images, folders of images, txt files with a text a line, tables (csv, tsv, jsonl, parquet), or - for"
-            " texts from standard input.",
+            help="Images or folders of images; txt files with one text per line, tables of texts (csv, tsv, jsonl,"
+            " parquet), or - for texts from standard input.",
             show_default=False,
         ),
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option("--text", help="A text itself. May be repeated.", show_default=False)
+        list[str] | None, typer.Option("--text", help="A text. May be repeated.", show_default=False)
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The column of a table's texts.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="The column of the texts in a table.", show_default=False)
     ] = None,
     text_pair_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="That of the second ones, where samples are pairs.", show_default=False),
+        typer.Option(metavar="NAME", help="The column of the second texts, for pairs.", show_default=False),
     ] = None,
-    teacher: Annotated[bool, typer.Option("--teacher", help="Ask the run's teacher too.")] = False,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Also ask the teacher of the run.")] = False,
     against: Annotated[
         list[str] | None,
         typer.Option(
             metavar="RUN|MODEL",
-            help="Ask this one too. May be repeated.",
+            help="Also ask this run or model. May be repeated.",
             show_default=False,
             autocompletion=complete.models,
         ),
     ] = None,
     teacher_weights: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Local checkpoint for MODEL, as for evaluate.", show_default=False),
+        typer.Option(metavar="FILE", help="A checkpoint for MODEL, as for evaluate.", show_default=False),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="Of a model, where it is not what the model is made for.",
+            help="The task of a MODEL, if the model does not tell it.",
             show_default=False,
             autocompletion=complete.tasks,
         ),
@@ -68,40 +67,41 @@ def predict(
         typer.Option(
             min=1,
             max=100_000,
-            help="So many classes, boxes at most; by default 5 classes, and all boxes.",
+            help="At most so many classes or boxes. Default: 5 classes, all boxes.",
             show_default=False,
         ),
     ] = None,
     score: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Boxes with at least this score; 0.3 by default.", show_default=False),
+        typer.Option(min=0, max=1, help="Only boxes with at least this score. Default: 0.3.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE|DIR",
-            help="Write a .csv or .json file, of embeddings a .npy file; or a folder with both and, of masks, depth and"
-            " boxes, pictures.",
+            help="Write a .csv or .json file (embeddings: .npy), or a folder with both. For masks, depth and boxes the"
+            " folder also gets pictures.",
             show_default=False,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples of a batch.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Go on although files of a run have changed; the notes say so.")
+        bool, typer.Option("--force", help="Continue even if files of the run have changed. The notes then say so.")
     ] = False,
 ) -> None:
-    """Ask a finished model about images or texts of your own, prepared as in evaluation.
+    """Run a trained student or any model on your own images or texts.
 
-    Classes with their probabilities, embeddings of length 1, entities of texts, the class or the depth of every pixel,
-    boxes in pixels of the upright image. A folder as --output gets, for every image, NAME.png with the image and what
-    each model makes of it, and NAME_mask.png with the numbers of classes, or NAME_depth.png in millimetres (.npy in
-    metres, where they are more than 65).
+    Prints classes with probabilities, embeddings of length 1, named entities, the class or the depth of pixels, or
+    boxes in pixels of the upright image. Inputs are prepared as in evaluation.
 
-    Images that can't be read are left out and named, and the exit code is 1; where none can be read, or something else
+    With a folder as --output, each image gets NAME.png (the image with the answers), and NAME_mask.png (class numbers)
+    or NAME_depth.png (millimetres; .npy in metres where depth is more than 65 m).
+
+    Images that cannot be read are left out and named; the exit code is then 1. If none can be read, or something else
     is wrong, it is 2 and nothing is written.
 
     Examples:

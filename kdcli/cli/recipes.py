@@ -18,7 +18,7 @@ recipes_app = typer.Typer(help="List, show and copy the recipes that come with k
 def recipes_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """List every recipe with what it is for.
+    """List all recipes and what they are for.
 
     Examples:
 
@@ -61,9 +61,9 @@ def recipes_copy(
             autocompletion=complete.recipes,
         ),
     ],
-    destination: Annotated[Path, typer.Argument(help="A folder or a new file.")] = Path(),
+    destination: Annotated[Path, typer.Argument(help="A folder, or the name of the new file.")] = Path(),
 ) -> None:
-    """Copy a recipe, to make it your own.
+    """Copy a recipe, to change it.
 
     Example:
 

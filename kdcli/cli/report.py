@@ -16,7 +16,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="Run folders of kdcli distill, or of kdcli sweep.",
+            help="Run folders, or folders of sweeps.",
             show_default=False,
             autocompletion=complete.runs,
         ),
@@ -27,19 +27,19 @@ def report(
             "--output",
             "-o",
             metavar="FILE",
-            help="Where to write; of one run RUN/report.html by default.",
+            help="The file to write. Default for one run: RUN/report.html.",
             show_default=False,
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Report although files or data of the runs have changed; the page says so.")
+        bool,
+        typer.Option("--force", help="Report even if files or data of the runs have changed. The page then says so."),
     ] = False,
 ) -> None:
-    """Write a run, or several side by side, as one page of HTML that needs no other file.
+    """Write one HTML page about a run, or about several side by side. The page needs no other file.
 
-    Of one run: whether distillation helped, its numbers, what the plan decided and why, curves, pictures of samples,
-    what the projector did, what it costs, how to use the student and how to repeat the run. Of several: their
-    comparison.
+    One run: whether distillation helped, the numbers, the plan's decisions and reasons, curves, pictures of samples,
+    the projector, the costs, how to use the student, how to repeat the run. Several runs: their comparison.
 
     Examples:
 

@@ -17,20 +17,20 @@ def export(
         Path | None,
         typer.Argument(
             metavar="RUN",
-            help="A run folder of kdcli distill; the newest finished one under runs/ by default.",
+            help="A run folder. Default: the newest finished run under runs/.",
             show_default=False,
             autocompletion=complete.runs,
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write; RUN/export by default.", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="The folder to write. Default: RUN/export.", show_default=False)
     ] = None,
     format_: Annotated[
         str,
         typer.Option("--format", help="safetensors or onnx.", autocompletion=complete.one_of("safetensors", "onnx")),
     ] = "safetensors",
     force: Annotated[
-        bool, typer.Option("--force", help="Export although files of the run have changed; the card says so.")
+        bool, typer.Option("--force", help="Export even if files of the run have changed. The model card then says so.")
     ] = False,
 ) -> None:
     """Write the best student for use without kdcli, and check it.
@@ -75,7 +75,7 @@ def analyze_projector(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Run folders of kdcli distill, or of kdcli sweep; the newest finished run under runs/ by default.",
+            help="Run folders, or folders of sweeps. Default: the newest finished run under runs/.",
             show_default=False,
             autocompletion=complete.runs,
         ),
@@ -83,7 +83,7 @@ def analyze_projector(
     split: Annotated[
         str,
         typer.Option(
-            help="Held-out data to analyse on: validation or test.",
+            help="The data to analyse on: validation or test.",
             autocompletion=complete.one_of("validation", "test"),
         ),
     ] = "validation",
@@ -92,20 +92,23 @@ def analyze_projector(
     ] = "auto",
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Of several runs: write ranks.png and ranks.json there.", show_default=False),
+        typer.Option(
+            metavar="DIR", help="With several runs: the folder for ranks.png and ranks.json.", show_default=False
+        ),
     ] = None,
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Analyse although data, teacher or files of the run have changed; analysis.json says so."
+            "--force",
+            help="Analyse even if data, teacher or files of the run have changed. analysis.json then says so.",
         ),
     ] = False,
 ) -> None:
-    """Show what the projector kept, what it threw away, and how that evolved.
+    """Show which directions of the features the projector kept, which it dropped, and when.
 
-    Prints singular values and ranks, the knowledge-transfer/spectral decomposition on held-out data and linear CKA;
-    writes RUN/analysis/analysis.json and plots, among them t-SNE of the features and, for images, the loss while the
-    input moves. Several runs are each analysed so, and their ranks are put side by side.
+    Prints singular values and ranks, the split of the residual into knowledge transfer and spectral part on held-out
+    data, and linear CKA. Writes RUN/analysis/analysis.json and pictures, among them t-SNE of the features and, for
+    images, the loss while the input moves. With several runs it also compares their ranks.
 
     Examples:
 
@@ -153,8 +156,7 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="RUN|MODEL",
-            help="A run folder of kdcli distill, or the name of a model; by default the newest finished run under"
-            " runs/.",
+            help="A run folder, or the name of a model. Default: the newest finished run under runs/.",
             show_default=False,
             autocompletion=complete.models,
         ),
@@ -162,24 +164,24 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Data by name, as for distill; the run's own by default.",
+            help="Data, named as for distill. Default: the data of the run.",
             show_default=False,
             autocompletion=complete.data,
         ),
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where torchvision's data lie.", show_default=False)
+        Path | None, typer.Option(metavar="DIR", help="The folder of torchvision's data.", show_default=False)
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="Take these classes of the data alone, as for distill.", show_default=False),
+        typer.Option(metavar="SPEC", help="Take only these classes of the data, as for distill.", show_default=False),
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="data.KEY=VALUE",
-            help="How the data are read, as for distill, such as data.ignore_label=11. May be repeated.",
+            help="Set how the data are read, as for distill, such as data.ignore_label=11. May be repeated.",
             show_default=False,
             autocompletion=complete.settings,
         ),
@@ -187,7 +189,7 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            help="test, validation or train; by default test where there is one, else validation.",
+            help="test, validation or train. Default: test if there is one, otherwise validation.",
             show_default=False,
             autocompletion=complete.splits,
         ),
@@ -196,29 +198,29 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="RUN|MODEL",
-            help="Measure this one too. May be repeated.",
+            help="Also measure this run or model. May be repeated.",
             show_default=False,
             autocompletion=complete.models,
         ),
     ] = None,
-    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the run's teacher out.")] = False,
+    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Do not measure the run's teacher.")] = False,
     teacher_weights: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Local checkpoint for MODEL, as for distill; also as 'MODEL?weights=FILE', or the file as MODEL.",
+            help="A checkpoint for MODEL, as for distill. You can also name 'MODEL?weights=FILE', or the file alone.",
             show_default=False,
         ),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="Of a model: image-classification (default), or another that distill trains for and that has labels.",
+            help="The task of a MODEL, as for distill, if it has labels. Default: image-classification.",
             show_default=False,
             autocompletion=complete.tasks,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch, also for images per second.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size, also for images per second.")] = 64,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
     ] = "auto",
@@ -226,28 +228,29 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where to write; RUN/evaluation by default, for a model nothing is written.",
+            help="The folder to write. Default: RUN/evaluation for a run, nothing for a model.",
             show_default=False,
         ),
     ] = None,
     show: Annotated[
         int,
-        typer.Option(min=0, max=64, help="Draw so many samples with what each model makes of them, in samples.png."),
+        typer.Option(min=0, max=64, help="Number of samples to draw in samples.png, with the answer of each model."),
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Measure although data, teacher or files of a run have changed; evaluation.json says so."
+            "--force",
+            help="Measure even if data, teacher or files of a run have changed. evaluation.json then says so.",
         ),
     ] = False,
 ) -> None:
     """Measure a student beside its teacher and other models: accuracy, calibration, agreement and costs.
 
-    Prints top-1 and top-5, expected calibration error (15 bins, l1), cross-entropy, agreement with the teacher's top-1,
-    parameters, MACs, size, latency, images per second and the accuracy of the worst classes; F1, precision and recall
-    of named entities; overlap and accuracy of pixels, errors of depth, average precisions of boxes; computes in
-    float32. Writes evaluation.json and, of classes, a confusion matrix for each model.
+    Classes: top-1 and top-5 accuracy, expected calibration error (15 bins, l1), cross-entropy, agreement with the
+    teacher, accuracy by class. Words: F1, precision and recall of named entities. Masks: overlap and accuracy of
+    pixels. Depth: errors. Boxes: average precision. For all: parameters, MACs, size, latency, images per second.
+    Computes in float32. Writes evaluation.json and, for classes, a confusion matrix of each model.
 
     Examples:
 

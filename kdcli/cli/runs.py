@@ -29,14 +29,14 @@ def sweep(
     ],
     seeds: Annotated[
         str,
-        typer.Option(metavar="N|LIST", help="5 for the seeds 0 to 4, or a list: 3,7,9.", show_default=False),
+        typer.Option(metavar="N|LIST", help="How many seeds (5 is 0 to 4), or a list: 3,7,9.", show_default=False),
     ],
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Set a key in all recipes. May be repeated.",
+            help="Set a key in every recipe. May be repeated.",
             autocompletion=complete.settings,
         ),
     ] = None,
@@ -44,7 +44,7 @@ def sweep(
         list[str] | None,
         typer.Option(
             metavar="KEY=V1,V2",
-            help="Run each recipe with each of these values. May be repeated: with every choice of all.",
+            help="Run each recipe with each of these values. Repeated: with every combination.",
             autocompletion=complete.settings,
         ),
     ] = None,
@@ -52,7 +52,7 @@ def sweep(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where the runs go, to DIR/RECIPE[-KEY=VALUE]/seed-S; runs/sweeps/RECIPES by default.",
+            help="The sweep's folder: runs go to DIR/RECIPE[-KEY=VALUE]/seed-S. Default: runs/sweeps/RECIPES.",
             show_default=False,
         ),
     ] = None,
@@ -60,38 +60,40 @@ def sweep(
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help="Also show the differences to this recipe or variant, paired by seed, with 95 % intervals.",
+            help="Also show the difference to this recipe or variant, paired by seed, with 95 % intervals.",
             show_default=False,
             autocompletion=complete.recipes,
         ),
     ] = None,
     no_test: Annotated[
-        bool, typer.Option("--no-test", help="Leave the test split alone; rank the variants by validation.")
+        bool, typer.Option("--no-test", help="Do not use the test split; rank the variants by validation.")
     ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=1024,
-            help="Worker processes; one for each of several GPUs by default, else all runs in this process.",
+            help="Number of worker processes. Default: one per GPU if there are several, otherwise none.",
             show_default=False,
         ),
     ] = None,
-    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing, compare what there is.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Run nothing; compare the runs that exist.")
+    ] = False,
     force: Annotated[
         bool,
         typer.Option(
             "--force",
-            help="Go on with runs although data, teacher or files of theirs have changed; cards and results say so.",
+            help="Continue runs even if their data, teacher or files have changed. Cards and results then say so.",
         ),
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show the runs' own output too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also print the output of each run.")] = False,
 ) -> None:
-    """Run recipes over seeds, one after another, and compare them.
+    """Train recipes with several seeds and settings, and compare them.
 
-    Finished runs are skipped and interrupted ones go on: after Ctrl-C the same command continues. A run that fails is
-    reported, and the others go on. Writes tables (compare.md, compare.csv, table.csv, table.tex) and pictures. With
-    --no-test the best variant of each recipe is found by its mean validation metric.
+    Finished runs are skipped, interrupted runs go on: after Ctrl-C give the same command again. If a run fails, the
+    others go on. Writes tables (compare.md, compare.csv, table.csv, table.tex) and pictures. With --no-test it ranks
+    the variants of each recipe by their mean validation metric.
 
     Examples:
 
@@ -149,7 +151,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="Run folders of kdcli distill, or of kdcli sweep.",
+            help="Run folders, or folders of sweeps.",
             show_default=False,
             autocompletion=complete.runs,
         ),
@@ -158,7 +160,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="One of the runs: also show the difference to its group, paired by seed, with a 95 % interval.",
+            help="One of the runs: also show the difference to its method, paired by seed, with a 95 % interval.",
             show_default=False,
             autocompletion=complete.runs,
         ),
@@ -167,7 +169,7 @@ def compare(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write tables (Markdown, csv, LaTeX) and pictures there.",
+            help="Write tables (Markdown, csv, LaTeX) and pictures to this folder.",
             show_default=False,
         ),
     ] = None,
@@ -175,24 +177,24 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Show this metric in place of the one that students are chosen by. May be repeated.",
+            help="Show this metric instead of the one that chooses the best student. May be repeated.",
             show_default=False,
         ),
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Also show all settings that differ, and all metrics.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Show all metrics, and all settings that differ.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Compare although files have changed, or data of one name were not the same; it is said."
+            "--force",
+            help="Compare even if files have changed, or data of one name differ. The output then says so.",
         ),
     ] = False,
 ) -> None:
-    """Put methods side by side: their metrics, and the settings that tell them apart.
+    """Compare methods side by side: their metrics, and the settings that differ.
 
-    Runs of one recipe with different seeds are a method, shown as mean ± standard deviation and named after its first
-    run. Shares are in percent. Runs that are not finished yet are marked. The student alone of a run with --baseline is
-    the run RUN/baseline.
+    Runs that differ only in the seed are one method: shown as mean ± standard deviation, named after the first run.
+    Shares are in percent. Unfinished runs are marked. A run with --baseline has its student alone in RUN/baseline.
 
     Examples:
 

@@ -3,8 +3,9 @@
 #
 #   sh 2-compare-methods.sh [DATA]
 #
-# Without DATA: demo:digits with few labels, three seeds of a student that takes seconds. $SEEDS sets other seeds,
-# $TEACHER another teacher. Files go to a new folder, or to $WORK.
+# Without DATA: demo:digits with few labels, three seeds of a student that takes seconds. $SEEDS sets other seeds, $TEACHER
+# another teacher; $STUDENT, $SIZE, $IMAGES and $EPOCHS the rest. Files go to a new folder, or to $WORK.
+# Needs: pip install -e '.[demo]'; pdflatex, where there is one, sets the paper.
 set -eu
 data=${1:-demo:digits}
 [ ! -e "$data" ] || data=$(realpath "$data")
@@ -16,14 +17,16 @@ mkdir -p methods
 cat >common.yaml <<RECIPE
 description: What the methods share
 task: image-classification
-teacher: {name: $(kdcli_teacher=${TEACHER:-package:efficientnet_lite0}; echo "$kdcli_teacher"), image_size: ${TEACHER_SIZE:-48}}
+teacher: {name: "${TEACHER:-package:efficientnet_lite0}", image_size: ${TEACHER_SIZE:-48}}
 student: {name: "${STUDENT:-cifar:resnet8}", image_size: ${SIZE:-32}}
 data: {name: "$data", train_images: ${IMAGES:-200}}
+optim: {lr: 0.01}
 train: {epochs: ${EPOCHS:-6}, batch_size: 32, validate_every: 3}
 RECIPE
 cat >methods/alone.yaml <<RECIPE
 extends: ../common.yaml
 description: The labels alone
+teacher: none
 methods: [{method: supervised}]
 RECIPE
 cat >methods/projection.yaml <<RECIPE
