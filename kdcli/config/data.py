@@ -211,8 +211,8 @@ class DataConfig(Section):
     reduced_decoding: Annotated[ReducedDecoding, IMAGES, _OF_TRAINING, _NOT_OF_EVAL_DATA] = "training"
     """Decode JPEG files at a half, a quarter or an eighth of their size where at least twice of what a model reads is
     left, which is several times faster for large photographs. Pixels differ by a few levels at most; boxes and masks
-    lie where they do otherwise. ``training``: the augmented images alone, so that evaluation sees exactly what the model's
-    library would make of a file; ``always``: in evaluation as well; ``never``."""
+    lie where they do otherwise. ``training``: the augmented images alone, so that evaluation sees exactly what the
+    model's library would make of a file; ``always``: in evaluation as well; ``never``."""
 
     @property
     def extractor(self) -> ExtractorFacts:
