@@ -332,6 +332,7 @@ class ModelFacts:
             classifier, on a distillation token, beside the class token's.
         depth: what its depth is, where it has a head for that.
         losses: what its library's own loss on the labels is made of, by name; of detectors, whose task has no losses.
+        weight_bytes: of its tensors, where they are quantised; None for float32.
     """
 
     name: str
@@ -354,6 +355,7 @@ class ModelFacts:
     depth: DepthKind = "metric"
     queries: Queries | None = None
     losses: tuple[str, ...] = ()
+    weight_bytes: int | None = None
 
     @property
     def predictions(self) -> tuple[str, ...]:

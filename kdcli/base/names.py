@@ -22,6 +22,9 @@ DivergenceName = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 OrthogonalMap = Literal["retraction", "matrix_exp", "cayley", "householder"]
 
 
+Quantization = Literal["int8", "int4"]
+
+
 AdversarialName = Literal["hinge", "lsgan", "non_saturating"]
 
 

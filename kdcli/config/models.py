@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from kdcli.base.facts import DepthKind, Interpolation
+from kdcli.base.names import Quantization
 from kdcli.config.section import (
     CHANGEABLE,
     IMAGES,
@@ -62,6 +63,9 @@ class TeacherConfig(Section):
     depth: Annotated[DepthKind | None, IMAGES] = None
     """What its depth is: ``metric``, in metres, or ``inverse``, up to scale and shift; by default what its config or
     its kind tells. Of the kind ``dpt``, which is taken for inverse as MiDaS is, some weights are metric."""
+    quantization: Quantization | None = None
+    """Its linear layers in 8 bits (``int8``) or 4 (``int4``), for less memory, by transformers and bitsandbytes: of
+    models of transformers' with published weights. What it knows afterwards is measured before it teaches."""
     unchecked: Annotated[bool, CHANGEABLE] = False
     """Take it although it was measured to do no better than guessing."""
     prompt: Annotated[str | None, TEXTS, _OF_PROMPTS] = None

@@ -55,6 +55,9 @@ OTHER_WORDS: Mapping[str, str] = {
         "student.name"
     ),
     "use_pretrained finetune fine_tune imagenet": "student.pretrained",
+    "load_in_8bit load_in_4bit quantization_config quantize quantise quantized bitsandbytes bnb int8 int4 nf4": (
+        "teacher.quantization"
+    ),
     "drop_path_rate stochastic_depth droppath": "student.drop_path",
     "pooling_strategy pool": "student.pooling",
     # data

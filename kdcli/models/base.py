@@ -20,6 +20,7 @@ from kdcli.base.reads import DISTILLATION, LOGITS, Reads
 from kdcli.data import AnyBatch
 from kdcli.models.measure import Measured, measure
 from kdcli.models.outputs import ModelOutput
+from kdcli.models.quantization import count_parameters
 from kdcli.models.recompute import keep_statistics, no_recomputing
 from kdcli.models.taps import HeadTap, LayerTap, Reached, last_of
 
@@ -98,7 +99,7 @@ class Model(nn.Module, ABC):
             label_names=origin.label_names,
             feature_dims=probe.dims,
             preprocessing=preprocessing,
-            num_parameters=sum(parameter.numel() for parameter in module.parameters()),
+            num_parameters=count_parameters(module),
             macs=probe.measured.macs,
             activation_bytes=probe.measured.activation_bytes,
             grids=probe.grids,

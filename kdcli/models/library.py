@@ -35,6 +35,7 @@ class Library(ABC):
         families: further prefixes, which are a part of the names.
         is_of_hub: whether ``prefix`` stands before names of models on the hub, of whatever form.
         modalities: what its models read.
+        quantizes: whether it loads models as a place's ``quantization`` says.
         files: the names of all that an exported folder may hold, model card left out.
     """
 
@@ -44,6 +45,7 @@ class Library(ABC):
     families: ClassVar[tuple[str, ...]] = ()
     is_of_hub: ClassVar[bool] = False
     modalities: ClassVar[tuple[Modality, ...]] = ("image",)
+    quantizes: ClassVar[bool] = False
     files: ClassVar[frozenset[str]] = frozenset({"config.json", "model.safetensors"})
 
     @abstractmethod

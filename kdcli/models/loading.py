@@ -10,10 +10,11 @@ from kdcli.base.facts import DataFacts
 from kdcli.base.files import utf8_path
 from kdcli.base.tasks import DEFAULT_TASK, TASKS, task_of
 from kdcli.config.models import StudentConfig, TeacherConfig
-from kdcli.models import weights
+from kdcli.models import quantization, weights
 from kdcli.models.base import Model, freeze, seeded
 from kdcli.models.imagenet import aliases_of
 from kdcli.models.libraries import LIBRARIES, library_called, library_of
+from kdcli.models.library import Library
 from kdcli.models.locate import HUB_ID, locate
 from kdcli.models.place import Place
 from kdcli.models.settle import settle_teacher
@@ -46,9 +47,15 @@ def load_teacher(config: TeacherConfig, *, seed: int, task: str = DEFAULT_TASK) 
     place = locate(name, weights=not name.random and path is None, modality=facts.modality)
     checkpoint = weights.read_checkpoint(path, source=str(config.weights)) if path else None
     library = library_called(place.library)
+    if config.quantization is not None:
+        _check_quantization(config, name, library)
+        place = replace(place, quantization=config.quantization)
     with seeded(seed):
         teacher = freeze(library.load(place, name, config, task=facts, checkpoint=checkpoint))
     _name_labels(teacher, config)
+    if config.quantization is not None:
+        phrase = f"{teacher.facts.weights}, in {config.quantization}"
+        teacher.facts = replace(teacher.facts, weights=phrase, weight_bytes=quantization.weight_bytes(teacher.module))
     own = place.run if facts.reads_images and not name.random and path is None else None
     if own is not None and RunFolder(own).read_config().leaves_classifier_untrained:
         # What it knows of its labels is in its features alone: it is no classifier.
@@ -89,6 +96,20 @@ def _check_teacher_name(config: TeacherConfig, name: ModelName) -> None:
             f"Teacher {config.name}: published weights are for the architecture as it is, not for these arguments.",
             "Leave the arguments out, give weights of your own (--teacher-weights FILE), or write random: before it.",
         )
+
+
+def _check_quantization(config: TeacherConfig, name: ModelName, library: Library) -> None:
+    """Refuse what can't be quantised, before anything is loaded."""
+    why = ""
+    if not library.quantizes:
+        why = f"it is a model of {library.name}, and transformers' quantisation is for its own"
+    elif name.random:
+        why = "it is untrained"
+    elif config.weights:
+        why = "its weights are a file of their own, and a folder that transformers saved is quantised as it is read"
+    if why:
+        raise UserError(f"teacher.quantization is set, and {config.name} can't have it: {why}.", "Leave it out.")
+    quantization.check_installed()
 
 
 def _name_labels(teacher: Model, config: TeacherConfig) -> None:
@@ -195,6 +216,11 @@ def _shrunk(config: StudentConfig, wanted: Shrinking, source: tuple[TeacherConfi
             "Set student.pretrained to false.",
         )
     teacher_config, teacher = source
+    if teacher_config.quantization is not None:
+        raise UserError(
+            f"Student {config.name} takes over weights of {teacher_config.name}, which are quantised.",
+            f"Name them as its source, as they are: --set student.source={teacher_config.name}",
+        )
     place = locate(parse_model(teacher_config.name), weights=False, modality=TASKS[teacher.facts.task].modality)
     values = library_called(place.library).arguments(place)
     return place.with_arguments(shrink(values, wanted, teacher=place.name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -14,6 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.flop_counter import FlopCounterMode
+
+from kdcli.models.quantization import is_packed
 
 T = TypeVar("T")
 
@@ -62,9 +64,39 @@ def measure(module: nn.Module, forward: Callable[[], T], *, mode: Literal["eval"
         saved_tensors_hooks(keep, _no_backward),
         counter,
     ):
-        result = forward()
+        packed = [part for part in module.modules() if is_packed(part)]
+        with _counted(packed, counter.get_total_flops) as more:
+            result = forward()
     activations = sum(size for storage, size in kept.items() if storage not in own)
-    return Measured(result, counter.get_total_flops() // 2, activations)
+    return Measured(result, (counter.get_total_flops() + sum(more)) // 2, activations)
+
+
+@contextmanager
+def _counted(layers: Sequence[nn.Module], total: Callable[[], int]) -> Iterator[list[int]]:
+    """Count quantised linear layers as the matrix products that they stand for, whatever of their kernels is counted.
+
+    Args:
+        layers: that are quantised.
+        total: returns the FLOPs counted so far.
+
+    Yields:
+        What is to be added, grown by every pass through a layer.
+    """
+    more: list[int] = []
+
+    def before(layer: nn.Module, inputs: Any) -> None:
+        more.append(total())
+
+    def after(layer: Any, inputs: Any, output: Tensor) -> None:
+        more.append(more.pop() - total() + 2 * output.numel() * layer.in_features)
+
+    handles = [layer.register_forward_pre_hook(before) for layer in layers]
+    handles += [layer.register_forward_hook(after) for layer in layers]
+    try:
+        yield more
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kdcli.base.names import Quantization
 from kdcli.models.packaged.rows import Packaged
 from kdcli.models.spec import format_query
 
@@ -24,6 +25,7 @@ class Place:
         run: the run folder of ``kdcli distill`` whose best student is meant; None for anything else.
         arguments: of the architecture, that differ from its own.
         packaged: the weights in a package that its name stands for; None where they are published otherwise.
+        quantization: how the weights are to be kept; None as they are.
     """
 
     library: str
@@ -33,6 +35,7 @@ class Place:
     run: Path | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     packaged: Packaged | None = None
+    quantization: Quantization | None = None
 
     def with_arguments(self, arguments: Mapping[str, Any]) -> Place:
         """Return the same place with its architecture changed further, in its name too."""

@@ -11,6 +11,7 @@ from kdcli.base.facts import (
     ModelFacts,
     num_tokens,
 )
+from kdcli.base.names import Quantization
 from kdcli.base.reads import IMAGE
 from kdcli.base.tasks import TASKS
 from kdcli.base.text import human_count
@@ -145,6 +146,8 @@ def describe_models(situation: Situation) -> list[Decision]:
     decisions = []
     if teacher is not None:
         decisions.append(Decision("teacher", _model_line(teacher), teacher.weights))
+        if teacher.weight_bytes is not None:
+            decisions.append(_describe_quantization(situation.config, teacher, teacher.weight_bytes))
         pre = teacher.preprocessing
         decisions.append(Decision("teacher input", pre.describe(), " ".join([f"Its own {pre.kind}.", *pre.remarks])))
     decisions.append(Decision("student", _model_line(student), student.weights))
@@ -154,6 +157,23 @@ def describe_models(situation: Situation) -> list[Decision]:
     if teacher is not None:
         decisions.append(_describe_compression(situation, teacher))
     return [*decisions, _describe_data(situation.data), _describe_training(situation.config)]
+
+
+_QUANTIZED: dict[Quantization | None, str] = {
+    "int8": "weights and inputs in 8 bits, and channels with inputs beyond 6 in 16 (LLM.int8): so an output depends a"
+    " little on what else is in the batch",
+    "int4": "weights in 4 bits (NF4), multiplied in float32",
+}
+
+
+def _describe_quantization(config: RunConfig, teacher: ModelFacts, size: int) -> Decision:
+    kept = f"{size / 2**20:.0f} MiB in place of {4 * teacher.num_parameters / 2**20:.0f}"
+    quantization = config.teacher.quantization
+    return Decision(
+        "teacher quantised",
+        f"{quantization}: {kept}",
+        f"Asked for. Its linear layers have {_QUANTIZED[quantization]}. It is measured as it is now.",
+    )
 
 
 def _describe_compression(situation: Situation, teacher: ModelFacts) -> Decision:
@@ -207,9 +227,11 @@ def describe_costs(
     projectors = trainable_parameters - student.num_parameters
     has_adversary = any(options.has_adversary for options in config.methods or ())
     beside = "discriminators, projectors and the like" if has_adversary else "projectors"
-    frozen = 0 if teacher is None else teacher.num_parameters
+    frozen = 0
+    if teacher is not None:
+        frozen = 4 * teacher.num_parameters if teacher.weight_bytes is None else teacher.weight_bytes
     activations = student.activation_bytes * config.train.batch_size / (1 if mixed_precision == "no" else 2)
-    memory = 4 * frozen + 16 * trainable_parameters + activations
+    memory = frozen + 16 * trainable_parameters + activations
     again = (
         " The others are computed again in the backward pass, one block's at a time (train.activation_checkpointing)."
         if config.train.activation_checkpointing

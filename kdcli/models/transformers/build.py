@@ -18,6 +18,7 @@ from kdcli.base.text import short_repr
 from kdcli.models.bounds import bounded, check_extent
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.place import Place
+from kdcli.models.quantization import loading_arguments, settle_layers
 from kdcli.models.transformers import processor
 from kdcli.models.transformers.vision import classifier_of, has_classifier, head_prefixes, takes_interpolation
 from kdcli.models.values import check_module, check_types, types_in
@@ -304,6 +305,7 @@ def load_weights(
     """
     _unmask(config)
     assert place.folder is not None  # locate found weights there
+    packing = {} if place.quantization is None else loading_arguments(place.quantization)
     check_folder(place.folder)
     try:
         with bounded(place.name):
@@ -315,6 +317,7 @@ def load_weights(
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **packing,
                 **arguments,
             )
     except UserError:
@@ -343,4 +346,6 @@ def load_weights(
         )
     check_types(place.name, types_in(place.folder), module)
     check_module(place.name, module, lambda: from_config(auto, place, config, **arguments))
+    if packing:
+        settle_layers(place.name, module)
     return module

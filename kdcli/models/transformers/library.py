@@ -31,6 +31,7 @@ class Transformers(Library):
     prefix = "hf"
     is_of_hub = True
     modalities = ("image", "text")
+    quantizes = True
     files = Library.files | files.EXPORTED
 
     def find(self, name: ModelName, *, weights: bool, modality: Modality) -> Place | None:

@@ -1,0 +1,85 @@
+"""Models whose linear layers are kept in 8 or 4 bits, by bitsandbytes through transformers."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcli.base.errors import UserError
+from kdcli.base.names import Quantization
+
+
+def check_installed() -> None:
+    """Refuse where bitsandbytes is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "teacher.quantization needs bitsandbytes, which is not installed.", "pip install 'kdcli[quantization]'"
+        )
+
+
+def loading_arguments(quantization: Quantization) -> dict[str, Any]:
+    """Return what transformers' ``from_pretrained`` takes for it; weights are quantised on the CPU, alike everywhere.
+
+    Outliers of int8 are told apart as LLM.int8 does, by transformers' own threshold.
+    """
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # that inputs are cast, every time
+    if quantization == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    return {"quantization_config": config, "device_map": {"": "cpu"}}
+
+
+def settle_layers(name: str, module: nn.Module) -> None:
+    """Let a quantised model be moved between devices, and compute alike on all CPUs.
+
+    Raises:
+        UserError: it has no layer that is quantised.
+    """
+    layers = [layer for layer in module.modules() if is_packed(layer)]
+    if not layers:
+        raise UserError(f"teacher.quantization is set, and {name} has no linear layers to quantise.", "Leave it out.")
+    for layer in layers:
+        if hasattr(layer, "state"):
+            layer.register_forward_pre_hook(follow)
+        else:
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # another order of weights and sums
+
+
+def follow(layer: Any, inputs: Any) -> None:
+    """Put all parts of an 8-bit layer where its weight is: where a whole model is moved, bitsandbytes leaves some."""
+    device = layer.weight.device
+    for holder in (layer.state, layer.weight):
+        for name in ("CB", "SCB"):
+            part = getattr(holder, name, None)
+            if part is not None and part.device != device:
+                setattr(holder, name, part.to(device))
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight is no matrix of floating numbers."""
+    return isinstance(layer, nn.Linear) and not bool(layer.weight.is_floating_point())
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of a model's parameters; of quantised ones as many as they stand for."""
+    packed: dict[int, int] = {}
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and is_packed(layer):
+            packed[id(layer.weight)] = layer.in_features * layer.out_features
+    return sum(packed.get(id(parameter), parameter.numel()) for parameter in module.parameters())
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Return the bytes of a model's tensors as they are."""
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
