@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from kdcli.base.facts import DepthAlignment, DepthCrop, ExtractorFacts
+from kdcli.base.text import short_repr
 from kdcli.config.section import (
     BESIDE_THE_RECIPE,
     CHANGEABLE,
@@ -81,6 +84,28 @@ ReducedDecoding = Literal["never", "training", "always"]
 """Which images are decoded at a part of their size where that is enough."""
 
 
+_OF_CLASSES = Key(
+    tasks=lambda task: task.target == "label",
+    why_not="its samples have no class each",
+)
+_OF_WEIGHTED_CLASSES = Key(
+    tasks=lambda task: task.target in ("label", "pixels"),
+    why_not="its labels are no classes of samples or pixels",
+)
+
+
+def _as_weights(value: Any) -> Any:
+    """Return weights by the names of classes, which YAML may have read as numbers; ``balanced`` as it is."""
+    if value in (None, "balanced"):
+        return value
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError("balanced is wanted, or a weight for each class by its name")
+    for name, weight in value.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+            raise ValueError(f"a weight is a number above 0, and that of {name} is {short_repr(weight)}")
+    return {str(name): float(weight) for name, weight in value.items()}
+
+
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 """What the four numbers of a box are: corners; left, top, width and height; centre, width and height."""
 
@@ -128,6 +153,20 @@ class DataConfig(Section):
     """Keep the masks, depth or target images of so many training images, drawn by seed; the others stay, unlabelled."""
     labelled_share: Annotated[float, Field(gt=0, lt=1), _OF_LABELS, _OF_TRAINING, _NOT_OF_EVAL_DATA] = 0.25
     """Where few of the training images have labels, these are repeated to this share of an epoch."""
+    class_weights: Annotated[
+        Annotated[Literal["balanced"] | dict[str, float], BeforeValidator(_as_weights)] | None,
+        _OF_WEIGHTED_CLASSES,
+        _OF_LABELS,
+        _OF_TRAINING,
+        _OF_THESE_DATA,
+        _NOT_OF_EVAL_DATA,
+    ] = None
+    """How much a label of each class counts in the loss on the labels: a mapping of names to weights, where classes
+    that it does not name have 1; or ``balanced``, the number of labelled training samples by that of the class and of
+    classes. Metrics and other losses have none."""
+    balanced_sampling: Annotated[bool, _OF_CLASSES, _OF_LABELS, _OF_TRAINING, _NOT_OF_EVAL_DATA] = False
+    """Draw every class equally often in every epoch, which stays as long as it is: of large classes other samples each
+    time, of small ones some repeatedly, augmented on their own. Samples without labels are not affected."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Cut from the training split, by seed and class, where there is no validation split."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -61,6 +61,10 @@ OTHER_WORDS: Mapping[str, str] = {
     "drop_path_rate stochastic_depth droppath": "student.drop_path",
     "pooling_strategy pool": "student.pooling",
     # data
+    "class_weight weight_classes cls_weights weighted_loss loss_weights pos_weight": "data.class_weights",
+    "oversample oversampling weighted_sampler weighted_random_sampler class_balanced balanced rebalance": (
+        "data.balanced_sampling"
+    ),
     "dataset dataset_name data_dir data_path data_set train_dir path": "data.name",
     "num_workers n_workers dataloader_num_workers loader_workers threads": "data.workers",
     "val_split val_fraction validation_split valid_fraction val_size val_ratio": "data.validation_fraction",

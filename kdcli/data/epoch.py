@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,53 @@ def _spread(indices: list[int], count: int) -> list[int]:
     return [indices[number * len(indices) // count] for number in range(count)]
 
 
+class BalancedDraws:
+    """Draws the labelled samples of an epoch so that all classes are in it equally often.
+
+    The source holds every labelled sample as often as an epoch can draw it, so that each repetition is a view of its
+    own; :attr:`indices` makes it. An epoch has as many labelled samples as it would have without, of each class the
+    same number (one more of some, drawn anew each epoch): a class that has more is drawn from without repetition, one
+    that has fewer is gone through as often as it takes.
+
+    Args:
+        labels: of the samples of an epoch without it, some of them repeated; ``UNLABELLED`` for none.
+
+    Attributes:
+        indices: which samples of those given, some repeatedly, the source is made of.
+        num_samples: of an epoch.
+    """
+
+    def __init__(self, labels: Sequence[int]) -> None:
+        own = np.asarray(labels, dtype=np.int64)
+        classes = np.unique(own[own != UNLABELLED])
+        self.num_samples = len(own)
+        self._unlabelled = np.flatnonzero(own == UNLABELLED)
+        self._labelled = self.num_samples - len(self._unlabelled)
+        most = -(-self._labelled // max(len(classes), 1))
+        pools, start = [self._unlabelled], len(self._unlabelled)
+        self._classes: list[tuple[int, int, int]] = []  # first place in the source, samples, and rounds of them
+        for label in classes:
+            members = np.flatnonzero(own == label)
+            rounds = -(-most // len(members))
+            pools += [members] * rounds
+            self._classes.append((start, len(members), rounds))
+            start += rounds * len(members)
+        self.indices: list[int] = np.concatenate(pools).tolist()
+
+    def order(self, *, seed: int, epoch: int) -> Tensor:
+        """Return which samples of the source an epoch has, int64 ``(num_samples,)``, in its order."""
+        generator = torch.Generator().manual_seed(stable_seed("balanced", seed, epoch))
+        count = len(self._classes)
+        shares = torch.full((count,), self._labelled // max(count, 1))
+        shares[torch.randperm(count, generator=generator)[: self._labelled % max(count, 1)]] += 1
+        chosen = [torch.arange(len(self._unlabelled))]
+        for (start, size, rounds), share in zip(self._classes, shares.tolist(), strict=True):
+            draws = [number * size + torch.randperm(size, generator=generator) for number in range(rounds)]
+            chosen.append(start + torch.cat(draws)[:share])
+        whole = torch.cat(chosen)
+        return whole[torch.randperm(len(whole), generator=generator)]
+
+
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Tensor:
     """Return the order of an epoch, int64 ``(num_samples,)``: a pure function of its arguments."""
     generator = torch.Generator().manual_seed(stable_seed("order", seed, epoch))
@@ -55,13 +103,24 @@ class Order:
         seed: the run's.
         team: of the training processes.
         noun: what a sample is, for messages.
+        draws: of the samples of each epoch; by default all of the source's.
 
     Raises:
         UserError: there are fewer samples than processes.
         ValueError: ``batch_size`` is not a multiple of the team's size.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, team: Team, *, noun: str) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        team: Team,
+        *,
+        noun: str,
+        draws: BalancedDraws | None = None,
+    ) -> None:
+        num_samples = num_samples if draws is None else draws.num_samples
         if batch_size % team.size:
             raise ValueError(f"a batch of {batch_size} is no whole number for each of {team.size} processes")
         if num_samples < team.size:
@@ -71,14 +130,19 @@ class Order:
         batch_size = min(batch_size, num_samples // team.size * team.size)
         self._num_samples = num_samples
         self._batch_size = batch_size
-        self._seed = seed
+        self._seed, self._draws = seed, draws
         self._rank, self._share = team.rank, batch_size // team.size
         self.num_batches = num_samples // batch_size
         self.epoch = 0
         self.start = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = self.epoch, epoch_order(self._num_samples, seed=self._seed, epoch=self.epoch)
+        epoch, draws = self.epoch, self._draws
+        order = (
+            epoch_order(self._num_samples, seed=self._seed, epoch=epoch)
+            if draws is None
+            else draws.order(seed=self._seed, epoch=epoch)
+        )
         for number in range(self.start, self.num_batches):
             first = number * self._batch_size + self._rank * self._share
             yield [(epoch, index) for index in order[first : first + self._share].tolist()]

@@ -16,6 +16,7 @@ from torch import Tensor
 from kdcli.base.facts import Preprocessing, TextPreprocessing
 from kdcli.config.data import AugmentConfig
 from kdcli.data.batch import EVALUATION, AnyBatch
+from kdcli.data.epoch import BalancedDraws
 from kdcli.machine.team import ALONE, Team
 
 
@@ -43,6 +44,7 @@ class Loading:
         strict: stop at an image that can't be read.
         reduced: decode JPEG files at a part of their size where that is enough.
         team: of the processes that share the samples.
+        draws: of the training samples of each epoch, where not all of the source's are in each.
     """
 
     batch_size: int
@@ -52,6 +54,7 @@ class Loading:
     strict: bool = False
     team: Team = ALONE
     reduced: bool = False
+    draws: BalancedDraws | None = None
 
 
 class TrainBatches(Protocol):

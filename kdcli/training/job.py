@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from kdcli.data import (
     TextData,
     TrainBatches,
 )
-from kdcli.data.epoch import train_indices
+from kdcli.data.epoch import BalancedDraws, train_indices
 from kdcli.machine.team import ALONE, Team
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
@@ -110,10 +110,11 @@ class Job:
 
     def train_loader(self, team: Team = ALONE) -> TrainBatches:
         """Return the batches of the training split, for one of several processes its share of each."""
-        source = self._read(self.train_source())
-        return source.train_batches(
-            self.loading(team, training=True), [model.facts.preprocessing for model in self._readers()]
+        source, loading = (
+            self._read(self.train_source()),
+            replace(self.loading(team, training=True), draws=self.draws()),
         )
+        return source.train_batches(loading, [model.facts.preprocessing for model in self._readers()])
 
     def eval_loader(
         self, source: Source, preprocessing: Preprocessing | TextPreprocessing, team: Team = ALONE
@@ -165,13 +166,28 @@ class Job:
         return Mix(self.config.augment, len(self.task.class_names), self.config.seed)
 
     def train_source(self) -> Source:
-        """Return the samples of an epoch, in no order yet; few labelled ones are repeated."""
-        indices = train_indices(
+        """Return the samples of an epoch, in no order yet; few labelled ones are repeated.
+
+        Where classes are drawn evenly, they are all that an epoch can draw.
+        """
+        indices, draws = self._epoch(), self.draws()
+        if draws is not None:
+            indices = draws.indices if indices is None else [indices[place] for place in draws.indices]
+        return self.data.train if indices is None else self.data.train.take(indices)
+
+    def draws(self) -> BalancedDraws | None:
+        """Return what draws classes evenly, where that is asked for."""
+        if not self.config.data.balanced_sampling:
+            return None
+        indices, labels = self._epoch(), self.data.train.labels
+        return BalancedDraws(labels if indices is None else [labels[index] for index in indices])
+
+    def _epoch(self) -> list[int] | None:
+        return train_indices(
             self.data.train.labels,
             labelled_share=self.config.data.labelled_share,
             reads_unlabelled=any_reads_unlabelled(self.config.methods or ()),
         )
-        return self.data.train if indices is None else self.data.train.take(indices)
 
 
 def context_of(

@@ -36,6 +36,7 @@ from kdcli.plan.plan import Decision, Plan
 from kdcli.plan.relation import situation_of
 from kdcli.runs.folder import RunFolder
 from kdcli.tasks import Task, build_task, task_class
+from kdcli.training.classes import describe_classes, weights_of
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import Job, build_methods, context_of, student_of
 from kdcli.training.teachers.layers import open_levels, score_layers
@@ -147,6 +148,7 @@ def _make_job(
         plan = plan.with_decisions([Decision("task", f"{config.task_extension}; {job.monitor} chooses", reason)])
     if (decision := _describe_epoch(config, plan, data)) is not None:
         plan = plan.with_decisions([decision])
+    plan = plan.with_decisions(describe_classes(config, data))
     plan = plan.with_decisions(job.task.decisions(config, teacher, student, data, job.pieces))
     for split, source in (("validation", data.validation), ("test", data.test if config.test else None)):
         if source is not None:  # one on which nothing can be measured is refused now, and not after training
@@ -192,7 +194,9 @@ def assemble_job(
 
 def make_task(config: RunConfig, data: ImageData | TextData, teacher: Model | None) -> Task:
     """Return the run's task for what is known of ``data``."""
-    return build_task(data.facts, reference=teacher_embedder(teacher), extension=config.extension_task)
+    task = build_task(data.facts, reference=teacher_embedder(teacher), extension=config.extension_task)
+    task.class_weights = weights_of(config, data, task)
+    return task
 
 
 def teacher_embedder(teacher: Model | None) -> Callable[[AnyBatch], Tensor]:

@@ -56,7 +56,9 @@ class TrainLoader:
     """
 
     def __init__(self, source: ImageSource, loading: Loading, *, canvas: tuple[int, int]) -> None:
-        self._order = Order(len(source), loading.batch_size, loading.seed, loading.team, noun="image")
+        self._order = Order(
+            len(source), loading.batch_size, loading.seed, loading.team, noun="image", draws=loading.draws
+        )
         augmentation = Augmentation(loading.augment, canvas=canvas, seed=loading.seed)
         dataset = _TrainDataset(source, augmentation, canvas, loading)
         self._loader = _data_loader(dataset, self._order, source, loading)

@@ -155,7 +155,9 @@ class TextTrainLoader:
 
     def __init__(self, source: Pieces, loading: Loading) -> None:
         self._source = source
-        self._order = Order(len(source), loading.batch_size, loading.seed, loading.team, noun="text")
+        self._order = Order(
+            len(source), loading.batch_size, loading.seed, loading.team, noun="text", draws=loading.draws
+        )
 
     @property
     def batches_per_epoch(self) -> int:

@@ -32,11 +32,16 @@ class ImageClassification(ImageTask):
     unit = "image"
     monitor = "accuracy"
     """The metric that the best student is chosen by; higher is better, ties go to the lower ``loss``."""
+    takes_class_weights = True
 
     def supervised_loss(
         self, logits: Tensor, targets: Tensor, *, label_smoothing: float, terms: Mapping[str, float] = DEFAULT_LOSS
     ) -> Tensor:
         """Return the cross-entropy, averaged over the labelled part of the batch.
+
+        With ``class_weights`` each class's term has its weight, in smoothed and mixed targets too, and the mean goes by
+        the weights of the labels as they are before smoothing, as that of :func:`torch.nn.functional.cross_entropy`
+        with class indices.
 
         Args:
             logits: (B, C).
@@ -49,20 +54,32 @@ class ImageClassification(ImageTask):
             A scalar; zero, with a gradient, when nothing in the batch has a label.
         """
         logits = logits.float()
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         if not targets.is_floating_point():
             total = F.cross_entropy(
-                logits, targets, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
+                logits,
+                targets,
+                weight=weights,
+                ignore_index=UNLABELLED,
+                label_smoothing=label_smoothing,
+                reduction="sum",
             )
-            return total / (targets != UNLABELLED).sum().clamp(min=1)
+            return total / self.count_labels(targets).clamp(min=1)
         labelled = 1 - targets[:, -1:]
         smooth = (1 - label_smoothing) * targets[:, :-1] + label_smoothing * labelled / logits.shape[1]
+        smooth = smooth if weights is None else smooth * weights
         total = -(smooth * F.log_softmax(logits, dim=1)).sum()
         # Fewer than one whole label in the batch must not blow the loss up.
-        return total / labelled.sum().clamp(min=1)
+        return total / self.count_labels(targets).clamp(min=1)
 
     def count_labels(self, targets: Tensor) -> Tensor:
-        """Return how many images are labelled, of mixed ones the sum of the shares that are."""
-        return (1 - targets[:, -1]).sum() if targets.is_floating_point() else (targets != UNLABELLED).sum()
+        """Return how many images are labelled, of mixed ones the sum of the shares that are; each by its weight."""
+        if self.class_weights is None:
+            return (1 - targets[:, -1]).sum() if targets.is_floating_point() else (targets != UNLABELLED).sum()
+        weights = self.class_weights.to(targets.device)
+        if targets.is_floating_point():
+            return (targets[:, :-1] * weights).sum()
+        return weights[targets[targets != UNLABELLED]].sum()
 
     def meter(self, team: Team) -> Meter:
         """Return the meter of ``accuracy``, ``top5`` (with more than five classes) and ``loss``."""

@@ -49,6 +49,7 @@ class SemanticSegmentation(ImageTask):
     name = "semantic-segmentation"
     monitor = "mean_iou"
     """Ties go to the lower ``loss``."""
+    takes_class_weights = True
 
     @classmethod
     def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
@@ -64,6 +65,7 @@ class SemanticSegmentation(ImageTask):
 
         ``cross_entropy`` and ``focal`` (γ 2) are means over pixels. ``dice`` is of each image by itself, and its mean
         over images goes by their labelled pixels, so that several processes make of their shares what one makes of all.
+        Of ``class_weights`` there is ``cross_entropy`` alone, a mean with the weights of the pixels.
 
         Args:
             logits: (B, C, h, w).
@@ -74,9 +76,16 @@ class SemanticSegmentation(ImageTask):
         logits = resized(logits, targets)
         labelled = targets != UNLABELLED
 
+        classes = None if self.class_weights is None else self.class_weights.to(logits.device)
+
         def cross_entropy() -> Tensor:
             return F.cross_entropy(
-                logits, targets, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
+                logits,
+                targets,
+                weight=classes,
+                ignore_index=UNLABELLED,
+                label_smoothing=label_smoothing,
+                reduction="sum",
             )
 
         totals: Mapping[str, Callable[[], Tensor]] = {
@@ -86,11 +95,13 @@ class SemanticSegmentation(ImageTask):
         }
         weights = terms or {self.row().losses[0]: 1.0}
         total = torch.stack([weight * totals[name]() for name, weight in weights.items()]).sum()
-        return total / labelled.sum().clamp(min=1)
+        return total / self.count_labels(targets).clamp(min=1)
 
     def count_labels(self, targets: Tensor) -> Tensor:
-        """Return how many pixels are labelled."""
-        return (targets != UNLABELLED).sum()
+        """Return how many pixels are labelled, each by its weight."""
+        if self.class_weights is None:
+            return (targets != UNLABELLED).sum()
+        return self.class_weights.to(targets.device)[targets[targets != UNLABELLED]].sum()
 
     def decisions(
         self, config: RunConfig, teacher: Model | None, student: Model, data: Any, cut: Cut | None
