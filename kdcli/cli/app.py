@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -46,12 +47,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=Command, epilog=MORE_EXAMPLES, rich_help_panel=_TRAIN)(distill)
-for command in (sweep, tune):
-    app.command(cls=Command, rich_help_panel=_TRAIN)(command)
-for command in (evaluate, predict, generate, compare, report, analyze_projector, export):
-    app.command(cls=Command, rich_help_panel=_RESULTS)(command)
-for command in (guide, doctor):
-    app.command(cls=Command, rich_help_panel=_HELP)(command)
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    _TRAIN: (sweep, tune),
+    _RESULTS: (evaluate, predict, generate, compare, report, analyze_projector, export),
+    _HELP: (guide, doctor),
+}
+for panel, commands in _PANELS.items():
+    for command in commands:
+        app.command(cls=Command, rich_help_panel=panel)(command)
 app.add_typer(models_app, name="models", rich_help_panel=_FIND)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=_FIND)
 app.add_typer(config_app, name="config", rich_help_panel=_FIND)

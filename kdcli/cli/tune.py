@@ -28,16 +28,19 @@ def tune(
         ),
     ],
     trials: Annotated[
-        int, typer.Option(min=1, max=10_000, help="How many are tried in all; more go on with what there is.")
+        int,
+        typer.Option(
+            min=1, max=10_000, help="Total number of trials. With a larger number, an earlier tuning goes on."
+        ),
     ] = 20,
     keys: Annotated[
         list[str] | None,
         typer.Option(
             "--tune",
             metavar="KEY=SPACE",
-            help="Tune this key in place of the plan's own: KEY=V1,V2 for choices, KEY=LOW..HIGH for a range,"
-            " KEY=LOW..HIGH:log by logarithm; methods.NAME.KEY for an option of a method; 'plan' adds the plan's own."
-            " May be repeated.",
+            help="Tune this key instead of the plan's keys: KEY=V1,V2 for choices, KEY=LOW..HIGH for a range,"
+            " KEY=LOW..HIGH:log for a range by logarithm. methods.NAME.KEY is an option of a method. 'plan' adds the"
+            " plan's keys. May be repeated.",
             show_default=False,
             autocompletion=complete.settings,
         ),
@@ -55,7 +58,7 @@ def tune(
         int | None,
         typer.Option(
             min=1,
-            help="Epochs of a trial; by default a quarter of the recipe's, at least 5 where it has as many.",
+            help="Epochs of a trial. Default: a quarter of the recipe's, at least 5 if it has as many.",
             show_default=False,
         ),
     ] = None,
@@ -64,35 +67,35 @@ def tune(
         typer.Option(
             min=0,
             max=2**31 - 1,
-            help="Of all trials, and of what is tried; the recipe's by default.",
+            help="Random seed of the trials and of the choice of settings. Default: the recipe's.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where all goes; runs/tune/RECIPE by default.", show_default=False),
+        typer.Option(metavar="DIR", help="The folder to write. Default: runs/tune/RECIPE.", show_default=False),
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=1024,
-            help="Worker processes; one for each of several GPUs by default, else all trials in this process.",
+            help="Number of worker processes. Default: one per GPU if there are several, otherwise none.",
             show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Go on with trials although data, teacher or files of theirs have changed."),
+        typer.Option("--force", help="Continue trials even if their data, teacher or files have changed."),
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show the trials' own output too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also print the output of each trial.")] = False,
 ) -> None:
     """Try other settings of a recipe in short runs, and write the best one as a recipe.
 
-    Weights of the losses, projector, the teacher's layer and learning rate are chosen by Optuna on validation alone;
-    the test split is not touched. Trials that fall behind are given up. The student is also trained alone, with the
-    recipe's and with the best trial's other settings. After Ctrl-C the same command goes on.
+    Optuna chooses the weights of the losses, the projector, the teacher's layer and the learning rate. It uses only
+    validation data, never the test split. Trials that fall behind are stopped early. The student is also trained alone,
+    with the recipe's settings and with those of the best trial. After Ctrl-C give the same command again.
 
     Examples:
 
