@@ -200,6 +200,9 @@ class DataConfig(Section):
     column's values say, where they say it clearly."""
     mask_probability: Annotated[float, Field(gt=0, le=0.5), TEXTS, _OF_MASKS] = 0.15
     """Share of a text's tokens that a masked language model has to predict."""
+    group_by_length: Annotated[bool, TEXTS, _OF_TRAINING, _NOT_OF_EVAL_DATA] = False
+    """Put texts of about one length into each training batch, which needs less padding; batches are then no longer
+    drawn from all texts alike. Evaluation always does."""
     class_names: Annotated[tuple[Name, ...] | Location | None, IMAGES, _OF_DENSE_CLASSES, _OF_THESE_DATA] = None
     """Of the numbers in masks or label files from 0 on: a list, or a file with a name a line; by default found beside
     the data."""

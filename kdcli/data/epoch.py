@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcli.base.errors import UserError
@@ -89,6 +90,31 @@ def epoch_order(num_samples: int, *, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_samples, generator=generator)
 
 
+def grouped_order(order: Tensor, lengths: NDArray[np.int64], batch_size: int, *, seed: int, epoch: int) -> Tensor:
+    """Return an epoch's order in which each batch has samples of about one length: a pure function of its arguments.
+
+    As the ``LengthGroupedSampler`` of transformers: stretches of ``GROUPED`` batches of the random order are sorted by
+    length. Here the batches then come in a random order, so that lengths tell nothing of when.
+
+    Args:
+        order: int64 (n,), whole batches alone.
+        lengths: int64 (N,), of every sample.
+        batch_size: samples of a batch.
+        seed: the run's.
+        epoch: of training.
+    """
+    chosen = order.numpy()
+    stretches = [chosen[first : first + GROUPED * batch_size] for first in range(0, len(chosen), GROUPED * batch_size)]
+    sorted_ = np.concatenate([stretch[np.argsort(lengths[stretch], kind="stable")] for stretch in stretches])
+    batches = torch.from_numpy(sorted_).view(-1, batch_size)
+    generator = torch.Generator().manual_seed(stable_seed("groups", seed, epoch))
+    return batches[torch.randperm(len(batches), generator=generator)].flatten()
+
+
+GROUPED = 50
+"""Batches whose samples are sorted by length together; within so many there is still a choice of neighbours."""
+
+
 def in_batches(num_samples: int, batch_size: int) -> list[range]:
     """Return which samples each batch has, in order; the last may have fewer."""
     return [range(first, min(first + batch_size, num_samples)) for first in range(0, num_samples, batch_size)]
@@ -104,6 +130,7 @@ class Order:
         team: of the training processes.
         noun: what a sample is, for messages.
         draws: of the samples of each epoch; by default all of the source's.
+        lengths: int64 (N,), of the samples, where each batch is to have such of about one length.
 
     Raises:
         UserError: there are fewer samples than processes.
@@ -119,6 +146,7 @@ class Order:
         *,
         noun: str,
         draws: BalancedDraws | None = None,
+        lengths: NDArray[np.int64] | None = None,
     ) -> None:
         num_samples = num_samples if draws is None else draws.num_samples
         if batch_size % team.size:
@@ -130,7 +158,7 @@ class Order:
         batch_size = min(batch_size, num_samples // team.size * team.size)
         self._num_samples = num_samples
         self._batch_size = batch_size
-        self._seed, self._draws = seed, draws
+        self._seed, self._draws, self._lengths = seed, draws, lengths
         self._rank, self._share = team.rank, batch_size // team.size
         self.num_batches = num_samples // batch_size
         self.epoch = 0
@@ -143,6 +171,9 @@ class Order:
             if draws is None
             else draws.order(seed=self._seed, epoch=epoch)
         )
+        if self._lengths is not None:
+            order = order[: self.num_batches * self._batch_size]
+            order = grouped_order(order, self._lengths, self._batch_size, seed=self._seed, epoch=epoch)
         for number in range(self.start, self.num_batches):
             first = number * self._batch_size + self._rank * self._share
             yield [(epoch, index) for index in order[first : first + self._share].tolist()]

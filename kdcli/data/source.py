@@ -43,6 +43,7 @@ class Loading:
         workers: loader processes of images; None chooses.
         strict: stop at an image that can't be read.
         reduced: decode JPEG files at a part of their size where that is enough.
+        by_length: put texts of about one length into a batch, which needs less padding; the order is then another.
         team: of the processes that share the samples.
         draws: of the training samples of each epoch, where not all of the source's are in each.
     """
@@ -55,6 +56,7 @@ class Loading:
     team: Team = ALONE
     reduced: bool = False
     draws: BalancedDraws | None = None
+    by_length: bool = False
 
 
 class TrainBatches(Protocol):

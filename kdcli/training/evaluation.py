@@ -181,6 +181,7 @@ class _Split:
             source,
             job.shared_preprocessing() if job.is_label_free else model.facts.preprocessing,
             team,
+            by_length=True,
         )
         self._what = f"{_name_of(job, source)} {job.data.facts.noun}s"
         self._lost: dict[str, None] = {}

@@ -117,13 +117,19 @@ class Job:
         return source.train_batches(loading, [model.facts.preprocessing for model in self._readers()])
 
     def eval_loader(
-        self, source: Source, preprocessing: Preprocessing | TextPreprocessing, team: Team = ALONE
+        self,
+        source: Source,
+        preprocessing: Preprocessing | TextPreprocessing,
+        team: Team = ALONE,
+        *,
+        by_length: bool = False,
     ) -> EvalBatches:
-        """Return the batches of ``source`` in order; images are cropped and sized as ``preprocessing`` says.
+        """Return the batches of ``source``; images are cropped and sized as ``preprocessing`` says.
 
-        One of several processes gets its share of them.
+        They are in order, or texts from the shortest to the longest. One of several processes gets its share of them.
         """
-        return self._read(source).eval_batches(self.loading(team), preprocessing)
+        loading = replace(self.loading(team), by_length=by_length)
+        return self._read(source).eval_batches(loading, preprocessing)
 
     def loading(self, team: Team, *, training: bool = False) -> Loading:
         """Return how the run makes its batches, of training or of evaluation."""
@@ -136,6 +142,7 @@ class Job:
             config.data.strict,
             team,
             reduced=config.data.reduces(training=training),
+            by_length=training and config.data.group_by_length,
         )
 
     def _read(self, source: Source) -> Source:

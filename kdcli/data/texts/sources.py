@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -24,6 +25,11 @@ class Pieces(Source):
 
     split: str
     """What :meth:`describe` calls the samples."""
+
+    @cached_property
+    @abstractmethod
+    def lengths(self) -> NDArray[np.int64]:
+        """How long each sample is, int64 (N,), about in proportion to its tokens, whichever model reads it."""
 
     @abstractmethod
     def batch(self, indices: Sequence[int], epoch: int | None = None) -> AnyBatch:
@@ -75,6 +81,12 @@ class TextSource(Pieces):
     def ids(self) -> NDArray[np.int64]:
         """As given."""
         return self._ids
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """In characters, both texts of a pair together."""
+        sizes = (len(text) if isinstance(text, str) else sum(map(len, text)) for text in self.texts)
+        return np.fromiter(sizes, np.int64, len(self.texts))
 
     @property
     def has_pairs(self) -> bool:
@@ -155,8 +167,15 @@ class TextTrainLoader:
 
     def __init__(self, source: Pieces, loading: Loading) -> None:
         self._source = source
+        lengths = source.lengths if loading.by_length else None
         self._order = Order(
-            len(source), loading.batch_size, loading.seed, loading.team, noun="text", draws=loading.draws
+            len(source),
+            loading.batch_size,
+            loading.seed,
+            loading.team,
+            noun="text",
+            draws=loading.draws,
+            lengths=lengths,
         )
 
     @property
@@ -172,7 +191,7 @@ class TextTrainLoader:
 
 
 class TextEvalLoader:
-    """Every text once, in order.
+    """Every text once, in order, or from the shortest to the longest.
 
     Args:
         source: the split to evaluate on.
@@ -181,7 +200,11 @@ class TextEvalLoader:
 
     def __init__(self, source: Pieces, loading: Loading) -> None:
         self._source = source
-        self._batches = loading.team.share(in_batches(len(source), loading.batch_size))
+        batches: Sequence[Sequence[int]] = in_batches(len(source), loading.batch_size)
+        if loading.by_length:
+            order = np.argsort(source.lengths, kind="stable").tolist()
+            batches = [order[batch.start : batch.stop] for batch in in_batches(len(order), loading.batch_size)]
+        self._batches = loading.team.share(batches)
 
     def __len__(self) -> int:
         """Return the number of batches."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,11 @@ class TokenSource(Pieces):
     def num_tokens(self) -> int:
         """Number of tokens of all pieces."""
         return sum(map(len, self.pieces))
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """In tokens."""
+        return np.fromiter(map(len, self.pieces), np.int64, len(self.pieces))
 
     def batch(self, indices: Sequence[int], epoch: int | None = None) -> TokenBatch:
         """Return the pieces ``indices`` as a batch; without ``epoch`` with the masks of evaluation."""

@@ -40,10 +40,11 @@ from kdcli.models.base import Origin, Probe
 from kdcli.models.outputs import ModelOutput
 from kdcli.models.taps import LayerTap, edges_of, run_once, tensor_of
 from kdcli.models.texts import TextModel
+from kdcli.models.transformers.encoded import Encoder
 from kdcli.models.transformers.padding import by_length, is_changed_by_padding, last_tokens, pool
 from kdcli.models.transformers.recompute import recompute
 from kdcli.models.transformers.sentence import write_prompt
-from kdcli.models.transformers.tokenizer import encode, save_tokenizer
+from kdcli.models.transformers.tokenizer import save_tokenizer
 
 AUTO: dict[HeadKind, tuple[Any, Any, dict[str, str]]] = {
     "sequence": (
@@ -102,6 +103,7 @@ class HFTextModel(TextModel):
     ) -> None:
         self.tokenizer = tokenizer
         self._template = _Template.of(tokenizer)
+        self._encoder_of_texts = Encoder(tokenizer, preprocessing.max_length)
         self._mask = _Mask()
         super().__init__(module, origin, preprocessing, self._count_classes(module))
         if head is not None:
@@ -144,14 +146,7 @@ class HFTextModel(TextModel):
                     "Set teacher.prompt to '' to go on without it.",
                 )
             texts = [f"{prompt}{text}" for text in texts]
-        found = encode(
-            self.tokenizer,
-            texts,
-            padding=True,
-            truncation=True,
-            max_length=self.preprocessing.max_length,
-            return_tensors="pt",
-        )
+        found = self._encoder_of_texts(texts)
         names = ["input_ids", "attention_mask"]
         if self._takes_types and isinstance(batch.texts[0], TextPair) and "token_type_ids" in found:
             names.append("token_type_ids")
