@@ -23,6 +23,7 @@ from kdcli.data.images.splits import ImageData
 from kdcli.data.images.tables import TableSource
 from kdcli.data.images.torchvision_sets import TorchvisionSource
 from kdcli.data.images.translation.edges import EdgeSource
+from kdcli.data.index import Index
 from kdcli.data.source import Source
 from kdcli.data.texts.sources import TextData, TextSource
 from kdcli.data.texts.words import WordSource
@@ -131,12 +132,13 @@ def fingerprint(data: AnyData, *, splits: Iterable[str] | None = None) -> Finger
         for name, source, owner in _sources(data)
         if source is not None and (splits is None or name in splits)
     }
-    plan = _Reading([source for source, _ in sources.values() if isinstance(source, ImageSource)])
-    return Fingerprint(
-        data.facts.noun,
-        data.facts.class_names,
-        {name: tuple(_samples(source, owner, plan)) for name, (source, owner) in sources.items()},
-    )
+    with Index() as index:
+        plan = _Reading([source for source, _ in sources.values() if isinstance(source, ImageSource)], index)
+        return Fingerprint(
+            data.facts.noun,
+            data.facts.class_names,
+            {name: tuple(_samples(source, owner, plan)) for name, (source, owner) in sources.items()},
+        )
 
 
 def digest_of(source: Source, data: AnyData) -> str:
@@ -146,8 +148,9 @@ def digest_of(source: Source, data: AnyData) -> str:
         source: the samples, of one split of ``data`` or a part of it.
         data: whose class names the labels go by.
     """
-    plan = _Reading([source] if isinstance(source, ImageSource) else [])
-    return _digest(repr(tuple(_samples(source, data, plan))).encode("utf-8", "surrogatepass"))
+    with Index() as index:
+        plan = _Reading([source] if isinstance(source, ImageSource) else [], index)
+        return _digest(repr(tuple(_samples(source, data, plan))).encode("utf-8", "surrogatepass"))
 
 
 def _sources(data: AnyData) -> Iterable[tuple[str, Source | None, AnyData]]:
@@ -198,17 +201,19 @@ class _Reading:
 
     Args:
         sources: all that will be asked for.
+        index: where digests of files are kept.
     """
 
-    def __init__(self, sources: Sequence[ImageSource]) -> None:
+    def __init__(self, sources: Sequence[ImageSource], index: Index) -> None:
         self._holders: dict[int, _Holder] = {}
-        sizes = {}
+        self._index = index
+        sizes = self._sizes = dict[tuple[int, int], int]()
         for source in sources:
-            for leaf, index in _leaves(source):
+            for leaf, number in _leaves(source):
                 holder = self._holders.get(id(leaf)) or self._holders.setdefault(id(leaf), _holder(leaf))
                 if not holder.in_memory:
-                    sizes[id(leaf), index] = max(holder.size(index), 0)
-        total = sum(sizes.values())
+                    sizes[id(leaf), number] = holder.size(number)
+        total = sum(max(size, 0) for size in sizes.values())
         self._share = min(MOST_BYTES / total if total else 1.0, MOST_FILES / len(sizes) if sizes else 1.0)
 
     def sample(self, leaf: ImageSource, index: int, label: str) -> Sample:
@@ -218,13 +223,17 @@ class _Reading:
         place = leaf.describe(index) if name is None else None
         targets = leaf.targets if isinstance(leaf, DenseSource) and label else None
         if holder.in_memory or self._share >= 1 or _share(name or place or "") < self._share:
-            content = holder.read(index)
+            path = holder.path(index)
+            if path is None:
+                content = _digest_or_missing(holder.read(index))
+            else:
+                content = self._index.digest(path, lambda: _digest_or_missing(holder.read(index)))
             if targets is not None:
                 label = _digest_or_missing(targets.content(index))
-            return Sample(name, place, _digest_or_missing(content), label)
+            return Sample(name, place, content, label)
         if targets is not None:
             label = f"{targets.size(index)}:"
-        return Sample(name, place, f"{holder.size(index)}:", label)
+        return Sample(name, place, f"{self._sizes[id(leaf), index]}:", label)
 
 
 def _digest_or_missing(content: bytes | None) -> str:
@@ -245,12 +254,14 @@ class _Holder:
         size: bytes of an image; -1 for a missing one.
         read: the bytes that an image is made of; None for a missing one.
         name: its file in the data folder, or None.
+        path: of the file that all of its content is in, or None.
         in_memory: whether reading costs nothing.
     """
 
     size: Callable[[int], int]
     read: Callable[[int], bytes | None]
     name: Callable[[int], str | None] = lambda index: None
+    path: Callable[[int], str | None] = lambda index: None
     in_memory: bool = False
 
 
@@ -267,6 +278,7 @@ def _holder(source: ImageSource) -> _Holder:
             lambda index: _file_size(paths[index]),
             lambda index: _file_content(paths[index]),
             lambda index: paths[index].removeprefix(prefix),
+            lambda index: paths[index],
         )
     if isinstance(source, TableSource):
         sizes = source.sizes()

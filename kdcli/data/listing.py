@@ -8,12 +8,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from kdcli.base.errors import reading
 from kdcli.data.images.decode import FORMATS
+from kdcli.data.index import Entries, Index
 
 
 def _words(text: str) -> frozenset[str]:
@@ -94,32 +96,57 @@ def list_files(folder: str | os.PathLike[str], reads: Callable[[str], bool], *, 
     Raises:
         UserError: a folder can't be read.
     """
+    with Index() as index:
+        return _list_files(os.fspath(folder), reads, deep, index)
+
+
+def _list_files(start: str, reads: Callable[[str], bool], deep: bool, index: Index) -> Listing:
     listing = Listing()
-    found: list[tuple[str, str]] = []
-    start = os.fspath(folder)
+    found: list[tuple[str, list[str]]] = []
     with reading(start):
         above_all = frozenset(_identity(os.stat(parent)) for parent in Path(start).resolve().parents)  # noqa: PTH116
     pending = [(start, above_all)]
     while pending:
         path, above = pending.pop()
-        with reading(path), os.scandir(path) as entries:
-            here = above | {_identity(os.stat(path))}  # noqa: PTH116 - as above
-            for entry in entries:
-                if is_hidden(entry.name):
-                    is_image_file = suffix_of(entry.name) in IMAGE_SUFFIXES and not entry.name.startswith("._")
-                    listing.unread[_HIDDEN] += is_image_file
-                    continue
-                kind = _kind(entry, above=here)
-                if kind == "folder":
-                    if deep:
-                        pending.append((entry.path, here))
-                elif kind == "file" and reads(entry.path):
-                    found.append((path, entry.name))
-                else:
-                    listing.unread[suffix_of(entry.name) or "without a suffix" if kind == "file" else kind] += 1
-    listing.files = [os.path.join(*names) for names in sorted(found)]  # noqa: PTH118 - as above
+        with reading(path):
+            status = os.stat(path)  # noqa: PTH116 - as above
+            here = above | {_identity(status)}
+            entries = index.entries(path, status, partial(_look_through, path, here))
+        listing.unread.update(entries.others)
+        if deep:
+            pending += [(os.path.join(path, name), here) for name in entries.folders]  # noqa: PTH118 - as above
+        files, prefix = [], os.path.join(path, "")  # noqa: PTH118 - as above
+        for name in entries.files:
+            file = prefix + name
+            if reads(file):
+                files.append(file)
+            else:
+                listing.unread[suffix_of(name) or "without a suffix"] += 1
+        found.append((path, files))
+    listing.files = [file for _, files in sorted(found) for file in files]
     listing.unread = +listing.unread
     return listing
+
+
+def _look_through(path: str, here: frozenset[tuple[int, int]]) -> Entries:
+    """Return what lies in a folder; ``here`` are the folder and those above it."""
+    found = Entries()
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                is_image_file = suffix_of(entry.name) in IMAGE_SUFFIXES and not entry.name.startswith("._")
+                found.others[_HIDDEN] += is_image_file
+                continue
+            kind = _kind(entry, above=here)
+            found.is_plain = found.is_plain and not entry.is_symlink()
+            if kind == "file":
+                found.files.append(entry.name)
+            elif kind == "folder":
+                found.folders.append(entry.name)
+            else:
+                found.others[kind] += 1
+    found.files.sort()
+    return found
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,7 @@ def test_the_order_is_sorted_within_stretches_alone() -> None:
         batches = [batch for batch in found.tolist() if stretch.issuperset(batch)]
         assert len(batches) == len(stretch) / size
         ranges = sorted((lengths[batch].min(), lengths[batch].max()) for batch in batches)
-        assert all(high <= low for (_, high), (low, _) in zip(ranges, ranges[1:], strict=False))
+        assert all(high <= low for (_, high), (low, _) in itertools.pairwise(ranges))
 
 
 def test_an_epoch_that_goes_on_is_the_rest_of_the_whole_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from kdcli.models.transformers.encoded import Encoder
 from kdcli.models.transformers.tokenizer import encode
 
 TEXTS = ["the film was good", "a very dull plot with a weak end and quite poor music", "lovely", "was the film bad ?"]
-PAIRS = [TextPair(first, second) for first, second in zip(TEXTS, TEXTS[1:], strict=False)]
+PAIRS = [TextPair(first, second) for first, second in itertools.pairwise(TEXTS)]
 
 
 def its_own(tokenizer, texts, max_length):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
-from pathlib import PurePath
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def _spread(source: ImageSource) -> Iterator[File]:
     """Yield images of a source, spread evenly, as they are encoded."""
     for origin in origins(source):
         if isinstance(origin, FileSource):
-            paths = [path for path in origin.paths if PurePath(path).suffix.lower() not in _SHALLOW]
+            paths = [path for path in origin.paths if os.path.splitext(path)[1].lower() not in _SHALLOW]  # noqa: PTH122
             yield from (paths[index] for index in _places(len(paths)))
         elif isinstance(origin, TableSource):
             found = (origin.encoded(index) for index in _places(len(origin)))

@@ -54,7 +54,7 @@ class Encoder:
         types = np.full(shape, self._tokenizer.pad_token_type_id, np.int64) if rows[0][1] is not None else None
         for place, (row, kinds) in enumerate(rows):
             ids[place, : len(row)], mask[place, : len(row)] = row, 1
-            if types is not None:
+            if types is not None and kinds is not None:
                 types[place, : len(row)] = kinds
         found = {"input_ids": ids, "attention_mask": mask}
         if types is not None:
