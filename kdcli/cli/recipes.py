@@ -34,7 +34,7 @@ def recipes_list(
         listed = [{"name": recipe.name, "description": recipe.description} for recipe in recipes]
         typer.echo(json.dumps({"recipes": listed}, indent=2))
         return
-    show_table("Recipes", ["name", "what for"], [[recipe.name, recipe.description] for recipe in recipes])
+    show_table("Recipes", ["name", "description"], [[recipe.name, recipe.description] for recipe in recipes])
 
 
 @recipes_app.command("show", cls=Command)

@@ -239,7 +239,7 @@ def show_comparison(comparison: Comparison, metrics: Sequence[str] = (), *, ever
     show_wide_table("Comparison", *methods_table(comparison, columns_of(comparison, metrics)))
     headings, settings = settings_table(comparison)
     if settings:
-        show_wide_table("What tells them apart", headings, settings)
+        show_wide_table("Settings that differ", headings, settings)
     if everything:
         show_wide_table("All settings and metrics", *table(comparison))
     show_lines(notes(comparison, metrics))

@@ -39,8 +39,13 @@ def recipes_folder() -> Path:
 
 
 def list_recipes() -> list[Recipe]:
-    """Return every shipped recipe, by name; a file whose name begins with ``_`` is only there to be extended."""
-    return list(_recipes_in(recipes_folder()))
+    """Return every shipped recipe, the quickstart first and the reruns of papers' claims last.
+
+    A file whose name begins with ``_`` is only there to be extended.
+    """
+    return sorted(
+        _recipes_in(recipes_folder()), key=lambda recipe: (recipe.name.startswith("claims/"), "/" in recipe.name)
+    )
 
 
 def recipe_names() -> list[str]:

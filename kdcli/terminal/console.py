@@ -94,7 +94,10 @@ def _widths(columns: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[list
     cells = [[row[number] for row in body] for number in range(len(columns))]
     is_right = [_are_numbers(column) for column in cells]
     longest = [
-        max((len(part) for cell in (*([] if right else [heading]), *column) for part in cell.split("\n")), default=1)
+        max(
+            (len(part) for cell in (*(heading.split() if right else [heading]), *column) for part in cell.split("\n")),
+            default=1,
+        )
         for heading, column, right in zip(columns, cells, is_right, strict=True)
     ]
     numbers = [wide for wide, right in zip(longest, is_right, strict=True) if right]

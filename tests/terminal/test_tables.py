@@ -53,6 +53,15 @@ def test_long_text_is_wrapped_and_no_number_is_broken(shown, width):
     assert re.search(r"│ b\|c +│ short +│ +3 │ 0\.9000 ± 0\.0100 │", lines[0]), "text left, numbers right"
 
 
+def test_headings_of_numbers_are_whole_beside_long_text(shown):
+    rows = [["a-name-that-takes-all-the-room-there-is-on-the-line", "1.59M", "48.9", "yes"]]
+    text = shown("show_table", "", ["name", "parameters", "latency in ms", "published weights"], rows, width=60)
+    assert "…" not in text
+    assert "parameters" in text
+    assert "latency" in text
+    assert max(map(len, text.splitlines())) <= 60
+
+
 def test_a_table_in_a_pipe_is_markdown_of_whole_lines(shown):
     text = shown("show_table", "A title", COLUMNS, [*ROWS, ["[bold]x[/]", "", ""]])
     title, heading, rule, *rows = text.splitlines()

@@ -98,8 +98,9 @@ def checkpoint(run: Path, file: Path) -> None:
     import kdcli
 
     student = kdcli.load(run).student
-    arguments = argparse.Namespace(img_size=32, mean=[0.5] * 3, std=[0.5] * 3)
-    arch = student.pretrained_cfg["architecture"]
+    told = student.pretrained_cfg
+    arguments = argparse.Namespace(img_size=32, mean=list(told["mean"]), std=list(told["std"]))
+    arch = told["architecture"]
     torch.save({"arch": arch, "state_dict": student.state_dict(), "args": arguments, "epoch": 8}, file)
 
 
