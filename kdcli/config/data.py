@@ -195,9 +195,10 @@ class DataConfig(Section):
     where both columns have names of pairs, such as ``premise`` and ``hypothesis``, and ``text_column`` isn't set."""
     label_column: Annotated[Name | None, _OF_THESE_DATA] = None
     """The column of a table that has the labels; by default found by its name."""
-    label_kind: Annotated[Literal["class", "classes", "number"] | None, TEXTS, _OF_KINDS, _OF_THESE_DATA] = None
-    """What a text's label is: one class, several (a list, or a string with commas) or a number; by default what the
-    column's values say, where they say it clearly."""
+    label_kind: Annotated[Literal["class", "classes", "number"] | None, _OF_KINDS, _OF_THESE_DATA] = None
+    """What a sample's label is: one class, several (a list, or a string with commas; of images also with ``|`` or
+    ``;``, or a column of 0 and 1 for each) or, of texts, a number; by default what the column's values say, where they
+    say it clearly."""
     mask_probability: Annotated[float, Field(gt=0, le=0.5), TEXTS, _OF_MASKS] = 0.15
     """Share of a text's tokens that a masked language model has to predict."""
     group_by_length: Annotated[bool, TEXTS, _OF_TRAINING, _NOT_OF_EVAL_DATA] = False

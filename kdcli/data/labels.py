@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import UNLABELLED, LabelKind
@@ -132,6 +135,81 @@ def note_on_missing(class_names: Sequence[str], notes: list[str]) -> None:
         notes.append(
             f"{listed} {'is a class' if len(found) == 1 else 'are classes'}, as written: no label is an empty cell."
         )
+
+
+def label_sets(table: Dataset, column: str, split: str, *, mark: str = ",") -> list[set[str] | None]:
+    """Return each row's labels by name; of a column of strings, those between ``mark``. None for no value.
+
+    Raises:
+        UserError: a cell is no list of labels.
+    """
+    if column not in table.column_names:
+        return [None] * len(table)
+    from datasets import ClassLabel
+
+    feature = table.features[column]
+    inner = getattr(feature, "feature", feature)
+    if not is_discrete(inner):
+        raise UserError(
+            f"The label column {column} holds {feature}, not lists of labels.",
+            f"Labels are lists of class labels, integers or strings, or strings with {mark!r} between labels.",
+        )
+    to_name: Callable[[Any], str] = inner.int2str if isinstance(inner, ClassLabel) else str
+    sets: list[set[str] | None] = []
+    for row, cell in enumerate(table[column][:]):
+        if cell is None:
+            sets.append(None)
+            continue
+        if isinstance(cell, str) and cell.strip().startswith("[") and cell.strip().endswith("]"):
+            raise UserError(
+                f"{split}[{row}] has a list that is written as a string: {short_repr(cell)}.",
+                f"Write 'a{mark}b' for two labels, or lists in a jsonl or parquet file.",
+            )
+        labels = [part.strip() for part in cell.split(mark) if part.strip()] if isinstance(cell, str) else cell
+        labels = labels if isinstance(labels, list) else [labels]
+        if any(is_blank(label) for label in labels):
+            raise UserError(f"{split}[{row}] has a blank among its labels: {short_repr(cell)}.", "Remove it.")
+        if isinstance(inner, ClassLabel) and UNLABELLED in labels:
+            sets.append(None)
+            continue
+        if len(set(labels)) < len(labels):
+            raise UserError(
+                f"{split}[{row}] has a label twice: {short_repr(cell)}.",
+                "A list holds the labels that the sample has, not a zero or a one for every label.",
+            )
+        sets.append({to_name(label) for label in labels})
+    return sets
+
+
+def values_of_sets(
+    rows: Mapping[str, Sequence[set[str] | None]], notes: list[str], *, noun: str
+) -> tuple[tuple[str, ...], dict[str, NDArray[np.float32]]]:
+    """Return the names of the labels that the training split has, and who has which: float32 (N, C) of each split.
+
+    Args:
+        rows: the labels of each sample by split; None for none known, which makes a row of NaN.
+        notes: what there is to say is added.
+        noun: what a sample is.
+
+    Raises:
+        UserError: another split has others.
+    """
+    names = tuple(in_order({name for row in rows["train"] if row is not None for name in row}))
+    note_on_missing(names, notes)
+    found = {}
+    for split, sets in rows.items():
+        values = found[split] = np.full((len(sets), len(names)), np.nan, dtype=np.float32)
+        for index, row in enumerate(sets):
+            if row is None:
+                continue
+            if unknown := row - set(names):
+                raise UserError(
+                    f"{split}[{index}] has the label {min(unknown)!r}, which no {noun} of the training split has. "
+                    f"{did_you_mean(min(unknown), names)}".rstrip(),
+                    "Every split needs the same classes.",
+                )
+            values[index] = [name in row for name in names]
+    return names, found
 
 
 def kind_of(train: Dataset, column: str, notes: list[str]) -> LabelKind:

@@ -120,6 +120,17 @@ class Model(nn.Module, ABC):
         """What the label of a sample is, of a classifier of whole samples: one class, unless it says otherwise."""
         return "class"
 
+    def take_several_labels(self) -> None:
+        """Say, in what is saved too, that each class is true or not by itself.
+
+        Raises:
+            UserError: it can't be said in its config.
+        """
+        raise UserError(
+            f"{self.facts.name} can't say that a sample has any number of labels.",
+            "Choose a student of timm or transformers.",
+        )
+
     @property
     def predictions(self) -> Reads:
         """The heads that make the model's prediction; nothing of a model without one."""

@@ -169,6 +169,8 @@ def build_student(
     with seeded(seed):
         model = library_called(place.library).build(place, config, data, teacher=teacher, like=like)
     _check_head(model, data)
+    if data.label_kind == "classes" and data.noun == "image":
+        model.take_several_labels()
     return model.train()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import Queries
+from kdcli.base.facts import LabelKind, Queries
 from kdcli.config.methods import MethodOptions
 from kdcli.config.methods.defaults import Choice
 from kdcli.config.run import RunConfig
@@ -30,14 +30,16 @@ def check_label_free(situation: Situation, reason: str) -> None:
         )
 
 
-def check_mixing(config: RunConfig) -> None:
+def check_mixing(config: RunConfig, kind: LabelKind = "class") -> None:
     """Refuse mixup and cutmix where two samples can't be mixed."""
-    if config.task_facts.mixes:
+    several = kind == "classes"
+    if config.task_facts.mixes and not several:
         return
     for key in ("mixup", "cutmix"):
         if getattr(config.augment, key):
+            whose = "with several labels" if several else f"of the task {config.task}"
             raise UserError(
-                f"augment.{key} is set, and samples of the task {config.task} can't be mixed.",
+                f"augment.{key} is set, and samples {whose} can't be mixed.",
                 f"Add --set augment.{key}=0.",
             )
 

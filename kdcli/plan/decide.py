@@ -76,7 +76,7 @@ def make_plan(situation: Situation) -> Plan:
     """
     situation, relation_reason = settle_relation(situation)
     check_label_free(situation, relation_reason)
-    check_mixing(situation.config)
+    check_mixing(situation.config, situation.data.label_kind)
     decisions = [Decision("relation", show_relation(situation), relation_reason)]
     reasons: Mapping[str, str] = {}
     programme = PROGRAMMES.get(situation.config.method or "")

@@ -84,8 +84,8 @@ def find_relation(teacher: ModelFacts | None, data: DataFacts) -> RelationEviden
         reason = "Both predict the tokens of one vocabulary: their tokenizers are the same."
         return RelationEvidence("same", reason, ())
     label_map, reason = map_labels(teacher, data)
-    # A softmax over logits says nothing where a sample has several labels or a number.
-    shared = label_map if data.has_classes else None
+    # Logits are those of classes, one by one where a sample has several; a number has none.
+    shared = label_map if data.has_classes or data.label_kind == "classes" else None
     return RelationEvidence("cross" if label_map is None else "same", reason, shared)
 
 

@@ -125,7 +125,7 @@ def evaluate_models(
     evaluation = {
         "data": config.name,
         "split": split,
-        **_counted(layout, facts, reports[candidates[0].role].counts(), num_samples, skipped),
+        **_counted(kind, facts, reports[candidates[0].role].counts(), num_samples, skipped),
         "forced": [*dict.fromkeys((*(sentence for opened in runs for sentence in opened.forced), *forced))],
         "notes": notes + [note for candidate in candidates for note in notes_on(candidate)],
         **_machine(place),
@@ -136,12 +136,12 @@ def evaluate_models(
 
 
 def _counted(
-    layout: Layout, facts: DataFacts, counts: list[int], num_samples: int, skipped: Mapping[str, None]
+    kind: Task, facts: DataFacts, counts: list[int], num_samples: int, skipped: Mapping[str, None]
 ) -> dict[str, Any]:
     """Return what was measured: units of every class (``counts``), in how many samples, and what could not be read."""
     return {
-        "samples": layout.unit,
-        "num_images": sum(counts),
+        "samples": kind.layout.unit,
+        "num_images": num_samples - len(skipped) if kind.labels_are_independent else sum(counts),
         "num_samples": num_samples - len(skipped),
         "num_unreadable": len(skipped),
         "unreadable": list(skipped),

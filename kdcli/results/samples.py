@@ -153,9 +153,9 @@ def task_of(run: RunFolder | None, asked: str | None) -> tuple[str, str | None]:
 def open_samples(config: DataConfig, task: str, seed: int, *, extension: str | None = None) -> ImageData | TextData:
     """Open data with labels that a finished model can be measured by."""
     data = task_class(extension or task).open_classes(config, seed=seed)
-    if data.facts.label_kind in ("classes", "number"):
+    if data.facts.label_kind == "number":
         raise UserError(
-            f"kdcli evaluate measures classifiers with one class a text, and the labels of {config.name} are others.",
+            f"kdcli evaluate measures classifiers, and the labels of {config.name} are numbers.",
             _ELSEWHERE,
         )
     return data

@@ -168,14 +168,18 @@ class ClassAnswers(Answers):
 
 
 class LabelsAnswers(Answers):
-    """Any number of labels a sample: a probability each, of which those above a half are predicted."""
+    """Any number of labels a sample: a probability each, of which those above a half are predicted.
+
+    All of these are told, and others up to the usual number.
+    """
 
     takes_top = True
 
     def of(self, asked: Asked, outputs: Tensor, batch: AnyBatch) -> Iterator[Answer]:
         """Yield the labels of every row of logits (B, C)."""
-        order = outputs.argsort(dim=1, descending=True, stable=True)[:, : self.choice.top or TOP]
-        for row, best in zip(outputs.sigmoid().tolist(), order.tolist(), strict=True):
+        order = outputs.argsort(dim=1, descending=True, stable=True)
+        for row, ranked in zip(outputs.sigmoid().tolist(), order.tolist(), strict=True):
+            best = ranked[: self.choice.top or max(TOP, sum(value > 0.5 for value in row))]
             records = [
                 {"label": asked.class_names[label], "probability": row[label], "predicted": row[label] > 0.5}
                 for label in best

@@ -45,6 +45,8 @@ class Task(ABC):
         facts: of another package's task, its row; None for one that is like a task of kdcli's.
         monitor: the metric that the best student is chosen by; higher is better; see :func:`rank_students`.
         num_pictures: how many validation samples a run draws.
+        labels_are_independent: whether each class of a sample is true or not by itself, so that probabilities are
+            sigmoids of single logits, and no softmax of all.
         takes_class_weights: whether its loss on the labels reads ``class_weights``.
         class_weights: how much a label of each class counts there, float32 (C,), none below 1; None for all alike. It
             is then a mean with these weights, and :meth:`count_labels` counts them.
@@ -57,6 +59,7 @@ class Task(ABC):
     monitor: str
     num_pictures: ClassVar[int] = 6
     takes_class_weights: ClassVar[bool] = False
+    labels_are_independent: ClassVar[bool] = False
     class_weights: Tensor | None = None
 
     def __init__(self, class_names: Sequence[str] = ()) -> None:

@@ -93,6 +93,8 @@ SUBSTITUTES = {
     ("--teacher", "bert/"): "bert/",
     ("--student", "teacher?layers=1"): "teacher?layers=1",
     ("--data", "reviews.csv"): "reviews.csv",
+    ("--data", "attributes.csv"): "attributes.csv",
+    ("--set", "data.label_kind=classes"): "data.label_kind=classes",
     ("--data", "plants.csv"): "plants.csv",
     ("--data", "entities.conll"): "entities.conll",
     ("--recipe", "quickstart"): "quickstart",
@@ -239,6 +241,8 @@ def folder(
         shutil.copy(file, folder / "unsorted" / f"{number}.jpg")
     listed = [f"{file.relative_to(folder)},{file.parent.name}" for file in sorted((folder / "photos").rglob("*.jpg"))]
     (folder / "plants.csv").write_text("\n".join(["image,label", *listed]))
+    bits = [f"{row.partition(',')[0]},{number % 2},{number // 2 % 2}" for number, row in enumerate(listed)]
+    (folder / "attributes.csv").write_text("\n".join(["image,wild,small", *bits]))
     shutil.copy(reviews, folder / "reviews.csv")
     shutil.copy(entities, folder / "entities.conll")
     shutil.copytree(bert_folder, folder / "minilm")

@@ -145,3 +145,66 @@ def test_what_is_wrong_with_a_list_is_told(
     path = write(tmp_path / "list.csv", [change(row) for row in rows])
     with pytest.raises(UserError, match=told):
         opened(path, **options)
+
+
+LABELS = ("has_wings", "is_black", "stings")
+SETS = [{"has_wings"}, {"is_black", "stings"}, set(), {"has_wings", "is_black", "stings"}]
+
+
+def of_several(rows: Rows, form: str) -> Rows:
+    """The rows with the labels of SETS in turn, in a form; where it can't say that an image has none, unlabelled."""
+    found = []
+    for number, row in enumerate(rows):
+        own = SETS[number % 4]
+        if form == "columns":
+            found.append({"image": row["image"], **{name: int(name in own) for name in LABELS}})
+        else:
+            labels: Any = sorted(own) if form == "lists" else form.join(sorted(own)) or None
+            found.append({"image": row["image"], "label": labels})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix"),
+    [("columns", ".csv"), ("columns", ".parquet"), ("lists", ".jsonl"), ("lists", ".parquet"), ("|", ".csv")],
+)
+def test_images_with_any_number_of_labels(rows: Rows, tmp_path: Path, form: str, suffix: str) -> None:
+    path = write(tmp_path / f"list{suffix}", of_several(rows, form))
+    options = {} if form == "lists" else {"label_kind": "classes"}
+    data = open_data(DataConfig(name=str(path), **options), seed=0, takes_several=True)  # type: ignore[arg-type]
+    assert (data.facts.label_kind, data.facts.class_names) == ("classes", LABELS)
+    assert data.settle(DataConfig(name="x")).label_kind == "classes"
+    count = 0
+    for source in (data.train, data.validation, data.test):
+        assert source is not None
+        for index in range(len(source)):
+            image, target = source.load(index)
+            own = SETS[image.getpixel((0, 0))[0] % 4]
+            if form == "|" and not own:
+                assert np.isnan(target.numpy()).all()
+                assert source.labels[index] == UNLABELLED
+            else:
+                assert target.tolist() == [float(name in own) for name in LABELS]
+                assert source.labels[index] == 0
+            count += 1
+    assert count == 40
+    assert data.facts.num_labelled == len(data.train) - sum(label == UNLABELLED for label in data.train.labels)
+    with pytest.raises(UserError, match="one class each is wanted"):
+        open_data(DataConfig(name=str(path), **options), seed=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "told"),
+    [
+        ("|", {}, "one class, or several labels?"),
+        ("lists", {"labels_per_class": 2}, "data.labels_per_class is set"),
+        ("lists", {"label_kind": "number"}, "images have classes or several labels"),
+        ("lists", {"label_kind": "class"}, "Found no label column"),
+    ],
+)
+def test_what_is_wrong_with_several_labels_is_told(
+    rows: Rows, tmp_path: Path, form: str, options: Any, told: str
+) -> None:
+    path = write(tmp_path / ("list.csv" if form == "|" else "list.jsonl"), of_several(rows, form))
+    with pytest.raises(UserError, match=told):
+        open_data(DataConfig(name=str(path), **options), seed=0, takes_several=True)

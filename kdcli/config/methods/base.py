@@ -108,6 +108,8 @@ class MethodSection(Section):
     """Why it has no option ``projector``: the end of a sentence that begins with its name."""
     has_adversary: ClassVar[bool] = False
     """Whether something is trained against the student, in a phase of its own."""
+    takes_several_labels: ClassVar[bool] = False
+    """Of a method on logits, whether its maths is for samples with any number of labels, too."""
     projects_layers: ClassVar[bool] = True
     """Whether its projector is applied to the layers of ``pairs`` themselves."""
 
@@ -272,6 +274,12 @@ class MethodSection(Section):
             raise UserError(
                 f"{key}: {self.method} compares probabilities, and an image has none.",
                 f"Remove {self.method}; a projection brings features of any two models together.",
+            )
+        if needs.common_labels and data.label_kind == "classes" and not self.takes_several_labels:
+            raise UserError(
+                f"{key}: {self.method} compares the probabilities of one class among all, a softmax, and these samples"
+                " have any number of labels.",
+                f"Use logit_kd in place of {self.method}: it compares every label's own probability.",
             )
         if needs.labels and data.label_kind not in needs.labels:
             raise UserError(

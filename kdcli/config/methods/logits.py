@@ -21,7 +21,8 @@ class LogitKDOptions(LogitOptions):
     """Hinton's distillation of logits.
 
     Where logits are of positions, as in segmentation, it is pixel KD: a mean over all positions of the student's map,
-    those without a label too, as in the code of CIRKD; the teacher's logits come to the student's grid.
+    those without a label too, as in the code of CIRKD; the teacher's logits come to the student's grid. Where samples
+    have any number of labels, it is the divergence of each label's own probability, a sigmoid.
     """
 
     method: Literal["logit_kd"] = "logit_kd"
@@ -33,6 +34,7 @@ class LogitKDOptions(LogitOptions):
     """The teacher's share in the mixture of ``jensen_shannon`` (Agarwal et al., ICLR 2024); the others have none."""
 
     needs: ClassVar[Needs] = replace(LogitOptions.needs, all_logits=False)
+    takes_several_labels: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _check_beta(self) -> LogitKDOptions:

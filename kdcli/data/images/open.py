@@ -8,15 +8,18 @@ from pathlib import Path
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, beside, did_you_mean, hint_of_moved, reading
 from kdcli.base.facts import UNLABELLED
-from kdcli.base.text import expand_user
+from kdcli.base.tasks import task_of
+from kdcli.base.text import counted, expand_user
 from kdcli.config.data import DataConfig
 from kdcli.data.classes import listing
 from kdcli.data.columns import extension_of
 from kdcli.data.images.decode import Range
 from kdcli.data.images.deep import find_range, set_range
 from kdcli.data.images.demo import DEMOS, open_demo
+from kdcli.data.images.dense.splits import complete_dense
 from kdcli.data.images.folders import open_any_folder, open_folder
 from kdcli.data.images.path_tables import find_lists, open_lists
+from kdcli.data.images.several import without_labels
 from kdcli.data.images.sources import OfficialSplits
 from kdcli.data.images.splits import ImageData, complete
 from kdcli.data.images.tables import holds_tables, open_extension, open_hub, open_local_tables, open_path_tables
@@ -30,12 +33,13 @@ _FORMS = (
 )
 
 
-def open_data(config: DataConfig, *, seed: int) -> ImageData:
+def open_data(config: DataConfig, *, seed: int, takes_several: bool = False) -> ImageData:
     """Open the data set that ``config`` names, and split it.
 
     Args:
         config: name, splits and labels.
         seed: the run's; cuts the validation split and draws ``labels_per_class``. Test images never depend on it.
+        takes_several: whether images may have any number of labels each; otherwise they have a class each.
 
     Raises:
         UserError: an unknown name, missing or unsuitable files, a failed download, or a split that can't be made.
@@ -43,7 +47,39 @@ def open_data(config: DataConfig, *, seed: int) -> ImageData:
     with reading(config.name):
         official = _open(config, needs_labels=True)
         deep_range, notes = find_range(official.train, config.deep_range)
-        return _with_range(complete(official, config, seed=seed), deep_range, notes)
+        if official.label_kind == "classes":
+            data = _complete_several(official, config, takes_several=takes_several, seed=seed)
+        else:
+            data = complete(official, config, seed=seed)
+        return _with_range(data, deep_range, notes)
+
+
+def _complete_several(official: OfficialSplits, config: DataConfig, *, takes_several: bool, seed: int) -> ImageData:
+    if not takes_several:
+        raise UserError(
+            f"{config.name} has any number of labels an image, and one class each is wanted here.",
+            "Name other data; data.label_column names another column.",
+        )
+    for key in ("classes", "labels_per_class"):
+        if getattr(config, key) is not None:
+            raise UserError(
+                f"data.{key} is set, and an image of {config.name} has any number of labels.",
+                "Leave it out; data.train_images takes fewer images.",
+            )
+    names = official.class_names
+    if len(names) < 2:
+        raise UserError(
+            f"{config.name} has {counted(len(names), 'label')}; at least 2 are wanted.",
+            "data.label_column names another column.",
+        )
+    return complete_dense(
+        official,
+        config,
+        task=task_of("image", "sequence").name,
+        kind="classes",
+        seed=seed,
+        unlabelled=lambda images: without_labels(images, len(names)),
+    )
 
 
 def open_unlabelled(config: DataConfig, evaluation: DataConfig | None, *, seed: int) -> ImageData:
@@ -122,6 +158,8 @@ def _place(config: DataConfig) -> str:
 
 def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
     scheme, colon, rest = config.name.partition(":")
+    if config.label_kind == "number":
+        raise UserError("data.label_kind is number, and images have classes or several labels.", "Leave it out.")
     if (entry := extension_of(config.name)) is not None:
         return open_extension(entry, config, needs_labels=needs_labels)
     if scheme == "hf" and rest:
@@ -131,7 +169,7 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
     lists = _lists(path, config, needs_labels=needs_labels) if path.exists() and not is_tables else []
     if lists and config.subset is None:
         return open_path_tables(open_lists(path, lists, config), config, needs_labels=needs_labels)
-    options = ("image_column", "label_column", "subset")
+    options = ("image_column", "label_column", "label_kind", "subset")
     if not is_tables and (given := [f"data.{key}" for key in options if getattr(config, key) is not None]):
         raise UserError(
             f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} set, but {config.name} is not a table.",

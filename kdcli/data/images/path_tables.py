@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli.base.errors import UserError, reading
-from kdcli.base.text import counted
+from kdcli.base.text import counted, short_repr
 from kdcli.config.data import DataConfig, SplitsConfig
 from kdcli.data.classes import listing
 from kdcli.data.columns import LABEL_NAMES, existing_column, only_column, silence_datasets
@@ -31,7 +31,7 @@ PATH_NAMES = (
     *("path", "image_id"),
 )
 """Columns that paths are usually in, the most usual first."""
-_LABEL_NAMES = (*LABEL_NAMES, "category", "class_name", "label_name", "classes", "species")
+LABEL_COLUMNS = (*LABEL_NAMES, "category", "class_name", "label_name", "classes", "species")
 _SPLIT_COLUMNS = ("split", "subset", "set")
 _USUAL_SPLITS = {name for names in SPLIT_NAMES.values() for name in names}
 _LOOKED_AT = 20
@@ -158,24 +158,33 @@ def label_column(features: Features, asked: str | None, others: Sequence[str | N
         return existing_column(asked, features, "data.label_column")
     left = {name: feature for name, feature in features.items() if name not in others}
     candidates = [name for name, feature in left.items() if isinstance(feature, ClassLabel)]
-    candidates = candidates or [name for name, feature in left.items() if name in _LABEL_NAMES and is_discrete(feature)]
+    candidates = candidates or [
+        name for name, feature in left.items() if name in LABEL_COLUMNS and is_discrete(feature)
+    ]
     if not candidates and len(left) == 1 and is_discrete(next(iter(left.values()))):
         candidates = list(left)
-    return only_column(candidates, _LABEL_NAMES, features, kind="label")
+    return only_column(candidates, LABEL_COLUMNS, features, kind="label")
 
 
-def check_classes(table: Dataset, column: str) -> None:
-    """Refuse labels that are numbers with fractions.
+def check_classes(table: Dataset, column: str, *, is_asked: bool = False) -> None:
+    """Refuse labels that are numbers with fractions, or that could be several in one cell unless classes are asked for.
 
     Raises:
         UserError: it names one.
     """
-    numbers = [as_number(cell) for cell in label_cells(table, column) if cell is not None]
+    cells = [cell for cell in label_cells(table, column) if cell is not None]
+    numbers = [as_number(cell) for cell in cells]
     broken = [number for number in numbers if number is not None and not number.is_integer()]
     if broken and None not in numbers:
         raise UserError(
             f"The label column {column} holds numbers such as {broken[0]:g}, not classes.",
             "Labels are names of classes, or whole numbers; data.label_column names another column.",
+        )
+    marked = [cell for cell in cells if isinstance(cell, str) and ("|" in cell or ";" in cell)]
+    if marked and not is_asked:
+        raise UserError(
+            f"The label column {column} holds {short_repr(marked[0])}: one class, or several labels?",
+            "Set data.label_kind=classes for several, or data.label_kind=class to take each value as a class.",
         )
 
 

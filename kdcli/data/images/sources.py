@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcli.base.facts import UNLABELLED, Preprocessing, TextPreprocessing
+from kdcli.base.facts import UNLABELLED, LabelKind, Preprocessing, TextPreprocessing
 from kdcli.data.images.decode import File, Range, decode_image
 from kdcli.data.images.geometry import withheld
 from kdcli.data.images.photo import Pixels, open_image
@@ -93,6 +93,7 @@ class OfficialSplits:
         validation: None where there is none.
         test: None where there is none.
         notes: one sentence each.
+        label_kind: ``class``, or ``classes`` of images with any number of labels each, whose ``labels`` are 0.
     """
 
     class_names: tuple[str, ...]
@@ -100,6 +101,7 @@ class OfficialSplits:
     validation: ImageSource | None = None
     test: ImageSource | None = None
     notes: tuple[str, ...] = ()
+    label_kind: LabelKind = "class"
 
 
 class FileSource(ImageSource):

@@ -55,7 +55,8 @@ class ImageData:
 
     def settle(self, config: DataConfig) -> DataConfig:
         """Return ``config``, by which the data were opened, with what was found out then."""
-        return config.model_copy(update={"deep_range": self.deep_range})
+        several = {"label_kind": "classes"} if self.facts.label_kind == "classes" else {}
+        return config.model_copy(update={"deep_range": self.deep_range, **several})
 
     @property
     def held_out(self) -> tuple[str, ImageSource]:

@@ -34,6 +34,7 @@ from kdcli.data.images.path_tables import (
 )
 from kdcli.data.images.path_tables import label_column as label_column_of_paths
 from kdcli.data.images.photo import open_image
+from kdcli.data.images.several import has_several, read_several
 from kdcli.data.images.sources import ImageSource, OfficialSplits
 from kdcli.data.labels import classes_of, is_discrete, label_indices, note_on_missing
 from kdcli.data.listing import is_hidden, list_files, suffix_of, unread_notes
@@ -290,6 +291,9 @@ def _official_splits(
     image_column = None if of_paths is None else path_column(chosen["train"], config.image_column, of_paths.root)
     image_column = image_column or _image_column(chosen["train"].features, config.image_column)
     make = partial(_source, column=image_column, root=None if of_paths is None else of_paths.root)
+    split_column = None if of_paths is None else of_paths.split_column
+    if needs_labels and has_several(chosen["train"].features, config, (image_column, split_column)):
+        return read_several(chosen, image_column, config, notes, make, split_column)
     try:
         return _labelled_splits(chosen, image_column, config, notes, make, of_paths)
     except UserError as error:
@@ -334,7 +338,7 @@ def _labelled_splits(
         )
     if of_paths is not None:
         check_columns(chosen, (image_column, labels_from))
-        check_classes(chosen["train"], labels_from)
+        check_classes(chosen["train"], labels_from, is_asked=config.label_kind == "class")
     class_names, values = classes_of(chosen["train"], labels_from)
     note_on_missing(class_names, notes)
     sources: dict[str, ImageSource] = {}

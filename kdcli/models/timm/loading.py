@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from kdcli.models.settle import wanted_input
 from kdcli.models.shrink import copy_tensors
 from kdcli.models.spec import ModelName
 from kdcli.models.timm import build
-from kdcli.models.timm.model import TimmModel, copy_input, label_names, set_input
+from kdcli.models.timm.model import PROBLEM, SEVERAL, TimmModel, copy_input, label_names, set_input
 from kdcli.models.weights import Checkpoint
 
 
@@ -36,7 +37,7 @@ def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoin
     if checkpoint:
         names = names_of_file(checkpoint.recorded, names, module.num_classes)
     origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase, full_name=full_name)
-    return TimmModel(module, origin, arguments)
+    return _with_label_kind(TimmModel(module, origin, arguments), place)
 
 
 def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *, like: Model | None) -> TimmModel:
@@ -72,7 +73,17 @@ def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *
 def open_saved(place: Place) -> TimmModel:
     """Load what :meth:`TimmModel.save` wrote."""
     module, arguments = build.load(place, pretrained=True)
-    return TimmModel(module, saved_origin(place, label_names(module, is_registered=False)), arguments)
+    model = TimmModel(module, saved_origin(place, label_names(module, is_registered=False)), arguments)
+    return _with_label_kind(model, place)
+
+
+def _with_label_kind(model: TimmModel, place: Place) -> TimmModel:
+    """Return the model as its folder's config says what its labels are."""
+    if place.folder and (file := place.folder / "config.json").is_file():
+        with file.open(encoding="utf-8") as opened:
+            if json.load(opened).get(PROBLEM) == SEVERAL:
+                model.take_several_labels()
+    return model
 
 
 def _is_published(place: Place) -> bool:

@@ -17,7 +17,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import GEOMETRIES, Interpolation, Preprocessing
+from kdcli.base.facts import GEOMETRIES, Interpolation, LabelKind, Preprocessing
 from kdcli.base.reads import LOGITS, Reads
 from kdcli.base.text import short_repr
 from kdcli.models.base import Origin, Probe
@@ -26,6 +26,9 @@ from kdcli.models.recompute import no_recomputing
 from kdcli.models.taps import Layout, edges_of, grid_of, map_of_places, mean_over_places
 from kdcli.models.timm import kdcli_networks
 from kdcli.models.vision import VisionModel
+
+PROBLEM, SEVERAL = "problem_type", "multi_label_classification"
+"""What a folder's ``config.json`` says of labels that are several a sample, in transformers' words."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class TimmModel(VisionModel):
     """
 
     library = "timm"
+    _label_kind: LabelKind = "class"
 
     def __init__(self, module: Any, origin: Origin, model_args: dict[str, Any]) -> None:
         size = origin.image_size
@@ -84,6 +88,15 @@ class TimmModel(VisionModel):
     @property
     def _num_prefix_tokens(self) -> int:
         return self._layout.num_prefix
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """As a folder's config says; timm itself has no word for it."""
+        return self._label_kind
+
+    def take_several_labels(self) -> None:
+        """Write it into what is saved."""
+        self._label_kind = "classes"
 
     def _recompute(self) -> None:
         set_reentrant_ckpt(False)
@@ -158,6 +171,8 @@ class TimmModel(VisionModel):
         tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         config: dict[str, Any] = {"num_classes": self.facts.num_classes}
+        if self.label_kind == "classes":
+            config[PROBLEM] = SEVERAL
         if self.facts.label_names:
             config["label_names"] = list(self.facts.label_names)
         save_config_for_hf(self.module, str(folder / "config.json"), model_config=config, model_args=self._model_args)

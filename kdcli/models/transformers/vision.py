@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 
 import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError
-from kdcli.base.facts import Preprocessing
+from kdcli.base.facts import LabelKind, Preprocessing
 from kdcli.base.reads import LOGITS, Reads
 from kdcli.models.base import Origin, Probe
 from kdcli.models.outputs import ModelOutput
@@ -30,6 +30,9 @@ from kdcli.models.vision import VisionModel
 
 _MAX_SPECIAL_TOKENS = 16
 """More class and register tokens than any model has: more than this beyond the patches is something else."""
+
+
+_SEVERAL = "multi_label_classification"
 
 
 class HFModel(VisionModel):
@@ -89,6 +92,16 @@ class HFModel(VisionModel):
         measured = self._measure(image, Reads(taps, heads=(LOGITS,) if num_classes else ()))
         dims = {tap: measured.result.features[tap].shape[1] for tap in taps}
         return Probe(dims, measured, {"pooled": grid})
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """As the config says."""
+        return "classes" if getattr(self.module.config, "problem_type", None) == _SEVERAL else "class"
+
+    def take_several_labels(self) -> None:
+        """Write it into the config, in transformers' words."""
+        config: Any = self.module.config
+        config.problem_type = _SEVERAL
 
     def _recompute(self) -> None:
         recompute(self.module, self.facts.name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import UNLABELLED
-from kdcli.data import AnyBatch, Batch
+from kdcli.base.facts import UNLABELLED, DataFacts
+from kdcli.config.data import DataConfig
+from kdcli.data import AnyBatch, Batch, open_data
 from kdcli.data.images.decode import Range
 from kdcli.machine.team import Team
+from kdcli.models.base import Model
 from kdcli.tasks.answers import Answers, Choice, ClassAnswers
-from kdcli.tasks.base import DEFAULT_LOSS, ImageTask
+from kdcli.tasks.base import DEFAULT_LOSS, AnyData, ImageTask, Task
 from kdcli.tasks.classification.report import ClassReport, class_layout
 from kdcli.tasks.meters import Meter, SampleSums, shares
 from kdcli.tasks.reports import Layout, Panel, Report
@@ -33,6 +36,37 @@ class ImageClassification(ImageTask):
     monitor = "accuracy"
     """The metric that the best student is chosen by; higher is better, ties go to the lower ``loss``."""
     takes_class_weights = True
+
+    @classmethod
+    def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
+        """Return images with a class each, or with any number of labels."""
+        data = open_data(config, seed=seed, takes_several=True)
+        return replace(data, facts=replace(data.facts, task=cls.row().name))
+
+    @classmethod
+    def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Task:
+        """Return the task for labels of the kind that ``data`` have.
+
+        Raises:
+            UserError: another package's subclass is asked for labels that have a class of their own here.
+        """
+        if data.label_kind != "classes":
+            return cls(data.class_names)
+        if cls is not ImageClassification:
+            raise UserError(
+                f"The task {cls.__name__} is for one class an image, and {data.name} has"
+                f" {data.labels.of_data.format(count=len(data.class_names))}.",
+                f"Name other data, or the task {cls.row().name}.",
+            )
+        from kdcli.tasks.classification.values import ImageLabels
+
+        return ImageLabels.from_facts(data, reference=reference)
+
+    @classmethod
+    def facts_of(cls, model: Model, config: DataConfig | None) -> DataFacts:
+        """Return the facts of no data, with the kind of labels that the model's own config says."""
+        facts = super().facts_of(model, config)
+        return facts if facts.label_kind == "none" else replace(facts, label_kind=model.label_kind)
 
     def supervised_loss(
         self, logits: Tensor, targets: Tensor, *, label_smoothing: float, terms: Mapping[str, float] = DEFAULT_LOSS

@@ -14,16 +14,19 @@ from torch.nn import functional as F
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts, LabelKind
 from kdcli.config.data import DataConfig
-from kdcli.data import AnyBatch
+from kdcli.data import AnyBatch, Batch
+from kdcli.data.classes import listing
 from kdcli.data.images.decode import Range
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks.answers import Answers, Choice, LabelsAnswers, NumberAnswers
-from kdcli.tasks.base import DEFAULT_LOSS, Task
+from kdcli.tasks.base import DEFAULT_LOSS, ImageTask, Task
+from kdcli.tasks.classification.labels_report import LabelsReport, labels_layout
 from kdcli.tasks.classification.one_label import ImageClassification
 from kdcli.tasks.classification.pairs import PairedTexts
 from kdcli.tasks.meters import Meter, SampleSums, TeamMetrics, shares
+from kdcli.tasks.reports import Layout, Panel, Report
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -62,10 +65,9 @@ class TextClassification(PairedTexts, ImageClassification):
         return replace(facts, label_kind=kind, label_scale=(0.0, 1.0) if kind == "number" else None)
 
 
-class _ByValues(PairedTexts):
+class _ByValues(Task):
     """What labels that are rows of values have in common: the loss is a mean of elements, NaN is no label."""
 
-    name = "text-classification"
     metrics: ClassVar[tuple[str, ...]]
     """The names of the metrics, in the order in which they are shown."""
     answers_class: ClassVar[type[Answers]]
@@ -74,7 +76,7 @@ class _ByValues(PairedTexts):
     def supervised_loss(
         self, logits: Tensor, targets: Tensor, *, label_smoothing: float, terms: Mapping[str, float] = DEFAULT_LOSS
     ) -> Tensor:
-        """Return the loss, averaged over the labelled texts and the classes.
+        """Return the loss, averaged over the labelled samples and the classes.
 
         Args:
             logits: (B, C).
@@ -95,7 +97,7 @@ class _ByValues(PairedTexts):
         return _ValuesMeter(self, team)
 
     def answers(self, samples: Sequence[Any], choice: Choice, *, deep_range: Range | None = None) -> Answers:
-        """Return what tells of every text its labels, or its number."""
+        """Return what tells of every sample its labels, or its number."""
         return self.answers_class(self, samples, choice, deep_range=deep_range)
 
     @abstractmethod
@@ -149,7 +151,8 @@ class _ValuesMeter:
         """
         loss, count = self._team.sum(self._totals).tolist()
         if count == 0:
-            raise UserError("There are no texts to evaluate on.", "Check that split.")
+            noun = self._task.row().modality
+            raise UserError(f"There are no {noun}s to evaluate on, or none can be read.", "Check that split.")
         found = {
             name: float(metric_of(name, self._team.sum(values).cpu().numpy())) for name, values in self._sums.items()
         }
@@ -157,12 +160,13 @@ class _ValuesMeter:
         return {name: found[name] for name in self._task.metrics} | {"loss": loss / count}
 
 
-class SeveralLabels(_ByValues):
-    """The task ``text-classification`` with any number of classes a text: binary cross-entropy for each class.
+class _Several(_ByValues):
+    """Any number of classes a sample: binary cross-entropy for each class.
 
     Label smoothing moves the targets towards a half.
     """
 
+    labels_are_independent = True
     monitor = "micro_f1"
     metrics = ("micro_f1", "macro_f1", "mean_average_precision")
     answers_class = LabelsAnswers
@@ -192,8 +196,43 @@ class SeveralLabels(_ByValues):
         hits = (guesses * targets).sum(dim=1)
         return {"micro_f1": torch.stack([2 * hits, guesses.sum(dim=1) + targets.sum(dim=1)], dim=1)}
 
+    @property
+    def layout(self) -> Layout:
+        """F1 at a threshold of a half, average precision and binary cross-entropy."""
+        return labels_layout(self.row().modality)
 
-class TextRegression(_ByValues):
+    def report(self) -> Report:
+        """Return a report of labels."""
+        return LabelsReport(self.class_names)
+
+
+class SeveralLabels(_Several, PairedTexts):
+    """The task ``text-classification`` with any number of classes a text."""
+
+    name = "text-classification"
+
+
+class ImageLabels(_Several, ImageTask):
+    """The task ``image-classification`` with any number of classes an image."""
+
+    name = "image-classification"
+
+    def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
+        """Return of each image itself, with its labels and those that each model finds."""
+        assert isinstance(batch, Batch)
+        titles = [f"is {self._names(row > 0.5)}" for row in batch.targets]
+        for role, logits in outputs.items():
+            for place, row in enumerate(logits.float().sigmoid() > 0.5):
+                titles[place] += f"\n{role}: {self._names(row)}"
+        images = batch.images.permute(0, 2, 3, 1).numpy()
+        return [[Panel(title, image)] for title, image in zip(titles, images, strict=True)]
+
+    def _names(self, chosen: Tensor) -> str:
+        found = [name for name, is_there in zip(self.class_names, chosen.tolist(), strict=True) if is_there]
+        return listing(found, limit=3) or "nothing"
+
+
+class TextRegression(_ByValues, PairedTexts):
     """The task ``text-classification`` with a number a text: squared error in units of the training numbers' variance.
 
     Args:
@@ -202,6 +241,7 @@ class TextRegression(_ByValues):
         mean: their mean.
     """
 
+    name = "text-classification"
     monitor = "pearson"
     metrics = ("pearson", "spearman", "mean_absolute_error")
     answers_class = NumberAnswers
