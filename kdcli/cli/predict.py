@@ -11,6 +11,10 @@ from kdcli.cli import complete
 from kdcli.cli.newest import run_and_inputs
 
 
+_SHOWN = 20
+"""Samples in the table where a file or a folder gets all of them."""
+
+
 def predict(
     name: Annotated[
         str | None,
@@ -150,7 +154,10 @@ def predict(
     if as_json:
         typer.echo(to_json(content_of(predictions)), nl=False)
     else:
-        show_table(*table_of(predictions))
+        most = None if output is None else _SHOWN
+        show_table(*table_of(predictions, most))
+        if most is not None and len(predictions.found) > most:
+            show_lines([f"Shown: the first {most} of {len(predictions.found)}; {output} has all of them."])
         show_lines(remarks(predictions, output))
     unreadable = list(predictions.prediction.unreadable)
     for image in unreadable:

@@ -24,9 +24,9 @@ def class_counts(labels: Sequence[int], num_classes: int) -> NDArray[np.int64]:
     return np.bincount(known[known != UNLABELLED], minlength=num_classes)
 
 
-def how_cut(*, by_hash: bool) -> str:
-    """Return how samples with classes are cut, for the notes."""
-    return "in every class by the hash of each name" if by_hash else "stratified by class"
+def how_cut(*, by_hash: bool, of: str = "name") -> str:
+    """Return how samples with classes are cut, for the notes; ``of`` is what the hash is of."""
+    return f"in every class by the hash of each {of}" if by_hash else "stratified by class"
 
 
 def cut_indices(

@@ -320,11 +320,11 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def table_of(predictions: Predictions) -> Table:
-    """Return the table for the terminal: a column for each model, and lines for each sample."""
+def table_of(predictions: Predictions, most: int | None = None) -> Table:
+    """Return the table for the terminal: a column for each model, and lines for each of the first ``most`` samples."""
     prediction = predictions.prediction
     rows = []
-    for number, found in predictions.found:
+    for number, found in predictions.found[:most]:
         item = prediction.items[number]
         text = " | ".join(_text_of(prediction, number).values())
         name = _end_of(item.name) if item.place else _start_of(" ".join(text.split()))

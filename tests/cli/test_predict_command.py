@@ -83,7 +83,8 @@ def test_labels_are_those_that_evaluation_counted(same_run, predict, run_cli):
         assert confusion.tolist() == evaluated["models"][role]["confusion"]
 
 
-def test_a_table_csv_and_json_have_the_same(alone_run, album, run_cli, predict, tmp_path):
+def test_a_table_csv_and_json_have_the_same(alone_run, album, run_cli, predict, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdcli.cli.predict._SHOWN", 2)
     outcome = run_cli("predict", alone_run, album, *CPU, "--top", "2", "--output", "found.csv")
     assert outcome.exit_code == 0, outcome.stderr
     with (tmp_path / "found.csv").open(encoding="utf-8", newline="") as file:
@@ -101,6 +102,9 @@ def test_a_table_csv_and_json_have_the_same(alone_run, album, run_cli, predict, 
     best = found["predictions"][0]["answers"]["student"][0]
     assert f"{best['label']} {best['probability']:.1%}" in outcome.stdout
     assert "Wrote found.csv" in outcome.stdout
+    assert "Shown: the first 2 of 5; found.csv has all of them." in outcome.stdout
+    assert "deep.png" in outcome.stdout
+    assert "Ωμέγα.jpg" not in outcome.stdout
 
 
 def test_an_exported_folder_and_a_run_as_against_answer_alike(alone_run, album, predict):
