@@ -63,6 +63,9 @@ class TeacherConfig(Section):
     depth: Annotated[DepthKind | None, IMAGES] = None
     """What its depth is: ``metric``, in metres, or ``inverse``, up to scale and shift; by default what its config or
     its kind tells. Of the kind ``dpt``, which is taken for inverse as MiDaS is, some weights are metric."""
+    sharded: Annotated[bool, CHANGEABLE] = False
+    """Let the training processes have shares of its weights (FSDP2) and gather each block as it is run, for a teacher
+    that does not fit one GPU. Before training it is probed on the CPU."""
     quantization: Quantization | None = None
     """Its linear layers in 8 bits (``int8``) or 4 (``int4``), for less memory, by transformers and bitsandbytes: of
     models of transformers' with published weights. What it knows afterwards is measured before it teaches."""

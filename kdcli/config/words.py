@@ -55,6 +55,7 @@ OTHER_WORDS: Mapping[str, str] = {
         "student.name"
     ),
     "use_pretrained finetune fine_tune imagenet": "student.pretrained",
+    "device_map fsdp fsdp2 fully_shard shard sharding sharded_teacher model_parallel": "teacher.sharded",
     "load_in_8bit load_in_4bit quantization_config quantize quantise quantized bitsandbytes bnb int8 int4 nf4": (
         "teacher.quantization"
     ),

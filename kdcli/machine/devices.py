@@ -80,7 +80,9 @@ def make_accelerator(train: TrainConfig, *, tracking: Path | None = None) -> Acc
         if accelerator.distributed_type not in _SUPPORTED:
             raise UserError(
                 f"kdcli trains data-parallel, and was started for {accelerator.distributed_type.value}.",
-                "Use an Accelerate config for several GPUs or CPUs without FSDP, DeepSpeed or Megatron.",
+                "Use an Accelerate config for several GPUs or CPUs without FSDP, DeepSpeed or Megatron: the orthogonal"
+                " projector's retraction needs whole matrices. A teacher that does not fit one GPU:"
+                " --set teacher.sharded=true.",
             )
         if precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would compute in float32
             raise ValueError("the CPU does not train in fp16.")

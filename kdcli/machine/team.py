@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -107,6 +107,18 @@ class Team:
         if self.is_alone:
             return part
         return gather_rows(part) if isinstance(part, Tensor) else gather_list(part)
+
+    def in_step(self, items: Iterable[Item]) -> Iterator[Item | None]:
+        """Yield this process's ``items``, and after them None as long as any other process has some."""
+        if self.is_alone:
+            yield from items
+            return
+        own = iter(items)
+        while True:
+            item = next(own, None)
+            if not int(self.sum(torch.tensor(int(item is not None), device=self.device))):
+                return
+            yield item
 
     def broadcast(self, value: Kind) -> Kind:
         """Return what the main process gave; what the others give is not read.

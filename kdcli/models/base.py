@@ -74,6 +74,10 @@ class Model(nn.Module, ABC):
     module: nn.Module
     preprocessing: Preprocessing | TextPreprocessing
     facts: ModelFacts
+    runs_whole = False
+    """Whether a pass goes on after the last layer that is read: where it is in shares, a block puts its own back."""
+    is_one_pass = True
+    """Whether a batch goes once through every layer, whatever is in it."""
 
     def __init__(
         self, module: nn.Module, origin: Origin, preprocessing: Preprocessing | TextPreprocessing, num_classes: int
@@ -168,7 +172,7 @@ class Model(nn.Module, ABC):
         for head in head_taps.values():
             head.armed = True
         if layers:
-            list(layers.values())[-1].is_end = not own
+            list(layers.values())[-1].is_end = not own and not self.runs_whole
         output = ModelOutput()
         try:
             output = self._run(inputs, own or self._everything())

@@ -90,6 +90,8 @@ def _models(job: Job, run: RunFolder) -> Mapping[str, Model]:
 
 def _predict(job: Job, role: str, model: Model, batch: Any, device: torch.device) -> Any:
     """Return what a model predicts, on the CPU and in the data's order of classes."""
+    if role == "teacher" and job.config.teacher.sharded:  # it is in shares because no device has room for it
+        device = torch.device("cpu")
     place = next((parameter.device for parameter in model.parameters()), device)
     model.eval().to(device)
     try:

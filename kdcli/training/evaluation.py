@@ -97,13 +97,18 @@ def measure(
     predict: Callable[[AnyBatch], Any],
     skip: Skip = ignore,
     note: Note = ignore_sums,
+    *,
+    even: Callable[[Iterable[AnyBatch]], Iterable[AnyBatch]] = iter,
 ) -> dict[str, float]:
-    """Return the task's metrics of what ``predict`` makes of ``model``'s batches; else as :func:`evaluate`."""
+    """Return the task's metrics of what ``predict`` makes of ``model``'s batches; else as :func:`evaluate`.
+
+    ``even`` yields the batches that are run, for a model that all processes run together.
+    """
     was_training = model.training
     model.eval()
     try:
         split = _Split(job, model, source, team, skip)
-        metrics = run_meter(job.task.meter(team), predict, split.batches(), team, note)
+        metrics = run_meter(job.task.meter(team), predict, even(split.batches()), team, note)
         return metrics | split.unreadable()
     finally:
         model.train(was_training)

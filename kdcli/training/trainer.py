@@ -42,6 +42,7 @@ from kdcli.training.phases import Objective, Phases
 from kdcli.training.state import TrainingState
 from kdcli.training.teachers.check import measure_teacher
 from kdcli.training.teachers.outputs import open_teacher
+from kdcli.training.teachers.sharded import even
 from kdcli.training.teachers.teacher import Teacher
 
 
@@ -235,7 +236,7 @@ class Trainer:
         """Yield the teacher's outputs for the labelled training samples without augmentation, and their targets."""
         assert self.teacher is not None, "the plan lets nothing look ahead without one"
         samples, preprocessing = self.job.labelled_samples(), self.teacher.facts.preprocessing
-        for batch in self.job.eval_loader(samples, preprocessing, self.team):
+        for batch in even(self.job, self.job.eval_loader(samples, preprocessing, self.team), self.team):
             self._after_batch(batch.skipped)
             if len(batch):
                 batch = batch.to(self.team.device)

@@ -253,7 +253,7 @@ class HFTextModel(TextModel):
         return length, length // 2
 
     def _say_padding(self) -> None:
-        self._by_length = True
+        self._by_length, self.is_one_pass = True, False
         self._remark("Padding would change it: texts of each length are run by themselves, which takes longer.")
 
     def _remark(self, remark: str) -> None:

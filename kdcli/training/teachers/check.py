@@ -34,6 +34,7 @@ from kdcli.statistics.chance import (
 from kdcli.training.evaluation import Skip, ignore, measure
 from kdcli.training.job import Job
 from kdcli.training.teachers.cache import Remembered
+from kdcli.training.teachers.sharded import even, teacher_on
 
 DECISION = "teacher measured"
 """What the plan's decision about it is called."""
@@ -147,7 +148,7 @@ def measure_teacher(
     """
     teacher = job.teacher
     assert teacher is not None
-    teacher.to(team.device)
+    teacher = teacher_on(job, team)
     columns = columns_of(job)
 
     @torch.inference_mode()
@@ -160,7 +161,7 @@ def measure_teacher(
             evidence.add(told, batch.targets)
         return outputs
 
-    return measure(job, teacher, source, team, predict, skip)
+    return measure(job, teacher, source, team, predict, skip, even=lambda batches: even(job, batches, team))
 
 
 def columns_of(job: Job) -> Sequence[int]:

@@ -90,7 +90,7 @@ def probe_features(
             return known
     started = time.perf_counter()
     view = _Input()
-    device = resolve_device(config.train.device)
+    device = resolve_device("cpu" if config.teacher.sharded else config.train.device)
     found = features_of(teacher, sample, taps, device, look=view.add, workers=0)
     kept = np.bincount(found.labels)[found.labels] > 1  # where others of a class can't be read
     labels = found.labels[kept]

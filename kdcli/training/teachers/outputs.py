@@ -11,6 +11,7 @@ from kdcli.data import AnyBatch, Text, TextSource
 from kdcli.machine.team import Team
 from kdcli.plan.outputs import choose_outputs
 from kdcli.training.job import Job
+from kdcli.training.teachers.sharded import even, teacher_on
 from kdcli.training.teachers.teacher import LiveTeacher, StoredTeacher, Teacher
 
 
@@ -38,10 +39,10 @@ def open_teacher(job: Job, team: Team) -> Teacher | None:
     """Place the teacher on the device, and return what gives its outputs, as the plan says; None without a teacher."""
     if job.teacher is None:
         return None
-    job.teacher.to(team.device)
-    if job.config.train.channels_last:
-        job.teacher.to(memory_format=torch.channels_last)
-    live = LiveTeacher(job.teacher, job.distiller.teacher_reads)
+    teacher = teacher_on(job, team)
+    if job.config.train.channels_last and not job.config.teacher.sharded:
+        teacher.to(memory_format=torch.channels_last)
+    live = LiveTeacher(teacher, job.distiller.teacher_reads)
     if job.plan.teacher_outputs == "live":
         return live
     source = job.train_source()
@@ -54,6 +55,7 @@ def open_teacher(job: Job, team: Team) -> Teacher | None:
 
     def batches() -> Iterable[AnyBatch]:
         once = source.take(place_of[text] for text in texts)
-        return (batch.to(team.device) for batch in job.eval_loader(once, live.facts.preprocessing, team))
+        own = even(job, job.eval_loader(once, live.facts.preprocessing, team), team)
+        return (batch.to(team.device) for batch in own)
 
     return StoredTeacher(live, rows, batches, team)
