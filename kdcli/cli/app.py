@@ -10,6 +10,7 @@ import typer
 
 from kdcli import __version__
 from kdcli.base.errors import UserError
+from kdcli.cli.calibrate import calibrate
 from kdcli.cli.command import Command
 from kdcli.cli.config import config_app
 from kdcli.cli.distill import MORE_EXAMPLES, distill
@@ -49,7 +50,7 @@ app = typer.Typer(
 app.command(cls=Command, epilog=MORE_EXAMPLES, rich_help_panel=_TRAIN)(distill)
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     _TRAIN: (sweep, tune),
-    _RESULTS: (evaluate, predict, generate, compare, report, analyze_projector, export),
+    _RESULTS: (evaluate, predict, generate, calibrate, compare, report, analyze_projector, export),
     _HELP: (guide, doctor),
 }
 for panel, commands in _PANELS.items():

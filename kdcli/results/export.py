@@ -24,6 +24,7 @@ from kdcli.models.libraries import LIBRARIES, library_called
 from kdcli.models.library import Library
 from kdcli.models.reloaded import Reloaded
 from kdcli.projectors.maps import Projector, restore_projector
+from kdcli.results.calibration import fold_temperature, read_calibration
 from kdcli.results.card import model_card
 from kdcli.runs.cards import CARD, card_content, is_kept_card, keep_edited_card
 from kdcli.runs.folder import RunFolder
@@ -57,7 +58,7 @@ def export_safetensors(run: RunFolder, output: Path) -> Exported:
     Raises:
         UserError: when the folder holds other files, or the reloaded model differs.
     """
-    student = load_saved(run.student)
+    student, calibrated = _student_of(run)
     library = library_called(student.facts.library)
     projector = None
     if TASKS[student.facts.task].is_label_free:
@@ -69,8 +70,17 @@ def export_safetensors(run: RunFolder, output: Path) -> Exported:
         differences.extend(map(_compare, library.reload(student, folder, projector=projector)))
         (folder / CARD).write_bytes(card_content(model_card(run, run.read_result())))
 
-    notes = _write(output, save, library)
+    notes = calibrated + _write(output, save, library)
     return Exported(max(differences), notes)
+
+
+def _student_of(run: RunFolder) -> tuple[Model, list[str]]:
+    """Return the run's student, its temperature folded into its last layer where it has one, and a note on that."""
+    student, found = load_saved(run.student), read_calibration(run)
+    if found is None:
+        return student, []
+    fold_temperature(student, found.temperature)
+    return student, [f"Calibrated: the last layer is divided by the temperature {found.temperature:.4g}."]
 
 
 def export_onnx(run: RunFolder, output: Path) -> Exported:
@@ -91,7 +101,7 @@ def export_onnx(run: RunFolder, output: Path) -> Exported:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"ONNX export needs the package {error.name}.", "pip install 'kdcli[onnx]'") from None
-    student = load_saved(run.student)
+    student, calibrated = _student_of(run)
     if not TASKS[student.facts.task].reads_images:
         raise UserError("ONNX export is for models of images.", "Export it as safetensors instead.")
     if BOXES in student.facts.heads:
@@ -143,7 +153,7 @@ def export_onnx(run: RunFolder, output: Path) -> Exported:
         (folder / "preprocessing.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         (folder / CARD).write_bytes(card_content(model_card(run, run.read_result())))
 
-    notes = _write(output, save, library_called(student.facts.library))
+    notes = calibrated + _write(output, save, library_called(student.facts.library))
     return Exported(max(differences), notes)
 
 

@@ -23,6 +23,7 @@ from kdcli.data.own import STDIN, Item, find_images, find_texts, has_deep
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_saved
 from kdcli.plan.relation import map_labels
+from kdcli.results.calibration import read_calibration
 from kdcli.results.candidates import Candidate, load_model, load_teacher_of
 from kdcli.results.evaluate import predict_batch
 from kdcli.results.export import embedding_projector
@@ -369,7 +370,9 @@ def _asked(candidate: Candidate, task: Task, run: RunFolder | None) -> Asked:
         is_student = run is not None and candidate.role != "teacher"
         into = embedding_projector(run, model.facts.feature_dims["pooled"]) if run is not None and is_student else None
         return Asked(model, (), facts, None if into is None else _on_its_device(into))
-    return Asked(model, facts.class_names if candidate.label_map is None else task.class_names, facts)
+    names = facts.class_names if candidate.label_map is None else task.class_names
+    found = None if run is None or candidate.role == "teacher" else read_calibration(run)
+    return Asked(model, names, facts, temperature=1.0 if found is None else found.temperature)
 
 
 def _on_its_device(projector: Any) -> Callable[[Any], Any]:

@@ -67,12 +67,14 @@ class Asked:
         class_names: of its answers, in their order; empty where it has none.
         facts: of the data that it was trained on, as far as they are known.
         into_teacher: maps pooled features (B, d) into the teacher's space; None where nothing does.
+        temperature: by which logits are divided before probabilities are made of them.
     """
 
     model: Model
     class_names: tuple[str, ...]
     facts: DataFacts
     into_teacher: Callable[[Tensor], Tensor] | None = field(default=None)
+    temperature: float = 1.0
 
 
 class Answers(ABC):
@@ -159,12 +161,18 @@ class ClassAnswers(Answers):
 
     def of(self, asked: Asked, outputs: Tensor, batch: AnyBatch) -> Iterator[Answer]:
         """Yield the classes of every row of logits (B, C)."""
-        probabilities = outputs.double().softmax(dim=1)
+        probabilities = (outputs.double() / asked.temperature).softmax(dim=1)
         # the first of equals is the one that argmax finds, as in evaluation
         order = outputs.argsort(dim=1, descending=True, stable=True)[:, : self.choice.top or TOP]
         for row, best in zip(probabilities.tolist(), order.tolist(), strict=True):
             records = [{"label": asked.class_names[label], "probability": row[label]} for label in best]
             yield Answer(records, [f"{each['label']} {each['probability']:.1%}" for each in records])
+
+    def notes(self, asked: Asked) -> list[str]:
+        """Say where probabilities are calibrated."""
+        if asked.temperature == 1:
+            return []
+        return [f"Probabilities of the student are calibrated: temperature {asked.temperature:.4g} (kdcli calibrate)."]
 
 
 class LabelsAnswers(Answers):

@@ -31,6 +31,7 @@ COMMANDS = [
     ("evaluate",),
     ("predict",),
     ("generate",),
+    ("calibrate",),
     ("report",),
     ("guide",),
     ("analyze-projector",),
