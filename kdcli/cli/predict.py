@@ -10,7 +10,6 @@ import typer
 from kdcli.cli import complete
 from kdcli.cli.newest import run_and_inputs
 
-
 _SHOWN = 20
 """Samples in the table where a file or a folder gets all of them."""
 

@@ -309,7 +309,8 @@ def _complete(official: _Splits, config: DataConfig, *, task: str, seed: int) ->
         )
     is_stratified = official.kind == "class"
     by_hash = not config.name.startswith("demo:")  # of which nothing is added or taken away
-    how = f", {how_cut(by_hash=by_hash, of='text')}" if is_stratified else ", by the hash of each text" if by_hash else ""
+    how = ", by the hash of each text" if by_hash else ""
+    how = f", {how_cut(by_hash=by_hash, of='text')}" if is_stratified else how
     if validation is None and test is None:
         train, test = _cut(
             train, config.test_fraction, names, is_stratified, seed=TEST_SEED, purpose="test", by_hash=by_hash
