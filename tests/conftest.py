@@ -79,11 +79,14 @@ class Outcome(NamedTuple):
 def run_command(*arguments: str | Path, cwd: Path) -> Outcome:
     """Run ``kdcli ARGUMENTS`` in this process, as its entry point does; no library may have anything to say.
 
-    Warnings are filtered as Python does by default, not as pytest does.
+    Warnings are filtered as Python does by default, not as pytest does. Plans are printed whole, unless the arguments
+    say how much of them.
     """
     from kdcli.cli.app import main
     from kdcli.terminal import console
 
+    if arguments[:1] == ("distill",) and "--plan" not in arguments:
+        arguments = (*arguments, "--plan", "full")
     console.console.width = console.errors.width = WIDTH
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     argv, sys.argv = sys.argv, ["kdcli", *map(str, arguments)]

@@ -19,6 +19,7 @@ GUIDES = (
     "unlabelled",
     "sweeps",
     "resume-and-gpus",
+    "speed",
     "names",
     "python",
     "extend",

@@ -10,6 +10,7 @@ import typer
 
 from kdcli import __version__
 from kdcli.base.errors import UserError
+from kdcli.cli.bench import bench
 from kdcli.cli.calibrate import calibrate
 from kdcli.cli.command import Command
 from kdcli.cli.config import config_app
@@ -19,6 +20,7 @@ from kdcli.cli.generate import generate
 from kdcli.cli.guide import guide
 from kdcli.cli.models import models_app
 from kdcli.cli.predict import predict
+from kdcli.cli.quick_imports import postpone_compiler
 from kdcli.cli.recipes import recipes_app
 from kdcli.cli.report import report
 from kdcli.cli.results import analyze_projector, evaluate, export
@@ -53,6 +55,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     _RESULTS: (evaluate, predict, generate, calibrate, compare, report, analyze_projector, export),
     _HELP: (guide, doctor),
 }
+app.command(cls=Command, rich_help_panel=_FIND)(bench)
 for panel, commands in _PANELS.items():
     for command in commands:
         app.command(cls=Command, rich_help_panel=panel)(command)
@@ -65,6 +68,7 @@ def main() -> None:
     """Run the command line; a user's error is one message, a hint and exit code 2."""
     from kdcli.machine.launch import end_with_the_launcher, is_launched, reporting_to_launcher
 
+    postpone_compiler()
     try:
         with library_messages():
             if is_launched():

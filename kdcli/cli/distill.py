@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdcli.base.errors import UserError
 from kdcli.base.tasks import DEFAULT_TASK, TASKS
 from kdcli.cli import complete
+from kdcli.cli.given import config_given, tell_demo
+from kdcli.cli.quick_imports import without_collections
 from kdcli.cli.sets import Sets, given_keys
 
 if TYPE_CHECKING:
@@ -154,7 +155,9 @@ def distill(
             autocompletion=complete.runs,
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan (all of it with --plan full), and train nothing.")
+    ] = False,
     teacher_weights: Annotated[
         str | None,
         typer.Option(
@@ -321,6 +324,15 @@ def distill(
             autocompletion=complete.one_of("auto", "plain", "json"),
         ),
     ] = "auto",
+    plan: Annotated[
+        str,
+        typer.Option(
+            help="summary: what decides; full: every decision with its reason.",
+            rich_help_panel=_TOLD,
+            metavar="EXTENT",
+            autocompletion=complete.one_of("summary", "full"),
+        ),
+    ] = "summary",
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print only warnings and errors.", rich_help_panel=_TOLD)
     ] = False,
@@ -364,11 +376,10 @@ def distill(
 
         kdcli distill --resume runs/quickstart --epochs 32
     """
-    from kdcli.config.parse import parse_config
-    from kdcli.config.recipes import apply_overrides, set_key
-
     if log_format not in ("auto", "plain", "json"):
         raise UserError(f"There is no log format {log_format!r}.", "Use auto, plain or json.")
+    if plan not in ("summary", "full"):
+        raise UserError(f"--plan {plan!r} is neither summary nor full.", "Leave it out for the summary.")
     given, overrides = given_keys(context, distill), set_ or []
     if resume is not None:
         if recipe is not None or "output" in given or any(item.startswith("output=") for item in overrides):
@@ -377,89 +388,18 @@ def distill(
             )
     elif force:
         raise UserError("--force is for --resume: a new run has nothing that could have changed.", "Leave it out.")
-    values, source = _stored_values(recipe, resume, force=force)
-    if "teacher.name" in given:  # another teacher: the recipe's weights are not its own
-        values = {**values, "teacher": {"name": given["teacher.name"]}}
-    values = apply_overrides(values, overrides)
-    for key, value in given.items():
-        values = set_key(values, key.split("."), value)
-    is_stored = recipe is not None or resume is not None
-    is_demo = not is_stored and _wants_demo(values)
+    config, is_demo = config_given(given, overrides, recipe=recipe, resume=resume, force=force)
     if is_demo:
-        values = {**values, "data": TASKS[values.get("task", DEFAULT_TASK)].demo}
-    _check_complete(values, is_stored=is_stored)
-    config = parse_config(values, source=source)
-    if is_demo:
-        _tell_demo(config, log_format=log_format, quiet=quiet)
-    from kdcli.experiments.distill import Output
+        tell_demo(config, log_format=log_format, quiet=quiet)
+    with without_collections():
+        from kdcli.experiments.distill import Output
 
-    shown = Output("json" if log_format == "json" else "plain" if log_format == "plain" else "auto", quiet)
+    shown = Output(
+        "json" if log_format == "json" else "plain" if log_format == "plain" else "auto", quiet, plan == "full"
+    )
     name = _file_name(Path(recipe).stem) if recipe else _run_name(config)
     if code := _start(config, name, resume, output=shown, dry_run=dry_run, force=force):
         raise typer.Exit(code)
-
-
-def _stored_values(recipe: str | None, resume: Path | None, *, force: bool) -> tuple[dict[str, Any], str]:
-    """Return the values of the recipe, or of the run that goes on, and what to call them in messages."""
-    if resume is not None:
-        from kdcli.runs.folder import RunFolder
-
-        return RunFolder.started(resume, force=force).read_values(), str(resume / "config.yaml")
-    if recipe is not None:
-        from kdcli.config.recipes import find_recipe, load_recipe
-
-        file = find_recipe(recipe)
-        return load_recipe(file), str(file)
-    return {}, "the options"
-
-
-def _wants_demo(values: dict[str, Any]) -> bool:
-    """Whether models are named and nothing at all is said of data, for a task of kdcli's that has some embedded."""
-    task = values.get("task", DEFAULT_TASK)
-    named = all(values.get(name) for name in ("teacher", "student"))
-    return (
-        named
-        and not {"data", "eval_data"} & values.keys()
-        and isinstance(task, str)
-        and task in TASKS
-        and bool(TASKS[task].demo)
-    )
-
-
-def _tell_demo(config: RunConfig, *, log_format: str, quiet: bool) -> None:
-    """Say on the first line that the data are the task's demo; in JSON as an event."""
-    from kdcli.machine.launch import rank
-    from kdcli.terminal.console import show_lines, show_note
-
-    told = f"No --data: taking {config.data.name}, the demo data of {config.task}. Name yours with --data."
-    if rank() != 0:
-        return
-    if log_format == "json":
-        typer.echo(json.dumps({"event": "demo", "data": config.data.name, "note": told}))
-    elif quiet:
-        show_note(told)
-    else:
-        show_lines([told])
-
-
-def _check_complete(values: dict[str, Any], *, is_stored: bool) -> None:
-    """Refuse half of the options of episodes, and a run of no recipe that lacks a model or data."""
-    drawn = values.get("episodes")
-    absent = [option for option in ("ways", "shots") if isinstance(drawn, dict) and option not in drawn]
-    if absent:
-        raise UserError(
-            f"episodes.{absent[0]}: missing. Episodes have so many classes (--ways) of so many labelled images"
-            " (--shots).",
-            "For example: --ways 5 --shots 10",
-        )
-    said = {name: values.get(name) for name in ("teacher", "student", "data")}
-    missing = [name for name, value in said.items() if not value or (isinstance(value, dict) and "name" not in value)]
-    if missing and not is_stored:
-        raise UserError(
-            f"Say what to distil: {', '.join('--' + name for name in missing)} is missing.",
-            "For example: kdcli distill --teacher resnet50 --student mobilenetv3_small_050 --data photos/"
-            " (or: kdcli distill --recipe quickstart)",
-        )
 
 
 def _start(config: RunConfig, name: str, resume: Path | None, *, output: Output, dry_run: bool, force: bool) -> int:

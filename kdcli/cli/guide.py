@@ -8,9 +8,12 @@ import typer
 
 from kdcli.base.guides import GUIDES
 
+_CONFIG = "config"
+"""The topic that is made of the config's classes, and no file."""
+
 
 def _complete(incomplete: str) -> list[str]:
-    return [topic for topic in GUIDES if topic.startswith(incomplete)]
+    return [topic for topic in (*GUIDES, _CONFIG) if topic.startswith(incomplete)]
 
 
 def guide(
@@ -25,11 +28,23 @@ def guide(
         kdcli guide
 
         kdcli guide start
+
+        kdcli guide config
     """
+    from kdcli.base.errors import UserError, did_you_mean
     from kdcli.base.guides import for_terminals, guide_text, guide_title
     from kdcli.terminal.console import show_markdown, show_table
 
-    if topic is None:
-        show_table("Guides", ["topic", "about"], [[name, guide_title(name)] for name in GUIDES])
+    if topic is None or topic == _CONFIG:
+        from kdcli.config.guide import CONFIG_TITLE, config_guide
+
+        if topic == _CONFIG:
+            show_markdown(config_guide())
+            return
+        titles = [[name, guide_title(name)] for name in GUIDES]
+        show_table("Guides", ["topic", "about"], [*titles, [_CONFIG, CONFIG_TITLE]])
+    elif topic not in GUIDES:
+        nearest = did_you_mean(topic, (*GUIDES, _CONFIG))
+        raise UserError(f"There is no guide {topic!r}. {nearest}".rstrip(), f"Topics: {', '.join((*GUIDES, _CONFIG))}.")
     else:
         show_markdown(for_terminals(guide_text(topic)))

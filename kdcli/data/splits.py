@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.data.classes import listing
+from kdcli.data.stratify import draw_stratified
 from kdcli.machine.seeding import stable_share
 
 TEST_SEED = 0
@@ -82,9 +83,7 @@ def cut_indices(
             hint,
         )
     if names is None:
-        from sklearn.model_selection import train_test_split
-
-        _, part = train_test_split(labelled, test_size=size, stratify=labels[labelled], random_state=seed)
+        part = labelled[draw_stratified(labels[labelled], size, seed=seed)]
     else:
         classes = [labelled[labels[labelled] == label] for label in np.unique(labels[labelled])]
         held_out = [

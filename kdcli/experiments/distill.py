@@ -91,7 +91,7 @@ def distill_run(
         return launch(num_processes, sys.argv[1:] if arguments is None else arguments)
     with output.applied():
         job, accelerator = planned_job(config, tracking=path / "tracking")
-        show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}")
+        show_plan(job.plan, title=f"Plan: {config.student.name} from {config.teacher.name}", whole=output.whole_plan)
         if output.log_format == "json" and not output.quiet and is_main:
             print(json.dumps({"event": "plan", **job.plan.to_json()}), flush=True)
         if dry_run:

@@ -56,7 +56,8 @@ def run_episodes(config: RunConfig, *, name: str, command: str, output: Output, 
         with console.status("Loading data and models"):
             setting = prepare_episodes(config)
             setting = replace(setting, plan=measured_plan(setting))
-        show_plan(setting.plan, title=f"Plan: {config.student.name} from {config.teacher.name}, in episodes")
+        title = f"Plan: {config.student.name} from {config.teacher.name}, in episodes"
+        show_plan(setting.plan, title=title, whole=output.whole_plan)
         _print_event(output, "plan", setting.plan.to_json())
         if dry_run:
             return 0

@@ -21,12 +21,14 @@ class Output:
     Attributes:
         log_format: of the training's progress; with ``json``, standard output has JSON lines alone.
         quiet: nothing but warnings and errors.
+        whole_plan: every decision of the plan with its reason, in place of its summary.
         bar: a bar in place of lines.
         callbacks: functions that are told what happens, beside what is printed.
     """
 
     log_format: LogFormat = "auto"
     quiet: bool = False
+    whole_plan: bool = False
     bar: bool = False
     callbacks: tuple[Callback, ...] = ()
 

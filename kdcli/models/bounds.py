@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from kdcli.base.errors import UserError
 
@@ -90,6 +91,15 @@ def building(label: str) -> Iterator[None]:
         raise UserError(f"{label} can't be built: {reason}", "Give other arguments, or none.") from error
 
 
+class _Undrawn(TorchFunctionMode):
+    """Draws no weights: none are there, and on the meta device the first draw imports torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+
 _checked: set[tuple[str, int]] = set()
 
 
@@ -107,7 +117,7 @@ def check_extent(label: str, build: Callable[[], Any], *, values: object) -> Non
     key = repr(values), total_memory()
     if key in _checked or torch.get_default_device().type == "meta":
         return  # on the meta device it is only counted
-    with bounded(label, is_trial=True), torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with bounded(label, is_trial=True), torch.device("meta"), _Undrawn(), torch.random.fork_rng(devices=[]):
         try:
             build()
         except UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
 from kdcli.models.quantization import is_packed
 
@@ -56,7 +57,7 @@ def measure(module: nn.Module, forward: Callable[[], T], *, mode: Literal["eval"
         kept.setdefault(StorageWeakRef(storage), storage.nbytes())
         # Nothing is handed back, for nothing is run backward: so a large model's graph takes no memory here.
 
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter = _Counter(display=False, custom_mapping=_FORMULAS)
     with (
         _as_in_training(module, mode),
         torch.random.fork_rng(devices=[]),
@@ -97,6 +98,27 @@ def _counted(layers: Sequence[nn.Module], total: Callable[[], int]) -> Iterator[
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Mode(_FlopCounterMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    __torch_dispatch__ = inspect.unwrap(_FlopCounterMode.__torch_dispatch__)
+
+
+class _Counter(FlopCounterMode):
+    """torch's counter, without the mark on its mode that makes the first operator import torch's compiler: two CPU
+    seconds of every start.
+    """
+
+    def __enter__(self) -> _Counter:
+        self.flop_counts.clear()
+        self.mod_tracker.__enter__()
+        self.mode = _Mode(self)
+        self.mode.__enter__()
+        return self
 
 
 @torch.inference_mode()

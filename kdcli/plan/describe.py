@@ -92,12 +92,14 @@ def describe_taps(options: MethodOptions, situation: Situation) -> list[Decision
         if options.needs.teacher and teacher is not None:
             sides.append(_describe_tap(options, "teacher", pair.teacher, teacher))
         value = " -> ".join(reversed(sides) if options.projector_name == "inverted" else sides)
-        reason = _tap_reason(options, pair, situation)
-        decisions.append(Decision(f"features: {options.method.replace('_', ' ')}", value, reason))
+        reason, warning = _tap_reason(options, pair, situation)
+        name = f"features: {options.method.replace('_', ' ')}"
+        decisions.append(Decision(name, value, f"{reason} {warning}".rstrip(), warning=warning))
     return decisions
 
 
-def _tap_reason(options: MethodOptions, pair: FeaturePair, situation: Situation) -> str:
+def _tap_reason(options: MethodOptions, pair: FeaturePair, situation: Situation) -> tuple[str, str]:
+    """Return what is to be said of the features, and what a user must not miss."""
     teacher, student = situation.teacher, situation.student
     reason = f"Width in brackets; {student.preprocessing.features_of(TASKS[student.task].target)}."
     if options.reads_layers == "maps":
@@ -105,16 +107,19 @@ def _tap_reason(options: MethodOptions, pair: FeaturePair, situation: Situation)
     if options.projector_name == "orthogonal" and options.projects_layers and teacher is not None:
         student_dim, teacher_dim = student.feature_dims[pair.student], teacher.feature_dims[pair.teacher]
         if student_dim > teacher_dim:
-            reason = (
+            return "", (
                 f"The student is wider ({student_dim} > {teacher_dim}), so only the projector's columns are"
                 " orthonormal and the part of the student's features outside them is not preserved."
+                f"{f' {_told_unread(pair)}' if is_unread(options, pair, student) else ''}"
             )
-    if is_unread(options, pair, student):
-        reason += (
-            f" The student's classifier reads embedding, not {pair.student}: layers lie between the two, or they are"
-            f" of other positions. --feature-layers embedding:{pair.teacher} distils what it reads."
-        )
-    return reason
+    return reason, _told_unread(pair) if is_unread(options, pair, student) else ""
+
+
+def _told_unread(pair: FeaturePair) -> str:
+    return (
+        f"The student's classifier reads embedding, not {pair.student}: layers lie between the two, or they are"
+        f" of other positions. --feature-layers embedding:{pair.teacher} distils what it reads."
+    )
 
 
 def is_unread(options: MethodOptions, pair: FeaturePair, student: ModelFacts) -> bool:
@@ -185,14 +190,20 @@ def _describe_compression(situation: Situation, teacher: ModelFacts) -> Decision
     if latencies is not None:
         before, after = latencies
         value += f", latency {before:.1f} ms to {after:.1f} ms ({before / after:.1f}x)"
-        reason += f" Latency of one {situation.data.noun}, measured just now on this machine's CPU."
+        noun = situation.data.noun
+        reason += f" Latency of one {noun}: the fastest of a few passes, when this machine's CPU first ran them."
     return Decision("compression", value, reason)
 
 
 def _describe_data(data: DataFacts) -> Decision:
     splits = f"{data.num_train} train, {data.num_validation} validation, {data.num_test} test"
     labels = data.labels.of_data.format(count=len(data.class_names))
-    return Decision("data", f"{data.name}: {labels}, {splits}", " ".join(data.notes))
+    unusual = " ".join(note for note in data.notes if not note.startswith(_USUAL))
+    return Decision("data", f"{data.name}: {labels}, {splits}", " ".join(data.notes), warning=unusual)
+
+
+_USUAL = ("Test: ", "Validation: ", "Columns: ", "Classes: ", "Labels: ", "Direction: ", "Training images: ")
+"""How notes begin that say what was asked for, or what is always done; every other one is a thing to look at."""
 
 
 def _describe_training(config: RunConfig) -> Decision:
@@ -217,8 +228,9 @@ def describe_costs(
     student: ModelFacts,
     trainable_parameters: int,
     mixed_precision: str,
+    num_samples: int,
 ) -> list[Decision]:
-    """Return the decisions about trainable parameters and memory.
+    """Return the decisions about trainable parameters, memory and computation.
 
     The memory estimate adds float32 weights of both models, gradients and two optimiser moments of everything
     trainable, and the student's stored activations for one batch (measured for one image, halved under mixed
@@ -249,6 +261,26 @@ def describe_costs(
             f"about {memory / 2**30:.2f} GiB",
             f"Weights, gradients, two moments, and {activations / 2**30:.2f} GiB of activations for a batch.{again}",
         ),
+        *_describe_computation(teacher, student, num_samples),
+    ]
+
+
+def _describe_computation(teacher: ModelFacts | None, student: ModelFacts, num_samples: int) -> list[Decision]:
+    """Return the decision on the operations of an epoch: the teacher's pass, and the student's with its backward pass.
+
+    A backward pass multiplies twice as much as the forward pass: with the weights, and with the features.
+    """
+    own, other = 3 * student.macs * num_samples, 0 if teacher is None else teacher.macs * num_samples
+    if not own + other:
+        return []
+    share = f", {other / (own + other):.0%} of them the teacher's" if teacher is not None else ""
+    reason = "Of every sample at both models' input sizes, three passes of the student's for forward and backward."
+    return [
+        Decision(
+            "computation",
+            f"{human_count(own + other)} MACs an epoch{share}",
+            f"{reason} 'kdcli bench' measures how long they take here.",
+        )
     ]
 
 

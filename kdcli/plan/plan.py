@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from kdcli.base.names import Relation
@@ -18,11 +18,26 @@ TeacherOutputs = Literal["live", "stored"]
 
 @dataclass(frozen=True)
 class Decision:
-    """One thing that was decided: what, its value, and one sentence why."""
+    """One thing that was decided.
+
+    Attributes:
+        name: what.
+        value: what it is.
+        reason: why, in a sentence or more.
+        warning: what of the reason a user must not miss; it is shown wherever the plan is.
+        brief: what the summary says in place of the value, see :mod:`kdcli.plan.summary`; by default the value.
+    """
 
     name: str
     value: str
     reason: str
+    warning: str = ""
+    brief: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Return its part of ``plan.json``."""
+        told = {"name": self.name, "value": self.value, "reason": self.reason}
+        return told | ({"warning": self.warning} if self.warning else {})
 
 
 @dataclass(frozen=True)
@@ -76,5 +91,5 @@ class Plan:
             "teacher_metrics": None if self.teacher_metrics is None else finite(self.teacher_metrics),
             "teacher_samples": self.teacher_samples,
             "teacher_probe": None if self.teacher_probe is None else dict(self.teacher_probe),
-            "decisions": [asdict(decision) for decision in self.decisions],
+            "decisions": [decision.to_json() for decision in self.decisions],
         }

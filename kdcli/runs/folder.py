@@ -10,7 +10,6 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -369,7 +368,7 @@ class RunFolder:
         measured = ("teacher measured", "teacher probed")
         may_go = {"teacher outputs", *(measured if self.force else ())}
         names = {"training", "episodes", *measured, *may_go, *(("teacher",) if self.force else ())}
-        new = {decision.name: asdict(decision) for decision in plan.decisions if decision.name in names}
+        new = {decision.name: decision.to_json() for decision in plan.decisions if decision.name in names}
         kept = [old for old in values["decisions"] if old["name"] in new or old["name"] not in may_go]
         values["decisions"] = [new.pop(old["name"], old) for old in kept]
         values["decisions"] += new.values()

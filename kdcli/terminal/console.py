@@ -16,6 +16,7 @@ from rich.table import Table
 from kdcli.base.errors import UserError
 from kdcli.base.text import printable, redact
 from kdcli.plan.plan import Plan
+from kdcli.plan.summary import Line, summarise
 
 _NO_NUMBERS = ("", "-", "baseline")
 _NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*( ?[A-Za-z%µ]{1,3})?( ± [\d.]+)?( \[[^\]]*\])?( \([^)]*\))?")
@@ -49,8 +50,11 @@ def _indented(text: str) -> str:
     return "\n".join([first, *(line if line.startswith(" ") else f"  {line}" for line in rest)])
 
 
-def show_plan(plan: Plan, *, title: str) -> None:
-    """Print every decision of a plan with its reason; in a pipe a line each."""
+def show_plan(plan: Plan, *, title: str, whole: bool = False) -> None:
+    """Print what decides, in some ten lines, or every decision of a plan with its reason; in a pipe a line each."""
+    if not whole:
+        _show_summary(summarise(plan), title)
+        return
     if not console.is_terminal:
         reasons = (f"  ({each.reason})" if each.reason else "" for each in plan.decisions)
         told = zip(plan.decisions, reasons, strict=True)
@@ -64,6 +68,20 @@ def show_plan(plan: Plan, *, title: str) -> None:
     for decision in plan.decisions:
         table.add_row(escape(decision.name), escape(decision.value), escape(decision.reason))
     console.print(Panel(table, title=escape(title), title_align="left", border_style="cyan"))
+
+
+def _show_summary(lines: Sequence[Line], title: str) -> None:
+    if not console.is_terminal:
+        show_lines([title, *(f"  {line.name}: {line.text}" for line in lines)])
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(width=max(len(line.name) for line in lines), overflow="fold")
+    table.add_column(overflow="fold")
+    for line in lines:
+        style = "bold yellow" if line.is_warning else "bold cyan"
+        table.add_row(f"[{style}]{escape(line.name)}[/]", escape(line.text))
+    console.print(f"[bold]{escape(title)}[/]")
+    console.print(table)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
-from timm.scheduler import create_scheduler_v2
 from torch.optim import Optimizer
 
 from kdcli.base.errors import UserError, did_you_mean
@@ -26,6 +24,9 @@ def make_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimize
     Raises:
         UserError: for a name that timm doesn't have, or one that needs more than gradients.
     """
+    # Here, as timm.optim imports torch's compiler, which a dry run has no use for.
+    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+
     valid, name = [str(name) for name in list_optimizers()], optim.optimizer.lower().removeprefix("lookahead_")
     if name not in valid:
         raise UserError(
@@ -59,6 +60,8 @@ def make_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimize
 
 def make_schedule(optimizer: Optimizer, optim: OptimConfig, updates: int) -> Any:
     """Return timm's schedule over ``updates`` optimiser steps, warm-up included."""
+    from timm.scheduler import create_scheduler_v2
+
     # timm's multi-step schedule decays one step before a milestone.
     milestones = [round(share * updates) + 1 for share in optim.milestones or ()]
     choices: dict[str, tuple[str, dict[str, Any]]] = {

@@ -24,7 +24,7 @@ from kdcli.data.epoch import train_indices
 from kdcli.machine.team import ALONE, Team
 from kdcli.models import load_saved, load_teacher
 from kdcli.models.base import Model
-from kdcli.models.costs import latency_of
+from kdcli.models.latency import known_latency
 from kdcli.models.layers import open_taps
 from kdcli.models.loading import wrong_names
 from kdcli.models.roundtrip import check_reloads
@@ -138,7 +138,7 @@ def _make_job(
         teacher=None if teacher is None else teacher.facts,
         student=student.facts,
         data=data.facts,
-        latencies=(latency_of(teacher), latency_of(student)) if with_latencies and teacher is not None else None,
+        latencies=(known_latency(teacher), known_latency(student)) if with_latencies and teacher is not None else None,
         layers=layers,
     )
     plan = make_plan(situation)
@@ -210,13 +210,14 @@ def teacher_embedder(teacher: Model | None) -> Callable[[AnyBatch], Tensor]:
 
 
 def job_costs(job: Job, *, mixed_precision: str) -> list[Decision]:
-    """Return the decisions about trainable parameters and memory."""
+    """Return the decisions about trainable parameters, memory and computation."""
     return describe_costs(
         job.config,
         teacher=None if job.teacher is None else job.teacher.facts,
         student=job.student.facts,
         trainable_parameters=sum(p.numel() for p in job.distiller.parameters() if p.requires_grad),
         mixed_precision=mixed_precision,
+        num_samples=len(job.train_source()),
     )
 
 

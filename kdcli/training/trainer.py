@@ -184,10 +184,8 @@ class Trainer:
     def _train(self) -> None:
         state = self.state
         started = time.perf_counter() - state.seconds
-        if self.teacher is not None and self.step < self.total_steps:
-            self.teacher.begin(self._obey_early)
+        self.begin()
         if self.step == 0:
-            self.objective.look_ahead(self._labelled_outputs, self.team)
             if not state.spectra.steps:
                 state.spectra.add(self.objective, step=0)
             if self.total_steps:
@@ -200,7 +198,7 @@ class Trainer:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             epoch += self.epochs_before
             for batch in self._timed(self.loader.epoch(epoch, first)):
-                self._train_step(batch, epoch)
+                self.train_step(batch, epoch)
                 if self._ends_epoch() or self.step % _LOG_EVERY == 0:
                     self._log()
                 state.seconds = time.perf_counter() - started
@@ -211,7 +209,15 @@ class Trainer:
                     break
         self.save()
 
-    def _train_step(self, batch: AnyBatch, epoch: int) -> None:
+    def begin(self) -> None:
+        """Do what comes before the first step, or before going on: all that is read of the teacher ahead."""
+        if self.teacher is not None and self.step < self.total_steps:
+            self.teacher.begin(self._obey_early)
+        if self.step == 0:
+            self.objective.look_ahead(self._labelled_outputs, self.team)
+
+    def train_step(self, batch: AnyBatch, epoch: int) -> None:
+        """Train on a batch of ``epoch``, and account for it."""
         state, team = self.state, self.team
         self._note_skipped(batch.skipped)
         # Dropout and the like: drawn anew for every step, so that nothing of the past has to be restored.

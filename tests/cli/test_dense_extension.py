@@ -134,7 +134,7 @@ class Interrupt(Exception):
 def test_resumed_it_is_the_same_to_the_bit(kdcli, teacher, same, monkeypatch):
     from kdcli.training.trainer import Trainer
 
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -143,7 +143,7 @@ def test_resumed_it_is_the_same_to_the_bit(kdcli, teacher, same, monkeypatch):
 
     options = ("--teacher", teacher, *STUDENT, *DATA, *FAST, *SAME, "--output", "cut")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", train_step)
+        patch.setattr(Trainer, "train_step", train_step)
         with pytest.raises(Interrupt):
             kdcli("distill", *options, "--checkpoint-every", "2")
     kdcli("distill", "--resume", "cut")

@@ -121,7 +121,7 @@ class Interrupt(Exception):
 def test_resumed_it_is_the_same_to_the_bit(kdcli, teacher, same, monkeypatch):
     from kdcli.training.trainer import Trainer
 
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -130,7 +130,7 @@ def test_resumed_it_is_the_same_to_the_bit(kdcli, teacher, same, monkeypatch):
 
     options = ("--teacher", teacher, *SMALL, *DATA, *FAST, "--epochs", "2", "--unchecked-teacher", "--output", "cut")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", train_step)
+        patch.setattr(Trainer, "train_step", train_step)
         with pytest.raises(Interrupt):
             kdcli("distill", *options, "--checkpoint-every", "2")
     kdcli("distill", "--resume", "cut")

@@ -209,7 +209,7 @@ def test_more_episodes_extend_a_finished_run(run_cli, tmp_path, whole):
     assert '"3 of 3 classes' in (run / "plan.json").read_text()
 
 
-@pytest.mark.parametrize(("number", "code", "at"), [(signal.SIGINT, 130, "_train_step"), (signal.SIGTERM, 143, "fit")])
+@pytest.mark.parametrize(("number", "code", "at"), [(signal.SIGINT, 130, "train_step"), (signal.SIGTERM, 143, "fit")])
 def test_a_signal_stops_and_says_how_to_go_on(run_cli, tmp_path, whole, monkeypatch, number, code, at):
     """In the middle of a training, and while a trained student is tested."""
     import kdcli.training.trainer

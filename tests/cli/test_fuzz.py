@@ -159,7 +159,7 @@ def playground(
         patch.setenv("HOME", str(home))
         patch.delenv("KDCLI_DATA", raising=False)
         patch.setattr(urllib.request, "urlopen", unreachable)
-        patch.setattr(Trainer, "_train_step", stop)
+        patch.setattr(Trainer, "train_step", stop)
         patch.setattr(distill, "launch", stop)  # other processes would not stop at their first step
         yield place
     if LONG:

@@ -72,3 +72,31 @@ def test_the_readme_is_short_and_names_every_guide():
     assert len(text.encode()) <= 8192
     for topic in GUIDES:
         assert f"](kdcli/guides/{topic}.md)" in text
+
+
+def test_the_guide_to_the_config_has_every_key_of_today(run_cli):
+    from kdcli.config.described import describe_keys
+
+    outcome = run_cli("guide", "config")
+    assert outcome.exit_code == 0
+    rows = {
+        cells[1].strip(" `"): [cell.strip() for cell in cells[2:5]]
+        for cells in (re.split(r"(?<!\\)\|", line) for line in outcome.stdout.splitlines() if line.startswith("| `"))
+    }
+    keys = {key.name: key for key in describe_keys()}
+    assert rows.keys() == keys.keys()
+    _, default, text = rows["train.epochs"]
+    assert default == f"`{keys['train.epochs'].default}`"
+    assert text == " ".join(keys["train.epochs"].text.split())
+    headings = re.findall(r"^## (.*)$", outcome.stdout, re.M)
+    assert headings[0] == "At the top"
+    assert len(headings) == len(set(headings))
+    assert {"train", "optim", "methods.projection"} <= set(headings)
+    listed = run_cli("guide").stdout
+    assert re.search(r"\| config +\| Every key of a config", listed)
+
+
+def test_a_typo_of_the_guide_to_the_config_is_refused(run_cli):
+    outcome = run_cli("guide", "cofig")
+    assert outcome.exit_code == 2
+    assert "Did you mean config" in outcome.stderr

@@ -127,7 +127,7 @@ def test_a_run_cut_short_goes_on_with_the_same_denoising(data, models, tmp_path,
     file = write(tmp_path, recipe(data, models, "rt_detr", epochs=2))
     command = ("distill", "--recipe", file, "--checkpoint-every", 1, "--output")
     assert run_cli(*command, "whole").exit_code == 0
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def dies(self, batch, epoch):
         original(self, batch, epoch)
@@ -135,7 +135,7 @@ def test_a_run_cut_short_goes_on_with_the_same_denoising(data, models, tmp_path,
             raise Dead
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", dies)
+        patch.setattr(Trainer, "train_step", dies)
         with pytest.raises(Dead):
             run_cli(*command, "cut")
     outcome = run_cli("distill", "--resume", "cut")

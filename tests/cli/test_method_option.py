@@ -171,7 +171,7 @@ def test_the_memory_of_crd_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkey
     class Cut(Exception):
         pass
 
-    original = kdcli.training.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -179,7 +179,7 @@ def test_the_memory_of_crd_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkey
             raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(kdcli.training.trainer.Trainer, "train_step", train_step)
         with pytest.raises(Cut):
             distil(*command)
     assert run_cli("distill", "--resume", "run").exit_code == 0

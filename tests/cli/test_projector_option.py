@@ -125,7 +125,7 @@ def test_a_run_cut_short_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkeypa
     outcome = distil(*command)
     assert outcome.exit_code == 0, outcome.stderr
     (tmp_path / "run").rename(tmp_path / "whole")
-    original = kdcli.training.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -133,7 +133,7 @@ def test_a_run_cut_short_goes_on_bit_for_bit(distil, run_cli, tmp_path, monkeypa
             raise _Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(kdcli.training.trainer.Trainer, "train_step", train_step)
         with pytest.raises(_Cut):
             distil(*command)
     assert run_cli("distill", "--resume", "run").exit_code == 0

@@ -134,6 +134,9 @@ SUBSTITUTES = {
     ("--vary", "projector=inverted,linear"): "projector=inverted,linear",
     ("--vary", "optim.lr=0.001,0.003"): "optim.lr=0.001,0.003",
     ("--resume", "runs/sweeps/mine/mine-optim.lr=0.003/seed-0"): "runs/sweeps/mine/mine-optim.lr=0.003/seed-0",
+    ("--plan", "full"): "full",
+    ("--steps", "3"): "1",
+    ("--repeats", "3"): "1",
     ("--trials", "20"): "1",
     ("--trials", "40"): "1",
     ("--tune", "plan"): "plan",
@@ -215,7 +218,7 @@ def substituted(command: str) -> list[str]:
         arguments[2] = "test_resnet"
     text_tasks = {"text-classification", "sentence-embedding", "token-classification", "causal-lm", "masked-lm"}
     short = SHORT_TEXTS if text_tasks & set(words) else SHORT
-    added = [text for option, text in short.items() if option in words and words[0] == "distill"]
+    added = [text for option, text in short.items() if option in words and words[0] in ("distill", "bench")]
     if {"causal-lm", "masked-lm", "signs/"} & set(words):
         added.append("--unchecked-teacher")  # the stand-ins for published models are hardly trained
     if "demo:scenes" in words:  # it has a few hundred scenes to measure on, too

@@ -67,7 +67,7 @@ def whole(command, tmp_path_factory, run_cli_in):
 
 def test_one_command_gives_both_stages_and_a_fair_baseline(run_cli, tmp_path, command, monkeypatch):
     starts, tested = [], []
-    train_step, evaluate = kdcli.training.trainer.Trainer._train_step, kdcli.training.trainer.evaluate
+    train_step, evaluate = kdcli.training.trainer.Trainer.train_step, kdcli.training.trainer.evaluate
 
     def first_steps(self, batch, epoch):
         if self.step == 0:
@@ -80,7 +80,7 @@ def test_one_command_gives_both_stages_and_a_fair_baseline(run_cli, tmp_path, co
             tested.append(job.config.teacher.name)
         return evaluate(job, model, source, accelerator, skip, note)
 
-    monkeypatch.setattr(kdcli.training.trainer.Trainer, "_train_step", first_steps)
+    monkeypatch.setattr(kdcli.training.trainer.Trainer, "train_step", first_steps)
     monkeypatch.setattr(kdcli.training.trainer, "evaluate", evaluated)
     outcome = run_cli(*command, "--method", "refilled", "--baseline", "--output", "run")
     assert outcome.exit_code == 0, outcome.stderr
@@ -137,14 +137,14 @@ class Interrupt(Exception):
 
 
 def dies_at(step, trains_classifier):
-    original = kdcli.training.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
         if self.step == step and self.job.trains_classifier == trains_classifier:
             raise Interrupt
 
-    return kdcli.training.trainer.Trainer, "_train_step", train_step
+    return kdcli.training.trainer.Trainer, "train_step", train_step
 
 
 def dies(*_, **__):
@@ -184,7 +184,7 @@ def test_a_run_cut_short_anywhere_goes_on_bit_for_bit(run_cli, tmp_path, command
 
 
 def test_a_signal_in_the_first_stage_says_how_to_go_on(run_cli, tmp_path, command, whole, monkeypatch):
-    original = kdcli.training.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -192,7 +192,7 @@ def test_a_signal_in_the_first_stage_says_how_to_go_on(run_cli, tmp_path, comman
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(kdcli.training.trainer.Trainer, "train_step", train_step)
         outcome = run_cli(*command, *GLOBAL, "--output", "run")
     assert outcome.exit_code == 143
     assert "Go on with: kdcli distill --resume run\n" in outcome.stdout

@@ -52,7 +52,7 @@ def interrupted(run_cli, monkeypatch, at, *arguments):
     """Run until step ``at`` is computed, then fall dead before anything of it is written."""
     import kdcli.training.trainer
 
-    original = kdcli.training.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -60,7 +60,7 @@ def interrupted(run_cli, monkeypatch, at, *arguments):
             raise Interrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(kdcli.training.trainer.Trainer, "train_step", train_step)
         with pytest.raises(Interrupt):
             run_cli(*arguments)
 
@@ -89,14 +89,14 @@ SIGNALLED = """
 import os, sys
 from kdcli.cli.app import main
 from kdcli.training.trainer import Trainer
-number, step, original = int(sys.argv[1]), int(sys.argv[2]), Trainer._train_step
+number, step, original = int(sys.argv[1]), int(sys.argv[2]), Trainer.train_step
 
 def train_step(self, batch, epoch):
     original(self, batch, epoch)
     if self.step == step:
         os.kill(os.getpid(), number)
 
-Trainer._train_step = train_step
+Trainer.train_step = train_step
 sys.argv[1:] = ["distill", *sys.argv[3:]]
 main()
 """
@@ -149,7 +149,7 @@ def test_the_baseline_of_a_run_goes_on_too(run_cli, tmp_path, monkeypatch):
     assert run_cli(*arguments, "--output", "whole").exit_code == 0
     import kdcli.training.trainer
 
-    original = kdcli.training.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -157,7 +157,7 @@ def test_the_baseline_of_a_run_goes_on_too(run_cli, tmp_path, monkeypatch):
             raise Interrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
+        patch.setattr(kdcli.training.trainer.Trainer, "train_step", train_step)
         with pytest.raises(Interrupt):
             run_cli(*arguments, "--output", "run")
     assert (tmp_path / "run" / "result.json").exists()
@@ -178,16 +178,16 @@ def at_step(monkeypatch):
     """``at_step(number, act)``: once, ``act(trainer)`` when a trainer has done step ``number``."""
     import kdcli.training.trainer
 
-    original = kdcli.training.trainer.Trainer._train_step
+    original = kdcli.training.trainer.Trainer.train_step
 
     def arrange(number, act, alone=False):
         def train_step(self, batch, epoch):
             original(self, batch, epoch)
             if self.step == number and (self.teacher is None) == alone:
-                monkeypatch.setattr(kdcli.training.trainer.Trainer, "_train_step", original)
+                monkeypatch.setattr(kdcli.training.trainer.Trainer, "train_step", original)
                 act(self)
 
-        monkeypatch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
+        monkeypatch.setattr(kdcli.training.trainer.Trainer, "train_step", train_step)
 
     return arrange
 

@@ -114,7 +114,7 @@ def test_resumed_it_is_the_same_to_the_bit(kdcli, teacher, distilled, monkeypatc
     class Interrupt(Exception):
         pass
 
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -122,7 +122,7 @@ def test_resumed_it_is_the_same_to_the_bit(kdcli, teacher, distilled, monkeypatc
             raise Interrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", train_step)
+        patch.setattr(Trainer, "train_step", train_step)
         with pytest.raises(Interrupt):
             kdcli(
                 "distill", "--teacher", teacher, *SMALL, "--epochs", "2", "--output", "cut", "--checkpoint-every", "2"

@@ -168,14 +168,14 @@ def signalled(monkeypatch):
     def arm(number: signal.Signals, seed: int) -> None:
         import kdcli.training.trainer
 
-        original = kdcli.training.trainer.Trainer._train_step
+        original = kdcli.training.trainer.Trainer.train_step
 
         def train_step(self, batch, epoch):
             original(self, batch, epoch)
             if self.job.config.seed == seed and self.step == 1:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(kdcli.training.trainer.Trainer, "_train_step", train_step)
+        monkeypatch.setattr(kdcli.training.trainer.Trainer, "train_step", train_step)
 
     return arm
 

@@ -117,7 +117,7 @@ def test_a_run_cut_short_goes_on_bit_for_bit(data, tmp_path, run_cli, monkeypatc
     file = write(tmp_path, recipe(data, LEVELS, epochs=2, loss={"classification": 1.0, "bbox_regression": 0.5}))
     command = ("distill", "--recipe", file, "--checkpoint-every", 1, "--output")
     assert run_cli(*command, "whole").exit_code == 0
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def dies(self, batch, epoch):
         original(self, batch, epoch)
@@ -125,7 +125,7 @@ def test_a_run_cut_short_goes_on_bit_for_bit(data, tmp_path, run_cli, monkeypatc
             raise Dead
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", dies)
+        patch.setattr(Trainer, "train_step", dies)
         with pytest.raises(Dead):
             run_cli(*command, "cut")
     outcome = run_cli("distill", "--resume", "cut")

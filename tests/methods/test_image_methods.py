@@ -239,7 +239,7 @@ def test_a_resumed_run_is_the_same(tmp_path, monkeypatch, kind, paired):
     whole.fit()
     end = tensors(whole)
     assert all(not torch.equal(start[name], end[name]) for name, _ in whole.objective.named_parameters())
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def dies(self, batch, epoch):
         if self.step == 4:
@@ -247,7 +247,7 @@ def test_a_resumed_run_is_the_same(tmp_path, monkeypatch, kind, paired):
         original(self, batch, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", dies)
+        patch.setattr(Trainer, "train_step", dies)
         with pytest.raises(Killed):
             make_trainer(tmp_path / "killed", data, kind, checkpoint_every="3").fit()
     again = make_trainer(tmp_path / "killed", data, kind, checkpoint_every="3")
@@ -275,7 +275,7 @@ from tests.methods.test_image_methods import make_trainer, tensors
 rank = sys.argv[1]
 trainer = make_trainer(Path(f"{rank}-run"), Path("kinds"))
 for step, batch in zip(range(3), [b for e in range(2) for b in trainer.loader.epoch(e, 0)]):
-    trainer._train_step(batch, 0)
+    trainer.train_step(batch, 0)
 torch.save(tensors(trainer), f"{rank}-{trainer.team.rank}")
 """
 

@@ -225,10 +225,14 @@ def test_the_resolved_config_gives_the_same_plan_again():
 
 def test_memory_estimate_by_hand():
     """Teacher 1000 x 4 bytes, trainable 1500 x 16 bytes, activations 1 MiB x 128 images."""
-    memory = describe_costs(
-        config(), teacher=TEACHER, student=STUDENT, trainable_parameters=1500, mixed_precision="no"
-    )[1]
+    costs = {"trainable_parameters": 1500, "mixed_precision": "no", "num_samples": 20}
+    _, memory, computation = describe_costs(config(), teacher=TEACHER, student=STUDENT, **costs)
     assert memory.value == f"about {(4000 + 24000 + 128 * 2**20) / 2**30:.2f} GiB"
+    share = TEACHER.macs / (TEACHER.macs + 3 * STUDENT.macs)
+    assert (
+        computation.value
+        == f"{human_count(20 * (TEACHER.macs + 3 * STUDENT.macs))} MACs an epoch, {share:.0%} of them the teacher's"
+    )
 
 
 @pytest.mark.parametrize(("number", "text"), [(999, "999"), (1500, "1.50K"), (2.5e6, "2.50M"), (4.1e9, "4.10G")])

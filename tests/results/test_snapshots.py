@@ -138,7 +138,7 @@ def test_training_is_the_same_without_and_a_resumed_run_has_the_same_pictures(wh
     assert not grids(alone.run.path)
     for name, value in tensors(whole).items():
         assert torch.equal(value, tensors(alone)[name]), name
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def dies(self, batch, epoch):
         if self.step == 5:
@@ -146,7 +146,7 @@ def test_training_is_the_same_without_and_a_resumed_run_has_the_same_pictures(wh
         original(self, batch, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", dies)
+        patch.setattr(Trainer, "train_step", dies)
         with pytest.raises(Killed):
             make_trainer(tmp_path / "killed", checkpoint_every="3")[0].fit()
     again, _ = make_trainer(tmp_path / "killed", checkpoint_every="3")

@@ -87,9 +87,9 @@ def test_a_wide_table_comes_in_parts_with_its_first_column(shown):
 def test_a_plan_is_whole_on_a_terminal_and_a_line_a_decision_in_a_pipe(shown):
     decisions = (Decision("student input", NAME, WHAT), Decision("task", "x [/] y", ""))
     plan = Plan(relation="none", label_map=None, methods=(), embedding=None, decisions=decisions)
-    text = shown("show_plan", plan, title="Plan: a", width=60)
+    text = shown("show_plan", plan, title="Plan: a", whole=True, width=60)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 60
     assert Counter(letters(text)) == Counter(letters(f"Plan: a student input {NAME} {WHAT} task x [/] y"))
-    piped = shown("show_plan", plan, title="Plan: a")
+    piped = shown("show_plan", plan, title="Plan: a", whole=True)
     assert piped.splitlines() == ["Plan: a", f"  student input: {NAME}  ({WHAT})", "  task: x [/] y"]

@@ -139,7 +139,7 @@ def test_both_sides_step_and_a_resumed_run_is_the_same(tmp_path, monkeypatch):
     assert train["feature_std/duel/logits"] > 0
     assert whole.run.read_tensors("projector.safetensors").keys() == whole.objective.methods.state_dict().keys()
 
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def dies(self, batch, epoch):
         if self.step == 4:
@@ -147,7 +147,7 @@ def test_both_sides_step_and_a_resumed_run_is_the_same(tmp_path, monkeypatch):
         original(self, batch, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", dies)
+        patch.setattr(Trainer, "train_step", dies)
         with pytest.raises(Killed):
             make_trainer(tmp_path / "killed", steps=2, checkpoint_every="3").fit()
     again = make_trainer(tmp_path / "killed", steps=2, checkpoint_every="3")
@@ -181,7 +181,7 @@ from tests.training.test_adversary import make_trainer, tensors
 rank = sys.argv[1]
 trainer = make_trainer(Path(f"{rank}-run"), epochs=1)
 for step, batch in zip(range(3), trainer.loader.epoch(0, 0)):
-    trainer._train_step(batch, 0)
+    trainer.train_step(batch, 0)
 torch.save(tensors(trainer), f"{rank}-{trainer.team.rank}")
 torch.save(trainer.state.meter.read("image"), f"{rank}-{trainer.team.rank}-read")
 """

@@ -110,7 +110,7 @@ def test_each_phase_steps_its_own_and_a_resumed_run_is_the_same(tmp_path, monkey
     assert train["lr"] == train["lr/critic"] == pytest.approx(train["lr/student"] * RATES["critic"] / RATES["student"])
     assert whole.run.read_tensors("projector.safetensors").keys() == whole.objective.critic.state_dict().keys()
 
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def dies(self, batch, epoch):
         if self.step == 7:
@@ -118,7 +118,7 @@ def test_each_phase_steps_its_own_and_a_resumed_run_is_the_same(tmp_path, monkey
         original(self, batch, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", dies)
+        patch.setattr(Trainer, "train_step", dies)
         with pytest.raises(Killed):
             make_trainer(tmp_path / "killed", checkpoint_every="3").fit()
     again = make_trainer(tmp_path / "killed", checkpoint_every="3")

@@ -227,7 +227,7 @@ def test_a_run_without_any_fit_student_is_an_error(tmp_path, monkeypatch):
 def test_damaged_weights_do_not_replace_the_best_student(tmp_path, monkeypatch, ema):
     """Weights are NaN after the last step of the second epoch, and accuracy would still be a number."""
     snapshots = validations(monkeypatch, (0.1, 1.0), (0.9, 1.0))
-    original = trainer_module.Trainer._train_step
+    original = trainer_module.Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -235,7 +235,7 @@ def test_damaged_weights_do_not_replace_the_best_student(tmp_path, monkeypatch, 
             with torch.no_grad():
                 next(self.student.parameters()).fill_(math.nan)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_train_step", train_step)
+    monkeypatch.setattr(trainer_module.Trainer, "train_step", train_step)
     with pytest.raises(UserError, match="weights became NaN or infinite up to step 2") as caught:
         run(tmp_path / "run", train__epochs=2, train__batch_size=256, train__ema=ema)
     assert "best student from before are kept" in caught.value.hint
@@ -362,7 +362,7 @@ def test_a_later_nan_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     """A gradient can be infinite where the loss is not; then the weights are wrong before any loss is."""
-    original = trainer_module.Trainer._train_step
+    original = trainer_module.Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
@@ -370,7 +370,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
             with torch.no_grad():
                 next(self.objective.student.parameters()).fill_(math.nan)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_train_step", train_step)
+    monkeypatch.setattr(trainer_module.Trainer, "train_step", train_step)
     with pytest.raises(UserError, match="weights became NaN or infinite up to step 3"):
         run(tmp_path / "run", train__checkpoint_every="1", train__keep_checkpoints=9)
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1, 2]
@@ -391,7 +391,7 @@ def test_bounds_of_a_model_may_be_infinite(tmp_path, monkeypatch):
 
 def test_collapsing_features_are_warned_of(tmp_path, monkeypatch):
     """The student's features shrink to nothing (first run), or to one constant (second run)."""
-    original = trainer_module.Trainer._train_step
+    original = trainer_module.Trainer.train_step
     for kind, text in (("zero", "have shrunk to"), ("constant", "are all but the same for every sample")):
 
         def train_step(self, batch, epoch, kind=kind):
@@ -404,7 +404,7 @@ def test_collapsing_features_are_warned_of(tmp_path, monkeypatch):
                 if name.startswith("feature_std/"):
                     self.state.meter.sums[name] *= 1e-5
 
-        monkeypatch.setattr(trainer_module.Trainer, "_train_step", train_step)
+        monkeypatch.setattr(trainer_module.Trainer, "train_step", train_step)
         reporter = Silent()
         run(tmp_path / kind, reporter)
         assert len(reporter.warnings) == 1
@@ -416,7 +416,7 @@ def test_out_of_memory_says_which_batch_takes_less(tmp_path, monkeypatch):
     def no_memory(self, batch, epoch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(trainer_module.Trainer, "_train_step", no_memory)
+    monkeypatch.setattr(trainer_module.Trainer, "train_step", no_memory)
     with pytest.raises(UserError, match="memory of the GPU ran out at step 1 with a batch of 64") as caught:
         run(tmp_path / "run")
     assert "--batch-size 32 --set train.accumulation=2" in caught.value.hint
@@ -435,7 +435,7 @@ def test_out_of_memory_says_which_batch_takes_less(tmp_path, monkeypatch):
     def no_host_memory(self, batch, epoch):
         torch.empty(2**60)  # the real thing: more than any machine has
 
-    monkeypatch.setattr(trainer_module.Trainer, "_train_step", no_host_memory)
+    monkeypatch.setattr(trainer_module.Trainer, "train_step", no_host_memory)
     with pytest.raises(UserError, match="memory of the machine ran out"):
         run(tmp_path / "again")
 

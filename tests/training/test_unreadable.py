@@ -36,14 +36,14 @@ def test_classes_that_vanish_during_training_are_an_error(photos, run_cli, tiny,
     """Two of three classes of the validation images are deleted while the first epoch is trained."""
     from kdcli.training.trainer import Trainer
 
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def train_step(self, batch, epoch):
         original(self, batch, epoch)
         for name in ("apple", "leaf"):
             shutil.rmtree(photos / "val" / name, ignore_errors=True)
 
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
     outcome = run_cli("distill", *ALONE, *tiny, "--output", "run")
     assert outcome.exit_code == 2
     assert "16 of 24 validation images can't be read, or are gone: " in outcome.stderr

@@ -9,7 +9,9 @@ from PIL import Image
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.data.images.dense.demos import DENSE_DEMOS, open_dense_demo
+from kdcli.data.images.digits import read_digits
 from kdcli.data.images.sources import ArraySource, OfficialSplits
+from kdcli.data.stratify import draw_stratified
 
 DEMOS = ("digits", "scenes")
 """Those with a class for each image."""
@@ -37,19 +39,14 @@ def open_demo(name: str, *, root: Path | None = None) -> OfficialSplits:
 
 def _digits() -> OfficialSplits:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels in 0..16, as 32x32 RGB; 1437 to train, 360 to test."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
+    digits = read_digits()
     small = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     upscaled = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC).convert("RGB") for image in small]
     images = np.stack([np.asarray(image) for image in upscaled])
-    train, test = (
-        np.sort(part)
-        for part in train_test_split(np.arange(len(images)), test_size=360, stratify=digits.target, random_state=0)
-    )
+    test = np.sort(draw_stratified(digits.target, 360, seed=0))
+    train = np.setdiff1d(np.arange(len(images)), test)
     return OfficialSplits(
-        class_names=tuple(str(name) for name in digits.target_names),
+        class_names=tuple(map(str, range(10))),
         train=ArraySource(images[train], digits.target[train], split="train"),
         test=ArraySource(images[test], digits.target[test], split="test"),
         notes=("Test: 360 of scikit-learn's 1797 digits, by a fixed seed, stratified by class.",),

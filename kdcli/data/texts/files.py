@@ -25,6 +25,7 @@ from kdcli.data.images.tables import as_patterns, files_by_split
 from kdcli.data.labels import UnclearLabels, kind_of
 from kdcli.data.listing import list_files, suffix_of
 from kdcli.data.splits import MAX_PAIRS, TEST_SEED, cut_indices, draw_indices, hold_out, how_cut, keep_labels
+from kdcli.data.stratify import draw_part
 from kdcli.data.texts.batch import Text
 from kdcli.data.texts.columns import label_column, read_texts, text_columns
 from kdcli.data.texts.folders import read_class_folders
@@ -401,9 +402,7 @@ def _cut(
             f"Add texts, or give the data a {purpose} split of their own.",
         )
     if names is None:
-        from sklearn.model_selection import train_test_split
-
-        _, part = train_test_split(labelled, test_size=size, random_state=seed)
+        part = labelled[draw_part(len(labelled), size, seed=seed)]
     else:
         part = labelled[hold_out([names[index] for index in labelled], fraction, seed=seed, purpose=purpose)]
     return source.take(np.setdiff1d(np.arange(len(source)), part)), source.take(np.sort(part))

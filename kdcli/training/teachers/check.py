@@ -80,13 +80,21 @@ def check_teacher(job: Job, team: Team, *, refuses: bool = True) -> Job:
     if len(sample) < len(validation):
         reason += f", on {len(sample)} of the {len(validation)} validation {noun}s, evenly spread"
     reason += f". Guessing gives {finding.guessing}"
+    warning = ""
     if mixed is not None:
-        reason += "; its classes seem to be in another order than yours, and it is taken all the same"
+        warning = "its classes seem to be in another order than yours, and it is taken all the same"
     elif finding.level == "near":
-        reason += ", and this is no better; it is taken all the same"
+        warning = "this is no better than guessing; it is taken all the same"
     elif finding.level == "unsure":
-        reason += f"; {len(sample)} {noun}s are too few to tell this from it"
-    plan = job.plan.with_decisions([Decision(DECISION, f"{shown}, {where}", f"{reason}.")])
+        warning = f"{len(sample)} {noun}s are too few to tell this from guessing"
+    decision = Decision(
+        DECISION,
+        f"{shown}, {where}",
+        f"{reason}{f'; {warning}' if warning else ''}.",
+        warning=warning and f"The teacher has {shown} on {where}: {warning}.",
+        brief=f"{shown}, {where}; guessing gives {finding.guessing}",
+    )
+    plan = job.plan.with_decisions([decision])
     size = len(sample) if len(sample) < len(validation) else None
     return replace(job, plan=replace(plan, teacher_metrics=metrics, teacher_samples=size))
 

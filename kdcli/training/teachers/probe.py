@@ -63,13 +63,21 @@ def _describe(job: Job, probed: Probed, taps: tuple[str, ...], best: str) -> Dec
         "Of a linear classifier on the features that are distilled, in cross-validation. Guessing gives"
         f" {probed.guessing}, {_INPUTS[noun]} {probed.of_input:.4f}."
     )
+    warning = ""
     if probed.levels[best] == "near":
         task = "" if noun == "image" else f" --task {job.config.task}"
-        reason += (
-            " Warning: they tell nothing of your classes, so expect no help of this teacher; 'kdcli models"
+        warning = (
+            "Warning: they tell nothing of your classes, so expect no help of this teacher; 'kdcli models"
             f" probe{task}' ranks others."
         )
     elif probed.levels[best] == "unsure":
-        reason += f" {probed.samples} {noun}s are too few to tell this from guessing."
+        warning = f"{probed.samples} {noun}s are too few to tell this from guessing."
     value = f"accuracy {shown}, {probed.samples} training {noun}s of {probed.classes} classes"
-    return Decision(DECISION, value, f"{reason} It took {probed.seconds:.1f} s, once.")
+    brief = f"accuracy {shown}; {probed.guessing} by guessing, {probed.of_input:.4f} of {_INPUTS[noun].rstrip(',')}"
+    return Decision(
+        DECISION,
+        value,
+        f"{f'{reason} {warning}'.rstrip()} It took {probed.seconds:.1f} s, once.",
+        warning=warning,
+        brief=brief,
+    )

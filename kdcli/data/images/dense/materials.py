@@ -17,6 +17,7 @@ from PIL import Image
 
 from kdcli.base.errors import UserError
 from kdcli.base.text import expand_user
+from kdcli.data.images.digits import read_digits
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -180,9 +181,7 @@ def read_objects(materials: Materials, split: Split) -> tuple[NDArray[np.uint8],
         part, rows = _FASHION_PARTS[split]
         images, labels = _read_fashion(materials.objects_at, part)
         return images[rows], labels[rows]
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = read_digits()
     rows = _DIGIT_PARTS[split]
     small = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
     large = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for image in small]

@@ -1,0 +1,1 @@
+"""``kdcli bench``: what a training costs, measured on the training itself."""
