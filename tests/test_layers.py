@@ -139,6 +139,7 @@ def test_options_are_not_told_by_their_class():
 LIBRARIES_ROOM = "kdcli.models"
 """Where libraries of models may be called by their names, and imported."""
 LIBRARIES_ELSEWHERE = {
+    "kdcli.cli": {"timm"},  # which imports torch's compiler, if it is not hindered
     "kdcli.runs": {"timm", "transformers", "segmentation-models-pytorch"},  # whose versions a run records
     # timm as a library of functions, whatever the models are: optimisers, schedules and averaged weights.
     "kdcli.training": {"timm.optim", "timm.scheduler", "timm.utils"},

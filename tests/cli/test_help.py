@@ -40,6 +40,7 @@ COMMANDS = [
     ("tune",),
     ("extensions",),
     ("doctor",),
+    ("bench",),
     ("recipes", "list"),
     ("recipes", "show"),
     ("recipes", "copy"),
