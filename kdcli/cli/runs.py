@@ -77,6 +77,21 @@ def sweep(
             show_default=False,
         ),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="slurm|local",
+            help="Make each run a job of a SLURM cluster (submitit); local: of this machine. All at once, or --jobs.",
+            show_default=False,
+        ),
+    ] = None,
+    cluster_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="What a job asks for, as submitit calls it: slurm_partition=gpu, gpus_per_node=1. May be repeated.",
+        ),
+    ] = None,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Run nothing; compare the runs that exist.")
     ] = False,
@@ -104,7 +119,12 @@ def sweep(
         kdcli sweep mine.yaml --seeds 3 --vary optim.lr=0.001,0.003 --vary train.batch_size=32,64 --no-test
 
         kdcli sweep mine.yaml --seeds 3 --vary optim.lr=0.001,0.003 --report-only
+
+        kdcli sweep mine.yaml --seeds 9 --cluster slurm --cluster-set slurm_partition=gpu --cluster-set gpus_per_node=1
     """
+    from kdcli.experiments.cluster import Cluster
+
+    where = Cluster.parse(cluster, cluster_set or [])
     from kdcli.experiments.variants import find_recipes, make_variants, parse_seeds, parse_vary, safe_name
 
     files = find_recipes(recipes)
@@ -122,7 +142,7 @@ def sweep(
     reference = None if baseline is None else swept.find_variant(baseline)
     failed: dict[str, UserError] = {}
     if not report_only:
-        code, failed = run_sweep(swept, jobs=jobs, command=command_line(), verbose=verbose)
+        code, failed = run_sweep(swept, jobs=jobs, command=command_line(), verbose=verbose, cluster=where)
         if code:
             show_lines([f"Stopped; all is saved. Go on with the same command: {command_line()}"])
             raise typer.Exit(code)

@@ -11,6 +11,7 @@ from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.files import clear_os_errors
 from kdcli.base.text import check_argument, redact_all
 from kdcli.config.keys import flatten_settings
+from kdcli.experiments.cluster import Cluster, Jobs
 from kdcli.experiments.distill import Output
 from kdcli.experiments.sweep_runs import Run, Signalled, ended_by_signals, run_here
 from kdcli.experiments.variants import Variant
@@ -19,6 +20,8 @@ from kdcli.machine.launch import is_launched
 from kdcli.runs.folder import RunFolder
 from kdcli.terminal.console import show_lines
 
+_JOBS = ".jobs"
+"""In the folder of a sweep: what submitit writes, and what jobs of a cluster print."""
 _RECIPE = "recipe.yaml"
 """In the folder of a variant: its config, as the next command's is compared with."""
 EPISODES = "episodes distilled"
@@ -70,7 +73,9 @@ class Sweep:
         return found[0]
 
 
-def run_sweep(sweep: Sweep, *, jobs: int | None, command: str, verbose: bool) -> tuple[int, dict[str, UserError]]:
+def run_sweep(
+    sweep: Sweep, *, jobs: int | None, command: str, verbose: bool, cluster: Cluster | None = None
+) -> tuple[int, dict[str, UserError]]:
     """Run what is not finished, and print a line a run.
 
     Args:
@@ -78,6 +83,7 @@ def run_sweep(sweep: Sweep, *, jobs: int | None, command: str, verbose: bool) ->
         jobs: worker processes; by default one for each of several GPUs, or none: all runs in this process.
         command: the command line, for the records.
         verbose: show the runs' own output.
+        cluster: give each run to a job of it, ``jobs`` at a time, or all.
 
     Returns:
         The exit code of the signal that stopped it, or 0; and the errors of the runs that failed, by their labels.
@@ -91,8 +97,8 @@ def run_sweep(sweep: Sweep, *, jobs: int | None, command: str, verbose: bool) ->
     check_argument("--output", sweep.folder)
     if (sweep.folder / "config.yaml").is_file():
         raise UserError(f"{sweep.folder} is itself a run.", "Give another --output.")
-    gpus = gpus_for([variant.config for variant in sweep.variants])
-    num_jobs = num_workers(jobs, gpus)
+    gpus = [] if cluster else gpus_for([variant.config for variant in sweep.variants])
+    num_jobs = 1 if cluster else num_workers(jobs, gpus)
     for variant in sweep.variants:
         check_variant(variant, sweep.folder / variant.name)
     made = [folder for folder in (sweep.folder, *sweep.folder.parents) if not folder.exists()]
@@ -106,7 +112,8 @@ def run_sweep(sweep: Sweep, *, jobs: int | None, command: str, verbose: bool) ->
                 with clear_os_errors(folder):
                     folder.mkdir(exist_ok=True)
                 RunFolder(folder).write_config(variant.config, _RECIPE)
-            code = _run_all(sweep, num_jobs, gpus, command, verbose, failed)
+            queue = None if cluster is None else Jobs(cluster, jobs, sweep.folder / _JOBS, command=command)
+            code = _run_all(sweep, num_jobs, gpus, command, verbose, failed, queue)
     except Signalled as signalled:
         code = signalled.code
     finally:
@@ -115,7 +122,13 @@ def run_sweep(sweep: Sweep, *, jobs: int | None, command: str, verbose: bool) ->
 
 
 def _run_all(
-    sweep: Sweep, num_jobs: int, gpus: Sequence[str], command: str, verbose: bool, failed: dict[str, UserError]
+    sweep: Sweep,
+    num_jobs: int,
+    gpus: Sequence[str],
+    command: str,
+    verbose: bool,
+    failed: dict[str, UserError],
+    queue: Jobs | None,
 ) -> int:
     total, number, pending = len(sweep.runs), 0, []
     for run in sweep.runs:
@@ -124,7 +137,9 @@ def _run_all(
             show_lines([f"[{number}/{total}] {run.label}: finished before: {_headline(run)}"])
         else:
             pending.append(run)
-    if num_jobs > 1 and len(pending) > 1:
+    if queue is not None:
+        endings = queue.run(iter(pending))
+    elif num_jobs > 1 and len(pending) > 1:
         workers = Workers(min(num_jobs, len(pending)), gpus, command=command, verbose=verbose)
         endings = workers.run(iter(pending))
     else:
@@ -188,6 +203,8 @@ def _tidy(sweep: Sweep, made: Sequence[Path]) -> None:
         if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {_RECIPE}:
             (folder / _RECIPE).unlink(missing_ok=True)
             folder.rmdir()
+    if (jobs := sweep.folder / _JOBS).is_dir() and not any(jobs.iterdir()):
+        jobs.rmdir()
     if made and {entry.name for entry in sweep.folder.iterdir()} <= {".lock"}:
         (sweep.folder / ".lock").unlink(missing_ok=True)
         for folder in made:
