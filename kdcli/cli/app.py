@@ -18,6 +18,7 @@ from kdcli.cli.distill import MORE_EXAMPLES, distill
 from kdcli.cli.doctor import doctor
 from kdcli.cli.generate import generate
 from kdcli.cli.guide import guide
+from kdcli.cli.lr_range import lr_range
 from kdcli.cli.models import models_app
 from kdcli.cli.predict import predict
 from kdcli.cli.quick_imports import postpone_compiler
@@ -51,7 +52,7 @@ app = typer.Typer(
 )
 app.command(cls=Command, epilog=MORE_EXAMPLES, rich_help_panel=_TRAIN)(distill)
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    _TRAIN: (sweep, tune),
+    _TRAIN: (sweep, tune, lr_range),
     _RESULTS: (evaluate, predict, generate, calibrate, compare, report, analyze_projector, export),
     _HELP: (guide, doctor),
 }

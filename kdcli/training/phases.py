@@ -214,6 +214,12 @@ class Phases:
         for phase in self._phases:
             phase.schedule.step_update(self.updates(step))
 
+    def set_rate(self, rate: float) -> None:
+        """Set the next step's learning rate in every phase, whatever the schedules say; ``lr_scale`` is kept."""
+        for phase in self._phases:
+            for group in phase.optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+
     def rates(self) -> dict[str, float]:
         """Return the learning rate as ``lr``; of several phases that of the leading one, and all as ``lr/NAME``."""
         rates = {f"lr/{phase.name}": phase.optimizer.param_groups[0]["lr"] for phase in self._phases}

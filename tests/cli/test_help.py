@@ -38,6 +38,7 @@ COMMANDS = [
     ("compare",),
     ("sweep",),
     ("tune",),
+    ("lr-range",),
     ("extensions",),
     ("doctor",),
     ("bench",),

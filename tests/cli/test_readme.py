@@ -116,6 +116,7 @@ SUBSTITUTES = {
     ("--feature-layers", "pooled:layer3"): "pooled:layer3",
     ("--feature-layers", "4:-1"): "4:-1",
     ("--feature-weight", "2"): "2",
+    ("--steps", "60"): "20",
     ("--ways", "5"): "2",
     ("--shots", "10"): "4",
     ("--queries", "15"): "3",
@@ -223,6 +224,8 @@ def substituted(command: str) -> list[str]:
         added.append("--unchecked-teacher")  # the stand-ins for published models are hardly trained
     if "demo:scenes" in words:  # it has a few hundred scenes to measure on, too
         added.append("--no-test")
+    if words[0] == "lr-range":
+        added.append(SHORT["--recipe"].replace("--device cpu", "--set train.device=cpu"))
     if words[0] == "sweep":
         added.append(SHORT_SWEEP)
     if words[0] == "tune":
