@@ -186,7 +186,7 @@ def without_later_keys(saved: dict[str, Any], config: RunConfig) -> dict[str, An
 def refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) -> None:
     """Refuse to resume where keys that may not change differ from the saved ones."""
     now = comparable(config)
-    keys = sorted(key for key in saved.keys() | now.keys() if not _may_change(key))
+    keys = sorted(key for key in saved.keys() | now.keys() if not may_change(key))
     differences = [f"{key} {saved.get(key)!r} -> {now.get(key)!r}" for key in keys if saved.get(key) != now.get(key)]
     if differences:
         raise UserError(
@@ -196,7 +196,7 @@ def refuse_differences(saved: dict[str, Any], config: RunConfig, path: Path) -> 
         )
 
 
-def _may_change(name: str) -> bool:
+def may_change(name: str) -> bool:
     """Whether a run may go on with another value: where data and weights lie is up to the machine."""
     option = find_option(name)
     return option is not None and bool(option.says(lambda key: key.may_change))

@@ -241,7 +241,7 @@ class RunConfig(Section):
                 "student": student,
                 "methods": tuple(on_labels),
                 "embedding": None,
-                "train": self.train.model_copy(update={"epochs": epochs}),
+                "train": self.train.model_copy(update={"epochs": epochs, "teacher_forward": None}),
                 "relation": "auto",
                 "projector": "auto",
                 "normalize": "auto",

@@ -53,6 +53,8 @@ TEXTS = Key(modality="text")
 CHANGEABLE = Key(may_change=True)
 BESIDE_THE_RECIPE = Key(may_change=True, of_recipe=False)
 """Where a run computes, and what is tested, logged and saved."""
+SETTLED = Key(of_recipe=False)
+"""Measured where a run begins and written into its config, which it goes on with: the machine chooses it."""
 
 
 def always(task: TaskFacts) -> bool:

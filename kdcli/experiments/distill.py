@@ -46,6 +46,7 @@ from kdcli.training.provenance import (
     with_forced,
     write_record,
 )
+from kdcli.training.settle import settle_step
 from kdcli.training.teachers.check import check_teacher
 from kdcli.training.teachers.probe import probe_teacher
 from kdcli.training.trainer import Trainer
@@ -118,7 +119,9 @@ def planned_job(config: RunConfig, *, tracking: Path | None = None) -> tuple[Job
     with console.status("Loading data and models"):
         job = prepare_job(config, team)
     with console.status("Measuring the teacher"):
-        return probe_teacher(check_teacher(job, team), team), accelerator
+        job = probe_teacher(check_teacher(job, team), team)
+    with console.status("Measuring a step"):
+        return settle_step(job, team), accelerator
 
 
 def resume_run(

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from kdcli.base.errors import UserError
-from kdcli.config.keys import beside_the_recipe
+from kdcli.config.keys import beside_the_recipe, may_change
 from kdcli.config.run import RunConfig
 from kdcli.experiments.distill import Output, distill_run, is_finished, resume_run
 from kdcli.experiments.episodes import has_all_episodes, resume_episodes, run_episodes
@@ -128,14 +128,17 @@ def run_one(run: Run, output: Output, command: str) -> Ending:
 
 
 def _with_free_keys(stored: RunConfig, config: RunConfig) -> RunConfig:
-    """Return a run's own config, with ``config``'s values of the keys that do not make another recipe."""
-    for key in beside_the_recipe():
+    """Return a run's own config, with ``config``'s values of the keys that do not make another recipe.
+
+    What the run has settled for itself when it began stays.
+    """
+    for key in filter(may_change, beside_the_recipe()):
         section, _, name = key.rpartition(".")
         if section:
             value = getattr(getattr(config, section), name)
             stored = stored.model_copy(
                 update={section: getattr(stored, section).model_copy(update={name: value})},
             )
-        elif name not in ("seed", "output"):
+        else:
             stored = stored.model_copy(update={name: getattr(config, name)})
     return stored

@@ -80,8 +80,10 @@ class Distiller(Objective):
         Raises:
             UserError: for an optimiser that can't be had.
         """
-        optim = config.optim
-        optimizer = make_optimizer(self.parameter_groups(lr=optim.lr, weight_decay=optim.weight_decay), optim)
+        optim, fused = config.optim, bool(config.train.fused_optimizer)
+        optimizer = make_optimizer(
+            self.parameter_groups(lr=optim.lr, weight_decay=optim.weight_decay), optim, fused=fused
+        )
         self.attach(optimizer)
         own = Phase(PHASE, optimizer, make_schedule(optimizer, optim, updates), leads=True)
         before: list[Phase] = []
@@ -97,7 +99,7 @@ class Distiller(Objective):
                 }
             )
             groups = self._groups(((p, 0.0) for p in method.adversary.parameters()), lr=theirs.lr)
-            optimizer = make_optimizer(groups, theirs)
+            optimizer = make_optimizer(groups, theirs, fused=fused)
             self.attach(optimizer)
             (before if method.adversary_first else after).append(
                 Phase(phase, optimizer, make_schedule(optimizer, theirs, updates), options.adversary_steps)

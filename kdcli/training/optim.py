@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from kdcli.base.errors import UserError, did_you_mean
@@ -14,12 +15,22 @@ POLY_POWER = 0.9
 """Of the schedule ``poly`` by default, as DeepLab's authors chose (arXiv 1606.00915, section 4.1.2)."""
 
 
-def make_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
+_FUSED = ("adam", "adamw", "sgd", "momentum")
+_FUSED_ON = ("cpu", "cuda", "mps")
+
+
+def can_fuse(optim: OptimConfig, device: torch.device) -> bool:
+    """Whether torch has a kernel on ``device`` that steps all weights of this optimiser at once."""
+    return device.type in _FUSED_ON and optim.optimizer.lower() in _FUSED
+
+
+def make_optimizer(groups: list[dict[str, Any]], optim: OptimConfig, *, fused: bool = False) -> Optimizer:
     """Return timm's optimiser.
 
     Args:
-        groups: of parameters, each with its ``lr`` and ``weight_decay``.
+        groups: of parameters on their device, each with its ``lr`` and ``weight_decay``.
         optim: which one, with what.
+        fused: steps all weights at once, where :func:`can_fuse` of this optimiser.
 
     Raises:
         UserError: for a name that timm doesn't have, or one that needs more than gradients.
@@ -39,7 +50,9 @@ def make_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimize
             f"optim.betas is set, and the optimiser {optim.optimizer!r} has no two of them.",
             "Leave it out, or use adam or adamw.",
         )
-    betas = {} if optim.betas is None else {"betas": optim.betas}
+    extra: dict[str, Any] = {} if optim.betas is None else {"betas": optim.betas}
+    if fused and can_fuse(optim, groups[0]["params"][0].device):
+        extra["fused"] = True
     try:
         optimizer = create_optimizer_v2(
             groups,
@@ -47,7 +60,7 @@ def make_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimize
             lr=optim.lr,
             weight_decay=optim.weight_decay,
             momentum=optim.momentum,
-            **betas,  # type: ignore[arg-type]  # a mapping forgets its values' classes
+            **extra,
         )
     except (ImportError, AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(

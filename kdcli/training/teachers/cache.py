@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -36,29 +37,14 @@ def _digest_of_weights(teacher: Model) -> str:
     return _digests[teacher]
 
 
-class Remembered:
-    """One measurement of a teacher.
-
-    It is found again by the teacher's tensors, its name, its input and its costs, by the content and labels of the
-    samples, and by what else is given: nothing but where the data lie may change.
+class Kept:
+    """One measurement, by what it depends on.
 
     Args:
-        config: of the run.
-        teacher: what is measured.
-        data: whose class names the labels go by.
-        source: the samples that it is measured on.
-        what: whatever else the outcome depends on.
+        key: all of that, as JSON takes it.
     """
 
-    def __init__(self, config: RunConfig, teacher: Model, data: AnyData, source: Source, **what: Any) -> None:
-        facts = teacher.facts
-        key = {
-            "format": _FORMAT,
-            "kdcli": __version__,
-            "teacher": [facts.name, _digest_of_weights(teacher), repr(facts.preprocessing), facts.macs],
-            "data": [digest_of(source, data), list(data.facts.class_names), repr(config.data.deep_range)],
-            **what,
-        }
+    def __init__(self, key: Mapping[str, Any]) -> None:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
         self._file = cache_folder() / "teachers" / f"{digest[:40]}.json"
 
@@ -81,3 +67,29 @@ class Remembered:
             write_atomically(self._file, lambda file: file.write_text(text, encoding="utf-8"))
         except (OSError, UserError):
             return
+
+
+class Remembered(Kept):
+    """One measurement of a teacher on samples.
+
+    It is found again by the teacher's tensors, its name, its input and its costs, by the content and labels of the
+    samples, and by what else is given: nothing but where the data lie may change.
+
+    Args:
+        config: of the run.
+        teacher: what is measured.
+        data: whose class names the labels go by.
+        source: the samples that it is measured on.
+        what: whatever else the outcome depends on.
+    """
+
+    def __init__(self, config: RunConfig, teacher: Model, data: AnyData, source: Source, **what: Any) -> None:
+        facts = teacher.facts
+        key = {
+            "format": _FORMAT,
+            "kdcli": __version__,
+            "teacher": [facts.name, _digest_of_weights(teacher), repr(facts.preprocessing), facts.macs],
+            "data": [digest_of(source, data), list(data.facts.class_names), repr(config.data.deep_range)],
+            **what,
+        }
+        super().__init__(key)

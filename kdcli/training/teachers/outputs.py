@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-import torch
-
 from kdcli.data import AnyBatch, Text, TextSource
 from kdcli.machine.team import Team
 from kdcli.plan.outputs import choose_outputs
 from kdcli.training.job import Job
+from kdcli.training.teachers.forward import Form, form_of, has_forms
 from kdcli.training.teachers.sharded import even, teacher_on
 from kdcli.training.teachers.teacher import LiveTeacher, StoredTeacher, Teacher
 
@@ -39,10 +38,9 @@ def open_teacher(job: Job, team: Team) -> Teacher | None:
     """Place the teacher on the device, and return what gives its outputs, as the plan says; None without a teacher."""
     if job.teacher is None:
         return None
-    teacher = teacher_on(job, team)
-    if job.config.train.channels_last and not job.config.teacher.sharded:
-        teacher.to(memory_format=torch.channels_last)
-    live = LiveTeacher(teacher, job.distiller.teacher_reads)
+    teacher, reads = teacher_on(job, team), job.distiller.teacher_reads
+    form = form_of(job.config) if has_forms(job.config) else Form()
+    live = LiveTeacher(teacher, reads, form, compiles=job.config.teacher.compile)
     if job.plan.teacher_outputs == "live":
         return live
     source = job.train_source()

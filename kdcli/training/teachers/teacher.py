@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from kdcli.data import AnyBatch
 from kdcli.machine.team import Team
 from kdcli.models.base import Model
 from kdcli.models.outputs import ModelOutput
+from kdcli.training.teachers.forward import Form, in_form
 
 
 class Teacher(Protocol):
@@ -42,12 +44,18 @@ class LiveTeacher:
     """Runs the teacher on each batch and returns no more than the methods read.
 
     Args:
-        model: frozen, in eval mode, on its device.
+        model: frozen, in eval mode, on its device; it stays as it is.
         reads: what to return.
+        form: how it is run.
+        compiles: through ``torch.compile``.
     """
 
-    def __init__(self, model: Model, reads: Reads) -> None:
-        self.model = model
+    def __init__(self, model: Model, reads: Reads, form: Form | None = None, *, compiles: bool = False) -> None:
+        self._form = form or Form()
+        self.model = in_form(model, self._form, reads)
+        if compiles:
+            self.model = copy.deepcopy(model) if self.model is model else self.model
+            self.model.compile()
         self._reads = reads
 
     @property
@@ -67,9 +75,7 @@ class LiveTeacher:
         """Return the outputs for ``batch`` without gradient."""
         if not self.reads:  # only an earlier stage had a use for it
             return ModelOutput()
-        with torch.no_grad():  # not inference mode, whose tensors no backward pass may save
-            inputs = self.model.prepare(batch)
-            return self.model(inputs, self.reads)
+        return self._form.run(self.model, self.model.prepare(batch), self.reads)
 
 
 class StoredTeacher:
