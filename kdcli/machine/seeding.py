@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,22 @@ def stable_seed(*key: int | str) -> int:
 def stable_share(*key: int | str) -> float:
     """Return a number in [0, 1) that depends on ``key`` alone, spread evenly over keys."""
     return stable_seed(*key) / 2**63
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seed Python's, numpy's and torch's generators, on the CPU and on ``device``; those of other devices stay.
+
+    ``torch.manual_seed`` seeds all there are, and where none is in use it keeps a stack trace each time.
+
+    Args:
+        seed: below 2**32.
+        device: that is computed on.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 @contextmanager

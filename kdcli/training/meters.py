@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdcli.base.errors import UserError
 from kdcli.models.outputs import ModelOutput
@@ -33,9 +34,19 @@ AFTER_NAN = (
 
 @dataclass
 class Meter:
-    """Sums losses on the device; reads them only when asked. Every process has the losses of the whole batch."""
+    """Sums losses on the device; reads them only when asked. Every process has the losses of the whole batch.
 
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    Attributes:
+        names: of the terms so far.
+        values: their sums, float32, in one vector, so that a step adds to it once.
+        steps: how many were added.
+        images: samples of those.
+        waited: seconds spent waiting for batches.
+        since: when the first was.
+    """
+
+    names: tuple[str, ...] = ()
+    values: Tensor | None = None
     steps: int = 0
     images: int = 0
     waited: float = 0.0
@@ -45,20 +56,33 @@ class Meter:
     def restored(cls, saved: dict[str, Any], device: torch.device) -> Meter:
         """Return a meter as a checkpoint has it."""
         sums = {name: value.to(device) for name, value in saved["sums"].items()}
-        return cls(sums, saved["steps"], saved["images"])
+        return cls(tuple(sums), torch.stack([*sums.values()]) if sums else None, saved["steps"], saved["images"])
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """The sum of every term."""
+        return {} if self.values is None else dict(zip(self.names, self.values.clone().unbind(), strict=True))
 
     def add(self, terms: dict[str, Tensor], images: int) -> None:
-        """Add a step's losses, and how many samples it had."""
-        for name, value in terms.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        """Add a step's losses, scalars, and how many samples it had."""
+        names = tuple(dict.fromkeys((*self.names, *terms)))
+        if tuple(terms) == names:
+            found = torch.stack([value.detach().float() for value in terms.values()])
+        else:  # a term that others don't come with
+            zero = torch.zeros((), device=next(iter(terms.values())).device)
+            found = torch.stack([terms.get(name, zero).detach().float() for name in names])
+        if self.values is not None:
+            missing = len(names) - len(self.names)
+            found = (F.pad(self.values, (0, missing)) if missing else self.values) + found
+        self.names, self.values = names, found
         self.steps += 1
         self.images += images
 
     def read(self, noun: str) -> dict[str, float]:
         """Return the means of the losses over the steps, and samples a second."""
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        means = {name: float(value) / self.steps for name, value in self.sums.items()}
+        sums = [] if self.values is None else self.values.tolist()
+        means = {name: value / self.steps for name, value in zip(self.names, sums, strict=True)}
         return means | {f"{noun}s_per_second": self.images / seconds, "data_wait": min(self.waited / seconds, 1.0)}
 
 
@@ -70,13 +94,19 @@ class LossWatch:
 
     def add(self, terms: dict[str, Tensor], step: int) -> None:
         """Look at the terms of ``step``; those of an accelerator a little later, once they have been computed."""
-        wrong = torch.stack([~value.detach().isfinite().all() for value in terms.values()])
+        scalars = [name for name, value in terms.items() if not value.ndim]
+        others = [name for name in terms if name not in scalars]
+        parts = [terms[name].detach().isfinite().all()[None] for name in others]
+        if scalars:
+            parts.append(torch.stack([terms[name].detach().float() for name in scalars]).isfinite())
+        wrong = ~torch.cat(parts)
         event = None
         if wrong.is_cuda:
-            wrong = wrong.to("cpu", non_blocking=True)
+            # Into pinned memory: a copy into other memory is waited for.
+            wrong = torch.empty(wrong.shape, dtype=wrong.dtype, pin_memory=True).copy_(wrong, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._pending.append((step, list(terms), wrong, event))
+        self._pending.append((step, [*others, *scalars], wrong, event))
         while self._pending and (self._pending[0][3] is None or self._pending[0][3].query()):
             self._look()
 

@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from timm.utils import ModelEmaV3
 from torch import Tensor
@@ -23,7 +22,7 @@ from kdcli.config.keys import comparable, refuse_differences, without_later_keys
 from kdcli.data import AnyBatch, Source
 from kdcli.machine.control import Control, Every, Stopped, Verdict
 from kdcli.machine.devices import track_picture
-from kdcli.machine.seeding import stable_seed
+from kdcli.machine.seeding import seed_everything, stable_seed
 from kdcli.machine.team import Team
 from kdcli.models import load_saved
 from kdcli.models.base import Model
@@ -222,7 +221,7 @@ class Trainer:
         self._note_skipped(batch.skipped)
         # Dropout and the like: drawn anew for every step, so that nothing of the past has to be restored.
         step = self.epochs_before * self.steps_per_epoch + self.step
-        set_seed(stable_seed("step", self.job.config.seed, step, team.rank) % 2**32)
+        seed_everything(stable_seed("step", self.job.config.seed, step, team.rank) % 2**32, team.device)
         batch = self.mix(batch.to(team.device), epoch, step)
         teacher_outputs = self._run_teacher(batch)
         self.objective.step = self.step

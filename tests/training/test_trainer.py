@@ -398,11 +398,12 @@ def test_collapsing_features_are_warned_of(tmp_path, monkeypatch):
             original(self, batch, epoch)
             if epoch == 0:
                 return
-            for name in self.state.meter.sums:
+            meter = self.state.meter
+            for name, total in zip(meter.names, meter.values, strict=True):
                 if name.startswith("feature_norm/") and kind == "zero":
-                    self.state.meter.sums[name] *= 1e-4
+                    total *= 1e-4
                 if name.startswith("feature_std/"):
-                    self.state.meter.sums[name] *= 1e-5
+                    total *= 1e-5
 
         monkeypatch.setattr(trainer_module.Trainer, "train_step", train_step)
         reporter = Silent()
