@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from itertools import pairwise
 from math import sqrt
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
-# Newton-Schulz is worth its iterations below this distance of the Gram matrix from the identity, eigh beyond it.
-_NEAR = 0.9
+# Polynomials are worth their products below this distance of the Gram matrix from the identity, eigh beyond it.
+_NEAR = 0.95
 # Singular values relative to the largest, below which a direction counts as missing.
 _MISSING = 1e-6
 
@@ -51,45 +57,150 @@ def orthogonality_error(matrix: Tensor) -> Tensor:
 def retract_adaptive_(matrix: Tensor) -> Tensor:
     """Retract ``matrix`` in place at the least cost its Gram matrix ``G`` allows. Reads values back: meant for the CPU.
 
-    With ``E = I − G`` and ``b`` a bound of ``‖E‖₂``: Newton-Schulz on ``E`` for ``b < 0.9``, as many iterations as
-    ``b`` asks for; an eigendecomposition in float64 otherwise. Directions that are missing (relative singular value
-    below 1e-6) are completed deterministically to an orthonormal set.
+    With ``G`` scaled so that the eigenvalues of ``E = I − G`` lie in ``[-b, b]``: for ``b < 0.95`` a polynomial in
+    ``E`` that is ``(I − E)^(-1/2)`` there, of the least degree that leaves ``‖I − P Pᵀ‖₂`` at 1e-6 (2e-14 in float64),
+    in further passes where the highest degree isn't enough; an eigendecomposition in float64 otherwise. After a step of
+    an optimiser ``E`` is small, and a product or two do. Directions that are missing (relative singular value below
+    1e-6) are completed deterministically to an orthonormal set.
     """
     with _exact_products(matrix.device.type):
         wide = _as_wide(matrix)
-        residual = _residual(wide)
-        square = residual @ residual
-        # ‖E²‖_F^(1/2) is at most m^(1/4) times ‖E‖₂; ‖E‖_F itself may be m^(1/2) times that.
-        bound = float(square.norm().sqrt())
-        if bound < _NEAR:
-            wide = torch.addmm(wide, _correction(residual, square, _num_iterations(bound)), wide)
-        elif torch.isfinite(wide).all():
-            wide = _exact_polar_factor(wide)
+        tolerance = 2e-14 if wide.dtype == torch.float64 else 1e-6
+        for _ in range(_MOST_PASSES):
+            residual = _residual(wide)
+            scale, bound = _range(residual)
+            if not bound < _NEAR:
+                if torch.isfinite(wide).all():
+                    wide = _exact_polar_factor(wide)
+                break
+            root = _root(max(bound, 1e-7), tolerance)
+            if scale != 1:
+                residual.mul_(scale).diagonal().add_(1 - scale)
+            factor = math.sqrt(scale)
+            correction = _correction(residual, root.coefficients)
+            wide = torch.addmm(wide, correction, wide, beta=factor, alpha=factor)
+            if root.error <= tolerance:
+                break
     return matrix.copy_(wide if len(wide) == len(matrix) else wide.T)
 
 
-def _num_iterations(bound: float) -> int:
-    """Return how many Newton-Schulz iterations bring ``‖E‖₂ ≤ bound < 1`` below 1e-7, at least one."""
-    count = 0
-    while bound > 1e-7 or count == 0:
-        bound *= bound * (3 + bound) / 4
-        count += 1
-    return count
+_MOST_PASSES = 5
+_BLOCK = 8
+_POWERS = 6
+_MARGIN = 0.25
+"""By how much of its size an end of the spectrum is taken to be further out than powers of the matrix have come."""
+_CENTRED = 0.1
+"""Nearer to the manifold the spectrum needs no centring."""
 
 
-def _correction(residual: Tensor, square: Tensor, num_iterations: int) -> Tensor:
-    """Return about ``(I − E)^(-1/2) − I`` from ``E`` and ``E²`` by Newton-Schulz.
+def _range(residual: Tensor) -> tuple[float, float]:
+    """Return ``s`` and ``b`` so that ``I − sG`` has its eigenvalues in about ``[-b, b]``, a bit less rather than more.
 
-    An iteration multiplies ``P`` by ``I + E/2``, which leaves ``E ← I − (I − E)(I + E/2)² = E² (3I + E)/4``. In terms
-    of what is small, ``E`` and the correction, no product rounds at the size of the identity: that costs a factor of
-    ten.
+    ``G = I − E`` is scaled to have 1 in the middle of its spectrum, whose ends are found by powers of ``E``; where
+    ``E`` is small anyway, ``s`` is 1.
     """
-    correction = residual / 2
-    for index in range(1, num_iterations):
-        square = square if index == 1 else residual @ residual
-        residual = torch.addmm(square, square, residual, beta=0.75, alpha=0.25)
-        correction = torch.addmm(correction, correction, residual, alpha=0.5).add_(residual, alpha=0.5)
-    return correction
+    frobenius = float(residual.norm())
+    if not math.isfinite(frobenius) or frobenius <= 1e-3:
+        return 1.0, frobenius
+    far = _far_end(residual, 0.0)
+    bound = min(frobenius, (1 + _MARGIN) * abs(far))
+    if bound <= _CENTRED:
+        return 1.0, bound
+    near = _far_end(residual, far)
+    margin = _MARGIN / 2 * abs(near - far)
+    lowest, highest = min(near, far) - margin, max(near, far)
+    highest = min(highest + margin, (1 + highest) / 2)  # eigenvalues of a Gram matrix are not below 0
+    if not 2 - lowest - highest > 0:  # also NaN
+        return 1.0, math.inf
+    scale = 2 / (2 - lowest - highest)
+    return scale, (highest - lowest) / 2 * scale
+
+
+def _far_end(residual: Tensor, start: float) -> float:
+    """Return the eigenvalue of ``E`` that is furthest from ``start``."""
+    block = _start(len(residual), residual.dtype)
+    for _ in range(_POWERS):
+        block = torch.addmm(block, residual, block, beta=-start)
+        block /= block.norm(dim=0).clamp_min(torch.finfo(block.dtype).tiny)
+    moved = residual @ block
+    values = (block * moved).sum(dim=0) - start
+    sizes = (moved - start * block).norm(dim=0)
+    best = int(sizes.argmax())
+    return start + math.copysign(float(sizes[best]), float(values[best]))
+
+
+@lru_cache(maxsize=8)
+def _start(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(size, _BLOCK, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+class _Root(NamedTuple):
+    """A polynomial that is about ``(1 − x)^(-1/2) − 1``, and by how much ``(1 + p(x))² (1 − x)`` differs from 1."""
+
+    coefficients: tuple[float, ...]
+    error: float
+
+
+_DEGREES = (1, 2, 4, 6)
+"""They take 0 to 3 products of matrices."""
+
+
+def _root(bound: float, tolerance: float) -> _Root:
+    """Return the polynomial of least degree that is good to ``tolerance`` on ``[-bound, bound]``, else the best."""
+    # Steps of 9 %, so that few are made.
+    return _root_on(2 ** (math.ceil(8 * math.log2(bound)) / 8), tolerance)
+
+
+@lru_cache(maxsize=512)
+def _root_on(bound: float, tolerance: float) -> _Root:
+    points = np.linspace(-bound, bound, 513)
+    root = _Root((), math.inf)
+    for degree in _DEGREES:
+        found = Chebyshev.interpolate(lambda x: np.expm1(-np.log1p(-x) / 2), degree, domain=[-bound, bound])
+        error = float(np.abs((1 + found(points)) ** 2 * (1 - points) - 1).max())
+        root = _Root(tuple(found.convert(kind=Polynomial).coef.tolist()), error)
+        if error <= tolerance:
+            break
+    return root
+
+
+def _correction(residual: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """Return the polynomial of ``E``, a symmetric matrix.
+
+    It is in terms of what is small, ``E`` and the correction: no product rounds at the size of the identity, which
+    costs a factor of ten.
+    """
+    first, *others = coefficients
+    if len(others) == 1:
+        found = residual * others[0]
+    else:
+        square = _symmetric_product(residual, residual)
+        found = residual * others[0] + square * others[1]
+        if len(others) == 4:
+            found += _symmetric_product(square, residual * others[2] + square * others[3])
+        elif len(others) == 6:
+            cube = _symmetric_product(square, residual)
+            inner = residual * others[3] + square * others[4] + cube * others[5]
+            found += _symmetric_product(cube, inner).add_(cube, alpha=others[2])
+    found.diagonal().add_(first)
+    return found
+
+
+_BLOCKS = 4
+_LEAST_BLOCKED = 256
+
+
+def _symmetric_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return ``left @ right``, which is known to be symmetric; of large ones on the CPU hardly more than half of it."""
+    size = len(left)
+    if size < _LEAST_BLOCKED or left.device.type != "cpu":
+        return left @ right
+    product = left.new_empty(size, size)
+    edges = [size * number // _BLOCKS for number in range(_BLOCKS + 1)]
+    for start, end in pairwise(edges):
+        product[start:end, start:] = left[start:end] @ right[:, start:]
+        product[end:, start:end] = product[start:end, end:].T
+    return product
 
 
 def _exact_polar_factor(wide: Tensor) -> Tensor:
@@ -188,7 +299,7 @@ def _as_wide(matrix: Tensor) -> Tensor:
 
 def _residual(wide: Tensor) -> Tensor:
     """Return ``E = I − P Pᵀ``."""
-    residual = (wide @ wide.T).neg_()
+    residual = _symmetric_product(wide, wide.T).neg_()
     residual.diagonal().add_(1)
     return residual
 

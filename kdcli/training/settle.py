@@ -24,7 +24,6 @@ from kdcli.machine.team import Team
 from kdcli.models.base import Inputs, Model, to_device
 from kdcli.models.detections import DetectionModel
 from kdcli.models.outputs import ModelOutput
-from kdcli.models.vision import VisionModel
 from kdcli.plan.plan import Decision
 from kdcli.training.job import Job
 from kdcli.training.optim import can_fuse
@@ -298,7 +297,10 @@ def _is_convolutional(model: Model) -> bool:
     Detectors are run as they are: what they do with boxes is not what a made-up image shows.
     """
     convolutions = [module for module in model.module.modules() if isinstance(module, torch.nn.Conv2d)]
-    return isinstance(model, VisionModel) and not isinstance(model, DetectionModel) and len(convolutions) > 1
+    if isinstance(model, DetectionModel) or len(convolutions) < 2:
+        return False
+    example = model.example()
+    return isinstance(example, Tensor) and example.ndim == 4
 
 
 def _sample(model: Model, size: int, device: torch.device, *, passes: int = 1) -> Inputs:

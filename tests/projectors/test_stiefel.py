@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdcli.projectors.stiefel import (
     FIXED_CONDITION,
+    _symmetric_product,
     orthogonality_error,
     retract_,
     retract_adaptive_,
@@ -176,3 +177,27 @@ def test_orthogonality_error(shape):
     matrix = conditioned(shape, 3.0)
     assert orthogonality_error(matrix).item() == pytest.approx(exact_error(matrix), rel=1e-12)
     assert orthogonality_error(matrix.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-2, 0.1, 1.0])
+@pytest.mark.parametrize("shape", [(96, 160), (40, 24)])
+def test_it_stays_on_the_manifold_over_long_walks(shape, rate):
+    """Steps as Adam's are: of one size everywhere, and partly of one sign pattern, which is one large direction."""
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.nn.init.orthogonal_(torch.empty(shape))
+    pattern = torch.outer(*(torch.randn(size, generator=generator) for size in shape)).sign()
+    for step in range(60):
+        matrix -= rate * (pattern if step % 3 == 0 else torch.randn(shape, generator=generator).sign())
+        before = matrix.clone()
+        retract_(matrix)
+        assert float(orthogonality_error(matrix)) <= 5e-6
+        if step % 20 == 0:
+            torch.testing.assert_close(matrix.double(), polar_factor(before), rtol=0, atol=5e-6)
+
+
+def test_symmetric_products_in_blocks_are_the_products():
+    left = torch.randn(301, 301, dtype=torch.float64)
+    left += left.T.clone()
+    square = left @ left
+    torch.testing.assert_close(_symmetric_product(left, left), square)
+    torch.testing.assert_close(_symmetric_product(square, left), square @ left)
