@@ -37,7 +37,7 @@ BF16_COST = 1e-2
 _WORTH = 1.05
 """So many times the speed of the plain form, or it stays plain."""
 _BF16_WORTH = 1.2
-_LEAST_MACS = 1e9
+_LEAST_MACS = 5e8
 """Of a batch; what a smaller model costs is not worth measuring."""
 _MOST_MACS = 1e10
 """A pass on the CPU is measured on no more samples than take so many."""
