@@ -20,6 +20,7 @@ from kdcli.data.images.dense.splits import complete_dense
 from kdcli.data.images.folders import open_any_folder, open_folder
 from kdcli.data.images.path_tables import find_lists, open_lists
 from kdcli.data.images.several import without_labels
+from kdcli.data.images.shards import holds_shards, open_shards
 from kdcli.data.images.sources import OfficialSplits
 from kdcli.data.images.splits import ImageData, complete
 from kdcli.data.images.tables import holds_tables, open_extension, open_hub, open_local_tables, open_path_tables
@@ -29,7 +30,7 @@ from kdcli.data.other_tasks import names_targets, task_that_reads
 
 _FORMS = (
     "Data are named as demo:digits, torchvision:CIFAR100, hf:org/name, a folder of class folders, parquet and arrow "
-    "files, or a csv, tsv or jsonl file of paths and labels."
+    "files, tar files of images, or a csv, tsv or jsonl file of paths and labels."
 )
 
 
@@ -169,6 +170,8 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
     lists = _lists(path, config, needs_labels=needs_labels) if path.exists() and not is_tables else []
     if lists and config.subset is None:
         return open_path_tables(open_lists(path, lists, config), config, needs_labels=needs_labels)
+    if path.exists() and not is_tables and holds_shards(path) and config.subset is None:
+        return open_shards(path, config, needs_labels=needs_labels)
     options = ("image_column", "label_column", "label_kind", "subset")
     if not is_tables and (given := [f"data.{key}" for key in options if getattr(config, key) is not None]):
         raise UserError(

@@ -76,7 +76,7 @@ def open_hub(name: str, config: DataConfig, *, needs_labels: bool = True) -> Off
     Raises:
         UserError: as there, or the columns don't fit.
     """
-    return _official_splits(load_hub(name, config), config, needs_labels, config.splits)
+    return official_splits(load_hub(name, config), config, needs_labels, config.splits)
 
 
 def load_hub(name: str, config: DataConfig) -> Any:
@@ -113,7 +113,7 @@ def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = Tr
     root = folder_of_tables(path)
     first, asked_for = next(iter(tables.values())), config.image_column
     if path_column(first, asked_for, root) is None or (asked_for is None and _holds_cells(first)):
-        return _official_splits(tables, config, needs_labels, asked, notes)
+        return official_splits(tables, config, needs_labels, asked, notes)
     if len(tables) > 1:
         chosen, said = choose_splits(tables, config.name, asked)
         return open_path_tables(PathTables(chosen, root, [*notes, *said]), config, needs_labels=needs_labels)
@@ -138,7 +138,7 @@ def open_path_tables(found: PathTables, config: DataConfig, *, needs_labels: boo
     Raises:
         UserError: a file is missing, or the columns don't fit.
     """
-    return _official_splits(found.tables, config, needs_labels, None, found.notes, of_paths=found)
+    return official_splits(found.tables, config, needs_labels, None, found.notes, of_paths=found)
 
 
 def _holds_cells(table: Dataset) -> bool:
@@ -208,7 +208,7 @@ def open_extension(entry: Extension, config: DataConfig, *, needs_labels: bool =
     Raises:
         UserError: as :func:`load_extension`, or the columns don't fit.
     """
-    return _official_splits(load_extension(entry, config), config, needs_labels, config.splits)
+    return official_splits(load_extension(entry, config), config, needs_labels, config.splits)
 
 
 class TableSource(ImageSource):
@@ -276,7 +276,7 @@ def _file_size(path: str | None) -> int:
         return -1
 
 
-def _official_splits(
+def official_splits(
     loaded: Any,
     config: DataConfig,
     needs_labels: bool,
@@ -284,13 +284,28 @@ def _official_splits(
     so_far: Sequence[str] = (),
     *,
     of_paths: PathTables | None = None,
+    make_source: Callable[..., ImageSource] | None = None,
 ) -> OfficialSplits:
+    """Return the splits of tables, whose labels may be missing where none are needed.
+
+    Args:
+        loaded: a table, or tables by split.
+        config: names of columns.
+        needs_labels: whether there have to be labels.
+        asked: ``data.splits``.
+        so_far: notes.
+        of_paths: of tables with paths of images.
+        make_source: makes a source of a table, its labels, ``column``, ``root`` and ``split``.
+
+    Raises:
+        UserError: the columns or splits don't fit.
+    """
     tables: Mapping[str, Dataset] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     chosen, notes = (tables, []) if of_paths is not None else choose_splits(tables, config.name, asked)
     notes = [*so_far, *notes]
     image_column = None if of_paths is None else path_column(chosen["train"], config.image_column, of_paths.root)
     image_column = image_column or _image_column(chosen["train"].features, config.image_column)
-    make = partial(_source, column=image_column, root=None if of_paths is None else of_paths.root)
+    make = partial(make_source or _source, column=image_column, root=None if of_paths is None else of_paths.root)
     split_column = None if of_paths is None else of_paths.split_column
     if needs_labels and has_several(chosen["train"].features, config, (image_column, split_column)):
         return read_several(chosen, image_column, config, notes, make, split_column)
