@@ -76,8 +76,8 @@ def distill(
         str | None,
         typer.Option(
             help="demo:digits, demo:scenes, torchvision:NAME, hf:org/name, a folder (class folders, parquet, arrow,"
-            " tar; images with masks, depth or boxes; texts), or a file (csv, tsv, jsonl, parquet, txt). Default: the task's"
-            " demo data, if there is no recipe. All forms: kdcli guide names.",
+            " tar; images with masks, depth or boxes; texts), or a file (csv, tsv, jsonl, parquet, tar, txt). Default:"
+            " the task's demo data, if there is no recipe. All forms: kdcli guide names.",
             metavar="DATA",
             autocompletion=complete.data,
         ),
