@@ -39,6 +39,8 @@ _HISTORY = 20
 """Characters of a loss's history."""
 _METRIC = 10
 """Least characters of a metric's column."""
+_NAME = 26
+"""Characters of a metric's name that are shown whole; of a longer one the middle is cut out."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -232,7 +234,7 @@ def _validation_table(
     if best is not None and best < first:
         shown[0] = best
     labels = {index: f"epoch {validations[index].epoch}{' best' if index == best else ''}" for index in shown}
-    metrics = [_shorten(name, 16) for name in validations[-1].metrics]
+    metrics = [_shorten(name, _NAME) for name in validations[-1].metrics]
     widths = [max(len(name), _METRIC) + 2 for name in metrics]
     space = width - max(map(len, ["validation", *labels.values()])) - 2
     num_metrics = sum(sum(widths[: count + 1]) <= space for count in range(len(widths)))
