@@ -149,6 +149,11 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     return matrix.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
 
 
+def most_precise(values: Tensor) -> Tensor:
+    """Return values in float64, or in float32 on a device that has no float64 (MPS); gradients flow through."""
+    return values.float() if values.device.type == "mps" else values.double()
+
+
 def nothing(features: Tensor) -> Tensor:
     """Return 0 with zero gradient for ``features``; NaN where they aren't finite."""
     return (0 * features).sum()

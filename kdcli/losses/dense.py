@@ -124,7 +124,7 @@ def ifvd(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     student, teacher = on_students_grid(student, teacher)
     if labels.ndim != 3 or len(labels) != len(student) or labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 (batch, height, width), got {labels.dtype} of {tuple(labels.shape)}.")
-    at = F.interpolate(labels[:, None].double(), student.shape[2:], mode="nearest-exact").long().flatten()
+    at = F.interpolate(labels[:, None].float(), student.shape[2:], mode="nearest-exact").long().flatten()
     rows = torch.nonzero(at != UNLABELLED).squeeze(1)
     if not len(rows):
         return nothing(student).expand(1)[:0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdcli.losses.common import require_positive
+from kdcli.losses.common import most_precise, require_positive
 from kdcli.losses.normalize import full_precision
 
 
@@ -128,7 +128,7 @@ def fit_scale_and_shift(prediction: Tensor, target: Tensor, valid: Tensor) -> tu
         valid: bool, the same shape.
     """
     prediction, target, valid = _rows(prediction, target, valid)
-    x, y = prediction.double(), target.double()
+    x, y = most_precise(prediction), most_precise(target)
     x_mean, y_mean = (_mean(_where(valid, side, 0.0), valid)[:, None] for side in (x, y))
     x_off = _where(valid, x - x_mean, 0.0)
     spread = x_off.square().sum(dim=1)

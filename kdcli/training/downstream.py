@@ -99,8 +99,8 @@ def _features(
             with team.autocast():
                 inputs = model.prepare(batch.to(team.device))
                 features = model(inputs, Reads(("pooled",))).features["pooled"]
-            labels = batch.targets[:, None].double()
-            parts.append(torch.cat([labels, features.double().cpu()], dim=1))
+            labels = batch.targets[:, None].cpu().double()
+            parts.append(torch.cat([labels, features.cpu().double()], dim=1))
             indices.append(batch.samples)
     check_readable(team.gather(list(lost)), len(source), what="images that features are measured on")
     space = in_order(parts, indices, team).numpy()

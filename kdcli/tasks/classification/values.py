@@ -136,7 +136,7 @@ class _ValuesMeter:
         """Add outputs (B, C)."""
         logits, targets = outputs.float(), batch.targets
         losses = self._task.losses(logits, targets, 0.0)
-        self._totals += torch.stack([losses.double().sum().cpu(), torch.tensor(losses.numel())])
+        self._totals += torch.stack([losses.cpu().double().sum(), torch.tensor(losses.numel())])
         self._metrics.update(*self._task.guesses(logits, targets))
         of_samples = self._task.sums(logits.cpu().double(), targets.cpu().double())
         for name, values in of_samples.items():

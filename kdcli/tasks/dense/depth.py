@@ -340,7 +340,7 @@ def _measure(outputs: Tensor, batch: AnyBatch, depth: DepthFacts) -> tuple[dict[
     mask = is_evaluated(targets, depth)
     prediction, targets = doubled(prediction), doubled(targets)
     values = metrics_of(prediction, targets, mask.to(prediction.device))
-    return {name: value.cpu() for name, value in values.items()}, mask.flatten(1).any(dim=1).double().cpu()
+    return {name: value.cpu() for name, value in values.items()}, mask.flatten(1).any(dim=1).cpu().double()
 
 
 def _nothing_measured(depth: DepthFacts, split: str = "") -> UserError:

@@ -26,6 +26,7 @@ from kdcli.plan.plan import Decision
 from kdcli.statistics.intervals import metric_of
 from kdcli.tasks.answers import Answers, Choice
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Cut, ImageTask
+from kdcli.tasks.dense.depth_metrics import doubled
 from kdcli.tasks.dense.drawing import draw_errors, draw_over, error_legend, legend
 from kdcli.tasks.dense.measured import check_measured
 from kdcli.tasks.meters import Meter, SampleSums
@@ -176,7 +177,7 @@ def confusion_of(guess: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """Return how many labelled pixels of each class (row) were taken for each (column), float64 (C, C) on the CPU."""
     labelled = target != UNLABELLED
     pairs = (num_classes * target + guess)[labelled]
-    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes).double().cpu()
+    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes).cpu().double()
 
 
 def overlap_sums(confusion: Tensor) -> Tensor:
@@ -205,8 +206,8 @@ def _each(
     for one, target in zip(outputs, targets, strict=True):
         logits = resized(one[None], target[None])
         guess = logits[0].argmax(dim=0)
-        loss = F.cross_entropy(logits, target[None], ignore_index=UNLABELLED, reduction="none").double().sum()
-        yield guess, confusion_of(guess, target, num_classes), loss.cpu()
+        loss = F.cross_entropy(logits, target[None], ignore_index=UNLABELLED, reduction="none")
+        yield guess, confusion_of(guess, target, num_classes), doubled(loss).sum().cpu()
 
 
 class PixelMeter:

@@ -164,7 +164,7 @@ class BoxMeter:
         """Add a batch; average precisions are not made of sums."""
         self._seen += seen_in(outputs, batch)
         if outputs.losses:
-            loss = torch.stack([*outputs.losses.values()]).double().sum().cpu()
+            loss = torch.stack([*outputs.losses.values()]).cpu().double().sum()
             self._loss += torch.stack([loss * len(batch), torch.tensor(float(len(batch)), dtype=torch.float64)])
         return {}
 

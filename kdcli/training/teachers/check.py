@@ -281,8 +281,8 @@ def _correlations(outputs: Tensor, targets: Tensor) -> Any:
     NaN where fewer than two values were, or all are alike.
     """
     outputs = outputs.float().reshape(len(targets), 1, *outputs.shape[-2:])
-    outputs = F.interpolate(outputs, targets.shape[1:], mode="bilinear")[:, 0].double().flatten(1)
-    truth = targets.double().flatten(1)
+    outputs = F.interpolate(outputs, targets.shape[1:], mode="bilinear")[:, 0].cpu().double().flatten(1)
+    truth = targets.cpu().double().flatten(1)
     measured = truth > 0
     number = measured.sum(dim=1, keepdim=True)
     centred = [
@@ -296,7 +296,7 @@ def _correlations(outputs: Tensor, targets: Tensor) -> Any:
 def _similarities(outputs: Tensor, targets: Tensor) -> Any:
     """Return the correlation of each image with its target (B, 3, H, W), float64 (B,); NaN where either is constant."""
     outputs = F.interpolate(outputs.float(), targets.shape[2:], mode="bilinear", antialias=True)
-    sides = [side.double().flatten(1) for side in (outputs, targets)]
+    sides = [side.cpu().double().flatten(1) for side in (outputs, targets)]
     ours, theirs = (side - side.mean(dim=1, keepdim=True) for side in sides)
     return ((ours * theirs).sum(dim=1) / (ours.norm(dim=1) * theirs.norm(dim=1))).cpu().numpy()
 
