@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from kdcli.api.objects import Network
 from kdcli.api.options import OPTIONS, Named, as_arguments, as_call, config_of, folder_name
 from kdcli.api.run import Run
-from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.errors import UserError
 from kdcli.base.names import NormalizeName, ProjectorName, Relation
 from kdcli.base.tasks import DEFAULT_TASK
-from kdcli.base.text import short_repr
 
 if TYPE_CHECKING:
     from kdcli.plan.plan import Plan
@@ -243,29 +242,30 @@ def probe(
     )
 
 
-def export(run: str | Path | Run, output: str | Path | None = None, *, format: str = "safetensors") -> Path:
+def export(
+    run: str | Path | Run,
+    output: str | Path | None = None,
+    *,
+    format: str = "safetensors",
+    quantize: str | None = None,
+) -> Path:
     """Write the best student for use without kdcli, load it back and compare; return the folder.
 
     Args:
         run: a finished run.
         output: where to write; ``RUN/export`` by default.
-        format: ``safetensors``, the library's own, or ``onnx``.
+        format: ``safetensors``, the library's own, ``onnx``, ``torch-export``, ``openvino`` or ``executorch``.
+        quantize: ``int8`` for a quantised graph beside ``onnx``, measured on the run's validation samples.
 
     Raises:
         UserError: there is no such run or format, or the export gives something else.
     """
-    from kdcli.results.export import export_onnx, export_safetensors
+    from kdcli.results.formats import export_run
     from kdcli.runs.folder import RunFolder
 
-    formats = {"safetensors": export_safetensors, "onnx": export_onnx}
-    if format not in formats:
-        raise UserError(
-            f"There is no format {short_repr(format)}. {did_you_mean(format, formats)}".rstrip(),
-            f"Use one of {', '.join(formats)}.",
-        )
     opened = RunFolder.open(Path(run))
     target = opened.path / "export" if output is None else Path(output)
-    formats[format](opened, target)
+    export_run(opened, target, form=format, quantize=quantize)
     return target
 
 

@@ -27,8 +27,24 @@ def export(
     ] = None,
     format_: Annotated[
         str,
-        typer.Option("--format", help="safetensors or onnx.", autocompletion=complete.one_of("safetensors", "onnx")),
+        typer.Option(
+            "--format",
+            help="safetensors, onnx, torch-export, openvino or executorch.",
+            autocompletion=complete.one_of("safetensors", "onnx", "torch-export", "openvino", "executorch"),
+        ),
     ] = "safetensors",
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="int8",
+            help="Also write a quantised graph beside onnx, and measure both on validation.",
+            show_default=False,
+            autocompletion=complete.one_of("int8"),
+        ),
+    ] = None,
+    calibrate: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Training images that set the ranges of a quantised graph.")
+    ] = 128,
     force: Annotated[
         bool, typer.Option("--force", help="Export even if files of the run have changed. The model card then says so.")
     ] = False,
@@ -36,34 +52,30 @@ def export(
     """Write the best student for use without kdcli, and check it.
 
     `safetensors` is the model's own library's format: timm loads the folder as local-dir:PATH, transformers with
-    from_pretrained. `onnx` has a dynamic batch size and is checked with onnxruntime. A student that embeds texts loads
-    in sentence-transformers too.
+    from_pretrained. The others are graphs that need no library of models: `onnx`, with `--quantize int8` also for whole
+    numbers; `torch-export` (torch.export.load), `openvino`, and `executorch` for phones. All but the last take any
+    number of samples. Each is loaded back and compared. A student that embeds texts loads in sentence-transformers too.
 
     Examples:
 
         kdcli export runs/quickstart
 
-        kdcli export runs/quickstart --format onnx --output deploy/
+        kdcli export runs/quickstart --format onnx --quantize int8 --output deploy/
     """
-    from kdcli.base.errors import did_you_mean
-    from kdcli.base.text import check_argument, short_repr
+    from kdcli.base.text import check_argument
     from kdcli.runs.folder import RunFolder
-    from kdcli.terminal.console import show_lines
+    from kdcli.terminal.console import show_lines, show_table
 
-    formats = ("safetensors", "onnx")
-    if format_ not in formats:
-        raise UserError(
-            f"There is no format {short_repr(format_)}. {did_you_mean(format_, formats)}".rstrip(),
-            "Use safetensors or onnx.",
-        )
     run = newest_or(run)
     opened = RunFolder.open(run, force=force)
     target = output or run / "export"
     check_argument("--output", target)
-    from kdcli.results.export import export_onnx, export_safetensors
+    from kdcli.results.formats import export_run
 
-    done = (export_safetensors if format_ == "safetensors" else export_onnx)(opened, target)
+    done, quantizer = export_run(opened, target, form=format_, quantize=quantize, calibration=calibrate)
     show_lines(f"Warning: {sentence}" for sentence in opened.forced)
+    if quantizer is not None:
+        show_table("On validation", *quantizer.table())
     show_lines(done.notes)
     show_lines(
         [f"Exported to {target}; loaded back, its outputs differ by at most {done.difference:.1e} of the largest."]

@@ -237,16 +237,16 @@ def test_an_earlier_export_survives_one_that_goes_wrong(run_cli, tmp_path, same_
 
 
 def test_onnx_that_differs_is_found_and_leaves_nothing(run_cli, tmp_path, same_run, monkeypatch):
-    from kdcli.results import export
+    from kdcli.results import graphs
 
-    class Doubled(export._AnswerModule):
-        def forward(self, images):
-            return 2 * super().forward(images)
+    class Doubled(graphs._AnswerModule):
+        def forward(self, *inputs):
+            return 2 * super().forward(*inputs)
 
-    monkeypatch.setattr(export, "_AnswerModule", Doubled)
+    monkeypatch.setattr(graphs, "_AnswerModule", Doubled)
     exit_code, _, stderr = run_cli("export", same_run, "--format", "onnx", "--output", "out")
     assert exit_code == 2, stderr
-    assert "onnxruntime" in stderr
+    assert "The model that ONNX loads gives other logits" in stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -255,4 +255,74 @@ def test_onnx_without_the_extra(run_cli, tmp_path, same_run, monkeypatch):
     exit_code, _, stderr = run_cli("export", same_run, "--format", "onnx", "--output", "out")
     assert exit_code == 2, stderr
     assert "kdcli[onnx]" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_of_torch_for_any_batch_size(run_cli, tmp_path, run):
+    outcome = run_cli("export", run, "--format", "torch-export", "--output", "deploy")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert {file.name for file in (tmp_path / "deploy").iterdir()} == {"model.pt2", "preprocessing.json", "README.md"}
+    program = torch.export.load(tmp_path / "deploy" / "model.pt2").module()
+    for batch in (1, 5):
+        reference = reference_of(run, batch)
+        torch.testing.assert_close(program(reference["images"]), reference["logits"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("package", ["openvino", "executorch"])
+def test_formats_without_their_package(run_cli, tmp_path, same_run, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    exit_code, _, stderr = run_cli("export", same_run, "--format", package, "--output", "out")
+    assert exit_code == 2, stderr
+    assert f"pip install {package}" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "files"), [("openvino", {"model.xml", "model.bin"}), ("executorch", {"model.pte"})]
+)
+def test_formats_whose_package_is_there(run_cli, tmp_path, same_run, package, files):
+    pytest.importorskip(package)
+    outcome = run_cli("export", same_run, "--format", package, "--output", "out")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert {file.name for file in (tmp_path / "out").iterdir()} == files | {"preprocessing.json", "README.md"}
+
+
+def test_whole_numbers_beside_floats_are_measured_on_validation(run_cli, tmp_path, same_run):
+    import onnxruntime
+
+    outcome = run_cli(
+        *("export", same_run, "--format", "onnx", "--quantize", "int8", "--calibrate", "20", "--output", "deploy")
+    )
+    assert outcome.exit_code == 0, outcome.stderr
+    told = json.loads((tmp_path / "deploy" / "quantization.json").read_text())
+    assert (told["quantization"], told["calibration_samples"], told["split"]) == ("static", 20, "validation")
+    # the float graph has what the run's own student had at its best epoch
+    best = json.loads((same_run / "result.json").read_text())["validation"]
+    assert told["metric"] == "accuracy"
+    for name, value in told["models"]["float32"]["metrics"].items():
+        assert value == pytest.approx(best[name], abs=1e-5)
+    assert f"{told['models']['int8']['metrics']['accuracy']:.4f}" in outcome.stdout
+    sizes = {name: (tmp_path / "deploy" / name).stat().st_size / 1e6 for name in ("model.onnx", "model.int8.onnx")}
+    assert [told["models"][name]["size_mb"] for name in ("float32", "int8")] == list(sizes.values())
+    session = onnxruntime.InferenceSession(tmp_path / "deploy" / "model.int8.onnx", providers=["CPUExecutionProvider"])
+    reference = reference_of(same_run, 3)
+    (logits,) = session.run(["logits"], {"images": reference["images"].numpy()})
+    error = np.abs(logits - reference["logits"].numpy()).max() / np.abs(reference["logits"].numpy()).max()
+    assert 0 < error < 1  # whole numbers; noise goes beyond what the training images set the ranges to
+    losses = {name: model["metrics"]["loss"] for name, model in told["models"].items()}
+    assert 0 < abs(losses["int8"] - losses["float32"]) < 0.2 * losses["float32"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--quantize", "int8"), "--quantize is for --format onnx"),
+        (("--format", "onnx", "--quantize", "int4"), "There is no quantisation 'int4'"),
+        (("--format", "onxx"), "Did you mean onnx?"),
+    ],
+)
+def test_what_is_refused(run_cli, tmp_path, same_run, arguments, message):
+    exit_code, _, stderr = run_cli("export", same_run, *arguments, "--output", "out")
+    assert exit_code == 2
+    assert message in stderr
     assert list(tmp_path.iterdir()) == []

@@ -65,6 +65,35 @@ def test_an_embedding_teacher_helps_a_classifier(classified_run):
     assert metrics_of(classified_run, "train")[0]["texts_per_second"] > 0
 
 
+def test_a_classifier_of_texts_as_onnx_and_in_whole_numbers(classified_run, run_cli, tmp_path, reviews):
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    from kdcli.models import load_saved
+
+    outcome = run_cli("export", classified_run, "--format", "onnx", "--quantize", "int8", "--output", "out")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "int8 (dynamic" in outcome.stdout
+    told = json.loads((tmp_path / "out" / "quantization.json").read_text())
+    assert (told["quantization"], told["calibration_samples"]) == ("dynamic", 0)
+    best = metrics_of(classified_run, "validation")
+    best = next(line for line in reversed(best) if line["best"])
+    assert told["models"]["float32"]["metrics"]["accuracy"] == pytest.approx(best["accuracy"], abs=1e-6)
+    # the folder has all that a text needs: its own tokenizer, and a graph for any number and length of texts
+    texts = ["Short.", "Somewhat more than a word or two, that is to say a longer text."]
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out")(texts, padding=True, truncation=True, return_tensors="pt")
+    student = load_saved(classified_run / "student")
+    names = ("input_ids", "attention_mask")
+    with torch.inference_mode():
+        expected = student({name: tokens[name] for name in names}).logits
+    for file, tolerance in (("model.onnx", 1e-5), ("model.int8.onnx", 0.2)):
+        session = onnxruntime.InferenceSession(tmp_path / "out" / file, providers=["CPUExecutionProvider"])
+        (logits,) = session.run(["logits"], {name: tokens[name].numpy() for name in names})
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=tolerance * scale)
+    assert run_cli("export", classified_run, "--format", "torch-export", "--output", "out2").exit_code == 2
+
+
 def test_a_classifier_is_exported_for_transformers_alone(classified_run, run_cli, tmp_path, reviews):
     outcome = run_cli("export", classified_run, "--output", "out")
     assert outcome.exit_code == 0, outcome.stderr
