@@ -78,7 +78,7 @@ def kdcli_step(
     trainer = Trainer(job, RunFolder.create(folder / f"run-{plain}"), accelerator, SilentReporter())
 
     def step() -> None:
-        trainer._train_step(batch, 0)
+        trainer.train_step(batch, 0)
         trainer._obey()
 
     return step, trainer
