@@ -59,3 +59,10 @@ def test_metrics_by_counting(measure):
 def test_nothing_to_evaluate_on_is_a_user_error(measure):
     with pytest.raises(UserError, match="can be read"):
         measure(TASK, lambda batch: batch.images, [])
+
+
+def test_the_last_student_is_reported_where_the_best_is_chosen_by_a_distance():
+    from kdcli.tasks.translation.task import ImageTranslation
+
+    assert ImageTranslation(is_paired=False).reports_last
+    assert not ImageTranslation(is_paired=True).reports_last

@@ -52,6 +52,11 @@ class ImageTranslation(ImageTask):
         """SSIM of pairs, and else FID with its sign changed."""
         return "ssim" if self.is_paired else ImageDistances.monitor_of(self.extractor)
 
+    @property
+    def reports_last(self) -> bool:  # type: ignore[override]  # the best of many FIDs is lucky in part
+        """Whether a run also reports its last student: of images without pairs."""
+        return not self.is_paired
+
     @classmethod
     def open(cls, config: DataConfig, *, seed: int, evaluation: DataConfig | None = None) -> AnyData:
         """Return images with their targets."""
