@@ -44,6 +44,9 @@ OPTIONS: Mapping[str, str] = {
     "num_processes": "train.num_processes",
     "checkpoint_every": "train.checkpoint_every",
     "track": "train.track",
+    "cache_teacher": "train.cache_teacher",
+    "cache_views": "train.cache_views",
+    "cache_dtype": "train.cache_dtype",
     "lr": "optim.lr",
 }
 """Keyword -> the config's key that it sets: those of the command line; a test holds both together."""

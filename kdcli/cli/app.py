@@ -11,6 +11,7 @@ import typer
 from kdcli import __version__
 from kdcli.base.errors import UserError
 from kdcli.cli.bench import bench
+from kdcli.cli.cache import cache
 from kdcli.cli.calibrate import calibrate
 from kdcli.cli.command import Command
 from kdcli.cli.config import config_app
@@ -52,7 +53,7 @@ app = typer.Typer(
 )
 app.command(cls=Command, epilog=MORE_EXAMPLES, rich_help_panel=_TRAIN)(distill)
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    _TRAIN: (sweep, tune, lr_range),
+    _TRAIN: (sweep, tune, lr_range, cache),
     _RESULTS: (evaluate, predict, generate, calibrate, compare, report, analyze_projector, export),
     _HELP: (guide, doctor),
 }

@@ -305,6 +305,34 @@ def distill(
             rich_help_panel=_TRAIN,
         ),
     ] = False,
+    cache_teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep what is read of the teacher there, and take it from there in place of running the teacher.",
+            rich_help_panel=_TRAIN,
+        ),
+        Sets("train.cache_teacher"),
+    ] = None,
+    cache_views: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Augment each image in K ways, taken in turn: epochs after the first K find all in the cache.",
+            rich_help_panel=_TRAIN,
+        ),
+        Sets("train.cache_views"),
+    ] = None,
+    cache_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Round the teacher's outputs to float32, bfloat16 or float16. [default: float32]",
+            rich_help_panel=_TRAIN,
+            autocompletion=complete.choices_of("train.cache_dtype"),
+        ),
+        Sets("train.cache_dtype"),
+    ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(

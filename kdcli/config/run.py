@@ -63,6 +63,10 @@ def _or_extension(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     return value if is_own else handler(value)
 
 
+_OF_TEACHER = ("teacher_forward", "cache_teacher")
+"""Keys of the training that a student alone has no use for."""
+
+
 class RunConfig(Section):
     """One run of ``kdcli distill``."""
 
@@ -188,7 +192,8 @@ class RunConfig(Section):
             changed = {"class_names": names, "eval_extractor": absolute_name(data.eval_extractor)}
             return data.model_copy(update={key: absolute(getattr(data, key)) for key in keys} | changed)
 
-        student = self.student
+        student, cache = self.student, self.train.cache_teacher
+        train = {"cache_teacher": None if cache is None else cache.absolute()}
         source = None if student.source is None else absolute_teacher(student.source)
         tokenizer = None if student.tokenizer is None else absolute_teacher(student.tokenizer)
         return self.model_copy(
@@ -199,17 +204,19 @@ class RunConfig(Section):
                 ),
                 "data": absolute_data(self.data),
                 "eval_data": None if self.eval_data is None else absolute_data(self.eval_data),
+                "train": self.train.model_copy(update=train),
             }
         )
 
     def embedding_stage(self) -> RunConfig:
         """Return the config of the earlier stage as a run of its own."""
         assert self.embedding is not None
-        stage = self.embedding
+        stage, cache = self.embedding, self.train.cache_teacher
+        train = {"epochs": stage.epochs, "cache_teacher": None if cache is None else cache / "embedding"}
         return self.model_copy(
             update={
                 "methods": stage.methods,
-                "train": self.train.model_copy(update={"epochs": stage.epochs}),
+                "train": self.train.model_copy(update=train),
                 "optim": stage.optim or self.optim,
                 "embedding": None,
                 "baseline": False,
@@ -241,7 +248,7 @@ class RunConfig(Section):
                 "student": student,
                 "methods": tuple(on_labels),
                 "embedding": None,
-                "train": self.train.model_copy(update={"epochs": epochs, "teacher_forward": None}),
+                "train": self.train.model_copy(update={"epochs": epochs} | dict.fromkeys(_OF_TEACHER)),
                 "relation": "auto",
                 "projector": "auto",
                 "normalize": "auto",

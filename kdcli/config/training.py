@@ -15,6 +15,7 @@ from kdcli.config.section import (
     Count,
     Fraction,
     Key,
+    Location,
     Name,
     Positive,
     Section,
@@ -126,6 +127,15 @@ class TrainConfig(Section):
     measured when the run begins."""
     fused_optimizer: Annotated[bool | None, SETTLED] = None
     """Let torch step all weights at once; by default where it can, of this optimiser on this device."""
+    cache_teacher: Annotated[Location | None, BESIDE_THE_RECIPE] = None
+    """A folder in which what is read of the teacher is kept: a run with the same teacher, data, augmentation and seed
+    reads it there in place of running the teacher, and trains as with it. What is missing is computed and added."""
+    cache_views: Annotated[Count | None, IMAGES] = None
+    """Augment every image in so many ways, and take them in turn, epoch after epoch, so that a cache needs no more; by
+    default each epoch has its own. It holds without a cache too."""
+    cache_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the teacher's outputs are rounded to before they are used, with a cache or without: ``float32`` leaves them
+    as they are, the others halve the cache."""
     compile: Annotated[bool, CHANGEABLE] = False
     """Run the student through ``torch.compile``."""
     activation_checkpointing: Annotated[bool, CHANGEABLE] = False

@@ -25,12 +25,14 @@ class AnyBatch:
             another that can't be read has its own.
         view: int64 ``(B,)``, which augmentation of each sample this is; by default that of evaluation.
         skipped: names of the samples that couldn't be read on the way.
+        host: ``samples`` and ``view`` as they were before they went to a device: reading them there would wait for it.
     """
 
     targets: Any
     samples: Tensor
     view: Tensor = field(default=None)  # type: ignore[assignment]  # made below
     skipped: list[str] = field(default_factory=list)
+    host: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.view is None:
@@ -59,7 +61,8 @@ class AnyBatch:
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on ``device``; copies from pinned memory don't wait."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._with(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, host=self.host or (self.samples, self.view))
 
     def pin_memory(self) -> Self:
         """Return the batch in page-locked memory; torch's DataLoader calls this."""

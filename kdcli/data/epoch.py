@@ -121,7 +121,7 @@ def in_batches(num_samples: int, batch_size: int) -> list[range]:
 
 
 class Order:
-    """Sampler of whole batches: lists of (epoch, index), so that persistent workers learn of the epoch.
+    """Sampler of whole batches: lists of (epoch of the augmentation, index), so that persistent workers learn of it.
 
     Args:
         num_samples: of the source.
@@ -131,6 +131,7 @@ class Order:
         noun: what a sample is, for messages.
         draws: of the samples of each epoch; by default all of the source's.
         lengths: int64 (N,), of the samples, where each batch is to have such of about one length.
+        views: epochs after which samples are augmented as in the first again; None for never.
 
     Raises:
         UserError: there are fewer samples than processes.
@@ -147,6 +148,7 @@ class Order:
         noun: str,
         draws: BalancedDraws | None = None,
         lengths: NDArray[np.int64] | None = None,
+        views: int | None = None,
     ) -> None:
         num_samples = num_samples if draws is None else draws.num_samples
         if batch_size % team.size:
@@ -158,9 +160,11 @@ class Order:
         batch_size = min(batch_size, num_samples // team.size * team.size)
         self._num_samples = num_samples
         self._batch_size = batch_size
-        self._seed, self._draws, self._lengths = seed, draws, lengths
+        self._seed, self._draws, self._lengths, self._views = seed, draws, lengths, views
         self._rank, self._share = team.rank, batch_size // team.size
         self.num_batches = num_samples // batch_size
+        self.num_trained = self.num_batches * batch_size
+        """Samples of an epoch: what would not fill a batch is left over."""
         self.epoch = 0
         self.start = 0
 
@@ -174,9 +178,10 @@ class Order:
         if self._lengths is not None:
             order = order[: self.num_batches * self._batch_size]
             order = grouped_order(order, self._lengths, self._batch_size, seed=self._seed, epoch=epoch)
+        view = epoch if self._views is None else epoch % self._views
         for number in range(self.start, self.num_batches):
             first = number * self._batch_size + self._rank * self._share
-            yield [(epoch, index) for index in order[first : first + self._share].tolist()]
+            yield [(view, index) for index in order[first : first + self._share].tolist()]
 
     def __len__(self) -> int:
         return self.num_batches - self.start

@@ -46,6 +46,7 @@ class Loading:
         by_length: put texts of about one length into a batch, which needs less padding; the order is then another.
         team: of the processes that share the samples.
         draws: of the training samples of each epoch, where not all of the source's are in each.
+        views: epochs after which images are augmented as in the first again; None for never.
     """
 
     batch_size: int
@@ -57,6 +58,7 @@ class Loading:
     reduced: bool = False
     draws: BalancedDraws | None = None
     by_length: bool = False
+    views: int | None = None
 
 
 class TrainBatches(Protocol):
@@ -151,6 +153,11 @@ class Source(ABC):
         copies, number = self._copies
         chosen = torch.from_numpy(copies[np.asarray(indices, dtype=np.int64)])
         return EVALUATION - chosen if epoch is None else epoch * number + chosen
+
+    @property
+    def num_copies(self) -> int:
+        """How often a sample is in the source at most: an epoch has so many views of it."""
+        return self._copies[1]
 
     def places(self, samples: Tensor, view: Tensor | None = None) -> Tensor:
         """Return the indices of samples of this source by their ids, int64 (n,).

@@ -48,6 +48,7 @@ from kdcli.training.provenance import (
 )
 from kdcli.training.settle import settle_step
 from kdcli.training.teachers.check import check_teacher
+from kdcli.training.teachers.outputs import decide_cache
 from kdcli.training.teachers.probe import probe_teacher
 from kdcli.training.trainer import Trainer
 
@@ -121,7 +122,7 @@ def planned_job(config: RunConfig, *, tracking: Path | None = None) -> tuple[Job
     with console.status("Measuring the teacher"):
         job = probe_teacher(check_teacher(job, team), team)
     with console.status("Measuring a step"):
-        return settle_step(job, team), accelerator
+        return decide_cache(settle_step(job, team), team), accelerator
 
 
 def resume_run(
@@ -188,6 +189,7 @@ def resume_run(
                 job = replace(job, plan=replace(job.plan, **known))
             if force:
                 job = probe_teacher(job, team)
+            job = decide_cache(job, team)
             results[_label(job)] = _train(job, run, accelerator, command=None, output=output)
         if config.baseline:
             results["student alone"] = _train_alone(config, run, command=command, output=output)

@@ -85,7 +85,7 @@ def run_range_test(
             "Try rates by kdcli tune or kdcli sweep --vary optim.lr=0.001,0.003.",
         )
     team = Team.of(accelerator)
-    teacher, mix, objective = open_teacher(job, team), job.mix(), job.distiller.to(team.device)
+    teacher, mix, objective = open_teacher(job, team, show_note), job.mix(), job.distiller.to(team.device)
     if teacher is not None:
         teacher.begin(lambda: None)
     phases = Phases(objective, job.config, steps, accelerator)

@@ -143,7 +143,7 @@ def turned(batch: AnyBatch, turn: int) -> AnyBatch:
         batch: whose views are below 2 ** 40, as epochs are.
         turn: from 0, which leaves them.
     """
-    return batch if turn == 0 else replace(batch, view=batch.view + turn * 2**40)
+    return batch if turn == 0 else replace(batch, view=batch.view + turn * 2**40, host=None)
 
 
 def spread_of(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from kdcli.data import (
     TextData,
     TrainBatches,
 )
-from kdcli.data.epoch import BalancedDraws, train_indices
+from kdcli.data.epoch import BalancedDraws, Order, train_indices
 from kdcli.machine.team import ALONE, Team
 from kdcli.methods import build_method
 from kdcli.methods.base import Context, Method
@@ -52,6 +52,7 @@ class Job:
         pieces: of a task over tokens, from a split's texts to pieces that both models can take, made once; otherwise
             None.
         situation: what the plan was made from; None where it was not made here.
+        cache_identity: what the outputs in the teacher cache depend on; None where none is used.
     """
 
     config: RunConfig
@@ -62,6 +63,7 @@ class Job:
     distiller: Distiller
     pieces: Cut | None = None
     situation: Situation | None = None
+    cache_identity: Mapping[str, Any] | None = None
 
     @property
     def student(self) -> Model:
@@ -110,11 +112,18 @@ class Job:
 
     def train_loader(self, team: Team = ALONE) -> TrainBatches:
         """Return the batches of the training split, for one of several processes its share of each."""
-        source, loading = (
-            self._read(self.train_source()),
-            replace(self.loading(team, training=True), draws=self.draws()),
-        )
+        source, loading = self._read(self.train_source()), self._train_loading(team)
         return source.train_batches(loading, [model.facts.preprocessing for model in self._readers()])
+
+    def train_order(self, team: Team = ALONE) -> Order:
+        """Return which samples of :meth:`train_source` the batches of :meth:`train_loader` have: none is loaded."""
+        loading = self._train_loading(team)
+        size, seed, noun = loading.batch_size, loading.seed, self.data.facts.noun
+        count = len(self.train_source())
+        return Order(count, size, seed, team, noun=noun, draws=loading.draws, views=loading.views)
+
+    def _train_loading(self, team: Team) -> Loading:
+        return replace(self.loading(team, training=True), draws=self.draws())
 
     def eval_loader(
         self,
@@ -143,6 +152,7 @@ class Job:
             team,
             reduced=config.data.reduces(training=training),
             by_length=training and config.data.group_by_length,
+            views=config.train.cache_views,
         )
 
     def _read(self, source: Source) -> Source:

@@ -32,6 +32,7 @@ from kdcli.models.settle import settle_models
 from kdcli.models.values import check_tensors
 from kdcli.plan.decide import make_plan
 from kdcli.plan.describe import describe_costs
+from kdcli.plan.outputs import check_cache
 from kdcli.plan.plan import Decision, Plan
 from kdcli.plan.relation import situation_of
 from kdcli.runs.folder import RunFolder
@@ -40,7 +41,7 @@ from kdcli.training.classes import describe_classes, weights_of
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import Job, build_methods, context_of, student_of
 from kdcli.training.teachers.layers import open_levels, score_layers
-from kdcli.training.teachers.outputs import decide_outputs
+from kdcli.training.teachers.outputs import decide_cache, decide_outputs
 
 
 def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None = None) -> Job:
@@ -60,6 +61,7 @@ def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None 
         for key, value in config.teacher.model_dump(exclude={"name"}, exclude_defaults=True).items():
             raise UserError(f"The teacher is none, but teacher.{key} is set: {short_repr(value)}.", "Name the teacher.")
     check_domain(config)
+    check_cache(config)
     config = settle_models(task_class(config.extension_task or config.task).with_usual(config))
     has_teacher = config.teacher.name != "none"
     wrong = wrong_names(config.teacher, config.student, task=config.task) if student is None else []
@@ -103,7 +105,7 @@ def embedding_job(job: Job, team: Team = ALONE) -> Job:
 
     The test split is left to the end of the whole run.
     """
-    return _make_job(
+    stage = _make_job(
         job.config.embedding_stage(),
         replace(job.data, test=None),
         job.teacher,
@@ -111,6 +113,7 @@ def embedding_job(job: Job, team: Team = ALONE) -> Job:
         team,
         with_latencies=False,
     )
+    return decide_cache(stage, team)
 
 
 def _make_job(

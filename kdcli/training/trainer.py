@@ -88,7 +88,7 @@ class Trainer:
         self.is_main = writes and team.is_main
         self.watcher = watcher if self.is_main else None
         self.objective: Objective = job.distiller
-        self.teacher: Teacher | None = open_teacher(job, team)
+        self.teacher: Teacher | None = open_teacher(job, team, reporter.warned)
         student = self.objective.student
         if config.train.channels_last:
             student.to(memory_format=torch.channels_last)
@@ -155,7 +155,11 @@ class Trainer:
             self.control.listening(),
             hardware_errors(self.job.config.train, step=lambda: self.step, processes=processes),
         ):
-            self._train()
+            try:
+                self._train()
+            finally:
+                if self.teacher is not None:
+                    self.teacher.end()
             if not state.best:
                 raise UserError(
                     "No student of this run gave a finite loss on the validation split: there is none to keep.",

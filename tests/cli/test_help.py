@@ -39,6 +39,7 @@ COMMANDS = [
     ("sweep",),
     ("tune",),
     ("lr-range",),
+    ("cache",),
     ("extensions",),
     ("doctor",),
     ("bench",),

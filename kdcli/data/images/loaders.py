@@ -57,7 +57,13 @@ class TrainLoader:
 
     def __init__(self, source: ImageSource, loading: Loading, *, canvas: tuple[int, int]) -> None:
         self._order = Order(
-            len(source), loading.batch_size, loading.seed, loading.team, noun="image", draws=loading.draws
+            len(source),
+            loading.batch_size,
+            loading.seed,
+            loading.team,
+            noun="image",
+            draws=loading.draws,
+            views=loading.views,
         )
         augmentation = Augmentation(loading.augment, canvas=canvas, seed=loading.seed)
         dataset = _TrainDataset(source, augmentation, canvas, loading)

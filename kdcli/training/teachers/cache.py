@@ -31,7 +31,8 @@ _digests: WeakKeyDictionary[Model, str] = WeakKeyDictionary()
 """Of the teachers' tensors, which stay as they are."""
 
 
-def _digest_of_weights(teacher: Model) -> str:
+def digest_of_weights(teacher: Model) -> str:
+    """Return :func:`~kdcli.training.provenance.weights_digest` of a teacher, made once."""
     if teacher not in _digests:
         _digests[teacher] = weights_digest(teacher)
     return _digests[teacher]
@@ -88,7 +89,7 @@ class Remembered(Kept):
         key = {
             "format": _FORMAT,
             "kdcli": __version__,
-            "teacher": [facts.name, _digest_of_weights(teacher), repr(facts.preprocessing), facts.macs],
+            "teacher": [facts.name, digest_of_weights(teacher), repr(facts.preprocessing), facts.macs],
             "data": [digest_of(source, data), list(data.facts.class_names), repr(config.data.deep_range)],
             **what,
         }

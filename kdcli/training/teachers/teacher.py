@@ -36,6 +36,9 @@ class Teacher(Protocol):
             after_batch: called after every batch that the model is run on; raises where training was asked to stop.
         """
 
+    def end(self) -> None:
+        """Leave; called after the last step, also where training stops or fails."""
+
     def __call__(self, batch: AnyBatch) -> ModelOutput:
         """Return the outputs for ``batch`` without gradient, on its device."""
 
@@ -71,6 +74,9 @@ class LiveTeacher:
     def begin(self, after_batch: Callable[[], None]) -> None:
         """Do nothing: it is ready."""
 
+    def end(self) -> None:
+        """Do nothing: there is nothing to be kept."""
+
     def __call__(self, batch: AnyBatch) -> ModelOutput:
         """Return the outputs for ``batch`` without gradient."""
         if not self.reads:  # only an earlier stage had a use for it
@@ -82,7 +88,7 @@ class StoredTeacher:
     """Returns what the teacher has made of the training texts: they are not augmented, so once is enough.
 
     Args:
-        live: what is run.
+        live: what is run, or looks up what it gave in an earlier run.
         rows: of the tables, by the texts' ids; equal texts share one.
         batches: starts a pass over one text of each row, in batches on the teacher's device; of several processes each
             has its share.
@@ -91,7 +97,7 @@ class StoredTeacher:
 
     def __init__(
         self,
-        live: LiveTeacher,
+        live: Teacher,
         rows: Mapping[int, int],
         batches: Callable[[], Iterable[AnyBatch]],
         team: Team,
@@ -112,6 +118,7 @@ class StoredTeacher:
 
     def begin(self, after_batch: Callable[[], None]) -> None:
         """Run the teacher once on every text."""
+        self._live.begin(after_batch)
         live, num_texts = self._live, max(self._rows.values()) + 1
         facts, reads = live.facts, live.reads
         features = {tap: torch.zeros(num_texts, facts.feature_dims[tap]) for tap in reads.features}
@@ -125,6 +132,10 @@ class StoredTeacher:
                 for name, table in tables.items():
                     table[rows] = found[name].float().cpu()
         self._outputs = ModelOutput(features, heads=heads).map(lambda table: self._team.sum(table).cpu())
+
+    def end(self) -> None:
+        """Leave what was run."""
+        self._live.end()
 
     def __call__(self, batch: AnyBatch) -> ModelOutput:
         """Return the outputs for ``batch``, on its device."""
