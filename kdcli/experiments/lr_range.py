@@ -16,6 +16,7 @@ from kdcli.data import AnyBatch
 from kdcli.experiments.distill import planned_job
 from kdcli.machine.seeding import stable_seed
 from kdcli.machine.team import Team
+from kdcli.terminal.console import show_note
 from kdcli.training.job import Job
 from kdcli.training.phases import Phases
 from kdcli.training.teachers.outputs import open_teacher

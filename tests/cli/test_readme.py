@@ -127,6 +127,8 @@ SUBSTITUTES = {
     ("--projector", "inverted"): "inverted",
     ("--checkpoint-every", "200"): "2",
     ("--output", "runs/photos"): "runs/photos",
+    ("--cache-teacher", "cache"): "cache",
+    ("--output", "runs/cached"): "runs/cached",
     ("--resume", "runs/long"): "runs/long",
     ("--output", "runs/long"): "runs/long",
     ("--num-processes", "2"): "1",
@@ -219,7 +221,7 @@ def substituted(command: str) -> list[str]:
         arguments[2] = "test_resnet"
     text_tasks = {"text-classification", "sentence-embedding", "token-classification", "causal-lm", "masked-lm"}
     short = SHORT_TEXTS if text_tasks & set(words) else SHORT
-    added = [text for option, text in short.items() if option in words and words[0] in ("distill", "bench")]
+    added = [text for option, text in short.items() if option in words and words[0] in ("distill", "bench", "cache")]
     if {"causal-lm", "masked-lm", "signs/"} & set(words):
         added.append("--unchecked-teacher")  # the stand-ins for published models are hardly trained
     if "demo:scenes" in words:  # it has a few hundred scenes to measure on, too

@@ -36,14 +36,12 @@ LABELS = {"method": "supervised"}
 STEPS = 2  # of an epoch: 16 images are left over
 METHODS = {
     "features": {},
-    "maps": {"methods": [LABELS, {"method": "attention_transfer", "layers": ["layer3:blocks.3"]}]},
-    "channels-last": {
+    "maps-channels-last": {
         "train.channels_last": True,
         "methods": [LABELS, {"method": "attention_transfer", "layers": ["layer3:blocks.3"]}],
     },
-    "mixed": {"augment.mixup": 0.2, "augment.cutmix": 1.0},
-    "looks-ahead": {"method": "refilled"},
-    "float16": {"train.cache_dtype": "float16"},
+    "mixed-float16": {"augment.mixup": 0.2, "augment.cutmix": 1.0, "train.cache_dtype": "float16"},
+    "two-stages-looking-ahead": {"method": "refilled"},
 }
 pytestmark = pytest.mark.usefixtures("few_digits")
 
