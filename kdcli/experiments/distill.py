@@ -48,6 +48,7 @@ from kdcli.training.provenance import (
 )
 from kdcli.training.settle import settle_step
 from kdcli.training.teachers.check import check_teacher
+from kdcli.training.teachers.identity import follow_cache
 from kdcli.training.teachers.outputs import decide_cache
 from kdcli.training.teachers.probe import probe_teacher
 from kdcli.training.trainer import Trainer
@@ -122,7 +123,7 @@ def planned_job(config: RunConfig, *, tracking: Path | None = None) -> tuple[Job
     with console.status("Measuring the teacher"):
         job = probe_teacher(check_teacher(job, team), team)
     with console.status("Measuring a step"):
-        return decide_cache(settle_step(job, team), team), accelerator
+        return decide_cache(settle_step(follow_cache(job), team), team), accelerator
 
 
 def resume_run(

@@ -139,7 +139,8 @@ def propose_cache(facts: CacheFacts) -> Sequence[Decision]:
         reason += " with --cache-views K each image has K augmentations, and epochs after the first K go without it."
     else:
         reason += " nothing is augmented, so with --cache-views 1 all epochs but the first go without it."
-    return [Decision(CACHE, "none", reason)]
+    spared = f"{facts.teacher_share:.0%} of a step's operations, {each} an epoch"
+    return [Decision(CACHE, "none", reason, brief=f"none; --cache-teacher DIR spares other runs the teacher: {spared}")]
 
 
 def _size(size: float) -> str:

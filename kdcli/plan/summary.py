@@ -18,6 +18,7 @@ class Line(NamedTuple):
 
 
 _MEASURED = ("teacher measured", "teacher probed")
+_CACHE = "teacher cache"
 _SEEN = ("seen in our bench", "seen in our claims")
 _OWN = ("relation", "method", "teacher", "student", "data", "training", *_MEASURED, *_SEEN)
 _COSTS = ("compression", "trainable parameters", "memory", "computation")
@@ -42,7 +43,7 @@ def summarise(plan: Plan) -> list[Line]:
     costs = [by_name[name] for name in _COSTS if name in by_name]
     if costs:
         lines.append(Line("cost", "; ".join(_cost(decision) for decision in costs)))
-    lines += [Line(name.split()[-1], _told(by_name[name])) for name in _MEASURED if name in by_name]
+    lines += [Line(name.split()[-1], _told(by_name[name])) for name in (*_MEASURED, _CACHE) if name in by_name]
     for name in _SEEN:
         if name in by_name:
             kind = f"with this relation in {name.removeprefix('seen in ')}"

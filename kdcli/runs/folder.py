@@ -366,7 +366,7 @@ class RunFolder:
         """
         values = self._read_saved("plan.json", _SavedPlan).to_json()
         measured = ("teacher measured", "teacher probed")
-        may_go = {"teacher outputs", *(measured if self.force else ())}
+        may_go = {"teacher outputs", "teacher cache", *(measured if self.force else ())}
         names = {"training", "episodes", *measured, *may_go, *(("teacher",) if self.force else ())}
         new = {decision.name: decision.to_json() for decision in plan.decisions if decision.name in names}
         kept = [old for old in values["decisions"] if old["name"] in new or old["name"] not in may_go]

@@ -55,12 +55,6 @@ class Told(SilentReporter):
         self.warnings.append(text)
 
 
-@pytest.fixture(autouse=True)
-def _untimed(monkeypatch):
-    """No time goes into measuring models."""
-    monkeypatch.setattr("kdcli.training.prepare.latency_of", lambda model: 1.0)
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """The batches that a teacher is run on in training."""

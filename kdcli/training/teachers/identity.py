@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kdcli.training.job import Job
 
 _FILE = "cache.json"
+_FORM = "train.teacher_forward"
 _FORMAT = 1
 """Of the store and of what it is by; another one where the same identity would mean other outputs."""
 _TOLD = ("batch_size", "seed", "augment", "workers", "strict", "team", "views", "draws", "by_length")
@@ -62,7 +63,7 @@ def identity_of(job: Job, team: Team) -> Identity:
         "training samples": digest_of(job.train_source(), job.data),
         "image size": getattr(job.shared_preprocessing(), "image_size", None),
         "precision": team.precision,
-        "teacher's form": str(form_of(config)),
+        _FORM: form_of(config).name,
         "data.deep_range": config.data.deep_range,
         "seed": config.seed,
         "train.cache_views": config.train.cache_views,
@@ -114,6 +115,25 @@ def check_identity(folder: Path, identity: Identity) -> bool:
             "Give another --cache-teacher, remove that folder, or train with what it was made with.",
         )
     return True
+
+
+def follow_cache(job: Job) -> Job:
+    """Return ``job`` with the teacher run as it was for its cache, where there is one and the config leaves that open.
+
+    Otherwise it is measured what is faster, and that may be another form with other last bits.
+    """
+    config = job.config
+    if config.train.cache_teacher is None or not config.reads_images or config.train.teacher_forward is not None:
+        return job
+    try:
+        stored = json.loads((cache_folder_of(config) / _FILE).read_text(encoding="utf-8"))
+        changed = {"teacher_forward": stored[_FORM]}
+        precision = stored["teacher.precision"] if config.teacher.precision == "auto" else config.teacher.precision
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one, which is refused where it is used
+        return job
+    train = config.train.model_copy(update=changed)
+    teacher = config.teacher.model_copy(update={"precision": precision})
+    return replace(job, config=config.model_copy(update={"train": train, "teacher": teacher}))
 
 
 def found_cache(folder: Path, store: Store, identity: Identity) -> None:
