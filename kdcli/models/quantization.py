@@ -67,8 +67,13 @@ def follow(layer: Any, inputs: Any) -> None:
 
 
 def is_packed(layer: nn.Module) -> bool:
-    """Whether it is a linear layer whose weight is no matrix of floating numbers."""
-    return isinstance(layer, nn.Linear) and not bool(layer.weight.is_floating_point())
+    """Whether it is a linear layer whose weight is no matrix of floating numbers.
+
+    A weight that is computed anew whenever it is asked for, as a spectral normalisation's, is left alone: asking takes
+    a step of its power iteration.
+    """
+    weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear) else None
+    return weight is not None and not weight.is_floating_point()
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -102,6 +102,11 @@ def map_labels(model: ModelFacts, data: DataFacts, *, role: str = "teacher") -> 
         return (0,), f"The {role} gives a depth for each pixel, and the data have one."
     if data.label_kind in ("image", "unpaired"):
         return (), f"The {role} makes images of images, as the data ask for."
+    if data.label_kind == "samples" and not model.num_classes:
+        return (), f"The {role} makes images out of random numbers, of no class."
+    if data.label_kind == "samples" and model.label_names != data.class_names:
+        known, asked = (", ".join(names or ()) or "none" for names in (model.label_names, data.class_names))
+        return None, f"The {role} makes images of the classes {known}, and the data have {asked}."
     size, width = len(data.class_names), model.num_classes
     if model.label_names is None:
         if width != size:

@@ -89,6 +89,12 @@ def load_model(name: str, run: RunFolder | None, *, task: str, weights: str | No
     """
     if run is not None:
         return Loaded(load_saved(run.student), run.student, "")
+    if TASKS[task].target == "samples":  # it has no place among the teachers, but a folder of its own
+        if not (Path(name) / "config.json").is_file():
+            raise UserError(
+                f"{name} is neither a run nor a model that was saved.", f"Name a run of the task {task}, or its export."
+            )
+        return Loaded(load_saved(Path(name)), Path(name), "")
     modality = TASKS[task].modality
     config = settle_teacher(TeacherConfig(name=name, weights=weights), modality=modality)
     model = load_teacher(config, task=task, seed=0)
@@ -100,7 +106,7 @@ def load_model(name: str, run: RunFolder | None, *, task: str, weights: str | No
 def load_teacher_of(run: RunFolder, student: Candidate, data: DataFacts) -> Candidate | None:
     """Load the run's teacher; it has an accuracy where the run's plan found its labels to be the student's."""
     config, plan = run.read_config(), run.read_plan()
-    if config.teacher.name == "none":
+    if config.teacher.name == "none" or config.task_facts.target == "samples":  # no teacher makes images
         return None
     try:
         model = load_teacher(config.teacher, task=config.task, seed=config.seed)

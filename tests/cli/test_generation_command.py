@@ -198,3 +198,34 @@ def test_methods_on_layers_and_generators_as_teachers_are_refused(kdcli, matched
     assert "a generator is given none" in " ".join(kdcli("distill", *options, *TEACHER, "--set", both, code=2).split())
     error = kdcli("distill", *options, "--teacher", "matched", code=2)
     assert "it reads no images" in " ".join(error.split())
+
+
+def test_it_is_measured_as_in_its_training(kdcli, matched):
+    out = kdcli("evaluate", "matched", "--device", "cpu", "--batch-size", "3")
+    result = json.loads((matched[0] / "result.json").read_text())
+    told = json.loads((matched[0] / "evaluation" / "evaluation.json").read_text())
+    assert (told["split"], told["num_images"], told["class_counts"]) == ("test", 8, [4, 4])
+    assert list(told["models"]) == ["student"]  # no teacher makes images
+    student = told["models"]["student"]
+    for name in ("fid", "kid", "precision", "recall"):
+        key = f"{name}_{NAME}"
+        assert student[key] == pytest.approx(result["test"][key], rel=1e-4, abs=1e-5), key
+        label = name.upper() if name in ("fid", "kid") else name
+        assert f"{student[key]:.4f}" in next(line for line in out.splitlines() if line.startswith(f"| {label} "))
+    assert "agreement" not in out
+    assert "random:timm:test_resnet" in " ".join(out.split())
+    # its export beside it, on validation
+    kdcli("export", "matched", "--output", "exported")
+    both = ("evaluate", "matched", "--against", "exported", "--split", "validation", "--device", "cpu", "--json")
+    models = json.loads(kdcli(*both))["models"]
+    for name, value in result["validation"].items():
+        if name in models["student"]:
+            assert models["student"][name] == models["against-1"][name] == pytest.approx(value, rel=1e-4, abs=1e-5)
+    assert models["against-1"]["agreement_with_teacher"] is None
+
+
+def test_what_can_not_be_measured_on_images_is_refused(kdcli, matched):
+    error = " ".join(kdcli("evaluate", "matched", "--data", "plain", "--device", "cpu", code=2).split())
+    assert "makes images of the classes apple, sky, and the data have none" in error
+    options = ("--task", "image-generation", "--data", "photos", "--device", "cpu")
+    assert "neither a run nor a model that was saved" in kdcli("evaluate", "generator:biggan32", *options, code=2)

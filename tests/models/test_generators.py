@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch.nn.utils.parametrizations import spectral_norm
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
@@ -12,6 +13,7 @@ from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.generators.networks import TRANSLATORS
+from kdcli.models.quantization import count_parameters
 
 DATA = DataFacts.of_labels((), task="image-translation")
 NAMES = {name: f"generator:{name}?channels=4" for name in TRANSLATORS}
@@ -27,6 +29,13 @@ def test_sizes_are_those_of_the_reference():
     assert count["resnet9"] == 11_378_179
     assert count["resnet9"] - count["resnet6"] == 3 * 2 * (256 * 256 * 9 + 256)
     assert count["mobile"] < count["resnet6"] / 5
+
+
+def test_counting_parameters_leaves_a_spectral_normalisation_as_it_is():
+    layer = spectral_norm(torch.nn.Linear(6, 4))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    assert count_parameters(layer) == 6 * 4 + 4
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -15,14 +16,14 @@ from kdcli.base.reads import IMAGE, Reads
 from kdcli.config.data import DataConfig
 from kdcli.config.run import RunConfig
 from kdcli.data import AnyBatch, Batch, open_for_more
-from kdcli.machine.team import Team
+from kdcli.machine.team import ALONE, Team
 from kdcli.models.base import Model
 from kdcli.plan.plan import Decision
 from kdcli.tasks.answers import Answers, Choice
 from kdcli.tasks.base import DEFAULT_LOSS, AnyData, Cut, ImageTask
 from kdcli.tasks.generative.extractor import Extractor, ImageDistances
 from kdcli.tasks.meters import Meter, SampleSums
-from kdcli.tasks.reports import Panel
+from kdcli.tasks.reports import Layout, Panel, Report
 
 _USUAL: Mapping[str, Mapping[str, Any]] = {
     "augment": {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)},
@@ -109,6 +110,28 @@ class ImageGeneration(ImageTask):
     def meter(self, team: Team) -> Meter:
         """Return the meter of FID, KID, precision and recall."""
         return GenerationMeter(self.extractor, team)
+
+    @property
+    def layout(self) -> Layout:
+        """The distances, with their extractor in their keys."""
+        return Layout("image", ImageDistances.shown_of(self.extractor))
+
+    def report(self) -> Report:
+        """Return a report of FID, KID, precision and recall."""
+        return GenerationReport(self.extractor, [key for _, key in self.layout.rows], len(self.class_names))
+
+    def in_order(self, outputs: Any, columns: Sequence[int]) -> Any:
+        """Return the images as they are: they have no columns of classes."""
+        return outputs
+
+    def cut_together(self, source: Any, models: Sequence[Model], notes: list[str]) -> Any:
+        """Leave the samples, and note by what they are compared."""
+        notes.append(
+            f"By the features of {self.extractor.describe()}, of {len(source)} real images and as many made ones,"
+            " always of the same random numbers. Numbers by other extractors, or of more or fewer images, can't be"
+            " compared."
+        )
+        return source
 
     def check(self, teacher: Model | None, student: Model, data: Any) -> None:
         """Refuse a student that makes no images out of random numbers, and an extractor that can't be had."""
@@ -205,3 +228,45 @@ class GenerationMeter:
         """Return the metrics, with the FID as ``loss`` too: what is not finite is never the best."""
         found = self._distances.compute()
         return found | {"loss": -found[self._monitor]}
+
+
+class GenerationReport:
+    """The same metrics of a finished generator.
+
+    Args:
+        extractor: by whose features.
+        keys: which metrics.
+        num_classes: of the data; 0 where they have none.
+    """
+
+    def __init__(self, extractor: Extractor, keys: Sequence[str], num_classes: int) -> None:
+        self._meter, self._keys = GenerationMeter(extractor, ALONE), keys
+        self._counts = torch.zeros(max(1, num_classes), dtype=torch.int64)
+
+    def update(self, outputs: Tensor, batch: AnyBatch) -> None:
+        """Add made images (B, 3, H, W) from -1 to 1, and the batch's own."""
+        assert isinstance(batch.targets, Tensor)
+        self._meter.update(outputs, batch)
+        self._counts += batch.targets.cpu().bincount(minlength=len(self._counts))
+
+    def compute(self) -> dict[str, Any]:
+        """Return every metric; None of those that take more images, or are not finite.
+
+        Raises:
+            UserError: there are fewer than two images of a kind.
+        """
+        found = self._meter.compute()
+        return {key: found[key] if math.isfinite(found.get(key, math.nan)) else None for key in self._keys}
+
+    def counts(self) -> list[int]:
+        """Return how many images were made of each class, or of all where there are none."""
+        counts: list[int] = self._counts.tolist()
+        return counts
+
+    def notes(self, name: str) -> list[str]:
+        """Say nothing."""
+        return []
+
+    def agreement(self, other: Any) -> float | None:
+        """Return None: generators of the same random numbers have no images in common."""
+        return None

@@ -125,6 +125,12 @@ class ImageDistances:
         """Return the metric to choose students by, of which more is better: ``minus_fid_NAME``."""
         return f"minus_fid_{extractor.name}"
 
+    @staticmethod
+    def shown_of(extractor: Extractor) -> tuple[tuple[str, str], ...]:
+        """Return label and key of each metric of a finished model."""
+        words = (("FID", "fid"), ("KID", "kid"), ("precision", "precision"), ("recall", "recall"))
+        return tuple((label, f"{key}_{extractor.name}") for label, key in words)
+
     def add_real(self, images: Tensor, samples: Tensor) -> None:
         """Add real images of this process.
 

@@ -109,12 +109,7 @@ class ImageTranslation(ImageTask):
         """The metrics: of pairs each averaged over images."""
         from kdcli.tasks.translation.metrics import SHOWN
 
-        return Layout("image", SHOWN if self.is_paired else self._distances)
-
-    @property
-    def _distances(self) -> tuple[tuple[str, str], ...]:
-        words = (("FID", "fid"), ("KID", "kid"), ("precision", "precision"), ("recall", "recall"))
-        return tuple((label, f"{key}_{self.extractor.name}") for label, key in words)
+        return Layout("image", SHOWN if self.is_paired else ImageDistances.shown_of(self.extractor))
 
     def report(self) -> Report:
         """Return a report of pairs, or of two kinds of images."""
@@ -122,7 +117,7 @@ class ImageTranslation(ImageTask):
 
         if self.is_paired:
             return PairReport()
-        return KindReport(ImageDistances(self.extractor, ALONE), [key for _, key in self._distances])
+        return KindReport(ImageDistances(self.extractor, ALONE), [key for _, key in self.layout.rows])
 
     def check_split(self, source: Any, split: str) -> None:
         """Refuse a split of pairs without a target."""
