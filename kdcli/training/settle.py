@@ -72,12 +72,13 @@ def settle_step(job: Job, team: Team) -> Job:
     teacher_changes: dict[str, Any] = {}
     if job.teacher is not None:
         found = team.broadcast(_measured_teacher(job, job.teacher, team) if team.is_main else None)
-        changes["teacher_forward"] = found.name if found else form_of(job.config).name
+        if job.config.task_facts.reads_images:
+            changes["teacher_forward"] = found.name if found else form_of(job.config).name
         if job.config.teacher.precision == "auto":
             teacher_changes["precision"] = (found.precision if found else None) or "float32"
         if found:
             decisions.append(_tell_teacher(found, train.teacher_forward))
-    if train.channels_last is None:
+    if train.channels_last is None and job.config.task_facts.reads_images:
         found = team.broadcast(_measured_student(job, team) if team.is_main else None)
         changes["channels_last"] = found is not None and found.name == "channels_last"
         if found:

@@ -103,14 +103,17 @@ def test_test_images_are_opened_once_when_all_is_learnt(run_cli, tmp_path, make_
     folder = make_photos(splits)
     opened = []
 
-    def record(path, **options):
-        opened.append(Path(path).relative_to(folder).parts[0])
-        return decode(path, **options)
-
     from kdcli.data.images import sources
 
-    decode = sources.decode_image
-    monkeypatch.setattr(sources, "decode_image", record)
+    def record(read):
+        def recorded(path, **options):
+            opened.append(Path(path).relative_to(folder).parts[0])
+            return read(path, **options)
+
+        return recorded
+
+    for name in ("decode_image", "open_image"):  # in evaluation and in training
+        monkeypatch.setattr(sources, name, record(getattr(sources, name)))
     outcome = run_cli(
         *("distill", "--teacher", "random:test_vit", "--student", "test_resnet", "--data", folder, *tiny),
         *("--output", "run", "--epochs", "3", "--batch-size", "8"),
