@@ -171,7 +171,8 @@ def test_recipe_then_set_then_options(run_cli, tmp_path, photos, tiny):
     assert config["optim"]["lr"] == 0.001, "an option is above --set"
     assert config["optim"]["weight_decay"] == 0.25, "--set is above the recipe"
     assert config["seed"] == 3, "the recipe is above the default"
-    assert config["teacher"] == {"name": "random:test_resnet", "image_size": 64, "unchecked": False}
+    teacher = {"name": "random:test_resnet", "image_size": 64}
+    assert config["teacher"] == teacher | {"unchecked": False, "compile": False, "sharded": False}
     assert config["student"]["image_size"] == 32
     assert [m["method"] for m in config["methods"]] == ["supervised", "projection"], "the plan is written out"
 
@@ -301,6 +302,7 @@ def test_baseline_is_the_same_student_alone_for_the_same_steps(run_cli, tmp_path
     baseline = yaml.safe_load((tmp_path / "run" / "baseline" / "config.yaml").read_text())
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert baseline["teacher"]["name"] == "none"
+    assert config["train"].pop("teacher_forward") == "plain"
     assert [options["method"] for options in baseline["methods"]] == ["supervised"]
     for section in ("student", "data", "augment", "optim", "train", "seed"):
         assert baseline.get(section) == config.get(section), section

@@ -143,14 +143,17 @@ def test_queries_are_not_looked_at_before_the_student_is_trained(run_cli, tmp_pa
     folder = make_photos({f"{split}/{name}": 6 for split in ("train", "val", "test") for name in ("apple", "sky")})
     opened = []
 
-    def record(path, **options):
-        opened.append(Path(path).relative_to(folder).parts[0])
-        return decode(path, **options)
+    def record(read):
+        def recorded(path, **options):
+            opened.append(Path(path).relative_to(folder).parts[0])
+            return read(path, **options)
+
+        return recorded
 
     from kdcli.data.images import sources
 
-    decode = sources.decode_image
-    monkeypatch.setattr(sources, "decode_image", record)
+    for name in ("decode_image", "open_image"):  # in evaluation and in training
+        monkeypatch.setattr(sources, name, record(getattr(sources, name)))
     arguments = ("distill", "--teacher", "random:test_vit", "--student", "test_resnet", "--data", folder, *tiny)
     arguments = (*arguments, "--ways", "2", "--shots", "3", "--queries", "4", "--episodes", "1", "--epochs", "2")
     assert run_cli(*arguments, "--output", "test").exit_code == 0
