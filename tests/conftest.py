@@ -86,7 +86,7 @@ def run_command(*arguments: str | Path, cwd: Path) -> Outcome:
     from kdcli.terminal import console
 
     if arguments[:1] == ("distill",) and "--plan" not in arguments:
-        arguments = (*arguments, "--plan", "full")
+        arguments = ("distill", "--plan", "full", *arguments[1:])
     console.console.width = console.errors.width = WIDTH
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     argv, sys.argv = sys.argv, ["kdcli", *map(str, arguments)]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdcli.base.errors import UserError
-from kdcli.base.names import Quantization
 
 
 def check_installed() -> None:
@@ -23,21 +20,6 @@ def check_installed() -> None:
         raise UserError(
             "teacher.quantization needs bitsandbytes, which is not installed.", "pip install 'kdcli[quantization]'"
         )
-
-
-def loading_arguments(quantization: Quantization) -> dict[str, Any]:
-    """Return what transformers' ``from_pretrained`` takes for it; weights are quantised on the CPU, alike everywhere.
-
-    Outliers of int8 are told apart as LLM.int8 does, by transformers' own threshold.
-    """
-    from transformers import BitsAndBytesConfig
-
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # that inputs are cast, every time
-    if quantization == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True)
-    else:
-        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    return {"quantization_config": config, "device_map": {"": "cpu"}}
 
 
 def settle_layers(name: str, module: nn.Module) -> None:

@@ -150,7 +150,7 @@ def test_two_processes_train_as_one(run, run_in_two_processes):
     run_in_two_processes([("distill", "--recipe", run.parent / "recipe.yaml", "--output", run.parent / "two")])
     one, two = (load_file(run.parent / name / "student" / "model.safetensors") for name in ("run", "two"))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=5e-5)
     alone, together = (training_of(run.parent / name) for name in ("run", "two"))
     assert together["supervised"] == pytest.approx(alone["supervised"], rel=1e-5)
 

@@ -108,6 +108,7 @@ SUBSTITUTES = {
     ("--batch-size", "16"): "16",
     ("--set", "data.train_images=300"): "data.train_images=32",
     ("--set", "train.validate_every=5"): "train.validate_every=1",
+    ("--set", "teacher.precision=auto"): "teacher.precision=auto",
     ("--set", "train.activation_checkpointing=true"): "train.activation_checkpointing=true",
     ("--set", "student.image_size=96"): "student.image_size=32",
     ("--set", "teacher.image_size=96"): "teacher.image_size=32",

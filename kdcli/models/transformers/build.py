@@ -18,8 +18,9 @@ from kdcli.base.text import short_repr
 from kdcli.models.bounds import bounded, check_extent
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.place import Place
-from kdcli.models.quantization import loading_arguments, settle_layers
+from kdcli.models.quantization import settle_layers
 from kdcli.models.transformers import processor
+from kdcli.models.transformers.quantized import loading_arguments
 from kdcli.models.transformers.vision import classifier_of, has_classifier, head_prefixes, takes_interpolation
 from kdcli.models.values import check_module, check_types, types_in
 from kdcli.models.vision import check_image_size
