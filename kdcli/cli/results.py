@@ -45,6 +45,13 @@ def export(
     calibrate: Annotated[
         int, typer.Option(min=1, metavar="N", help="Training images that set the ranges of a quantised graph.")
     ] = 128,
+    push_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="hf:ORG/NAME", help="Then upload the folder to the Hugging Face hub, privately.", show_default=False
+        ),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push-to: everybody may see it.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Export even if files of the run have changed. The model card then says so.")
     ] = False,
@@ -61,6 +68,8 @@ def export(
         kdcli export runs/quickstart
 
         kdcli export runs/quickstart --format onnx --quantize int8 --output deploy/
+
+        kdcli export runs/quickstart --push-to hf:ORG/NAME
     """
     from kdcli.base.text import check_argument
     from kdcli.runs.folder import RunFolder
@@ -71,7 +80,11 @@ def export(
     target = output or run / "export"
     check_argument("--output", target)
     from kdcli.results.formats import export_run
+    from kdcli.results.push import check_target, push
 
+    if public and push_to is None:
+        raise UserError("--public is for --push-to, and nothing is uploaded.", "Add --push-to hf:ORG/NAME.")
+    repo = None if push_to is None else check_target(push_to)
     done, quantizer = export_run(opened, target, form=format_, quantize=quantize, calibration=calibrate)
     show_lines(f"Warning: {sentence}" for sentence in opened.forced)
     if quantizer is not None:
@@ -80,6 +93,8 @@ def export(
     show_lines(
         [f"Exported to {target}; loaded back, its outputs differ by at most {done.difference:.1e} of the largest."]
     )
+    if repo is not None:
+        show_lines(push(target, repo, public=public))
 
 
 def analyze_projector(

@@ -22,8 +22,8 @@ from huggingface_hub.utils import get_session
 from kdcli.base.errors import UserError
 
 _PROBE_SECONDS = 5
-# Beside the system's own: HTTPError of the client library, whose name depends on the hub's version.
-_NETWORK_ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], OSError)
+NETWORK_ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], OSError)
+"""Beside the system's own: HTTPError of the client library, whose name depends on the hub's version."""
 
 OFFLINE_HINT = (
     "Connect to the network, or point HF_HOME at a cache that has the files. A teacher's weights can also be a local "
@@ -38,7 +38,7 @@ def reachable() -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
-    except _NETWORK_ERRORS:
+    except NETWORK_ERRORS:
         return False
     return True
 
@@ -77,7 +77,7 @@ def download(repo: str, filename: str) -> Path | None:
         raise UserError(f"{name} has no revision {revision!r}.", "Leave '@revision' out for its main branch.") from None
     except HFValidationError as error:
         raise UserError(f"{name!r} is not a name on the Hugging Face hub: {error}", "Hub names are ORG/NAME.") from None
-    except _NETWORK_ERRORS as error:
+    except NETWORK_ERRORS as error:
         raise UserError(
             f"Could not download {filename} of {name}: {type(error).__name__}: {error}", "Try again later."
         ) from error

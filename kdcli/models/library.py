@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from kdcli.base.errors import UserError
 from kdcli.base.tasks import Modality, TaskFacts
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from kdcli.models.spec import ModelName
     from kdcli.models.weights import Checkpoint
     from kdcli.projectors.maps import Projector
+
+
+class HubSource(NamedTuple):
+    """A model of the hub that weights are from.
+
+    Attributes:
+        repo: ``ORG/NAME``.
+        licence: as the hub calls it, such as ``apache-2.0``; None where it is not known.
+    """
+
+    repo: str
+    licence: str | None = None
 
 
 class Library(ABC):
@@ -64,6 +76,10 @@ class Library(ABC):
     def similar(self, name: ModelName) -> Sequence[str]:
         """Return the names out of which to suggest one in place of ``name``, which no library has."""
         return ()
+
+    def source(self, name: ModelName) -> HubSource | None:
+        """Return where the hub has the published weights of one of its own names; None where that is not known."""
+        return None
 
     def companions(self, repo: str, modality: Modality) -> Iterable[str]:
         """Yield the files of the hub's ``repo`` that belong to a model beside its config and its weights, if there."""

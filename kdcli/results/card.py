@@ -10,6 +10,7 @@ from kdcli.base.result import EpisodesResult, Mean, Result, show_metric
 from kdcli.base.text import printable
 from kdcli.config.run import RunConfig
 from kdcli.models.libraries import LIBRARIES, library_of
+from kdcli.results.front_matter import with_front_matter
 from kdcli.runs.folder import SAMPLES, RunFolder
 from kdcli.training.provenance import read_forced
 
@@ -54,13 +55,7 @@ def model_card(run: RunFolder, result: Result | None, *, pictures: bool = False)
         *_forced_rows(run),
     ]
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
-    return f"""---
-library_name: {library.hub_name or library.name}
-pipeline_tag: {config.task_facts.pipeline_tag}
-tags: [knowledge-distillation, kdcli]
----
-
-# {_inline(name)}, distilled with kdcli
+    body = f"""# {_inline(name)}, distilled with kdcli
 
 | | |
 | --- | --- |
@@ -73,6 +68,8 @@ tags: [knowledge-distillation, kdcli]
 ```
 
 {_samples(run) if pictures else ""}{_made_by(plan)}"""
+    metrics = {split: _kept_metrics(run, split) for split in ("validation", "test")}
+    return with_front_matter(body, name=name, config=config, library=library, metrics=metrics)
 
 
 def episodes_card(run: RunFolder, result: EpisodesResult, *, arms: dict[str, str]) -> str:
@@ -174,12 +171,15 @@ def _teacher_rows(result: Result | None, plan: dict[str, Any]) -> list[tuple[str
 
 
 def _metric_rows(run: RunFolder, event: str, title: str) -> list[tuple[str, str]]:
+    return [(f"{title} {key}", show_metric(key, value)) for key, value in _kept_metrics(run, event).items()]
+
+
+def _kept_metrics(run: RunFolder, event: str) -> dict[str, Any]:
+    """Return the kept student's metrics of an event; nothing where there are none."""
     lines = run.read_metrics(event)
     # The kept student is the one of the last test or, without a test split, of the best validation.
     tests = run.read_metrics("test")
     epoch = tests[-1].get("epoch") if tests else None
     kept = [line for line in lines if (line.get("epoch") == epoch if tests else line.get("best"))][-1:]
     hidden = ("event", "epoch", "step", "best")
-    return [
-        (f"{title} {key}", show_metric(key, value)) for line in kept for key, value in line.items() if key not in hidden
-    ]
+    return {key: value for line in kept for key, value in line.items() if key not in hidden}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from kdcli.base.facts import Preprocessing
@@ -184,6 +185,13 @@ def test_model_card(run_cli, tmp_path, same_run):
     head = card.split("---")[1]
     assert "library_name: timm" in head
     assert "pipeline_tag: image-classification" in head
+    data = ModelCard(card).data  # as the hub reads it
+    assert data.tags == ["knowledge-distillation", "kdcli"]
+    assert {result.dataset_name for result in data.eval_results} == {"photos"}
+    found = {(result.dataset_split, result.metric_type): result.metric_value for result in data.eval_results}
+    assert found["test", "accuracy"] == test["accuracy"]
+    assert {split for split, _ in found} == {"validation", "test"}
+    assert "loss" not in {name for _, name in found}
 
 
 def test_model_card_of_a_transformers_student(hf_run):
@@ -234,6 +242,26 @@ def test_an_earlier_export_survives_one_that_goes_wrong(run_cli, tmp_path, same_
     monkeypatch.setattr(export, "_TOLERANCE", -1.0)
     assert run_cli("export", same_run, "--output", "out").exit_code == 2
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_nothing_is_uploaded_before_the_export_is_whole(run_cli, tmp_path, same_run, monkeypatch):
+    from kdcli.results import export, push
+
+    uploads = []
+    monkeypatch.setattr(push, "check_target", lambda text: text.removeprefix("hf:"))
+    monkeypatch.setattr(push, "push", lambda folder, repo, *, public: uploads.append((folder, repo, public)) or ["Up."])
+    asked = ("export", same_run, "--output", "out", "--push-to", "hf:me/photos")
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_TOLERANCE", -1.0)
+        assert run_cli(*asked).exit_code == 2
+    assert uploads == []
+    outcome = run_cli(*asked, "--public")
+    assert outcome.stdout.splitlines()[-1] == "Up."
+    assert uploads == [(Path("out"), "me/photos", True)]
+    outcome = run_cli("export", same_run, "--output", "other", "--public")
+    assert outcome.exit_code == 2
+    assert "--public is for --push-to" in outcome.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_onnx_that_differs_is_found_and_leaves_nothing(run_cli, tmp_path, same_run, monkeypatch):

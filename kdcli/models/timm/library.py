@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kdcli.base.facts import DataFacts
     from kdcli.config.models import StudentConfig, TeacherConfig
     from kdcli.models.base import Model
+    from kdcli.models.library import HubSource
     from kdcli.models.place import Place
     from kdcli.models.reloaded import Reloaded
     from kdcli.models.shelf import Shelf
@@ -40,6 +41,12 @@ class Timm(Library):
         from kdcli.models.timm import registry
 
         return registry.names(tagged="." in name.target)
+
+    def source(self, name: ModelName) -> HubSource | None:
+        """Return what timm's own record of the weights says."""
+        from kdcli.models.timm import registry
+
+        return registry.source(name.target)
 
     def is_own(self, folder: Path, config: Mapping[str, Any]) -> bool:
         """Whether the config names an architecture, and no kind of network of transformers, which wraps timm's."""

@@ -7,6 +7,7 @@ import timm
 from kdcli.base import extensions
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.models.libraries import find_extension
+from kdcli.models.library import HubSource
 from kdcli.models.place import Place
 from kdcli.models.spec import ModelName
 from kdcli.models.timm import kdcli_networks
@@ -26,6 +27,12 @@ def find(name: ModelName) -> Place | None:
     if _is_registered(target):
         return Place("timm", f"timm:{target}", architecture=target)
     return None
+
+
+def source(target: str) -> HubSource | None:
+    """Return the hub's model that the weights of a name of timm's are from; None where timm knows none."""
+    found = timm.models.get_pretrained_cfg(target) if _is_registered(target) else None
+    return HubSource(found.hf_hub_id, found.license) if found is not None and found.hf_hub_id else None
 
 
 def names(*, tagged: bool) -> list[str]:
