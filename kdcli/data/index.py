@@ -51,8 +51,9 @@ class Entries:
 class Index:
     """A small data base of folders and files, which several processes may use at once.
 
-    A folder is known again by its own time stamp, device and number, which change when an entry is added, removed or
-    renamed; a file by its size and time stamp. Nothing depends on it but time: where it can't be read or written, or is
+    A folder is known again by its own time stamps, device and number, which change when an entry is added, removed or
+    renamed; a file by its size and likewise. Of the two time stamps, of content and of status, programs that copy or
+    unpack set the first alone. Nothing depends on it but time: where it can't be read or written, or is
     turned off, all is looked up anew. Used in a ``with`` statement, at whose end what is new is written.
     """
 
@@ -100,7 +101,7 @@ class Index:
             status: of the folder, from before ``look`` is called.
             look: looks through it.
         """
-        key, state = os.path.abspath(path), _state_of_folder(status)  # noqa: PTH100 - for every folder
+        key, state = os.path.abspath(path), _state_of(status)  # noqa: PTH100 - for every folder
         if (found := self._find("folders", key, state, "files, folders, others")) is not None:
             files, folders, others = found
             counts = Counter(
@@ -131,7 +132,7 @@ class Index:
             status = os.stat(path)  # noqa: PTH116 - for every file
         except OSError:
             return make()
-        state = f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_dev}"
+        state = f"{status.st_size} {_state_of(status)}"
         if (found := self._find("digests", key, state, "digest")) is not None:
             return str(found[0])
         digest = make()
@@ -151,8 +152,8 @@ class Index:
         return found
 
 
-def _state_of_folder(status: os.stat_result) -> str:
-    return f"{status.st_mtime_ns} {status.st_ino} {status.st_dev}"
+def _state_of(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {status.st_dev}"
 
 
 def _is_settled(status: os.stat_result, now: int) -> bool:

@@ -25,6 +25,7 @@ from kdcli.models.layers import open_taps
 from kdcli.models.roundtrip import check_reloads
 from kdcli.models.settle import settle_models
 from kdcli.plan.decide import make_plan
+from kdcli.plan.outputs import check_cache
 from kdcli.plan.plan import Decision, Plan
 from kdcli.plan.relation import situation_of
 from kdcli.tasks import build_task
@@ -105,6 +106,7 @@ def prepare_episodes(config: RunConfig) -> Setting:
         UserError: for anything in the config that can't be had, doesn't fit, or has no place in episodes.
     """
     _check_options(config)
+    check_cache(config)
     config = settle_models(config)
     episodes = config.episodes
     assert episodes is not None
@@ -170,6 +172,13 @@ def _check_options(config: RunConfig) -> None:
         "--num-processes: an episode is trained by one process": processes > 1,
         "--track: there are hundreds of short trainings": bool(config.train.track),
         "train.compile: every student would be compiled anew": config.train.compile,
+        "train.activation_checkpointing: their batches are small": config.train.activation_checkpointing,
+        "teacher.precision: auto, which is measured before a training; bfloat16 is taken as it is": (
+            config.teacher.precision == "auto"
+        ),
+        "teacher.precision of a quantised teacher": config.teacher.quantization is not None
+        and config.teacher.precision is not None,
+        "teacher.compile of a quantised teacher": config.teacher.quantization is not None and config.teacher.compile,
     }
     if found := [reason for reason, given in refused.items() if given]:
         raise UserError(f"Episodes can't have {'; nor '.join(found)}.", "Drop it, or drop --ways and --shots.")

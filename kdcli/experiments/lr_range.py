@@ -92,21 +92,25 @@ def run_range_test(
     phases = Phases(objective, job.config, steps, accelerator)
     objective.train()
     rates, losses = list[float](), list[float]()
-    for step, (epoch, batch) in zip(range(steps), _batches(job, team), strict=False):
-        rate = low * (high / low) ** (step / max(steps - 1, 1))
-        phases.set_rate(rate)
-        set_seed(stable_seed("step", config.seed, step, 0) % 2**32)
-        batch = mix(batch.to(team.device), epoch, step)
-        with team.autocast():
-            outputs = None if teacher is None else teacher(batch)
-        objective.step = step
-        loss = float(phases.step(batch, outputs, step)["loss"].detach())
-        rates.append(rate)
-        losses.append(loss)
-        progress(step + 1, steps)
-        smoothed = smooth(losses)
-        if not math.isfinite(loss) or smoothed[-1] > _DIVERGED * min(smoothed):
-            break
+    try:
+        for step, (epoch, batch) in zip(range(steps), _batches(job, team), strict=False):
+            rate = low * (high / low) ** (step / max(steps - 1, 1))
+            phases.set_rate(rate)
+            set_seed(stable_seed("step", config.seed, step, 0) % 2**32)
+            batch = mix(batch.to(team.device), epoch, step)
+            with team.autocast():
+                outputs = None if teacher is None else teacher(batch)
+            objective.step = step
+            loss = float(phases.step(batch, outputs, step)["loss"].detach())
+            rates.append(rate)
+            losses.append(loss)
+            progress(step + 1, steps)
+            smoothed = smooth(losses)
+            if not math.isfinite(loss) or smoothed[-1] > _DIVERGED * min(smoothed):
+                break
+    finally:
+        if teacher is not None:
+            teacher.end()
     return judge(rates, losses, steps=steps)
 
 

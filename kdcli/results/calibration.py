@@ -180,22 +180,27 @@ def fold_temperature(student: Model, temperature: float) -> None:
     inputs: Any = student.example(2, seed=3)
     expected = _logits(student, inputs) / temperature
     for chosen in [*([layer] for layer in reversed(layers)), layers]:
-        _divide(chosen, temperature)
+        before = _divide(chosen, temperature)
         difference = (_logits(student, inputs) - expected).abs().max()
         if float(difference) <= _TOLERANCE * float(expected.abs().max().clamp(min=1e-6)):
             return
-        _divide(chosen, 1 / temperature)
+        with torch.no_grad():
+            for parameter, values in before:
+                parameter.copy_(values)
     raise UserError(
         f"The temperature can't be folded into {student.facts.name}: no layer of it is the last before its logits.",
         f"Remove {FILE} from the run to export it without.",
     )
 
 
-def _divide(layers: list[nn.Module], by: float) -> None:
+def _divide(layers: list[nn.Module], by: float) -> list[tuple[nn.Parameter, Tensor]]:
+    """Divide what layers hold; return their parameters with the values that these had."""
+    parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+    before = [(parameter, parameter.detach().clone()) for parameter in parameters]
     with torch.no_grad():
-        for layer in layers:
-            for parameter in layer.parameters(recurse=False):
-                parameter.div_(by)
+        for parameter in parameters:
+            parameter.div_(by)
+    return before
 
 
 @torch.inference_mode()

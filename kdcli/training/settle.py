@@ -27,7 +27,7 @@ from kdcli.models.outputs import ModelOutput
 from kdcli.plan.plan import Decision
 from kdcli.training.job import Job
 from kdcli.training.optim import can_fuse
-from kdcli.training.teachers.cache import Kept
+from kdcli.training.teachers.cache import Kept, digest_of_weights
 from kdcli.training.teachers.forward import Form, form_of, has_forms, in_form
 
 EXACT = 1e-5
@@ -75,7 +75,7 @@ def settle_step(job: Job, team: Team) -> Job:
         if job.config.task_facts.reads_images:
             changes["teacher_forward"] = found.name if found else form_of(job.config).name
         if job.config.teacher.precision == "auto":
-            teacher_changes["precision"] = (found.precision if found else None) or "float32"
+            teacher_changes["precision"] = found.precision if found else None  # else that of the training
         if found:
             decisions.append(_tell_teacher(found, train.teacher_forward))
     if train.channels_last is None and job.config.task_facts.reads_images:
@@ -133,7 +133,9 @@ def _measured_teacher(job: Job, teacher: Model, team: Team) -> _Choice | None:
     is_open = len(forms) > 1 and size * teacher.facts.macs >= _LEAST_MACS
     if not reads or not (is_open or is_asked or forms[0] != Form()):
         return None
-    kept = _kept("teacher", config, teacher, reads, size, team, forms=[form.name for form in forms])
+    # By how much outputs differ depends on the weights' values.
+    more = {"forms": [form.name for form in forms], "weights": digest_of_weights(teacher)}
+    kept = _kept("teacher", config, teacher, reads, size, team, **more)
     if (found := kept.recall(_Choice)) is not None:
         return found
     teacher.to(team.device)
@@ -334,7 +336,7 @@ def _now(team: Team) -> float:
 
 
 def _kept(what: str, config: RunConfig, model: Model, reads: Reads, size: int, team: Team, **more: Any) -> Kept:
-    """Return the place of a measurement, by all that its outcome depends on but the weights' values."""
+    """Return the place of a measurement, by all that its outcome depends on: ``more`` is what only some depend on."""
     facts, device = model.facts, team.device
     return Kept(
         {

@@ -132,6 +132,15 @@ def test_a_folder_of_links_is_looked_through_each_time(folder: Path, calls: Coun
     assert calls["looked"] == 1
 
 
+def test_a_time_stamp_that_was_put_back_hides_no_change(folder: Path) -> None:
+    """As rsync and tar do it."""
+    expected = set(list_files(folder / "a", is_image).files)
+    (folder / "a" / "0003.png").rename(folder / "a" / "new.png")
+    settle(folder)
+    found = set(list_files(folder / "a", is_image).files)
+    assert found == expected - {str(folder / "a" / "0003.png")} | {str(folder / "a" / "new.png")}
+
+
 def test_a_folder_that_has_just_changed_is_not_kept(folder: Path, calls: Counter[str]) -> None:
     """It may change again within the same time stamp."""
     os.utime(folder / "a")

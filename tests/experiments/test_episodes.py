@@ -11,10 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.config.data import DataConfig
+from kdcli.config.parse import parse_config
+from kdcli.config.recipes import set_key
 from kdcli.config.training import EpisodesConfig
 from kdcli.data import open_data
 from kdcli.experiments.episode_arms import teacher_accuracies
-from kdcli.experiments.episode_setting import ARMS
+from kdcli.experiments.episode_setting import ARMS, prepare_episodes
 from kdcli.experiments.episodes import summarize_episodes
 from kdcli.experiments.sampling import EpisodeSampler
 from kdcli.statistics.intervals import confidence_interval
@@ -142,3 +144,22 @@ def test_one_episode_has_no_interval():
     result = summarize_episodes([dict.fromkeys(ARMS, 0.5)]).to_json()
     assert result["accuracy"]["distilled"] == {"mean": 0.5, "low": None, "high": None}
     assert confidence_interval([0.5]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.cache_teacher", "cache", "--cache-teacher is for one training set"),
+        ("train.activation_checkpointing", True, "train.activation_checkpointing"),
+        ("teacher.precision", "auto", "teacher.precision: auto"),
+    ],
+)
+def test_what_would_be_dropped_in_episodes_is_refused(key, value, message):
+    values = {
+        "teacher": {"name": "random:cifar:resnet8"},
+        "student": {"name": "cifar:resnet8"},
+        "data": {"name": "demo:digits"},
+        "episodes": {"ways": 3, "shots": 2},
+    }
+    with pytest.raises(UserError, match=message):
+        prepare_episodes(parse_config(set_key(values, key.split("."), value), source="test"))

@@ -134,10 +134,11 @@ def test_half_precision_is_taken_where_it_is_asked_for_or_costs_little(
     speeds |= {"folded": 0.5}
     monkeypatch.setattr(settle, "BF16_COST", limit)
     job = settle_step(make_job(teacher={"precision": asked}), ALONE)
-    assert job.config.teacher.precision == ("bfloat16" if narrow else "float32")
+    own = None if asked == "auto" else asked  # that of the training, with which it was compared
+    assert job.config.teacher.precision == ("bfloat16" if narrow else own)
     assert rows(job)["teacher's forward"].value.startswith("folded, bfloat16" if narrow else "folded: 2.00x")
     form = form_of(job.config)
-    assert form == Form(folded=True, precision=torch.bfloat16 if narrow else torch.float32)
+    assert form == Form(folded=True, precision=torch.bfloat16 if narrow else own and torch.float32)
 
 
 def test_the_main_process_decides(speeds, make_job):
@@ -159,6 +160,11 @@ def test_what_was_measured_is_recalled(make_job, monkeypatch):
     assert settle_step(job, ALONE).config == first.config
     with pytest.raises(TypeError):  # of another batch
         settle_step(make_job(train={"batch_size": 8}), ALONE)
+    other = copy.deepcopy(job.teacher)
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    with pytest.raises(TypeError):  # of other weights, whose outputs a form may change by more
+        settle_step(replace(job, teacher=other), ALONE)
 
 
 @pytest.mark.parametrize("folded", [False, True])
