@@ -96,6 +96,40 @@ def test_the_library_alone_gives_the_same_logits_and_labels(run_cli, tmp_path, r
     assert found["size"] == [3, 32, 32]
 
 
+def probabilities(outcome) -> list[dict[str, float]]:
+    """What ``predict --json`` says of the student, by label."""
+    assert outcome.exit_code == 0, outcome.stderr
+    found = [each["answers"]["student"] for each in json.loads(outcome.stdout)["predictions"]]
+    return [{one["label"]: one["probability"] for one in answers} for answers in found]
+
+
+def compare_pipeline(kind: str, folder: Path, inputs: list[str], expected: list[dict[str, float]]) -> None:
+    """Compare what transformers' pipeline makes of a folder, read and prepared by itself, to 1e-5."""
+    from transformers import pipeline
+
+    answers = pipeline(kind, model=str(folder), device="cpu")(inputs, top_k=len(expected[0]))
+    assert len(answers) == len(expected)
+    for answer, own in zip(answers, expected, strict=True):
+        assert {one["label"]: one["score"] for one in answer} == pytest.approx(own, abs=1e-5)
+
+
+def test_a_pipeline_reads_images_as_predict_does(run_cli, tmp_path, hf_run, photos):
+    assert run_cli("export", hf_run, "--output", "out").exit_code == 0
+    files = [str(file) for file in sorted(photos.rglob("*.*"))[:40:30]]  # of two classes
+    expected = probabilities(run_cli("predict", hf_run, *files, "--top", "3", "--json", "--device", "cpu"))
+    assert [set(one) for one in expected] == [set(CLASSES)] * 2
+    compare_pipeline("image-classification", tmp_path / "out", files, expected)
+
+
+def test_a_pipeline_reads_texts_as_predict_does(run_cli, tmp_path, classified_run):
+    assert run_cli("export", classified_run, "--output", "out").exit_code == 0
+    texts = ["a good film that I liked", "bad"]
+    given = [word for text in texts for word in ("--text", text)]
+    expected = probabilities(run_cli("predict", classified_run, *given, "--top", "9", "--json", "--device", "cpu"))
+    assert len(expected[0]) > 1
+    compare_pipeline("text-classification", tmp_path / "out", texts, expected)
+
+
 def test_exported_weights_are_the_runs(run_cli, tmp_path, run):
     outcome = run_cli("export", run, "--output", "out")
     assert outcome.exit_code == 0, outcome.stderr
