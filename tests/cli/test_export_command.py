@@ -113,10 +113,10 @@ def compare_pipeline(kind: str, folder: Path, inputs: list[str], expected: list[
         assert {one["label"]: one["score"] for one in answer} == pytest.approx(own, abs=1e-5)
 
 
-def test_a_pipeline_reads_images_as_predict_does(run_cli, tmp_path, hf_run, photos):
-    assert run_cli("export", hf_run, "--output", "out").exit_code == 0
+def test_a_pipeline_reads_images_as_predict_does(run_cli, tmp_path, run, photos):
+    assert run_cli("export", run, "--output", "out").exit_code == 0
     files = [str(file) for file in sorted(photos.rglob("*.*"))[:40:30]]  # of two classes
-    expected = probabilities(run_cli("predict", hf_run, *files, "--top", "3", "--json", "--device", "cpu"))
+    expected = probabilities(run_cli("predict", run, *files, "--top", "3", "--json", "--device", "cpu"))
     assert [set(one) for one in expected] == [set(CLASSES)] * 2
     compare_pipeline("image-classification", tmp_path / "out", files, expected)
 

@@ -106,7 +106,7 @@ def test_a_classifier_is_exported_for_transformers_alone(classified_run, run_cli
     found = without_kdcli(tmp_path / "out", "classes", list(test.texts))
     right = [("negative", "positive")[label] == name for label, name in zip(test.labels, found, strict=True)]
     assert sum(right) / len(right) == pytest.approx(metrics_of(classified_run, "test")[-1]["accuracy"])
-    assert "images" in run_cli("export", classified_run, "--format", "onnx", "--output", "onnx").stderr
+    assert run_cli("export", classified_run, "--format", "onnx", "--output", "onnx").exit_code == 0
 
 
 def test_a_classifier_is_a_teacher_for_the_same_labels(classified_run, run_cli, tmp_path, reviews, distilbert_folder):

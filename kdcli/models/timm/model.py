@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -176,8 +177,19 @@ class TimmModel(VisionModel):
         if self.facts.label_names:
             config["label_names"] = list(self.facts.label_names)
         save_config_for_hf(self.module, str(folder / "config.json"), model_config=config, model_args=self._model_args)
+        _say_classes_once(folder / "config.json")
         if self.module.pretrained_cfg["architecture"] in kdcli_networks.NAMES:  # type: ignore[index,operator]
             shutil.copyfile(kdcli_networks.__file__, folder / "kdcli_networks.py")
+
+
+def _say_classes_once(file: Path) -> None:
+    """Leave the number of classes out of a config's arguments: it is in the config itself.
+
+    transformers' wrapper of timm's models gives it too, and an argument that is given twice is an error.
+    """
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("model_args", {}).pop("num_classes", None) is not None:
+        file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def label_names(module: Any, *, is_registered: bool) -> tuple[str, ...] | None:
