@@ -140,14 +140,14 @@ def test_what_a_killed_run_has_left_is_used(shard_bytes, train, make_trainer, ca
     killed = make_trainer("killed", "cache")
     with monkeypatch.context() as patch:
         patch.setattr(CachedTeacher, "end", lambda self: None)  # as if by SIGKILL
-        original = killed._train_step
+        original = killed.train_step
 
         def step(batch, epoch):
             if killed.step == 3:
                 raise KeyboardInterrupt
             original(batch, epoch)
 
-        patch.setattr(killed, "_train_step", step)
+        patch.setattr(killed, "train_step", step)
         with pytest.raises(KeyboardInterrupt):
             killed.fit()
     killed.state.check_weights()
