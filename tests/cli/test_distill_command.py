@@ -346,7 +346,7 @@ def test_an_empty_folder_is_taken_as_output(run_cli, tmp_path, photos, tiny):
 
 def test_plan_records_command_and_versions(random_run):
     plan = json.loads((random_run / "plan.json").read_text())
-    assert plan["command"].startswith("kdcli distill --data ")
+    assert plan["command"].startswith("kdcli distill --plan full --data ")
     assert "--teacher random:test_vit" in plan["command"]
     assert {"kdcli", "python", "torch", "timm", "transformers"} <= plan["versions"].keys()
 
