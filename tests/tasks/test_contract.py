@@ -436,7 +436,10 @@ def joined(batches):
     values = {}
     for field in fields(batches[0]):
         parts = [getattr(batch, field.name) for batch in batches]
-        values[field.name] = torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [*chain(*parts)]
+        if isinstance(parts[0], torch.Tensor):
+            values[field.name] = torch.cat(parts)
+        elif parts[0] is not None:
+            values[field.name] = [*chain(*parts)]
     return replace(batches[0], **values)
 
 
