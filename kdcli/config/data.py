@@ -144,7 +144,8 @@ class DataConfig(Section):
     splits: SplitsConfig | None = None
     """Other names of the splits than the usual ones, which :data:`kdcli.data.split_names.SPLIT_NAMES` lists."""
     train_images: Annotated[Count | None, IMAGES, _OF_TRAINING, _OF_THESE_DATA] = None
-    """Train on so many of the training images, drawn by seed and class; the others are left out."""
+    """Train on so many of the training images, drawn by seed and class; the others are left out. Of two kinds of images
+    without pairs so many of either kind; of ``data.kinds`` the first ones."""
     train_texts: Annotated[Count | None, TEXTS, _OF_TRAINING, _OF_THESE_DATA] = None
     """Likewise for texts."""
     labels_per_class: Annotated[Count | None, _OF_LABELS, _OF_TRAINING, _OF_THESE_DATA, _OF_WHOLE_SAMPLES] = None
@@ -172,7 +173,7 @@ class DataConfig(Section):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Cut from the whole where the data have no splits at all."""
     image_column: Annotated[Name | None, IMAGES, _OF_THESE_DATA] = None
-    """The column of a table that has the images; by default found by its name."""
+    """The column of a table that has the images, of pairs of images the images ``A``; by default found by its name."""
     deep_range: Annotated[tuple[float, float] | None, IMAGES] = None
     """What is black and white in grayscale images of more than 8 bits; by default found from some of the images, as in
     :func:`kdcli.data.images.deep.find_range`, for the whole set and for whatever the run's models are evaluated on."""
@@ -194,7 +195,8 @@ class DataConfig(Section):
     """The second text of a pair, such as the hypothesis beside a premise, for ``text-classification``; by default read
     where both columns have names of pairs, such as ``premise`` and ``hypothesis``, and ``text_column`` isn't set."""
     label_column: Annotated[Name | None, _OF_THESE_DATA] = None
-    """The column of a table that has the labels; by default found by its name."""
+    """The column of a table that has the labels, masks or depth, of pairs of images the images ``B``; by default found
+    by its name."""
     label_kind: Annotated[Literal["class", "classes", "number"] | None, _OF_KINDS, _OF_THESE_DATA] = None
     """What a sample's label is: one class, several (a list, or a string with commas; of images also with ``|`` or
     ``;``, or a column of 0 and 1 for each) or, of texts, a number; by default what the column's values say, where they
@@ -223,10 +225,10 @@ class DataConfig(Section):
     or centre and size (``cxcywh``), in pixels; by default what the column's name says: ``boxes`` are corners, ``bbox``
     is left, top, width and height."""
     pairs: Annotated[Literal["auto", "paired", "unpaired"], IMAGES, _OF_PICTURES, _OF_THESE_DATA] = "auto"
-    """Whether images of the folders ``A`` and ``B`` belong together by their names. ``auto``: folders ``A`` and ``B``
-    are pairs, ``trainA`` and ``trainB`` are not."""
+    """Whether images of the folders ``A`` and ``B`` belong together by their names, or those of two columns of a table
+    row by row. ``auto``: folders ``A`` and ``B`` and columns are pairs, ``trainA`` and ``trainB`` are not."""
     direction: Annotated[Literal["a-to-b", "b-to-a"], IMAGES, _OF_PICTURES, _OF_THESE_DATA] = "a-to-b"
-    """Which of the two folders an image is made of, and which it is to become like."""
+    """Which of the two folders or columns an image is made of, and which it is to become like."""
     kinds: Annotated[
         Annotated[tuple[str, str], BeforeValidator(as_texts)] | None, IMAGES, _OF_PICTURES, _OF_THESE_DATA
     ] = None

@@ -140,7 +140,7 @@ def path_column(table: Dataset, asked: str | None, root: Path) -> str | None:
     if asked is not None:
         column = existing_column(asked, table.features, "data.image_column")
         return column if column in strings else None
-    found = [name for name in strings if _are_paths(table[name][:_LOOKED_AT], root)]
+    found = [name for name in strings if are_paths(table[name][:_LOOKED_AT], root)]
     if len(found) > 1 and not any(name in found for name in PATH_NAMES):
         return only_column(found, PATH_NAMES, table.features, kind="image")
     return next((name for name in PATH_NAMES if name in found), found[0] if found else None)
@@ -253,7 +253,7 @@ def _lists_images(file: Path, asked: str | None) -> bool:
         return False
     if asked is not None:
         return asked in rows[0]
-    return any(_are_paths([row.get(name) for row in rows], file.parent) for name in rows[0])
+    return any(are_paths([row.get(name) for row in rows], file.parent) for name in rows[0])
 
 
 def _first_rows(file: Path) -> list[dict[str, Any]]:
@@ -270,7 +270,7 @@ def _first_rows(file: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _are_paths(cells: Sequence[Any], root: Path) -> bool:
+def are_paths(cells: Sequence[Any], root: Path) -> bool:
     """Whether all cells that say anything look like paths of images: by their suffixes, or as files that are there."""
     known = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
     if not known or len(known) < sum(cell is not None and cell != "" for cell in cells):

@@ -39,27 +39,30 @@ class Cells:
         table: of whose rows each has a cell.
         column: its name.
         split: what :meth:`describe` calls it.
+
+    Attributes:
+        source: the cells as images.
     """
 
     def __init__(self, table: Dataset, column: str, *, split: str) -> None:
-        self._cells = TableSource(undecoded(table, column), column, [UNLABELLED] * len(table), split=split)
-        self._sizes = self._cells.sizes()
+        self.source = TableSource(undecoded(table, column), column, [UNLABELLED] * len(table), split=split)
+        self._sizes = self.source.sizes()
         self._column = column
 
     def encoded(self, index: int) -> File | None:
         """Return the cell's bytes, or the path of its file; None of an empty one."""
-        return None if self._sizes[index] < 0 else self._cells.encoded(index)
+        return None if self._sizes[index] < 0 else self.source.encoded(index)
 
     def describe(self, index: int) -> str:
         """Return ``split[index].column``."""
-        return f"{self._cells.describe(index)}.{self._column}"
+        return f"{self.source.describe(index)}.{self._column}"
 
     def bytes_of(self, index: int) -> int:
         """Return the bytes of a cell."""
         return self._sizes[index]
 
     def __len__(self) -> int:
-        return len(self._cells)
+        return len(self.source)
 
 
 def find_in_tables(

@@ -18,8 +18,8 @@ from kdcli.data.split_names import check_understood, match_splits
 
 FORMS = (
     "Expected folders A/ and B/ (also in train/, val/ and test/, or with these in them), or trainA/, trainB/, testA/"
-    " and testB/; two classes of labelled images (data.kinds); images with masks (data.mask_colors); or"
-    " demo:scenes-edges."
+    " and testB/; a table with two columns of images, or a csv, tsv or jsonl file with two of paths; two classes of"
+    " labelled images (data.kinds); images with masks (data.mask_colors); or demo:scenes-edges."
 )
 _JOINED = re.compile(r"(?P<split>.+?)[-_. ]?(?P<side>[AaBb])")
 _NAMED = 3
@@ -55,15 +55,15 @@ class Folders:
     notes: tuple[str, ...] = ()
 
 
-def find_two(root: Path, asked: SplitsConfig | None) -> Folders:
-    """Return the folders of every split.
+def find_two(root: Path, asked: SplitsConfig | None) -> Folders | None:
+    """Return the folders of every split; None where there are no such folders.
 
     Args:
         root: the data's folder.
         asked: ``data.splits``; of ``trainA`` the name of the split is ``train``.
 
     Raises:
-        UserError: there are no such folders, one of the two is missing, or the splits are not understood.
+        UserError: one of the two is missing, or the splits are not understood.
     """
     here, inner, joined = _sides(root), {}, dict[str, dict[str, Path]]()
     if here:
@@ -78,7 +78,7 @@ def find_two(root: Path, asked: SplitsConfig | None) -> Folders:
         return Folders("folders A/ and B/ in those of the splits", {s: inner[n] for s, n in names.items()}, True)
     joined = {name: sides for name, sides in joined.items() if len(sides) == 2 or _is_split(name, asked)}
     if not joined:
-        raise UserError(f"{root} has no two folders A/ and B/ of images.", FORMS)
+        return None
     both = {name: _both(sides, root, name) for name, sides in joined.items()}
     names = _names(both, root, asked)
     told = ", ".join(f"{two.a.name}/, {two.b.name}/" for two in (both[name] for name in names.values()))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdcli.base.errors import UserError, hint_of_moved, reading
-from kdcli.base.facts import DataFacts
+from kdcli.base.errors import UserError, beside, hint_of_moved, reading
+from kdcli.base.facts import UNLABELLED, DataFacts
 from kdcli.base.text import expand_user
 from kdcli.config.data import DataConfig
+from kdcli.data.columns import extension_of
 from kdcli.data.images.deep import find_range, set_range
 from kdcli.data.images.dense.files import Paths, source_of
 from kdcli.data.images.dense.materials import SPLITS, find_materials
@@ -20,9 +21,11 @@ from kdcli.data.images.dense.splits import complete_dense
 from kdcli.data.images.open import open_data
 from kdcli.data.images.sources import DenseSource, FileSource, ImageSource, OfficialSplits
 from kdcli.data.images.splits import ImageData
+from kdcli.data.images.tables import holds_tables
 from kdcli.data.images.translation.edges import COUNTS, SIZE, EdgeSource
 from kdcli.data.images.translation.folders import FORMS, Folders, Two, find_two, images_of, notes_on, pairs_of
 from kdcli.data.images.translation.sources import ColouredMasks, Partners, PictureTargets
+from kdcli.data.images.translation.tables import Columns, Pairs, find_columns, kinds_in, pairs_in
 
 DEMO = "demo:scenes-edges"
 _OF_TABLES = ("image_column", "label_column", "subset")
@@ -60,7 +63,7 @@ def open_translation(config: DataConfig, task: str, *, seed: int) -> ImageData:
         elif config.name == DEMO:
             data = _demo(config, task, seed=seed)
         else:
-            data = _of_folders(config, task, seed=seed)
+            data = _of_files(config, task, seed=seed)
     way = "A to B" if config.direction == "a-to-b" else "B to A"
     facts = replace(data.facts, task=task, class_names=(), notes=(*data.facts.notes, f"Direction: from {way}."))
     return replace(data, facts=facts)
@@ -139,11 +142,12 @@ def _of_kinds(config: DataConfig, *, seed: int) -> ImageData:
         "validation": both("validation", labelled.validation),
         "test": both("test", labelled.test),
     }
+    notes = (*labelled.facts.notes, f"Images of {own} are to become like those of {other}.")
     if config.train_images is not None and splits["train"] is not None:
         first, second = (side.take(range(min(config.train_images, len(side)))) for side in splits["train"])
         splits["train"] = first, second
-    note = f"Images of {own} are to become like those of {other}."
-    notes = (*labelled.facts.notes, note)
+        told = f"Training images: the first {len(first)} of {own} and {len(second)} of {other}; the rest left out."
+        notes = (*notes, told)
     return _together(config, labelled.facts, splits, notes, seed=seed, deep_range=labelled.deep_range)
 
 
@@ -158,65 +162,98 @@ def _refuse_unpaired(config: DataConfig, what: str) -> None:
             )
 
 
-def _of_folders(config: DataConfig, task: str, *, seed: int) -> ImageData:
-    path = expand_user(config.name)
-    if not path.is_dir():
-        hints = (hint_of_moved(config.name), FORMS)
-        what = "is no folder" if path.exists() else "is not there"
-        raise UserError(f"{config.name} {what}.", " ".join(filter(None, hints)))
-    _refuse(config, _OF_TABLES, f"and {config.name} is no table")
-    found = find_two(path, config.splits)
+def _of_files(config: DataConfig, task: str, *, seed: int) -> ImageData:
+    path, is_named = expand_user(config.name), extension_of(config.name) is not None or config.name.startswith("hf:")
+    if not is_named and not path.exists():
+        hints = (hint_of_moved(config.name), beside(config.name), FORMS)
+        raise UserError(f"There is no data set or folder {config.name!r}.", " ".join(filter(None, hints)))
+    is_folder = not is_named and path.is_dir() and not holds_tables(path)
+    if is_folder and (folders := find_two(path, config.splits)) is not None:
+        _refuse(config, _OF_TABLES, f"and {config.name} is no table")
+        return _of_folders(config, folders, path, task, seed)
+    columns = find_columns(config, path)
+    if columns is None:
+        what = "has no two folders A/ and B/ of images" if path.is_dir() else "is no table with two columns of images"
+        raise UserError(f"{path} {what}.", FORMS)
+    if not columns.reads_subset:
+        _refuse(config, ("subset",), f"and {config.name} is not a data set of the hub")
+    return _of_columns(config, columns, task, seed)
+
+
+def _of_folders(config: DataConfig, found: Folders, root: Path, task: str, seed: int) -> ImageData:
     if config.direction == "b-to-a":
         found = replace(found, splits={split: Two(two.b, two.a) for split, two in found.splits.items()})
     is_paired = found.is_paired if config.pairs == "auto" else config.pairs == "paired"
-    return (_paired if is_paired else _unpaired)(config, found, path, task, seed)
+    unread = Counter[str]()
+    if is_paired:
+        pairs = {}
+        for split, two in found.splits.items():
+            images, files = pairs_of(two, split, unread)
+            pairs[split] = Pairs(source_of(images, root), Paths(files), [0] * len(files), FileSource(files))
+        notes = [f"Form: {found.form}, paired by their names.", *found.notes, *notes_on(unread)]
+        return _paired(config, pairs, notes, task, seed)
+    _refuse_unpaired(config, "the data are two folders without equal names, or data.pairs")
+    sides = []
+    for side in ("a", "b"):
+        lists = {split: images_of(getattr(two, side), unread) for split, two in found.splits.items()}
+        sides.append({split: FileSource(paths, (0,) * len(paths), root=root) for split, paths in lists.items()})
+    notes = [f"Form: {found.form}, unpaired.", *found.notes, *notes_on(unread)]
+    return _unpaired(config, sides, notes, task, seed)
 
 
-def _paired(config: DataConfig, found: Folders, root: Path, task: str, seed: int) -> ImageData:
-    unread, sources, targets = Counter[str](), {}, list[PictureTargets]()
-    for split, two in found.splits.items():
-        images, files = pairs_of(two, split, unread)
-        source, paths = source_of(images, root), Paths(files)
-        check_sizes(source, paths)
-        targets.append(PictureTargets(paths))
-        sources[split] = DenseSource(source, targets[-1])
-    notes = [f"Form: {found.form}, paired by their names.", *found.notes, *notes_on(unread)]
-    deep_range, more = find_range(sources["train"], config.deep_range)
-    for each, two in zip(targets, found.splits.values(), strict=True):
-        if each is targets[0]:
-            theirs, told = find_range(FileSource(images_of(two.b, Counter())), None)
-            more += [f"Targets: {note}" for note in told]
-        each.deep_range = theirs
-    official = OfficialSplits((), sources["train"], sources.get("validation"), sources.get("test"), (*notes, *more))
+def _of_columns(config: DataConfig, found: Columns, task: str, seed: int) -> ImageData:
+    is_swapped = config.direction == "b-to-a"
+    if config.pairs == "unpaired":
+        _refuse_unpaired(config, "data.pairs")
+        sides = kinds_in(found)
+        notes = ["Form: table, unpaired.", *found.notes]
+        return _unpaired(config, sides[::-1] if is_swapped else sides, notes, task, seed)
+    notes = ["Form: table, a pair in each row.", *found.notes]
+    pairs = pairs_in(found, is_swapped=is_swapped, notes=notes)
+    return _paired(config, pairs, notes, task, seed)
+
+
+def _paired(config: DataConfig, pairs: Mapping[str, Pairs], notes: Sequence[str], task: str, seed: int) -> ImageData:
+    for two in pairs.values():
+        check_sizes(two.images, two.targets)
+    deep_range, more = find_range(pairs["train"].images, config.deep_range)
+    theirs, told = find_range(pairs["train"].shown, None)
+    sources = {}
+    for split, two in pairs.items():
+        targets = PictureTargets(two.targets, two.labels)
+        targets.deep_range = theirs
+        sources[split] = DenseSource(two.images, targets)
+    notes = (*notes, *more, *(f"Targets: {note}" for note in told))
+    official = OfficialSplits((), sources["train"], sources.get("validation"), sources.get("test"), notes)
 
     def unlabelled(images: ImageSource) -> ImageSource:
-        return DenseSource(images, PictureTargets(Paths([None] * len(images))))
+        none = len(images)
+        return DenseSource(images, PictureTargets(Paths([None] * none), [UNLABELLED] * none))
 
     data = complete_dense(official, config, task=task, kind="image", seed=seed, unlabelled=unlabelled)
     set_range((data.train, data.validation, data.test), deep_range)
     return replace(data, deep_range=deep_range)
 
 
-def _unpaired(config: DataConfig, found: Folders, root: Path, task: str, seed: int) -> ImageData:
-    _refuse_unpaired(config, "the data are two folders without equal names, or data.pairs")
-    unread, sides, notes = Counter[str](), list[ImageData](), [f"Form: {found.form}, unpaired.", *found.notes]
-    for side in ("a", "b"):
-        files = {split: images_of(getattr(two, side), unread) for split, two in found.splits.items()}
-        sources = {split: FileSource(paths, (0,) * len(paths), root=root) for split, paths in files.items()}
+def _unpaired(
+    config: DataConfig, sides: Sequence[Mapping[str, ImageSource]], notes: Sequence[str], task: str, seed: int
+) -> ImageData:
+    """Return the images A and B, each side by split and cut by itself."""
+    both, told = list[ImageData](), list(notes)
+    for name, sources in zip("AB", sides, strict=True):
         official = OfficialSplits((), sources["train"], sources.get("validation"), sources.get("test"))
         data = complete_dense(official, config, task=task, kind="unpaired", seed=seed, unlabelled=_never)
         deep_range, more = find_range(data.train, config.deep_range)
         set_range((data.train, data.validation, data.test), deep_range)
-        sides.append(replace(data, deep_range=deep_range))
-        notes += [f"{side.upper()}: {note}" for note in (*data.facts.notes, *more)]
-    first, second = sides
+        both.append(replace(data, deep_range=deep_range))
+        told += [f"{name}: {note}" for note in (*data.facts.notes, *more)]
+    first, second = both
     splits: dict[str, tuple[ImageSource, ImageSource] | None] = {
         "train": (first.train, second.train),
         "validation": (first.validation, second.validation),
         "test": None if first.test is None or second.test is None else (first.test, second.test),
     }
-    notes += notes_on(unread)
-    return _together(config, first.facts, splits, notes, seed=seed, deep_range=first.deep_range)
+    return _together(config, first.facts, splits, told, seed=seed, deep_range=first.deep_range)
 
 
 def _together(
@@ -231,7 +268,7 @@ def _together(
     """Return the images of the first kind, each beside one of the second."""
     told: list[str] = []
 
-    def beside(split: str) -> ImageSource | None:
+    def of_both(split: str) -> ImageSource | None:
         two = splits[split]
         if two is None:
             return None
@@ -241,7 +278,7 @@ def _together(
         images = first if len(first) == number else first.take(place % len(first) for place in range(number))
         return DenseSource(images, Partners(second, number, seed))
 
-    train, validation, test = map(beside, ("train", "validation", "test"))
+    train, validation, test = map(of_both, ("train", "validation", "test"))
     assert train is not None
     assert validation is not None
     counts = f"Images of the two kinds: {', '.join(told)}."

@@ -12,26 +12,27 @@ from PIL import Image
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.data.images.decode import Range, decode_image
-from kdcli.data.images.dense.files import Paths, with_reading
+from kdcli.data.images.dense.files import Encoded, with_reading
 from kdcli.data.images.pictures import Partner, Picture
 from kdcli.data.images.sources import ImageSource
 from kdcli.data.source import Sample
 
 
 class PictureTargets:
-    """Target images in files of their own; see :class:`kdcli.data.images.sources.Targets`.
+    """Encoded target images; see :class:`kdcli.data.images.sources.Targets`.
 
     Args:
-        files: one an image; None for an image without one.
+        files: one an image, in a file of its own or in a cell of a table.
+        labels: 0 each; ``UNLABELLED`` of an image without a target.
     """
 
     fill: float = 0.0
     in_memory = False
     deep_range: Range | None = None
 
-    def __init__(self, files: Paths) -> None:
+    def __init__(self, files: Encoded, labels: Sequence[int]) -> None:
         self._files = files
-        self.labels: Sequence[int] = tuple(UNLABELLED if path is None else 0 for path in files.paths)
+        self.labels: Sequence[int] = tuple(labels)
 
     def load(self, index: int, size: tuple[int, int], name: str) -> Picture:
         """Return one target.
@@ -40,13 +41,14 @@ class PictureTargets:
             UnreadableImage: it can't be decoded.
             UserError: it has another size than the image.
         """
-        path = self._files.paths[index]
-        if path is None:
+        if self.labels[index] == UNLABELLED:
             return Picture(Image.new("RGB", size), is_known=False)
-        image = decode_image(path, deep_range=self.deep_range)
+        encoded, called = self._files.encoded(index), self._files.describe(index)
+        assert encoded is not None, "labels say so"
+        image = decode_image(encoded, name=called, deep_range=self.deep_range)
         if image.size != size:
             raise UserError(
-                f"{path} is {image.width}x{image.height}, and {name} is {size[0]}x{size[1]} (width x height).",
+                f"{called} is {image.width}x{image.height}, and {name} is {size[0]}x{size[1]} (width x height).",
                 "Two images of a pair have one size: a pixel of one becomes the same pixel of the other.",
             )
         return Picture(image)
