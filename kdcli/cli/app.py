@@ -27,6 +27,7 @@ from kdcli.cli.recipes import recipes_app
 from kdcli.cli.report import report
 from kdcli.cli.results import analyze_projector, evaluate, export
 from kdcli.cli.runs import compare, sweep
+from kdcli.cli.shared import AsJson
 from kdcli.cli.tune import tune
 from kdcli.terminal.library_messages import library_messages
 
@@ -103,7 +104,7 @@ def _root(
 
 @app.command("extensions", cls=Command, rich_help_panel=_HELP)
 def list_extensions(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List what installed packages add to kdcli: models, tasks, data and methods. Imports none of them.
 

@@ -13,6 +13,7 @@ from kdcli.cli.distill import distill
 from kdcli.cli.given import config_given, tell_demo
 from kdcli.cli.quick_imports import without_collections
 from kdcli.cli.sets import given_keys
+from kdcli.cli.shared import AsJson
 
 if TYPE_CHECKING:
     from kdcli.experiments.bench.measure import Bench
@@ -32,7 +33,7 @@ def bench(
     largest: Annotated[
         bool, typer.Option("--largest/--no-largest", help="Look for the largest batch that fits.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
     **options: Any,
 ) -> None:
     """Measure what a training costs: the time of its parts, beside a loop written by hand, and its memory.

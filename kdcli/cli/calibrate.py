@@ -10,6 +10,7 @@ import typer
 
 from kdcli.cli import complete
 from kdcli.cli.newest import newest_or
+from kdcli.cli.shared import AsJson, BatchSize, Device
 
 
 def calibrate(
@@ -21,11 +22,9 @@ def calibrate(
             autocompletion=complete.runs,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
-    ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    as_json: AsJson = False,
     force: Annotated[
         bool, typer.Option("--force", help="Continue even if files of the run have changed. The output then says so.")
     ] = False,

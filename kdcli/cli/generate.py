@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kdcli.cli import complete
+from kdcli.cli.shared import BatchSize, Device
 
 
 def generate(
@@ -44,10 +45,8 @@ def generate(
         Path | None,
         typer.Option(metavar="DIR", help="The folder to write. Default: RUN/generated.", show_default=False),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
-    ] = "auto",
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="Continue even if files of the run have changed. The output then says so.")
     ] = False,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kdcli.cli import complete
+from kdcli.cli.shared import AsJson
 
 _ROWS = 12
 """Of the table."""
@@ -41,7 +42,7 @@ def lr_range(
         Path | None,
         typer.Option(metavar="FILE", help="Draw the losses over the rates as a PNG.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a recipe for a few steps at growing learning rates, and suggest one (learning-rate range test).
 

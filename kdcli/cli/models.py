@@ -16,6 +16,7 @@ from kdcli.base.tasks import DEFAULT_TASK, TASKS
 from kdcli.base.text import short_repr
 from kdcli.cli import complete
 from kdcli.cli.command import Command
+from kdcli.cli.shared import AsJson, Device
 
 if TYPE_CHECKING:
     from kdcli.models.search.catalogue import Catalogue
@@ -43,7 +44,7 @@ def models_layers(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the layers whose features can be distilled, in the order in which they run.
 
@@ -147,7 +148,7 @@ def models_search(
             autocompletion=complete.one_of("params", "macs", "latency"),
         ),
     ] = "params",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List student architectures that fit a budget, with parameters, MACs and latency on this machine.
 
@@ -298,13 +299,11 @@ def models_probe(
         ),
     ] = "pooled",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed of sample and folds.")] = 0,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
-    ] = "auto",
+    device: Device = "auto",
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the JSON object to this file.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rank teachers by how well their frozen features separate your classes, before you train.
 

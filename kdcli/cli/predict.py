@@ -9,6 +9,7 @@ import typer
 
 from kdcli.cli import complete
 from kdcli.cli.newest import run_and_inputs
+from kdcli.cli.shared import AsJson, BatchSize, Device
 
 _SHOWN = 20
 """Samples in the table where a file or a folder gets all of them."""
@@ -87,11 +88,9 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
-    ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    as_json: AsJson = False,
     force: Annotated[
         bool, typer.Option("--force", help="Continue even if files of the run have changed. The notes then say so.")
     ] = False,

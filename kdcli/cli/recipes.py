@@ -10,13 +10,14 @@ import typer
 
 from kdcli.cli import complete
 from kdcli.cli.command import Command
+from kdcli.cli.shared import AsJson
 
 recipes_app = typer.Typer(help="List, show and copy the recipes that come with kdcli.", no_args_is_help=True)
 
 
 @recipes_app.command("list", cls=Command)
 def recipes_list(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List all recipes and what they are for.
 

@@ -10,6 +10,7 @@ import typer
 from kdcli.base.errors import UserError
 from kdcli.cli import complete
 from kdcli.cli.newest import newest_or
+from kdcli.cli.shared import AsJson, Device
 
 
 def export(
@@ -114,9 +115,7 @@ def analyze_projector(
             autocompletion=complete.one_of("validation", "test"),
         ),
     ] = "validation",
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
-    ] = "auto",
+    device: Device = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -248,9 +247,7 @@ def evaluate(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size, also for images per second.")] = 64,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=complete.devices)
-    ] = "auto",
+    device: Device = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -263,7 +260,7 @@ def evaluate(
         int,
         typer.Option(min=0, max=64, help="Number of samples to draw in samples.png, with the answer of each model."),
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
     force: Annotated[
         bool,
         typer.Option(

@@ -12,6 +12,7 @@ import typer
 from kdcli.base.errors import UserError
 from kdcli.cli import complete
 from kdcli.cli.distill import command_line
+from kdcli.cli.shared import AsJson, Jobs
 
 if TYPE_CHECKING:
     from kdcli.results.compare import Comparison
@@ -68,15 +69,7 @@ def sweep(
     no_test: Annotated[
         bool, typer.Option("--no-test", help="Do not use the test split; rank the variants by validation.")
     ] = False,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            help="Number of worker processes. Default: one per GPU if there are several, otherwise none.",
-            show_default=False,
-        ),
-    ] = None,
+    jobs: Jobs = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -202,7 +195,7 @@ def compare(
         ),
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Show all metrics, and all settings that differ.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    json_: AsJson = False,
     force: Annotated[
         bool,
         typer.Option(

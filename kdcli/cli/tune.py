@@ -12,6 +12,7 @@ import typer
 from kdcli.base.errors import UserError
 from kdcli.cli import complete
 from kdcli.cli.distill import command_line
+from kdcli.cli.shared import AsJson, Jobs
 
 if TYPE_CHECKING:
     from kdcli.experiments.tried import Tried
@@ -75,16 +76,8 @@ def tune(
         Path | None,
         typer.Option(metavar="DIR", help="The folder to write. Default: runs/tune/RECIPE.", show_default=False),
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            help="Number of worker processes. Default: one per GPU if there are several, otherwise none.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    jobs: Jobs = None,
+    as_json: AsJson = False,
     force: Annotated[
         bool,
         typer.Option("--force", help="Continue trials even if their data, teacher or files have changed."),
