@@ -113,7 +113,8 @@ class Preprocessing:
 
     Attributes:
         image_size: (height, width) in pixels.
-        mean: of red, green and blue, of pixels scaled to [0, 1].
+        mean: of each channel, red, green and blue, of pixels scaled to [0, 1]; one value is of greyscale, four are of
+            images with a fourth channel.
         std: likewise.
         interpolation: the filter for resizing.
         resize: for evaluation an image is resized to this (height, width), as ``geometry`` says, before ``image_size``
@@ -126,8 +127,8 @@ class Preprocessing:
     """
 
     image_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: Interpolation = "bicubic"
     resize: tuple[int, int] = (0, 0)
     geometry: Geometry = "crop"
@@ -149,12 +150,18 @@ class Preprocessing:
         resize = (image_size[0] * height // old_height, image_size[1] * width // old_width)
         return replace(self, image_size=image_size, resize=resize)
 
+    @property
+    def num_channels(self) -> int:
+        """Of its images: 1 of greyscale, 3 of colours, 4 with a further one."""
+        return len(self.mean)
+
     def describe(self) -> str:
-        """Return size, resizing and normalisation in one phrase."""
+        """Return channels other than three, size, resizing and normalisation in one phrase."""
         mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
         order = ", BGR" if self.channels == "BGR" else ""
         geometry = f", {self._cut}" if self._cut else ""
-        size = f"{self.image_size[0]}x{self.image_size[1]}"
+        kind = {3: "", 1: "greyscale, "}.get(self.num_channels, f"{self.num_channels} channels, ")
+        size = f"{kind}{self.image_size[0]}x{self.image_size[1]}"
         return f"{size} {self.interpolation}{geometry}, mean ({mean}), std ({std}){order}"
 
     def features_of(self, target: Target) -> str:
@@ -388,6 +395,7 @@ class DataFacts:
         label_scale: mean and standard deviation of the training samples' numbers, where labels are numbers.
         depth: which depths count, where labels are depths.
         extractor: by whose features images are measured, where the task makes images.
+        channels: of images, as they are read.
     """
 
     name: str
@@ -402,6 +410,7 @@ class DataFacts:
     label_scale: tuple[float, float] | None = None
     depth: DepthFacts | None = None
     extractor: ExtractorFacts | None = None
+    channels: int = 3
 
     @classmethod
     def of_labels(cls, class_names: Iterable[str], *, task: str = DEFAULT_TASK) -> DataFacts:

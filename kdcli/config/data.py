@@ -72,6 +72,11 @@ _OF_DENSE_PIXELS = Key(
     why_not="pixels have no labels there",
     of_eval_data=False,
 )
+_OF_CHANNELS = Key(
+    tasks=lambda task: not task.makes_images,
+    why_not="it makes images, of the colours red, green and blue",
+    of_eval_data=False,
+)
 _OF_MADE_IMAGES = Key(
     tasks=lambda task: task.makes_images,
     why_not="it makes no images",
@@ -174,6 +179,10 @@ class DataConfig(Section):
     """Cut from the whole where the data have no splits at all."""
     image_column: Annotated[Name | None, IMAGES, _OF_THESE_DATA] = None
     """The column of a table that has the images, of pairs of images the images ``A``; by default found by its name."""
+    channels: Annotated[Literal[1, 3, 4], IMAGES, _OF_CHANNELS] = 3
+    """Of the images that both models read: 3 for red, green and blue, whatever the files have; 1 for greyscale, to
+    which colours are brought by their luma; 4 for all that files of four channels have, such as RGBA. Pretrained
+    first convolutions are adapted to 1 or 4 as timm does."""
     deep_range: Annotated[tuple[float, float] | None, IMAGES] = None
     """What is black and white in grayscale images of more than 8 bits; by default found from some of the images, as in
     :func:`kdcli.data.images.deep.find_range`, for the whole set and for whatever the run's models are evaluated on."""

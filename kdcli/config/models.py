@@ -44,9 +44,10 @@ class TeacherConfig(Section):
     image_size: Annotated[ImageSize | None, IMAGES] = None
     """Side of its input in pixels, or ``[height, width]``, at most 4096; by default what its weights' file tells, else
     the model's own."""
-    mean: Annotated[tuple[float, float, float] | None, IMAGES] = None
-    """Of red, green and blue, of pixels scaled to [0, 1]; by default likewise, as the four after it."""
-    std: Annotated[tuple[Positive, Positive, Positive] | None, IMAGES] = None
+    mean: Annotated[Annotated[tuple[float, ...], Field(min_length=1, max_length=4)] | None, IMAGES] = None
+    """Of red, green and blue, or of each of ``data.channels``, of pixels scaled to [0, 1]; one number is of all. By
+    default likewise, as the four after it."""
+    std: Annotated[Annotated[tuple[Positive, ...], Field(min_length=1, max_length=4)] | None, IMAGES] = None
     """Of red, green and blue, likewise."""
     interpolation: Annotated[Interpolation | None, IMAGES] = None
     """How an image is resized."""

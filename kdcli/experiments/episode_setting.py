@@ -14,6 +14,7 @@ from kdcli.base.tasks import DEFAULT_TASK
 from kdcli.config.run import RunConfig
 from kdcli.config.training import EpisodesConfig
 from kdcli.data import ImageData, ImageSource, open_data
+from kdcli.data.images.channels import in_channels_of
 from kdcli.experiments.sampling import Episode, EpisodeSampler
 from kdcli.machine.devices import make_accelerator, resolve_precision
 from kdcli.machine.launch import is_launched
@@ -110,7 +111,7 @@ def prepare_episodes(config: RunConfig) -> Setting:
     config = settle_models(config)
     episodes = config.episodes
     assert episodes is not None
-    data = open_data(config.data, seed=config.seed)
+    data = in_channels_of(config, open_data(config.data, seed=config.seed))
     queries = data.test if episodes.split == "test" else data.validation
     if queries is None:
         raise UserError(
@@ -120,7 +121,7 @@ def prepare_episodes(config: RunConfig) -> Setting:
     sampler = EpisodeSampler(
         episodes, train=data.train.labels, queries=queries.labels, class_names=names, seed=config.seed
     )
-    teacher = load_teacher(config.teacher, seed=config.seed)
+    teacher = load_teacher(config.teacher, seed=config.seed, channels=config.data.channels)
     head = tuple(f"class {number + 1} of {episodes.ways}" for number in range(episodes.ways))
     source = student_source(config, teacher)
     student = build_student(config.student, replace(data.facts, class_names=head), seed=config.seed, source=source)

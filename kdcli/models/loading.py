@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import DataFacts
+from kdcli.base.facts import DataFacts, Preprocessing
 from kdcli.base.files import utf8_path
 from kdcli.base.tasks import DEFAULT_TASK, TASKS, task_of
 from kdcli.config.models import StudentConfig, TeacherConfig
@@ -20,10 +20,11 @@ from kdcli.models.place import Place
 from kdcli.models.settle import settle_teacher
 from kdcli.models.shrink import Shrinking, parse_shrinking, shrink
 from kdcli.models.spec import ModelName, parse_model
+from kdcli.models.vision import said_channels
 from kdcli.runs.folder import RunFolder
 
 
-def load_teacher(config: TeacherConfig, *, seed: int, task: str = DEFAULT_TASK) -> Model:
+def load_teacher(config: TeacherConfig, *, seed: int, task: str = DEFAULT_TASK, channels: int | None = None) -> Model:
     """Load the model that is imitated, with its own head and labels, in eval mode and without gradients.
 
     Weights come from the model's publisher or from ``config.weights``; a teacher is untrained only as ``random:NAME``.
@@ -35,16 +36,18 @@ def load_teacher(config: TeacherConfig, *, seed: int, task: str = DEFAULT_TASK) 
         config: what to load; not ``none``.
         seed: determines the weights of ``random:NAME``.
         task: what it is to teach, which says what it reads.
+        channels: of the images that it is to read; None for its own number.
 
     Raises:
         UserError: no such model, its weights can't be had or don't fit, or it can't be set as asked for.
     """
     facts = TASKS[task]
-    config = settle_teacher(config, modality=facts.modality)
+    config = _for_channels(settle_teacher(config, modality=facts.modality), channels)
     name = parse_model(config.name)
     _check_teacher_name(config, name)
     path = weights.resolve_path(config.weights) if config.weights else None
     place = locate(name, weights=not name.random and path is None, modality=facts.modality)
+    place = replace(place, channels=channels if facts.reads_images else None)
     checkpoint = weights.read_checkpoint(path, source=str(config.weights)) if path else None
     library = library_called(place.library)
     if config.quantization is not None:
@@ -52,6 +55,7 @@ def load_teacher(config: TeacherConfig, *, seed: int, task: str = DEFAULT_TASK) 
         place = replace(place, quantization=config.quantization)
     with seeded(seed):
         teacher = freeze(library.load(place, name, config, task=facts, checkpoint=checkpoint))
+    _check_channels(teacher, place)
     _name_labels(teacher, config)
     if config.quantization is not None:
         phrase = f"{teacher.facts.weights}, in {config.quantization}"
@@ -166,12 +170,45 @@ def build_student(
                 "Set student.pretrained to false, or leave the arguments out. --student 'teacher?layers=N' takes over"
                 " what fits of the teacher's weights.",
             )
+    place = replace(place, channels=data.channels if data.noun == "image" else None)
     with seeded(seed):
         model = library_called(place.library).build(place, config, data, teacher=teacher, like=like)
+    _check_channels(model, place)
     _check_head(model, data)
     if data.label_kind == "classes" and data.noun == "image":
         model.take_several_labels()
     return model.train()
+
+
+def _for_channels(config: TeacherConfig, channels: int | None) -> TeacherConfig:
+    """Return the config with a mean and a deviation for each channel, where one number is set for all.
+
+    Raises:
+        UserError: there are others than one, and not as many as channels.
+    """
+    count = channels or 3
+    for key in ("mean", "std"):
+        values = getattr(config, key)
+        if values is not None and len(values) not in (1, count):
+            raise UserError(
+                f"teacher.{key} has {len(values)} numbers, and images have {said_channels(count)}.",
+                "Give one for each, or one for all; data.channels says how images are read.",
+            )
+    changes = {key: getattr(config, key) * count for key in ("mean", "std") if len(getattr(config, key) or ()) == 1}
+    return config.model_copy(update=changes)
+
+
+def _check_channels(model: Model, place: Place) -> None:
+    """Refuse a model for another number of channels than is wanted: not every library builds them for any."""
+    own = model.facts.preprocessing
+    if place.channels is None or not isinstance(own, Preprocessing) or own.num_channels == place.channels:
+        return
+    hint = "Choose a model of timm, which builds its networks for 1, 3 or 4 channels and adapts pretrained weights"
+    raise UserError(
+        f"{model.facts.name} takes images of {said_channels(own.num_channels)}, and the data are read with"
+        f" {said_channels(place.channels)}.",
+        f"{hint}; or set data.channels={own.num_channels}.",
+    )
 
 
 def _check_head(model: Model, data: DataFacts) -> None:

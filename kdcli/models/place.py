@@ -26,6 +26,7 @@ class Place:
         arguments: of the architecture, that differ from its own.
         packaged: the weights in a package that its name stands for; None where they are published otherwise.
         quantization: how the weights are to be kept; None as they are.
+        channels: of the images that it is to read; None for its own number.
     """
 
     library: str
@@ -36,6 +37,7 @@ class Place:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     packaged: Packaged | None = None
     quantization: Quantization | None = None
+    channels: int | None = None
 
     def with_arguments(self, arguments: Mapping[str, Any]) -> Place:
         """Return the same place with its architecture changed further, in its name too."""

@@ -46,9 +46,10 @@ _ARGUMENTS = ("model_kwargs",)
 _NOT_OF_THE_FUNCTION = {
     *("pretrained", "checkpoint_path", "num_classes", "drop_rate", "drop_path_rate", "attn_drop_rate", "img_size"),
     *("proj_drop_rate", "pos_drop_rate", "patch_drop_rate", "drop_block_rate", "head_init_scale", "head_init_bias"),
+    "in_chans",  # its weights tell
 }
 """Arguments of a model that are read elsewhere, or change nothing of what it computes once it is trained."""
-_USUAL = {"in_chans": 3, "chans": 3, "bn_eps": None, "max_length": None, "max_seq_length": None}
+_USUAL = {"bn_eps": None, "max_length": None, "max_seq_length": None}
 """Settings that change what a model computes and are not taken over: they are named where they are not as here."""
 
 
@@ -60,7 +61,7 @@ class Recorded:
         architectures: what may be its name, as it is written there, the likeliest first.
         arguments: of the architecture's constructor.
         input_size: (height, width) in pixels.
-        mean: of red, green and blue, of pixels scaled to [0, 1].
+        mean: of red, green and blue, or of four channels, of pixels scaled to [0, 1].
         std: likewise.
         interpolation: a filter, as :class:`kdcli.base.facts.Preprocessing` has it.
         crop_pct: for evaluation an image is resized to the input's size divided by this.
@@ -74,8 +75,8 @@ class Recorded:
     architectures: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     input_size: tuple[int, int] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     interpolation: str | None = None
     crop_pct: float | None = None
     crop_mode: str | None = None
@@ -215,12 +216,12 @@ def _size(value: Any) -> tuple[int, int] | None:
     return sides[-2], sides[-1]
 
 
-def _triple(value: Any) -> tuple[float, float, float] | None:
+def _triple(value: Any) -> tuple[float, ...] | None:
+    """Return the numbers of three channels, of which one may stand for all, or of four."""
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
-    if len(numbers) not in (1, 3) or not all(map(_is_number, numbers)):
+    if len(numbers) not in (1, 3, 4) or not all(map(_is_number, numbers)):
         return None
-    red, green, blue = (float(number) for number in (numbers * 3)[:3])
-    return red, green, blue
+    return tuple(float(number) for number in (numbers * 3 if len(numbers) == 1 else numbers))
 
 
 def _is_number(value: Any) -> bool:

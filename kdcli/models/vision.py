@@ -24,6 +24,15 @@ _MAX_RESIZE = 10
 memory."""
 
 
+CHANNELS = (1, 3, 4)
+"""Of images that models may read."""
+
+
+def said_channels(count: object) -> str:
+    """Return ``1 channel``, ``3 channels``."""
+    return f"{count} channel{'' if count == 1 else 's'}"
+
+
 class VisionModel(Model):
     """A model of images."""
 
@@ -34,14 +43,14 @@ class VisionModel(Model):
         super().__init__(module, origin, preprocessing, num_classes)
 
     def prepare(self, batch: AnyBatch) -> Inputs:
-        """Return (B, 3, H, W), float32, normalised and ordered as ``facts.preprocessing`` says."""
+        """Return (B, channels, H, W), float32, normalised and ordered as ``facts.preprocessing`` says."""
         assert isinstance(batch, Batch)
         return prepare(batch.images, self.preprocessing)
 
     def example(self, batch_size: int = 1, *, seed: int = 0) -> Tensor:
-        """Return standard normal images (B, 3, H, W) of the model's own size."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(batch_size, 3, *self.preprocessing.image_size, generator=generator)
+        """Return standard normal images (B, channels, H, W) of the model's own size and number of channels."""
+        generator, wanted = torch.Generator().manual_seed(seed), self.preprocessing
+        return torch.randn(batch_size, wanted.num_channels, *wanted.image_size, generator=generator)
 
     def _task(self, num_classes: int) -> str:
         return task_of("image", self._head_kind(num_classes)).name
@@ -85,7 +94,7 @@ def check_preprocessing(name: str, preprocessing: Preprocessing) -> None:
     check_image_size(name, preprocessing.image_size)
     mean, std = preprocessing.mean, preprocessing.std
     are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*mean, *std))
-    if not (are_numbers and len(mean) == len(std) == 3 and min(std) > 0):
+    if not (are_numbers and len(mean) == len(std) and len(mean) in CHANNELS and min(std) > 0):
         raise UserError(
             f"{name} wants impossible images: mean {short_repr(mean)}, std {short_repr(std)}.",
             "Check the model's config, or choose another model.",

@@ -19,6 +19,7 @@ from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import DataFacts
 from kdcli.config.data import DataConfig
 from kdcli.data import AnyBatch, EvalBatches, Source
+from kdcli.data.images.channels import check_models
 from kdcli.data.unreadable import check_readable
 from kdcli.machine.devices import resolve_device
 from kdcli.models.base import Model
@@ -112,6 +113,7 @@ def evaluate_models(
     first = load_candidate("model" if run is None else "student", name, run, facts, weights=weights)
     candidates = [first, *beside(first, run if with_teacher else None, others, facts)]
     runs = [opened for opened in (run, *others.values()) if opened is not None]
+    check_models(source, {each.name: each.model.facts.preprocessing for each in candidates}, facts.name)
     own = run if run is not None and (data is None or same_data(run.read_config(), data)) else None
     forced = check_runs(runs, own, samples, candidates, config, split, notes)
     kind = build_task(facts, reference=_no_reference, extension=extension)

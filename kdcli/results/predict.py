@@ -15,16 +15,18 @@ from typing import Any
 import torch
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import Preprocessing
 from kdcli.base.tasks import TASKS, TEACHERS_TASKS
 from kdcli.config.data import DataConfig
-from kdcli.data import Source, UnreadableImage
+from kdcli.data import ImageSource, Source, UnreadableImage
+from kdcli.data.images.channels import check_models
 from kdcli.data.images.decode import Range
 from kdcli.data.own import STDIN, Item, find_images, find_texts, has_deep
 from kdcli.machine.devices import resolve_device
 from kdcli.models import load_saved
 from kdcli.plan.relation import map_labels
 from kdcli.results.calibration import read_calibration
-from kdcli.results.candidates import Candidate, load_model, load_teacher_of
+from kdcli.results.candidates import Candidate, load_model, load_teacher_of, said_channels
 from kdcli.results.evaluate import predict_batch
 from kdcli.results.export import embedding_projector
 from kdcli.results.samples import loader_of, named_task, open_run
@@ -145,10 +147,12 @@ class Prediction:
 
     def _check_readable(self) -> None:
         """Refuse images of which none can be read, with the reason of the first."""
-        reasons = []
-        for number in range(len(self._source)):
+        reasons, source = [], self._source
+        if isinstance(source, ImageSource):  # what one of the models can't read is left out
+            source = source.in_channels(max(_channels_of(candidate) for candidate in self.candidates))
+        for number in range(len(source)):
             try:
-                self._source.load(number)
+                source.load(number)
             except UnreadableImage as error:
                 reasons.append(error)
                 continue
@@ -156,6 +160,11 @@ class Prediction:
         first = reasons[0]
         count = f"None of {len(reasons)} images can be read, " if len(reasons) > 1 else "It can't be read: "
         raise UserError(f"{count}{first.name}: {first.reason}", "Check that the files are complete images.")
+
+
+def _channels_of(candidate: Candidate) -> int:
+    wanted = candidate.model.facts.preprocessing
+    return wanted.num_channels if isinstance(wanted, Preprocessing) else 0
 
 
 def _joined(ours: list[Answer], theirs: list[Answer]) -> list[Answer]:
@@ -217,6 +226,9 @@ def open_prediction(question: Question, *, leave_out: Path | None = None) -> Pre
         note for candidate, each in zip(candidates, asked, strict=True) for note in _notes(candidate, each, asking)
     ]
     source = asking.source([candidate.model for candidate in candidates])
+    if len(candidates) > 1:  # of a single one what it can't read is left out
+        models = {candidate.name: candidate.model.facts.preprocessing for candidate in candidates}
+        check_models(source, models, "What is named")
     return Prediction(
         kind, items, asking, candidates, list(dict.fromkeys(notes)), asked, source, place, question.batch_size
     )
@@ -383,7 +395,8 @@ def _on_its_device(projector: Any) -> Callable[[Any], Any]:
 def _notes(candidate: Candidate, asked: Asked, asking: Answers) -> list[str]:
     """Return what is not a matter of course about a model and its answers."""
     name, facts = candidate.name, candidate.model.facts
-    said = [f"{name}: {phrase}" for phrase in (candidate.file, facts.preprocessing.note) if phrase]
+    phrases = (candidate.file, facts.preprocessing.note, said_channels(facts.preprocessing))
+    said = [f"{name}: {phrase}" for phrase in phrases if phrase]
     if asked.into_teacher is not None:
         said.append(f"{name}: embeddings are mapped into the teacher's space by the run's projector.")
     if candidate.label_map is None and asked.class_names:

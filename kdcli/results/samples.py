@@ -104,6 +104,10 @@ def set_data(config: DataConfig, settings: Sequence[str], task: str, run: RunFol
         if key == "name" or key in _USELESS:
             why = "--data names the data" if key == "name" else "it is about what is trained on"
             raise UserError(f"--set data.{key} has no effect here: {why}.", "Leave it out.")
+        if key == "channels":
+            raise UserError(
+                "--set data.channels has no effect here: every model reads images in its own channels.", "Leave it out."
+            )
         if key == "classes" and config.classes is not None:
             raise UserError("The classes are named twice: by --classes and by --set data.classes.", "Leave one out.")
     values = {"teacher": "none", "student": "none", "task": task, "data": config.model_dump(exclude_unset=True)}

@@ -240,7 +240,7 @@ def student_source(config: RunConfig, teacher: Model | None) -> tuple[TeacherCon
         return None if teacher is None else (config.teacher, teacher)
     if source.name == "none":
         raise UserError("student.source is none.", "Name a model.")
-    return source, load_teacher(source, seed=config.seed, task=config.task)
+    return source, load_teacher(source, seed=config.seed, task=config.task, channels=config.data.channels)
 
 
 def build_methods(methods: Sequence[MethodOptions], context: Context, *, seed: int) -> dict[str, Method]:

@@ -21,6 +21,7 @@ from kdcli.data import (
     TextData,
 )
 from kdcli.data.epoch import train_indices
+from kdcli.data.images.channels import in_channels_of
 from kdcli.machine.team import ALONE, Team
 from kdcli.models import load_saved, load_teacher
 from kdcli.models.base import Model
@@ -73,11 +74,12 @@ def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None 
         raise all_of([*wrong, error]) from error
     if wrong:
         raise all_of(wrong)
+    data = in_channels_of(config, data)
     _check_classes(data)
     config = config.model_copy(update={"data": data.settle(config.data)})
     teacher: Model | None = None
     if has_teacher:
-        teacher = load_teacher(config.teacher, seed=config.seed, task=config.task)
+        teacher = load_teacher(config.teacher, seed=config.seed, task=config.task, channels=config.data.channels)
     is_new = student is None
     return _make_job(config, data, teacher, student, team, with_latencies=is_new)
 

@@ -253,11 +253,10 @@ def test_pixels_from_0_to_255(tmp_path):
 
 
 def test_what_matters_and_is_not_taken_over_is_said(tmp_path):
-    args = Namespace(crop_mode="odd", in_chans=1, bn_eps=1e-3, interpolation="odd", mean=[120.0, 120.0, 120.0])
+    args = Namespace(crop_mode="odd", bn_eps=1e-3, interpolation="odd", mean=[120.0, 120.0, 120.0])
     notes = " ".join(recorded(tmp_path, args=args).notes)
     for part in (
         "crop_mode 'odd'",
-        "in_chans 1",
         "bn_eps 0.001",
         "interpolation 'odd'",
         "mean (120.0, 120.0, 120.0)",

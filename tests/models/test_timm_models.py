@@ -316,8 +316,9 @@ def test_the_config_is_followed_and_saved(tmp_path, name):
         ({"interpolation": "random"}, "interpolation is 'random', and kdcli knows nearest"),
         ({"crop_pct": "most"}, "impossible images"),
         ({"crop_pct": 0.01}, "resized to"),
-        ({"mean": [0.5]}, "impossible images"),
-        ({"input_size": [1, 64, 64]}, "images of 1 channels"),
+        ({"mean": [0.5, "a", 0.5]}, "impossible images"),
+        ({"input_size": [2, 64, 64]}, "images of 2 channels, and kdcli reads 1, 3 or 4"),
+        ({"input_size": [1, 64, 64]}, "can't be loaded by timm"),
     ],
 )
 def test_configs_that_are_not_understood(tmp_path, config, named):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
@@ -14,13 +13,15 @@ from torchvision.transforms import InterpolationMode, v2
 
 from kdcli.base.errors import UserError
 from kdcli.config.data import AugmentConfig
+from kdcli.data.images.decode import values_of
 from kdcli.data.images.geometry import Affine, Crop, Flip, Geometry, Move, Pad, Resize
 from kdcli.data.images.photo import Pixels
 from kdcli.data.images.pictures import Partner
 from kdcli.machine.seeding import seeded
 
 ERASED = (124, 116, 104)
-"""RGB of erased rectangles: ImageNet's mean, so about 0 after the usual normalisation."""
+"""RGB of erased rectangles: ImageNet's mean, so about 0 after the usual normalisation. The mean of the three is that of
+every channel where there are others."""
 
 
 _RESAMPLING = Image.Resampling.BICUBIC
@@ -39,12 +40,14 @@ class Augmentation:
         augment: what to do; mixing is :class:`~kdcli.data.images.mix.Mix`'s part.
         canvas: (height, width) of the result.
         seed: the run's.
+        channels: of the images.
 
     Raises:
-        UserError: a range whose lower end is above its upper end.
+        UserError: a range whose lower end is above its upper end, or what is done to colours of images that have none.
     """
 
-    def __init__(self, augment: AugmentConfig, *, canvas: tuple[int, int], seed: int) -> None:
+    def __init__(self, augment: AugmentConfig, *, canvas: tuple[int, int], seed: int, channels: int = 3) -> None:
+        check_channels(augment, channels)
         for key in ("crop_scale", "crop_ratio"):
             low, high = getattr(augment, key)
             if low > high:
@@ -58,12 +61,12 @@ class Augmentation:
         )
         self._padded_crop = v2.RandomCrop(list(canvas), padding=augment.pad) if augment.pad else None
         self._policy = _policy(augment)
-        self._values = _values(augment, self._policy)
+        self._values = _values(augment, self._policy, channels)
 
     def __call__(
         self, image: Pixels, target: Any = None, *, epoch: int, index: int, fill: float = 0, what: str = "augment"
     ) -> tuple[Tensor, Any]:
-        """Return uint8 ``(3, H, W)`` and the target; torch's generators are left as they were.
+        """Return uint8 ``(channels, H, W)`` and the target; torch's generators are left as they were.
 
         Args:
             image: of any size; a photo is decoded at a part of its size where that is enough.
@@ -163,21 +166,38 @@ def _move(transform_id: str, magnitude: float, width: int, height: int) -> Affin
     return None
 
 
-def _values(augment: AugmentConfig, policy: _Trivial | _Rand | None) -> list[Callable[[Any], Any]]:
-    """Return what changes values, and as part of a policy moves pixels: from an image to uint8 (3, H, W)."""
+def check_channels(augment: AugmentConfig, channels: int) -> None:
+    """Refuse what is done to colours where images have a fourth channel, which no colour's rule is for.
+
+    Raises:
+        UserError: it names the key.
+    """
+    if channels == 4:
+        asked = {"augment.policy": augment.policy != "none", "augment.color_jitter": augment.color_jitter > 0}
+        if given := [key for key, is_set in asked.items() if is_set]:
+            raise UserError(
+                f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} set, and data.channels is 4: that is done"
+                " to greyscale or to colours, and says nothing of a fourth channel.",
+                "Leave it out; crops, flips, erasing, mixup and cutmix take any number of channels.",
+            )
+
+
+def _values(augment: AugmentConfig, policy: _Trivial | _Rand | None, channels: int) -> list[Callable[[Any], Any]]:
+    """Return what changes values, and as part of a policy moves pixels: from an image to uint8 (channels, H, W)."""
     transforms: list[Callable[[Any], Any]] = [] if policy is None else [policy]
     if augment.policy == "three":
-        transforms.append(v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), _Blur()]))
+        transforms.append(v2.RandomChoice([v2.Grayscale(channels), v2.RandomSolarize(128, p=1.0), _Blur()]))
     if (strength := augment.color_jitter) > 0:
         transforms.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
     transforms.append(_as_tensor)
     if augment.erase > 0:
-        transforms.append(v2.RandomErasing(augment.erase, value=ERASED, inplace=True))
+        colour = ERASED if channels == 3 else (round(sum(ERASED) / 3),) * channels
+        transforms.append(v2.RandomErasing(augment.erase, value=colour, inplace=True))
     return transforms
 
 
 def _as_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return torch.from_numpy(values_of(image).copy()).permute(2, 0, 1)
 
 
 class _Blur:

@@ -1,4 +1,4 @@
-"""One encoded image to 8-bit RGB, whatever its file format, mode and depth."""
+"""One encoded image to 8-bit RGB, greyscale or four channels, whatever its file format, mode and depth."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ File = str | PathLike[str] | bytes
 """A path, or the bytes of a file."""
 Encoded = File | Image.Image
 """What :func:`decode_image` takes: a path, the bytes of a file, or an image that PIL has opened."""
+
+MODES = {1: "L", 3: "RGB", 4: "RGBX"}
+"""Number of channels -> PIL's mode. Of four none is alpha to PIL, which would else weigh the others by it."""
 
 Range = tuple[float, float]
 """The values of a deep image that become black and white."""
@@ -105,8 +108,10 @@ def range_of(low: float, high: float, *, is_float: bool) -> Range:
     return (0, next(white for white in whites if high <= white)) if low >= 0 and high <= whites[-1] else (low, high)
 
 
-def decode_image(encoded: Encoded, *, name: str | None = None, deep_range: Range | None = None) -> Image.Image:
-    """Decode an image completely and bring it to mode RGB.
+def decode_image(
+    encoded: Encoded, *, name: str | None = None, deep_range: Range | None = None, channels: int = 3
+) -> Image.Image:
+    """Decode an image completely and bring it to mode RGB, or to that of another number of channels.
 
     The EXIF orientation is applied. Transparent pixels, from an alpha channel, a palette or a PNG's transparent colour,
     are composited on white; a further band of a TIFF or JPEG 2000 file is alpha where the file says so, and left out
@@ -117,23 +122,27 @@ def decode_image(encoded: Encoded, *, name: str | None = None, deep_range: Range
     TIFF file says that 0 is white, it is. Infinite and undefined values are black. Of colours of 16 bits a band PIL
     keeps the upper 8.
 
+    One channel is the luma (ITU-R 601) of that, which leaves the values of grayscale as they are. Four are those of the
+    file, as they are there: colours and alpha, or whatever a TIFF file's further band is; nothing is composited.
+
     Args:
         encoded: path, file content, or PIL image; an image passed in is not changed.
         name: what the error calls it; by default the path.
         deep_range: of the whole data set; by default the image's own.
+        channels: 1, 3 or 4.
 
     Raises:
-        UnreadableImage: missing, truncated, corrupt, no image at all, or of more pixels than PIL's limit for
-            decompression bombs (twice ``MAX_IMAGE_PIXELS``, 179 million), which is looked up before anything is
-            decoded.
+        UnreadableImage: missing, truncated, corrupt, no image at all, without a fourth channel where four are wanted,
+            or of more pixels than PIL's limit for decompression bombs (twice ``MAX_IMAGE_PIXELS``, 179 million), which
+            is looked up before anything is decoded.
     """
     if name is None:
         name = fspath(encoded) if isinstance(encoded, str | PathLike) else "image"
     try:
         if isinstance(encoded, Image.Image):
-            return _to_rgb(encoded, deep_range)
+            return _decoded(encoded, deep_range, channels)
         with _opened(encoded) as image:
-            return _to_rgb(image, deep_range)
+            return _decoded(image, deep_range, channels)
     # On damaged files PIL's decoders raise whatever they trip over: OSError, SyntaxError, struct.error, zlib.error,
     # DecompressionBombError, ...
     except Exception as error:
@@ -179,6 +188,56 @@ def _defines_alpha(file: IO[bytes]) -> bool:
         return False
     (number,) = struct.unpack_from(">H", header, start + 4)
     return any(struct.unpack_from(">HHH", header, start + 6 + 6 * channel)[1] in _ALPHAS for channel in range(number))
+
+
+def _decoded(image: Image.Image, deep_range: Range | None, channels: int) -> Image.Image:
+    return _to_four(image) if channels == 4 else in_channels(_to_rgb(image, deep_range), channels)
+
+
+def in_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Return an image of mode RGB, L or RGBX in that of so many channels.
+
+    Raises:
+        ValueError: four are wanted, and it has less.
+    """
+    wanted = MODES[channels]
+    if image.mode == wanted:
+        return image
+    if channels == 4:
+        raise ValueError(f"it has no fourth channel: PIL reads it as {image.mode}")
+    return image.convert(wanted)
+
+
+def values_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the values (H, W, channels) of an image of mode RGB, L or RGBX."""
+    values = np.asarray(image)
+    return values if values.ndim == 3 else values[..., None]
+
+
+def image_of(values: NDArray[np.uint8]) -> Image.Image:
+    """Return the image whose values (H, W, channels) these are."""
+    height, width, channels = values.shape
+    if channels == 4:
+        return Image.frombytes(MODES[4], (width, height), values.tobytes())
+    return Image.fromarray(values[..., 0] if channels == 1 else values)
+
+
+def _to_four(image: Image.Image) -> Image.Image:
+    image.load()
+    image = _upright(image)
+    if image.mode != MODES[4] and image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.frombytes(MODES[4], image.size, image.tobytes())
+    return in_channels(image, 4)
+
+
+def has_four(encoded: File) -> tuple[bool, str] | None:
+    """Return whether a file has four channels, by its header, and what PIL reads it as; None where it can't be read."""
+    try:
+        with _opened(encoded) as image:
+            return image.mode == MODES[4] or image.has_transparency_data, image.mode
+    except Exception:  # as in decode_image, which says why
+        return None
 
 
 def _to_rgb(image: Image.Image, deep_range: Range | None) -> Image.Image:

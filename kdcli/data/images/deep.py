@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -38,7 +37,7 @@ def find_range(source: ImageSource, asked: Range | None) -> tuple[Range | None, 
     """
     deep: dict[str, list[File]] = {"whole": [], "float": [], "colour": []}
     looked_at = spare = 0
-    for encoded in _spread(source):
+    for encoded in spread(source):
         if (depth := read_depth(encoded)) is not None:
             looked_at += 1
             spare += depth.has_spare_band
@@ -83,19 +82,22 @@ def set_range(sources: Iterable[ImageSource | None], deep_range: Range | None) -
                 origin.deep_range = deep_range
 
 
-def _spread(source: ImageSource) -> Iterator[File]:
-    """Yield images of a source, spread evenly, as they are encoded."""
+def spread(source: ImageSource, *, shallow: bool = False, most: int = _LOOKED_AT) -> Iterator[File]:
+    """Yield images of a source, spread evenly, as they are encoded; those of formats that are never deep if asked.
+
+    Of each of its origins no more than ``most``.
+    """
     for origin in origins(source):
         if isinstance(origin, FileSource):
-            paths = [path for path in origin.paths if os.path.splitext(path)[1].lower() not in _SHALLOW]  # noqa: PTH122
-            yield from (paths[index] for index in _places(len(paths)))
+            paths = [path for path in origin.paths if shallow or not path.lower().endswith(_SHALLOW)]
+            yield from (paths[index] for index in _places(len(paths), most))
         elif isinstance(origin, TableSource):
-            found = (origin.encoded(index) for index in _places(len(origin)))
+            found = (origin.encoded(index) for index in _places(len(origin), most))
             yield from (encoded for encoded in found if encoded is not None)
 
 
-def _places(count: int) -> list[int]:
-    return [number * count // _LOOKED_AT for number in range(_LOOKED_AT)] if count > _LOOKED_AT else list(range(count))
+def _places(count: int, most: int) -> list[int]:
+    return [number * count // most for number in range(most)] if count > most else list(range(count))
 
 
 def _values(images: list[File]) -> tuple[Range, float]:

@@ -21,12 +21,12 @@ from kdcli.base.facts import Preprocessing
 from kdcli.data.epoch import Order, in_batches
 from kdcli.data.images.augment import Augmentation
 from kdcli.data.images.batch import Batch
-from kdcli.data.images.decode import UnreadableImage
-from kdcli.data.images.photo import Pixels
+from kdcli.data.images.decode import MODES, UnreadableImage, in_channels, values_of
+from kdcli.data.images.photo import Photo, Pixels
 from kdcli.data.images.pictures import Partner, Picture
 from kdcli.data.images.preprocess import fit_as, fit_geometry
 from kdcli.data.images.sources import ImageSource
-from kdcli.data.source import Loading
+from kdcli.data.source import Loading, Sample
 from kdcli.machine.team import ALONE, Team
 
 Key = TypeVar("Key")
@@ -65,7 +65,7 @@ class TrainLoader:
             draws=loading.draws,
             views=loading.views,
         )
-        augmentation = Augmentation(loading.augment, canvas=canvas, seed=loading.seed)
+        augmentation = Augmentation(loading.augment, canvas=canvas, seed=loading.seed, channels=source.channels)
         dataset = _TrainDataset(source, augmentation, canvas, loading)
         self._loader = _data_loader(dataset, self._order, source, loading)
 
@@ -162,10 +162,10 @@ class _BatchDataset(Dataset[Batch | _Failure], ABC, Generic[Key]):
         self._source = source
         self._canvas = canvas
         self._strict = loading.strict
-        self._load = source.open if loading.reduced else source.load
+        self._is_reduced = loading.reduced
 
     def __getitem__(self, keys: Sequence[Key]) -> Batch | _Failure:
-        images = torch.empty((len(keys), 3, *self._canvas), dtype=torch.uint8)
+        images = torch.empty((len(keys), self._source.channels, *self._canvas), dtype=torch.uint8)
         indices: list[int] = []
         targets: list[Any] = []
         skipped: dict[str, None] = {}  # an ordered set
@@ -187,11 +187,24 @@ class _BatchDataset(Dataset[Batch | _Failure], ABC, Generic[Key]):
 
     @abstractmethod
     def _read(self, key: Key, out: Tensor, skipped: dict[str, None]) -> tuple[int, Any] | None:
-        """Write one image to ``out``, uint8 ``(3, H, W)``; return its index and its target, None without one."""
+        """Write one image to ``out``, uint8 ``(channels, H, W)``; return its index and its target, None without one."""
 
     @abstractmethod
     def _epoch_of(self, keys: Sequence[Key]) -> int | None:
         """Return the epoch that the batch is of; None in evaluation."""
+
+    def _load(self, index: int) -> Sample:
+        """Return a sample with the source's number of channels, which not every source brings its images to."""
+        sample = self._source.open(index) if self._is_reduced else self._source.load(index)
+        image, channels = sample.inputs, self._source.channels
+        if isinstance(image, Photo):
+            image.channels = channels
+        elif image.mode != MODES[channels]:
+            try:
+                return sample._replace(inputs=in_channels(image, channels))
+            except ValueError as error:
+                raise UnreadableImage(self._source.describe(index), str(error)) from error
+        return sample
 
     def _skip(self, error: UnreadableImage, skipped: dict[str, None]) -> None:
         if self._strict:
@@ -242,7 +255,7 @@ class _EvalDataset(_BatchDataset[int]):
             def fit(picture: Pixels) -> Image.Image:
                 return fit_as(geometry, picture, self._preprocessing)
 
-            _write(np.asarray(fit(image)).transpose(2, 0, 1), out)
+            _write(values_of(fit(image)).transpose(2, 0, 1), out)
         except UnreadableImage as error:
             self._skip(error, skipped)
             return None
@@ -270,7 +283,7 @@ def _together(targets: Sequence[Any]) -> Tensor | list[Any]:
 
 
 def _write(pixels: NDArray[np.uint8], out: Tensor) -> None:
-    """Copy one image, uint8 ``(3, H, W)`` in any memory order.
+    """Copy one image, uint8 ``(channels, H, W)`` in any memory order.
 
     By numpy: torch splits even a copy this small among its threads, and waiting for them on busy cores takes a hundred
     times longer than the copy.

@@ -25,17 +25,19 @@ class Photo:
     Args:
         content: of the file.
         name: what the error calls it.
+        channels: 1 or 3.
 
     Attributes:
         width: of the upright image, as a whole.
         height: likewise.
+        channels: as it is to be decoded.
 
     Raises:
         UnreadableImage: the header can't be read.
     """
 
-    def __init__(self, content: bytes, name: str) -> None:
-        self._name = name
+    def __init__(self, content: bytes, name: str, channels: int = 3) -> None:
+        self._name, self.channels = name, channels
         try:
             self._image = Image.open(io.BytesIO(content), formats=FORMATS)
         except Exception as error:  # as in decode_image
@@ -65,7 +67,7 @@ class Photo:
             assert isinstance(self._image, JpegImagePlugin.JpegImageFile)
             width, height = self._image.size
             self._image.draft(None, (max(width // factor, 1), max(height // factor, 1)))
-        return decode_image(self._image, name=self._name)
+        return decode_image(self._image, name=self._name, channels=self.channels)
 
     def begin(self, geometry: Geometry, resampling: Image.Resampling) -> tuple[Image.Image, Geometry]:
         """Decode no more than ``geometry`` needs: where its crops and its resize are done on the way, they are.
@@ -114,21 +116,25 @@ def reduction(*ratios: float) -> int:
     return next((factor for factor in _FACTORS if min(ratios) >= _MARGIN * factor), 1)
 
 
-def open_image(encoded: Encoded, *, name: str | None = None, deep_range: Range | None = None) -> Pixels:
+def open_image(
+    encoded: Encoded, *, name: str | None = None, deep_range: Range | None = None, channels: int = 3
+) -> Pixels:
     """Return a JPEG file as a :class:`Photo`, and any other image decoded.
 
     Args:
         encoded: as :func:`~kdcli.data.images.decode.decode_image` takes it.
         name: likewise.
         deep_range: likewise.
+        channels: likewise.
 
     Raises:
         UnreadableImage: as there, of a JPEG file only if its header is damaged.
     """
     content = encoded if isinstance(encoded, Image.Image) else _jpeg_of(encoded)
     if not isinstance(content, bytes):
-        return decode_image(encoded, name=name, deep_range=deep_range)
-    return Photo(content, name or ("image" if isinstance(encoded, bytes) else fspath(encoded)))  # type: ignore[arg-type]
+        return decode_image(encoded, name=name, deep_range=deep_range, channels=channels)
+    name = name or ("image" if isinstance(encoded, bytes) else fspath(encoded))  # type: ignore[arg-type]
+    return Photo(content, name, channels)
 
 
 def _jpeg_of(encoded: File) -> bytes | None:

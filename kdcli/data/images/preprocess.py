@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
 import torch
 import torchvision
 from PIL import Image
@@ -13,6 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from kdcli.base.facts import Preprocessing
+from kdcli.data.images.decode import image_of, values_of
 from kdcli.data.images.geometry import Crop, Geometry, Pad, Resize
 from kdcli.data.images.photo import Photo, Pixels
 
@@ -56,9 +56,9 @@ def fit_as(geometry: Geometry, image: Pixels, preprocessing: Preprocessing) -> I
         def resize(pixels: Tensor, height: int, width: int) -> Tensor:
             return functional.resize(pixels, [height, width], interpolation=mode, antialias=True)
 
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        pixels = torch.from_numpy(values_of(image).copy()).permute(2, 0, 1).contiguous()
         pixels = geometry.of_image(pixels, resize=resize, fill=fill)
-        return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        return image_of(pixels.permute(1, 2, 0).contiguous().numpy())
 
     return geometry.of_image(
         image, resize=lambda pil, height, width: pil.resize((width, height), resampling), fill=fill
@@ -117,11 +117,12 @@ def prepare(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     [0, 255], as they do when PIL resizes. Then ``(x / 255 - mean) / std``, and the model's order of channels.
 
     Args:
-        images: RGB ``(B, 3, H, W)``, uint8 or floating, in [0, 255]; left as they are.
+        images: RGB ``(B, 3, H, W)``, or of the model's number of channels, uint8 or floating, in [0, 255]; left as
+            they are.
         preprocessing: the model's; ``resize`` and ``geometry`` play no part.
 
     Returns:
-        float32 ``(B, 3, h, w)``.
+        float32 ``(B, 3, h, w)``, or likewise.
     """
     images = images.to(torch.float32)
     if tuple(images.shape[-2:]) != preprocessing.image_size:
@@ -135,7 +136,7 @@ def prepare(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Return ``values * 255`` as (3, 1, 1); filled on the device, as a copy to a GPU would wait for it."""
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return ``values * 255`` as (channels, 1, 1); filled on the device, as a copy to a GPU would wait for it."""
     with torch.inference_mode(False):  # the teacher asks in inference mode, the student needs an ordinary tensor
         return torch.cat([torch.full((1, 1, 1), value * 255, device=device) for value in values])

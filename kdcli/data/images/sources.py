@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -30,10 +31,12 @@ class ImageSource(Source):
     Attributes:
         fill: of masks: what they are where a border has been put around the image.
         in_memory: whether no file is opened to load an image.
+        channels: of its images: 1, 3 or 4; see :meth:`in_channels`.
     """
 
     fill: float = UNLABELLED
     in_memory: bool = False
+    channels: int = 3
 
     @property
     def num_ids(self) -> int:
@@ -47,7 +50,7 @@ class ImageSource(Source):
 
     @abstractmethod
     def load(self, index: int) -> Sample:
-        """Decode one image, mode RGB.
+        """Decode one image, mode RGB or that of ``channels``.
 
         Raises:
             UnreadableImage: it can't be decoded.
@@ -61,6 +64,17 @@ class ImageSource(Source):
         """
         return self.load(index)
 
+    def in_channels(self, channels: int) -> ImageSource:
+        """Return the same images with so many channels each.
+
+        A source that knows of three alone has its images brought to fewer where batches are made.
+        """
+        if channels == self.channels:
+            return self
+        other = copy.copy(self)
+        other.channels = channels
+        return other
+
     def take(self, indices: Iterable[int], labels: Iterable[int] | None = None) -> ImageSource:
         """Return a view of these images, with their own labels or with other classes."""
         return Subset(self, indices, labels)
@@ -68,19 +82,21 @@ class ImageSource(Source):
     def train_batches(
         self, loading: Loading, preprocessing: Sequence[Preprocessing | TextPreprocessing]
     ) -> TrainBatches:
-        """Return augmented images on a canvas as large as the largest that a model wants."""
+        """Return augmented images on a canvas as large as the largest that a model wants, with as many channels."""
         from kdcli.data.images.loaders import TrainLoader
 
-        sizes = [wanted.image_size for wanted in preprocessing if isinstance(wanted, Preprocessing)]
+        of_images = [wanted for wanted in preprocessing if isinstance(wanted, Preprocessing)]
+        sizes = [wanted.image_size for wanted in of_images]
         canvas = (max(height for height, _ in sizes), max(width for _, width in sizes))
-        return TrainLoader(self, loading, canvas=canvas)
+        (channels,) = {wanted.num_channels for wanted in of_images}  # as what loads the models has checked
+        return TrainLoader(self.in_channels(channels), loading, canvas=canvas)
 
     def eval_batches(self, loading: Loading, preprocessing: Preprocessing | TextPreprocessing) -> EvalBatches:
-        """Return images resized and cut as ``preprocessing`` says; what can't be read is left out."""
+        """Return images resized and cut as ``preprocessing`` says, in its channels; what can't be read is left out."""
         from kdcli.data.images.loaders import EvalLoader
 
         assert isinstance(preprocessing, Preprocessing)
-        return EvalLoader(self, loading, preprocessing=preprocessing)
+        return EvalLoader(self.in_channels(preprocessing.num_channels), loading, preprocessing=preprocessing)
 
 
 @dataclass(frozen=True)
@@ -125,11 +141,13 @@ class FileSource(ImageSource):
 
     def load(self, index: int) -> Sample:
         """Decode one file."""
-        return Sample(decode_image(self.paths[index], deep_range=self.deep_range), self.labels[index])
+        image = decode_image(self.paths[index], deep_range=self.deep_range, channels=self.channels)
+        return Sample(image, self.labels[index])
 
     def open(self, index: int) -> Sample:
         """Open one file."""
-        return Sample(open_image(self.paths[index], deep_range=self.deep_range), self.labels[index])
+        image = open_image(self.paths[index], deep_range=self.deep_range, channels=self.channels)
+        return Sample(image, self.labels[index])
 
     def encoded(self, index: int) -> File:
         """Return the file's path."""
@@ -186,6 +204,10 @@ class Subset(ImageSource):
         self.fill, self.in_memory = source.fill, source.in_memory
         self._is_relabelled = labels is not None
 
+    def in_channels(self, channels: int) -> ImageSource:
+        """View the source so."""
+        return _over(self, channels, source=self.source)
+
     @property
     def num_ids(self) -> int:
         """The source's."""
@@ -225,6 +247,10 @@ class Concatenation(ImageSource):
         self.second = second
         self.labels: Sequence[int] = (*first.labels, *second.labels)
         self.fill, self.in_memory = first.fill, first.in_memory and second.in_memory
+
+    def in_channels(self, channels: int) -> ImageSource:
+        """Put both together so."""
+        return _over(self, channels, first=self.first, second=self.second)
 
     @property
     def num_ids(self) -> int:
@@ -304,6 +330,10 @@ class DenseSource(ImageSource):
         if len(images) != len(self.labels):
             raise ValueError(f"{len(images)} images have {len(self.labels)} targets")
 
+    def in_channels(self, channels: int) -> ImageSource:
+        """Give the targets to such images."""
+        return _over(self, channels, images=self.images)
+
     @property
     def num_ids(self) -> int:
         """The images'."""
@@ -328,6 +358,17 @@ class DenseSource(ImageSource):
     def describe(self, index: int) -> str:
         """Describe as the images do."""
         return self.images.describe(index)
+
+
+def _over(view: ImageSource, channels: int, **sources: ImageSource) -> ImageSource:
+    """Return a copy of a view whose attributes ``sources`` have so many channels."""
+    if channels == view.channels:
+        return view
+    other = copy.copy(view)
+    other.channels = channels
+    for name, source in sources.items():
+        setattr(other, name, source.in_channels(channels))
+    return other
 
 
 def origins(source: ImageSource) -> list[ImageSource]:

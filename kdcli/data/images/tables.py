@@ -232,12 +232,14 @@ class TableSource(ImageSource):
 
     def load(self, index: int) -> Sample:
         """Decode one row's image, from its bytes or else from the file that it names."""
-        image = decode_image(self._present(index), name=self.describe(index), deep_range=self.deep_range)
+        name, encoded = self.describe(index), self._present(index)
+        image = decode_image(encoded, name=name, deep_range=self.deep_range, channels=self.channels)
         return Sample(image, self.labels[index])
 
     def open(self, index: int) -> Sample:
         """Open one row's image, likewise."""
-        image = open_image(self._present(index), name=self.describe(index), deep_range=self.deep_range)
+        name, encoded = self.describe(index), self._present(index)
+        image = open_image(encoded, name=name, deep_range=self.deep_range, channels=self.channels)
         return Sample(image, self.labels[index])
 
     def _present(self, index: int) -> File:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg, list_pretrained
 from timm.models._hub import download_cached_file, load_model_config_from_path
 from torch import nn
@@ -20,6 +22,14 @@ from kdcli.models.bounds import bounded, check_extent
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.packaged.classifiers import packaged_input, timm_state
 from kdcli.models.place import Place
+from kdcli.models.timm.channels import (
+    adapted,
+    channels_in,
+    check_adaptable,
+    check_pretrained_channels,
+    said_adapted,
+    set_channels,
+)
 from kdcli.models.timm.constructor import check_arguments, read_constructor
 from kdcli.models.timm.registry import extension_of_architecture, load_architectures
 from kdcli.models.values import check_module, check_types, types_in, types_of
@@ -55,11 +65,10 @@ def load(
     if place.arguments:
         check_arguments(place.name, name, place.arguments)
     arguments: dict[str, Any] = {}
-    channels, *native = cfg.get("input_size", (3, 224, 224))
-    if channels != 3:
-        raise UserError(
-            f"{place.name} takes images of {channels} channels, and kdcli gives RGB.", "Choose another model."
-        )
+    own, *native = cfg.get("input_size", (3, 224, 224))
+    channels = place.channels or own
+    check_pretrained_channels(place, own, pretrained=pretrained)
+    of_channels = {} if channels == own else {"in_chans": channels}
     sides = list(image_size or ())
     if pretrained and place.folder:
         check_folder(place.folder)
@@ -69,7 +78,7 @@ def load(
     if pretrained and not place.folder:
         overlay = (overlay or {}) | weights_overlay(place, cfg)
     stochastic: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
-    changed = {**place.arguments, **arguments, **stochastic}
+    changed = {**place.arguments, **arguments, **stochastic, **of_channels}
     if changed or place.folder:
         check_extent(
             place.name,
@@ -97,10 +106,14 @@ def load(
         )
     for config in (module.pretrained_cfg, module.default_cfg):
         config.pop("state_dict", None)
+    set_channels(module, channels)
+    if pretrained and channels != own:
+        check_adaptable(place.name, module, channels)
     if pretrained:
         types = types_in(place.folder) if place.folder else types_of((overlay or {}).get("state_dict", {}))
         check_types(place.name, types, module)
-        check_module(place.name, module, lambda: timm.create_model(name, num_classes=num_classes, **arguments))
+        further = arguments | of_channels
+        check_module(place.name, module, lambda: timm.create_model(name, num_classes=num_classes, **further))
     return module, _saved_model_args(place) | dict(place.arguments) | arguments
 
 
@@ -153,30 +166,46 @@ def _model_name(place: Place) -> str:
 
 def load_with_weights(
     place: Place, checkpoint: Checkpoint, *, image_size: tuple[int, int] | None
-) -> tuple[nn.Module, dict[str, Any], LoadReport]:
+) -> tuple[nn.Module, dict[str, Any], LoadReport, str]:
     """Create a model and load a local checkpoint into it; its classifier is as wide as the file's.
 
     Returns:
-        The model, the arguments that rebuild it, and the report.
+        The model, the arguments that rebuild it, the report, and a phrase on what was adapted.
     """
     arguments: dict[str, Any] = {}
+
+    wanted = place.channels
 
     def build(num_classes: int | None) -> nn.Module:
         module, built_with = load(place, pretrained=False, num_classes=num_classes, image_size=image_size)
         arguments.update(built_with)
         return module
 
+    with torch.device("meta"):
+        outline: Any = build(None)
+    place = replace(place, channels=channels_in(checkpoint, outline))
+
     def remap(state: Tensors, module: nn.Module) -> Tensors | None:
         convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
         return convert(state, module) if convert else None
 
     module, report = build_with_weights(build, checkpoint, classifier=classifier_of, remap=remap)
-    return module, arguments, report
+    found, said = place.channels, ""
+    if wanted not in (None, found):
+        check_pretrained_channels(replace(place, name=checkpoint.source, channels=wanted), found, pretrained=True)
+        place = replace(place, channels=wanted)
+        module, said = adapted(module, build(classifier_of(module)[0])), said_adapted(place, found)
+    return module, arguments, report, said
 
 
 def own_num_classes(place: Place) -> int | None:
     """Return how many classes the pretrained weights are for."""
     return _cfg(place).get("num_classes")
+
+
+def own_channels(place: Place) -> int:
+    """Return how many channels the images of the weights have, or of the architecture without any."""
+    return int(_cfg(place).get("input_size", (3,))[0])
 
 
 def set_labels(module: Any, names: Sequence[str]) -> None:

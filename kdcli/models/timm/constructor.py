@@ -20,7 +20,7 @@ _ELSEWHERE = {
     "img_size": "Set student.image_size or teacher.image_size.",
     "drop_path_rate": "Set student.drop_path.",
     "num_classes": "It is the number of the data's classes.",
-    "in_chans": "Images have three channels.",
+    "in_chans": "Set data.channels.",
 }
 """Arguments that have an option of their own, or no choice."""
 _NOT_FOR_USERS = {"self", "cfg", "variant", "pretrained", "device", "dtype", "kwargs", "features_only", *_ELSEWHERE}

@@ -85,8 +85,21 @@ _IMPORT_NETWORKS = (
 
 def snippet(folder: Path, task: TaskFacts) -> str:
     """Return the lines of Python that load ``folder`` by timm, with the architecture's module where timm lacks it."""
-    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
-    lines = _LOAD + (_FEATURES if task.is_label_free else _LABELS)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    architecture = config["architecture"]
+    lines = _LOAD + (_FEATURES if task.is_label_free else _LABELS) + _images_of(config)
     if (entry := extension_of_architecture(architecture)) is not None:
         return f"import {entry.module}  # of {entry.package}: timm has no such architecture\n{lines}"
     return (_IMPORT_NETWORKS if (folder / _NETWORKS).is_file() else "") + lines
+
+
+def _images_of(config: Any) -> str:
+    """Return a comment on images that are none of colours; empty for those."""
+    channels = config.get("pretrained_cfg", {}).get("input_size", (3,))[0]
+    if channels == 1:
+        return (
+            '\n# images: (B, 1, H, W), greyscale, Image.open(FILE).convert("L"); pipelines give colours'
+        )
+    if channels == 4:
+        return "\n# images: (B, 4, H, W), all that a file of four channels has; pipelines give three"
+    return ""

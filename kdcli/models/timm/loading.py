@@ -16,6 +16,7 @@ from kdcli.models.settle import wanted_input
 from kdcli.models.shrink import copy_tensors
 from kdcli.models.spec import ModelName
 from kdcli.models.timm import build
+from kdcli.models.timm.channels import said_adapted
 from kdcli.models.timm.model import PROBLEM, SEVERAL, TimmModel, copy_input, label_names, set_input
 from kdcli.models.weights import Checkpoint
 
@@ -27,16 +28,19 @@ def load_teacher(place: Place, name: ModelName, config: TeacherConfig, checkpoin
     phrase = full_name = ""
     if checkpoint:
         size = wanted.get("image_size")
-        module, arguments, report = build.load_with_weights(place, checkpoint, image_size=size)
+        module, arguments, report, said = build.load_with_weights(place, checkpoint, image_size=size)
         phrase = phrase_of_file(checkpoint, report, told, name, module.num_classes)
     else:
         module, arguments = build.load(place, pretrained=not name.random, image_size=config.input_size)
+        said = said_adapted(place, build.own_channels(place))
         full_name = _with_tag(place, module)
     set_input(module, wanted)
     names = None if name.random else label_names(module, is_registered=_is_published(place))
     if checkpoint:
         names = names_of_file(checkpoint.recorded, names, module.num_classes)
     origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase, full_name=full_name)
+    if not name.random:
+        origin = replace(origin, weights=origin.weights + said)
     return _with_label_kind(TimmModel(module, origin, arguments), place)
 
 
@@ -54,6 +58,8 @@ def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *
         drop_path=config.drop_path,
     )
     origin = student_origin(place, config, names, full_name=_with_tag(place, module))
+    if config.pretrained:
+        origin = replace(origin, weights=origin.weights + said_adapted(place, build.own_channels(place)))
     if config.pretrained and build.own_num_classes(place) == len(names):
         own_names = label_names(module, is_registered=_is_published(place))
         if own_names != names:

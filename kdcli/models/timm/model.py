@@ -26,6 +26,7 @@ from kdcli.models.outputs import ModelOutput
 from kdcli.models.recompute import no_recomputing
 from kdcli.models.taps import Layout, edges_of, grid_of, map_of_places, mean_over_places
 from kdcli.models.timm import kdcli_networks
+from kdcli.models.timm.channels import set_channels
 from kdcli.models.vision import VisionModel
 
 PROBLEM, SEVERAL = "problem_type", "multi_label_classification"
@@ -229,10 +230,11 @@ def set_input(module: Any, wanted: Mapping[str, Any]) -> None:
     cfg = dict(module.pretrained_cfg)
     values = dict(wanted)
     if size := values.pop("image_size", None):
-        values["input_size"] = (3, *size)
+        values["input_size"] = (cfg.get("input_size", (3,))[0], *size)
         for key in ("test_input_size", "test_crop_pct"):
             cfg.pop(key, None)
     module.pretrained_cfg = module.default_cfg = cfg | values
+    set_channels(module, module.pretrained_cfg.get("input_size", (3,))[0])
 
 
 def copy_input(source: Any, target: Any) -> None:

@@ -139,7 +139,7 @@ class ImageClassification(ImageTask):
         for role, logits in outputs.items():
             for row, label in enumerate(logits.argmax(dim=1).tolist()):
                 titles[row] += f"\n{role}: {self.class_names[label]}"
-        images = batch.images.permute(0, 2, 3, 1).numpy()
+        images = batch.colours.permute(0, 2, 3, 1).numpy()
         return [[Panel(title, image)] for title, image in zip(titles, images, strict=True)]
 
 

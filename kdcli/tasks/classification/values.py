@@ -224,7 +224,7 @@ class ImageLabels(_Several, ImageTask):
         for role, logits in outputs.items():
             for place, row in enumerate(logits.float().sigmoid() > 0.5):
                 titles[place] += f"\n{role}: {self._names(row)}"
-        images = batch.images.permute(0, 2, 3, 1).numpy()
+        images = batch.colours.permute(0, 2, 3, 1).numpy()
         return [[Panel(title, image)] for title, image in zip(titles, images, strict=True)]
 
     def _names(self, chosen: Tensor) -> str:

@@ -214,7 +214,7 @@ class DepthEstimation(ImageTask):
         from kdcli.tasks.dense.depth_pictures import panels_of
 
         depths = {role: depth[:, 0] for role, depth in outputs.items()}
-        return panels_of(batch.images, batch.targets, is_measured(batch.targets, self.depth), depths)
+        return panels_of(batch.colours, batch.targets, is_measured(batch.targets, self.depth), depths)
 
 
 def depth_facts(config: DataConfig) -> DepthFacts:

@@ -143,7 +143,7 @@ class SemanticSegmentation(ImageTask):
     def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
         """Return of each image itself, its mask, and of each model its mask and where it is wrong."""
         assert isinstance(batch, Batch)
-        images = batch.images.permute(0, 2, 3, 1).numpy()
+        images = batch.colours.permute(0, 2, 3, 1).numpy()
         return [
             self._panels(image, target, {role: logits[number] for role, logits in outputs.items()})
             for number, (image, target) in enumerate(zip(images, batch.targets, strict=True))

@@ -138,7 +138,7 @@ class ObjectDetection(Task):
     def pictures(self, batch: AnyBatch, outputs: Mapping[str, Any]) -> list[list[Panel]]:
         """Return of every sample the image, the boxes that are there, and those that each model finds."""
         assert isinstance(batch, Batch)
-        return panels_of(batch.images, batch.targets, outputs, self.class_names)
+        return panels_of(batch.colours, batch.targets, outputs, self.class_names)
 
 
 def _no_boxes(split: str = "") -> UserError:

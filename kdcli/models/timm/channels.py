@@ -1,0 +1,123 @@
+"""Models of timm for greyscale and for four channels: their first convolutions, adapted as timm does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.models import adapt_input_conv
+from torch import nn
+
+from kdcli.base.errors import UserError
+from kdcli.models.place import Place
+from kdcli.models.vision import CHANNELS, said_channels
+from kdcli.models.weights import Checkpoint
+
+
+def check_pretrained_channels(place: Place, own: object, *, pretrained: bool) -> None:
+    """Refuse weights for other images than the data's, unless they are for colours and can be adapted.
+
+    Args:
+        place: with the channels that are wanted; None for the model's own.
+        own: those of the model's config, or of its file.
+        pretrained: whether there are weights at all.
+
+    Raises:
+        UserError: it says which are which.
+    """
+    wanted = place.channels or own
+    if wanted not in CHANNELS:
+        raise UserError(
+            f"{place.name} takes images of {own} channels, and kdcli reads 1, 3 or 4.", "Choose another model."
+        )
+    if pretrained and own not in (3, wanted):
+        hint = f"Set data.channels={own}, or choose another model." if own in CHANNELS else "Choose another model."
+        raise UserError(
+            f"{place.name} has weights for images of {said_channels(own)}, and the data are read with"
+            f" {said_channels(wanted)}: only those for 3 are adapted.",
+            hint,
+        )
+
+
+def set_channels(module: Any, channels: int) -> None:
+    """Write into a model's config how many channels its images have.
+
+    A mean and a deviation of another number of values become their average, for every channel, which is timm's own rule
+    (``timm.data.model_config``).
+    """
+    cfg = dict(module.pretrained_cfg)
+    for key in ("input_size", "test_input_size", "min_input_size"):
+        if cfg.get(key):
+            cfg[key] = (channels, *cfg[key][1:])
+    for key in ("mean", "std"):
+        values = cfg.get(key)
+        if isinstance(values, Sequence) and values and len(values) != channels and all(map(_is_number, values)):
+            cfg[key] = (values[0] if len({*values}) == 1 else sum(values) / len(values),) * channels
+    module.pretrained_cfg = module.default_cfg = cfg
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def first_convolutions(module: Any) -> list[str]:
+    """Return the names of the layers that read the image, as timm has them for the architecture."""
+    traits = getattr(module, "_traits", {})
+    names = traits.get("first_conv", module.pretrained_cfg.get("first_conv")) or ()
+    return [names] if isinstance(names, str) else list(names)
+
+
+def check_adaptable(name: str, module: Any, channels: int) -> None:
+    """Refuse an architecture whose first layer timm can't adapt, and would leave untrained.
+
+    Raises:
+        UserError: it is no convolution over the image's channels.
+    """
+    layers = [module.get_submodule(layer) for layer in first_convolutions(module)]
+    if layers and all(isinstance(layer, nn.Conv2d) and layer.in_channels == channels for layer in layers):
+        return
+    raise UserError(
+        f"timm can't adapt the first layer of {name} from 3 channels to {channels}.",
+        "Choose another model, or leave data.channels out.",
+    )
+
+
+def adapted(trained: Any, target: Any) -> Any:
+    """Return ``target`` with the weights of a model for colours, its first convolutions adapted.
+
+    Raises:
+        UserError: they can't be.
+    """
+    channels = target.pretrained_cfg["input_size"][0]
+    check_adaptable(trained.pretrained_cfg.get("architecture", "the model"), target, channels)
+    state = trained.state_dict()
+    for layer in first_convolutions(trained):
+        state[f"{layer}.weight"] = adapt_input_conv(channels, state[f"{layer}.weight"])
+    target.load_state_dict(state)
+    return target
+
+
+def channels_in(checkpoint: Checkpoint, module: Any) -> int:
+    """Return how many channels the first convolution in a file reads; of another layer, the module's own number.
+
+    Args:
+        checkpoint: the file.
+        module: of its architecture.
+    """
+    own = int(module.pretrained_cfg["input_size"][0])
+    for layer in first_convolutions(module):
+        ours = module.get_submodule(layer)
+        if not isinstance(ours, nn.Conv2d) or ours.in_channels != own:
+            continue
+        for part in checkpoint.parts:
+            for name, tensor in part.tensors.items():
+                if (name == f"{layer}.weight" or name.endswith(f".{layer}.weight")) and tensor.ndim == 4:
+                    return int(tensor.shape[1])
+    return own
+
+
+def said_adapted(place: Place, own: object) -> str:
+    """Return what the plan says of weights that are adapted; empty where they are as they were."""
+    if place.channels in (None, own):
+        return ""
+    return f"; the first convolution adapted from 3 channels to {place.channels} as timm does"
