@@ -223,6 +223,8 @@ def image_of(values: NDArray[np.uint8]) -> Image.Image:
 
 
 def _to_four(image: Image.Image) -> Image.Image:
+    if _leaves_fourth_out(image):
+        image._mode = MODES[4]  # PIL unpacks the band either way, and keeps it then
     image.load()
     image = _upright(image)
     if image.mode != MODES[4] and image.has_transparency_data:
@@ -231,11 +233,20 @@ def _to_four(image: Image.Image) -> Image.Image:
     return in_channels(image, 4)
 
 
+def _leaves_fourth_out(image: Image.Image) -> bool:
+    """Whether PIL reads a TIFF file's three colours alone, of four bands of which the last is no alpha."""
+    if image.format != "TIFF" or image.mode != "RGB":
+        return False
+    raw = next((args[0] if isinstance(args, tuple) else args for *_, args in getattr(image, "tile", ())), "")
+    return bool(raw == "RGBX")
+
+
 def has_four(encoded: File) -> tuple[bool, str] | None:
     """Return whether a file has four channels, by its header, and what PIL reads it as; None where it can't be read."""
     try:
         with _opened(encoded) as image:
-            return image.mode == MODES[4] or image.has_transparency_data, image.mode
+            found = image.mode == MODES[4] or _leaves_fourth_out(image) or image.has_transparency_data
+            return found, image.mode
     except Exception:  # as in decode_image, which says why
         return None
 

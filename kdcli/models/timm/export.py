@@ -97,9 +97,7 @@ def _images_of(config: Any) -> str:
     """Return a comment on images that are none of colours; empty for those."""
     channels = config.get("pretrained_cfg", {}).get("input_size", (3,))[0]
     if channels == 1:
-        return (
-            '\n# images: (B, 1, H, W), greyscale, Image.open(FILE).convert("L"); pipelines give colours'
-        )
+        return '\n# images: (B, 1, H, W), greyscale, Image.open(FILE).convert("L"); pipelines give colours'
     if channels == 4:
         return "\n# images: (B, 4, H, W), all that a file of four channels has; pipelines give three"
     return ""
