@@ -155,6 +155,15 @@ class Preprocessing:
         """Of its images: 1 of greyscale, 3 of colours, 4 with a further one."""
         return len(self.mean)
 
+    @property
+    def said_channels(self) -> str:
+        """A sentence on images that are read with other channels than three; empty for those."""
+        if self.num_channels == 3:
+            return ""
+        return (
+            f"it reads images {'as greyscale' if self.num_channels == 1 else 'with all four channels of their files'}."
+        )
+
     def describe(self) -> str:
         """Return channels other than three, size, resizing and normalisation in one phrase."""
         mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
@@ -206,6 +215,8 @@ class TextPreprocessing:
     prompt: str = ""
     remarks: tuple[str, ...] = ()
 
+    num_channels: ClassVar[int] = 0
+    said_channels: ClassVar[str] = ""
     note: ClassVar[str] = ""
     """Nothing: ``remarks`` say it all."""
     kind: ClassVar[str] = "tokenizer"

@@ -112,6 +112,10 @@ class Source(ABC):
     def load(self, index: int) -> Sample:
         """Return one sample, the same each time."""
 
+    def in_channels(self, channels: int) -> Source:
+        """Return the same samples, if images with so many channels each."""
+        return self
+
     @abstractmethod
     def describe(self, index: int) -> str:
         """Return what the sample is called: its file, or ``split[index]`` where it has none."""

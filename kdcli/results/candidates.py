@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import DataFacts, Preprocessing, TextPreprocessing
+from kdcli.base.facts import DataFacts
 from kdcli.base.tasks import TASKS, Modality
 from kdcli.config.data import DataConfig
 from kdcli.config.models import TeacherConfig
@@ -144,16 +144,8 @@ def beside(
 def notes_on(candidate: Candidate) -> list[str]:
     """Return what is not a matter of course about the weights, the input and the labels."""
     pre = candidate.model.facts.preprocessing
-    said = (candidate.file, pre.note, said_channels(pre))
+    said = (candidate.file, pre.note, pre.said_channels)
     return [*(f"{candidate.name}: {phrase}" for phrase in said if phrase), *_label_notes(candidate)]
-
-
-def said_channels(wanted: Preprocessing | TextPreprocessing) -> str:
-    """Return a sentence on images that are read with other channels than three; empty for others."""
-    if not isinstance(wanted, Preprocessing) or wanted.num_channels == 3:
-        return ""
-    how = "as greyscale" if wanted.num_channels == 1 else "with all four channels of their files"
-    return f"it reads images {how}."
 
 
 def _label_notes(candidate: Candidate) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import Preprocessing, TextPreprocessing
+from kdcli.base.facts import TextPreprocessing
 from kdcli.base.files import temporary_folder
 from kdcli.base.reads import DEPTH, IMAGE, LOGITS, Reads
 from kdcli.base.tasks import TASKS
@@ -247,8 +247,8 @@ def export_graph(
 def _write_preprocessing(graph: Graph, folder: Path) -> None:
     facts = graph.student.facts
     wanted = {**asdict(facts.preprocessing), "labels": facts.label_names}
-    if isinstance(facts.preprocessing, Preprocessing):
-        wanted["channels"] = {1: "L", 4: "RGBA"}.get(facts.preprocessing.num_channels, facts.preprocessing.channels)
+    if (other := {1: "L", 4: "RGBA"}.get(facts.preprocessing.num_channels)) is not None:
+        wanted["channels"] = other
     (folder / "preprocessing.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
     if not TASKS[facts.task].reads_images:
         with temporary_folder(folder) as saved:

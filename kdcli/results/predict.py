@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from kdcli.base.errors import UserError
-from kdcli.base.facts import Preprocessing
 from kdcli.base.tasks import TASKS, TEACHERS_TASKS
 from kdcli.config.data import DataConfig
-from kdcli.data import ImageSource, Source, UnreadableImage
+from kdcli.data import Source, UnreadableImage
 from kdcli.data.images.channels import check_models
 from kdcli.data.images.decode import Range
 from kdcli.data.own import STDIN, Item, find_images, find_texts, has_deep
@@ -26,7 +25,7 @@ from kdcli.machine.devices import resolve_device
 from kdcli.models import load_saved
 from kdcli.plan.relation import map_labels
 from kdcli.results.calibration import read_calibration
-from kdcli.results.candidates import Candidate, load_model, load_teacher_of, said_channels
+from kdcli.results.candidates import Candidate, load_model, load_teacher_of
 from kdcli.results.evaluate import predict_batch
 from kdcli.results.export import embedding_projector
 from kdcli.results.samples import loader_of, named_task, open_run
@@ -147,9 +146,9 @@ class Prediction:
 
     def _check_readable(self) -> None:
         """Refuse images of which none can be read, with the reason of the first."""
-        reasons, source = [], self._source
-        if isinstance(source, ImageSource):  # what one of the models can't read is left out
-            source = source.in_channels(max(_channels_of(candidate) for candidate in self.candidates))
+        reasons: list[UnreadableImage] = []
+        most = max(candidate.model.facts.preprocessing.num_channels for candidate in self.candidates)
+        source = self._source.in_channels(most)  # what one of the models can't read is left out
         for number in range(len(source)):
             try:
                 source.load(number)
@@ -160,11 +159,6 @@ class Prediction:
         first = reasons[0]
         count = f"None of {len(reasons)} images can be read, " if len(reasons) > 1 else "It can't be read: "
         raise UserError(f"{count}{first.name}: {first.reason}", "Check that the files are complete images.")
-
-
-def _channels_of(candidate: Candidate) -> int:
-    wanted = candidate.model.facts.preprocessing
-    return wanted.num_channels if isinstance(wanted, Preprocessing) else 0
 
 
 def _joined(ours: list[Answer], theirs: list[Answer]) -> list[Answer]:
@@ -395,7 +389,7 @@ def _on_its_device(projector: Any) -> Callable[[Any], Any]:
 def _notes(candidate: Candidate, asked: Asked, asking: Answers) -> list[str]:
     """Return what is not a matter of course about a model and its answers."""
     name, facts = candidate.name, candidate.model.facts
-    phrases = (candidate.file, facts.preprocessing.note, said_channels(facts.preprocessing))
+    phrases = (candidate.file, facts.preprocessing.note, facts.preprocessing.said_channels)
     said = [f"{name}: {phrase}" for phrase in phrases if phrase]
     if asked.into_teacher is not None:
         said.append(f"{name}: embeddings are mapped into the teacher's space by the run's projector.")
