@@ -149,9 +149,14 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     return matrix.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
 
 
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64: all but Apple's MPS do."""
+    return device.type != "mps"
+
+
 def most_precise(values: Tensor) -> Tensor:
     """Return values in float64, or in float32 on a device that has no float64 (MPS); gradients flow through."""
-    return values.float() if values.device.type == "mps" else values.double()
+    return values.double() if has_float64(values.device) else values.float()
 
 
 def nothing(features: Tensor) -> Tensor:

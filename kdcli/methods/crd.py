@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from kdcli import losses
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED
 from kdcli.config.methods import CRDOptions
-from kdcli.losses.common import unit
+from kdcli.losses.common import has_float64, most_precise, unit
 from kdcli.losses.normalize import full_precision
 from kdcli.machine.seeding import stable_seed
 from kdcli.methods.base import Context, LayerMethod
@@ -59,8 +59,8 @@ class Contrast(nn.Module):
         student_embedding, teacher_embedding: linear, followed by normalisation to length one; that alone after a
             projector.
         student_memory, teacher_memory: float32 (M, width), an embedding of every training sample.
-        partitions: float64 (2,), the constants ``Z`` of the student's and of the teacher's anchors, from the first
-            batch; zero before.
+        partitions: float64 (2,), float32 on a device without float64, the constants ``Z`` of the student's and of the
+            teacher's anchors, from the first batch; zero before.
         steps: int64, training steps so far.
     """
 
@@ -133,6 +133,12 @@ class Contrast(nn.Module):
             self.steps += 1
         return terms[0] + terms[1]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Contrast:
+        if not has_float64(fn(torch.zeros(())).device):
+            self.partitions = self.partitions.float()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def draw(self, rows: Tensor) -> Tensor:
         """Return the negatives (B, N) of this step: rows of other groups, evenly drawn with repetition.
 
@@ -142,15 +148,16 @@ class Contrast(nn.Module):
         drawn = torch.rand(len(rows), self.num_negatives, dtype=torch.float64, generator=generator)
         first, size = self.first[rows, None], self.size[rows, None]
         # Number the rows by group and step over the anchor's own.
-        number = (drawn.to(rows.device) * (self.num_samples - size)).long()
+        place = rows.device if has_float64(rows.device) else drawn.device
+        number = (drawn.to(place) * (self.num_samples - size.to(place))).long().to(rows.device)
         return self.order[number + size * (number >= first)]
 
     @torch.no_grad()
     def _partition(self, anchors: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-        """Return ``M`` times the mean of ``exp(a · x / τ)`` over all positives and negatives, float64."""
+        """Return ``M`` times the mean of ``exp(a · x / τ)`` over all positives and negatives."""
         candidates = torch.cat([positives[:, None], negatives], dim=1)
         similarities = (candidates @ anchors[:, :, None]).squeeze(2) / self.temperature
-        return similarities.double().exp().mean() * self.num_samples
+        return most_precise(similarities).exp().mean() * self.num_samples
 
     @torch.no_grad()
     def _store(self, rows: Tensor, ours: Tensor, theirs: Tensor) -> None:

@@ -205,7 +205,7 @@ def _symmetric_product(left: Tensor, right: Tensor) -> Tensor:
 
 def _exact_polar_factor(wide: Tensor) -> Tensor:
     """Return the polar factor of ``(m, n)``, ``m ≤ n``, with missing directions completed, by ``eigh`` in float64."""
-    exact = wide.double()
+    exact = (wide if wide.device.type != "mps" else wide.cpu()).double()  # MPS has no float64
     exact = exact / exact.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
     values, vectors = torch.linalg.eigh(exact @ exact.T)
     kept = values > _MISSING**2 * values[-1]
@@ -217,7 +217,7 @@ def _exact_polar_factor(wide: Tensor) -> Tensor:
         complement = torch.linalg.qr(padded.T).Q[:, len(right) :].T
         directions = torch.cat([directions, vectors[:, ~kept]], dim=1)
         right = torch.cat([right, complement])
-    return _polish(directions @ right).to(wide.dtype)
+    return _polish(directions @ right).to(wide.dtype).to(wide.device)
 
 
 # ---- Without a look at the matrix -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.reads import Reads
 from kdcli.base.result import Saved
 from kdcli.config.run import RunConfig
+from kdcli.losses.common import most_precise
 from kdcli.machine.team import Team
 from kdcli.models.base import Inputs, Model, to_device
 from kdcli.models.detections import DetectionModel
@@ -223,7 +224,7 @@ def _relative(found: Tensor, expected: Tensor, size: Callable[[Tensor], Tensor])
     finite = expected.isfinite()
     if not bool(torch.equal(found.isfinite(), finite)):
         return float("inf")
-    found, expected = found[finite].double(), expected[finite].double()
+    found, expected = most_precise(found[finite]), most_precise(expected[finite])
     if not len(expected):
         return 0.0
     scale = float(size(expected))

@@ -15,6 +15,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import UNLABELLED, DataFacts, ModelFacts, Preprocessing
@@ -77,6 +78,15 @@ def is_finite(gradient):
 
 def with_gradient(outputs):
     return outputs.map(lambda tensor: tensor.clone().requires_grad_())
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Refuses to turn anything into float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.float64:
+            raise TypeError("Cannot convert a tensor to float64: the device has none.")
+        return func(*args, **(kwargs or {}))
 
 
 class MethodContract:
@@ -224,6 +234,15 @@ class MethodContract:
             optimizer.step()
             values.append(float(loss.detach()))
         assert min(values[-3:]) < values[0], values
+
+    def test_a_device_without_float64_will_do(self, method, inputs, monkeypatch):
+        """As MPS is: nothing is kept there in float64, and nothing is made float64."""
+        for module in ("losses.common", "methods.crd"):
+            monkeypatch.setattr(f"kdcli.{module}.has_float64", lambda device: False)
+        method.to("cpu")
+        assert not [name for name, tensor in method.state_dict().items() if tensor.dtype == torch.float64]
+        with WithoutFloat64():
+            method.train().loss(*self._trainable(inputs)).backward()
 
     def test_a_sample_by_itself_is_taken_or_refused(self, method, inputs):
         student, teacher, *labels = inputs

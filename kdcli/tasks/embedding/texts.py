@@ -105,7 +105,7 @@ class SpaceMeter:
     def update(self, outputs: Tensor, batch: AnyBatch) -> SampleSums:
         """Add the student's embeddings (B, d)."""
         self._samples.append(batch.samples.cpu())
-        self._ours.append(F.normalize(outputs.double(), dim=1).cpu())
+        self._ours.append(F.normalize(outputs.cpu().double(), dim=1))
         self._theirs.append(F.normalize(self._task.embed(batch).double(), dim=1))
         return {}
 

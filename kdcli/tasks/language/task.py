@@ -114,9 +114,10 @@ class TokenMeter:
             losses, guesses = chunked_cross_entropy(outputs, targets), chunked_argmax(outputs)
         else:
             losses, guesses = F.cross_entropy(outputs.float(), targets, reduction="none"), outputs.argmax(dim=1)
-        values = torch.stack([losses.double(), (guesses == targets).double(), torch.ones_like(losses).double()], dim=1)
+        hits = (guesses == targets).cpu().double()
+        values = torch.stack([losses.cpu().double(), hits, torch.ones_like(hits)], dim=1)
         sizes = batch.predicted.sum(dim=1).tolist()
-        pieces = torch.stack([part.sum(dim=0) for part in values.cpu().split(sizes)])
+        pieces = torch.stack([part.sum(dim=0) for part in values.split(sizes)])
         self._totals += pieces.sum(dim=0)
         loss, hits, count = pieces.T
         sums = {"log_likelihood": (-loss, count), "perplexity": (loss, count), "accuracy": (hits, count)}

@@ -148,7 +148,7 @@ class WordMeter:
         assert isinstance(batch, WordBatch)
         logits = outputs.float()
         loss = F.cross_entropy(logits, batch.targets, ignore_index=UNLABELLED, reduction="sum")
-        self._totals += torch.stack([loss.double(), (batch.targets != UNLABELLED).sum().double()]).cpu()
+        self._totals += torch.stack([loss.cpu().double(), (batch.targets != UNLABELLED).sum().cpu().double()])
         self._metrics.update(logits, batch.targets)
         guesses = logits.argmax(dim=1)
         sums = {"accuracy": _hits_of_texts(guesses, batch)}
@@ -204,7 +204,7 @@ def count_entities(guesses: Tensor, batch: WordBatch, class_names: Sequence[str]
 def _hits_of_texts(guesses: Tensor, batch: WordBatch) -> Tensor:
     """Return how many labelled words of each text are right, and how many there are: float64 (B, 2)."""
     labelled = batch.targets != UNLABELLED
-    words = torch.stack([(guesses == batch.targets) & labelled, labelled], dim=1).double().cpu()
+    words = torch.stack([(guesses == batch.targets) & labelled, labelled], dim=1).cpu().double()
     return torch.stack([part.sum(dim=0) for part in words.split([len(words) for words in batch.words])])
 
 
