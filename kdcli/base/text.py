@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import reprlib
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from kdcli.base.errors import UserError
 
+DASH = "-"
+"""In a table, for what there is not."""
 _SECRET_VARIABLE = re.compile(r"(HF|HUGGING_?FACE|WANDB|MLFLOW|TRACKIO)\w*(TOKEN|KEY|PASSWORD|SECRET)")
 _SHORTEST_SECRET = 8
 """Shorter values of such a variable are no secrets, and would be found in the middle of words."""
@@ -54,6 +57,15 @@ def redact_all(value: Any) -> Any:
 def printable(text: str) -> str:
     r"""Return ``text`` with control characters and half characters as ``\x1b``; tabs and line breaks stay."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def without_dashes(
+    columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """Return a table without rows and columns that have nothing but dashes; its first column has the rows' names."""
+    rows = [row for row in rows if {*row[1:]} != {DASH}]
+    kept = [number for number in range(len(columns)) if not number or {row[number] for row in rows} != {DASH}]
+    return [columns[number] for number in kept], [[row[number] for number in kept] for row in rows]
 
 
 def short_repr(value: Any) -> str:

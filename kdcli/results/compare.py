@@ -24,7 +24,6 @@ from kdcli.training.provenance import changes_since, read_record
 _NOT_METRICS = ("event", "epoch", "step", "best")
 _ORDER = ("episodes", "validation", "test", "teacher", "embedding", "best", "steps", "seconds")
 """First words of the metrics' names, in the order of the table."""
-DASH = "-"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.base.errors import UserError
-from kdcli.results.compare import DASH, Comparison, Difference, Group, Run, Summary
+from kdcli.base.text import DASH
+from kdcli.results.compare import Comparison, Difference, Group, Run, Summary
 from kdcli.results.methods_table import (
     axis_of,
     bars_of,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdcli.base.errors import UserError
 from kdcli.base.facts import PROBE_TOKENS
 from kdcli.base.files import clear_os_errors, replace_files
-from kdcli.base.text import human_count
+from kdcli.base.text import DASH, human_count
 from kdcli.results.pictures.confusion import plot_confusion
 from kdcli.results.pictures.samples import plot_samples
 from kdcli.runs.folder import SAMPLES
@@ -32,9 +32,6 @@ _TITLE_LENGTH = 28
 
 
 _OWN_FILES = ("evaluation.json", "confusion-*.png", SAMPLES)
-
-
-_DASH = "-"
 
 
 def output_folder(name: str, output: Path | None) -> Path | None:
@@ -107,7 +104,7 @@ def tables(evaluation: dict[str, Any], layout: Layout) -> Iterator[Table]:
     models = evaluation["models"]
 
     def row(label: str, show: Callable[[dict[str, Any]], str | None]) -> list[str]:
-        return [label, *(show(model) or _DASH for model in models.values())]
+        return [label, *(show(model) or DASH for model in models.values())]
 
     def number(key: str) -> Callable[[dict[str, Any]], str | None]:
         return lambda model: None if model[key] is None else f"{model[key]:.4f}"
@@ -141,7 +138,7 @@ def tables(evaluation: dict[str, Any], layout: Layout) -> Iterator[Table]:
             [
                 evaluation["class_names"][label],
                 str(evaluation["class_counts"][label]),
-                *(_DASH if (value := model[key][label]) is None else f"{value:.4f}" for model in scored.values()),
+                *(DASH if (value := model[key][label]) is None else f"{value:.4f}" for model in scored.values()),
             ]
             for label in order[:_SHOWN_CLASSES]
         ],

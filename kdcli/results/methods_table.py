@@ -12,8 +12,9 @@ from itertools import pairwise
 from typing import Any
 
 from kdcli.base.errors import UserError, did_you_mean
+from kdcli.base.text import DASH
 from kdcli.config.keys import written_out
-from kdcli.results.compare import DASH, Comparison, Difference, Group, Summary
+from kdcli.results.compare import Comparison, Difference, Group, Summary
 from kdcli.statistics.intervals import CONFIDENCE, confidence_interval
 from kdcli.statistics.shares import is_share
 

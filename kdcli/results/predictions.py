@@ -36,7 +36,7 @@ _WANTED = "Name a file .csv, .json or (of embeddings) .npy, or a folder."
 _SIDE, _LONGEST = 480, 960
 """Pixels that a picture is wide, and that an image has at most before it is drawn on."""
 _LISTED = "predictions.json"
-_SHOWN_NAME, _SHOWN_TEXT = 40, 60
+_SHOWN_TEXT = 60
 _MOST_NAME = 200
 """Bytes of a file's name before its end."""
 _HINT = "Free some space, or give another --output."
@@ -327,16 +327,12 @@ def table_of(predictions: Predictions, most: int | None = None) -> Table:
     for number, found in predictions.found[:most]:
         item = prediction.items[number]
         text = " | ".join(_text_of(prediction, number).values())
-        name = _end_of(item.name) if item.place else _start_of(" ".join(text.split()))
+        name = item.name if item.place else _start_of(" ".join(text.split()))
         for place in range(max(1, *(len(answer.lines) for answer in found.values()))):
             cells = [answer.lines[place] if place < len(answer.lines) else "" for answer in found.values()]
             rows.append([name if place == 0 else "", *cells])
     noun = prediction.task.row().modality
     return "Predictions", [noun, *prediction.roles], rows
-
-
-def _end_of(name: str) -> str:
-    return name if len(name) <= _SHOWN_NAME else f"…{name[1 - _SHOWN_NAME :]}"
 
 
 def _start_of(text: str) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import starmap
+from textwrap import TextWrapper
 
 from rich.console import Console
 from rich.markup import escape as escape_markup
@@ -14,12 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kdcli.base.errors import UserError
-from kdcli.base.text import printable, redact
+from kdcli.base.text import printable, redact, without_dashes
 from kdcli.plan.plan import Plan
 from kdcli.plan.summary import Line, summarise
 
 _NO_NUMBERS = ("", "-", "baseline")
 _NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*( ?[A-Za-z%µ]{1,3})?( ± [\d.]+)?( \[[^\]]*\])?( \([^)]*\))?")
+_PIPED = 100
+"""Characters of a line of wrapped text in a pipe, unless ``COLUMNS`` says more."""
 _NARROW = 8
 """Characters that a column of text has at least, if its texts have as many."""
 
@@ -51,14 +54,14 @@ def _indented(text: str) -> str:
 
 
 def show_plan(plan: Plan, *, title: str, whole: bool = False) -> None:
-    """Print what decides, in some ten lines, or every decision of a plan with its reason; in a pipe a line each."""
+    """Print what decides, in some ten lines, or every decision of a plan with its reason; in a pipe as wrapped text."""
     if not whole:
         _show_summary(summarise(plan), title)
         return
     if not console.is_terminal:
         reasons = (f"  ({each.reason})" if each.reason else "" for each in plan.decisions)
         told = zip(plan.decisions, reasons, strict=True)
-        show_lines([title, *(f"  {each.name}: {each.value}{reason}" for each, reason in told)])
+        _show_wrapped(title, (f"{each.name}: {each.value}{reason}" for each, reason in told))
         return
     table = Table(box=None, pad_edge=False, show_header=False, expand=True)
     longest = max(len(decision.name) for decision in plan.decisions)
@@ -70,9 +73,17 @@ def show_plan(plan: Plan, *, title: str, whole: bool = False) -> None:
     console.print(Panel(table, title=escape(title), title_align="left", border_style="cyan"))
 
 
+def _show_wrapped(title: str, texts: Iterable[str]) -> None:
+    """Print texts into a pipe, each from a new line on; further lines of it are indented. No word is broken."""
+    width = max(_PIPED, console.width)
+    wrapped = TextWrapper(width, initial_indent="  ", subsequent_indent="      ", break_long_words=False)
+    wrapped.break_on_hyphens = False
+    show_lines([title, *(line for text in texts for line in wrapped.wrap(text))])
+
+
 def _show_summary(lines: Sequence[Line], title: str) -> None:
     if not console.is_terminal:
-        show_lines([title, *(f"  {line.name}: {line.text}" for line in lines)])
+        _show_wrapped(title, (f"{line.name}: {line.text}" for line in lines))
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(width=max(len(line.name) for line in lines), overflow="fold")
@@ -87,9 +98,10 @@ def _show_summary(lines: Sequence[Line], title: str) -> None:
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table: columns of numbers on the right, text on the left. Long text is wrapped, nothing is cut off.
 
+    Rows and columns of dashes alone are left out.
     Where standard output is no terminal it is a table of Markdown, of whatever width.
     """
-    body = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
+    columns, body = without_dashes(columns, [[*row, *[""] * (len(columns) - len(row))] for row in rows])
     if not console.is_terminal:
         show_lines([*([title] if title else []), *_markdown(columns, body)])
         return

@@ -268,7 +268,7 @@ def test_teacher_of_other_labels_has_costs_alone(run_cli, tmp_path, random_run):
     assert teacher["size_of"] == "state dict"
     assert teacher["latency"]["median_ms"] > 0
     assert cell(outcome.stdout, "top-1 accuracy", 2) == "-"
-    assert cell(outcome.stdout, "agreement with the teacher", 1) == "-"
+    assert "agreement with the teacher" not in outcome.stdout
     assert "The teacher has no accuracy here. The teacher's weights are untrained." in outcome.stdout
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"evaluation.json", "confusion-student.png"}
 

@@ -84,7 +84,7 @@ def test_a_wide_table_comes_in_parts_with_its_first_column(shown):
     assert len(piped.splitlines()) == 4
 
 
-def test_a_plan_is_whole_on_a_terminal_and_a_line_a_decision_in_a_pipe(shown):
+def test_a_plan_is_whole_on_a_terminal_and_wrapped_in_a_pipe(shown):
     decisions = (Decision("student input", NAME, WHAT), Decision("task", "x [/] y", ""))
     plan = Plan(relation="none", label_map=None, methods=(), embedding=None, decisions=decisions)
     text = shown("show_plan", plan, title="Plan: a", whole=True, width=60)
@@ -92,4 +92,18 @@ def test_a_plan_is_whole_on_a_terminal_and_a_line_a_decision_in_a_pipe(shown):
     assert max(map(len, text.splitlines())) <= 60
     assert Counter(letters(text)) == Counter(letters(f"Plan: a student input {NAME} {WHAT} task x [/] y"))
     piped = shown("show_plan", plan, title="Plan: a", whole=True)
-    assert piped.splitlines() == ["Plan: a", f"  student input: {NAME}  ({WHAT})", "  task: x [/] y"]
+    begin, end = WHAT[:94].rpartition(" ")[0], WHAT[:94].rpartition(" ")[2] + WHAT[94:]
+    assert piped.splitlines() == [
+        "Plan: a",
+        f"  student input: {NAME}",
+        f"      ({begin}",
+        f"      {end})",
+        "  task: x [/] y",
+    ]
+    assert max(map(len, piped.splitlines())) <= 100
+
+
+def test_what_is_a_dash_everywhere_is_left_out(shown):
+    piped = shown("show_table", "", ["", "a", "b"], [["top-1", "0.5", "-"], ["agreement", "-", "-"], ["x", "1", "-"]])
+    assert piped.splitlines() == ["|       |   a |", "| ----- | --: |", "| top-1 | 0.5 |", "| x     |   1 |"]
+    assert "-" in shown("show_table", "", ["", "a"], [["top-1", "0.5"], ["x", "-"]]).splitlines()[-1]

@@ -10,6 +10,7 @@ from typing import Any
 
 from kdcli.base.errors import UserError
 from kdcli.base.result import Result, show_metric
+from kdcli.base.text import without_dashes
 from kdcli.config.run import RunConfig
 from kdcli.models.libraries import library_of
 from kdcli.projectors.spectra import rank_evolution
@@ -182,7 +183,7 @@ def _numbers(run: RunFolder, result: Result) -> Section:
         lines.append(
             "Differences with 95 % intervals by bootstrap over the samples; the spread between seeds is not in them."
         )
-    return Section("What it reached", lines=lines, table=Table(columns, rows) if rows else None)
+    return Section("What it reached", lines=lines, table=Table(*without_dashes(columns, rows)) if rows else None)
 
 
 def _decisions(plan: Mapping[str, Any]) -> Section:
