@@ -28,7 +28,9 @@ def lr_range(
     ],
     low: Annotated[float, typer.Option(help="The first learning rate.")] = 1e-6,
     high: Annotated[float, typer.Option(help="The last learning rate.")] = 1.0,
-    steps: Annotated[int, typer.Option(min=20, max=100_000, help="Batches to train on.")] = 100,
+    steps: Annotated[
+        int, typer.Option(min=20, max=100_000, help="Steps of the optimiser, of train.accumulation batches each.")
+    ] = 100,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -47,8 +49,9 @@ def lr_range(
     """Train a recipe for a few steps at growing learning rates, and suggest one (learning-rate range test).
 
     The job is the recipe's own: teacher, losses, augmentation, optimiser, batch size. No run is written, and validation
-    and test data play no part. The suggestion is the rate where the running mean of the loss falls steepest over the
-    logarithm of the rate, before its lowest point. It is a place to start from; kdcli tune compares rates by results.
+    and test data play no part. The first fifth of the steps says nothing: a new student's loss falls at any rate. After
+    it, the suggestion is the rate where the running mean of the loss falls steepest over the logarithm of the rate,
+    before its lowest point. It is a place to start from; kdcli tune compares rates by results.
 
     Examples:
 
@@ -82,9 +85,10 @@ def lr_range(
     told = f"The loss is lowest at {found.least:.2g}."
     if found.diverged:
         told += f" It diverged at {found.rates[-1]:.2g}, and the test ended there."
-    suggested = (
-        "It never fell: try other bounds (--low, --high) or more --steps."
-        if found.suggestion is None
-        else f"Suggested, where it falls steepest: --set optim.lr={found.suggestion:.2g}"
-    )
-    show_lines([told, suggested, *([] if written is None else [f"Wrote {written}"])])
+    if found.suggestion is not None:
+        of = f", for steps of {found.accumulation} batches" if found.accumulation > 1 else ""
+        suggested = [f"Suggested, where it falls steepest{of}: --set optim.lr={found.suggestion:.2g}"]
+    else:
+        suggested = [] if found.warnings else ["It never fell: try other bounds (--low, --high) or more --steps."]
+    warned = (f"Warning: {sentence}" for sentence in found.warnings)
+    show_lines([told, *suggested, *warned, *([] if written is None else [f"Wrote {written}"])])

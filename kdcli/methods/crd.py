@@ -136,7 +136,7 @@ class Contrast(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Contrast:
         if not has_float64(fn(torch.zeros(())).device):
             self.partitions = self.partitions.float()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         return self
 
     def draw(self, rows: Tensor) -> Tensor:

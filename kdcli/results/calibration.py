@@ -21,11 +21,14 @@ from kdcli.results.candidates import load_candidate
 from kdcli.results.evaluate import predict_batch
 from kdcli.results.samples import choose_split, data_config, loader_of, open_run, open_samples, task_of
 from kdcli.runs.folder import RunFolder
+from kdcli.statistics.intervals import confidence_interval
 from kdcli.tasks import build_task
 from kdcli.tasks.classification.report import ClassificationMeters
 
 FILE = "calibration.json"
 _BOUNDS = (0.05, 20.0)
+_PARTS = 5
+"""Of the validation samples; each is measured with a temperature that the others fit."""
 _TOLERANCE = 1e-4
 """Of logits that are divided, relative to their largest magnitude."""
 
@@ -34,13 +37,18 @@ class Calibration(Saved):
     """What ``calibration.json`` of a run holds.
 
     Attributes:
-        temperature: T; calibrated probabilities are ``softmax(logits / T)``.
+        temperature: T; calibrated probabilities are ``softmax(logits / T)``. It is 1 where the gain is within noise.
+        fitted: the temperature of the least mean cross-entropy on validation; None in files of earlier versions.
+        gain: of the mean cross-entropy by a temperature that other validation samples fitted, with the ends of its 95 %
+            interval; None where there are too few samples for one.
         student: SHA-256 of the weights that it is of.
         splits: by split ``samples`` and, ``before`` and ``after``, ``nll`` (mean cross-entropy in nats) and ``ece``
             (expected calibration error, 15 bins of equal width).
     """
 
     temperature: float
+    fitted: float | None = None
+    gain: tuple[float, float, float] | None = None
     student: str
     splits: dict[str, dict[str, Any]]
 
@@ -65,6 +73,39 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
         options={"xatol": 1e-6},
     )
     return math.exp(float(found.x))
+
+
+def gain_of_temperature(logits: Tensor, targets: Tensor) -> tuple[float, float, float] | None:
+    """Return by how much a fitted temperature lowers the mean cross-entropy, and the ends of the 95 % t-interval.
+
+    Each of five parts of the samples is measured with the temperature that the other four fit: on the samples that it
+    was fitted on, any temperature has a gain. The interval is that of the paired differences, one a sample; which part
+    a sample is in is drawn with a fixed seed.
+
+    Args:
+        logits: (N, C).
+        targets: class indices int64 (N,).
+
+    Returns:
+        Mean, low and high in nats; None of fewer than two samples a part.
+    """
+    if len(targets) < 2 * _PARTS:
+        return None
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+    own, gains = logits.double(), torch.zeros(len(targets), dtype=torch.float64)
+    for part in range(_PARTS):
+        held = order[part::_PARTS]
+        others = torch.ones(len(targets), dtype=torch.bool)
+        others[held] = False
+        temperature = fit_temperature(logits[others], targets[others])
+        before, after = (
+            F.cross_entropy(values, targets[held], reduction="none") for values in (own[held], own[held] / temperature)
+        )
+        gains[held] = before - after
+    low, high = confidence_interval(gains.tolist())
+    assert low is not None
+    assert high is not None
+    return float(gains.mean()), low, high
 
 
 def calibrate(name: str, *, device: str, batch_size: int, force: bool = False) -> tuple[Calibration, list[str]]:
@@ -122,8 +163,11 @@ def calibrate(name: str, *, device: str, batch_size: int, force: bool = False) -
         if lost:
             notes.append(f"{lost} samples of the {split} split can't be read and are left out.")
         found[split] = torch.cat(logits), torch.cat(targets)
-    temperature = fit_temperature(*found["validation"])
-    if not _BOUNDS[0] * 1.01 < temperature < _BOUNDS[1] / 1.01:
+    fitted, gain = fit_temperature(*found["validation"]), gain_of_temperature(*found["validation"])
+    temperature = 1.0 if gain is None or gain[1] <= 0 else fitted
+    if temperature != fitted:
+        notes.append(_kept(fitted, gain, len(found["validation"][1])))
+    elif not _BOUNDS[0] * 1.01 < temperature < _BOUNDS[1] / 1.01:
         notes.append(
             f"The temperature is at its bound: of {len(found['validation'][1])} validation samples nearly all, or none,"
             " are right."
@@ -136,9 +180,20 @@ def calibrate(name: str, *, device: str, batch_size: int, force: bool = False) -
         }
         for split, (logits, targets) in found.items()
     }
-    result = Calibration(temperature=temperature, student=_digest_of(run), splits=splits)
+    result = Calibration(temperature=temperature, fitted=fitted, gain=gain, student=_digest_of(run), splits=splits)
     run.write_text(FILE, json.dumps(result.to_json(), indent=2) + "\n")
     return result, notes
+
+
+def _kept(fitted: float, gain: tuple[float, float, float] | None, samples: int) -> str:
+    """Return why the temperature stays 1."""
+    if gain is None:
+        return f"The temperature stays 1: {samples} validation samples are too few to fit one ({2 * _PARTS} at least)."
+    return (
+        f"The temperature stays 1: a fitted one ({fitted:.3g}) changes the mean cross-entropy of validation samples"
+        f" that it was not fitted on by {-gain[0]:+.4f}, with a 95 % interval from {-gain[2]:+.4f} to {-gain[1]:+.4f}."
+        f" That is within noise on {samples} samples, or no gain; more validation samples tell more."
+    )
 
 
 def read_calibration(run: RunFolder) -> Calibration | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import Any
 
 from kdcli.base.errors import UserError
@@ -10,18 +11,30 @@ from kdcli.base.result import EpisodesResult, Mean, Result, show_metric
 from kdcli.base.text import printable
 from kdcli.config.run import RunConfig
 from kdcli.models.libraries import LIBRARIES, library_of
+from kdcli.models.library import Library
 from kdcli.results.front_matter import with_front_matter
+from kdcli.results.graph_code import Codes, codes_of
 from kdcli.runs.folder import SAMPLES, RunFolder
 from kdcli.training.provenance import read_forced
 
 
-def model_card(run: RunFolder, result: Result | None, *, pictures: bool = False) -> str:
+def model_card(
+    run: RunFolder,
+    result: Result | None,
+    *,
+    pictures: bool = False,
+    graphs: Codes = MappingProxyType({}),
+    before: bytes = b"",
+) -> str:
     """Return the card in Markdown: how the student came about, what it reaches, how to load it.
 
     Args:
         run: its folder.
         result: what it came to; None while it is not finished.
         pictures: show the run's samples, where there are any: the card lies beside them.
+        graphs: how the graphs that it lies beside are run; where there are none it lies beside the student in its
+            library's own format.
+        before: the card that it takes the place of: what that says of other formats of this student stays.
     """
     config, plan = run.read_config(), run.read_plan()
     library = library_of(run.student)
@@ -55,6 +68,8 @@ def model_card(run: RunFolder, result: Result | None, *, pictures: bool = False)
         *_forced_rows(run),
     ]
     table = "\n".join(f"| {key} | {_inline(value)} |" for key, value in rows)
+    own = graphs or {"": library.snippet(run.student, config.task_facts)}
+    codes = {**codes_of(before, library.name, (table, _made_by(plan))), **own}
     body = f"""# {_inline(name)}, distilled with kdcli
 
 | | |
@@ -63,13 +78,12 @@ def model_card(run: RunFolder, result: Result | None, *, pictures: bool = False)
 
 ## Load it
 
-```python
-{library.snippet(run.student, config.task_facts)}
-```
+{_codes(codes, library)}
 
 {_samples(run) if pictures else ""}{_made_by(plan)}"""
     metrics = {split: _kept_metrics(run, split) for split in ("validation", "test")}
-    return with_front_matter(body, name=name, config=config, library=library, metrics=metrics)
+    loads = library if "" in codes else None
+    return with_front_matter(body, name=name, config=config, library=loads, metrics=metrics)
 
 
 def episodes_card(run: RunFolder, result: EpisodesResult, *, arms: dict[str, str]) -> str:
@@ -115,6 +129,15 @@ def _title(name: str) -> str:
     prefix, _, rest = name.partition(":")
     is_network = any(library.prefix == prefix and not library.is_of_hub for library in LIBRARIES)
     return rest if is_network and not rest.startswith((".", "/", "~")) else name.rpartition("/")[2]
+
+
+def _codes(codes: Codes, library: Library) -> str:
+    """Return every format's code, the library's own first, with titles where there is more than that."""
+    parts = []
+    for title in sorted(codes):
+        name = title or (library.name if len(codes) > 1 else "")
+        parts.append((f"With {name}:\n\n" if name else "") + f"```python\n{codes[title]}\n```")
+    return "\n\n".join(parts)
 
 
 def _samples(run: RunFolder) -> str:

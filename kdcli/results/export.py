@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kdcli.base.errors import UserError
@@ -18,6 +19,7 @@ from kdcli.models.reloaded import Reloaded
 from kdcli.projectors.maps import Projector, restore_projector
 from kdcli.results.calibration import fold_temperature, read_calibration
 from kdcli.results.card import model_card
+from kdcli.results.graph_code import Codes
 from kdcli.runs.cards import CARD, card_content, is_kept_card, keep_edited_card
 from kdcli.runs.folder import RunFolder
 
@@ -60,16 +62,23 @@ def export_safetensors(run: RunFolder, output: Path) -> Exported:
     def save(folder: Path) -> None:
         library.export(student, folder, projector=projector)
         differences.extend(map(compare_outputs, library.reload(student, folder, projector=projector)))
-        (folder / CARD).write_bytes(card_content(model_card(run, run.read_result())))
+        write_card(run, folder, output)
 
     notes = calibrated + write_export(output, save, library)
     return Exported(max(differences), notes)
 
 
+def write_card(run: RunFolder, folder: Path, output: Path, *, graphs: Codes = MappingProxyType({})) -> None:
+    """Write the model card of an export into ``folder``; ``output``, where it goes, may have other formats already."""
+    before = output / CARD
+    card = model_card(run, run.read_result(), graphs=graphs, before=before.read_bytes() if before.is_file() else b"")
+    (folder / CARD).write_bytes(card_content(card))
+
+
 def final_student(run: RunFolder) -> tuple[Model, list[str]]:
     """Return the run's student, its temperature folded into its last layer where it has one, and a note on that."""
     student, found = load_saved(run.student), read_calibration(run)
-    if found is None:
+    if found is None or found.temperature == 1:
         return student, []
     fold_temperature(student, found.temperature)
     return student, [f"Calibrated: the last layer is divided by the temperature {found.temperature:.4g}."]

@@ -18,7 +18,7 @@ _NO_METRICS = ("loss", UNREADABLE)
 
 
 def with_front_matter(
-    body: str, *, name: str, config: RunConfig, library: Library, metrics: Mapping[str, Mapping[str, Any]]
+    body: str, *, name: str, config: RunConfig, library: Library | None, metrics: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """Return a model card in Markdown: what the hub reads, then ``body``.
 
@@ -27,7 +27,7 @@ def with_front_matter(
         name: of the model, on the hub's leaderboards.
         config: of the run. Teacher and student whose weights are from the hub are its base models; the licence is that
             of the student's weights.
-        library: of the student.
+        library: that loads the files; None where they are graphs.
         metrics: of the kept student by split.
     """
     student = source_on_hub(config.student.name) if config.student.pretrained else None
@@ -37,7 +37,7 @@ def with_front_matter(
     of_hub = rest.partition("@")[0] if prefix == "hf" else None
     dataset = of_hub or config.data.name.rstrip("/").rpartition("/")[2]
     data = ModelCardData(
-        library_name=library.hub_name or library.name,
+        library_name=None if library is None else library.hub_name or library.name,
         pipeline_tag=config.task_facts.pipeline_tag,
         license=student.licence if student is not None else None,
         base_model=list(dict.fromkeys(sources)) or None,

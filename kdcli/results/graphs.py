@@ -25,9 +25,8 @@ from kdcli.models.base import Model
 from kdcli.models.detections import BOXES
 from kdcli.models.libraries import library_called
 from kdcli.models.reloaded import Reloaded
-from kdcli.results.card import model_card
-from kdcli.results.export import Exported, compare_outputs, final_student, write_export
-from kdcli.runs.cards import CARD, card_content
+from kdcli.results.export import Exported, compare_outputs, final_student, write_card, write_export
+from kdcli.results.graph_code import graph_code
 from kdcli.runs.folder import RunFolder
 
 Inputs = Mapping[str, Tensor]
@@ -236,9 +235,17 @@ def export_graph(
             pair = Reloaded(form.title, graph.output, runner(inputs), graph.expected(inputs))
             differences.append(compare_outputs(pair))
         _write_preprocessing(graph, folder)
-        (folder / CARD).write_bytes(card_content(model_card(run, run.read_result())))
         if complete is not None:
             told.extend(complete(graph, folder))
+        code = graph_code(
+            graph.student,
+            form.name,
+            inputs=graph.inputs,
+            output=graph.output,
+            pairs=graph.has_pairs,
+            int8=complete is not None,
+        )
+        write_card(run, folder, output, graphs={form.title: code})
 
     notes = write_export(output, save, library_called(graph.student.facts.library))
     return Exported(max(differences), [*graph.notes, *told, *notes])

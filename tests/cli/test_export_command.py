@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,7 +168,29 @@ def test_a_card_that_was_edited_is_kept_beside_the_new_one(run_cli, tmp_path, sa
     assert len(list((tmp_path / "out").glob("README*"))) == 2
 
 
-def test_onnx_for_any_batch_size(run_cli, tmp_path, run):
+def run_card(folder: Path, title: str, photo: Path | str) -> dict[str, Any]:
+    """Run what a model card says to run a graph with; return its variables."""
+    card = (folder / "README.md").read_text()
+    (code,) = re.findall(rf"^With {title}:\n\n```python\n(.*?)\n```$", card, re.M | re.S)
+    code = code.replace("PATH", str(folder)).replace('"photo.jpg"', repr(str(photo))).replace('"A text."', repr(photo))
+    variables: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(code, variables)
+    return variables
+
+
+def check_card(folder: Path, title: str, run_cli, run: Path, photos: Path) -> None:
+    """Compare a card's code with ``kdcli predict``, on a photo."""
+    photo = sorted(photos.rglob("*.*"))[30]
+    (expected,) = probabilities(run_cli("predict", run, photo, "--top", "3", "--json", "--device", "cpu"))
+    found = run_card(folder, title, photo)
+    # transformers' images are resized by torchvision, whose rounding is another
+    limit = 1e-5 if run.name.startswith("same") else 0.02
+    assert dict(zip(found["labels"], found["probabilities"], strict=True)) == pytest.approx(expected, abs=limit)
+    assert "library_name" not in (folder / "README.md").read_text()
+
+
+def test_onnx_for_any_batch_size(run_cli, tmp_path, run, photos):
     outcome = run_cli("export", run, "--format", "onnx", "--output", "deploy")
     assert outcome.exit_code == 0, outcome.stderr
     import onnxruntime
@@ -182,6 +208,17 @@ def test_onnx_for_any_batch_size(run_cli, tmp_path, run):
         assert logits.shape == (batch, 3)
         expected = reference["logits"].numpy()
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    check_card(tmp_path / "deploy", "ONNX", run_cli, run, photos)
+
+
+def test_onnx_of_texts_runs_as_its_card_says(run_cli, tmp_path, classified_run):
+    assert run_cli("export", classified_run, "--format", "onnx", "--output", "out").exit_code == 0
+    text = "a good film that I liked"
+    (expected,) = probabilities(
+        run_cli("predict", classified_run, "--text", text, "--top", "9", "--json", "--device", "cpu")
+    )
+    found = run_card(tmp_path / "out", "ONNX", text)
+    assert dict(zip(found["labels"], found["probabilities"], strict=True)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_onnx_and_safetensors_in_one_folder(run_cli, tmp_path, same_run):
@@ -189,6 +226,12 @@ def test_onnx_and_safetensors_in_one_folder(run_cli, tmp_path, same_run):
         outcome = run_cli("export", same_run, "--format", format_, "--output", "both")
         assert outcome.exit_code == 0, outcome.stderr
     assert {"model.onnx", "model.safetensors"} <= {file.name for file in (tmp_path / "both").iterdir()}
+    card = (tmp_path / "both" / "README.md").read_text()
+    loads = card.partition("## Load it")[2]
+    assert loads.index("With timm:") < loads.index("local-dir:PATH") < loads.index("With ONNX:")
+    assert "library_name: timm" in card
+    assert run_cli("export", same_run, "--output", "both").exit_code == 0
+    assert (tmp_path / "both" / "README.md").read_text() == card
 
 
 def test_model_card(run_cli, tmp_path, same_run):
@@ -320,7 +363,7 @@ def test_onnx_without_the_extra(run_cli, tmp_path, same_run, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_of_torch_for_any_batch_size(run_cli, tmp_path, run):
+def test_a_program_of_torch_for_any_batch_size(run_cli, tmp_path, run, photos):
     outcome = run_cli("export", run, "--format", "torch-export", "--output", "deploy")
     assert outcome.exit_code == 0, outcome.stderr
     assert {file.name for file in (tmp_path / "deploy").iterdir()} == {"model.pt2", "preprocessing.json", "README.md"}
@@ -328,6 +371,7 @@ def test_a_program_of_torch_for_any_batch_size(run_cli, tmp_path, run):
     for batch in (1, 5):
         reference = reference_of(run, batch)
         torch.testing.assert_close(program(reference["images"]), reference["logits"], rtol=0, atol=1e-5)
+    check_card(tmp_path / "deploy", "torch.export", run_cli, run, photos)
 
 
 @pytest.mark.parametrize("package", ["openvino", "executorch"])
@@ -340,13 +384,15 @@ def test_formats_without_their_package(run_cli, tmp_path, same_run, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("package", "files"), [("openvino", {"model.xml", "model.bin"}), ("executorch", {"model.pte"})]
+    ("package", "title", "files"),
+    [("openvino", "OpenVINO", {"model.xml", "model.bin"}), ("executorch", "ExecuTorch", {"model.pte"})],
 )
-def test_formats_whose_package_is_there(run_cli, tmp_path, same_run, package, files):
+def test_formats_whose_package_is_there(run_cli, tmp_path, same_run, photos, package, title, files):
     pytest.importorskip(package)
     outcome = run_cli("export", same_run, "--format", package, "--output", "out")
     assert outcome.exit_code == 0, outcome.stderr
     assert {file.name for file in (tmp_path / "out").iterdir()} == files | {"preprocessing.json", "README.md"}
+    check_card(tmp_path / "out", title, run_cli, same_run, photos)
 
 
 def test_whole_numbers_beside_floats_are_measured_on_validation(run_cli, tmp_path, same_run):
@@ -370,6 +416,7 @@ def test_whole_numbers_beside_floats_are_measured_on_validation(run_cli, tmp_pat
     reference = reference_of(same_run, 3)
     (logits,) = session.run(["logits"], {"images": reference["images"].numpy()})
     error = np.abs(logits - reference["logits"].numpy()).max() / np.abs(reference["logits"].numpy()).max()
+    assert "PATH/model.int8.onnx" in (tmp_path / "deploy" / "README.md").read_text()
     assert 0 < error < 1  # whole numbers; noise goes beyond what the training images set the ranges to
     losses = {name: model["metrics"]["loss"] for name, model in told["models"].items()}
     assert 0 < abs(losses["int8"] - losses["float32"]) < 0.2 * losses["float32"]
