@@ -48,7 +48,8 @@ def graph_code(student: Model, form: str, *, inputs: Sequence[str], output: str,
         int8: whether there is a graph in whole numbers beside it.
     """
     facts, told = student.facts, _told(student, output)
-    if isinstance(facts.preprocessing, Preprocessing):
+    if TASKS[facts.task].reads_images:
+        assert isinstance(facts.preprocessing, Preprocessing)
         given = f'{{"images": {_IMAGES}}}'
         before = _read_images(facts.preprocessing)
         others = ["import numpy as np", *_IMPORTS[form], "from PIL import Image, ImageOps"]
