@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcli import losses, projectors
-    from kdcli.api import Network, Run, compare, distill, evaluate, export, load, predict, probe
+    from kdcli.api import (
+        Network,
+        Run,
+        analyze_projector,
+        calibrate,
+        compare,
+        distill,
+        evaluate,
+        export,
+        load,
+        predict,
+        probe,
+        report,
+    )
     from kdcli.base.errors import UserError
 
 __version__ = "0.1.0"
@@ -26,6 +39,8 @@ __all__ = [
     "Network",
     "Run",
     "UserError",
+    "analyze_projector",
+    "calibrate",
     "compare",
     "distill",
     "evaluate",
@@ -36,6 +51,7 @@ __all__ = [
     "predict",
     "probe",
     "projectors",
+    "report",
 ]
 
 _MODULES = ("losses", "projectors")

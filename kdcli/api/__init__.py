@@ -145,6 +145,8 @@ def evaluate(
     batch_size: int = 64,
     device: str = "auto",
     weights: str | Path | None = None,
+    data_root: str | Path | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Measure a run's student or a model by name, its teacher and others beside it; return what evaluation.json has.
 
@@ -160,6 +162,8 @@ def evaluate(
         batch_size: samples of a batch.
         device: ``auto`` is the first GPU, else the CPU.
         weights: a checkpoint file for a model by name.
+        data_root: where torchvision's data lie.
+        force: go on although data, teacher or files of a run have changed.
 
     Raises:
         UserError: for a name, split or device that isn't there, or labels that don't fit.
@@ -171,7 +175,7 @@ def evaluate(
         against=[_name(other) for other in against],
         with_teacher=teacher,
         data=None if data is None else str(data),
-        data_root=None,
+        data_root=None if data_root is None else Path(data_root),
         classes=classes,
         settings=settings,
         split=split,
@@ -179,6 +183,7 @@ def evaluate(
         batch_size=batch_size,
         task=task,
         weights=None if weights is None else str(weights),
+        force=force,
     ).evaluation
 
 
@@ -209,6 +214,7 @@ def probe(
     features: str = "pooled",
     seed: int = 0,
     device: str = "auto",
+    data_root: str | Path | None = None,
 ) -> dict[str, Any]:
     """Rank teachers by what their features, frozen, know of your classes; return what ``--json`` prints.
 
@@ -221,6 +227,7 @@ def probe(
         features: ``pooled`` or ``embedding``.
         seed: of sample and folds.
         device: ``auto`` is the first GPU, else the CPU.
+        data_root: where torchvision's data lie.
 
     Raises:
         UserError: a teacher or the data can't be had, or don't fit.
@@ -232,7 +239,7 @@ def probe(
         [_name(teacher) for teacher in several],
         task=task,
         data=str(data),
-        data_root=None,
+        data_root=None if data_root is None else Path(data_root),
         samples=samples,
         classes=classes,
         tap=features,
@@ -248,6 +255,10 @@ def export(
     *,
     format: str = "safetensors",
     quantize: str | None = None,
+    calibration_samples: int = 128,
+    push_to: str | None = None,
+    public: bool = False,
+    force: bool = False,
 ) -> Path:
     """Write the best student for use without kdcli, load it back and compare; return the folder.
 
@@ -256,17 +267,87 @@ def export(
         output: where to write; ``RUN/export`` by default.
         format: ``safetensors``, the library's own, ``onnx``, ``torch-export``, ``openvino`` or ``executorch``.
         quantize: ``int8`` for a quantised graph beside ``onnx``, measured on the run's validation samples.
+        calibration_samples: training samples that set the ranges of a quantised graph.
+        push_to: ``hf:ORG/NAME``: then upload the folder to the Hugging Face hub, privately.
+        public: with ``push_to``: everybody may see it.
+        force: go on although files of the run have changed; the model card then says so.
 
     Raises:
-        UserError: there is no such run or format, or the export gives something else.
+        UserError: there is no such run or format, the export gives something else, or the hub can't be had.
     """
     from kdcli.results.formats import export_run
+    from kdcli.results.push import push, target_of
     from kdcli.runs.folder import RunFolder
 
-    opened = RunFolder.open(Path(run))
+    opened = RunFolder.open(Path(run), force=force)
     target = opened.path / "export" if output is None else Path(output)
-    export_run(opened, target, form=format, quantize=quantize)
+    repo = target_of(push_to, public=public)
+    export_run(opened, target, form=format, quantize=quantize, calibration=calibration_samples)
+    if repo is not None:
+        push(target, repo, public=public)
     return target
+
+
+def calibrate(
+    run: str | Path | Run, *, batch_size: int = 64, device: str = "auto", force: bool = False
+) -> dict[str, Any]:
+    """Fit the temperature of a student's probabilities on its validation split; return what ``--json`` prints.
+
+    It is stored in the run, and read by :func:`predict` and :func:`export`.
+
+    Args:
+        run: a finished run with classes.
+        batch_size: samples of a batch.
+        device: ``auto`` is the first GPU, else the CPU.
+        force: go on although files of the run have changed.
+
+    Raises:
+        UserError: it is no run of classes.
+    """
+    from kdcli.results.calibration import calibrate as fit
+
+    found, notes = fit(_name(run), device=device, batch_size=batch_size, force=force)
+    return found.to_json() | {"notes": notes}
+
+
+def analyze_projector(
+    run: str | Path | Run, *, split: str = "validation", device: str = "auto", force: bool = False
+) -> dict[str, Any]:
+    """Show which directions of the features a run's projectors kept; return what ``analysis.json`` has.
+
+    Args:
+        run: a finished run with a projector; pictures and ``analysis.json`` go into its folder ``analysis``.
+        split: ``validation`` or ``test``.
+        device: ``auto`` is the first GPU, else the CPU.
+        force: go on although data, teacher or files of the run have changed.
+
+    Raises:
+        UserError: there is no such run, or it has no projector that is a matrix.
+    """
+    from kdcli.results.analyze import analyze_run, choose_projectors
+    from kdcli.runs.folder import RunFolder
+
+    (chosen,), _ = choose_projectors([RunFolder.open(Path(run), force=force)], output=None)
+    return analyze_run(chosen, split=split, device=device)[0]
+
+
+def report(
+    runs: str | Path | Run | Sequence[str | Path | Run], output: str | Path | None = None, *, force: bool = False
+) -> Path:
+    """Write a run, or several side by side, as one page of HTML that needs no other file; return the page.
+
+    Args:
+        runs: one or several, or folders of sweeps.
+        output: the file; ``RUN/report.html`` of one run by default.
+        force: go on although files or data of the runs have changed.
+
+    Raises:
+        UserError: a folder is no run, or several have no ``output``.
+    """
+    from kdcli.results.report.runs import report_on
+
+    several = [runs] if isinstance(runs, (str, Path, Run)) else runs
+    return report_on([Path(run) for run in several], None if output is None else Path(output), force=force)
 
 
 def predict(
@@ -282,6 +363,10 @@ def predict(
     output: str | Path | None = None,
     batch_size: int = 64,
     device: str = "auto",
+    weights: str | Path | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Ask a model about images or texts of your own, prepared as in evaluation; return what ``--json`` prints.
 
@@ -297,6 +382,10 @@ def predict(
         output: a file or folder that is also written.
         batch_size: samples of a batch.
         device: ``auto`` is the first GPU, else the CPU.
+        weights: a checkpoint file for a model by name.
+        text_column: of tables, the column of the texts.
+        text_pair_column: of tables, that of the second texts of pairs.
+        force: go on although files of the run have changed.
 
     Raises:
         UserError: there is no such model or input, or nothing can be read.
@@ -314,9 +403,13 @@ def predict(
         against=[_name(other) for other in against],
         with_teacher=teacher,
         task=task,
+        weights=None if weights is None else str(weights),
+        text_column=text_column,
+        text_pair_column=text_pair_column,
         choice=Choice(top, score),
         device=device,
         batch_size=batch_size,
+        force=force,
     )
     return content_of(ask(question, None if output is None else Path(output)))
 

@@ -35,6 +35,11 @@ def breaks_off(text: str) -> bool:
     return text.startswith(_FIRST.decode()) and not any(line.startswith(_LAST.decode()) for line in text.splitlines())
 
 
+def is_of_a_run(text: str) -> bool:
+    """Whether a text begins as :func:`signed` writes it: it is a file of a run."""
+    return text.startswith(_FIRST.decode())
+
+
 def signed_card(text: bytes) -> bytes:
     """Return a card in Markdown with a comment at its end, by which :func:`is_signed_card` knows it again."""
     return text + _CARD_END + hashlib.sha256(text).hexdigest().encode() + b" -->\n"

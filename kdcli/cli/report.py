@@ -7,20 +7,20 @@ from typing import Annotated
 
 import typer
 
-from kdcli.base.errors import UserError
 from kdcli.cli import complete
+from kdcli.cli.newest import newest_or
 
 
 def report(
     runs: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Run folders, or folders of sweeps.",
+            help="Run folders, or folders of sweeps. Default: the newest finished run under runs/.",
             show_default=False,
             autocompletion=complete.runs,
         ),
-    ],
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -47,27 +47,7 @@ def report(
 
         kdcli report runs/sweeps/mine --output mine.html
     """
-    from kdcli.base.text import check_argument
-    from kdcli.results.compare import compare_runs, find_runs, read_runs
-    from kdcli.results.report.page import write_page
-    from kdcli.results.report.runs import REPORT, page_of, page_of_several
-    from kdcli.runs.folder import RunFolder
+    from kdcli.results.report.runs import report_on
     from kdcli.terminal.console import show_lines
 
-    found = find_runs(runs)
-    is_one = len(found) == 1
-    if not is_one and output is None:
-        raise UserError(
-            "A page of several runs is in none of their folders.", "Say where to write it: --output FILE.html"
-        )
-    if is_one:
-        run = RunFolder.started(found[0], force=force)
-        page, target = page_of(run), output or run.path / REPORT
-    else:
-        assert output is not None
-        page, target = page_of_several(compare_runs(read_runs(found, force=force))), output
-    check_argument("--output", target)
-    if target.is_dir():
-        raise UserError(f"--output {target} is a folder.", f"Give a file: {target / REPORT}")
-    write_page(page, target)
-    show_lines([f"Wrote {target}"])
+    show_lines([f"Wrote {report_on(runs or [newest_or(None)], output, force=force)}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -81,11 +82,9 @@ def export(
     target = output or run / "export"
     check_argument("--output", target)
     from kdcli.results.formats import export_run
-    from kdcli.results.push import check_target, push
+    from kdcli.results.push import push, target_of
 
-    if public and push_to is None:
-        raise UserError("--public is for --push-to, and nothing is uploaded.", "Add --push-to hf:ORG/NAME.")
-    repo = None if push_to is None else check_target(push_to)
+    repo = target_of(push_to, public=public)
     done, quantizer = export_run(opened, target, form=format_, quantize=quantize, calibration=calibrate)
     show_lines(f"Warning: {sentence}" for sentence in opened.forced)
     if quantizer is not None:
@@ -129,6 +128,7 @@ def analyze_projector(
             help="Analyse even if data, teacher or files of the run have changed. analysis.json then says so.",
         ),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Show which directions of the features the projector kept, which it dropped, and when.
 
@@ -146,7 +146,7 @@ def analyze_projector(
     """
     from kdcli.results.compare import find_runs
     from kdcli.runs.folder import RunFolder
-    from kdcli.terminal.console import console, show_lines, show_table, show_wide_table
+    from kdcli.terminal.console import errors, show_lines, show_table, show_wide_table
 
     opened = [RunFolder.open(run, force=force) for run in find_runs(runs or [newest_or(None)])]
     from kdcli.results.analyze import analyze_run, choose_projectors, compare_projectors, tables
@@ -154,13 +154,19 @@ def analyze_projector(
 
     chosen, left_out = choose_projectors(opened, output=output)
     analyses, files = [], []
-    with console.status("Analysing") as status:
+    with errors.status("Analysing") as status:
         for number, run in enumerate(chosen, 1):
             if len(chosen) > 1:
                 status.update(f"Analysing {number} of {len(chosen)}")
             analysis, written = analyze_run(run, split=split, device=device)
             analyses.append(analysis)
             files += written
+    if as_json:
+        if len(chosen) > 1:
+            compare_projectors(chosen, analyses, output=output)
+        found = {"runs": {str(run.path): analysis for run, analysis in zip(chosen, analyses, strict=True)}}
+        typer.echo(json.dumps(found | {"left_out": [str(run.path) for run in left_out]}, indent=2))
+        return
     if len(chosen) == 1:
         for title, columns, rows in tables(analyses[0]):
             show_table(title, columns, rows)

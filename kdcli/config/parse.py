@@ -32,6 +32,8 @@ _WANTED = {kind: words for words, kinds in _PLAIN.items() for kind in kinds}
 
 _BEFORE = {"reduced_decoding": "never"}
 """Keys of ``data`` about images, and what a run did whose config was written before there was such a key."""
+_SETTLED_BEFORE = {"channels_last": False, "fused_optimizer": False}
+"""Likewise of ``train``: in a recipe without the key it is measured, of a run that goes on it is not."""
 
 
 def as_begun(values: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +45,20 @@ def as_begun(values: dict[str, Any]) -> dict[str, Any]:
     if facts is None and extensions.find("tasks", task, own=TASKS) is not None:
         facts = own_facts(load_task(task))
     return values | {"data": _BEFORE | data} if facts is not None and facts.reads_images else values
+
+
+def as_repeated(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a run's config as a recipe that repeats the run, also one of an earlier version."""
+    train, teacher = values.get("train"), values.get("teacher")
+    begun = as_begun(values)
+    if not isinstance(train, dict):
+        return begun
+    settled: dict[str, Any] = dict(_SETTLED_BEFORE)
+    if "reduced_decoding" not in (begun.get("data") or {}):
+        settled.pop("channels_last")  # no images
+    elif isinstance(teacher, dict) and teacher.get("name") != "none":
+        settled["teacher_forward"] = "plain"
+    return begun | {"train": settled | train}
 
 
 def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 import kdcli
-from kdcli.base.checksums import breaks_off
+from kdcli.base.checksums import breaks_off, is_of_a_run
 from kdcli.base.errors import UserError, did_you_mean, is_special, reading
 from kdcli.base.files import write_atomically
 from kdcli.base.text import check_argument, short_repr
@@ -145,10 +145,12 @@ def load_recipe(file: Path) -> dict[str, Any]:
     them, replaces the extended one, and so does a teacher, a student or data with a name: what else was said of the
     other model is not about this one.
 
+    The ``config.yaml`` of a run repeats it as it was, also where an earlier version lacked keys that it has now.
+
     Raises:
         UserError: as :func:`load_yaml`; also for what can't be extended, or recipes that extend one another in a ring.
     """
-    chain = [(file, load_yaml(file))]
+    chain = [(file, _load_values(file))]
     while (base := chain[-1][1].pop("extends", None)) is not None:
         source = chain[-1][0]
         if not isinstance(base, str) or len(chain) > MAX_DEPTH:
@@ -162,13 +164,22 @@ def load_recipe(file: Path) -> dict[str, Any]:
             raise UserError(
                 f"{source} extends {base}, and there is no such file.", "It is looked for beside the recipe."
             )
-        chain.append((path, load_yaml(path)))
+        chain.append((path, _load_values(path)))
     values: dict[str, Any] = {}
     for _, own in reversed(chain):
         values = {key: value for key, value in values.items() if key not in own} | {
             key: _merge(values.get(key), value, is_named=key in _NAMED_SECTIONS) for key, value in own.items()
         }
     return values
+
+
+def _load_values(file: Path) -> dict[str, Any]:
+    values = load_yaml(file)
+    if not is_of_a_run(read_recipe(file)):
+        return values
+    from kdcli.config.parse import as_repeated
+
+    return as_repeated(values)
 
 
 def _merge(base: Any, own: Any, *, is_named: bool) -> Any:

@@ -70,6 +70,11 @@ class Plan:
     teacher_outputs: TeacherOutputs = "live"
     teacher_probe: Mapping[str, Any] | None = None
 
+    @property
+    def every_method(self) -> tuple[MethodOptions, ...]:
+        """The losses of the stage before, where there is one, and of the run."""
+        return (*(() if self.embedding is None else self.embedding.methods), *self.methods)
+
     def with_decisions(self, decisions: Sequence[Decision]) -> Plan:
         """Return the plan with more decisions at its end."""
         return replace(self, decisions=(*self.decisions, *decisions))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from kdcli.config.methods import MethodOptions
 from kdcli.plan.plan import Decision, Plan
+from kdcli.plan.settings import CROPS
 
 
 class Line(NamedTuple):
@@ -48,6 +49,8 @@ def summarise(plan: Plan) -> list[Line]:
         if name in by_name:
             kind = f"with this relation in {name.removeprefix('seen in ')}"
             lines.append(Line("seen", f"{by_name[name].value} {kind}; yours can differ, --baseline measures it"))
+    if CROPS in by_name:
+        lines.append(Line("hint", f"{CROPS}: {by_name[CROPS].value}; {_first_sentence(by_name[CROPS].reason)}"))
     warnings = dict.fromkeys(decision.warning for decision in plan.decisions if decision.warning)
     lines += [Line("warning", warning.removeprefix("Warning: "), is_warning=True) for warning in warnings]
     return [*lines, Line("more", f"--plan full: all {len(plan.decisions)} decisions with their reasons, as plan.json")]

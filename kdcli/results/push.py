@@ -42,6 +42,15 @@ def check_target(text: str) -> str:
     return repo
 
 
+def target_of(text: str | None, *, public: bool) -> str | None:
+    """Return the repository to upload to; None where nothing is to be uploaded. Errors are :func:`check_target`'s."""
+    if text is not None:
+        return check_target(text)
+    if public:
+        raise UserError("--public is for --push-to, and nothing is uploaded.", "Add --push-to hf:ORG/NAME.")
+    return None
+
+
 def push(folder: Path, repo: str, *, public: bool) -> list[str]:
     """Upload an exported folder in one commit, into a repository that is made where there is none.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.facts import UNLABELLED
+from kdcli.config.methods import MethodOptions
 from kdcli.config.run import RunConfig
 from kdcli.data import ImageData, TextData
 from kdcli.data.classes import listing
@@ -46,13 +47,19 @@ def weights_of(config: RunConfig, data: ImageData | TextData, task: Task) -> Ten
     return (weights / weights.min()).float()
 
 
-def describe_classes(config: RunConfig, data: ImageData | TextData) -> list[Decision]:
+def describe_classes(config: RunConfig, data: ImageData | TextData, methods: Sequence[MethodOptions]) -> list[Decision]:
     """Return what the plan says of weights and sampling.
 
     Raises:
-        UserError: classes can't be drawn evenly.
+        UserError: classes can't be drawn evenly, or no method reads their weights.
     """
     facts, decisions = data.facts, list[Decision]()
+    if config.data.class_weights is not None and not any(options.asks_labels_loss for options in methods):
+        raise UserError(
+            "data.class_weights is set, and none of the methods has the loss on the labels that it weighs:"
+            f" {listing([options.method for options in methods])}.",
+            "Leave it out, or add that loss to the methods.",
+        )
     if (shown := _shown_weights(config, data)) is not None:
         order = sorted(range(len(shown)), key=lambda label: -shown[label])
         parts = [f"{facts.class_names[label]} {shown[label]:.3g}" for label in order]

@@ -36,6 +36,7 @@ from kdcli.plan.describe import describe_costs
 from kdcli.plan.outputs import check_cache
 from kdcli.plan.plan import Decision, Plan
 from kdcli.plan.relation import situation_of
+from kdcli.plan.settings import tell_settings
 from kdcli.runs.folder import RunFolder
 from kdcli.tasks import Task, build_task, task_class
 from kdcli.training.classes import describe_classes, weights_of
@@ -153,7 +154,8 @@ def _make_job(
         plan = plan.with_decisions([Decision("task", f"{config.task_extension}; {job.monitor} chooses", reason)])
     if (decision := _describe_epoch(config, plan, data)) is not None:
         plan = plan.with_decisions([decision])
-    plan = plan.with_decisions(describe_classes(config, data))
+    plan = plan.with_decisions(describe_classes(config, data, plan.every_method))
+    plan = plan.with_decisions(tell_settings(config, student.facts, data.facts))
     plan = plan.with_decisions(job.task.decisions(config, teacher, student, data, job.pieces))
     for split, source in (("validation", data.validation), ("test", data.test if config.test else None)):
         if source is not None:  # one on which nothing can be measured is refused now, and not after training

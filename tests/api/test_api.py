@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from kdcli.api.options import OPTIONS
 from kdcli.cli.distill import distill as command
 from kdcli.cli.sets import keys_of
 from kdcli.terminal.callbacks import BarReporter
+from tests.results.test_push import Hub
 
 SMALL = {"device": "cpu", "settings": {"student.image_size": 32, "data.workers": 0}}
 
@@ -92,6 +94,39 @@ def test_what_commands_print_is_returned(run, photos, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").is_file()
     ranked = kdcli.probe([run, "random:test_resnet"], data=photos, samples=24, device="cpu")
     assert len(ranked["teachers"]) == 2
+
+
+def test_an_export_is_uploaded_as_by_the_command(run, tmp_path, monkeypatch):
+    from kdcli.results import push
+
+    hub = Hub()
+    monkeypatch.setattr(push, "HfApi", lambda: hub)
+    monkeypatch.setattr(push, "get_token", lambda: "token")
+    monkeypatch.setattr(push.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(kdcli.UserError, match="names no repository"):
+        run.export(tmp_path / "out", push_to="me/digits")
+    with pytest.raises(kdcli.UserError, match="nothing is uploaded"):
+        run.export(tmp_path / "out", public=True)
+    assert not (tmp_path / "out").exists()
+    assert run.export(tmp_path / "out", push_to="hf:me/digits") == tmp_path / "out"
+    (_, repo, made), (_, uploaded, options) = hub.calls
+    assert (repo, uploaded, made["private"], options["folder_path"]) == (
+        "me/digits",
+        "me/digits",
+        True,
+        tmp_path / "out",
+    )
+
+
+def test_the_other_commands_on_finished_runs(run, run_cli, tmp_path):
+    assert kdcli.report(run, tmp_path / "page.html").read_text().lower().startswith("<!doctype html>")
+    calibrated = kdcli.calibrate(run, device="cpu")
+    assert (calibrated["temperature"], calibrated["gain"]) == (1, None)  # of so few samples
+    (run.path / "calibration.json").unlink()
+    analysis = kdcli.analyze_projector(run, device="cpu")
+    outcome = run_cli("analyze-projector", run.path, "--device", "cpu", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert json.loads(outcome.stdout)["runs"][str(run.path)]["projectors"].keys() == analysis["projectors"].keys()
 
 
 def test_a_plan_is_made_without_a_run(photos, tmp_path, monkeypatch):

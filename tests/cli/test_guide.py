@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+import kdcli
 from kdcli.base.guides import GUIDES, for_terminals, guide_file, guide_text, guide_title
 from kdcli.terminal.markdown import Page
 
@@ -41,6 +44,28 @@ def test_tables_of_a_guide_are_whole_on_a_narrow_terminal(topic):
     assert max(map(len, written.getvalue().splitlines())) <= 80
     for name in re.findall(r"^\| `([^`|]+)` \|", guide_text(topic), re.M):
         assert re.sub(r"\s", "", name) in shown or len(name) > 20, name
+
+
+def test_the_readme_lists_every_guide_in_order():
+    listed = re.findall(r"^\| \[([\w-]+)\]\(kdcli/guides/([\w-]+)\.md\) \|", (ROOT / "README.md").read_text(), re.M)
+    assert listed == [(topic, topic) for topic in GUIDES]
+    assert "| `kdcli guide config` |" in (ROOT / "README.md").read_text()
+
+
+def test_guides_as_json(run_cli):
+    listed = json.loads(run_cli("guide", "--json").stdout)["guides"]
+    assert [entry["topic"] for entry in listed] == [*GUIDES, "config"]
+    assert listed[0]["title"] == guide_title("start")
+    one = json.loads(run_cli("guide", "names", "--json").stdout)
+    assert one == {"topic": "names", "title": guide_title("names"), "text": for_terminals(guide_text("names"))}
+    assert "train.batch_size" in json.loads(run_cli("guide", "config", "--json").stdout)["text"].replace("`", "")
+
+
+def test_the_citation_is_of_this_version():
+    text = guide_text("how-it-works")
+    assert re.search(r"version = \{(.*?)\}", text)[1] == kdcli.__version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"{{{{{project['authors'][0]['name']}}}}}" in text
 
 
 def test_an_unknown_topic_is_refused_with_the_nearest(run_cli):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -9,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import kdcli
 from kdcli.base.tasks import TASKS
+from kdcli.cli.app import app
 
 HEAVY = (
     "torch",
@@ -125,6 +128,35 @@ def test_every_command_has_an_example(run_cli, command):
     assert "Example" in stdout
     shown = " ".join(stdout.replace("│", " ").split())
     assert f"kdcli {' '.join(command)} " in shown.partition("Example")[2], "an example of this very command"
+
+
+LISTS = [
+    *[("guide",), ("extensions",), ("doctor",), ("compare",), ("evaluate",), ("predict",), ("analyze-projector",)],
+    *[("recipes", "list"), ("models", "layers"), ("models", "probe"), ("models", "search"), ("config", "keys")],
+    *[("bench",), ("calibrate",), ("lr-range",), ("tune",)],
+]
+
+
+@pytest.mark.parametrize("command", LISTS, ids=" ".join)
+def test_what_prints_a_table_prints_json_too(command):
+    assert "--json" in options_of(command)
+
+
+def test_all_others_print_no_table_or_write_it_to_a_file():
+    """distill and sweep train and leave ``result.json``, export ``quantization.json``."""
+    others = {command[0] for command in COMMANDS if command not in LISTS and "--json" not in options_of(command)}
+    modules = {
+        name: inspect.getsource(inspect.getmodule(inspect.unwrap(get_command(app).commands[name].callback)))
+        for name in others - {"recipes", "models", "config"}
+    }
+    assert {name for name, text in modules.items() if "show_table" in text} == {"export", "sweep"}
+
+
+def options_of(command):
+    found = get_command(app)
+    for word in command:
+        found = found.commands[word]
+    return {option for parameter in found.params for option in parameter.opts}
 
 
 def test_help_of_distill_shows_first_what_most_need(run_cli):

@@ -64,6 +64,10 @@ def test_pixels_have_weights_in_the_cross_entropy_alone():
         (["data.class_weights=balanced", "data.balanced_sampling=true"], "together they favour the small ones"),
         (["task=image-embedding", "data.balanced_sampling=true"], "its samples have no class each"),
         (["task=semantic-segmentation", "data.class_weights=balanced"], "can't be balanced"),
+        (
+            ["data.class_weights=balanced", "methods=[{method: stochastic_triplet}]"],
+            "none of the methods has the loss on the labels that it weighs: stochastic_triplet",
+        ),
     ],
 )
 def test_the_plan_tells_weights_and_sampling_and_what_is_wrong(run_cli, few_digits, settings, told):

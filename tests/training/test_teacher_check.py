@@ -122,6 +122,8 @@ def test_a_teacher_that_guesses_is_refused_and_taken_when_asked(colours, run_cli
     outcome = run_cli("distill", *teacher("useless"), *RUN, "--dry-run", cwd=colours)
     assert outcome.exit_code == 2
     assert "does no better than guessing: accuracy 0.0833" in outcome.stderr
+    assert "the preprocessing that it was trained with: it gets" in outcome.stderr
+    assert "teacher.mean=[R,G,B]" in outcome.stderr
     for tried in ("teacher.image_size=N", "--teacher-weights", "teacher.label_names", "--relation cross"):
         assert tried in outcome.stderr
     taken = run_cli("distill", *teacher("useless"), *RUN, "--dry-run", "--unchecked-teacher", cwd=colours)

@@ -98,6 +98,8 @@ class MethodSection(Section):
     """What it can't do without; :meth:`check` refuses a situation that lacks it."""
     trains_classifier: ClassVar[bool] = False
     """Whether the student learns its classes by this method alone."""
+    asks_labels_loss: ClassVar[bool] = False
+    """Whether it asks the task for its loss on the labels, which ``data.class_weights`` weigh."""
     reads_student: ClassVar[bool] = True
     """Whether it reads the student's side of ``pairs``."""
     is_asked_for: ClassVar[bool] = True

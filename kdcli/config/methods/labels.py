@@ -41,6 +41,7 @@ class SupervisedOptions(MethodSection):
         teacher=False, labels=tuple(kind for kind in LABELLED if kind not in ("unpaired", "samples"))
     )
     trains_classifier: ClassVar[bool] = True
+    asks_labels_loss: ClassVar[bool] = True
     is_asked_for: ClassVar[bool] = False
     why_no_projector: ClassVar[str] = "reads the labels alone"
 

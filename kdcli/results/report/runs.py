@@ -10,11 +10,11 @@ from typing import Any
 
 from kdcli.base.errors import UserError
 from kdcli.base.result import Result, show_metric
-from kdcli.base.text import without_dashes
+from kdcli.base.text import check_argument, without_dashes
 from kdcli.config.run import RunConfig
 from kdcli.models.libraries import library_of
 from kdcli.projectors.spectra import rank_evolution
-from kdcli.results.compare import Comparison
+from kdcli.results.compare import Comparison, compare_runs, find_runs, read_runs
 from kdcli.results.comparison import notes, table
 from kdcli.results.outcome import show_difference
 from kdcli.results.ranks import conclude
@@ -93,6 +93,34 @@ def write_report(run: RunFolder) -> Path:
     file = run.path / REPORT
     write_page(page_of(run), file)
     return file
+
+
+def report_on(runs: Sequence[Path], output: Path | None, *, force: bool) -> Path:
+    """Write the page about one run, or about several side by side, and return its file.
+
+    Args:
+        runs: folders of runs or of sweeps.
+        output: the file; by default :data:`REPORT` in the folder of one run.
+        force: go on although files or data of the runs have changed.
+
+    Raises:
+        UserError: a folder is no run, or there is no file to write.
+    """
+    found = find_runs(runs)
+    if len(found) == 1:
+        run = RunFolder.started(found[0], force=force)
+        page, target = page_of(run), output or run.path / REPORT
+    elif output is None:
+        raise UserError(
+            "A page of several runs is in none of their folders.", "Say where to write it: --output FILE.html"
+        )
+    else:
+        page, target = page_of_several(compare_runs(read_runs(found, force=force))), output
+    check_argument("--output", target)
+    if target.is_dir():
+        raise UserError(f"--output {target} is a folder.", f"Give a file: {target / REPORT}")
+    write_page(page, target)
+    return target
 
 
 def leave_report(run: RunFolder) -> list[str]:

@@ -85,6 +85,8 @@ def check_teacher(job: Job, team: Team, *, refuses: bool = True) -> Job:
         warning = "its classes seem to be in another order than yours, and it is taken all the same"
     elif finding.level == "near":
         warning = "this is no better than guessing; it is taken all the same"
+        if job.config.reads_images and job.teacher is not None:
+            warning += f". The commonest cause is its preprocessing, {job.teacher.facts.preprocessing.describe()}"
     elif finding.level == "unsure":
         warning = f"{len(sample)} {noun}s are too few to tell this from guessing"
     decision = Decision(
@@ -310,9 +312,7 @@ _GO_ON = "--unchecked-teacher takes the teacher as it is."
 
 def _near_chance(job: Job, shown: str, finding: Finding) -> UserError:
     assert job.teacher is not None
-    tries = []
-    if job.config.reads_images:
-        tries.append("its input at the size that it was trained with (--set teacher.image_size=N)")
+    tries = [_preprocessing(job)] if job.config.reads_images else []
     tries.append("other weights (--teacher-weights)")
     if job.data.facts.has_classes:
         tries.append("its classes in its own order (--set 'teacher.label_names=[...]')")
@@ -321,6 +321,16 @@ def _near_chance(job: Job, shown: str, finding: Finding) -> UserError:
         f"The teacher {job.teacher.facts.name} does no better than guessing: {shown}, where guessing gives"
         f" {finding.guessing}.",
         f"Try {', '.join(tries)}.{features} {_GO_ON}",
+    )
+
+
+def _preprocessing(job: Job) -> str:
+    """Return the commonest cause of a teacher that knows nothing, and how to mend it."""
+    assert job.teacher is not None
+    return (
+        f"the preprocessing that it was trained with: it gets {job.teacher.facts.preprocessing.describe()}, set by"
+        " --set teacher.image_size=N, 'teacher.mean=[R,G,B]' and 'teacher.std=[R,G,B]' (of values from 0 to 1; for"
+        " weights that take 0 to 255 the std is 1/255, 0.00392)"
     )
 
 
