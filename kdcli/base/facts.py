@@ -155,6 +155,16 @@ class Preprocessing:
         """Of its images: 1 of greyscale, 3 of colours, 4 with a further one."""
         return len(self.mean)
 
+    def of_channels(self, count: int) -> Preprocessing:
+        """Return the same for another number of channels: mean and deviation are their average, as timm has it."""
+        if count == self.num_channels:
+            return self
+        mean, std = (
+            (values[0] if len({*values}) == 1 else sum(values) / len(values),) * count
+            for values in (self.mean, self.std)
+        )
+        return replace(self, mean=mean, std=std, channels="RGB")
+
     @property
     def said_channels(self) -> str:
         """A sentence on images that are read with other channels than three; empty for those."""

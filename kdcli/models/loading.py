@@ -203,7 +203,8 @@ def _check_channels(model: Model, place: Place) -> None:
     own = model.facts.preprocessing
     if place.channels is None or not isinstance(own, Preprocessing) or own.num_channels == place.channels:
         return
-    hint = "Choose a model of timm, which builds its networks for 1, 3 or 4 channels and adapts pretrained weights"
+    small = "smp: for segmentation and depth" if TASKS[model.facts.task].is_dense else "timm"
+    hint = f"Choose a model of {small}, which is built for 1, 3 or 4 channels, pretrained weights adapted"
     raise UserError(
         f"{model.facts.name} takes images of {said_channels(own.num_channels)}, and the data are read with"
         f" {said_channels(place.channels)}.",

@@ -202,7 +202,10 @@ def _describe_data(data: DataFacts) -> Decision:
     return Decision("data", f"{data.name}: {labels}, {splits}", " ".join(data.notes), warning=unusual)
 
 
-_USUAL = ("Test: ", "Validation: ", "Columns: ", "Classes: ", "Labels: ", "Direction: ", "Training images: ")
+_USUAL = (
+    *("Test: ", "Validation: ", "Columns: ", "Classes: ", "Labels: ", "Direction: ", "Training images: "),
+    "Channels: ",
+)
 """How notes begin that say what was asked for, or what is always done; every other one is a thing to look at."""
 
 

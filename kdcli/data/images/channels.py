@@ -39,8 +39,8 @@ def in_channels_of(config: RunConfig, data: _Data) -> _Data:
         check_four(labelled.train, channels, labelled.facts.name, says=says)
     how = "as greyscale" if channels == 1 else "with all four channels of the files"
     note = (
-        f"Images are read {how} (data.channels); mean and deviation of a model for colours become their average over"
-        " its channels, as timm does."
+        f"Channels: images are read {how} (data.channels); mean and deviation of a model for colours become"
+        " their average over its channels, as timm does."
     )
     facts = replace(data.facts, channels=channels, notes=(*data.facts.notes, note))
     return replace(data, facts=facts)

@@ -20,12 +20,14 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import DepthFacts, Preprocessing
 from kdcli.models import hub
 from kdcli.models.bounds import bounded
+from kdcli.models.channels import adapt_into, said_adapted
 from kdcli.models.packaged.mobilenet import encoder_state, has_encoder
 from kdcli.models.packaged.rows import ROWS
 from kdcli.models.place import Place
 from kdcli.models.saved import preprocessing_of
 from kdcli.models.smp.names import architectures, check_arguments, defaults_of, package, timm_name
 from kdcli.models.timm.build import weights_overlay
+from kdcli.models.vision import CHANNELS
 
 _SIDE = 224
 """Pixels, of an encoder that takes images of any size."""
@@ -51,6 +53,7 @@ class Settings:
         task: what it is for; empty where that is not known.
         label_names: of its outputs, where they are classes.
         preprocessing: how it was saved to want its images; None for one that was not saved by kdcli.
+        channels: of its images.
     """
 
     architecture: str
@@ -60,6 +63,7 @@ class Settings:
     task: str = ""
     label_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
+    channels: int = 3
 
     def images(self, size: Sequence[int] | None) -> Preprocessing:
         """Return how it is to get its images, at ``size`` (height, width) or at its own.
@@ -73,6 +77,7 @@ class Settings:
             side = tuple(cfg["input_size"][1:]) if cfg.get("fixed_input_size") else (_SIDE, _SIDE)
             mean, std = cfg.get("mean", IMAGENET_DEFAULT_MEAN), cfg.get("std", IMAGENET_DEFAULT_STD)
             own = Preprocessing(side, tuple(mean), tuple(std), "bilinear", geometry="squash")
+        own = own.of_channels(self.channels)
         return own if size is None else own.at((size[0], size[1]))
 
     def at(self, size: Sequence[int]) -> Settings:
@@ -109,7 +114,7 @@ def make(place: Place, settings: Settings, weights: Mapping[str, Any] | None = N
         UserError: architecture, encoder and arguments do not go together; it says why.
     """
     pretrained = {} if weights is None else {"encoder_weights": "imagenet", **weights}
-    arguments = {"encoder_weights": None, **settings.arguments, **pretrained}
+    arguments = {"encoder_weights": None, "in_channels": settings.channels, **settings.arguments, **pretrained}
     try:
         with bounded(place.name), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that are deprecated, and of readouts of absent tokens
@@ -130,6 +135,11 @@ def with_published_encoder(place: Place, settings: Settings) -> tuple[nn.Module,
     Raises:
         UserError: there are none, or they can't be had.
     """
+    if settings.channels != 3:
+        whole, own, source = with_published_encoder(place, replace(settings, channels=3))
+        source += said_adapted(replace(place, channels=settings.channels), 3)
+        module = adapt_into(whole, make(place, settings), name=place.name, channels=settings.channels)
+        return module, own.of_channels(settings.channels), source
     if (name := timm_name(settings.encoder)) is not None:
         overlay = weights_overlay(Place("timm", f"timm:{name}", architecture=name), _cfg_of(settings.encoder))
         return make(place, settings, {"pretrained_cfg_overlay": overlay}), settings.images(None), f"timm:{name}"
@@ -195,8 +205,9 @@ def _saved(folder: Path) -> Settings:
         valid = {*defaults_of(architecture), "img_size"}
         arguments = {key: value for key, value in saved.items() if key in valid}
         names, told = saved.get("_label_names"), saved.get("_preprocessing")
-        if saved.get("in_channels", 3) != 3 or not isinstance(saved["classes"], int):
-            raise ValueError("it takes no RGB images, or classes is no number")
+        channels = saved.get("in_channels", 3)
+        if channels not in CHANNELS or not isinstance(saved["classes"], int):
+            raise ValueError("in_channels is not 1, 3 or 4, or classes is no number")
         preprocessing = None if told is None else preprocessing_of(told)
         label_names = None if names is None else tuple(map(str, names))
     except UserError:
@@ -204,7 +215,7 @@ def _saved(folder: Path) -> Settings:
     except Exception as error:  # whatever rubbish trips over
         raise UserError(f"{file} is damaged: {type(error).__name__}: {error}.", "Check the folder.") from error
     task = str(saved.get("_task", ""))
-    return Settings(architecture, encoder, saved["classes"], arguments, task, label_names, preprocessing)
+    return Settings(architecture, encoder, saved["classes"], arguments, task, label_names, preprocessing, channels)
 
 
 def _cfg_of(encoder: str) -> dict[str, Any]:

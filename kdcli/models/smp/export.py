@@ -53,4 +53,10 @@ def reload(student: Model, folder: Path) -> Reloaded:
 def snippet(folder: Path, task: TaskFacts) -> str:
     """Return the lines of Python that load a student by the library and run it on the image called ``IMAGE``."""
     told = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_preprocessing"]
-    return _LOAD.replace("FILTER", told["interpolation"].upper()) + (_DEPTHS if task.head == "depth" else _CLASSES)
+    load = _LOAD.replace("FILTER", told["interpolation"].upper())
+    if (channels := len(told["mean"])) != 3:
+        opened = 'Image.open("IMAGE").convert("RGB")'
+        four = 'Image.merge("CMYK", Image.open("IMAGE").convert("RGBA").split())'  # four bands, none of them alpha
+        load = load.replace(opened, opened.replace("RGB", "L") if channels == 1 else four)
+        load = load.replace("(B, 3, H, W)", f"(B, {channels}, H, W)")
+    return load + (_DEPTHS if task.head == "depth" else _CLASSES)

@@ -11,6 +11,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
 from kdcli.base.tasks import TASKS, TaskFacts, task_of
 from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.models.channels import adapt_into, check_pretrained_channels, said_adapted
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.origin import names_of_file, phrase_of_file, saved_origin, student_origin, teacher_origin
 from kdcli.models.place import Place
@@ -34,18 +35,23 @@ def load_teacher(
     wanted, told = wanted_input(config, checkpoint.recorded if checkpoint else None)
     settings = settings_of(place)
     settings = replace(settings, task=settings.task or _task_for(task, settings.num_outputs))
-    preprocessing = change_input(settings.images(None), wanted)
+    channels = place.channels or settings.channels
+    check_pretrained_channels(place, settings.channels, pretrained=not name.random)
+    preprocessing = change_input(settings.images(None).of_channels(channels), wanted)
     settings = settings.at(preprocessing.image_size)
-    names, phrase = settings.label_names, ""
+    names, phrase, said = settings.label_names, "", ""
     if name.random:
-        module, names = make(place, settings), None
+        module, names = make(place, replace(settings, channels=channels)), None
     else:
+        said = said_adapted(place, settings.channels)
         module, settings, report = _with_weights(place, settings, checkpoint or _checkpoint(place))
+        module = _for_channels(module, place, settings)
         if checkpoint is not None:
             names = names_of_file(checkpoint.recorded, names, settings.num_outputs)
             phrase = phrase_of_file(checkpoint, report, told, name, settings.num_outputs)
     origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase)
-    return SmpModel(module, origin, settings, preprocessing)
+    settings = replace(settings, channels=channels)
+    return SmpModel(module, replace(origin, weights=origin.weights + said), settings, preprocessing)
 
 
 def build_student(place: Place, config: StudentConfig, data: DataFacts) -> SmpModel:
@@ -58,7 +64,14 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts) -> SmpMo
     if config.drop_path is not None:
         raise UserError("student.drop_path is not for models of segmentation-models-pytorch.", "Leave it out.")
     saved = settings_of(place)
-    settings = replace(saved, task=row.name, num_outputs=len(data.class_names), label_names=data.class_names)
+    check_pretrained_channels(place, saved.channels, pretrained=config.pretrained)
+    settings = replace(
+        saved,
+        task=row.name,
+        num_outputs=len(data.class_names),
+        label_names=data.class_names,
+        channels=place.channels or saved.channels,
+    )
     preprocessing = settings.images(config.input_size)
     settings, weights = settings.at(preprocessing.image_size), ""
     if place.folder is None and config.pretrained:
@@ -70,13 +83,15 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts) -> SmpMo
     if data.depth is not None:
         start_depth(module, data.depth)
     if place.folder is not None and config.pretrained:
-        whole, _, _ = _with_weights(place, saved.at(preprocessing.image_size), _checkpoint(place))
+        whole, its, _ = _with_weights(place, saved.at(preprocessing.image_size), _checkpoint(place))
+        whole = _for_channels(whole, place, its)
         is_same = (saved.task, saved.label_names) == (settings.task, settings.label_names)
         leave = set() if is_same else classifier_of(module)[1]
         kept = {key: value for key, value in whole.state_dict().items() if key not in leave}
         module.load_state_dict(module.state_dict() | kept)
     origin = student_origin(place, config, data.class_names)
-    return SmpModel(module, replace(origin, weights=weights or origin.weights), settings, preprocessing)
+    weights = weights or origin.weights + (said_adapted(place, saved.channels) if config.pretrained else "")
+    return SmpModel(module, replace(origin, weights=weights), settings, preprocessing)
 
 
 def open_saved(place: Place) -> SmpModel:
@@ -86,6 +101,14 @@ def open_saved(place: Place) -> SmpModel:
     preprocessing = settings.images(None)
     module, settings, _ = _with_weights(place, settings, _checkpoint(place))
     return SmpModel(module, saved_origin(place, settings.label_names), settings, preprocessing)
+
+
+def _for_channels(module: nn.Module, place: Place, settings: Settings) -> nn.Module:
+    """Return a model with weights for the channels that are wanted."""
+    if place.channels in (None, settings.channels):
+        return module
+    target = make(place, replace(settings, channels=place.channels))
+    return adapt_into(module, target, name=place.name, channels=place.channels)
 
 
 def _task_for(task: TaskFacts | None, num_outputs: int) -> str:

@@ -19,17 +19,11 @@ from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.text import short_repr
 from kdcli.models import hub
 from kdcli.models.bounds import bounded, check_extent
+from kdcli.models.channels import check_pretrained_channels, said_adapted
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.packaged.classifiers import packaged_input, timm_state
 from kdcli.models.place import Place
-from kdcli.models.timm.channels import (
-    adapted,
-    channels_in,
-    check_adaptable,
-    check_pretrained_channels,
-    said_adapted,
-    set_channels,
-)
+from kdcli.models.timm.channels import adapted, channels_in, check_adaptable, set_channels
 from kdcli.models.timm.constructor import check_arguments, read_constructor
 from kdcli.models.timm.registry import extension_of_architecture, load_architectures
 from kdcli.models.values import check_module, check_types, types_in, types_of

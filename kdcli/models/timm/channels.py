@@ -9,34 +9,7 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from kdcli.base.errors import UserError
-from kdcli.models.place import Place
-from kdcli.models.vision import CHANNELS, said_channels
 from kdcli.models.weights import Checkpoint
-
-
-def check_pretrained_channels(place: Place, own: object, *, pretrained: bool) -> None:
-    """Refuse weights for other images than the data's, unless they are for colours and can be adapted.
-
-    Args:
-        place: with the channels that are wanted; None for the model's own.
-        own: those of the model's config, or of its file.
-        pretrained: whether there are weights at all.
-
-    Raises:
-        UserError: it says which are which.
-    """
-    wanted = place.channels or own
-    if wanted not in CHANNELS:
-        raise UserError(
-            f"{place.name} takes images of {own} channels, and kdcli reads 1, 3 or 4.", "Choose another model."
-        )
-    if pretrained and own not in (3, wanted):
-        hint = f"Set data.channels={own}, or choose another model." if own in CHANNELS else "Choose another model."
-        raise UserError(
-            f"{place.name} has weights for images of {said_channels(own)}, and the data are read with"
-            f" {said_channels(wanted)}: only those for 3 are adapted.",
-            hint,
-        )
 
 
 def set_channels(module: Any, channels: int) -> None:
@@ -114,10 +87,3 @@ def channels_in(checkpoint: Checkpoint, module: Any) -> int:
                 if (name == f"{layer}.weight" or name.endswith(f".{layer}.weight")) and tensor.ndim == 4:
                     return int(tensor.shape[1])
     return own
-
-
-def said_adapted(place: Place, own: object) -> str:
-    """Return what the plan says of weights that are adapted; empty where they are as they were."""
-    if place.channels in (None, own):
-        return ""
-    return f"; the first convolution adapted from 3 channels to {place.channels} as timm does"

@@ -10,13 +10,13 @@ from torch import nn
 
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models.base import Model
+from kdcli.models.channels import said_adapted
 from kdcli.models.origin import names_of_file, phrase_of_file, saved_origin, student_origin, teacher_origin
 from kdcli.models.place import Place
 from kdcli.models.settle import wanted_input
 from kdcli.models.shrink import copy_tensors
 from kdcli.models.spec import ModelName
 from kdcli.models.timm import build
-from kdcli.models.timm.channels import said_adapted
 from kdcli.models.timm.model import PROBLEM, SEVERAL, TimmModel, copy_input, label_names, set_input
 from kdcli.models.weights import Checkpoint
 
