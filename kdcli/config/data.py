@@ -85,6 +85,12 @@ _OF_MADE_IMAGES = Key(
 )
 
 
+_OF_STREAMS = Key(
+    tasks=lambda task: not task.is_dense,
+    why_not="its targets are not streamed along with the images",
+)
+
+
 ReducedDecoding = Literal["never", "training", "always"]
 """Which images are decoded at a part of their size where that is enough."""
 
@@ -258,6 +264,12 @@ class DataConfig(Section):
     and makes another metric."""
     subset: Annotated[Name | None, _OF_THESE_DATA] = None
     """Configuration name of a ``hf:`` data set."""
+    streaming: Annotated[bool, IMAGES, _OF_STREAMS, _OF_TRAINING, _OF_THESE_DATA] = False
+    """Read the images of an ``hf:`` data set, or of parquet files, while training goes on, a row group at a time. They
+    are not downloaded ahead, and memory does not grow with their number. Labels are read at the start."""
+    stream_buffer: Annotated[Count, IMAGES, _OF_STREAMS, _OF_TRAINING, _OF_THESE_DATA, _NOT_OF_EVAL_DATA] = 4096
+    """With ``data.streaming``: mix about so many training images with one another; the row groups that hold as many are
+    in memory at once. More mixes rows better that lie sorted."""
     workers: Annotated[Annotated[int, Field(ge=0, le=256)] | None, IMAGES, BESIDE_THE_RECIPE, _NOT_OF_EVAL_DATA] = None
     """Loader processes; by default from the number of CPU cores."""
     strict: Annotated[bool, IMAGES, _OF_TRAINING, _NOT_OF_EVAL_DATA] = False

@@ -68,6 +68,8 @@ OTHER_WORDS: Mapping[str, str] = {
     ),
     "dataset dataset_name data_dir data_path data_set train_dir path": "data.name",
     "num_workers n_workers dataloader_num_workers loader_workers threads": "data.workers",
+    "stream iterable iterable_dataset": "data.streaming",
+    "shuffle_buffer shuffle_buffer_size buffer_size": "data.stream_buffer",
     "val_split val_fraction validation_split valid_fraction val_size val_ratio": "data.validation_fraction",
     "test_split test_size test_ratio": "data.test_fraction",
     "train_split": "data.splits.train",

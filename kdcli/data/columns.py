@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.extensions import Extension, find
@@ -15,6 +15,7 @@ from kdcli.data.split_names import check_understood, match_splits
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
+Table = TypeVar("Table")
 
 LABEL_NAMES = ("label", "labels", "target", "class", "fine_label")
 
@@ -63,12 +64,12 @@ def silence_datasets() -> None:
 
 
 def choose_splits(
-    tables: Mapping[str, Dataset], name: str, asked: SplitsConfig | None
-) -> tuple[dict[str, Dataset], list[str]]:
+    tables: Mapping[str, Table], name: str, asked: SplitsConfig | None
+) -> tuple[dict[str, Table], list[str]]:
     """Return our split -> table, and notes. A single split, whatever its name, is the whole.
 
     Args:
-        tables: by the data's own names of splits.
+        tables: by the data's own names of splits; or whatever stands for each.
         name: of the data, for messages.
         asked: ``data.splits``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -111,6 +112,69 @@ def grouped_order(order: Tensor, lengths: NDArray[np.int64], batch_size: int, *,
     return batches[torch.randperm(len(batches), generator=generator)].flatten()
 
 
+class Blocks(NamedTuple):
+    """Samples that are read a block at a time: not one by one, but all of a block's together.
+
+    Attributes:
+        of: int64 (N,), the number of each sample's block.
+        mixed: blocks whose samples are mixed with one another: so many are needed at a time.
+    """
+
+    of: NDArray[np.int64]
+    mixed: int
+
+
+_LANES = (16, 8, 4, 2, 1)
+
+
+def lanes_of(blocks: Blocks, batch_size: int) -> tuple[int, int]:
+    """Return (lanes, blocks that each of them mixes) of :func:`block_order`.
+
+    Lanes are a power of two, as numbers of processes mostly are: the largest that divides the batch and with which at
+    least three fifths of the blocks that may be mixed are.
+    """
+    mixed = min(blocks.mixed, len(np.unique(blocks.of)))
+    powers = [lanes for lanes in _LANES if batch_size % lanes == 0]
+    return next((lanes, mixed // lanes) for lanes in powers if 5 * (mixed // lanes) * lanes >= 3 * mixed)
+
+
+def block_order(blocks: Blocks, batch_size: int, *, seed: int, epoch: int) -> Tensor:
+    """Return an epoch's order in which each block is needed for a while and no more: a pure function of its arguments.
+
+    The blocks are shuffled and dealt to lanes, each of which has an equal share of every batch, always at the same
+    place in it: of several processes each needs the blocks of its own lanes alone. A lane mixes K of its blocks: the
+    samples of its j-th block come at times drawn evenly from j - K + 1 to j + 1, and at both ends of the epoch such
+    that K blocks are mixed there too. So at any time at most K blocks of each lane are needed, of all lanes together at
+    most ``blocks.mixed``. A block that two lanes have parts of comes at the same time in both.
+
+    What fills no batch is left over: it is of the last of the shuffled blocks.
+
+    Args:
+        blocks: of the samples of an epoch.
+        batch_size: over all processes, at most N.
+        seed: the run's.
+        epoch: of training.
+
+    Returns:
+        int64 (n,), whole batches alone.
+    """
+    generator = torch.Generator().manual_seed(stable_seed("blocks", seed, epoch))
+    names, number = np.unique(blocks.of, return_inverse=True)
+    place = torch.randperm(len(names), generator=generator).numpy()[number]
+    lanes, mixed = lanes_of(blocks, batch_size)
+    used = len(place) // batch_size * batch_size
+    order = np.argsort(place, kind="stable")[:used].reshape(lanes, -1)
+    order[1::2] = order[1::2, ::-1].copy()  # so that lanes meet in a block at their ends, or both begin with it
+    # The blocks of a lane by number, from 0 to its last.
+    turn = np.cumsum(np.diff(place[order], axis=1, prepend=place[order[:, :1]]) != 0, axis=1)
+    last = turn[:, -1:]
+    together = np.minimum(mixed, last + 1)
+    start, stop = np.maximum(turn - together + 1, 0), np.minimum(turn, last - together + 1) + 1
+    drawn = torch.rand(turn.shape, generator=generator, dtype=torch.float64).numpy()
+    order = np.take_along_axis(order, np.argsort(start + (stop - start) * drawn, axis=1), axis=1)
+    return torch.from_numpy(order.reshape(lanes, -1, batch_size // lanes).swapaxes(0, 1).flatten())
+
+
 GROUPED = 50
 """Batches whose samples are sorted by length together; within so many there is still a choice of neighbours."""
 
@@ -131,6 +195,7 @@ class Order:
         noun: what a sample is, for messages.
         draws: of the samples of each epoch; by default all of the source's.
         lengths: int64 (N,), of the samples, where each batch is to have such of about one length.
+        blocks: of the samples, where they are read a block at a time.
         views: epochs after which samples are augmented as in the first again; None for never.
 
     Raises:
@@ -148,6 +213,7 @@ class Order:
         noun: str,
         draws: BalancedDraws | None = None,
         lengths: NDArray[np.int64] | None = None,
+        blocks: Blocks | None = None,
         views: int | None = None,
     ) -> None:
         num_samples = num_samples if draws is None else draws.num_samples
@@ -160,7 +226,7 @@ class Order:
         batch_size = min(batch_size, num_samples // team.size * team.size)
         self._num_samples = num_samples
         self._batch_size = batch_size
-        self._seed, self._draws, self._lengths, self._views = seed, draws, lengths, views
+        self._seed, self._draws, self._lengths, self._blocks, self._views = seed, draws, lengths, blocks, views
         self._rank, self._share = team.rank, batch_size // team.size
         self.num_batches = num_samples // batch_size
         self.num_trained = self.num_batches * batch_size
@@ -170,13 +236,17 @@ class Order:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, draws = self.epoch, self._draws
-        order = (
-            epoch_order(self._num_samples, seed=self._seed, epoch=epoch)
-            if draws is None
-            else draws.order(seed=self._seed, epoch=epoch)
-        )
+        if draws is not None:
+            order = draws.order(seed=self._seed, epoch=epoch)
+        elif self._blocks is not None:
+            order = torch.arange(self._num_samples)
+        else:
+            order = epoch_order(self._num_samples, seed=self._seed, epoch=epoch)
+        if self._blocks is not None:
+            own = self._blocks._replace(of=self._blocks.of[order.numpy()])
+            order = order[block_order(own, self._batch_size, seed=self._seed, epoch=epoch)]
         if self._lengths is not None:
-            order = order[: self.num_batches * self._batch_size]
+            order = order[: self.num_trained]
             order = grouped_order(order, self._lengths, self._batch_size, seed=self._seed, epoch=epoch)
         view = epoch if self._views is None else epoch % self._views
         for number in range(self.start, self.num_batches):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from kdcli.data.images.dense.scenes import SceneSource
 from kdcli.data.images.pictures import Partner, Picture
 from kdcli.data.images.sources import ArraySource, Concatenation, DenseSource, FileSource, ImageSource, Subset
 from kdcli.data.images.splits import ImageData
+from kdcli.data.images.streams import is_streamed, parts_of
 from kdcli.data.images.tables import TableSource
 from kdcli.data.images.torchvision_sets import TorchvisionSource
 from kdcli.data.images.translation.edges import EdgeSource
@@ -72,12 +73,14 @@ class Fingerprint:
         noun: what a sample is, ``image`` or ``text``.
         class_names: in label order.
         splits: by name: ``train``, ``validation``, ``test``, and of the labelled images that features are measured on
-            ``labelled train`` and so on.
+            ``labelled train`` and so on. Of streamed samples there is one for all those of a file.
+        streamed: the number of samples of each split that is streamed.
     """
 
     noun: str
     class_names: tuple[str, ...]
     splits: Mapping[str, tuple[Sample, ...]]
+    streamed: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def is_whole(self) -> bool:
@@ -88,13 +91,18 @@ class Fingerprint:
     def summary(self) -> dict[str, dict[str, int | str]]:
         """The number of samples of every split and a digest of them, with their labels and in their order."""
         return {
-            split: {f"{self.noun}s": len(samples), "digest": _digest(repr(samples).encode("utf-8", "surrogatepass"))}
+            split: {
+                f"{self.noun}s": self.streamed.get(split, len(samples)),
+                "digest": _digest(repr(samples).encode("utf-8", "surrogatepass")),
+            }
             for split, samples in self.splits.items()
         }
 
     def to_bytes(self, header: dict[str, Any]) -> bytes:
         """Return it as lines of JSON, compressed: ``header`` and what all have in common, then a line a sample."""
         first = {**header, "noun": self.noun, "class_names": self.class_names, "splits": self.summary}
+        if self.streamed:
+            first["streamed"] = dict(self.streamed)
         lines = [json.dumps(first)]
         lines += [json.dumps([split, *sample]) for split, samples in self.splits.items() for sample in samples]
         return gzip.compress("\n".join(lines).encode(), mtime=0)
@@ -113,15 +121,16 @@ class Fingerprint:
             split, *sample = json.loads(line)
             splits[split].append(Sample(*sample))
         whole = {split: tuple(samples) for split, samples in splits.items()}
-        return cls(header["noun"], tuple(header["class_names"]), whole), header
+        return cls(header["noun"], tuple(header["class_names"]), whole, dict(header.get("streamed", {}))), header
 
 
 def fingerprint(data: AnyData, *, splits: Iterable[str] | None = None) -> Fingerprint:
     """Return what the samples are.
 
-    Texts and images in memory are read as a whole. Of images in files and tables the names and sizes are taken of all,
-    and the content of all where that is at most ``MOST_BYTES`` in ``MOST_FILES`` samples; otherwise of a part, which
-    depends on the names alone.
+    Texts and images in memory are read as a whole. Of streamed images the sizes of the files are taken, what their
+    footers say, and which rows with which labels are in which split. Of images in files and tables the names and sizes
+    are taken of all, and the content of all where that is at most ``MOST_BYTES`` in ``MOST_FILES`` samples; otherwise
+    of a part, which depends on the names alone.
 
     Args:
         data: to be described.
@@ -138,6 +147,7 @@ def fingerprint(data: AnyData, *, splits: Iterable[str] | None = None) -> Finger
             data.facts.noun,
             data.facts.class_names,
             {name: tuple(_samples(source, owner, plan)) for name, (source, owner) in sources.items()},
+            {name: len(source) for name, (source, _) in sources.items() if source.blocks is not None},
         )
 
 
@@ -178,6 +188,13 @@ def _samples(source: Source, data: AnyData, plan: _Reading) -> Iterable[Sample]:
             yield Sample(None, source.describe(index), content, label)
         return
     assert isinstance(source, ImageSource)
+    if is_streamed(source):
+        targets = source.targets if isinstance(source, DenseSource) else None
+        told = labels if targets is None else [targets.content(index) for index in range(len(source))]
+        for name, version, taken in parts_of(source, told):
+            size, _, content = version.partition(":")
+            yield Sample(name, None, f"{size}:{_digest(f'{content} {taken}'.encode('utf-8', 'surrogatepass'))}", "")
+        return
     for (leaf, index), label in zip(_leaves(source), labels, strict=True):
         yield plan.sample(leaf, index, label)
 
@@ -208,7 +225,7 @@ class _Reading:
         self._holders: dict[int, _Holder] = {}
         self._index = index
         sizes = self._sizes = dict[tuple[int, int], int]()
-        for source in sources:
+        for source in (source for source in sources if not is_streamed(source)):
             for leaf, number in _leaves(source):
                 holder = self._holders.get(id(leaf)) or self._holders.setdefault(id(leaf), _holder(leaf))
                 if not holder.in_memory:

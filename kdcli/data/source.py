@@ -16,7 +16,7 @@ from torch import Tensor
 from kdcli.base.facts import Preprocessing, TextPreprocessing
 from kdcli.config.data import AugmentConfig
 from kdcli.data.batch import EVALUATION, AnyBatch
-from kdcli.data.epoch import BalancedDraws
+from kdcli.data.epoch import BalancedDraws, Blocks
 from kdcli.machine.team import ALONE, Team
 
 
@@ -107,6 +107,11 @@ class Source(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """What is read together with each sample; None where each can be read alone."""
+        return None
 
     @abstractmethod
     def load(self, index: int) -> Sample:

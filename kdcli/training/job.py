@@ -119,8 +119,10 @@ class Job:
         """Return which samples of :meth:`train_source` the batches of :meth:`train_loader` have: none is loaded."""
         loading = self._train_loading(team)
         size, seed, noun = loading.batch_size, loading.seed, self.data.facts.noun
-        count = len(self.train_source())
-        return Order(count, size, seed, team, noun=noun, draws=loading.draws, views=loading.views)
+        source = self.train_source()
+        return Order(
+            len(source), size, seed, team, noun=noun, draws=loading.draws, blocks=source.blocks, views=loading.views
+        )
 
     def _train_loading(self, team: Team) -> Loading:
         return replace(self.loading(team, training=True), draws=self.draws())

@@ -51,11 +51,11 @@ def folder(make_folder):
     return open_data(DataConfig(name=str(make_folder({"train/a": 7, "train/b": 6, "test/a": 3, "test/b": 3}))), seed=0)
 
 
-def table(tmp_path):
+def table(tmp_path, **options):
     images = [Image.fromarray(np.full((9, 9, 3), 6 * number, np.uint8)) for number in range(40)]
     rows = {"image": images, "label": [number % 2 for number in range(40)]}
     Dataset.from_dict(rows, Features(image=ImageFeature(), label=ClassLabel(2))).to_parquet(tmp_path / "t.parquet")
-    return open_data(DataConfig(name=str(tmp_path / "t.parquet")), seed=0).train
+    return open_data(DataConfig(name=str(tmp_path / "t.parquet"), **options), seed=0).train
 
 
 class Set:
@@ -108,6 +108,7 @@ SOURCES = {
     "folder": lambda given: folder(given("make_folder")).train,
     "folder, few labels": lambda given: folder(given("make_folder")).train.take(range(8), [1, 0, *[UNLABELLED] * 6]),
     "table": lambda given: table(given("tmp_path")),
+    "streamed table": lambda given: table(given("tmp_path"), streaming=True),
     "torchvision": lambda given: TorchvisionSource(Set(), [number % 2 for number in range(SIZE)], split="train"),
     "some and others": lambda given: Concatenation(arrays().take([7, 2, 9, 4]), arrays(9)).take(
         [*range(12, 0, -2), *range(0, 13, 2)]

@@ -92,7 +92,7 @@ def spread(source: ImageSource, *, shallow: bool = False, most: int = _LOOKED_AT
             paths = [path for path in origin.paths if shallow or not path.lower().endswith(_SHALLOW)]
             yield from (paths[index] for index in _places(len(paths), most))
         elif isinstance(origin, TableSource):
-            found = (origin.encoded(index) for index in _places(len(origin), most))
+            found = (origin.encoded(index) for index in origin.some(most))
             yield from (encoded for encoded in found if encoded is not None)
 
 

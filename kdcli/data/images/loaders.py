@@ -26,6 +26,7 @@ from kdcli.data.images.photo import Photo, Pixels
 from kdcli.data.images.pictures import Partner, Picture
 from kdcli.data.images.preprocess import fit_as, fit_geometry
 from kdcli.data.images.sources import ImageSource
+from kdcli.data.images.streams import Fed, Feed, is_streamed, stream_of
 from kdcli.data.source import Loading, Sample
 from kdcli.machine.team import ALONE, Team
 
@@ -63,6 +64,7 @@ class TrainLoader:
             loading.team,
             noun="image",
             draws=loading.draws,
+            blocks=source.blocks,
             views=loading.views,
         )
         augmentation = Augmentation(loading.augment, canvas=canvas, seed=loading.seed, channels=source.channels)
@@ -95,7 +97,12 @@ class EvalLoader:
     """
 
     def __init__(self, source: ImageSource, loading: Loading, *, preprocessing: Preprocessing) -> None:
-        self._batches = loading.team.share(in_batches(len(source), loading.batch_size))
+        team, batches = loading.team, in_batches(len(source), loading.batch_size)
+        if is_streamed(source):  # neighbours are of one block
+            own = np.array_split(np.arange(len(batches)), team.size)[team.rank]
+            self._batches: Sequence[range] = [batches[number] for number in own]
+        else:
+            self._batches = team.share(batches)
         self._is_shared = not loading.team.is_alone
         dataset = _EvalDataset(source, preprocessing, loading)
         self._loader = _data_loader(dataset, self._batches, source, loading)
@@ -164,7 +171,13 @@ class _BatchDataset(Dataset[Batch | _Failure], ABC, Generic[Key]):
         self._strict = loading.strict
         self._is_reduced = loading.reduced
 
-    def __getitem__(self, keys: Sequence[Key]) -> Batch | _Failure:
+    def __getitem__(self, keys: Sequence[Key] | Fed) -> Batch | _Failure:
+        if isinstance(keys, Fed):
+            with stream_of(self._source).lent(keys.cells):
+                return self._batch(keys.keys)
+        return self._batch(keys)
+
+    def _batch(self, keys: Sequence[Key]) -> Batch | _Failure:
         images = torch.empty((len(keys), self._source.channels, *self._canvas), dtype=torch.uint8)
         indices: list[int] = []
         targets: list[Any] = []
@@ -298,7 +311,7 @@ def _data_loader(
     return DataLoader(
         dataset,
         batch_size=None,  # one key of the sampler is one batch
-        sampler=batches,
+        sampler=Feed(batches, source) if is_streamed(source) else batches,
         num_workers=num_workers,  # each with one torch thread, which is torch's own rule
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),

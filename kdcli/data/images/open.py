@@ -23,6 +23,7 @@ from kdcli.data.images.several import without_labels
 from kdcli.data.images.shards import holds_shards, open_shards
 from kdcli.data.images.sources import OfficialSplits
 from kdcli.data.images.splits import ImageData, complete
+from kdcli.data.images.stream_open import open_streams
 from kdcli.data.images.tables import holds_tables, open_extension, open_hub, open_local_tables, open_path_tables
 from kdcli.data.images.torchvision_sets import SETS, open_torchvision
 from kdcli.data.images.unlabelled import complete_unlabelled
@@ -161,6 +162,8 @@ def _open(config: DataConfig, *, needs_labels: bool) -> OfficialSplits:
     scheme, colon, rest = config.name.partition(":")
     if config.label_kind == "number":
         raise UserError("data.label_kind is number, and images have classes or several labels.", "Leave it out.")
+    if config.streaming:
+        return open_streams(config, needs_labels=needs_labels)
     if (entry := extension_of(config.name)) is not None:
         return open_extension(entry, config, needs_labels=needs_labels)
     if scheme == "hf" and rest:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcli.base.facts import UNLABELLED, LabelKind, Preprocessing, TextPreprocessing
+from kdcli.data.epoch import Blocks
 from kdcli.data.images.decode import File, Range, decode_image
 from kdcli.data.images.geometry import withheld
 from kdcli.data.images.photo import Pixels, open_image
@@ -218,6 +219,12 @@ class Subset(ImageSource):
         """The source's."""
         return self.source.ids[list(self.indices)]
 
+    @property
+    def blocks(self) -> Blocks | None:
+        """The source's."""
+        blocks = self.source.blocks
+        return None if blocks is None else blocks._replace(of=blocks.of[list(self.indices)])
+
     def load(self, index: int) -> Sample:
         """Load from the source."""
         return self._labelled(index, self.source.load(self.indices[index]))
@@ -343,6 +350,11 @@ class DenseSource(ImageSource):
     def ids(self) -> NDArray[np.int64]:
         """The images'."""
         return self.images.ids
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """The images'."""
+        return self.images.blocks
 
     def load(self, index: int) -> Sample:
         """Load an image and its target."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,11 +87,19 @@ def load_hub(name: str, config: DataConfig) -> Any:
         UserError: the hub is out of reach, or there is no such data set or configuration.
     """
     from datasets import load_dataset
+
+    with asking_hub(name):
+        return load_dataset(name, name=config.subset)
+
+
+@contextmanager
+def asking_hub(name: str) -> Iterator[None]:
+    """Turn whatever keeps ``hf:NAME`` from being loaded into one message."""
     from datasets.exceptions import DatasetNotFoundError
 
     silence_datasets()
     try:
-        loaded = load_dataset(name, name=config.subset)
+        yield
     except Exception as error:  # of the name, the network, or any of the libraries that read the files
         if isinstance(error, DatasetNotFoundError):
             hint = "Check the name; a gated or private data set needs 'hf auth login' first."
@@ -99,7 +108,6 @@ def load_hub(name: str, config: DataConfig) -> Any:
         else:
             hint = "data.subset chooses the configuration where a data set has several."
         raise UserError(f"hf:{name} couldn't be loaded: {error}", hint) from error
-    return loaded
 
 
 def open_local_tables(path: Path, config: DataConfig, *, needs_labels: bool = True) -> OfficialSplits:
@@ -266,6 +274,10 @@ class TableSource(ImageSource):
             found += [length or _file_size(path) for length, path in zip(lengths, paths, strict=True)]
         return found
 
+    def some(self, count: int) -> Iterable[int]:
+        """Return which images to look at to learn what they are like, at most so many: evenly spread over all."""
+        return [place * len(self) // count for place in range(count)] if len(self) > count else range(len(self))
+
     def describe(self, index: int) -> str:
         """Return ``split[index]``."""
         return f"{self._split}[{index}]"
@@ -306,7 +318,7 @@ def official_splits(
     chosen, notes = (tables, []) if of_paths is not None else choose_splits(tables, config.name, asked)
     notes = [*so_far, *notes]
     image_column = None if of_paths is None else path_column(chosen["train"], config.image_column, of_paths.root)
-    image_column = image_column or _image_column(chosen["train"].features, config.image_column)
+    image_column = image_column or find_image_column(chosen["train"].features, config.image_column)
     make = partial(make_source or _source, column=image_column, root=None if of_paths is None else of_paths.root)
     split_column = None if of_paths is None else of_paths.split_column
     if needs_labels and has_several(chosen["train"].features, config, (image_column, split_column)):
@@ -397,7 +409,12 @@ def holds_images(feature: Any) -> bool:
     return isinstance(feature, ImageFeature) or _is_bytes(feature)
 
 
-def _image_column(features: Features, asked: str | None) -> str:
+def find_image_column(features: Features, asked: str | None) -> str:
+    """Return the column of images: ``asked``, or the one that holds some, or of several the one with a usual name.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
     from datasets import Image as ImageFeature
 
     if asked is not None:
