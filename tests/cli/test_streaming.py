@@ -46,8 +46,8 @@ def test_a_run_goes_on_where_the_connection_broke(run_cli, tmp_path, monkeypatch
     original = LocalFileSystem.open
 
     def flaky(self, path, *args, **options):
-        opened.append(path)
-        if len(opened) == 40 and path.endswith("train.parquet"):
+        opened.append(path.endswith("train.parquet"))
+        if sum(opened) == 22:  # footer, labels, twelve row groups an epoch, and what is looked at before
             raise ConnectionError("the line is dead")
         return original(self, path, *args, **options)
 
@@ -59,10 +59,9 @@ def test_a_run_goes_on_where_the_connection_broke(run_cli, tmp_path, monkeypatch
     assert "train.parquet couldn't be read in its row group" in told
     assert "ConnectionError: the line is dead" in told
     assert "kdcli distill --resume RUN" in told
-    state = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert '"epoch": 2' not in state
     outcome = run_cli("distill", "--resume", "run")
     assert outcome.exit_code == 0, outcome.stderr
+    assert "going on from step 18" in outcome.stdout + outcome.stderr  # in the middle of the second epoch of 15
     first, second = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     whole, run = ((tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("whole", "run"))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import pickle
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import datasets
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Features
 from datasets import Image as ImageFeature
+from huggingface_hub import HfFileSystem, HfFileSystemFile
 from PIL import Image
 
 from kdcli.base.errors import UserError
@@ -360,49 +360,83 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
 # The hub
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Files of ``hf:org/set`` in fsspec's memory, as ``datasets`` would tell of the hub's."""
-    system = fsspec.filesystem("memory")
+class Hub:
+    """Files of ``hf:org/set`` and their splits, as the hub's own client reads them by ranges; nothing is asked."""
 
-    def put(files: dict[str, list[str]], features: Features | None = None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: dict[str, bytes] = {}
+        self.splits: dict[str, list[str]] = {}
+        self.features: Features | None = None
+        self.requests = 0
+        hub = self
+
         def builder(path: str, name: str | None = None) -> Any:
             assert (path, name) == ("org/set", "small")
-            return SimpleNamespace(config=SimpleNamespace(data_files=files), info=SimpleNamespace(features=features))
+            urls = {split: [f"hf://datasets/org/set@abc/{name}" for name in of] for split, of in self.splits.items()}
+            return SimpleNamespace(
+                config=SimpleNamespace(data_files=urls), info=SimpleNamespace(features=self.features)
+            )
+
+        def info(files: Any, path: str, **options: Any) -> dict[str, Any]:
+            content = hub.files.get(path.rpartition("/")[2])
+            if content is None:
+                raise FileNotFoundError(path)
+            return {"name": path, "size": len(content), "type": "file", "blob_id": f"of {len(content)}"}
+
+        def fetch(file: Any, start: int, end: int) -> bytes:
+            hub.requests += 1
+            if (content := hub.files.get(file.path.rpartition("/")[2])) is None:
+                raise ConnectionError("the hub is out of reach")
+            return content[start:end]
 
         monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+        monkeypatch.setattr(HfFileSystem, "_repo_and_revision_exist", lambda *_: (True, None))
+        monkeypatch.setattr(HfFileSystem, "info", info)
+        monkeypatch.setattr(HfFileSystemFile, "_fetch_range", fetch)
 
+    def put(self, splits: dict[str, list[str]], features: Features | None = None) -> None:
+        self.splits, self.features = splits, features
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(monkeypatch)
     for name, (start, count) in FILES.items():
-        with system.open(f"/org/{name}.parquet", "wb") as file:
-            write(file, columns(start, count), None)
-    yield put
-    system.store.clear()
+        buffer = io.BytesIO()
+        write(buffer, columns(start, count), None)
+        made.files[f"{name}.parquet"] = buffer.getvalue()
+    return made
 
 
 def of_hub(**options: Any) -> ImageData:
     return opened("hf:org/set", subset="small", **options)
 
 
-def test_a_data_set_of_the_hub_with_the_names_of_its_card(hub: Callable[..., None], written: Path) -> None:
-    train = [f"memory://org/train-{number:05d}.parquet" for number in (0, 1)]
-    hub({"train": train, "dev": ["memory://org/validation.parquet"], "extra": ["memory://org/test.parquet"]}, NAMED)
+def test_a_data_set_of_the_hub_with_the_names_of_its_card(hub: Hub, written: Path) -> None:
+    train = ["train-00000.parquet", "train-00001.parquet"]
+    hub.put({"train": train, "dev": ["validation.parquet"], "extra": ["test.parquet"]}, NAMED)
     found, local = of_hub(), opened(written)
+    assert hub.requests <= 3 * 2 + 11 + 3 + 1  # footers, labels of each row group, the first one's images
     assert found.facts.class_names == ("ant", "bee", "cow")
     assert found.test is None
     assert "Left out: the split extra." in " ".join(found.facts.notes)
-    assert_same(trained(found.train), trained(local.train))
+    before = hub.requests
+    batches = trained(found.train)
+    assert hub.requests == before + 11
+    assert_same(batches, trained(local.train))
     assert_same(evaluated(found.validation), evaluated(local.validation))
-    hub({"train": train, "other": ["memory://org/test.parquet"]}, NAMED)
+    assert pickle.loads(pickle.dumps(found.train)).load(3).target == 0
+    hub.put({"train": train, "other": ["test.parquet"]}, NAMED)
     assert len(of_hub(splits={"train": "other"}).train) < 20
 
 
-def test_a_hub_that_fails(hub: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    hub({"train": ["memory://org/train-00000.tar"]})
+def test_a_hub_that_fails(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.put({"train": ["train-00000.tar"]})
     with pytest.raises(UserError, match=r"other files than parquet such as train-00000.tar") as caught:
         of_hub()
     assert "downloaded then" in caught.value.hint
-    hub({"train": ["memory://org/gone.parquet"]})
-    with pytest.raises(UserError, match=r"org/gone.parquet couldn't be read: FileNotFoundError") as caught:
+    hub.put({"train": ["gone.parquet"]})
+    with pytest.raises(UserError, match=r"gone.parquet couldn't be read: FileNotFoundError") as caught:
         of_hub()
     assert "Without access to the hub" in caught.value.hint
 
@@ -416,16 +450,18 @@ def test_a_hub_that_fails(hub: Callable[..., None], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_connection_that_breaks_in_an_epoch(hub: Callable[..., None], workers: int) -> None:
-    hub({"train": ["memory://org/train-00000.parquet"], "test": ["memory://org/test.parquet"]}, NAMED)
+def test_a_connection_that_breaks_in_an_epoch(hub: Hub, workers: int) -> None:
+    hub.put({"train": ["train-00000.parquet"], "test": ["test.parquet"]}, NAMED)
     source = of_hub(stream_buffer=10).train
     loader = TrainLoader(source, Loading(4, workers=workers), canvas=(12, 8))
     batches = loader.epoch(0)
     next(batches)
-    fsspec.filesystem("memory").rm("/org/train-00000.parquet")
-    with pytest.raises(UserError, match=r"train-00000.parquet couldn't be read in its row group \d: FileNot") as caught:
+    content = hub.files.pop("train-00000.parquet")
+    with pytest.raises(UserError, match=r"train-00000.parquet couldn't be read in its row group \d: ") as caught:
         list(batches)
     assert "kdcli distill --resume RUN" in caught.value.hint
+    hub.files["train-00000.parquet"] = content
+    assert len(list(loader.epoch(0))) == loader.batches_per_epoch
 
 
 # What is refused
