@@ -124,6 +124,21 @@ class Blocks(NamedTuple):
     mixed: int
 
 
+_FEW = 4
+
+
+def in_few_blocks(blocks: Blocks, count: int) -> NDArray[np.int64]:
+    """Return the samples of so many blocks, evenly spread, as have about ``count`` of them: four or more, or all.
+
+    Returns:
+        int64 (n,), in order.
+    """
+    names = np.unique(blocks.of)
+    number = min(max(-(-count * len(names) // len(blocks.of)), _FEW), len(names))
+    chosen = names[np.arange(number) * len(names) // number]
+    return np.flatnonzero(np.isin(blocks.of, chosen))
+
+
 _LANES = (16, 8, 4, 2, 1)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from kdcli.base.facts import Preprocessing, TextPreprocessing
 from kdcli.config.data import AugmentConfig
 from kdcli.data.batch import EVALUATION, AnyBatch
-from kdcli.data.epoch import BalancedDraws, Blocks
+from kdcli.data.epoch import BalancedDraws, Blocks, in_few_blocks
 from kdcli.machine.team import ALONE, Team
 
 
@@ -147,6 +147,13 @@ class Source(ABC):
     @abstractmethod
     def eval_batches(self, loading: Loading, preprocessing: Preprocessing | TextPreprocessing) -> EvalBatches:
         """Return every sample once, in order and without augmentation, as ``preprocessing`` says."""
+
+    def near(self, count: int) -> Self:
+        """Return samples out of which about ``count`` are to be looked at: of few blocks, where they are read in such.
+
+        They are all samples where each can be read alone.
+        """
+        return self if self.blocks is None else self.take(in_few_blocks(self.blocks, count).tolist())
 
     def samples(self, indices: Sequence[int]) -> Tensor:
         """Return the ids of the samples ``indices``, int64 (n,)."""

@@ -194,6 +194,16 @@ def test_a_start_reads_a_single_block_of_images(written: Path, reads: list[int])
     assert reads == [0]
 
 
+def test_what_is_looked_at_before_training_is_of_few_blocks(data: ImageData, written: Path, reads: list[int]) -> None:
+    assert data.train.near(15).ids.tolist() == [*range(10), *range(20, 30), *range(43, 53), *range(73, 83)]
+    assert len(data.train.near(60)) == 63
+    assert len(data.train.near(1000)) == 103
+    evaluated(data.train.near(15))
+    assert reads == [0, 2, 5, 8]
+    plain = opened(written, streaming=False).train
+    assert plain.near(15) is plain
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_reads_each_block_once_and_gives_every_image_its_own_augmentation(
     data: ImageData, written: Path, reads: list[int], workers: int

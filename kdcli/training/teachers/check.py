@@ -186,8 +186,9 @@ def columns_of(job: Job) -> Sequence[int]:
 def _sample(source: Source) -> Source:
     if len(source) <= MOST_SAMPLES:
         return source
-    spread = [number * len(source) // MOST_SAMPLES for number in range(MOST_SAMPLES)]
-    return source.take(spread)
+    source = source.near(MOST_SAMPLES)
+    number = min(MOST_SAMPLES, len(source))
+    return source.take([place * len(source) // number for place in range(number)])
 
 
 class _Evidence:

@@ -79,7 +79,7 @@ def probe_features(
     """
     size = min(MOST_SAMPLES, max(FEWEST_SAMPLES, int(MOST_MACS / max(teacher.facts.macs, 1))))
     try:
-        sample, _ = sample_by_class(data.train, data.facts.class_names, size, _SEED)
+        sample, _ = sample_by_class(data.train.near(size), data.facts.class_names, size, _SEED)
     except UserError:
         return None
     remembered = Remembered(config, teacher, data, sample, kind="features")
