@@ -293,6 +293,8 @@ class DataConfig(Section):
     def _check_ranges(self) -> DataConfig:
         if self.deep_range is not None and not self.deep_range[0] < self.deep_range[1]:
             raise ValueError(f"deep_range goes up, from black to white, and is {list(self.deep_range)}")
+        if self.stream_buffer != type(self).model_fields["stream_buffer"].default and not self.streaming:
+            raise ValueError("stream_buffer has no effect without data.streaming=true")
         if not self.min_depth < self.max_depth:
             raise ValueError(f"min_depth {self.min_depth:g} is to be less than max_depth {self.max_depth:g}")
         return self

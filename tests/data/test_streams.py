@@ -71,7 +71,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(path: object, *, streaming: bool = True, **options: Any) -> ImageData:
-    return open_data(DataConfig(name=str(path), **{"streaming": streaming, "stream_buffer": 30} | options), seed=0)
+    return open_data(
+        DataConfig(name=str(path), **({"streaming": True, "stream_buffer": 30} if streaming else {}) | options), seed=0
+    )
 
 
 @pytest.fixture
@@ -528,6 +530,12 @@ def test_other_tasks(task: str, problem: str) -> None:
     values = {"teacher": "none", "student": "x", "task": task, "data": {"name": "x", "streaming": True}}
     with pytest.raises(UserError, match=problem):
         check_domain(parse_config(values, source="a test"))
+
+
+def test_a_buffer_of_nothing() -> None:
+    values = {"teacher": "none", "student": "x", "data": {"name": "x", "stream_buffer": 100}}
+    with pytest.raises(UserError, match=r"stream_buffer has no effect without data.streaming=true"):
+        parse_config(values, source="a test")
 
 
 # The record
