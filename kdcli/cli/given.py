@@ -57,8 +57,11 @@ def _stored_values(recipe: str | None, resume: Path | None, *, force: bool) -> t
     """Return the values of the recipe, or of the run that goes on, and what to call them in messages."""
     if resume is not None:
         from kdcli.runs.folder import RunFolder
+        from kdcli.runs.packages import insist_found
 
-        return RunFolder.started(resume, force=force).read_values(), str(resume / "config.yaml")
+        run = RunFolder.started(resume, force=force)
+        insist_found(run.path)
+        return run.read_values(), str(resume / "config.yaml")
     if recipe is not None:
         from kdcli.config.recipes import find_recipe, load_recipe
 

@@ -37,11 +37,12 @@ from kdcli.base.files import (
 )
 from kdcli.base.result import EpisodesResult, Finished, Metrics, Result, Saved
 from kdcli.base.text import check_argument, redact, redact_all
-from kdcli.config.parse import as_begun, parse_config
+from kdcli.config.parse import as_begun
 from kdcli.config.recipes import load_yaml
 from kdcli.config.run import RunConfig
 from kdcli.plan.plan import Plan
 from kdcli.runs.cards import CARD, card_content, is_edited_card, keep_edited_card
+from kdcli.runs.packages import parse_of_run, record_packages
 from kdcli.runs.places import check_new_folder
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
@@ -269,7 +270,7 @@ class RunFolder:
 
     def read_config(self, name: str = "config.yaml") -> RunConfig:
         """Return the resolved config; errors are those of :meth:`read_values`."""
-        return parse_config(self.read_values(name), source=str(self.path / name))
+        return parse_of_run(self.path, self.read_values(name), name)
 
     def read_plan(self) -> dict[str, Any]:
         """Return the content of ``plan.json``.
@@ -346,6 +347,7 @@ class RunFolder:
         text = yaml.safe_dump(redact_all(values), sort_keys=False, allow_unicode=True)
         content = signed(redact(text).encode("utf-8", "backslashreplace"))
         write_atomically(self.path / name, lambda file: file.write_bytes(content))
+        record_packages(self.path, config)
 
     def write_plan(self, plan: Plan, *, command: str) -> None:
         """Write ``plan.json``, with the command line and the versions of what computes."""

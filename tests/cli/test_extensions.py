@@ -359,3 +359,21 @@ def own_net(pretrained=False, **kwargs):
     outcome = run_cli("distill", "--teacher", "own:net", "--student", "test_resnet", "--data", photos, "--dry-run")
     assert outcome.exit_code == 0, outcome.stderr
     assert "own:net.v1" in outcome.stdout
+
+
+def test_a_run_whose_package_is_not_found_says_where_it_was(toy_run, site, run_cli, tmp_path, monkeypatch):
+    """As from another working directory, where the package lay in the first."""
+    run, _ = toy_run
+    rows = json.loads((run / "extensions.json").read_text())
+    assert {(row["kind"], row["name"]) for row in rows} == {
+        *[("models", "toy"), ("tasks", "toy_unsure"), ("data", "toy"), ("methods", "toy_correlation")]
+    }
+    assert {(row["package"], row["folder"]) for row in rows} == {("kdcli-toy 1.0", str(site))}
+    for command in (("distill", "--resume", run), ("evaluate", run), ("report", run, "--output", "x.html")):
+        outcome = run_cli(*command)
+        assert outcome.exit_code == 2
+        assert "was made with kdcli-toy 1.0, which Python does not find here" in outcome.stderr
+        assert f"PYTHONPATH={site} kdcli" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.syspath_prepend(str(site))
+    assert run_cli("report", run, "--output", "x.html").exit_code == 0
