@@ -127,11 +127,6 @@ def test_a_fresh_process_reloads_and_exports_the_student(toy_run, site, forked, 
     assert "install the package that adds it" in output
 
 
-def test_a_run_whose_extension_is_gone_says_so(toy_run, run_cli):
-    run, _ = toy_run
-    refused(run_cli("evaluate", run), "'toy_correlation' is not one of supervised,")
-
-
 def test_a_recipe_takes_the_options_of_a_method(toy, run_cli, tmp_path):
     recipe = {"teacher": "random:test_vit", "student": "test_resnet", "data": "toy:3", "train": {"device": "cpu"}}
     method = {"method": "toy_correlation", "layers": ["layer4:pooled"], "weight": 3}
