@@ -186,7 +186,7 @@ def test_streamed_data_are_those_that_are_read_as_a_whole(data: ImageData, writt
     assert data.train.describe(45) == "train-00001.parquet[2]"
     (note,) = [note for note in data.facts.notes if note.startswith("Streamed")]
     assert "4 parquet files with 148 rows in 16 row groups" in note
-    assert "mixes about 30 images (data.stream_buffer); at most 5 row groups" in note
+    assert "mixes about 28 images (data.stream_buffer); at most 5 row groups" in note
     assert by_sample(evaluated(data.test)).keys() == by_sample(evaluated(whole.test)).keys()
     assert_same(evaluated(data.test), evaluated(whole.test))
 

@@ -225,12 +225,13 @@ def _told(streams: Mapping[str, Stream], config: DataConfig) -> list[str]:
     rows, blocks = (sum(int(s.starts[-1]) for s in streams.values()), sum(map(len, streams.values())))
     train = streams["train"]
     in_memory = sum(part.image_bytes()[1] for part in train.parts) / len(train)
-    held = min(train.blocks_for(config.stream_buffer) + AHEAD, len(train))
+    mixed = train.blocks_for(config.stream_buffer)
+    images, held = round(mixed * int(train.starts[-1]) / len(train)), min(mixed + AHEAD, len(train))
     size = sum(part.image_bytes()[0] for part in parts)
     notes = [
         f"Streamed: {counted(len(parts), 'parquet file')} with {counted(rows, 'row')} in"
         f" {counted(blocks, 'row group')}, {_shown(size)} of images. An epoch reads each row group once and mixes about"
-        f" {config.stream_buffer} images (data.stream_buffer); at most {counted(held, 'row group')}, about"
+        f" {images} images (data.stream_buffer); at most {counted(held, 'row group')}, about"
         f" {_shown(held * in_memory)}, {'is' if held == 1 else 'are'} held in memory."
     ]
     if "validation" not in streams:
