@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 
 from kdcli.base.errors import UserError
 from kdcli.models.base import Model
 from kdcli.runs.checkpoint import restore_module
+from kdcli.training.average import WeightAverage
 from kdcli.training.meters import AFTER_NAN, CollapseWatch, Meter, SpectraRecord, not_finite
 from kdcli.training.phases import Objective, Phases
 
@@ -37,7 +37,7 @@ class TrainingState:
 
     objective: Objective
     phases: Phases
-    ema: ModelEmaV3 | None
+    ema: WeightAverage | None
     spectra: SpectraRecord
     accelerator: Accelerator
     meter: Meter = field(default_factory=Meter)

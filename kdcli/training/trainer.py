@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from kdcli.base.errors import UserError
@@ -32,6 +31,7 @@ from kdcli.runs.folder import BESIDE_BEST, OF_BEST, RunFolder
 from kdcli.runs.snapshots import cut_grids
 from kdcli.tasks import rank_students
 from kdcli.terminal.reporters import Reporter
+from kdcli.training.average import WeightAverage
 from kdcli.training.downstream import measure_features
 from kdcli.training.evaluation import KeptSums, evaluate
 from kdcli.training.hardware import hardware_errors
@@ -113,7 +113,7 @@ class Trainer:
         self.watch = LossWatch()
         self.checkpoints = Checkpoints(run.path / "checkpoints", keep=config.train.keep_checkpoints)
         self.control = Control(Every.parse(config.train.checkpoint_every), team)
-        ema = ModelEmaV3(student, decay=config.train.ema, use_warmup=True) if config.train.ema else None
+        ema = WeightAverage(student, decay=config.train.ema) if config.train.ema else None
         self.state = TrainingState(
             self.objective,
             Phases(self.objective, config, max(self.total_steps // accumulation, 1), accelerator),

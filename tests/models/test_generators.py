@@ -3,17 +3,24 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.utils.parametrizations import spectral_norm
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
 from kdcli.base.reads import Reads
 from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.config.parse import parse_config
+from kdcli.data import fit
+from kdcli.data.images.augment import Augmentation
 from kdcli.models import build_student, load_saved, load_teacher
 from kdcli.models.generators.networks import TRANSLATORS
+from kdcli.models.generators.sampler_loading import preprocessing_at
 from kdcli.models.quantization import count_parameters
+from kdcli.tasks.generation.task import ImageGeneration
 
 DATA = DataFacts.of_labels((), task="image-translation")
 NAMES = {name: f"generator:{name}?channels=4" for name in TRANSLATORS}
@@ -100,3 +107,14 @@ def test_a_smaller_copy_of_a_teacher_takes_its_weights(tmp_path):
 def test_what_does_not_fit_is_refused(name, size, told):
     with pytest.raises(UserError, match=told):
         build_student(StudentConfig(name=name, image_size=size), DATA, seed=0)
+
+
+def test_metrics_of_a_sampler_compare_with_what_its_discriminator_is_shown():
+    """Of an image that is not square, too: by default both are all of it, at the size of the images that are made."""
+    x, y = np.meshgrid(np.arange(120), np.arange(60))
+    image = Image.fromarray(np.stack([2 * x, 4 * y, 0 * x], axis=2).astype(np.uint8))
+    asked = {"task": "image-generation", "teacher": "none", "student": "generator:biggan32", "data": {"name": "none"}}
+    augment = ImageGeneration.with_usual(parse_config(asked, source="a test")).augment
+    shown, _ = Augmentation(augment.model_copy(update={"flip": 0}), canvas=(32, 32), seed=0)(image, epoch=0, index=0)
+    compared = torch.from_numpy(np.array(fit(image, preprocessing_at(32)))).permute(2, 0, 1)
+    assert torch.equal(shown, compared)

@@ -246,7 +246,7 @@ def test_damaged_weights_do_not_replace_the_best_student(tmp_path, monkeypatch, 
 def test_the_moving_average_is_what_is_kept(tmp_path, monkeypatch):
     """After each update: average <- d average + (1 - d) student, d growing as timm's warm-up says."""
     trail = []
-    original = trainer_module.ModelEmaV3.update
+    original = trainer_module.WeightAverage.update
 
     def update(self, model, step=None):
         before = self.module.module.conv1[0].weight.detach().clone()
@@ -256,7 +256,7 @@ def test_the_moving_average_is_what_is_kept(tmp_path, monkeypatch):
         torch.testing.assert_close(self.module.module.conv1[0].weight, expected)
         trail.append(self.module.module.conv1[0].weight.detach().clone())
 
-    monkeypatch.setattr(trainer_module.ModelEmaV3, "update", update)
+    monkeypatch.setattr(trainer_module.WeightAverage, "update", update)
     result, opened, job = run(tmp_path / "run", train__ema=0.9, train__epochs=1)
     assert len(trail) == result.steps
     assert torch.equal(weights(opened)["conv1.0.weight"], trail[-1])

@@ -155,8 +155,11 @@ def settings_of(place: Place) -> tuple[dict[str, Any], bool | None]:
 
 
 def preprocessing_at(side: int) -> Preprocessing:
-    """Return how real images are brought to the size of those that are made: from -1 to 1, the middle cut out."""
-    return Preprocessing((side, side), (0.5,) * 3, (0.5,) * 3, "bicubic")
+    """Return how real images are brought to the size of those that are made: from -1 to 1, as a whole, as in training.
+
+    Whole images are what the augmentation shows the discriminator, so an image that is not square is squashed in both.
+    """
+    return Preprocessing((side, side), (0.5,) * 3, (0.5,) * 3, "bicubic", geometry="squash")
 
 
 def _network(place: Place, saved: Mapping[str, Any]) -> str:

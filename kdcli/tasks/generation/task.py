@@ -172,7 +172,8 @@ class ImageGeneration(ImageTask):
                 "images",
                 f"crop {config.augment.crop_scale[0]:g} to {config.augment.crop_scale[1]:g} of the area, flip"
                 f" {config.augment.flip:g}",
-                "What is done to real images is what the generator learns to make: whole images by default.",
+                "What is done to real images is what the generator learns to make: by default whole images, which are"
+                " squashed where they are not square. Metrics compare with whole images.",
             ),
             Decision(
                 "generator's optimiser",
