@@ -9,6 +9,8 @@ from kdcli.base.facts import (
     DataFacts,
     LayerScores,
     ModelFacts,
+    Preprocessing,
+    TextPreprocessing,
     num_tokens,
 )
 from kdcli.base.names import Quantization
@@ -154,14 +156,23 @@ def describe_models(situation: Situation) -> list[Decision]:
         if teacher.weight_bytes is not None:
             decisions.append(_describe_quantization(situation.config, teacher, teacher.weight_bytes))
         pre = teacher.preprocessing
-        decisions.append(Decision("teacher input", pre.describe(), " ".join([f"Its own {pre.kind}.", *pre.remarks])))
+        remarks = _remarks(pre, situation.config)
+        decisions.append(Decision("teacher input", pre.describe(), " ".join([f"Its own {pre.kind}.", *remarks])))
     decisions.append(Decision("student", _model_line(student), student.weights))
     pre = student.preprocessing
     own = "Its own." if teacher is None else f"Its own {pre.kind}, {pre.shared_input}."
-    decisions.append(Decision("student input", pre.describe(), " ".join([own, *pre.remarks])))
+    decisions.append(Decision("student input", pre.describe(), " ".join([own, *_remarks(pre, situation.config)])))
     if teacher is not None:
         decisions.append(_describe_compression(situation, teacher))
     return [*decisions, _describe_data(situation.data), _describe_training(situation.config)]
+
+
+def _remarks(pre: Preprocessing | TextPreprocessing, config: RunConfig) -> tuple[str, ...]:
+    """Return what is said of a model's input; images that nothing is cropped of are squashed in training, too."""
+    is_whole = config.augment.crop_scale == (1.0, 1.0)
+    if isinstance(pre, Preprocessing) and pre.geometry == "squash" and is_whole:
+        return replace(pre, geometry="crop").remarks
+    return pre.remarks
 
 
 _QUANTIZED: dict[Quantization | None, str] = {
@@ -197,7 +208,9 @@ def _describe_compression(situation: Situation, teacher: ModelFacts) -> Decision
 
 def _describe_data(data: DataFacts) -> Decision:
     splits = f"{data.num_train} train, {data.num_validation} validation, {data.num_test} test"
-    labels = data.labels.of_data.format(count=len(data.class_names))
+    of_data = data.labels.of_data
+    is_without = "{count}" in of_data and not data.class_names
+    labels = data.labels.needed if is_without else of_data.format(count=len(data.class_names))
     unusual = " ".join(note for note in data.notes if not note.startswith(_USUAL))
     return Decision("data", f"{data.name}: {labels}, {splits}", " ".join(data.notes), warning=unusual)
 

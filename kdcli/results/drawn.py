@@ -51,7 +51,10 @@ def draw_run(job: Job, run: RunFolder, device: torch.device) -> str:
 def _draw(job: Job, run: RunFolder, device: torch.device) -> None:
     noun, models = job.data.facts.noun, _models(job, run)
     batch = shown_samples(job)
-    _plot(job, run.path / SAMPLES, models, batch, device, of=f"validation {noun}{'' if len(batch) == 1 else 's'}")
+    plural = "" if len(batch) == 1 else "s"
+    is_made = job.task.row().target == "samples"  # nothing of the validation images is in the pictures
+    of = f"made {noun}{plural} after those" if is_made else f"validation {noun}{plural}"
+    _plot(job, run.path / SAMPLES, models, batch, device, of=of)
     worst = worst_places(job, run)
     if worst:
         batch = validation_batch(job, worst)

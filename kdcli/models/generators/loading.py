@@ -75,7 +75,10 @@ def build_student(place: Place, config: StudentConfig, data: DataFacts, like: Mo
     """Build a generator for the data's task."""
     row = TASKS[data.task]
     if row.target != "image":
-        raise UserError(f"{place.name} makes images, and {row.name} is another task.", "Name another student.")
+        raise UserError(
+            f"{place.name} makes an image of another one, and the task is {row.name}.",
+            f"Name another student, or choose --task {task_of('image', 'image').name}.",
+        )
     if config.drop_path is not None:
         raise UserError("student.drop_path is not for generators.", "Leave it out.")
     settings = settings_of(place)

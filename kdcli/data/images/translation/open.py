@@ -246,7 +246,7 @@ def _unpaired(
         deep_range, more = find_range(data.train, config.deep_range)
         set_range((data.train, data.validation, data.test), deep_range)
         both.append(replace(data, deep_range=deep_range))
-        told += [f"{name}: {note}" for note in (*data.facts.notes, *more)]
+        told += [_of_side(name, note) for note in (*data.facts.notes, *more)]
     first, second = both
     splits: dict[str, tuple[ImageSource, ImageSource] | None] = {
         "train": (first.train, second.train),
@@ -254,6 +254,13 @@ def _unpaired(
         "test": None if first.test is None or second.test is None else (first.test, second.test),
     }
     return _together(config, first.facts, splits, told, seed=seed, deep_range=first.deep_range)
+
+
+def _of_side(name: str, note: str) -> str:
+    """Return a note on one of the two kinds of images, with whatever it begins with at its beginning."""
+    split, colon, rest = note.partition(": ")
+    is_of_split = colon and split in ("Test", "Validation", "Training images")
+    return f"{split}: of {name} {rest}" if is_of_split else f"{name}: {note}"
 
 
 def _together(

@@ -95,7 +95,7 @@ def find_columns(config: DataConfig, path: Path) -> Columns | None:
     if found is None:
         return None
     table = found.tables["train"]
-    a, b, told = _both(table, config, found.root, found.split_column)
+    a, b, is_guess = _both(table, config, found.root, found.split_column)
     for split, other in found.tables.items():
         if lacking := [name for name in (a, b) if name not in other.column_names]:
             raise UserError(
@@ -103,8 +103,12 @@ def find_columns(config: DataConfig, path: Path) -> Columns | None:
                 "Every split needs the same columns.",
             )
     read = [name for name in (a, b, found.split_column) if name is not None]
-    told = f"Columns: A from {a}, B from {b}{told}.{unread(table.features, *read)}"
-    return Columns(a, b, found.tables, found.root, [*found.notes, told], reads_subset=found.reads_subset)
+    notes = [*found.notes, f"Columns: A from {a}, B from {b}.{unread(table.features, *read)}"]
+    if is_guess:
+        notes.append(
+            f"A and B are the columns {a} and {b} as they stand in the table; data.image_column names that of A."
+        )
+    return Columns(a, b, found.tables, found.root, notes, reads_subset=found.reads_subset)
 
 
 class _Tables(NamedTuple):
@@ -142,8 +146,8 @@ def _by_split(loaded: Any) -> Mapping[str, Dataset]:
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
 
-def _both(table: Dataset, config: DataConfig, root: Path | None, split_column: str | None) -> tuple[str, str, str]:
-    """Return the columns of A and B, and how they were found where their names say nothing."""
+def _both(table: Dataset, config: DataConfig, root: Path | None, split_column: str | None) -> tuple[str, str, bool]:
+    """Return the columns of A and B, and whether their names say nothing, so that they are taken in their order."""
     a, b, found = config.image_column, config.label_column, _candidates(table, root, split_column)
     for option, name in (("data.image_column", a), ("data.label_column", b)):
         if name is not None:
@@ -153,22 +157,22 @@ def _both(table: Dataset, config: DataConfig, root: Path | None, split_column: s
     if a is not None and b is not None:
         if a == b:
             raise UserError(f"data.image_column and data.label_column are both {a!r}.", "Name two columns.")
-        return a, b, ""
+        return a, b, False
     left = [name for name in found if name not in (a, b)]
     given, wanted = (_only([name for name in left if _is(name, words)]) for words in (_GIVEN, _WANTED))
     if a is not None or b is not None:
         one = left[0] if len(left) == 1 else wanted if b is None else given
         if one is None:
             raise _unclear(table, left, "one other column of images")
-        return (a, one, "") if a is not None else (one, str(b), "")
+        return (a, one, False) if a is not None else (one, str(b), False)
     if given is not None and wanted is not None:
-        return given, wanted, ""
+        return given, wanted, False
     if len(left) != 2:
         raise _unclear(table, left, "two columns of images")
     if given is None and wanted is None:
-        return left[0], left[1], ", as they stand in the table"
+        return left[0], left[1], True
     is_swapped = given == left[1] or wanted == left[0]
-    return (left[1], left[0], "") if is_swapped else (left[0], left[1], "")
+    return (left[1], left[0], False) if is_swapped else (left[0], left[1], False)
 
 
 def _candidates(table: Dataset, root: Path | None, split_column: str | None) -> list[str]:
