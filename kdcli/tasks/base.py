@@ -91,8 +91,8 @@ class Task(ABC):
         return cls(data.class_names)
 
     @classmethod
-    def with_usual(cls, config: RunConfig) -> RunConfig:
-        """Return the config with what is usual for the task in place of general defaults, where it says nothing else.
+    def with_usual(cls, config: RunConfig, data: DataFacts) -> RunConfig:
+        """Return the config with what is usual for such data in place of general defaults, where it says nothing else.
 
         What it changes it tells in :meth:`decisions`.
         """

@@ -64,7 +64,7 @@ def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None 
             raise UserError(f"The teacher is none, but teacher.{key} is set: {short_repr(value)}.", "Name the teacher.")
     check_domain(config)
     check_cache(config)
-    config = settle_models(task_class(config.extension_task or config.task).with_usual(config))
+    config = settle_models(config)
     has_teacher = config.teacher.name != "none"
     wrong = wrong_names(config.teacher, config.student, task=config.task) if student is None else []
     try:
@@ -77,6 +77,7 @@ def prepare_job(config: RunConfig, team: Team = ALONE, *, student: Model | None 
         raise all_of(wrong)
     data = in_channels_of(config, data)
     _check_classes(data)
+    config = task_class(config.extension_task or config.task).with_usual(config, data.facts)
     config = config.model_copy(update={"data": data.settle(config.data)})
     teacher: Model | None = None
     if has_teacher:

@@ -114,7 +114,7 @@ def test_metrics_of_a_sampler_compare_with_what_its_discriminator_is_shown():
     x, y = np.meshgrid(np.arange(120), np.arange(60))
     image = Image.fromarray(np.stack([2 * x, 4 * y, 0 * x], axis=2).astype(np.uint8))
     asked = {"task": "image-generation", "teacher": "none", "student": "generator:biggan32", "data": {"name": "none"}}
-    augment = ImageGeneration.with_usual(parse_config(asked, source="a test")).augment
+    augment = ImageGeneration.with_usual(parse_config(asked, source="a test"), None).augment
     shown, _ = Augmentation(augment.model_copy(update={"flip": 0}), canvas=(32, 32), seed=0)(image, epoch=0, index=0)
     compared = torch.from_numpy(np.array(fit(image, preprocessing_at(32)))).permute(2, 0, 1)
     assert torch.equal(shown, compared)

@@ -6,6 +6,7 @@ import pytest
 
 from kdcli.config.parse import parse_config
 from kdcli.config.recipes import list_recipes, load_recipe
+from kdcli.tasks.generation.task import ImageGeneration
 from tests.conftest import write_photos
 
 RECIPES = {
@@ -56,3 +57,11 @@ def test_it_is_planned_on_stand_ins(name, few, run_cli):
     outcome = run_cli("distill", "--recipe", RECIPES[name], *options)
     assert outcome.exit_code == 0, outcome.stderr
     assert "loss: gan" in outcome.stdout
+
+
+def test_an_optimiser_without_betas_is_given_none():
+    given = {"task": "image-generation", "teacher": "none", "student": "generator:biggan32", "data": "x"}
+    for asked, betas in (({}, (0.0, 0.999)), ({"optimizer": "adamw"}, (0.0, 0.999)), ({"optimizer": "sgd"}, None)):
+        config = ImageGeneration.with_usual(parse_config(given | {"optim": asked}, source="a test"), None)
+        assert config.optim.betas == betas
+        assert config.optim.lr == 2e-4

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdcli.base.facts import DataFacts
 from kdcli.config.parse import parse_config
 from kdcli.config.recipes import list_recipes, load_recipe
+from kdcli.tasks.translation.task import ImageTranslation
 
 RECIPES = {
     recipe.name: recipe.path
@@ -51,6 +53,31 @@ def test_horse2zebra_has_the_settings_of_cyclegan():
     other = config_of("image-translation/horse2zebra-imagenet")
     assert other.methods[0] == options
     assert other.optim == optim
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "changed"),
+    [
+        (
+            "unpaired",
+            {},
+            {"optimizer", "lr", "betas", "weight_decay", "schedule", "hold", "warmup", "min_lr_ratio", "clip_grad"},
+        ),
+        ("unpaired", {"lr": 1e-3, "schedule": "constant"}, {"optimizer", "betas", "weight_decay", "clip_grad"}),
+        ("unpaired", {"optimizer": "adamw"}, set()),
+        ("image", {}, set()),
+    ],
+)
+def test_its_optimiser_is_that_of_images_without_pairs_where_none_is_asked_for(kind, asked, changed):
+    """So a run that was begun before, whose config names its optimiser, goes on as it was."""
+    given = {"task": "image-translation", "teacher": "none", "student": "generator:mobile", "data": "x", "optim": asked}
+    before = parse_config(given, source="a test")
+    facts = DataFacts("x", "image-translation", (), 2, 2, 2, 2, label_kind=kind)
+    after, recipe = ImageTranslation.with_usual(before, facts), config_of("image-translation/horse2zebra")
+    for key, value in dict(before.optim).items():
+        expected = getattr(recipe.optim, key) if key in changed else value
+        assert getattr(after.optim, key) == expected, key
+    assert after.model_copy(update={"optim": before.optim}) == before
 
 
 @pytest.fixture(scope="module")

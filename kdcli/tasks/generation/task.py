@@ -79,12 +79,14 @@ class ImageGeneration(ImageTask):
         return cls(data.class_names, data.extractor)
 
     @classmethod
-    def with_usual(cls, config: RunConfig) -> RunConfig:
+    def with_usual(cls, config: RunConfig, data: DataFacts) -> RunConfig:
         """Return the config with whole images and a GAN's optimiser, where it says nothing else."""
         changed = {}
         for name, values in _USUAL.items():
             section = getattr(config, name)
             own = {key: value for key, value in values.items() if key not in section.model_fields_set}
+            if name == "optim" and not config.optim.optimizer.startswith("adam"):  # others may have no betas
+                own.pop("betas", None)
             changed[name] = section.model_copy(update=own)
         return config.model_copy(update=changed)
 

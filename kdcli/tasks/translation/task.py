@@ -27,6 +27,20 @@ from kdcli.tasks.meters import Meter
 from kdcli.tasks.reports import Layout, Panel, Report
 
 PERCEPTUAL = "perceptual"
+_OF_KINDS: Mapping[str, Any] = {
+    "optimizer": "adam",
+    "lr": 2e-4,
+    "betas": (0.5, 0.999),
+    "weight_decay": 0.0,
+    "schedule": "linear",
+    "hold": 0.5,
+    "warmup": 0.0,
+    "min_lr_ratio": 0.0,
+    "clip_grad": None,
+}
+"""CycleGAN's optimiser, of images without pairs where no optimiser is asked for."""
+_FALLS = ("schedule", "hold", "warmup", "min_lr_ratio")
+"""What of it belongs together."""
 
 
 class ImageTranslation(ImageTask):
@@ -69,6 +83,16 @@ class ImageTranslation(ImageTask):
     def from_facts(cls, data: DataFacts, *, reference: Callable[[AnyBatch], Tensor]) -> Self:
         """Return the task for ``data``."""
         return cls(is_paired=data.label_kind != "unpaired", extractor=data.extractor)
+
+    @classmethod
+    def with_usual(cls, config: RunConfig, data: DataFacts) -> RunConfig:
+        """Return the config with CycleGAN's optimiser for images without pairs, where no other is asked for."""
+        asked = config.optim.model_fields_set
+        if data.label_kind != "unpaired" or "optimizer" in asked:
+            return config
+        left_out = {*asked, *(_FALLS if asked.intersection(_FALLS) else ())}
+        own = {key: value for key, value in _OF_KINDS.items() if key not in left_out}
+        return config.model_copy(update={"optim": config.optim.model_copy(update=own)})
 
     def reads(self, model: ModelFacts) -> Reads:
         """Return the head of the image."""
@@ -139,6 +163,16 @@ class ImageTranslation(ImageTask):
             else f"FID, KID, precision and recall, by the features of {self.extractor.describe()}."
         )
         found = [Decision("metrics", f"of images at {size} pixels; {self.monitor} chooses", told)]
+        if not self.is_paired:
+            optim = config.optim
+            found.append(
+                Decision(
+                    "generators' optimiser",
+                    f"{optim.optimizer}, betas {optim.betas or 'its own'}, schedule {optim.schedule}",
+                    "CycleGAN's where no optimiser is asked for: half of the steps at the full rate, then down to 0."
+                    " Its authors have batches of 1.",
+                )
+            )
         if any(PERCEPTUAL in (getattr(options, "loss", None) or ()) for options in config.methods or ()):
             from kdcli.tasks.translation.perceptual import EXTRACTOR, LEVELS, extractor
 
