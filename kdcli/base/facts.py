@@ -193,6 +193,11 @@ class Preprocessing:
         cut = (f"Not {self._cut} in training, where images are random crops.",) if self._cut else ()
         return (*cut, self.note) if self.note else cut
 
+    def told(self, *, is_whole: bool) -> tuple[str, ...]:
+        """Return the same where training images are cropped; ``is_whole`` where they are squashed as a whole."""
+        is_alike = is_whole and self.geometry == "squash"
+        return replace(self, geometry="crop").remarks if is_alike else self.remarks
+
     @property
     def _cut(self) -> str:
         return {"crop": "", "squash": "squashed", "border": "bordered"}[self.geometry]
@@ -238,6 +243,10 @@ class TextPreprocessing:
         pooled = "each for itself" if self.pooling == "none" else f"pooled by {self.pooling}"
         prompt = f", after the prompt {short_repr(self.prompt)}" if self.prompt else ""
         return f"{self.max_length} tokens, {self.tokenizer} ({human_count(self.vocab_size)}), {pooled}{prompt}"
+
+    def told(self, *, is_whole: bool) -> tuple[str, ...]:
+        """Return the remarks, which no augmentation changes."""
+        return self.remarks
 
     def features_of(self, target: Target) -> str:
         """Return in one phrase what features are of."""

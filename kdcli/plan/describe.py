@@ -9,8 +9,6 @@ from kdcli.base.facts import (
     DataFacts,
     LayerScores,
     ModelFacts,
-    Preprocessing,
-    TextPreprocessing,
     num_tokens,
 )
 from kdcli.base.names import Quantization
@@ -150,29 +148,22 @@ def describe_extent(methods: Sequence[MethodOptions]) -> list[Decision]:
 def describe_models(situation: Situation) -> list[Decision]:
     """Return the decisions on both models, their inputs, sizes and costs, on the data and on training."""
     teacher, student = situation.teacher, situation.student
+    is_whole = situation.config.augment.crop_scale == (1.0, 1.0)
     decisions = []
     if teacher is not None:
         decisions.append(Decision("teacher", _model_line(teacher), teacher.weights))
         if teacher.weight_bytes is not None:
             decisions.append(_describe_quantization(situation.config, teacher, teacher.weight_bytes))
         pre = teacher.preprocessing
-        remarks = _remarks(pre, situation.config)
+        remarks = pre.told(is_whole=is_whole)
         decisions.append(Decision("teacher input", pre.describe(), " ".join([f"Its own {pre.kind}.", *remarks])))
     decisions.append(Decision("student", _model_line(student), student.weights))
     pre = student.preprocessing
     own = "Its own." if teacher is None else f"Its own {pre.kind}, {pre.shared_input}."
-    decisions.append(Decision("student input", pre.describe(), " ".join([own, *_remarks(pre, situation.config)])))
+    decisions.append(Decision("student input", pre.describe(), " ".join([own, *pre.told(is_whole=is_whole)])))
     if teacher is not None:
         decisions.append(_describe_compression(situation, teacher))
     return [*decisions, _describe_data(situation.data), _describe_training(situation.config)]
-
-
-def _remarks(pre: Preprocessing | TextPreprocessing, config: RunConfig) -> tuple[str, ...]:
-    """Return what is said of a model's input; images that nothing is cropped of are squashed in training, too."""
-    is_whole = config.augment.crop_scale == (1.0, 1.0)
-    if isinstance(pre, Preprocessing) and pre.geometry == "squash" and is_whole:
-        return replace(pre, geometry="crop").remarks
-    return pre.remarks
 
 
 _QUANTIZED: dict[Quantization | None, str] = {
