@@ -203,8 +203,10 @@ def _check_channels(model: Model, place: Place) -> None:
     own = model.facts.preprocessing
     if place.channels is None or not isinstance(own, Preprocessing) or own.num_channels == place.channels:
         return
-    small = "smp: for segmentation and depth" if TASKS[model.facts.task].is_dense else "timm"
-    hint = f"Choose a model of {small}, which is built for 1, 3 or 4 channels, pretrained weights adapted"
+    head = TASKS[model.facts.task].head
+    others = {"dense": "segmentation-models-pytorch (smp:)", "depth": "segmentation-models-pytorch (smp:)", "boxes": ""}
+    library = others.get(head, "timm")
+    hint = f"Models of {library} are built for 1, 3 or 4, pretrained weights adapted" if library else "Detectors read 3"
     raise UserError(
         f"{model.facts.name} takes images of {said_channels(own.num_channels)}, and the data are read with"
         f" {said_channels(place.channels)}.",

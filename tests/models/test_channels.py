@@ -10,10 +10,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from kdcli.base.errors import UserError
 from kdcli.base.facts import DataFacts
 from kdcli.config.models import StudentConfig, TeacherConfig
+from kdcli.data import prepare
 from kdcli.models import build_student, load_saved, load_teacher
 
 LABELS = ("ant", "bee", "cat")
@@ -125,3 +127,38 @@ def test_a_first_layer_that_is_no_convolution_is_refused(monkeypatch: pytest.Mon
     module.conv1 = torch.nn.Linear(3, 16)
     with pytest.raises(UserError, match="can't adapt the first layer of it from 3 channels to 1"):
         check_adaptable("it", module, 1)
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_model_of_transformers_is_adapted_saved_and_loaded(hf_folder: Path, tmp_path: Path, channels: int) -> None:
+    name = "vit.embeddings.patch_embeddings.projection.weight"
+    own = load_saved(hf_folder).module.state_dict()
+    student = build_student(StudentConfig(name=str(hf_folder), pretrained=True), facts(channels), seed=0).eval()
+    teacher = load_teacher(TeacherConfig(name=str(hf_folder)), seed=0, channels=channels)
+    for model in (student, teacher):
+        assert torch.equal(model.module.state_dict()[name], adapt_input_conv(channels, own[name]))
+        assert f"adapted from 3 channels to {channels}" in model.facts.weights
+        assert model.facts.preprocessing.num_channels == channels
+    assert all(torch.equal(tensor, own[key]) for key, tensor in teacher.module.state_dict().items() if key != name)
+    student.save(tmp_path)
+    images = student.example(2)
+    module = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    again = load_saved(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(module(images).logits, student.module(images).logits)
+        assert torch.equal(again.module(images).logits, student.module(images).logits)
+    assert again.facts.preprocessing == student.facts.preprocessing
+    pixels = torch.randint(256, (1, channels, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    theirs = AutoImageProcessor.from_pretrained(tmp_path)(pixels, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(theirs, prepare(pixels, student.facts.preprocessing), atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_a_new_model_of_transformers_and_one_of_another_number(hf_folder: Path, tmp_path: Path) -> None:
+    student = build_student(StudentConfig(name=str(hf_folder)), facts(1), seed=0)
+    assert student.facts.weights == "untrained"
+    student.save(tmp_path)
+    with pytest.raises(UserError, match="weights for images of 1 channel, and the data are read with 3 channels"):
+        load_teacher(TeacherConfig(name=str(tmp_path)), seed=0, channels=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,19 @@ import kdcli.models.transformers.quiet  # noqa: F401
 from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.text import short_repr
 from kdcli.models.bounds import bounded, check_extent
+from kdcli.models.channels import adapt_into, check_pretrained_channels
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.place import Place
 from kdcli.models.quantization import settle_layers
 from kdcli.models.transformers import processor
 from kdcli.models.transformers.quantized import loading_arguments
-from kdcli.models.transformers.vision import classifier_of, has_classifier, head_prefixes, takes_interpolation
+from kdcli.models.transformers.vision import (
+    classifier_of,
+    has_classifier,
+    head_prefixes,
+    is_classifier,
+    takes_interpolation,
+)
 from kdcli.models.values import check_module, check_types, types_in
 from kdcli.models.vision import check_image_size
 from kdcli.models.weights import Checkpoint, check_folder, few, reason_of
@@ -160,11 +168,43 @@ def build_teacher(place: Place, *, pretrained: bool) -> nn.Module:
     Raises:
         UserError: the weights are missing, damaged or incomplete.
     """
-    config = read_config(place)
-    auto, config = _auto_class(config)
-    module = load_weights(auto, place, config, may_miss=("pooler",)) if pretrained else from_config(auto, place, config)
+    auto, config = _auto_class(read_config(place))
+    if pretrained:
+        module = load_weights(auto, place, config, may_miss=("pooler",))
+        module = for_channels(auto, place, config, module)
+    else:
+        module = from_config(auto, place, with_channels(config, place))
     _check_reads_images(place, module)
     return module
+
+
+def with_channels(config: Any, place: Place) -> Any:
+    """Return a config for the channels that are wanted; where it has no word for them, as it is."""
+    if place.channels in (None, processor.channels_of(config)) or not hasattr(_tower(config), "num_channels"):
+        return config
+    config = copy.deepcopy(config)
+    _tower(config).num_channels = place.channels
+    return config
+
+
+def for_channels(auto: Any, place: Place, config: Any, module: nn.Module) -> nn.Module:
+    """Return a model with weights for the channels that are wanted; where its config has no word for them, as it is.
+
+    Raises:
+        UserError: they can't be adapted.
+    """
+    own = processor.channels_of(config)
+    check_pretrained_channels(place, own, pretrained=True)
+    wanted = with_channels(config, place)
+    if wanted is config:
+        return module
+    if place.quantization is not None:
+        raise UserError(
+            f"The first layer of {place.name} can't be adapted to {place.channels} channels, as it is quantised.",
+            "Leave teacher.quantization out.",
+        )
+    target = from_config(auto, place, wanted)
+    return adapt_into(module, target, name=place.name, channels=processor.channels_of(wanted))
 
 
 def _check_reads_images(place: Place, module: Any) -> None:
@@ -185,7 +225,11 @@ def build_teacher_with_weights(place: Place, checkpoint: Checkpoint) -> tuple[nn
             config.num_labels = num_classes
         return from_config(auto, place, config)
 
-    return build_with_weights(build, checkpoint, classifier=classifier_of)
+    module: Any
+    module, report = build_with_weights(build, checkpoint, classifier=classifier_of)
+    own: Any = module.config
+    auto = AutoModelForImageClassification if has_classifier(own) and is_classifier(module) else AutoModel
+    return for_channels(auto, place, own, module), report
 
 
 def build_student(
@@ -217,8 +261,9 @@ def build_student(
         config = _tower(config)
     if pretrained:
         module = load_weights(auto, place, config, may_miss=None if names else ("pooler",))
+        module = for_channels(auto, place, config, module)
     else:
-        module = from_config(auto, place, config)
+        module = from_config(auto, place, with_channels(config, place))
     if not names:
         _check_reads_images(place, module)
     if not pretrained:

@@ -9,6 +9,7 @@ from kdcli.base.errors import UserError
 from kdcli.base.tasks import TaskFacts
 from kdcli.config.models import StudentConfig, TeacherConfig
 from kdcli.models.base import Model
+from kdcli.models.channels import said_adapted
 from kdcli.models.origin import names_of_file, phrase_of_file, saved_origin, student_origin, teacher_origin
 from kdcli.models.place import Place
 from kdcli.models.settle import change_input, wanted_input
@@ -29,6 +30,7 @@ def load_teacher(
     if dense_loading.head_at(place, task.head):
         return dense_loading.load_teacher(place, name, config, task, checkpoint)
     wanted, told = wanted_input(config, checkpoint.recorded if checkpoint else None)
+    own = processor.channels_of(build.read_config(place))
     module: Any
     phrase = ""
     if checkpoint:
@@ -41,6 +43,8 @@ def load_teacher(
         phrase = phrase_of_file(checkpoint, report, told, name, num_classes)
         names = names_of_file(checkpoint.recorded, names, num_classes)
     origin = teacher_origin(place, name, names, image_size=config.input_size, file_phrase=phrase)
+    if not name.random:
+        origin = replace(origin, weights=origin.weights + said_adapted(place, own))
     preprocessing = processor.preprocessing_of(place.folder, module.config, config.input_size)
     return HFModel(module, origin, change_input(preprocessing, wanted))
 
@@ -57,12 +61,16 @@ def build_student(place: Place, config: StudentConfig, names: tuple[str, ...], *
             f"Leave it out, or set it in the config.json of a local copy of {config.name}.",
         )
     assert like is None or isinstance(like, HFModel), "it is a model of images"
-    own_names = label_names(build.read_config(place))
+    own = build.read_config(place)
+    own_names = label_names(own)
     module: Any = build.build_student(place, names, pretrained=config.pretrained, image_size=config.input_size)
     preprocessing = processor.preprocessing_of(place.folder, module.config, config.input_size)
     if like is not None:
         preprocessing = like.preprocessing.at(preprocessing.image_size)
-    model = HFModel(module, student_origin(place, config, names), preprocessing)
+    origin = student_origin(place, config, names)
+    if config.pretrained:
+        origin = replace(origin, weights=origin.weights + said_adapted(place, processor.channels_of(own)))
+    model = HFModel(module, origin, preprocessing)
     if config.pretrained and own_names != names:
         model.reset_classifier()
     if like is not None:

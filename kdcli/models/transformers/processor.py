@@ -23,7 +23,7 @@ from kdcli.base.facts import Interpolation, Preprocessing
 from kdcli.base.text import short_repr
 from kdcli.data import fit, prepare
 from kdcli.models.transformers import files
-from kdcli.models.vision import check_image_size, check_preprocessing
+from kdcli.models.vision import CHANNELS, check_image_size, check_preprocessing
 from kdcli.models.weights import reason_of
 
 _FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -57,7 +57,29 @@ class _NotRead(Exception):
     """An image processor makes something of an image that :class:`Preprocessing` has no words for."""
 
 
+def channels_of(config: Any) -> int:
+    """Return how many channels a model's images have: what its config says, or that of its vision tower, else 3."""
+    found = getattr(getattr(config, "vision_config", None) or config, "num_channels", 3)
+    return found if found in CHANNELS else 3
+
+
 def preprocessing_of(
+    folder: Path | None, config: Any, image_size: tuple[int, int] | None, *, kind: str | None = None
+) -> Preprocessing:
+    """Return what :func:`_of_colours` does, for as many channels as the model has.
+
+    Raises:
+        UserError: as there, or four channels would be in an order that is none.
+    """
+    found, channels = _of_colours(folder, config, image_size, kind=kind), channels_of(config)
+    if channels == 4 and found.channels == "BGR":
+        raise UserError(
+            "The model's image processor gives BGR, in which a fourth channel has no place.", "Choose another model."
+        )
+    return found.of_channels(channels)
+
+
+def _of_colours(
     folder: Path | None, config: Any, image_size: tuple[int, int] | None, *, kind: str | None = None
 ) -> Preprocessing:
     """Return what the folder's image processor does, checked against itself on a few images.
@@ -219,7 +241,11 @@ def write(
     height, width = preprocessing.image_size
     rows, columns = preprocessing.resize
     resample = next(number for number, name in _FILTERS.items() if name == preprocessing.interpolation)
-    normalisation: dict[str, Any] = {"image_mean": list(preprocessing.mean), "image_std": list(preprocessing.std)}
+    mean, std = (
+        list(values[:1] if len({*values}) == 1 and len(values) != 3 else values)  # one is for all of them
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    normalisation: dict[str, Any] = {"image_mean": mean, "image_std": std}
     squash = preprocessing.geometry == "squash"
     geometry: dict[str, Any] = {
         "size": {"height": rows, "width": columns} if squash else {"shortest_edge": rows},
@@ -241,7 +267,8 @@ def write(
             **geometry, resample=resample, rescale_factor=factor, do_flip_channel_order=True
         )
     else:
-        written = CLIPImageProcessor(**geometry, resample=resample, **normalisation)
+        colours: dict[str, Any] = {} if preprocessing.num_channels == 3 else {"do_convert_rgb": False}
+        written = CLIPImageProcessor(**geometry, resample=resample, **normalisation, **colours)
     written.save_pretrained(folder)
 
 
@@ -360,7 +387,10 @@ def _triple(value: Any, default: tuple[float, float, float] | None = None) -> tu
         return default
     if isinstance(value, (int, float)):
         return (float(value),) * 3
-    red, green, blue = (float(number) for number in value)
+    numbers = [float(number) for number in value]
+    if len(numbers) in CHANNELS and len(numbers) != 3 and len({*numbers}) == 1:  # of greyscale, or of four alike
+        numbers = numbers[:1] * 3
+    red, green, blue = numbers
     return red, green, blue
 
 
