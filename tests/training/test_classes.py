@@ -65,15 +65,16 @@ def test_pixels_have_weights_in_the_cross_entropy_alone():
         (["task=image-embedding", "data.balanced_sampling=true"], "its samples have no class each"),
         (["task=semantic-segmentation", "data.class_weights=balanced"], "can't be balanced"),
         (
-            ["data.class_weights=balanced", "methods=[{method: stochastic_triplet}]"],
-            "none of the methods has the loss on the labels that it weighs: stochastic_triplet",
+            ["data.class_weights=balanced", "methods=[{method: stochastic_triplet_kl}]"],
+            "none of the methods has the loss on the labels that it weighs: stochastic_triplet_kl",
         ),
     ],
 )
 def test_the_plan_tells_weights_and_sampling_and_what_is_wrong(run_cli, few_digits, settings, told):
     sets = [word for setting in settings for word in ("--set", setting)]
     student = "smp:unet/resnet18" if "task=semantic-segmentation" in settings else "cifar:resnet8"
-    teacher = "random:cifar:resnet8" if "task=image-embedding" in settings else "none"
+    needs_teacher = "task=image-embedding" in settings or any("triplet" in setting for setting in settings)
+    teacher = "random:cifar:resnet8" if needs_teacher else "none"
     data = "demo:scenes" if "smp" in student else "demo:digits"
     run = ("distill", "--teacher", teacher, "--student", student, "--data", data, "--device", "cpu")
     exit_code, stdout, stderr = run_cli(*run, "--set", "student.image_size=32", *sets, "--dry-run")
