@@ -13,8 +13,6 @@ from kdcli.config.methods import FeaturePair, MethodOptions, find_choice
 from kdcli.config.methods.defaults import (
     COMMON_LOGITS,
     DENSE_FEATURES,
-    DENSE_TEACHER_FREE,
-    DENSE_TEACHER_FREE_REASON,
     FEATURES,
     LABELS,
     MATCHED_REASON,
@@ -29,7 +27,6 @@ from kdcli.config.methods.defaults import (
     SEEN,
     SEEN_DENSE,
     STANDARDIZE_REASON,
-    TEACHER_FREE,
     TEACHER_FREE_REASON,
     UNPAIRED,
     UNSMOOTHED_LABELS,
@@ -140,8 +137,7 @@ def _what_to_expect(situation: Situation) -> list[Decision]:
     config, kind = situation.config, situation.data.label_kind
     if _asked_for(config) != _NOTHING or config.relation != "auto":
         return []
-    if kind == "class":
-        seen = SEEN[_setting(situation)]
+    if kind == "class" and (seen := SEEN.get(_setting(situation))) is not None:
         return [Decision("seen in our bench", seen.value, seen.reason)]
     dense = SEEN_DENSE.get((kind, _setting(situation)))
     return [] if dense is None else [Decision("seen in our claims", dense.value, dense.reason)]
@@ -158,11 +154,7 @@ def _choose_methods(situation: Situation) -> Methods:
         return tuple(methods), decisions
     if situation.teacher is None:
         check_no_teacher(config)
-        if situation.data.label_kind in {kind for kind, _ in SEEN_DENSE}:
-            off = Decision("spectral regularisation", "off", DENSE_TEACHER_FREE_REASON)
-            return tuple(methods), [*decisions, off]
-        spectral = DENSE_TEACHER_FREE if situation.data.labels.is_dense else TEACHER_FREE
-        return (*methods, spectral), [*decisions, describe_method(spectral, TEACHER_FREE_REASON, situation)]
+        return tuple(methods), [*decisions, Decision("spectral regularisation", "off", TEACHER_FREE_REASON)]
     if config.projector == "none":
         check_no_features(config)
         decisions.append(Decision("projector", "none", "Asked for: no feature distillation."))

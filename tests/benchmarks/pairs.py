@@ -114,6 +114,7 @@ def settings(data: Path, work: Path) -> dict[str, Setting]:
     untrained = {"name": "random:cifar:resnet20", "image_size": 16}
     of_c10 = {"name": str(work / "teachers" / "cifar10" / "student")}
     of_fashion = {"name": str(work / "teachers" / "fashion" / "student")}
+    spectral = {"method": "spectral_regularization"}  # without a teacher the plan takes the labels alone
     return {
         "CIFAR-10, 300 images, ImageNet": Setting("classes", "cifar10", True, images(lite, c10 | few(300), epochs=40)),
         "CIFAR-10, 6,000 images, ImageNet": Setting(
@@ -131,7 +132,9 @@ def settings(data: Path, work: Path) -> dict[str, Setting]:
         "CIFAR-10, 1,000 images, CIFAR-10": Setting(
             "same", "cifar10", True, images(of_c10, c10 | few(1000), epochs=15)
         ),
-        "CIFAR-10, 1,000 images, none": Setting("none", "cifar10", True, images("none", c10 | few(1000), epochs=15)),
+        "CIFAR-10, 1,000 images, none": Setting(
+            "none", "cifar10", True, images("none", c10 | few(1000), epochs=15) | spectral
+        ),
         "film reviews, 2,000, MiniLM": Setting("task", "movie_reviews", True, texts(movies, epochs=3)),
         "CIFAR-100, 2,000 images, ImageNet": Setting(
             "classes", "cifar100", False, images(lite, c100 | few(2000), epochs=10)
@@ -159,7 +162,7 @@ def settings(data: Path, work: Path) -> dict[str, Setting]:
             "same", "FashionMNIST", False, images(of_fashion, fashion | few(300), epochs=40, size=14)
         ),
         "CIFAR-100, 2,000 images, none": Setting(
-            "none", "cifar100", False, images("none", c100 | few(2000), epochs=10)
+            "none", "cifar100", False, images("none", c100 | few(2000), epochs=10) | spectral
         ),
         "Python's manual, MiniLM": Setting("task", "", False, texts(python, epochs=6)),
         "Python's manual, MiniLM, pretrained": Setting(
@@ -241,6 +244,7 @@ def arms(setting: Setting, names: list[str]) -> Iterator[tuple[str, dict[str, An
             if student["name"].startswith("teacher?"):
                 student["source"] = setting.config["teacher"]
         elif name == "former":
+            config.pop("method", None)
             config["methods"] = [{"method": "supervised"}, *FORMER[setting.relation]]
         yield name, config
 

@@ -28,8 +28,6 @@ BASE = {
 def write_recipe(photos):
     def write(file: Path, **changes: object) -> Path:
         values = BASE | {"data": BASE["data"] | {"name": str(photos)}} | changes
-        if values["teacher"] == "none":  # the labels alone: the plan by itself would add spectral regularisation
-            values.setdefault("methods", [{"method": "supervised"}])
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(values))
         return file

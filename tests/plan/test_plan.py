@@ -81,10 +81,13 @@ def test_an_untrained_teacher_is_random_whatever_its_labels():
     assert method(made, "logit_kd") is None
 
 
-def test_no_teacher_takes_spectral_regularisation():
+def test_without_a_teacher_the_labels_are_alone():
     made = plan(None)
     assert made.relation == "none"
-    assert [m.method for m in made.methods] == ["supervised", "spectral_regularization"]
+    assert [m.method for m in made.methods] == ["supervised"]
+    (off,) = [decision for decision in made.decisions if decision.name == "spectral regularisation"]
+    assert off.value == "off"
+    assert "--method spectral_regularization" in off.reason
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,6 @@ def test_no_teacher_takes_spectral_regularisation():
         (dataclasses.replace(TEACHER, num_classes=1000, label_names=None), OTHER_CLASSES),
         (dataclasses.replace(TEACHER, task="image-embedding", num_classes=0), "cross"),
         (dataclasses.replace(TEACHER, pretrained=False), "random"),
-        (None, "none"),
     ],
 )
 def test_what_its_defaults_came_to_in_the_bench_is_said(teacher, relation):

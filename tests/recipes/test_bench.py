@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdcli.config.methods.defaults import OTHER_CLASSES, SEEN, TEACHER_FREE
+from kdcli.config.methods.defaults import CHOICES, OTHER_CLASSES, SEEN
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "recipes" / "bench"
@@ -35,7 +35,8 @@ def test_the_plan_says_what_was_seen(pairs):
         seeds &= {seed for name, arm, seed in found if (name, arm) == (title, "alone")}
         differences = [found[title, "plan", seed] - found[title, "alone", seed] for seed in seeds]
         means[RELATIONS[setting.relation]].append(statistics.mean(differences))
-    assert means.keys() == SEEN.keys()
+    assert means.keys() == {*SEEN, "none"}
+    assert max(means.pop("none")) < -0.5, "why the plan adds nothing where there is no teacher"
     for relation, seen in SEEN.items():
         assert seen.settings == len(means[relation])
         for said, mean in ((seen.lowest, min(means[relation])), (seen.highest, max(means[relation]))):
@@ -61,4 +62,4 @@ def test_the_weights_are_those_that_were_tried(benchmark):
     ratios = [
         loss["weight"] for _, loss in weights.ARMS.values() if loss is not None and loss["weighting"] == "gradient"
     ]
-    assert TEACHER_FREE.weight == min(ratios)
+    assert CHOICES["spectral_regularization"].options.weight == min(ratios)
