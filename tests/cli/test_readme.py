@@ -47,6 +47,7 @@ SUBSTITUTES = {
     ("--student", "resnet18"): "test_resnet",
     ("--data", "photos/"): "photos/",
     ("--data", "signs/"): "signs/",
+    ("--set", "data.channels=1"): "data.channels=1",
     ("--set", "data.balanced_sampling=true"): "data.balanced_sampling=true",
     ("--set", "data.splits.train=train2017"): "data.splits.train=train2017",
     ("--set", "data.splits.validation=val2017"): "data.splits.validation=val2017",
