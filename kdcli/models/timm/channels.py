@@ -82,8 +82,13 @@ def channels_in(checkpoint: Checkpoint, module: Any) -> int:
         ours = module.get_submodule(layer)
         if not isinstance(ours, nn.Conv2d) or ours.in_channels != own:
             continue
-        for part in checkpoint.parts:
-            for name, tensor in part.tensors.items():
-                if (name == f"{layer}.weight" or name.endswith(f".{layer}.weight")) and tensor.ndim == 4:
-                    return int(tensor.shape[1])
+        shape = [ours.out_channels, *ours.kernel_size]
+        found = [
+            (name.count("."), int(tensor.shape[1]))
+            for part in checkpoint.parts
+            for name, tensor in part.tensors.items()
+            if f".{name}".endswith(f".{layer}.weight") and [*tensor.shape[:1], *tensor.shape[2:]] == shape
+        ]
+        if found:  # blocks have layers of the same name further down
+            return min(found)[1]
     return own
