@@ -44,7 +44,7 @@ def test_search_of_texts(run_cli, monkeypatch):
     exit_code, stdout, stderr = run_cli(*command)
     assert (exit_code, stderr) == (0, "")
     (row,) = (line.strip("|").split("|") for line in stdout.splitlines() if line.startswith("| hf:"))
-    assert [cell.strip() for cell in row] == ["hf:distilbert", "66.96M", "682.43M", "16", "-", "-"]
+    assert [cell.strip() for cell in row] == ["hf:distilbert", "66.96M", "682.43M", "16"]
     assert "Counted with 2 classes" in stdout
     assert "never built here: no latency" in stdout
     assert "hf:bert?num_hidden_layers=4&hidden_size=384" in stdout
