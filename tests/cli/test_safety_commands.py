@@ -284,9 +284,17 @@ HF_CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("kind", HF_CONFIGS)
-@pytest.mark.parametrize("role", ["teacher", "student"])
-def test_configs_of_transformers_that_make_no_sense(refused, photos, code_folder, kind, role):
+@pytest.mark.parametrize(
+    ("role", "kind"),
+    # An untrained student is built for the data's channels, whatever its config says.
+    [
+        (role, kind)
+        for role in ("teacher", "student")
+        for kind in HF_CONFIGS
+        if (role, kind) != ("student", "one channel")
+    ],
+)
+def test_configs_of_transformers_that_make_no_sense(refused, photos, code_folder, role, kind):
     code_folder(HF_CONFIGS[kind])
     refused("distill", *ROLES[role], "--data", photos, "--device", "cpu", "--output", "run")
 
