@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -107,6 +107,11 @@ GEOMETRIES: dict[str, Geometry] = {"center": "crop", "squash": "squash", "border
 """timm's ``crop_mode``."""
 
 
+def averaged(values: Sequence[float], count: int) -> tuple[float, ...]:
+    """Return the average of the channels' values for each of ``count`` channels; of equal ones exactly theirs."""
+    return (values[0] if len({*values}) == 1 else sum(values) / len(values),) * count
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a vision model wants its images.
@@ -159,10 +164,7 @@ class Preprocessing:
         """Return the same for another number of channels: mean and deviation are their average, as timm has it."""
         if count == self.num_channels:
             return self
-        mean, std = (
-            (values[0] if len({*values}) == 1 else sum(values) / len(values),) * count
-            for values in (self.mean, self.std)
-        )
+        mean, std = (averaged(values, count) for values in (self.mean, self.std))
         return replace(self, mean=mean, std=std, channels="RGB")
 
     @property

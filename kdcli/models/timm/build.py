@@ -19,11 +19,11 @@ from kdcli.base.errors import UserError, did_you_mean
 from kdcli.base.text import short_repr
 from kdcli.models import hub
 from kdcli.models.bounds import bounded, check_extent
-from kdcli.models.channels import check_pretrained_channels, said_adapted
+from kdcli.models.channels import adapt_into, check_pretrained_channels, said_adapted
 from kdcli.models.fit import LoadReport, build_with_weights
 from kdcli.models.packaged.classifiers import packaged_input, timm_state
 from kdcli.models.place import Place
-from kdcli.models.timm.channels import adapted, channels_in, check_adaptable, set_channels
+from kdcli.models.timm.channels import channels_in, check_adaptable, set_channels
 from kdcli.models.timm.constructor import check_arguments, read_constructor
 from kdcli.models.timm.registry import extension_of_architecture, load_architectures
 from kdcli.models.values import check_module, check_types, types_in, types_of
@@ -185,10 +185,11 @@ def load_with_weights(
 
     module, report = build_with_weights(build, checkpoint, classifier=classifier_of, remap=remap)
     found, said = place.channels, ""
-    if wanted not in (None, found):
+    if wanted is not None and wanted != found:
         check_pretrained_channels(replace(place, name=checkpoint.source, channels=wanted), found, pretrained=True)
         place = replace(place, channels=wanted)
-        module, said = adapted(module, build(classifier_of(module)[0])), said_adapted(place, found)
+        target = build(classifier_of(module)[0])
+        module, said = adapt_into(module, target, name=place.name, channels=wanted), said_adapted(place, found)
     return module, arguments, report, said
 
 

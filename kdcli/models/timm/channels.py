@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from timm.models import adapt_input_conv
 from torch import nn
 
 from kdcli.base.errors import UserError
+from kdcli.base.facts import averaged
 from kdcli.models.weights import Checkpoint
 
 
@@ -25,7 +25,7 @@ def set_channels(module: Any, channels: int) -> None:
     for key in ("mean", "std"):
         values = cfg.get(key)
         if isinstance(values, Sequence) and values and len(values) != channels and all(map(_is_number, values)):
-            cfg[key] = (values[0] if len({*values}) == 1 else sum(values) / len(values),) * channels
+            cfg[key] = averaged(values, channels)
     module.pretrained_cfg = module.default_cfg = cfg
 
 
@@ -53,21 +53,6 @@ def check_adaptable(name: str, module: Any, channels: int) -> None:
         f"timm can't adapt the first layer of {name} from 3 channels to {channels}.",
         "Choose another model, or leave data.channels out.",
     )
-
-
-def adapted(trained: Any, target: Any) -> Any:
-    """Return ``target`` with the weights of a model for colours, its first convolutions adapted.
-
-    Raises:
-        UserError: they can't be.
-    """
-    channels = target.pretrained_cfg["input_size"][0]
-    check_adaptable(trained.pretrained_cfg.get("architecture", "the model"), target, channels)
-    state = trained.state_dict()
-    for layer in first_convolutions(trained):
-        state[f"{layer}.weight"] = adapt_input_conv(channels, state[f"{layer}.weight"])
-    target.load_state_dict(state)
-    return target
 
 
 def channels_in(checkpoint: Checkpoint, module: Any) -> int:
